@@ -1,0 +1,25 @@
+"""Errors a user can mend: each message is one sentence that names the thing and the remedy."""
+
+
+class GpdError(Exception):
+    """Base of every error that `gpd` reports in one sentence, without a traceback."""
+
+
+class ExpansionError(GpdError):
+    """A student cannot be expanded exactly; the message names the module and the remedy."""
+
+
+class ModelError(GpdError):
+    """A model name or its arguments are unknown or do not fit together."""
+
+
+class WeightsError(GpdError):
+    """A weight file or checkpoint is missing, unreadable or does not fit the model."""
+
+
+class DataError(GpdError):
+    """A data set is missing, empty or does not fit the model."""
+
+
+class TrainingError(GpdError):
+    """Training cannot go on, for example because the loss is not finite."""
