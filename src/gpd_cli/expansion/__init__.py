@@ -1,0 +1,25 @@
+"""Expansion of a student into a dynamic teacher, and back."""
+
+from gpd_cli.expansion.certificate import Certificate, certify
+from gpd_cli.expansion.expand import DEFAULT_NOISE, expand, expand_with_certificate
+from gpd_cli.expansion.pair import Pair
+from gpd_cli.expansion.plan import IndexMap, TensorPlan, WidthPlan
+from gpd_cli.expansion.probe import find_plan, randomize
+from gpd_cli.expansion.tensors import Storage, expand_tensor, slice_tensor
+
+__all__ = [
+    "DEFAULT_NOISE",
+    "Certificate",
+    "IndexMap",
+    "Pair",
+    "Storage",
+    "TensorPlan",
+    "WidthPlan",
+    "certify",
+    "expand",
+    "expand_tensor",
+    "expand_with_certificate",
+    "find_plan",
+    "randomize",
+    "slice_tensor",
+]

@@ -1,0 +1,126 @@
+"""The library's front door: grow a dynamic teacher out of any module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.branches import branch_names
+from gpd_cli.errors import ExpansionError
+from gpd_cli.expansion.certificate import Certificate, certify
+from gpd_cli.expansion.pair import Pair
+from gpd_cli.expansion.plan import WidthPlan
+from gpd_cli.expansion.probe import find_plan
+from gpd_cli.expansion.teacher import build_pair
+from gpd_cli.expansion.tensors import Storage
+
+DEFAULT_NOISE = 0.5
+"""Size of the symmetry-breaking noise, in units of each weight's own standard deviation."""
+
+
+def expand(
+    student: nn.Module,
+    *,
+    sample: Tensor,
+    ratio: float = 2.0,
+    branches: int | Sequence[str] = 6,
+    noise: float = DEFAULT_NOISE,
+    storage: Storage = "mixed",
+    plan: WidthPlan | None = None,
+    generator: torch.Generator | None = None,
+) -> Pair:
+    """Grow a dynamic teacher that computes exactly the student's function.
+
+    Inverse reparameterization of Guo et al. (2025), section 3.3, with copies that are not
+    rescaled and noise that cancels, so that any layer between two weights stays exact.
+
+    Args:
+        student: the network; it is left untouched.
+        sample: a batch of the shape it takes, ``[B, C, H, W]``; only the shape matters.
+        ratio: how many times as wide the teacher is, 1 or more.
+        branches: branches per kernel of 3 x 3 and larger, the kernel itself included: the first so
+            many of the paper's six, or a list of names.
+        noise: size of the zero-sum noise that lets copies diverge; it changes no output.
+        storage: at what scale shared weights are stored (see `Storage`).
+        plan: a plan found before; by default it is found by running the student.
+        generator: source of noise and of the branches' weights; by default a fixed one, and the
+            global random state is left alone.
+
+    Returns:
+        Student and dynamic teacher as one module, certified equal to 1e-9 in float64.
+
+    Raises:
+        ExpansionError: when the student does not run on the sample or cannot be expanded exactly;
+            the message names the module and the remedy.
+    """
+    return expand_with_certificate(
+        student,
+        sample=sample,
+        ratio=ratio,
+        branches=branches,
+        noise=noise,
+        storage=storage,
+        plan=plan,
+        generator=generator,
+    )[0]
+
+
+def expand_with_certificate(
+    student: nn.Module,
+    *,
+    sample: Tensor,
+    ratio: float = 2.0,
+    branches: int | Sequence[str] = 6,
+    noise: float = DEFAULT_NOISE,
+    storage: Storage = "mixed",
+    plan: WidthPlan | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Pair, Certificate]:
+    """Like `expand`; also returns the certificate."""
+    dtype, device = _dtype_and_device(student)
+    names = branch_names(branches)
+    if not isinstance(sample, Tensor) or sample.ndim < 2 or not sample.is_floating_point():
+        raise ExpansionError(
+            "The sample must be a floating-point batch of images, [B, C, H, W], not "
+            f"{_describe(sample)}."
+        )
+    if not noise >= 0:
+        raise ExpansionError(f"The noise must be 0 or more, not {noise}.")
+    plan = plan or find_plan(student, sample, ratio)
+    # In float64 the noise cancels to 1e-15, so that the certificate is about the algebra and
+    # not about rounding; the result is rounded to the student's own type afterwards.
+    exact = copy.deepcopy(student).to("cpu", torch.float64)
+    generator = generator or torch.Generator().manual_seed(0)
+    pair = build_pair(
+        exact, plan, branches=names, noise=noise, storage=storage, generator=generator
+    )
+    del exact
+    certificate = certify(pair, sample)
+    return pair.to(device, dtype), certificate
+
+
+def _dtype_and_device(student: nn.Module) -> tuple[torch.dtype, torch.device]:
+    tensors = [*student.parameters(), *student.buffers()]
+    floating = [t for t in tensors if t.is_floating_point()]
+    if not floating:
+        raise ExpansionError(f"{type(student).__name__} has no weights to expand.")
+    if any(t.is_meta for t in floating):
+        raise ExpansionError(
+            f"{type(student).__name__} has weights on the meta device; initialize them first."
+        )
+    dtypes = {t.dtype for t in floating}
+    if len(dtypes) > 1:
+        raise ExpansionError(
+            f"{type(student).__name__} mixes the types {sorted(map(str, dtypes))}; convert it to "
+            "one of them first, for example with .float()."
+        )
+    return floating[0].dtype, floating[0].device
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {list(value.shape)}"
+    return type(value).__name__

@@ -1,0 +1,230 @@
+"""The width plan: a value that says, per tensor, which wide channel copies which narrow one.
+
+A plan does not depend on the weights. Expansion (student -> teacher) and slicing (teacher ->
+student) are pure functions of a plan and a tensor, and a plan travels in every checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Index = slice | Tensor
+"""What selects the first copies along an axis: a slice where they are evenly spaced."""
+
+
+@dataclass(frozen=True)
+class IndexMap:
+    """A map from the positions of a wide axis to those of the narrow axis that they copy.
+
+    Args:
+        narrow: size of the narrow axis.
+        index: for each wide position, the narrow position it copies.
+    """
+
+    narrow: int
+    index: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @cached_property
+    def tensor(self) -> Tensor:
+        """The map as an int64 tensor of shape ``[wide]``."""
+        return torch.tensor(self.index, dtype=torch.int64)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """n(c), the number of copies of each narrow position: int64 of shape ``[narrow]``."""
+        return torch.bincount(self.tensor, minlength=self.narrow)
+
+    @cached_property
+    def firsts(self) -> Tensor:
+        """a(c), the first wide position that copies c: int64 of shape ``[narrow]``."""
+        first: dict[int, int] = {}
+        for wide, narrow in enumerate(self.index):
+            first.setdefault(narrow, wide)
+        return torch.tensor([first[c] for c in range(self.narrow)], dtype=torch.int64)
+
+    @cached_property
+    def block(self) -> Index:
+        """What selects the first copies: a slice (no copy is made) where a(c) is evenly spaced."""
+        firsts = self.firsts
+        if self.narrow == 1:
+            return slice(int(firsts[0]), int(firsts[0]) + 1)
+        steps = firsts.diff()
+        step = int(steps[0])
+        if step > 0 and bool((steps == step).all()):
+            return slice(int(firsts[0]), int(firsts[-1]) + 1, step)
+        return firsts
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing widens."""
+        return self.index == tuple(range(self.narrow))
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every narrow position has the same number of copies."""
+        return bool((self.counts == self.counts[0]).all())
+
+    def is_onto(self) -> bool:
+        """Whether every narrow position has at least one copy, as slicing requires."""
+        return bool((self.counts > 0).all())
+
+
+def copies(size: int, ratio: float, block: int = 1) -> IndexMap:
+    """Copies side by side: ``c0 c0 c1 c1 ...``, in blocks of ``block`` neighbours.
+
+    Args:
+        size: size of the narrow axis, a multiple of ``block``.
+        ratio: expansion ratio, 1 or more; a fractional one copies some positions more often.
+        block: how many neighbours stay together (the head width where heads are copied).
+    """
+    units = size // block
+    wide = round(units * ratio)
+    return IndexMap(
+        size, tuple(j * units // wide * block + b for j in range(wide) for b in range(block))
+    )
+
+
+def stack(map_: IndexMap, times: int) -> IndexMap:
+    """The same map for ``times`` parts laid end to end (queries, keys and values, say)."""
+    index = tuple(part * map_.narrow + i for part in range(times) for i in map_.index)
+    return IndexMap(map_.narrow * times, index)
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """How one tensor widens.
+
+    Args:
+        axes: per axis its index map, or None where the axis keeps its size.
+        fan_in: the axis that is summed over, whose copies share the weight (1/n each); None for
+            tensors that are only copied (biases, norms, tokens).
+    """
+
+    axes: tuple[IndexMap | None, ...]
+    fan_in: int | None = None
+
+    @property
+    def divided(self) -> IndexMap | None:
+        """The fan-in map when its copies have to share the weight."""
+        return None if self.fan_in is None else self.axes[self.fan_in]
+
+    @cached_property
+    def block(self) -> tuple[Index, ...]:
+        """The index of the student's block ``[a(o), a(i)]``: one entry per axis."""
+        blocks = [slice(None) if axis is None else axis.block for axis in self.axes]
+        tensors = [k for k, b in enumerate(blocks) if isinstance(b, Tensor)]
+        if len(tensors) < 2:
+            return tuple(blocks)
+        # Several index tensors select a grid only when they broadcast against each other, and
+        # they come out in place only when every axis between them is an index tensor as well.
+        span = range(tensors[0], tensors[-1] + 1)
+        for position, k in enumerate(span):
+            axis = self.axes[k]
+            if axis is None:
+                raise ValueError("widened axes of one tensor must be neighbours")
+            shape = [1] * len(span)
+            shape[position] = -1
+            blocks[k] = axis.firsts.reshape(shape)
+        return tuple(blocks)
+
+    def gain(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor | None:
+        """n(i), shaped to broadcast against the *narrow* tensor; None where nothing is divided."""
+        if self.divided is None:
+            return None
+        shape = [1] * len(self.axes)
+        shape[self.fan_in or 0] = -1
+        return self.divided.counts.to(device=device, dtype=dtype).reshape(shape)
+
+
+@dataclass
+class WidthPlan:
+    """The whole plan of a network.
+
+    Args:
+        ratio: the expansion ratio it was made for.
+        tensors: per qualified parameter or buffer name that widens, its plan.
+        attributes: per qualified module name, the attributes whose value changes, with the wide
+            value (``out_channels``, ``num_heads``, ...).
+    """
+
+    ratio: float
+    tensors: dict[str, TensorPlan] = field(default_factory=dict)
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[tuple[str, TensorPlan]]:
+        return iter(self.tensors.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dictionaries (JSON), each index map written once."""
+        maps: dict[IndexMap, int] = {}
+
+        def number(axis: IndexMap | None) -> int | None:
+            return None if axis is None else maps.setdefault(axis, len(maps))
+
+        tensors = {
+            name: {"axes": [number(axis) for axis in plan.axes], "fan_in": plan.fan_in}
+            for name, plan in self
+        }
+        return {
+            "ratio": self.ratio,
+            "tensors": tensors,
+            "attributes": self.attributes,
+            "maps": [{"narrow": m.narrow, "index": _pack(m.index)} for m in maps],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> WidthPlan:
+        """Read what `to_dict` wrote."""
+        maps = [IndexMap(m["narrow"], _unpack(m["index"])) for m in data["maps"]]
+        tensors = {
+            name: TensorPlan(
+                tuple(None if number is None else maps[number] for number in entry["axes"]),
+                entry["fan_in"],
+            )
+            for name, entry in data["tensors"].items()
+        }
+        attributes = {
+            module: {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in values.items()
+            }
+            for module, values in data["attributes"].items()
+        }
+        return cls(data["ratio"], tensors, attributes)
+
+
+def _pack(index: Sequence[int]) -> list[list[int]]:
+    """Write a map as runs ``[start, step, length, repeats]``; maps are long but regular."""
+    runs: list[list[int]] = []
+    for value in index:  # equal neighbours first ...
+        if runs and runs[-1][0] == value:
+            runs[-1][3] += 1
+        else:
+            runs.append([value, 0, 1, 1])
+    packed: list[list[int]] = []
+    for value, _, _, repeats in runs:  # ... then evenly spaced ones
+        if packed and packed[-1][3] == repeats:
+            start, step, length, _ = packed[-1]
+            if length == 1 or value == start + step * length:
+                packed[-1] = [start, value - start if length == 1 else step, length + 1, repeats]
+                continue
+        packed.append([value, 0, 1, repeats])
+    return packed
+
+
+def _unpack(runs: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(
+        start + step * k
+        for start, step, length, repeats in runs
+        for k in range(length)
+        for _ in range(repeats)
+    )

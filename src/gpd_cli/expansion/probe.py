@@ -1,0 +1,279 @@
+"""Find a network's width plan by running it.
+
+The narrow network runs once on random images, with random weights, and every layer's input is
+recorded. Then a copy runs, and just before each layer of it runs, that layer is widened: the
+channels of its actual input, matched by value with the recorded ones, say which wide channel
+copies which narrow one, through whatever concatenation, split, shuffle or transposition.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.errors import ExpansionError
+from gpd_cli.expansion.compare import relative_difference
+from gpd_cli.expansion.containers import (
+    container_attributes,
+    container_tensors,
+    head_count,
+    head_layout,
+)
+from gpd_cli.expansion.layers import LayerPlan, UnsupportedLayerError, is_leaf, plan_layer
+from gpd_cli.expansion.match import match_axes
+from gpd_cli.expansion.plan import WidthPlan
+from gpd_cli.expansion.record import InjectiveActivations, Recording, first_tensor, record
+from gpd_cli.expansion.teacher import widen_module
+
+_SEED = 20410
+
+
+def find_plan(student: nn.Module, sample: Tensor, ratio: float) -> WidthPlan:
+    """Find which tensors of a network widen, and how.
+
+    Args:
+        student: the network; it is copied, not touched.
+        sample: a batch of the shape the network takes, ``[B, C, H, W]``; only its shape matters.
+        ratio: the expansion ratio, 1 or more.
+
+    Returns:
+        The plan; for ratio 1 an empty one.
+
+    Raises:
+        ExpansionError: when the network does not run on the sample, or a module cannot be widened
+            exactly; the message names the module and the remedy.
+    """
+    if not math.isfinite(ratio) or ratio < 1:
+        raise ExpansionError(f"The expansion ratio must be 1 or more, not {ratio}.")
+    if ratio == 1:
+        return WidthPlan(ratio)
+    generator = torch.Generator().manual_seed(_SEED)
+    narrow = copy.deepcopy(student).to("cpu", torch.float64).eval().requires_grad_(True)
+    randomize(narrow, generator)
+    images = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
+    attention = [name for name, m in narrow.named_modules() if head_count(m) and not is_leaf(m)]
+    with torch.random.fork_rng(devices=[]), _located(narrow) as where:
+        try:
+            recording = record(narrow, images.clone(), attention)
+        except Exception as error:
+            raise ExpansionError(
+                f"{type(student).__name__} does not run on a sample of shape "
+                f"{list(sample.shape)} ({where()}: {_short(error)}); pass a sample of the shape "
+                "that the network takes."
+            ) from error
+    if recording.output is None:
+        raise ExpansionError(
+            f"{type(student).__name__} returns no tensor that depends on its input; pass a network "
+            "that returns logits."
+        )
+    return _Widening(narrow, recording, ratio).run(images)
+
+
+def randomize(network: nn.Module, generator: torch.Generator) -> None:
+    """Give every parameter and running statistic a random value, in place.
+
+    Fresh networks hide errors: statistics of 0 and 1, gates of zero, tokens of zero.
+
+    Args:
+        network: the network to change.
+        generator: source of the values.
+    """
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1:
+                fan_in = max(1, parameter[0].numel())
+                parameter.copy_(normal(parameter) / fan_in**0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(0.3 * normal(parameter))
+            else:
+                parameter.copy_(1 + 0.3 * normal(parameter).clamp(-3, 3))
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.3 * normal(buffer))
+            elif name.endswith("running_var"):
+                buffer.copy_(1 + 0.15 * normal(buffer).clamp(-3, 3))
+
+
+class _Widening:
+    """One run of the copy that is widened layer by layer."""
+
+    def __init__(self, narrow: nn.Module, recording: Recording, ratio: float) -> None:
+        self.narrow = dict(narrow.named_modules())
+        self.wide = copy.deepcopy(narrow)
+        self.recording = recording
+        self.ratio = ratio
+        self.plan = WidthPlan(ratio)
+        self.calls: dict[str, int] = {}
+        self.found: dict[str, tuple[Any, ...]] = {}
+
+    def run(self, images: Tensor) -> WidthPlan:
+        handles = [
+            module.register_forward_pre_hook(
+                self._leaf_hook(name) if is_leaf(module) else self._container_hook(name),
+                with_kwargs=True,
+            )
+            for name, module in self.wide.named_modules()
+        ]
+        with torch.random.fork_rng(devices=[]), _located(self.wide) as where:
+            try:
+                with torch.no_grad(), InjectiveActivations():
+                    output = first_tensor((self.wide(images.clone()),), {})
+            except ExpansionError:
+                raise
+            except Exception as error:
+                raise ExpansionError(
+                    f"{where()} does not run at ratio {self.ratio} ({_short(error)}); its forward "
+                    "relies on a width that the expansion does not know of."
+                ) from error
+            finally:
+                for handle in handles:
+                    handle.remove()
+        expected = self.recording.output
+        if (
+            output is None
+            or expected is None
+            or output.shape != expected.shape
+            or relative_difference(output, expected) > 1e-8
+        ):
+            raise ExpansionError(
+                f"{type(self.narrow['']).__name__} cannot be expanded exactly: the wide network's "
+                "output differs from the student's although every layer's input is a replication "
+                "of the student's; the operations after its last layers mix channels."
+            )
+        return self.plan
+
+    def _leaf_hook(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            call = self.calls[name] = self.calls.get(name, -1) + 1
+            x, recorded = first_tensor(args, kwargs), self.recording.inputs.get(name, [])
+            if x is None or call >= len(recorded):
+                return
+            axes = match_axes(recorded[call], x)
+            if axes is None:
+                raise ExpansionError(
+                    f"{self._title(name)} cannot be widened: its input is not a replication of the "
+                    "student's input, because something before it mixes channels by position."
+                )
+            if call:
+                if axes != self.found[name]:
+                    raise ExpansionError(
+                        f"{self._title(name)} cannot be widened: it is called several times, with "
+                        "inputs that widen differently."
+                    )
+                return
+            self.found[name] = axes
+            try:
+                layer = plan_layer(
+                    self.narrow[name],
+                    axes,
+                    self.ratio,
+                    keep_output=name in self.recording.kept,
+                    heads=self._heads(name),
+                )
+            except UnsupportedLayerError as error:
+                raise ExpansionError(f"{self._title(name)} cannot be widened: {error}.") from error
+            self._apply(name, layer)
+
+        return hook
+
+    def _container_hook(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if name in self.calls:
+                return
+            self.calls[name] = 0
+            narrow = self.narrow[name]
+            widths = self._widths(name)
+            if widths:
+                layer = LayerPlan(
+                    container_tensors(narrow, widths, self.ratio),
+                    container_attributes(narrow, self.ratio),
+                )
+                self._apply(name, layer)
+
+        return hook
+
+    def _apply(self, name: str, layer: LayerPlan) -> None:
+        prefix = f"{name}." if name else ""
+        step = WidthPlan(self.ratio)
+        step.tensors = {prefix + local: plan for local, plan in layer.tensors.items()}
+        if layer.attributes:
+            step.attributes[name] = layer.attributes
+        widen_module(self.wide, step)
+        self.plan.tensors.update(step.tensors)
+        self.plan.attributes.update(step.attributes)
+
+    def _heads(self, name: str) -> Any:
+        """The head layout that a layer's output feeds, if it is inside an attention container."""
+        parent = name.rpartition(".")[0]
+        ends = self.recording.ends.get(parent)
+        if ends is None or name in ends:
+            return None
+        last = next((self.narrow[end] for end in ends if end.rpartition(".")[0] == parent), None)
+        return head_layout(self.narrow[parent], getattr(last, "in_features", None))
+
+    def _widths(self, name: str) -> set[int]:
+        """The channel counts that widen inside a container."""
+        prefix = f"{name}." if name else ""
+        widths: set[int] = set()
+        for leaf in self.recording.inputs:
+            if not leaf.startswith(prefix) or leaf in self.recording.kept:
+                continue
+            module = self.narrow[leaf]
+            for attribute in ("out_features", "out_channels", "embed_dim"):
+                size = getattr(module, attribute, None)
+                if isinstance(size, int):
+                    widths.add(size)
+        return widths
+
+    def _title(self, name: str) -> str:
+        return f"{name or 'the network'} ({type(self.narrow[name]).__name__})"
+
+
+@contextmanager
+def _located(network: nn.Module) -> Iterator[Any]:
+    """Know which module was running when an exception came up."""
+    stack: list[str] = []
+    deepest: list[str] = [""]
+
+    def enter(name: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            stack.append(name)
+            deepest[0] = name
+
+        return hook
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if stack:
+            stack.pop()
+        deepest[0] = stack[-1] if stack else ""
+
+    handles = []
+    for name, module in network.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave))
+    modules = dict(network.named_modules())
+
+    def where() -> str:
+        name = deepest[0]
+        return f"{name or 'the network'} ({type(modules[name]).__name__})"
+
+    try:
+        yield where
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"

@@ -1,0 +1,166 @@
+"""Inverse and channel-branch reparameterization of single tensors (DESIGN: paper, section 3).
+
+With index maps ``out``, ``in``, n(c) copies of c, and a(c) the first of them::
+
+    teacher[o', i'] = student[out(o'), in(i')] / n(in(i')) + d[o', i']
+    student[o, i]   = n(i) * teacher[a(o), a(i)]
+
+where the noise ``d`` sums to zero over the copies of each input channel and vanishes on the
+student's block ``[a(o), a(i)]``. It breaks the symmetry between copies at no cost in exactness.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gpd_cli.expansion.plan import IndexMap, TensorPlan
+
+Storage = Literal["mixed", "teacher", "student"]
+"""At what scale a weight is stored: it changes no function, only effective learning rates.
+
+``mixed`` keeps the student's block at the student's scale and the rest at the teacher's;
+``teacher`` and ``student`` keep everything at one scale.
+"""
+
+
+_CHUNK = 2**24  # elements of noise drawn at a time
+
+
+def widen(narrow: Tensor, plan: TensorPlan) -> Tensor:
+    """Gather a tensor along its index maps, not yet divided: ``s[out(o'), in(i')]``.
+
+    Args:
+        narrow: the student's tensor.
+        plan: its plan.
+
+    Returns:
+        A new tensor of the wide shape.
+    """
+    wide = narrow.detach()
+    for axis, map_ in enumerate(plan.axes):
+        if map_ is not None:
+            wide = wide.index_select(axis, map_.tensor.to(wide.device))
+    return wide.clone() if wide.data_ptr() == narrow.data_ptr() else wide
+
+
+def expand_tensor(
+    narrow: Tensor,
+    plan: TensorPlan,
+    *,
+    noise: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Inverse reparameterization of one tensor: the teacher's weight, at the teacher's scale.
+
+    Args:
+        narrow: the student's tensor.
+        plan: its plan.
+        noise: standard deviation of the zero-sum noise, in units of the wide weight's own.
+        generator: source of the noise.
+
+    Returns:
+        A new tensor of the wide shape. A network that is fed copies computes with it copies of
+        what the narrow one computes, up to rounding.
+    """
+    wide = widen(narrow, plan)
+    if plan.divided is None:
+        return wide
+    map_, shape = plan.divided, [1] * wide.ndim
+    shape[plan.fan_in or 0] = -1
+    wide /= map_.counts[map_.tensor].to(wide).reshape(shape)
+    if noise > 0 and wide.numel() > 1:
+        add_zero_sum_noise_(wide, plan, noise * float(wide.std()), generator)
+    return wide
+
+
+def add_zero_sum_noise_(
+    wide: Tensor, plan: TensorPlan, scale: float, generator: torch.Generator | None = None
+) -> None:
+    """Add noise whose sum over the copies of each input channel is zero, in place.
+
+    It vanishes on the student's block; with two copies of each input that leaves the whole row
+    of every first output copy without noise.
+
+    Args:
+        wide: the teacher's tensor.
+        plan: a plan that divides (``plan.divided`` is not None).
+        scale: standard deviation of the noise.
+        generator: source of the noise.
+    """
+    map_, fan_in = plan.divided, plan.fan_in or 0
+    if map_ is None:
+        raise ValueError("zero-sum noise needs a tensor with a widened fan-in axis")
+    out_axis = 1 - fan_in
+    rows = wide.movedim((out_axis, fan_in), (0, 1))
+    out = plan.axes[out_axis]
+    is_first = torch.ones(len(rows), dtype=torch.bool)
+    if out is not None:
+        is_first[:] = False
+        is_first[out.firsts] = True
+    everywhere = torch.ones(len(map_), dtype=wide.dtype)
+    but_first = everywhere.clone()
+    but_first[map_.firsts] = 0
+    # Row by row, in chunks: the noise of a large layer at once would double the memory.
+    chunk = max(1, _CHUNK // max(1, rows[0].numel()))
+    for member, which in ((but_first, is_first), (everywhere, ~is_first)):
+        if float(member.sum()) == 0 or (map_.counts.max() == 2 and member is but_first):
+            continue  # nothing but first copies, or a single other copy: no noise sums to zero
+        for part in which.nonzero().flatten().split(chunk):
+            noise = torch.randn((len(part), *rows.shape[1:]), generator=generator, dtype=wide.dtype)
+            rows[part.to(wide.device)] += _centred(noise, map_, member, scale).to(wide.device)
+
+
+def _centred(noise: Tensor, map_: IndexMap, member: Tensor, scale: float) -> Tensor:
+    """Let the noise of each group of copies (axis 1) sum to zero over the group's members."""
+    shape = [1, -1] + [1] * (noise.ndim - 2)
+    index, member = map_.tensor, member.reshape(shape)
+    size = member.new_zeros(map_.narrow).index_add_(0, index, member.flatten())
+    noise *= member
+    total = noise.new_zeros(len(noise), map_.narrow, *noise.shape[2:]).index_add_(1, index, noise)
+    total /= size.clamp(min=1).reshape(shape)
+    noise -= total[:, index] * member
+    # n centred unit normals have variance (n - 1) / n; a single one is left with none.
+    deviation = (size / (size - 1).clamp(min=1)).sqrt()[index].reshape(shape)
+    return noise.mul_(deviation * scale)
+
+
+def slice_tensor(teacher: Tensor, plan: TensorPlan) -> Tensor:
+    """Channel-branch reparameterization of one merged tensor: ``n(i) * t[a(o), a(i)]``.
+
+    Args:
+        teacher: the teacher's (merged) tensor at the teacher's scale.
+        plan: its plan.
+
+    Returns:
+        The student's tensor, contiguous.
+    """
+    gain = plan.gain(dtype=teacher.dtype, device=teacher.device)
+    block = teacher[plan.block]
+    return block.contiguous() if gain is None else block * gain
+
+
+def storage_scale(plan: TensorPlan, storage: Storage) -> Tensor | None:
+    """What multiplies the stored tensor to give the teacher's; None where it is 1 everywhere.
+
+    Args:
+        plan: the tensor's plan.
+        storage: at what scale the tensor is stored.
+
+    Returns:
+        A float64 tensor that broadcasts against the wide one, of size 1 along kernel axes.
+    """
+    map_, fan_in = plan.divided, plan.fan_in or 0
+    if map_ is None or storage == "teacher":
+        return None
+    inverse = 1 / map_.counts.double()[map_.tensor]
+    shape = [1] * len(plan.axes)
+    shape[fan_in] = -1
+    if storage == "student":
+        return inverse.reshape(shape)
+    sizes = [1 if axis is None else len(axis) for axis in plan.axes]
+    scale = torch.ones(sizes, dtype=torch.float64)
+    scale[plan.block] = (1 / map_.counts.double()).reshape(shape)
+    return scale
