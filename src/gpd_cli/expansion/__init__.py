@@ -5,14 +5,14 @@ from gpd_cli.expansion.expand import DEFAULT_NOISE, expand, expand_with_certific
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import IndexMap, TensorPlan, WidthPlan
 from gpd_cli.expansion.probe import find_plan, randomize
-from gpd_cli.expansion.tensors import Storage, expand_tensor, slice_tensor
+from gpd_cli.expansion.teacher import merged_teacher
+from gpd_cli.expansion.tensors import expand_tensor, slice_tensor
 
 __all__ = [
     "DEFAULT_NOISE",
     "Certificate",
     "IndexMap",
     "Pair",
-    "Storage",
     "TensorPlan",
     "WidthPlan",
     "certify",
@@ -20,6 +20,7 @@ __all__ = [
     "expand_tensor",
     "expand_with_certificate",
     "find_plan",
+    "merged_teacher",
     "randomize",
     "slice_tensor",
 ]

@@ -13,61 +13,60 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.expansion.plan import Index, TensorPlan
-from gpd_cli.expansion.tensors import Storage, storage_scale
 
 
 class _Split(torch.autograd.Function):
-    """``merged -> (merged * scale, merged[block])`` in the fewest passes over the wide tensor.
+    """Cut and scale in one node, in the fewest passes over the wide tensor.
 
-    As separate operations, the slice's backward would fill and add a second wide gradient; here
-    the student's gradient is added to its block alone.
+    As separate operations, the slice's backward would fill a second wide gradient with zeros, and
+    the scale would touch every element; here both touch the student's block alone.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, merged: Tensor, scale: Tensor, block: tuple[Index, ...]
+        ctx: Any, merged: Tensor, share: Tensor, block: tuple[Index, ...]
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(scale)
-        ctx.block = block
+        ctx.save_for_backward(share)
+        ctx.block, ctx.shape = block, merged.shape
         ctx.set_materialize_grads(False)
-        return merged * scale, merged[block].contiguous()
+        student = merged[block].contiguous()
+        teacher = merged.clone()
+        teacher[block] = student * share
+        return teacher, student
 
     @staticmethod
     def backward(ctx: Any, teacher: Tensor | None, student: Tensor | None) -> Any:
-        (scale,) = ctx.saved_tensors
-        if teacher is None and student is None:
-            return None, None, None
+        (share,) = ctx.saved_tensors
         if teacher is None:
-            assert student is not None
-            sizes = _wide_sizes(scale, student)
-            grad = student.new_zeros(sizes)
-        else:
-            grad = teacher * scale
-        if student is not None:
-            grad[ctx.block] += student
+            if student is None:
+                return None, None, None
+            grad = student.new_zeros(ctx.shape)
+            grad[ctx.block] = student
+            return grad, None, None
+        grad = teacher.clone()
+        block = grad[ctx.block] * share
+        grad[ctx.block] = block if student is None else block.add_(student)
         return grad, None, None
 
 
-def _wide_sizes(scale: Tensor, student: Tensor) -> list[int]:
-    return [w if w > 1 else s for w, s in zip(scale.shape, student.shape, strict=True)]
-
-
 def split_kernel(
-    merged: Tensor, scale: Tensor | None, block: tuple[Index, ...]
+    merged: Tensor, share: Tensor | None, block: tuple[Index, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Teacher's kernel and student's block of one merged tensor.
+    """Teacher's and student's kernel from one merged tensor.
 
     Args:
-        merged: the wide tensor, branches merged, at its stored scale.
-        scale: what turns it into the teacher's kernel (broadcasts against it); None for 1.
+        merged: the wide tensor, branches merged: the student's block at the student's scale, the
+            rest at the teacher's.
+        share: 1/n(i), what turns the block into the teacher's (broadcasts against the block); None
+            where inputs are not copied.
         block: the index of the student's block.
 
     Returns:
-        ``merged * scale`` and a contiguous ``merged[block]``.
+        The teacher's kernel, of the wide shape, and the student's, contiguous.
     """
-    if scale is None:
+    if share is None:
         return merged, merged[block].contiguous()
-    teacher, student = _Split.apply(merged, scale, block)
+    teacher, student = _Split.apply(merged, share, block)
     return teacher, student
 
 
@@ -76,36 +75,29 @@ class SharedKernel(nn.Module):
 
     Args:
         plan: how the tensor widens.
-        storage: at what scale it is stored.
         branches: a module that merges extra branches into the stored tensor, or None.
         like: a tensor that gives device and dtype.
     """
 
-    scale: Tensor | None
-    gain: Tensor | None
+    share: Tensor | None
 
-    def __init__(
-        self, plan: TensorPlan, storage: Storage, branches: nn.Module | None, like: Tensor
-    ) -> None:
+    def __init__(self, plan: TensorPlan, branches: nn.Module | None, like: Tensor) -> None:
         super().__init__()
         self.block = plan.block
         self.branches = branches
-        scale = storage_scale(plan, storage)
-        gain = plan.gain(dtype=like.dtype) if storage == "teacher" else None
-        # Constants of the plan, not state: they stay out of checkpoints.
-        self.register_buffer("scale", None if scale is None else scale.to(like), persistent=False)
-        self.register_buffer("gain", None if gain is None else gain.to(like), persistent=False)
+        copies = plan.copies(like)
+        # A constant of the plan, not state: it stays out of checkpoints.
+        self.register_buffer("share", None if copies is None else 1 / copies, persistent=False)
         self._student: Tensor | None = None
 
     def forward(self, stored: Tensor) -> Tensor:
-        """Merge the branches and return the teacher's kernel; keep the student's for `take`.
+        """Merge the branches and return the teacher's kernel; keep the student's for `student`.
 
         Args:
             stored: the trainable tensor, of the wide shape.
         """
         merged = stored if self.branches is None else self.branches(stored)
-        teacher, student = split_kernel(merged, self.scale, self.block)
-        self._student = student if self.gain is None else student * self.gain
+        teacher, self._student = split_kernel(merged, self.share, self.block)
         return teacher
 
     def student(self) -> Tensor:

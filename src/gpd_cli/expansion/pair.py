@@ -97,9 +97,13 @@ class Pair(nn.Module):
             try:
                 yield
             finally:
-                for module in self.teacher.modules():
-                    if isinstance(module, SharedKernel):
-                        module.forget()
+                self.forget()
+
+    def forget(self) -> None:
+        """Drop kernels that were cut for the student, so that no graph outlives its step."""
+        for module in self.teacher.modules():
+            if isinstance(module, SharedKernel):
+                module.forget()
 
 
 def _block(weight: Tensor, plan: TensorPlan) -> Tensor:

@@ -136,13 +136,24 @@ class TensorPlan:
             blocks[k] = axis.firsts.reshape(shape)
         return tuple(blocks)
 
-    def gain(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor | None:
-        """n(i), shaped to broadcast against the *narrow* tensor; None where nothing is divided."""
+    def copies(self, like: Tensor) -> Tensor | None:
+        """n(i), shaped to broadcast against the *narrow* tensor; None where nothing is divided.
+
+        Args:
+            like: a tensor that gives device and dtype.
+        """
+        return None if self.divided is None else self._along_fan_in(self.divided.counts).to(like)
+
+    def wide_copies(self, like: Tensor) -> Tensor | None:
+        """n(in(i')), shaped to broadcast against the *wide* tensor; None as for `copies`."""
         if self.divided is None:
             return None
+        return self._along_fan_in(self.divided.counts[self.divided.tensor]).to(like)
+
+    def _along_fan_in(self, values: Tensor) -> Tensor:
         shape = [1] * len(self.axes)
         shape[self.fan_in or 0] = -1
-        return self.divided.counts.to(device=device, dtype=dtype).reshape(shape)
+        return values.reshape(shape)
 
 
 @dataclass

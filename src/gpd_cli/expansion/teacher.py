@@ -13,7 +13,7 @@ from gpd_cli.branches import BranchBank, accepts_branches
 from gpd_cli.expansion.kernel import SharedKernel
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import TensorPlan, WidthPlan
-from gpd_cli.expansion.tensors import Storage, expand_tensor
+from gpd_cli.expansion.tensors import expand_tensor
 
 
 def widen_module(
@@ -54,7 +54,6 @@ def build_pair(
     *,
     branches: Sequence[str] = (),
     noise: float = 0.0,
-    storage: Storage = "mixed",
     generator: torch.Generator | None = None,
 ) -> Pair:
     """Grow the dynamic teacher out of a student and pair the two.
@@ -64,7 +63,6 @@ def build_pair(
         plan: its width plan.
         branches: names of the extra branches that kernels of 3 x 3 and larger get.
         noise: size of the zero-sum noise (see `expand_tensor`).
-        storage: at what scale shared kernels are stored.
         generator: source of noise and of the branches' initial weights.
 
     Returns:
@@ -82,32 +80,40 @@ def build_pair(
                 continue
             tensor_plan = tensor_plan or TensorPlan((None,) * parameter.ndim)
             with torch.no_grad():
-                _to_storage(parameter, narrow[full], tensor_plan, storage)
+                # The student's block is stored at the student's scale, as the student's own
+                # numbers: so its learning rate is that of training alone, and it comes back bit
+                # for bit. The rest is stored at the teacher's scale.
+                parameter[tensor_plan.block] = narrow[full]
             bank = None
             if extra:
                 bank = BranchBank(
                     parameter.shape,
-                    int(module.groups),  # type: ignore[arg-type]
+                    int(module.groups),
                     extra,
                     device=parameter.device,
                     dtype=parameter.dtype,
                     generator=generator,
                 )
-            kernel = SharedKernel(tensor_plan, storage, bank, parameter)
+            kernel = SharedKernel(tensor_plan, bank, parameter)
             parametrize.register_parametrization(module, leaf, kernel)
             kernel.forget()  # registering computes the kernel once
     return Pair(teacher, copy.deepcopy(student), plan).train(student.training)
 
 
-def _to_storage(
-    teacher: nn.Parameter, student: torch.Tensor, plan: TensorPlan, storage: Storage
-) -> None:
-    """Bring a kernel from the teacher's scale to its stored scale, in place."""
-    if plan.divided is None or storage == "teacher":
-        return
-    if storage == "student":
-        shape = [1] * teacher.ndim
-        shape[plan.fan_in or 0] = -1
-        teacher.mul_(plan.divided.counts[plan.divided.tensor].to(teacher).reshape(shape))
-    # The student's own numbers, not n * (s / n): its state comes back bit for bit.
-    teacher[plan.block] = student
+def merged_teacher(pair: Pair) -> nn.Module:
+    """A plain copy of the dynamic teacher, its branches merged: the student's class, but wide.
+
+    Args:
+        pair: student and dynamic teacher.
+    """
+    # Not a copy of the teacher with its parametrizations removed: copies share the class that
+    # parametrization made for them, and removing it from one breaks the other.
+    network = pair.extract()
+    widen_module(network, pair.plan)
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    with torch.no_grad(), parametrize.cached():
+        for name, tensor in tensors:
+            owner, _, leaf = name.rpartition(".")
+            tensor.copy_(getattr(pair.teacher.get_submodule(owner), leaf))
+    pair.forget()
+    return network

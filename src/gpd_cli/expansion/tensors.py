@@ -11,20 +11,10 @@ student's block ``[a(o), a(i)]``. It breaks the symmetry between copies at no co
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from gpd_cli.expansion.plan import IndexMap, TensorPlan
-
-Storage = Literal["mixed", "teacher", "student"]
-"""At what scale a weight is stored: it changes no function, only effective learning rates.
-
-``mixed`` keeps the student's block at the student's scale and the rest at the teacher's;
-``teacher`` and ``student`` keep everything at one scale.
-"""
-
 
 _CHUNK = 2**24  # elements of noise drawn at a time
 
@@ -66,11 +56,10 @@ def expand_tensor(
         what the narrow one computes, up to rounding.
     """
     wide = widen(narrow, plan)
-    if plan.divided is None:
+    copies = plan.wide_copies(wide)
+    if copies is None:
         return wide
-    map_, shape = plan.divided, [1] * wide.ndim
-    shape[plan.fan_in or 0] = -1
-    wide /= map_.counts[map_.tensor].to(wide).reshape(shape)
+    wide /= copies
     if noise > 0 and wide.numel() > 1:
         add_zero_sum_noise_(wide, plan, noise * float(wide.std()), generator)
     return wide
@@ -137,30 +126,5 @@ def slice_tensor(teacher: Tensor, plan: TensorPlan) -> Tensor:
     Returns:
         The student's tensor, contiguous.
     """
-    gain = plan.gain(dtype=teacher.dtype, device=teacher.device)
-    block = teacher[plan.block]
-    return block.contiguous() if gain is None else block * gain
-
-
-def storage_scale(plan: TensorPlan, storage: Storage) -> Tensor | None:
-    """What multiplies the stored tensor to give the teacher's; None where it is 1 everywhere.
-
-    Args:
-        plan: the tensor's plan.
-        storage: at what scale the tensor is stored.
-
-    Returns:
-        A float64 tensor that broadcasts against the wide one, of size 1 along kernel axes.
-    """
-    map_, fan_in = plan.divided, plan.fan_in or 0
-    if map_ is None or storage == "teacher":
-        return None
-    inverse = 1 / map_.counts.double()[map_.tensor]
-    shape = [1] * len(plan.axes)
-    shape[fan_in] = -1
-    if storage == "student":
-        return inverse.reshape(shape)
-    sizes = [1 if axis is None else len(axis) for axis in plan.axes]
-    scale = torch.ones(sizes, dtype=torch.float64)
-    scale[plan.block] = (1 / map_.counts.double()).reshape(shape)
-    return scale
+    copies, block = plan.copies(teacher), teacher[plan.block]
+    return block.contiguous() if copies is None else block * copies
