@@ -1,0 +1,198 @@
+"""What `fit` and `expand` write and `extract` reads: weights, architecture and width plan.
+
+A checkpoint of `fit` is Lightning's, with a ``gpd`` entry; the file of `expand` is safetensors,
+with the same entry as JSON in its metadata. Either rebuilds the pair with nothing else at hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gpd_cli.branches import branch_names
+from gpd_cli.errors import WeightsError
+from gpd_cli.expansion.pair import Pair
+from gpd_cli.expansion.plan import WidthPlan
+from gpd_cli.expansion.teacher import build_pair
+from gpd_cli.files import save_tensors
+from gpd_cli.models import ModelSpec
+from gpd_cli.training.networks import Alone
+
+FORMAT = 1
+_PREFIX = "network."
+
+Weights = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What rebuilds the networks of a checkpoint, as plain values.
+
+    Args:
+        spec: the student's architecture.
+        plan: how the student was expanded; None for a student trained alone.
+        branches: names of the extra branches.
+        shape: of the images it was trained or expanded on, ``(C, H, W)``.
+    """
+
+    spec: ModelSpec
+    plan: WidthPlan | None
+    shape: tuple[int, int, int]
+    branches: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (JSON)."""
+        return {
+            "format": FORMAT,
+            "student": self.spec.to_dict(),
+            "plan": None if self.plan is None else self.plan.to_dict(),
+            "branches": list(self.branches),
+            "shape": list(self.shape),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Description:
+        """Read what `to_dict` wrote."""
+        plan = data["plan"]
+        return cls(
+            ModelSpec.from_dict(data["student"]),
+            None if plan is None else WidthPlan.from_dict(plan),
+            tuple(data["shape"]),
+            tuple(data["branches"]),
+        )
+
+    def build(self) -> Pair | Alone:
+        """Rebuild the networks, with weights still to be loaded."""
+        student = self.spec.build()
+        if self.plan is None:
+            return Alone(student)
+        return build_pair(student, self.plan, branches=self.branches)
+
+
+def describe_run(
+    network: Pair | Alone,
+    spec: ModelSpec,
+    shape: tuple[int, int, int],
+    branches: int | Sequence[str],
+) -> dict[str, Any]:
+    """The ``gpd`` entry of a training checkpoint.
+
+    Args:
+        network: what is trained.
+        spec: the student's architecture.
+        shape: of its images, ``(C, H, W)``.
+        branches: as given to `expand`.
+    """
+    if isinstance(network, Alone):
+        return Description(spec, None, shape).to_dict()
+    return Description(spec, network.plan, shape, branch_names(branches)).to_dict()
+
+
+def save_expanded(path: Path, pair: Pair, description: Description) -> None:
+    """Write an expanded student as safetensors, atomically.
+
+    Args:
+        path: a file name that ends in ``.safetensors``.
+        pair: student and dynamic teacher.
+        description: what rebuilds them.
+    """
+    save_tensors(path, pair.state_dict(), {"gpd": json.dumps(description.to_dict())})
+
+
+def load_networks(path: str | Path, weights: Weights = "ema") -> tuple[Pair | Alone, Description]:
+    """Rebuild the networks of a checkpoint of `fit` or a file of `expand`, in eval mode.
+
+    Args:
+        path: the file.
+        weights: averaged weights where the run kept them (``ema``), or the trained ones (``raw``).
+
+    Returns:
+        The networks with their weights, and their description.
+
+    Raises:
+        WeightsError: when the file is missing, damaged, or was not written by gpd.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"There is no checkpoint {path}; give a file that fit or expand wrote.")
+    if path.suffix == ".safetensors":
+        entry, state = _read_expanded(path)
+    else:
+        entry, state = _read_run(path, weights)
+    if entry.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path} has format {entry.get('format')}, this version reads format {FORMAT}; use the "
+            "version of gpd that wrote it."
+        )
+    description = Description.from_dict(entry)
+    network = description.build()
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"The weights in {path} do not fit {description.spec.name} as it is built here "
+            f"({str(error).splitlines()[-1].strip()}); install the version of timm or torchvision "
+            "that it was trained with."
+        ) from error
+    return network.eval(), description
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of `fit` safely.
+
+    Raises:
+        WeightsError: when the file is missing, damaged, or no checkpoint of `fit`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"There is no checkpoint {path}; give a file that fit wrote.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for damaged files
+        raise WeightsError(
+            f"{path} cannot be read ({_first_line(error)}); it is damaged or no checkpoint of fit."
+        ) from error
+    if not isinstance(content, dict) or "gpd" not in content or "state_dict" not in content:
+        raise WeightsError(
+            f"{path} is no checkpoint of gpd fit; give best.ckpt or last.ckpt of a run, or a file "
+            "that gpd expand wrote."
+        )
+    return content
+
+
+def _read_run(path: Path, weights: Weights) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    content = read_run(path)
+    state = content["state_dict"]
+    if weights == "raw":
+        # Lightning's weight averaging puts the average first and the trained weights here.
+        state = content.get("current_model_state", state)
+    state = {k[len(_PREFIX) :]: v for k, v in state.items() if k.startswith(_PREFIX)}
+    return content["gpd"], state
+
+
+def _read_expanded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "gpd" not in metadata:
+                raise WeightsError(
+                    f"{path} was not written by gpd expand; give that file, or a checkpoint of "
+                    "gpd fit."
+                )
+            entry = json.loads(metadata["gpd"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read ({_first_line(error)}).") from error
+    return entry, state
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""What the commands `expand` and `extract` do, as functions."""

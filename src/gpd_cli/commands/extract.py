@@ -1,0 +1,137 @@
+"""`gpd extract`: cut the student out of the teacher and write it for deployment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from gpd_cli.checkpoint import Description, Weights, load_networks
+from gpd_cli.commands.report import Cost, cost, count, print_table
+from gpd_cli.errors import GpdError, WeightsError
+from gpd_cli.expansion.compare import relative_difference
+from gpd_cli.expansion.pair import Pair
+from gpd_cli.expansion.teacher import merged_teacher
+from gpd_cli.files import atomic_path, check_writable, save_tensors
+from gpd_cli.training.networks import Alone
+
+Which = Literal["student", "teacher"]
+STATE_DICTS = (".safetensors", ".pth", ".pt")
+PROGRAMS = (".pt2", ".onnx")
+
+
+def extract_command(
+    ckpt_path: Path, output: Path, which: Which = "student", weights: Weights = "ema"
+) -> None:
+    """Extract a plain network, check it against the one that was trained, and write it.
+
+    Args:
+        ckpt_path: a file of `fit` or `expand`.
+        output: where to write: a state dict (``.safetensors``, ``.pth``, ``.pt``), or a program
+            that needs no source code (``.pt2`` of torch.export, ``.onnx``).
+        which: the student, or the merged wide teacher.
+        weights: averaged weights where the run kept them, or the trained ones.
+
+    Raises:
+        GpdError: in one sentence, for everything a user can mend; nothing is written then.
+    """
+    if output.suffix not in STATE_DICTS + PROGRAMS:
+        raise GpdError(
+            f"The output {output} must end in one of {', '.join(STATE_DICTS + PROGRAMS)}."
+        )
+    check_writable(output)
+    network, description = load_networks(ckpt_path, weights)
+    if which == "teacher" and isinstance(network, Alone):
+        raise GpdError(f"{ckpt_path} holds a student trained alone: there is no teacher in it.")
+    extracted = _extract(network, which)
+    shape = description.shape
+    difference = _check(network, extracted, which, shape)
+    _write(extracted, output, description, which, shape)
+    whole = sum(p.numel() for p in network.parameters())
+    after = cost(extracted, shape)
+    before = cost(merged_teacher(network), shape) if isinstance(network, Pair) else after
+    print_table(
+        f"Extracted {_title(description, which)}",
+        [*_rows(whole, before, after, difference), ("file", str(output))],
+    )
+
+
+def _extract(network: Pair | Alone, which: Which) -> nn.Module:
+    if which == "teacher" and isinstance(network, Pair):
+        return merged_teacher(network).eval()
+    return network.extract().eval()
+
+
+def _check(
+    network: Pair | Alone, extracted: nn.Module, which: Which, shape: tuple[int, ...]
+) -> float:
+    """Relative difference between what was trained and what is written: 0, or it is a bug."""
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        trained = network.student(images) if which == "student" else network(images)[1]
+        assert trained is not None
+        difference = relative_difference(extracted(images), trained)
+    if difference != 0:
+        raise WeightsError(
+            f"The extracted {which} differs from the trained one by {difference:.1e}; nothing was "
+            "written, please report this."
+        )
+    return difference
+
+
+def _write(
+    network: nn.Module,
+    output: Path,
+    description: Description,
+    which: Which,
+    shape: tuple[int, ...],
+) -> None:
+    metadata = {"format": "pt", "model": json.dumps(description.spec.to_dict()), "network": which}
+    if output.suffix in STATE_DICTS:
+        save_tensors(output, network.state_dict(), metadata)
+        return
+    images = torch.zeros(2, *shape)
+    batch = torch.export.Dim("batch", min=1)
+    with atomic_path(output) as temporary:
+        if output.suffix == ".pt2":
+            program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+            torch.export.save(program, temporary)
+        else:
+            _export_onnx(network, images, temporary)
+
+
+def _export_onnx(network: nn.Module, images: torch.Tensor, path: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise GpdError(
+            "Writing ONNX needs further packages: pip install 'gpd-cli[onnx]'."
+        ) from error
+    batch = torch.export.Dim("batch", min=1)
+    torch.onnx.export(
+        network,
+        (images,),
+        str(path),
+        dynamo=True,
+        dynamic_shapes=({0: batch},),
+        input_names=["images"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _title(description: Description, which: Which) -> str:
+    name = description.spec.name
+    return name if which == "student" else f"the merged dynamic teacher of {name}"
+
+
+def _rows(whole: int, before: Cost, after: Cost, difference: float) -> list[tuple[str, str]]:
+    return [
+        ("parameters", f"{count(whole)} trained -> {count(after.parameters)}"),
+        ("multiply-adds", f"{count(before.macs)} -> {count(after.macs)}"),
+        ("check", f"equal to the trained network bit for bit (difference {difference:g})"),
+    ]

@@ -1,0 +1,5 @@
+"""Data: timm's data sets and transforms, and scikit-learn's digits, as one LightningDataModule."""
+
+from gpd_cli.data.datamodule import ImageData
+
+__all__ = ["ImageData"]

@@ -1,0 +1,97 @@
+"""scikit-learn's 1,797 handwritten digits, 8 x 8 grey values, in memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gpd_cli.data.transforms import Preprocessing
+
+CLASSES = tuple(str(digit) for digit in range(10))
+SPLITS = ("train", "validation", "test")
+_EDGE = 8  # pixels
+_HIGHEST = 16  # grey value
+_SHARE = 0.2  # of validation and of test
+
+
+def load_split(split: str) -> tuple[Tensor, Tensor]:
+    """Load one split: 60 % train, 20 % validation, 20 % test, stratified and always the same.
+
+    The images come with scikit-learn (UCI, Optical Recognition of Handwritten Digits, test part),
+    so nothing is downloaded.
+
+    Args:
+        split: train, validation or test.
+
+    Returns:
+        Images in [0, 1], ``[N, 1, 8, 8]``, and class numbers, ``[N]``.
+    """
+    # Slow to import, and needed for this data set only.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    labels = data.target
+    rest, test = train_test_split(
+        range(len(labels)), test_size=_SHARE, stratify=labels, random_state=0
+    )
+    train, validation = train_test_split(
+        rest, test_size=_SHARE / (1 - _SHARE), stratify=labels[rest], random_state=0
+    )
+    part = sorted({"train": train, "validation": validation, "test": test}[split])
+    images = torch.from_numpy(data.images[part]).float().unsqueeze(1) / _HIGHEST
+    return images, torch.from_numpy(labels[part]).long()
+
+
+class DigitImages(Dataset[tuple[Tensor, Tensor]]):
+    """Digits, resized and normalized once, taken out of memory by the batch.
+
+    In training each image is shifted at random by up to one of the original pixels; the other
+    augmentations (flips, crops, colours) are not for digits and are left out.
+
+    Args:
+        images: values in [0, 1], ``[N, 1, 8, 8]``.
+        labels: class numbers, ``[N]``.
+        preprocessing: size, channels, statistics, and whether to augment at all.
+        training: whether the images are for training.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, preprocessing: Preprocessing, training: bool
+    ) -> None:
+        size, channels = preprocessing.image_size, preprocessing.in_chans
+        if size != _EDGE:
+            images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+        shift = training and not preprocessing.no_aug
+        self._margin = -(-size // _EDGE) if shift else 0
+        images = F.pad(images, [self._margin] * 4).expand(-1, channels, -1, -1)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in preprocessing.statistics)
+        self._images = (images - mean) / std
+        self._labels = labels
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """The loader's way to fetch a batch at once."""
+        rows = torch.tensor(indices)
+        images = self._images[rows]
+        if self._margin:
+            images = self._shift(images)
+        return list(zip(images.unbind(), self._labels[rows].unbind(), strict=True))
+
+    def _shift(self, images: Tensor) -> Tensor:
+        """Cut a window out of each padded image, ``[B, C, H', W'] -> [B, C, H, W]``."""
+        batch = len(images)
+        window = torch.arange(self._size)
+        corners = torch.randint(0, 2 * self._margin + 1, (2, batch, 1))
+        down, across = corners + window  # [B, H], [B, W]
+        which = torch.arange(batch).view(-1, 1, 1)
+        # Indices around a slice put the channels last.
+        return images[which, :, down.unsqueeze(2), across.unsqueeze(1)].permute(0, 3, 1, 2)

@@ -1,0 +1,210 @@
+"""Data sets by name: which split is where, and what to do when it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from timm.data import create_dataset
+
+from gpd_cli.data.digits import SPLITS
+from gpd_cli.data.sources import DigitSource, FileSource, Source, StreamSource
+from gpd_cli.errors import DataError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+# Schemes of timm beside image folders: module that reads them, and what to install for it.
+_READERS = {
+    "torch": ("torchvision", "torchvision"),
+    "hfds": ("datasets", "datasets"),
+    "hfids": ("datasets", "datasets"),
+    "tfds": ("tensorflow_datasets", "tensorflow tensorflow-datasets"),
+    "wds": ("webdataset", "webdataset"),
+}
+_STREAMED = ("hfids", "tfds", "wds")
+_NEEDS_ROOT = ("torch", "wds")
+# torchvision's data sets without a validation split; timm takes their test split for any name but
+# train, which would choose checkpoints on test images.
+_TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist")
+_SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
+
+
+class MissingSplitError(DataError):
+    """The data set has no split of this name."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set by name.
+
+    Args:
+        dataset: digits, folder, or SCHEME/NAME for timm.
+        root: the folder it is in.
+        input_key: timm's name of the images' column.
+        target_key: timm's name of the labels' column.
+        download: whether it may be downloaded.
+        batch_size: for streams.
+        num_workers: for streams.
+        seed: for streams.
+
+    Raises:
+        DataError: when the data set is unknown, needs a root, or a package that is not installed.
+    """
+
+    dataset: str
+    root: str | None = None
+    input_key: str | None = None
+    target_key: str | None = None
+    download: bool = False
+    batch_size: int = 1
+    num_workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.is_digits:
+            return
+        if self.is_folder:
+            if self.root is None or not Path(self.root).is_dir():
+                where = "" if self.root is None else f" ('{self.root}' is no folder)"
+                raise DataError(
+                    "An image folder needs --data.root, the folder that holds "
+                    f"train/CLASS/IMAGE{where}."
+                )
+            return
+        scheme, slash, _ = self.dataset.partition("/")
+        if not slash or self.scheme not in _READERS:
+            raise DataError(
+                f"Unknown data set '{self.dataset}'; --data.dataset is digits, folder, or one of "
+                f"timm's: {', '.join(f'{name}/NAME' for name in _READERS)}."
+            )
+        module, package = _READERS[self.scheme]
+        if find_spec(module) is None:
+            raise DataError(
+                f"Data sets of {scheme}/ need a package that is not installed: pip install "
+                f"{package}."
+            )
+        if self.scheme in _NEEDS_ROOT and self.root is None:
+            raise DataError(
+                f"'{self.dataset}' needs --data.root, the folder that it is in"
+                + (" or is downloaded to." if self.scheme == "torch" else ".")
+            )
+
+    @property
+    def is_digits(self) -> bool:
+        """Whether these are scikit-learn's digits."""
+        return self.dataset == "digits"
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether this is a tree of image folders."""
+        return self.dataset in ("", "folder")
+
+    @property
+    def scheme(self) -> str:
+        """What stands before the slash."""
+        return self.dataset.partition("/")[0].lower()
+
+    @property
+    def in_chans(self) -> int:
+        """Channels when nobody asks for others."""
+        return 1 if self.is_digits else 3
+
+    def open(self, split: str, *, mode: str, training: bool) -> Source:
+        """Open a split.
+
+        Args:
+            split: its name; validation, val and valid are the same, and so are train, training.
+            mode: Pillow's name of the channels wanted, L or RGB.
+            training: whether streams are shuffled.
+
+        Raises:
+            MissingSplitError: when the data set is there, but not the split.
+            DataError: when the data set is not there, or cannot be read.
+        """
+        if self.is_digits:
+            name = next((name for name in _same(split) if name in SPLITS), None)
+            if name is None:
+                raise self._missing(split, SPLITS)
+            return DigitSource(name)
+        if self.is_folder:
+            return self._open_folder(split)
+        basic = self.dataset.lower().removeprefix("torch/") in _TRAIN_AND_TEST
+        if basic and split not in ("train", "test"):
+            raise self._missing(split, ("train", "test"))
+        return self._open_with_timm(split, mode, training)
+
+    def _open_folder(self, split: str) -> Source:
+        root = Path(str(self.root))
+        folder = next((root / name for name in _same(split) if (root / name).is_dir()), None)
+        if folder is None:
+            raise self._missing(split, sorted(p.name for p in root.iterdir() if p.is_dir()))
+        try:
+            dataset = create_dataset(
+                "", str(folder), search_split=False, input_key=";".join(EXTENSIONS)
+            )
+        except RuntimeError as error:
+            raise DataError(
+                f"No images in '{folder}'; put them into one folder per class, as "
+                f"{folder.name}/CLASS/IMAGE ({', '.join(EXTENSIONS)})."
+            ) from error
+        source = FileSource(dataset)
+        if "" in source.class_names:
+            raise DataError(
+                f"There are images directly in '{folder}'; move each into the folder of its class, "
+                f"{folder.name}/CLASS/IMAGE."
+            )
+        return source
+
+    def _open_with_timm(self, split: str, mode: str, training: bool) -> Source:
+        options: dict[str, Any] = {}
+        if self.scheme != "torch":
+            options = {"input_key": self.input_key, "target_key": self.target_key}
+        try:
+            # torchvision prints whenever it looks at a download.
+            with contextlib.redirect_stdout(io.StringIO()):
+                dataset = create_dataset(
+                    self.dataset,
+                    root=self.root,
+                    split=split,
+                    is_training=training,
+                    download=self.download,
+                    batch_size=self.batch_size,
+                    seed=self.seed,
+                    input_img_mode=mode,
+                    **options,
+                )
+        except Exception as error:  # each library has errors of its own
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            if "split" in reason.lower():
+                raise MissingSplitError(
+                    f"Data set '{self.dataset}' has no split '{split}': {reason}."
+                ) from error
+            remedy = "check --data.dataset and --data.root"
+            if not self.download:
+                remedy += ", or let it be downloaded with --data.download true"
+            raise DataError(
+                f"Data set '{self.dataset}' cannot be opened ({reason}); {remedy}."
+            ) from error
+        if self.scheme in _STREAMED:
+            return StreamSource(dataset, self.num_workers)
+        return FileSource(dataset)
+
+    def _missing(self, split: str, found: Any) -> MissingSplitError:
+        name = f"'{self.root}'" if self.is_folder else f"Data set '{self.dataset}'"
+        kind = next((names[0] for names in _SYNONYMS if split in names), split)
+        option = {"train": "train", "validation": "val", "test": "test"}.get(kind)
+        remedy = f"--data.{option}_split" if option else "--data.*_split"
+        return MissingSplitError(
+            f"{name} has no split '{split}'; name another with {remedy} (there is: "
+            f"{', '.join(found) or 'none'})."
+        )
+
+
+def _same(split: str) -> tuple[str, ...]:
+    """A split's name and its synonyms."""
+    others = next((names for names in _SYNONYMS if split in names), ())
+    return (split, *(name for name in others if name != split))

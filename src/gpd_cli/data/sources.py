@@ -1,0 +1,242 @@
+"""Splits of data sets: what timm and torchvision read, with errors that name file and remedy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from gpd_cli.data.digits import CLASSES, DigitImages, load_split
+from gpd_cli.data.transforms import Preprocessing, Transform
+from gpd_cli.errors import DataError
+
+Indices = Sequence[int]
+
+
+class UnreadableImageError(DataError):
+    """An image that cannot be decoded.
+
+    A loader's worker hands the error on with its traceback put before the message; only the
+    message is of use.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+class Source(ABC):
+    """One split of a data set.
+
+    Attributes:
+        class_names: names in the order of class numbers; empty where the data set has none.
+        streamed: whether images come in a stream, without length, shuffling or random access.
+    """
+
+    class_names: list[str]
+    streamed = False
+
+    @abstractmethod
+    def labels(self) -> np.ndarray:
+        """Class numbers of all images, ``[N]``, without reading the images."""
+
+    @abstractmethod
+    def images(
+        self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
+    ) -> Dataset[Any]:
+        """The split, or a part of it, as pairs of image ``[C, H, W]`` and class number."""
+
+
+class DigitSource(Source):
+    """A split of scikit-learn's digits."""
+
+    def __init__(self, split: str) -> None:
+        self._images, self._labels = load_split(split)
+        self.class_names = list(CLASSES)
+
+    def labels(self) -> np.ndarray:
+        """Class numbers, ``[N]``."""
+        return self._labels.numpy()
+
+    def images(
+        self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
+    ) -> Dataset[Any]:
+        """All digits, or some."""
+        part = slice(None) if indices is None else list(indices)
+        return DigitImages(self._images[part], self._labels[part], preprocessing, training)
+
+
+class FileSource(Source):
+    """A split with random access: timm's `ImageDataset`, or a data set of torchvision."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        # timm's ImageDataset replaces unreadable images by others; its reader does not.
+        self.reader = getattr(dataset, "reader", None)
+        if self.reader is not None:
+            found = getattr(self.reader, "class_to_idx", None) or {}
+            self.class_names = [str(name) for name in sorted(found, key=found.__getitem__)]
+        else:
+            names = getattr(dataset, "classes", None) or getattr(dataset, "all_categories", [])
+            # ImageNet's classes are tuples of synonyms.
+            self.class_names = [n if isinstance(n, str) else str(n[0]) for n in names]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def labels(self) -> np.ndarray:
+        """Class numbers, ``[N]``.
+
+        Raises:
+            DataError: when the data set does not list them.
+        """
+        if hasattr(self.reader, "samples"):
+            return np.asarray([label for _, label in self.reader.samples])
+        if hasattr(self.reader, "label_key"):
+            return np.asarray(list(self.reader.dataset[self.reader.label_key]))
+        if hasattr(self.dataset, "targets"):
+            return np.asarray(self.dataset.targets)
+        raise DataError(
+            "This data set does not list its labels, so that no part can be held out; name a "
+            "validation split with --data.val_split."
+        )
+
+    def load(self, index: int, mode: str) -> tuple[Image.Image, int]:
+        """Read one image.
+
+        Args:
+            index: which.
+            mode: Pillow's name of the channels wanted, L or RGB.
+
+        Raises:
+            UnreadableImageError: when the file is no image, or damaged.
+        """
+        try:
+            if self.reader is None:
+                image, label = self.dataset[index]
+                return image.convert(mode), label
+            stream, label = self.reader[index][:2]
+            with stream, Image.open(stream) as image:
+                return image.convert(mode), label
+        except Exception as error:  # decoders raise errors of every kind
+            reason = str(error).strip().rstrip(".") or type(error).__name__
+            if isinstance(error, UnidentifiedImageError):
+                reason = "no known image format"
+            raise UnreadableImageError(
+                f"{self._name(index)} cannot be read ({reason}); replace it or take it out of "
+                "the data."
+            ) from error
+
+    def _name(self, index: int) -> str:
+        try:
+            if self.reader is not None:
+                return f"The image {self.reader.filename(index, absolute=True)}"
+            return f"The image {self.dataset.samples[index][0]}"
+        except (AttributeError, LookupError, TypeError):
+            return f"Image number {index}"
+
+    def images(
+        self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
+    ) -> Dataset[Any]:
+        """All images, or some."""
+        chosen = range(len(self)) if indices is None else indices
+        return _Files(self, chosen, preprocessing.mode, preprocessing.transform(training))
+
+
+class _Files(Dataset[tuple[Tensor, int]]):
+    def __init__(
+        self, source: FileSource, indices: Indices, mode: str, transform: Transform
+    ) -> None:
+        self.source, self.indices, self.mode, self.transform = source, indices, mode, transform
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.source.load(self.indices[index], self.mode)
+        return self.transform(image), label
+
+
+class StreamSource(Source):
+    """A split that is read in order: timm's `IterableImageDataset`.
+
+    Its reader shuffles, and shares the images out among processes and workers.
+    """
+
+    streamed = True
+
+    def __init__(self, dataset: Any, num_workers: int) -> None:
+        self.dataset = dataset
+        dataset.set_loader_cfg(num_workers=max(1, num_workers))
+        found = getattr(dataset.reader, "class_to_idx", None) or {}
+        self.class_names = [str(name) for name in sorted(found, key=found.__getitem__)]
+
+    def labels(self) -> np.ndarray:
+        """Not known in advance.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(
+            "A streamed data set has no part that could be held out; name a validation split "
+            "with --data.val_split."
+        )
+
+    def images(
+        self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
+    ) -> Dataset[Any]:
+        """The whole stream."""
+        self.dataset.transform = preprocessing.transform(training)
+        return _Stream(self.dataset)
+
+
+class _Stream(IterableDataset[tuple[Tensor, int]]):
+    """Tells the reader, before each pass, how many there were: its shuffling needs to know."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.passes = 0
+
+    def __len__(self) -> int:
+        length = len(self.dataset)
+        if not length:
+            raise TypeError("the length of this stream is not known")
+        return length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        self.dataset.set_epoch(self.passes)
+        self.passes += 1
+        yield from self.dataset
+
+
+def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split a training set into a part to train on and a part to validate on.
+
+    Args:
+        labels: class numbers, ``[N]``.
+        fraction: share held out, of each class.
+        seed: the split depends on nothing else.
+
+    Returns:
+        Indices to train on and indices held out, both ascending.
+
+    Raises:
+        DataError: when the images are too few for every class to be in both parts.
+    """
+    from sklearn.model_selection import train_test_split  # slow to import
+
+    try:
+        kept, held_out = train_test_split(
+            np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed
+        )
+    except ValueError as error:
+        raise DataError(
+            f"Of {len(labels)} training images in {len(np.unique(labels))} classes, no part with "
+            f"the share {fraction} of every class can be held out for validation; change "
+            "--data.val_fraction, or add a validation split."
+        ) from error
+    return sorted(kept.tolist()), sorted(held_out.tolist())

@@ -1,0 +1,140 @@
+"""From images to normalized tensors, with timm's transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torchvision import transforms
+
+from gpd_cli.errors import DataError
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Transform = Callable[[Any], Any]
+
+# torchvision takes no strings.
+_MODES = {
+    "nearest": transforms.InterpolationMode.NEAREST,
+    "bilinear": transforms.InterpolationMode.BILINEAR,
+    "bicubic": transforms.InterpolationMode.BICUBIC,
+    "lanczos": transforms.InterpolationMode.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What turns an image into a tensor ``[C, H, W]``.
+
+    Args:
+        image_size: height and width, pixels.
+        in_chans: 1 (grey) or 3 (RGB).
+        mean: per channel, of values in [0, 1]; by default ImageNet's for RGB and 0.5 for grey.
+        std: per channel; by default ImageNet's for RGB and 0.5 for grey.
+        interpolation: how to resize.
+        crop_pct: for evaluation, the share of the resized image's edge that the crop keeps.
+        no_aug: train on images prepared as they are for evaluation, but uncropped.
+        scale: area of the random crop, as a share of the image.
+        ratio: aspect ratio of the random crop.
+        crop_padding: when positive, pad by so many pixels and crop at random, at full scale.
+        hflip: probability of a horizontal flip.
+        color_jitter: strength of changes of brightness, contrast and saturation.
+        auto_augment: timm's name of a policy.
+        re_prob: probability of random erasing.
+
+    Raises:
+        DataError: when sizes or statistics make no sense.
+    """
+
+    image_size: int = 32
+    in_chans: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: Interpolation = "bilinear"
+    crop_pct: float = 0.875
+    no_aug: bool = False
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_padding: int = 0
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str | None = None
+    re_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise DataError(f"--data.image_size must be at least 1, not {self.image_size}.")
+        if not 0 < self.crop_pct <= 1:
+            raise DataError(f"--data.crop_pct must be above 0 and at most 1, not {self.crop_pct}.")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.in_chans:
+                raise DataError(
+                    f"--data.{name} has {len(values)} values but the images have {self.in_chans} "
+                    f"channels; give {self.in_chans}, or change --data.in_chans."
+                )
+
+    @property
+    def mode(self) -> str:
+        """The image mode by Pillow's name."""
+        return "L" if self.in_chans == 1 else "RGB"
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel, for values in [0, 1]."""
+        grey = self.in_chans == 1
+        return (
+            self.mean or ((0.5,) if grey else IMAGENET_DEFAULT_MEAN),
+            self.std or ((0.5,) if grey else IMAGENET_DEFAULT_STD),
+        )
+
+    def transform(self, training: bool) -> Transform:
+        """The transform of Pillow images (of mode `mode`) into float tensors ``[C, H, W]``.
+
+        Raises:
+            DataError: when timm does not know the augmentation policy.
+        """
+        mean, std = self.statistics
+        shared: dict[str, Any] = {
+            "input_size": (self.in_chans, self.image_size, self.image_size),
+            "interpolation": self.interpolation,
+            "mean": mean,
+            "std": std,
+        }
+        if not training:
+            return _compose(create_transform(crop_pct=self.crop_pct, **shared))
+        if self.no_aug:
+            return _compose(create_transform(is_training=True, no_aug=True, **shared))
+        padded = self.crop_padding > 0
+        try:
+            augment = create_transform(
+                is_training=True,
+                # A crop already made is taken whole.
+                scale=(1.0, 1.0) if padded else self.scale,
+                ratio=(1.0, 1.0) if padded else self.ratio,
+                hflip=self.hflip,
+                color_jitter=self.color_jitter or None,
+                auto_augment=self.auto_augment,
+                re_prob=self.re_prob,
+                re_mode="pixel",
+                **shared,
+            )
+        except (AssertionError, KeyError, ValueError, IndexError) as error:
+            raise DataError(
+                f"timm does not know the augmentation '{self.auto_augment}'; give "
+                "--data.auto_augment a policy such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, "
+                "original or 3a, or leave it out."
+            ) from error
+        return _compose(*(self._padded_crop() if padded else ()), augment)
+
+    def _padded_crop(self) -> tuple[Transform, ...]:
+        size = self.image_size
+        return (
+            transforms.Resize((size, size), interpolation=_MODES[self.interpolation]),
+            transforms.RandomCrop(size, padding=self.crop_padding),
+        )
+
+
+def _compose(*steps: Transform) -> Transform:
+    return transforms.Compose(list(steps))

@@ -1,0 +1,159 @@
+"""Writing files so that a path holds either the whole new file or the old one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gpd_cli.errors import GpdError, WeightsError
+
+TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt")
+"""What `save_tensors` can write."""
+
+_LONGEST_TAIL = 100  # of the target's name, within the 255 bytes that file systems allow
+
+
+def check_writable(path: str | Path, suffixes: Collection[str] | None = None) -> None:
+    """Find out before long work whether a file could be written; creates nothing.
+
+    Args:
+        path: the file to be; missing folders above it are fine.
+        suffixes: the endings that are allowed, such as `TENSOR_SUFFIXES`; by default any.
+
+    Raises:
+        GpdError: when the path is a folder or a device, lies below a file, is write-protected, or
+            its folder is; or when its suffix is not allowed.
+    """
+    path = Path(path)
+    if suffixes is not None and path.suffix.lower() not in suffixes:
+        raise WeightsError(
+            f"Cannot write '{path}': its suffix '{path.suffix}' is none of {', '.join(suffixes)}."
+        )
+    try:
+        target = path.resolve()
+        if target.is_dir():
+            raise GpdError(f"Cannot write '{path}': it is a folder; add a file name.")
+        if target.exists() and not target.is_file():
+            raise GpdError(f"Cannot write '{path}': it is not a regular file; choose another path.")
+        # A file that may be replaced but not written to was protected on purpose.
+        if target.exists() and not os.access(target, os.W_OK):
+            raise GpdError(
+                f"Cannot write '{path}': the file is write-protected; choose another path."
+            )
+        folder = next(parent for parent in target.parents if parent.exists())
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        raise _refusal(path, error) from error
+    if not folder.is_dir():
+        raise GpdError(
+            f"Cannot write '{path}': '{folder}' is a file, not a folder; choose another path."
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise GpdError(
+            f"Cannot write '{path}': no permission to write in '{folder}'; choose another path."
+        )
+
+
+@contextmanager
+def atomic_path(target: str | Path) -> Iterator[Path]:
+    """A temporary path beside `target` that takes its place when the block ends well.
+
+    Whoever reads the target meets the old file or the new one, never a part. When the block
+    raises, the temporary file is removed and the old file stays. Missing folders are created; a
+    symbolic link is followed, and stays. The temporary name ends like the target's, for writers
+    that look at the suffix::
+
+        with atomic_path("out/student.pth") as path:
+            torch.save(tensors, path)
+
+    Args:
+        target: the file to write.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        GpdError: when the target cannot be written, as `check_writable` tells, or the disk refuses.
+    """
+    check_writable(target)
+    final = Path(target).resolve()
+    temporary = final.with_name(f".tmp-{secrets.token_hex(4)}-{final.name[-_LONGEST_TAIL:]}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refusal(target, error) from error
+    try:
+        yield temporary
+        with temporary.open("r+b") as written:
+            os.fsync(written.fileno())  # or a power cut could leave the new name without its bytes
+        temporary.replace(final)
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise  # about another file, which the block reads
+        raise _refusal(target, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a state dict, atomically.
+
+    Tensors are stored on the CPU, contiguous, each with memory of its own.
+
+    Args:
+        path: ``.safetensors``, or ``.pth`` or ``.pt`` for what ``torch.save`` writes: the plain
+            state dict, which any timm or torchvision user loads.
+        tensors: the state dict.
+        metadata: strings for the header of a ``.safetensors`` file; the others have no room for it.
+
+    Raises:
+        WeightsError: when the suffix is another.
+        GpdError: when the path cannot be written.
+    """
+    path = Path(path)
+    check_writable(path, TENSOR_SUFFIXES)
+    owned = _with_own_memory(tensors)
+    with atomic_path(path) as temporary:
+        try:
+            if path.suffix.lower() == ".safetensors":
+                save_file(owned, temporary, {"format": "pt", **(metadata or {})})
+            else:
+                torch.save(owned, temporary)
+        except (RuntimeError, SafetensorError) as error:  # a full disk, say
+            raise _refusal(path, error) from error
+
+
+def _refusal(path: str | Path, error: Exception) -> GpdError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".")
+    return GpdError(f"Cannot write '{path}': {reason}; make room or choose another path.")
+
+
+def _with_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, sharing no storage and wasting none.
+
+    A view would drag its whole base into a ``.pth`` file, and safetensors refuses shared memory.
+    """
+    owned: OrderedDict[str, Tensor] = OrderedDict()
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        owned[name] = tensor
+    # Some modules of torchvision (MNASNet) load only state dicts that tell their version.
+    versions = getattr(tensors, "_metadata", None)
+    if versions is not None:
+        owned._metadata = versions  # type: ignore[attr-defined]
+    return owned

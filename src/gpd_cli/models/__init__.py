@@ -1,0 +1,13 @@
+"""Networks by name, from timm, torchvision and here, and their weight files."""
+
+from gpd_cli.models.factory import ModelSpec, count_classes, create_model, input_shape
+from gpd_cli.models.weights import load_state_dict, load_weights
+
+__all__ = [
+    "ModelSpec",
+    "count_classes",
+    "create_model",
+    "input_shape",
+    "load_state_dict",
+    "load_weights",
+]

@@ -1,0 +1,255 @@
+"""Networks by name: timm's, torchvision's and ours, and what has to be known to build one again."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+from torchvision.models import list_models
+
+from gpd_cli.errors import ModelError
+from gpd_cli.models import cifar_resnet  # noqa: F401 - registers its networks with timm
+from gpd_cli.models.weights import load_weights
+
+_TORCHVISION = "torchvision/"
+_LOADS_WEIGHTS = ("pretrained", "weights", "checkpoint_path")
+# Auxiliary heads make the output a tuple in training; their initialisation is slow and warns.
+_TORCHVISION_ARGS = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+}
+_AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # of these, in published files
+_TORCHVISION_SIZES = {"inception_v3": 299}
+_DEFAULT_SIZE = 224
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build a network. Nothing is ever downloaded.
+
+    Args:
+        name: a timm model (``resnet18``), ours included (``cifar_resnet20``), or a classification
+            model of torchvision (``torchvision/resnet18``).
+        num_classes: number of classes; by default what the network comes with.
+        weights: a state dict to load, strictly; see `gpd_cli.models.weights`.
+        model_args: further arguments of the constructor.
+
+    Raises:
+        ModelError: when the name is unknown or the arguments do not suit the network.
+        WeightsError: when the weights cannot be read or do not fit.
+    """
+    args = dict(model_args or {})
+    given = next((key for key in _LOADS_WEIGHTS if args.get(key)), None)
+    if given:
+        raise ModelError(
+            f"'{given}' is no model argument of {name} here, for nothing is downloaded: "
+            "give a file as the model's weights instead."
+        )
+    if num_classes is not None:
+        if args.get("num_classes", num_classes) != num_classes:
+            raise ModelError(
+                f"{name} is to have {num_classes} classes and, by its model arguments, "
+                f"{args['num_classes']}: leave one of the two out."
+            )
+        args["num_classes"] = num_classes
+    classes = args.get("num_classes", 1)
+    if not isinstance(classes, int) or classes < 1:
+        raise ModelError(f"{name} cannot have {classes!r} classes: give a whole number from 1 on.")
+    _check_name(name)
+    try:
+        model = _build(name, args)
+    except Exception as error:  # constructors raise anything at arguments they do not expect
+        reason = " ".join(str(error).split()).rstrip(".!") or type(error).__name__
+        settings = ", ".join(f"{key}={value!r}" for key, value in args.items())
+        raise ModelError(f"Cannot build {name}({settings}): {reason}.") from error
+    if weights is not None:
+        without_heads = getattr(model, "aux_logits", None) is False
+        load_weights(model, weights, name=name, ignore=_AUXILIARY_HEADS if without_heads else ())
+    return model
+
+
+def input_shape(
+    model: nn.Module, name: str, model_args: Mapping[str, Any] | None = None
+) -> tuple[int, int, int]:
+    """The shape ``(C, H, W)`` of the images a network was made for.
+
+    Args:
+        model: what `create_model` built.
+        name: the name it was built by.
+        model_args: the arguments it was built with; an image size or a number of channels among
+            them goes before what the network comes with.
+    """
+    args = model_args or {}
+    if name.startswith(_TORCHVISION):
+        side = _TORCHVISION_SIZES.get(name.removeprefix(_TORCHVISION), _DEFAULT_SIZE)
+        # Their transformers take a size: ViT as image_size, MaxViT as input_size.
+        size = args.get("image_size") or args.get("input_size") or side
+        return _first_channels(model), *_pair(size)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    channels, *size = config.get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE)
+    if get_pretrained_cfg(config.get("architecture", "")) is None:
+        # A user's own network, registered without a configuration. Elsewhere the first convolution
+        # is no guide: some stems fold pixels into channels before it, some have none.
+        channels = _first_channels(model, channels)
+    return args.get("in_chans") or channels, *_pair(args.get("img_size") or size)
+
+
+def count_classes(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """How many classes a network tells apart.
+
+    Args:
+        model: a classifier; its modes and statistics stay as they are.
+        shape: of its images, ``(C, H, W)``.
+
+    Raises:
+        ModelError: when it has no classifier, or its output is not logits ``[B, classes]``.
+    """
+    known = getattr(model, "num_classes", None)
+    if known == 0:
+        raise ModelError(f"{type(model).__name__} comes without a classifier: set num_classes.")
+    if isinstance(known, int):
+        return known
+    logits = _probe(model, shape)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(
+            f"{type(model).__name__} is no image classifier: its output should be logits of shape "
+            f"[batch, classes], but is {got}."
+        )
+    return logits.shape[1]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What it takes to build a network again; travels in checkpoints.
+
+    Args:
+        name: as for `create_model`.
+        num_classes: number of classes; None for what the network comes with.
+        model_args: further arguments of the constructor, of plain JSON values (tuples become
+            lists).
+
+    Raises:
+        ModelError: when an argument is no plain value.
+    """
+
+    name: str
+    num_classes: int | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            # At once, so that a network is built from what is later read back.
+            plain = json.loads(json.dumps(dict(self.model_args), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"The model arguments of {self.name} must be numbers, strings, true, false, null, "
+                f"lists or mappings of these: {error}."
+            ) from error
+        object.__setattr__(self, "model_args", plain)
+
+    def build(self, weights: str | Path | None = None) -> nn.Module:
+        """Build the network; raises as `create_model` does."""
+        return create_model(
+            self.name, num_classes=self.num_classes, weights=weights, model_args=self.model_args
+        )
+
+    def resolve(self, model: nn.Module) -> ModelSpec:
+        """The same with the number of classes of the network that was built from it."""
+        shape = input_shape(model, self.name, self.model_args)
+        return replace(self, num_classes=count_classes(model, shape))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "name": self.name,
+            "num_classes": self.num_classes,
+            "model_args": json.loads(json.dumps(self.model_args)),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ModelError: when a value is missing, unknown or of another type.
+        """
+        try:
+            spec = cls(**values)
+        except TypeError as error:
+            raise ModelError(f"This is no description of a model ({error}): {values!r}.") from error
+        classes = spec.num_classes
+        if not isinstance(spec.name, str) or not isinstance(classes, int | None):
+            raise ModelError(f"This is no description of a model: {values!r}.")
+        return spec
+
+
+def _build(name: str, args: dict[str, Any]) -> nn.Module:
+    if not name.startswith(_TORCHVISION):
+        return timm.create_model(name, **args)
+    architecture = name.removeprefix(_TORCHVISION)
+    defaults = {"weights": None, **_TORCHVISION_ARGS.get(architecture, {})}
+    return torchvision.models.get_model(architecture, **{**defaults, **args})
+
+
+def _check_name(name: str) -> None:
+    """Raise a ModelError for a name that neither library knows."""
+    theirs = [_TORCHVISION + known for known in list_models(module=torchvision.models)]
+    if name in theirs or timm.is_model(name):
+        return
+    if ":" in name:
+        raise ModelError(
+            f"'{name}' names a place, not a network: give a name of timm.list_models() and the "
+            "file as the model's weights."
+        )
+    # What follows a slash is compared as well: timm/resnet18 is resnet18.
+    known = theirs if name.startswith(_TORCHVISION) else [*timm.list_models(), *theirs]
+    close = difflib.get_close_matches(name.rpartition("/")[2], known, n=2)
+    close += difflib.get_close_matches(name, known, n=3)
+    hint = f" (did you mean {' or '.join(list(dict.fromkeys(close))[:3])}?)" if close else ""
+    raise ModelError(
+        f"Unknown model '{name}'{hint}: timm.list_models() lists timm's names, "
+        f"torchvision.models.list_models() those to write after '{_TORCHVISION}'."
+    )
+
+
+def _first_channels(model: nn.Module, default: int = 3) -> int:
+    """Input channels of the first convolution."""
+    convolutions = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    return next(convolutions, default)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def _probe(model: nn.Module, shape: tuple[int, int, int]) -> Any:
+    """The output for two black images, in eval mode; the model is left as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    like = next(model.parameters(), torch.zeros(0))
+    try:
+        with torch.no_grad():
+            return model.eval()(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".!")
+        raise ModelError(
+            f"{type(model).__name__} cannot take images of shape {list(shape)}: {reason}."
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,68 @@
+"""The Trainer whose methods are the subcommands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from gpd_cli.checkpoint import Weights
+from gpd_cli.commands.expand import expand_command
+from gpd_cli.commands.extract import Which, extract_command
+from gpd_cli.commands.predictions import write_predictions
+from gpd_cli.files import check_writable
+
+
+class GpdTrainer(Trainer):
+    """Lightning's Trainer, with `expand` and `extract` beside `fit`, `validate` and `test`."""
+
+    def predict(  # type: ignore[override]
+        self,
+        model: LightningModule | None = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        output: Path = Path("predictions.csv"),
+    ) -> Any:
+        """Write the predictions of student and dynamic teacher for the test images.
+
+        Args:
+            model: the module.
+            datamodule: the data.
+            ckpt_path: a checkpoint of fit.
+            output: the table to write (.csv): per image its label, and each network's class and
+                probability.
+        """
+        check_writable(output)
+        batches = super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        if self.is_global_zero and batches:
+            rows = cast(list[dict[str, torch.Tensor]], batches)
+            write_predictions(output, rows, getattr(datamodule, "class_names", None))
+            print(f"Predictions written to {output}")
+        return batches
+
+    @staticmethod
+    def expand(output: Path, **model: Any) -> None:
+        """Inflate a student into a dynamic teacher that computes the same function.
+
+        Args:
+            output: the file to write (.safetensors).
+            **model: the student and how to expand it.
+        """
+        expand_command(output, **model)
+
+    @staticmethod
+    def extract(
+        ckpt_path: Path, output: Path, which: Which = "student", weights: Weights = "ema"
+    ) -> None:
+        """Cut the trained student out of a checkpoint, for deployment.
+
+        Args:
+            ckpt_path: a checkpoint of fit (best.ckpt, last.ckpt) or a file of expand.
+            output: where to write: a state dict (.safetensors, .pth, .pt), or a program that needs
+                no source code (.pt2 of torch.export, .onnx).
+            which: the student, or the merged wide teacher.
+            weights: averaged weights where the run kept them (ema), or the trained ones (raw).
+        """
+        extract_command(ckpt_path, output, which, weights)

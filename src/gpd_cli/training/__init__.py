@@ -1,0 +1,1 @@
+"""Training: the LightningModule, its objective, optimizers, metrics and callbacks."""

@@ -1,0 +1,97 @@
+"""Callbacks that every run has: checkpoints, the gap over epochs, and what the terminal shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+
+from gpd_cli.training.plot import plot_gap
+
+_SHOWN = ("student_top1", "teacher_top1", "gap")
+
+
+def default_callbacks(watched: bool) -> list[Callback]:
+    """Checkpoints, gap plot and display.
+
+    Args:
+        watched: whether a person looks at the terminal, and wants a live bar.
+    """
+    return [BestAndLast(), GapHistory(), GapProgressBar() if watched else EpochLines()]
+
+
+class BestAndLast(ModelCheckpoint):
+    """Keep ``best.ckpt``, by the student's validation accuracy, and ``last.ckpt``."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            monitor="val/student_top1",
+            mode="max",
+            filename="best",
+            save_last=True,
+            enable_version_counter=False,
+        )
+
+
+class GapHistory(Callback):
+    """Remember accuracies and gap by epoch, across resumptions, and plot them after `fit`."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[int, dict[str, float]] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take this epoch's values."""
+        self.epochs[trainer.current_epoch] = {
+            f"{stage}/{name}": float(value)
+            for stage in ("train", "val")
+            for name in _SHOWN
+            if (value := trainer.callback_metrics.get(f"{stage}/{name}")) is not None
+        }
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``gap.png`` beside ``metrics.csv``."""
+        if trainer.is_global_zero and trainer.log_dir and self.epochs:
+            plot_gap(self.epochs, Path(trainer.log_dir) / "gap.png")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, for the checkpoint."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the history of the run that is resumed."""
+        self.epochs = dict(state_dict["epochs"])
+
+
+class GapProgressBar(RichProgressBar):
+    """A live bar that shows the running accuracies of student and teacher, and the gap."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=True)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Everything but the version number."""
+        items = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        return items
+
+
+class EpochLines(Callback):
+    """A line per epoch where nobody watches a bar: in a file, or on a cluster."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the epoch's accuracies."""
+        if not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        for stage in ("train", "val"):
+            values = [
+                f"{name.removesuffix('_top1')} {float(metrics[key]):.2f}"
+                for name in _SHOWN
+                if (key := f"{stage}/{name}") in metrics
+            ]
+            if values:
+                parts.append(f"{stage}: {', '.join(values)}")
+        print("  ".join(parts), flush=True)

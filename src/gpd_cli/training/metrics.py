@@ -1,0 +1,57 @@
+"""Top-1 and top-5 accuracy of each network, and the gap between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+
+class Scores(nn.Module):
+    """Accuracies in percent over the batches seen so far.
+
+    Args:
+        networks: names of the networks that are scored: ``student``, and maybe ``teacher``.
+        num_classes: number of classes; top-5 is left out below five.
+    """
+
+    def __init__(self, networks: Sequence[str], num_classes: int) -> None:
+        super().__init__()
+        ranks = [k for k in (1, 5) if k < num_classes or k == 1]
+        self.metrics = nn.ModuleDict(
+            {
+                f"{network}_top{k}": MulticlassAccuracy(
+                    num_classes, top_k=k, average="micro", validate_args=False
+                )
+                for network in networks
+                for k in ranks
+            }
+        )
+
+    def update(self, logits: Mapping[str, Tensor], labels: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            logits: per network, ``[B, C]``.
+            labels: class numbers, ``[B]``, or soft labels, ``[B, C]``, of which the largest counts.
+        """
+        classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
+        for name, metric in self._items():
+            metric.update(logits[name.rpartition("_")[0]], classes)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Percent by name; ``gap`` is teacher's minus student's top-1, in points."""
+        scores = {name: 100 * metric.compute() for name, metric in self._items()}
+        if "teacher_top1" in scores:
+            scores["gap"] = scores["teacher_top1"] - scores["student_top1"]
+        return scores
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        for _, metric in self._items():
+            metric.reset()
+
+    def _items(self) -> list[tuple[str, MulticlassAccuracy]]:
+        return [(name, cast(MulticlassAccuracy, metric)) for name, metric in self.metrics.items()]

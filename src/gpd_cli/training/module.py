@@ -1,0 +1,333 @@
+"""The LightningModule: student and dynamic teacher trained together on shared weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from gpd_cli.checkpoint import describe_run
+from gpd_cli.errors import DataError, ModelError, TrainingError
+from gpd_cli.expansion import DEFAULT_NOISE, Certificate, Pair, expand_with_certificate
+from gpd_cli.losses import make_method
+from gpd_cli.models import ModelSpec, count_classes, input_shape
+from gpd_cli.training.metrics import Scores
+from gpd_cli.training.networks import Alone, StaticTeacher
+from gpd_cli.training.objective import Objective
+from gpd_cli.training.optimizers import (
+    OptimizerSettings,
+    make_optimizer,
+    make_scheduler,
+    undecayed,
+)
+
+_LIVE = 0.95  # memory of the running accuracies in the progress bar
+_PROBE_BATCH = 2
+_CHECK_EVERY = 50  # steps between looks at whether the loss is finite
+
+
+class GapPreservingDistillation(LightningModule):
+    """Train a student jointly with a dynamic teacher grown out of it (Guo et al., ICLR 2025).
+
+    With ``ratio`` 1 and ``branches`` 1 there is no dynamic teacher, and this is plain training.
+
+    Args:
+        student: the network to train: a timm model (resnet18), a torchvision classification model
+            (torchvision/resnet18), or one of ours (cifar_resnet20).
+        student_weights: a timm or torchvision state dict to start from (.pth, .pt, .safetensors),
+            for fine-tuning; by default the student starts from scratch.
+        student_args: further arguments of the student's constructor.
+        num_classes: number of classes; by default the student's own.
+        ratio: how many times as wide the dynamic teacher is.
+        branches: branches per kernel of 3 x 3 and larger, the kernel itself included: the first so
+            many of the paper's six, or a list of names.
+        noise: size of the zero-sum noise that lets copies diverge, relative to each weight's
+            deviation; it changes no output.
+        static_teacher: a frozen network to distil from, named like the student; by default none.
+        static_teacher_weights: its state dict.
+        static_teacher_args: further arguments of its constructor.
+        method: how to distil from the static teacher: kd or dkd.
+        method_args: settings of the method, such as {temperature: 4.0}.
+        static_weight: weight of the static teacher's terms.
+        gap_weight: lambda, the weight of what the student learns from the dynamic teacher.
+        gap_smoothing: share of the uniform distribution in the dynamic teacher's targets.
+        label_smoothing: smoothing of the labels in the cross-entropy terms.
+        optimizer: optimizer and schedule.
+    """
+
+    def __init__(
+        self,
+        student: str,
+        student_weights: str | None = None,
+        student_args: dict[str, Any] | None = None,
+        num_classes: int | None = None,
+        ratio: float = 2.0,
+        branches: int | list[str] = 6,
+        noise: float = DEFAULT_NOISE,
+        static_teacher: str | None = None,
+        static_teacher_weights: str | None = None,
+        static_teacher_args: dict[str, Any] | None = None,
+        method: Literal["kd", "dkd"] = "kd",
+        method_args: dict[str, Any] | None = None,
+        static_weight: float = 1.0,
+        gap_weight: float = 3.0,
+        gap_smoothing: float = 0.1,
+        label_smoothing: float = 0.0,
+        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer"])
+        # Plain values only: checkpoints are loaded with weights_only=True.
+        self.hparams["optimizer"] = asdict(optimizer)
+        self.settings = optimizer
+        spec = ModelSpec(student, num_classes, student_args or {})
+        network = spec.build(student_weights)
+        shape = input_shape(network, spec.name, spec.model_args)
+        self.num_classes = count_classes(network, shape)
+        self.spec = replace(spec, num_classes=self.num_classes)
+        self.image_shape = shape
+        self.certificate: Certificate | None = None
+        self.network: Pair | Alone
+        if ratio == 1 and branches in (1, ["kxk"]):
+            self.network = Alone(network)
+        else:
+            sample = torch.zeros(_PROBE_BATCH, *shape)
+            self.network, self.certificate = expand_with_certificate(
+                network,
+                sample=sample,
+                ratio=ratio,
+                branches=branches,
+                noise=noise,
+                generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
+            )
+        self.static_teacher = _load_static_teacher(
+            static_teacher, static_teacher_weights, static_teacher_args, self.num_classes
+        )
+        self.objective = Objective(
+            gap_weight=gap_weight,
+            gap_smoothing=gap_smoothing,
+            static_weight=static_weight,
+            method=make_method(method, method_args) if static_teacher else None,
+            label_smoothing=label_smoothing,
+        )
+        networks = ("student", "teacher") if isinstance(self.network, Pair) else ("student",)
+        self.train_scores = Scores(networks, self.num_classes)
+        self.val_scores = Scores(networks, self.num_classes)
+        self.test_scores = Scores(networks, self.num_classes)
+        self._live: dict[str, Tensor] = {}
+        self._finite: Tensor | None = None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The logits of student and dynamic teacher (None without one), ``[B, C]`` each."""
+        student, teacher = self.network(images)
+        return student, teacher
+
+    def setup(self, stage: str) -> None:
+        """Catch data that does not fit the student before the first step.
+
+        Raises:
+            DataError: when the numbers of classes or image channels differ.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        classes = getattr(data, "num_classes", None)
+        if classes is not None and classes != self.num_classes:
+            raise DataError(
+                f"The data has {classes} classes but {self.spec.name} has {self.num_classes} "
+                f"outputs; set --model.num_classes {classes}."
+            )
+        shape = getattr(data, "image_shape", None)
+        if shape is None:
+            return
+        if shape[0] != self.image_shape[0]:
+            raise DataError(
+                f"The images have {shape[0]} channels but {self.spec.name} takes "
+                f"{self.image_shape[0]}; build it for {shape[0]} (timm models: --model.student_args "
+                f"'{{in_chans: {shape[0]}}}') or set --data.in_chans {self.image_shape[0]}."
+            )
+        self.image_shape = shape
+
+    def on_fit_start(self) -> None:
+        """Train mode for both networks: Lightning keeps whatever mode it finds."""
+        self.train()
+        rank_zero_info(self._summary())
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """One joint step: both networks' losses, summed for one backward pass."""
+        images, labels = batch
+        student, teacher = self(images)
+        static = None if self.static_teacher is None else self.static_teacher(images)
+        terms = self.objective.terms(student, teacher, static, labels)
+        loss = torch.stack(list(terms.values())).sum()
+        self._watch(loss.detach(), batch_idx)
+        self._log_batch("train", student, teacher, terms, loss, labels)
+        self._log_live(student.detach(), teacher, labels)
+        if self.trainer.is_last_batch:
+            # Here rather than at the epoch's end, so that callbacks find them there.
+            self._log_scores("train")
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Score both networks on validation images."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Score both networks on test images."""
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Class probabilities of student and dynamic teacher, ``[B, C]`` each."""
+        student, teacher = self(batch[0])
+        logits = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+        return {name: value.float().softmax(dim=1).cpu() for name, value in logits.items()}
+
+    def on_train_epoch_start(self) -> None:
+        """Count the epoch's accuracies from zero."""
+        self.train_scores.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        """Stop before a checkpoint of broken weights is written."""
+        self._check_finite()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracies and the gap."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log accuracies and the gap."""
+        self._log_scores("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put everything into the checkpoint that extraction needs: architecture and plan."""
+        checkpoint["gpd"] = describe_run(
+            self.network, self.spec, self.image_shape, self.hparams["branches"]
+        )
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule from timm."""
+        trained = self.network
+        no_decay = (
+            undecayed(trained.teacher, "teacher.")
+            if isinstance(trained, Pair)
+            else undecayed(trained.network, "network.")
+        )
+        optimizer = make_optimizer(self.network, self.settings, no_decay)
+        updates = self.trainer.estimated_stepping_batches
+        epochs = self.trainer.max_epochs or 1
+        if updates == float("inf") or epochs < 1:
+            return optimizer
+        scheduler = make_scheduler(
+            optimizer,
+            self.settings,
+            epochs=epochs,
+            updates_per_epoch=max(1, int(updates) // epochs),
+        )
+        if scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Schedules of timm are functions of the number of updates."""
+        scheduler.step_update(self.trainer.global_step)
+
+    def _summary(self) -> str:
+        student = sum(p.numel() for p in self.network.extract().parameters())
+        text = f"{self.spec.name}: {student:,} parameters"
+        if self.certificate is None:
+            return f"{text}, trained alone"
+        trained = sum(p.numel() for p in self.network.parameters())
+        return (
+            f"{text}; with its dynamic teacher {trained:,}; their logits differ by "
+            f"{self.certificate.difference:.0e} (relative, float64) at the start"
+        )
+
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        student, teacher = self(images)
+        terms = self.objective.terms(student, teacher, None, labels)
+        ce = {name: term for name, term in terms.items() if name.endswith("_ce")}
+        self._log_batch(stage, student, teacher, ce, None, labels)
+
+    def _log_batch(
+        self,
+        stage: str,
+        student: Tensor,
+        teacher: Tensor | None,
+        terms: dict[str, Tensor],
+        loss: Tensor | None,
+        labels: Tensor,
+    ) -> None:
+        losses = {f"{stage}/loss_{name}": term.detach() for name, term in terms.items()}
+        if loss is not None:
+            losses[f"{stage}/loss"] = loss.detach()
+        self.log_dict(losses, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(student))
+        logits = {"student": student.detach()}
+        if teacher is not None:
+            logits["teacher"] = teacher.detach()
+        self._scores(stage).update(logits, labels)
+
+    def _scores(self, stage: str) -> Scores:
+        return {"train": self.train_scores, "val": self.val_scores, "test": self.test_scores}[stage]
+
+    def _log_scores(self, stage: str) -> None:
+        scores = self._scores(stage)
+        values = {f"{stage}/{name}": value for name, value in scores.compute().items()}
+        self.log_dict(values, on_step=False, on_epoch=True)
+        scores.reset()
+
+    def _log_live(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> None:
+        """Running accuracies for the progress bar; no synchronization, no part of the log."""
+        classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
+        now = {"student": (student.argmax(dim=1) == classes).float().mean()}
+        if teacher is not None:
+            now["teacher"] = (teacher.detach().argmax(dim=1) == classes).float().mean()
+        for name, value in now.items():
+            last = self._live.get(name, value)
+            self._live[name] = last * _LIVE + value * (1 - _LIVE)
+        bar = {name: 100 * value for name, value in self._live.items()}
+        if teacher is not None:
+            bar["gap"] = bar["teacher"] - bar["student"]
+        self.log_dict(bar, prog_bar=True, logger=False)
+
+    def _watch(self, loss: Tensor, batch_idx: int) -> None:
+        """Note a loss that is not finite, at the price of a synchronization now and then."""
+        finite = torch.isfinite(loss)
+        self._finite = finite if self._finite is None else self._finite & finite
+        if batch_idx % _CHECK_EVERY == 0:
+            self._check_finite()
+
+    def _check_finite(self) -> None:
+        if self._finite is not None and not bool(self._finite):
+            raise TrainingError(
+                f"The loss became NaN or infinite by step {self.trainer.global_step}; lower "
+                "--model.optimizer.lr, clip gradients with --trainer.gradient_clip_val 5, or train "
+                "in 32-bit precision (checkpoints of earlier epochs are kept)."
+            )
+
+
+def _load_static_teacher(
+    name: str | None, weights: str | Path | None, model_args: dict[str, Any] | None, classes: int
+) -> StaticTeacher | None:
+    if name is None:
+        if weights is not None:
+            raise ModelError(
+                "--model.static_teacher_weights needs the network they are for: add "
+                "--model.static_teacher NAME."
+            )
+        return None
+    network = ModelSpec(name, classes, model_args or {}).build(weights)
+    shape = input_shape(network, name, model_args or {})
+    found = count_classes(network, shape)
+    if found != classes:
+        raise ModelError(
+            f"The static teacher {name} has {found} classes but the student has {classes}; give "
+            "a static teacher trained on the same classes."
+        )
+    return StaticTeacher(network)

@@ -1,0 +1,52 @@
+"""The networks of a run besides the pair: a student on its own, and a frozen teacher."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+class Alone(nn.Module):
+    """A student without a dynamic teacher: plain training, with the interface of `Pair`."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.network = student
+
+    def forward(self, images: Tensor) -> tuple[Tensor, None]:
+        """The student's logits, ``[B, C]``, and None for those of a dynamic teacher."""
+        return self.network(images), None
+
+    def student(self, images: Tensor) -> Tensor:
+        """The student's logits, ``[B, C]``."""
+        return cast(Tensor, self.network(images))
+
+    def extract(self) -> nn.Module:
+        """A copy of the student."""
+        return copy.deepcopy(self.network)
+
+
+class StaticTeacher:
+    """A frozen network, always in eval mode.
+
+    It is no module on purpose: so it stays out of checkpoints, weight averages, optimizers and
+    what DDP broadcasts, and nobody can put it into train mode.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The teacher's logits, ``[B, C]``, without gradient."""
+        weight = next(self.network.parameters())
+        if weight.device != images.device or weight.dtype != images.dtype:
+            self.network.to(images.device, images.dtype)
+        with torch.no_grad():
+            return cast(Tensor, self.network(images))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StaticTeacher:
+        # Lightning's weight averaging copies the module that holds it.
+        return self

@@ -1,0 +1,116 @@
+"""Optimizers and schedules from timm's factories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from gpd_cli.errors import GpdError
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Optimizer and schedule.
+
+    Args:
+        opt: any optimizer of timm (`timm.optim.list_optimizers()`): sgd, adamw, lamb, ...
+        lr: learning rate after warm-up.
+        weight_decay: weight decay of kernels and matrices.
+        momentum: momentum, for optimizers that have one.
+        decay_all: decay norms, biases and branch gates as well (the paper's CNN recipe does).
+        opt_args: further arguments of the optimizer.
+        sched: any schedule of timm: cosine, multistep, step, poly, constant, ...
+        warmup_epochs: epochs of linear warm-up, fractions allowed.
+        warmup_lr: learning rate that the warm-up starts from.
+        min_lr: learning rate that the schedule ends at.
+        sched_args: further arguments of the schedule, such as decay_milestones and decay_rate.
+    """
+
+    opt: str = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    decay_all: bool = False
+    opt_args: dict[str, Any] = field(default_factory=dict)
+    sched: str = "cosine"
+    warmup_epochs: float = 0.0
+    warmup_lr: float = 1e-5
+    min_lr: float = 0.0
+    sched_args: dict[str, Any] = field(default_factory=dict)
+
+
+def make_optimizer(
+    network: nn.Module, settings: OptimizerSettings, no_decay: set[str]
+) -> Optimizer:
+    """Make the optimizer of a network.
+
+    Args:
+        network: what to train.
+        settings: see there.
+        no_decay: further parameter names without weight decay (timm models list theirs).
+
+    Raises:
+        GpdError: when timm does not know the optimizer, or it does not take its arguments.
+    """
+    decay = settings.weight_decay
+    if settings.decay_all:
+        groups: Any = [{"params": list(network.parameters()), "weight_decay": decay}]
+    else:
+        # Norms, biases and gates have one axis.
+        groups = param_groups_weight_decay(network, decay, no_weight_decay_list=no_decay)
+    try:
+        return create_optimizer_v2(
+            groups,
+            opt=settings.opt,
+            lr=settings.lr,
+            weight_decay=decay,
+            momentum=settings.momentum,
+            **settings.opt_args,
+        )
+    except (AssertionError, TypeError, ValueError) as error:
+        raise GpdError(f"Optimizer '{settings.opt}' cannot be made: {error}") from error
+
+
+def make_scheduler(
+    optimizer: Optimizer, settings: OptimizerSettings, *, epochs: int, updates_per_epoch: int
+) -> Scheduler | None:
+    """Make the schedule, counted in updates.
+
+    Args:
+        optimizer: whose learning rate to set.
+        settings: see there.
+        epochs: length of the run.
+        updates_per_epoch: optimizer steps per epoch.
+
+    Raises:
+        GpdError: when timm does not know the schedule, or it does not take its arguments.
+    """
+    warmup_updates = round(settings.warmup_epochs * updates_per_epoch)
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=settings.sched,
+            num_epochs=epochs,
+            # timm multiplies by the updates again, and takes fractions in spite of its types.
+            warmup_epochs=warmup_updates / updates_per_epoch,  # type: ignore[arg-type]
+            warmup_lr=settings.warmup_lr,
+            min_lr=settings.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=updates_per_epoch,
+            **settings.sched_args,
+        )
+    except (AssertionError, TypeError, ValueError) as error:
+        raise GpdError(f"Schedule '{settings.sched}' cannot be made: {error}") from error
+    return scheduler
+
+
+def undecayed(student: nn.Module, prefix: str) -> set[str]:
+    """Names of parameters that a timm model wants without weight decay, below a prefix."""
+    names = getattr(student, "no_weight_decay", None)
+    return {f"{prefix}{name}" for name in names()} if callable(names) else set()

@@ -1,0 +1,53 @@
+"""The picture of a run: accuracy of student and teacher, and the gap, over epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from gpd_cli.files import atomic_path
+
+_COLOURS = {"student": "tab:blue", "teacher": "tab:orange"}
+
+
+def plot_gap(epochs: Mapping[int, Mapping[str, float]], path: Path) -> None:
+    """Draw accuracies above and the gap below.
+
+    Args:
+        epochs: per epoch, values named like ``val/student_top1`` and ``val/gap``, in percent.
+        path: the PNG file to write.
+    """
+    # No pyplot: a figure of its own needs no display and leaves no global state.
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    accuracy, gap = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    for stage, style in (("train", "--"), ("val", "-")):
+        for network, colour in _COLOURS.items():
+            _line(accuracy, epochs, f"{stage}/{network}_top1", f"{network}, {stage}", style, colour)
+        _line(gap, epochs, f"{stage}/gap", stage, style, "tab:green")
+    accuracy.set_ylabel("top-1 accuracy (%)")
+    gap.set_ylabel("gap (points)")
+    gap.axhline(0, color="grey", linewidth=0.8)
+    gap.set_xlabel("epoch")
+    for axes in (accuracy, gap):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def _line(
+    axes: object,
+    epochs: Mapping[int, Mapping[str, float]],
+    key: str,
+    label: str,
+    style: str,
+    colour: str,
+) -> None:
+    points = [(epoch + 1, values[key]) for epoch, values in sorted(epochs.items()) if key in values]
+    if points:
+        axes.plot(*zip(*points, strict=True), style, color=colour, label=label)  # type: ignore[attr-defined]
