@@ -6,9 +6,12 @@ python bench/step.py [--student resnet18 --size 64 --batch 16 --branches 1 --rou
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does, before torch is imported
 
 import torch
 import torch.nn.functional as F

@@ -21,7 +21,7 @@ def digits() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     data = load_digits()
     labels = torch.tensor(data.target)
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
-    images = F.interpolate(images, size=(32, 32), mode="bilinear", antialias=True)
+    images = F.interpolate(images, size=(16, 16), mode="bilinear", antialias=True)
     images = (images - 0.5) / 0.5
     rest, test = train_test_split(
         range(len(labels)), test_size=0.2, stratify=data.target, random_state=0

@@ -67,9 +67,7 @@ def best_epoch(metrics: Path) -> dict[str, float]:
     return {name: float(best[f"val/{name}_top1"]) for name in ("student", "teacher")}
 
 
-def report(
-    scores: dict[str, dict[str, float]], logged: dict[str, float], student: Path
-) -> None:
+def report(scores: dict[str, dict[str, float]], logged: dict[str, float], student: Path) -> None:
     """Print the comparison; fail if the extracted file does not score what the log said."""
     print("\naccuracy (%) of the extracted files, plain PyTorch   validation     test")
     titles = {
@@ -85,7 +83,9 @@ def report(
     for name in ("student", "teacher"):
         same = abs(scores[name]["validation"] - logged[name]) < 1e-4
         sign = "=" if same else "is NOT"
-        print(f"{name}: extracted {scores[name]['validation']:.4f} {sign} logged {logged[name]:.4f}")
+        print(
+            f"{name}: extracted {scores[name]['validation']:.4f} {sign} logged {logged[name]:.4f}"
+        )
         if not same:
             sys.exit(1)
     print(f"\nThe deployable student is {student}; the gap over epochs is runs/demo/gpd/gap.png.")

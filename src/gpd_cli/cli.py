@@ -83,6 +83,16 @@ class GpdCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint's settings never override what the user asked for."""
 
+    def before_instantiate_classes(self) -> None:
+        """A run that is resumed takes its weights from the checkpoint, not from the first file."""
+        config = self.config.get(self.subcommand)
+        if self.subcommand == "fit" and config.get("ckpt_path"):
+            config.model.student_weights = None
+
+    def _set_seed(self) -> None:
+        if self.subcommand != "extract":  # which draws nothing
+            super()._set_seed()
+
     def instantiate_classes(self) -> None:
         """Make model, data and trainer for the commands that have them."""
         if self.subcommand not in STANDALONE:
@@ -97,7 +107,7 @@ class GpdCLI(LightningCLI):
             # A configuration of fit is welcome; what expansion does not need of it is left out.
             wanted = inspect.signature(expand_command).parameters
             model = {k: v for k, v in config.model.as_dict().items() if k in wanted}
-            GpdTrainer.expand(Path(config.output), **model)
+            GpdTrainer.expand(Path(config.output), model)
             return
         names = self._subcommand_method_arguments[subcommand]
         GpdTrainer.extract(**{name: config[name] for name in names})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,12 +44,12 @@ class GpdTrainer(Trainer):
         return batches
 
     @staticmethod
-    def expand(output: Path, **model: Any) -> None:
+    def expand(output: Path, model: Mapping[str, Any]) -> None:
         """Inflate a student into a dynamic teacher that computes the same function.
 
         Args:
             output: the file to write (.safetensors).
-            **model: the student and how to expand it.
+            model: the student and how to expand it, see `expand_command`.
         """
         expand_command(output, **model)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -18,13 +18,7 @@ from gpd_cli.data.transforms import Interpolation, Preprocessing
 from gpd_cli.errors import DataError
 
 _WHERE_PRESENT = "validation"
-
-
-class _Part(NamedTuple):
-    """Some of a split's images, or with None all of them."""
-
-    source: Source
-    indices: Indices | None = None
+_Part = tuple[Source, Indices | None]  # some of a split's images, or all
 
 
 class ImageData(LightningDataModule):
@@ -73,7 +67,7 @@ class ImageData(LightningDataModule):
         cutmix: strength (alpha) of CutMix; with both, each batch gets one of the two.
         batch_size: images per batch and process.
         num_workers: processes that load images, per process (digits need none).
-        seed: what the choice of held-out images depends on, and nothing else.
+        seed: the choice of held-out images depends on this seed and on nothing else.
     """
 
     def __init__(
@@ -109,17 +103,17 @@ class ImageData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # config.yaml has them; `ratio` is the model's
         _check_ranges(val_fraction, batch_size, num_workers, mixing=mixup > 0 or cutmix > 0)
         self.spec = DataSpec(
             dataset=dataset,
             root=root,
             input_key=input_key,
             target_key=target_key,
+            classes=classes,
             download=download,
             batch_size=batch_size,
             num_workers=num_workers,
-            seed=seed,
         )
         self.preprocessing = Preprocessing(
             image_size=image_size,
@@ -141,28 +135,12 @@ class ImageData(LightningDataModule):
     @property
     def class_names(self) -> list[str]:
         """The names of the classes, in the order of their numbers."""
-        named = self._train.class_names
-        return named or [str(number) for number in range(self.num_classes)]
+        return self._train.class_names
 
     @property
     def num_classes(self) -> int:
-        """The number of classes; opens the training split when that has not been done yet.
-
-        Raises:
-            DataError: when the data set names no classes or others than were asked for.
-        """
-        found, wanted = len(self._train.class_names), self.hparams["classes"]
-        if found and wanted not in (None, found):
-            raise DataError(
-                f"'{self.spec.dataset}' has {found} classes, not {wanted}; leave --data.classes "
-                "out."
-            )
-        if not (found or wanted):
-            raise DataError(
-                f"'{self.spec.dataset}' does not name its classes; set --data.classes to their "
-                "number."
-            )
-        return found or wanted
+        """The number of classes; opens the training split when that has not been done yet."""
+        return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -188,17 +166,13 @@ class ImageData(LightningDataModule):
         Raises:
             DataError: when a split is missing, or its classes are not those of training.
         """
-        _ = self.num_classes
-        if stage in ("fit", "validate"):
-            _ = self._fit_parts
-        else:
-            _ = self._test
+        _ = self._fit_parts if stage in ("fit", "validate") else self._test
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of images ``[B, C, H, W]`` and class numbers ``[B]``, shuffled."""
         part, _ = self._fit_parts
         images = self._images(part, training=True)
-        if part.source.streamed:
+        if self._train.streamed:
             return self._loader(images, drop_last=True)
         shards = getattr(self.trainer, "distributed_sampler_kwargs", None)
         # In one process too: its order is a function of seed and epoch, drawn from no global state.
@@ -218,11 +192,11 @@ class ImageData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Validation batches in fixed order; none at all when nothing is held out."""
         _, part = self._fit_parts
-        return [] if part is None else self._loader(self._images(part))
+        return [] if part is None else self._fixed_loader(part)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches in fixed order."""
-        return self._loader(self._images(self._test))
+        return self._fixed_loader(self._test)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Test batches, to write predictions for."""
@@ -233,8 +207,7 @@ class ImageData(LightningDataModule):
     ) -> tuple[Tensor, Tensor]:
         """Mix training images and labels; soft labels are ``[B, num_classes]``."""
         if self._mixing and self.trainer is not None and self.trainer.training:
-            images, labels = self._mix(*batch)
-            return images, labels
+            batch = self._mix(*batch)
         return batch
 
     @property
@@ -257,7 +230,7 @@ class ImageData(LightningDataModule):
 
     @cached_property
     def _test(self) -> _Part:
-        return _Part(self._checked(self.hparams["test_split"]))
+        return self._checked(self.hparams["test_split"]), None
 
     @cached_property
     def _fit_parts(self) -> tuple[_Part, _Part | None]:
@@ -265,18 +238,18 @@ class ImageData(LightningDataModule):
         split, fraction = self.hparams["val_split"], self.hparams["val_fraction"]
         if split is not None:
             try:
-                return _Part(self._train), _Part(self._checked(split))
+                return (self._train, None), (self._checked(split), None)
             except MissingSplitError:
                 if split != _WHERE_PRESENT:
                     raise
         if fraction == 0:
-            return _Part(self._train), None
+            return (self._train, None), None
         kept, held_out = hold_out(self._train.labels(), fraction, self.hparams["seed"])
         rank_zero_info(
             f"{len(held_out)} of the {len(kept) + len(held_out)} training images are held out for "
             "validation."
         )
-        return _Part(self._train, kept), _Part(self._train, held_out)
+        return (self._train, kept), (self._train, held_out)
 
     def _open(self, split: str, training: bool = False) -> Source:
         return self.spec.open(split, mode=self.preprocessing.mode, training=training)
@@ -287,21 +260,23 @@ class ImageData(LightningDataModule):
         names, trained = source.class_names, self._train.class_names
         if names == trained:
             return source
-        example = sorted(set(names) ^ set(trained))[0]
+        example = (sorted(set(names) ^ set(trained)) or names)[0]
         raise DataError(
             f"Split '{split}' has {len(names)} classes and '{self.hparams['train_split']}' has "
             f"{len(trained)}, and '{example}' is in one of them only; give both the same classes."
         )
 
     def _images(self, part: _Part, training: bool = False) -> Dataset[Any]:
-        return part.source.images(self.preprocessing, training, part.indices)
+        source, indices = part
+        return source.images(self.preprocessing, training, indices)
+
+    def _fixed_loader(self, part: _Part) -> DataLoader[Any]:
+        # With a generator of its own, evaluation leaves the global random state as it is.
+        return self._loader(self._images(part), generator=torch.Generator())
 
     def _loader(self, images: Dataset[Any], **options: Any) -> DataLoader[Any]:
         # Digits are in memory; processes would only cost time.
         workers = 0 if self.spec.is_digits else self.hparams["num_workers"]
-        if "drop_last" not in options:
-            # A generator of its own: evaluation leaves the global random state as it is.
-            options["generator"] = torch.Generator().manual_seed(self.hparams["seed"])
         strategy = getattr(self.trainer, "strategy", None)
         return DataLoader(
             images,

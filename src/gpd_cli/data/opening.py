@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.data import create_dataset
 
 from gpd_cli.data.digits import SPLITS
@@ -46,10 +47,10 @@ class DataSpec:
         root: the folder it is in.
         input_key: timm's name of the images' column.
         target_key: timm's name of the labels' column.
+        classes: number of classes, of a data set that does not name them.
         download: whether it may be downloaded.
         batch_size: for streams.
         num_workers: for streams.
-        seed: for streams.
 
     Raises:
         DataError: when the data set is unknown, needs a root, or a package that is not installed.
@@ -59,10 +60,10 @@ class DataSpec:
     root: str | None = None
     input_key: str | None = None
     target_key: str | None = None
+    classes: int | None = None
     download: bool = False
     batch_size: int = 1
     num_workers: int = 0
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.is_digits:
@@ -121,10 +122,29 @@ class DataSpec:
             mode: Pillow's name of the channels wanted, L or RGB.
             training: whether streams are shuffled.
 
+        Returns:
+            The split, its classes named, if only by their numbers.
+
         Raises:
             MissingSplitError: when the data set is there, but not the split.
-            DataError: when the data set is not there, or cannot be read.
+            DataError: when the data set is not there, cannot be read, names no classes or others
+                than were asked for.
         """
+        source = self._open(split, mode, training)
+        found = len(source.class_names)
+        if not (found or self.classes):
+            raise DataError(
+                f"'{self.dataset}' does not name its classes; set --data.classes to their number."
+            )
+        if found and self.classes not in (None, found):
+            raise DataError(
+                f"'{self.dataset}' has {found} classes, not {self.classes}; leave --data.classes "
+                "out."
+            )
+        source.class_names = source.class_names or [str(n) for n in range(self.classes or 0)]
+        return source
+
+    def _open(self, split: str, mode: str, training: bool) -> Source:
         if self.is_digits:
             name = next((name for name in _same(split) if name in SPLITS), None)
             if name is None:
@@ -173,7 +193,8 @@ class DataSpec:
                     is_training=training,
                     download=self.download,
                     batch_size=self.batch_size,
-                    seed=self.seed,
+                    # The order of streams, as all order, is the global seed's.
+                    seed=torch.initial_seed() % 2**32,
                     input_img_mode=mode,
                     **options,
                 )

@@ -76,7 +76,7 @@ class FileSource(Source):
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
         # timm's ImageDataset replaces unreadable images by others; its reader does not.
-        self.reader = getattr(dataset, "reader", None)
+        self.reader: Any = getattr(dataset, "reader", None)
         if self.reader is not None:
             found = getattr(self.reader, "class_to_idx", None) or {}
             self.class_names = [str(name) for name in sorted(found, key=found.__getitem__)]
@@ -106,7 +106,7 @@ class FileSource(Source):
         )
 
     def load(self, index: int, mode: str) -> tuple[Image.Image, int]:
-        """Read one image.
+        """Read one image and its label.
 
         Args:
             index: which.

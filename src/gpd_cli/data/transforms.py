@@ -107,19 +107,18 @@ class Preprocessing:
         if self.no_aug:
             return _compose(create_transform(is_training=True, no_aug=True, **shared))
         padded = self.crop_padding > 0
+        augmentations: dict[str, Any] = {
+            # A crop already made is taken whole.
+            "scale": (1.0, 1.0) if padded else self.scale,
+            "ratio": (1.0, 1.0) if padded else self.ratio,
+            "hflip": self.hflip,
+            "color_jitter": self.color_jitter or None,
+            "auto_augment": self.auto_augment,
+            "re_prob": self.re_prob,
+            "re_mode": "pixel",
+        }
         try:
-            augment = create_transform(
-                is_training=True,
-                # A crop already made is taken whole.
-                scale=(1.0, 1.0) if padded else self.scale,
-                ratio=(1.0, 1.0) if padded else self.ratio,
-                hflip=self.hflip,
-                color_jitter=self.color_jitter or None,
-                auto_augment=self.auto_augment,
-                re_prob=self.re_prob,
-                re_mode="pixel",
-                **shared,
-            )
+            augment = create_transform(is_training=True, **augmentations, **shared)
         except (AssertionError, KeyError, ValueError, IndexError) as error:
             raise DataError(
                 f"timm does not know the augmentation '{self.auto_augment}'; give "

@@ -146,7 +146,7 @@ class GapPreservingDistillation(LightningModule):
         if shape[0] != self.image_shape[0]:
             raise DataError(
                 f"The images have {shape[0]} channels but {self.spec.name} takes "
-                f"{self.image_shape[0]}; build it for {shape[0]} (timm models: --model.student_args "
+                f"{self.image_shape[0]}; build it for {shape[0]} (timm: --model.student_args "
                 f"'{{in_chans: {shape[0]}}}') or set --data.in_chans {self.image_shape[0]}."
             )
         self.image_shape = shape
