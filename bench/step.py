@@ -24,7 +24,7 @@ from gpd_cli.training.objective import Objective
 
 
 def main() -> None:
-    """Print the median time of each step and the ratio of the joint one to the sum of the others."""
+    """Print the median time of each step, and the joint one relative to both others."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--student", default="resnet18")
     parser.add_argument("--size", type=int, default=64, help="image side in pixels")

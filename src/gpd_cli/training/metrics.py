@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of each network, and the gap between them."""
+"""Accuracy of each network, and the gap between them."""
 
 from __future__ import annotations
 
@@ -55,3 +55,32 @@ class Scores(nn.Module):
 
     def _items(self) -> list[tuple[str, MulticlassAccuracy]]:
         return [(name, cast(MulticlassAccuracy, metric)) for name, metric in self.metrics.items()]
+
+
+class RunningAccuracy:
+    """Top-1 accuracy that forgets, for the progress bar: no synchronization, no part of the log."""
+
+    _MEMORY = 0.95
+
+    def __init__(self) -> None:
+        self._values: dict[str, Tensor] = {}
+
+    def update(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Take in a batch.
+
+        Args:
+            logits: per network, ``[B, C]``.
+            labels: class numbers, ``[B]``, or soft labels, ``[B, C]``, of which the largest counts.
+
+        Returns:
+            Percent by network, and the gap in points where there is a teacher.
+        """
+        classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
+        for name, value in logits.items():
+            now = 100 * (value.argmax(dim=1) == classes).float().mean()
+            last = self._values.get(name, now)
+            self._values[name] = self._MEMORY * last + (1 - self._MEMORY) * now
+        shown = dict(self._values)
+        if "teacher" in shown:
+            shown["gap"] = shown["teacher"] - shown["student"]
+        return shown

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpd_cli.checkpoint import describe_run
-from gpd_cli.errors import DataError, ModelError, TrainingError
-from gpd_cli.expansion import DEFAULT_NOISE, Certificate, Pair, expand_with_certificate
+from gpd_cli.errors import DataError
+from gpd_cli.expansion import (
+    DEFAULT_NOISE,
+    Certificate,
+    Pair,
+    expand_with_certificate,
+    merged_teacher,
+)
 from gpd_cli.losses import make_method
 from gpd_cli.models import ModelSpec, count_classes, input_shape
-from gpd_cli.training.metrics import Scores
-from gpd_cli.training.networks import Alone, StaticTeacher
+from gpd_cli.training.metrics import RunningAccuracy, Scores
+from gpd_cli.training.networks import Alone, load_static_teacher
 from gpd_cli.training.objective import Objective
 from gpd_cli.training.optimizers import (
     OptimizerSettings,
@@ -25,10 +31,9 @@ from gpd_cli.training.optimizers import (
     make_scheduler,
     undecayed,
 )
+from gpd_cli.training.watch import FiniteWatch
 
-_LIVE = 0.95  # memory of the running accuracies in the progress bar
 _PROBE_BATCH = 2
-_CHECK_EVERY = 50  # steps between looks at whether the loss is finite
 
 
 class GapPreservingDistillation(LightningModule):
@@ -105,7 +110,7 @@ class GapPreservingDistillation(LightningModule):
                 noise=noise,
                 generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
             )
-        self.static_teacher = _load_static_teacher(
+        self.static_teacher = load_static_teacher(
             static_teacher, static_teacher_weights, static_teacher_args, self.num_classes
         )
         self.objective = Objective(
@@ -119,8 +124,9 @@ class GapPreservingDistillation(LightningModule):
         self.train_scores = Scores(networks, self.num_classes)
         self.val_scores = Scores(networks, self.num_classes)
         self.test_scores = Scores(networks, self.num_classes)
-        self._live: dict[str, Tensor] = {}
-        self._finite: Tensor | None = None
+        self._live = RunningAccuracy()
+        self._plain: dict[str, nn.Module] = {}  # a dictionary, which Module does not look into
+        self._watch = FiniteWatch()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logits of student and dynamic teacher (None without one), ``[B, C]`` each."""
@@ -163,9 +169,13 @@ class GapPreservingDistillation(LightningModule):
         static = None if self.static_teacher is None else self.static_teacher(images)
         terms = self.objective.terms(student, teacher, static, labels)
         loss = torch.stack(list(terms.values())).sum()
-        self._watch(loss.detach(), batch_idx)
-        self._log_batch("train", student, teacher, terms, loss, labels)
-        self._log_live(student.detach(), teacher, labels)
+        self._watch.note(loss.detach(), self.trainer.global_step)
+        logits = {"student": student.detach()}
+        if teacher is not None:
+            logits["teacher"] = teacher.detach()
+        values = {name: term.detach() for name, term in terms.items()}
+        self._log_batch("train", logits, values | {"total": loss.detach()}, labels)
+        self.log_dict(self._live.update(logits, labels), prog_bar=True, logger=False)
         if self.trainer.is_last_batch:
             # Here rather than at the epoch's end, so that callbacks find them there.
             self._log_scores("train")
@@ -181,8 +191,7 @@ class GapPreservingDistillation(LightningModule):
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Class probabilities of student and dynamic teacher, ``[B, C]`` each."""
-        student, teacher = self(batch[0])
-        logits = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+        logits = self._plain_logits(batch[0])
         return {name: value.float().softmax(dim=1).cpu() for name, value in logits.items()}
 
     def on_train_epoch_start(self) -> None:
@@ -190,16 +199,31 @@ class GapPreservingDistillation(LightningModule):
         self.train_scores.reset()
 
     def on_validation_epoch_start(self) -> None:
-        """Stop before a checkpoint of broken weights is written."""
-        self._check_finite()
+        """Stop before a checkpoint of broken weights is written; cut the networks to score."""
+        self._watch.check(self.trainer.global_step)
+        self._cut()
+
+    def on_test_epoch_start(self) -> None:
+        """Cut the networks to score."""
+        self._cut()
+
+    def on_predict_epoch_start(self) -> None:
+        """Cut the networks to run."""
+        self._cut()
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracies and the gap."""
         self._log_scores("val")
+        self._plain = {}
 
     def on_test_epoch_end(self) -> None:
         """Log accuracies and the gap."""
         self._log_scores("test")
+        self._plain = {}
+
+    def on_predict_epoch_end(self) -> None:
+        """Drop what was cut."""
+        self._plain = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything into the checkpoint that extraction needs: architecture and plan."""
@@ -250,27 +274,28 @@ class GapPreservingDistillation(LightningModule):
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        student, teacher = self(images)
-        terms = self.objective.terms(student, teacher, None, labels)
-        ce = {name: term for name, term in terms.items() if name.endswith("_ce")}
-        self._log_batch(stage, student, teacher, ce, None, labels)
+        logits = self._plain_logits(images)
+        terms = {f"{name}_ce": F.cross_entropy(value, labels) for name, value in logits.items()}
+        self._log_batch(stage, logits, terms, labels)
+
+    def _cut(self) -> None:
+        """Take out the plain networks: what is scored is what is extracted, and merged once."""
+        self._plain = {"student": self.network.extract().eval()}
+        if isinstance(self.network, Pair):
+            self._plain["teacher"] = merged_teacher(self.network).eval()
+
+    def _plain_logits(self, images: Tensor) -> dict[str, Tensor]:
+        return {name: network(images) for name, network in self._plain.items()}
 
     def _log_batch(
         self,
         stage: str,
-        student: Tensor,
-        teacher: Tensor | None,
+        logits: dict[str, Tensor],
         terms: dict[str, Tensor],
-        loss: Tensor | None,
         labels: Tensor,
     ) -> None:
-        losses = {f"{stage}/loss_{name}": term.detach() for name, term in terms.items()}
-        if loss is not None:
-            losses[f"{stage}/loss"] = loss.detach()
-        self.log_dict(losses, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(student))
-        logits = {"student": student.detach()}
-        if teacher is not None:
-            logits["teacher"] = teacher.detach()
+        losses = {f"{stage}/loss_{name}": term for name, term in terms.items()}
+        self.log_dict(losses, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
         self._scores(stage).update(logits, labels)
 
     def _scores(self, stage: str) -> Scores:
@@ -281,53 +306,3 @@ class GapPreservingDistillation(LightningModule):
         values = {f"{stage}/{name}": value for name, value in scores.compute().items()}
         self.log_dict(values, on_step=False, on_epoch=True)
         scores.reset()
-
-    def _log_live(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> None:
-        """Running accuracies for the progress bar; no synchronization, no part of the log."""
-        classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
-        now = {"student": (student.argmax(dim=1) == classes).float().mean()}
-        if teacher is not None:
-            now["teacher"] = (teacher.detach().argmax(dim=1) == classes).float().mean()
-        for name, value in now.items():
-            last = self._live.get(name, value)
-            self._live[name] = last * _LIVE + value * (1 - _LIVE)
-        bar = {name: 100 * value for name, value in self._live.items()}
-        if teacher is not None:
-            bar["gap"] = bar["teacher"] - bar["student"]
-        self.log_dict(bar, prog_bar=True, logger=False)
-
-    def _watch(self, loss: Tensor, batch_idx: int) -> None:
-        """Note a loss that is not finite, at the price of a synchronization now and then."""
-        finite = torch.isfinite(loss)
-        self._finite = finite if self._finite is None else self._finite & finite
-        if batch_idx % _CHECK_EVERY == 0:
-            self._check_finite()
-
-    def _check_finite(self) -> None:
-        if self._finite is not None and not bool(self._finite):
-            raise TrainingError(
-                f"The loss became NaN or infinite by step {self.trainer.global_step}; lower "
-                "--model.optimizer.lr, clip gradients with --trainer.gradient_clip_val 5, or train "
-                "in 32-bit precision (checkpoints of earlier epochs are kept)."
-            )
-
-
-def _load_static_teacher(
-    name: str | None, weights: str | Path | None, model_args: dict[str, Any] | None, classes: int
-) -> StaticTeacher | None:
-    if name is None:
-        if weights is not None:
-            raise ModelError(
-                "--model.static_teacher_weights needs the network they are for: add "
-                "--model.static_teacher NAME."
-            )
-        return None
-    network = ModelSpec(name, classes, model_args or {}).build(weights)
-    shape = input_shape(network, name, model_args or {})
-    found = count_classes(network, shape)
-    if found != classes:
-        raise ModelError(
-            f"The static teacher {name} has {found} classes but the student has {classes}; give "
-            "a static teacher trained on the same classes."
-        )
-    return StaticTeacher(network)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from gpd_cli.errors import ModelError
+from gpd_cli.models import ModelSpec, count_classes, input_shape
 
 
 class Alone(nn.Module):
@@ -50,3 +54,36 @@ class StaticTeacher:
     def __deepcopy__(self, memo: dict[int, Any]) -> StaticTeacher:
         # Lightning's weight averaging copies the module that holds it.
         return self
+
+
+def load_static_teacher(
+    name: str | None, weights: str | Path | None, model_args: dict[str, Any] | None, classes: int
+) -> StaticTeacher | None:
+    """Load a static teacher and check that it tells the student's classes apart.
+
+    Args:
+        name: the network; None for no static teacher.
+        weights: its state dict.
+        model_args: further arguments of its constructor.
+        classes: the student's number of classes.
+
+    Raises:
+        ModelError: when it has other classes, or there are weights but no network.
+        WeightsError: when the weights cannot be read or do not fit.
+    """
+    if name is None:
+        if weights is not None:
+            raise ModelError(
+                "--model.static_teacher_weights needs the network they are for: add "
+                "--model.static_teacher NAME."
+            )
+        return None
+    network = ModelSpec(name, classes, model_args or {}).build(weights)
+    shape = input_shape(network, name, model_args or {})
+    found = count_classes(network, shape)
+    if found != classes:
+        raise ModelError(
+            f"The static teacher {name} has {found} classes but the student has {classes}; give "
+            "a static teacher trained on the same classes."
+        )
+    return StaticTeacher(network)

@@ -1,0 +1,41 @@
+"""Stop a run whose loss is no longer finite before it overwrites what it has."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gpd_cli.errors import TrainingError
+
+_EVERY = 50  # steps between looks: each one waits for the GPU
+
+
+class FiniteWatch:
+    """Notes at every step whether the loss is finite, and looks at the note now and then."""
+
+    def __init__(self) -> None:
+        self._finite: Tensor | None = None
+
+    def note(self, loss: Tensor, step: int) -> None:
+        """Take note of a step's loss, a scalar.
+
+        Raises:
+            TrainingError: when the loss is, or was since the last look, NaN or infinite.
+        """
+        finite = torch.isfinite(loss)
+        self._finite = finite if self._finite is None else self._finite & finite
+        if step % _EVERY == 0:
+            self.check(step)
+
+    def check(self, step: int) -> None:
+        """Look now.
+
+        Raises:
+            TrainingError: as `note`.
+        """
+        if self._finite is not None and not bool(self._finite):
+            raise TrainingError(
+                f"The loss became NaN or infinite by step {step}; lower --model.optimizer.lr, clip "
+                "gradients with --trainer.gradient_clip_val 5, or train in 32-bit precision "
+                "(checkpoints of earlier epochs are kept)."
+            )
