@@ -157,7 +157,8 @@ def read_run(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         raise WeightsError(
-            f"{path} cannot be read ({_first_line(error)}); it is damaged or no checkpoint of fit."
+            f"{path} cannot be read as a checkpoint of gpd fit: it is damaged or something else; "
+            "give best.ckpt or last.ckpt of a run."
         ) from error
     if not isinstance(content, dict) or "gpd" not in content or "state_dict" not in content:
         raise WeightsError(

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,12 @@ class GpdCLI(LightningCLI):
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             args=list(arguments),
-            parser_kwargs={"prog": "gpd", "fit": {"prog": "gpd fit"}},
+            auto_configure_optimizers=False,
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that raises: its own messages begin with a page of usage."""
+        return super().init_parser(**{"prog": "gpd", **kwargs, "exit_on_error": False})
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -141,8 +146,13 @@ def run(arguments: Sequence[str]) -> int:
     _quieten()
     try:
         GpdCLI(arguments)
-    except SystemExit as stop:  # argparse has said what is wrong
+    except SystemExit as stop:  # after --help or --print_config
         return stop.code if isinstance(stop.code, int) else 2
+    except ArgumentError as error:
+        text = " ".join(str(error).split()).rstrip(".")
+        command = f"gpd {arguments[0]}" if arguments[0] in GpdCLI.subcommands() else "gpd"
+        print(f"gpd: error: {text}; see {command} --help.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("gpd: interrupted; resume with --ckpt_path last.ckpt", file=sys.stderr)
         return 130

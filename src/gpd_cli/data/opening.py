@@ -212,7 +212,18 @@ class DataSpec:
             ) from error
         if self.scheme in _STREAMED:
             return StreamSource(dataset, self.num_workers)
+        if self.scheme == "hfds":
+            self._check_columns(dataset.reader)
         return FileSource(dataset)
+
+    def _check_columns(self, reader: Any) -> None:
+        columns = reader.dataset.column_names
+        for option, key in (("input_key", reader.image_key), ("target_key", reader.label_key)):
+            if key not in columns:
+                raise DataError(
+                    f"'{self.dataset}' has no column '{key}'; set --data.{option} to one of: "
+                    f"{', '.join(columns)}."
+                )
 
     def _missing(self, split: str, found: Any) -> MissingSplitError:
         name = f"'{self.root}'" if self.is_folder else f"Data set '{self.dataset}'"
