@@ -21,6 +21,7 @@ from gpd_cli.errors import WeightsError
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.teacher import build_pair
+from gpd_cli.expansion.tensors import Storage
 from gpd_cli.files import save_tensors
 from gpd_cli.models import ModelSpec
 from gpd_cli.training.networks import Alone
@@ -40,12 +41,14 @@ class Description:
         plan: how the student was expanded; None for a student trained alone.
         branches: names of the extra branches.
         shape: of the images it was trained or expanded on, ``(C, H, W)``.
+        storage: at what scale shared weights are stored.
     """
 
     spec: ModelSpec
     plan: WidthPlan | None
     shape: tuple[int, int, int]
     branches: tuple[str, ...] = ()
+    storage: Storage = "mixed"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (JSON)."""
@@ -54,6 +57,7 @@ class Description:
             "student": self.spec.to_dict(),
             "plan": None if self.plan is None else self.plan.to_dict(),
             "branches": list(self.branches),
+            "storage": self.storage,
             "shape": list(self.shape),
         }
 
@@ -66,6 +70,7 @@ class Description:
             None if plan is None else WidthPlan.from_dict(plan),
             tuple(data["shape"]),
             tuple(data["branches"]),
+            data["storage"],
         )
 
     def build(self) -> Pair | Alone:
@@ -73,7 +78,7 @@ class Description:
         student = self.spec.build()
         if self.plan is None:
             return Alone(student)
-        return build_pair(student, self.plan, branches=self.branches)
+        return build_pair(student, self.plan, branches=self.branches, storage=self.storage)
 
 
 def describe_run(
@@ -81,6 +86,7 @@ def describe_run(
     spec: ModelSpec,
     shape: tuple[int, int, int],
     branches: int | Sequence[str],
+    storage: Storage,
 ) -> dict[str, Any]:
     """The ``gpd`` entry of a training checkpoint.
 
@@ -89,10 +95,11 @@ def describe_run(
         spec: the student's architecture.
         shape: of its images, ``(C, H, W)``.
         branches: as given to `expand`.
+        storage: likewise.
     """
     if isinstance(network, Alone):
         return Description(spec, None, shape).to_dict()
-    return Description(spec, network.plan, shape, branch_names(branches)).to_dict()
+    return Description(spec, network.plan, shape, branch_names(branches), storage).to_dict()
 
 
 def save_expanded(path: Path, pair: Pair, description: Description) -> None:

@@ -12,7 +12,7 @@ from gpd_cli.branches import branch_names
 from gpd_cli.checkpoint import Description, save_expanded
 from gpd_cli.commands.report import cost, count, print_table
 from gpd_cli.errors import GpdError
-from gpd_cli.expansion import DEFAULT_NOISE, expand_with_certificate, merged_teacher
+from gpd_cli.expansion import DEFAULT_NOISE, Storage, expand_with_certificate, merged_teacher
 from gpd_cli.files import check_writable
 from gpd_cli.models import ModelSpec, input_shape
 
@@ -29,6 +29,7 @@ def expand_command(
     ratio: float = 2.0,
     branches: int | Sequence[str] = 6,
     noise: float = DEFAULT_NOISE,
+    storage: Storage | None = None,
 ) -> None:
     """Expand a student, certify the result, write it and say what was done.
 
@@ -41,6 +42,7 @@ def expand_command(
         ratio: how many times as wide the dynamic teacher is.
         branches: see `gpd_cli.expand`.
         noise: see `gpd_cli.expand`.
+        storage: see `gpd_cli.expand`; by default mixed.
 
     Raises:
         GpdError: in one sentence, for everything a user can mend; nothing is written then.
@@ -58,8 +60,13 @@ def expand_command(
         ratio=ratio,
         branches=branches,
         noise=noise,
+        storage=storage or "mixed",
     )
-    save_expanded(output, pair, Description(spec.resolve(network), pair.plan, shape, names))
+    save_expanded(
+        output,
+        pair,
+        Description(spec.resolve(network), pair.plan, shape, names, storage or "mixed"),
+    )
     before = cost(network, shape)
     after = cost(merged_teacher(pair), shape)
     trained = sum(p.numel() for p in pair.parameters())

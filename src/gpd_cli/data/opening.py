@@ -217,12 +217,14 @@ class DataSpec:
         return FileSource(dataset)
 
     def _check_columns(self, reader: Any) -> None:
-        columns = reader.dataset.column_names
+        # A missing image column has been added by now, without values.
+        row: dict[str, Any] = next(iter(reader.dataset), {})
         for option, key in (("input_key", reader.image_key), ("target_key", reader.label_key)):
-            if key not in columns:
+            if row.get(key) is None:
+                others = ", ".join(name for name in row if name != key)
                 raise DataError(
                     f"'{self.dataset}' has no column '{key}'; set --data.{option} to one of: "
-                    f"{', '.join(columns)}."
+                    f"{others}."
                 )
 
     def _missing(self, split: str, found: Any) -> MissingSplitError:

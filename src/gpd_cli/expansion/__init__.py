@@ -6,13 +6,14 @@ from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import IndexMap, TensorPlan, WidthPlan
 from gpd_cli.expansion.probe import find_plan, randomize
 from gpd_cli.expansion.teacher import merged_teacher
-from gpd_cli.expansion.tensors import expand_tensor, slice_tensor
+from gpd_cli.expansion.tensors import Storage, expand_tensor, slice_tensor
 
 __all__ = [
     "DEFAULT_NOISE",
     "Certificate",
     "IndexMap",
     "Pair",
+    "Storage",
     "TensorPlan",
     "WidthPlan",
     "certify",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.probe import find_plan
 from gpd_cli.expansion.teacher import build_pair
+from gpd_cli.expansion.tensors import Storage
 
 DEFAULT_NOISE = 0.5
 """Size of the symmetry-breaking noise, in units of each weight's own standard deviation."""
@@ -27,6 +29,7 @@ def expand(
     ratio: float = 2.0,
     branches: int | Sequence[str] = 6,
     noise: float = DEFAULT_NOISE,
+    storage: Storage = "mixed",
     plan: WidthPlan | None = None,
     generator: torch.Generator | None = None,
 ) -> Pair:
@@ -42,6 +45,8 @@ def expand(
         branches: branches per kernel of 3 x 3 and larger, the kernel itself included: the first so
             many of the paper's six, or a list of names.
         noise: size of the zero-sum noise that lets copies diverge; it changes no output.
+        storage: at what scale shared weights are stored: ``mixed`` for SGD, ``student`` for Adam
+            and its like.
         plan: a plan found before; by default it is found by running the student.
         generator: source of noise and of the branches' weights; by default a fixed one, and the
             global random state is left alone.
@@ -59,6 +64,7 @@ def expand(
         ratio=ratio,
         branches=branches,
         noise=noise,
+        storage=storage,
         plan=plan,
         generator=generator,
     )[0]
@@ -71,6 +77,7 @@ def expand_with_certificate(
     ratio: float = 2.0,
     branches: int | Sequence[str] = 6,
     noise: float = DEFAULT_NOISE,
+    storage: Storage = "mixed",
     plan: WidthPlan | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Pair, Certificate]:
@@ -84,12 +91,16 @@ def expand_with_certificate(
         )
     if not noise >= 0:
         raise ExpansionError(f"The noise must be 0 or more, not {noise}.")
+    if storage not in get_args(Storage):
+        raise ExpansionError(f"The storage must be one of {get_args(Storage)}, not {storage!r}.")
     plan = plan or find_plan(student, sample, ratio)
     # In float64 the noise cancels to 1e-15, so that the certificate is about the algebra and
     # not about rounding; the result is rounded to the student's own type afterwards.
     exact = copy.deepcopy(student).to("cpu", torch.float64)
     generator = generator or torch.Generator().manual_seed(0)
-    pair = build_pair(exact, plan, branches=names, noise=noise, generator=generator)
+    pair = build_pair(
+        exact, plan, branches=names, noise=noise, storage=storage, generator=generator
+    )
     del exact
     certificate = certify(pair, sample)
     return pair.to(device, dtype), certificate

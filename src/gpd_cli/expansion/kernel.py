@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.expansion.plan import Index, TensorPlan
+from gpd_cli.expansion.tensors import Storage
 
 
 class _Split(torch.autograd.Function):
@@ -24,14 +25,17 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, merged: Tensor, share: Tensor, block: tuple[Index, ...]
+        ctx: Any, merged: Tensor, share: Tensor, block: tuple[Index, ...], mixed: bool
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(share)
-        ctx.block, ctx.shape = block, merged.shape
+        ctx.block, ctx.mixed, ctx.shape = block, mixed, merged.shape
         ctx.set_materialize_grads(False)
         student = merged[block].contiguous()
-        teacher = merged.clone()
-        teacher[block] = student * share
+        if mixed:
+            teacher = merged.clone()
+            teacher[block] = student * share
+        else:
+            teacher = merged * share
         return teacher, student
 
     @staticmethod
@@ -39,34 +43,38 @@ class _Split(torch.autograd.Function):
         (share,) = ctx.saved_tensors
         if teacher is None:
             if student is None:
-                return None, None, None
+                return None, None, None, None
             grad = student.new_zeros(ctx.shape)
             grad[ctx.block] = student
-            return grad, None, None
-        grad = teacher.clone()
-        block = grad[ctx.block] * share
-        grad[ctx.block] = block if student is None else block.add_(student)
-        return grad, None, None
+            return grad, None, None, None
+        if ctx.mixed:
+            grad = teacher.clone()
+            grad[ctx.block] = grad[ctx.block] * share
+        else:
+            grad = teacher * share
+        if student is not None:
+            grad[ctx.block] += student
+        return grad, None, None, None
 
 
 def split_kernel(
-    merged: Tensor, share: Tensor | None, block: tuple[Index, ...]
+    merged: Tensor, share: Tensor | None, block: tuple[Index, ...], storage: Storage = "mixed"
 ) -> tuple[Tensor, Tensor]:
     """Teacher's and student's kernel from one merged tensor.
 
     Args:
-        merged: the wide tensor, branches merged: the student's block at the student's scale, the
-            rest at the teacher's.
-        share: 1/n(i), what turns the block into the teacher's (broadcasts against the block); None
-            where inputs are not copied.
+        merged: the wide tensor, branches merged, at its stored scale.
+        share: 1/n(i), what turns the student's scale into the teacher's; broadcasts against the
+            block for mixed storage, else against the whole; None where inputs are not copied.
         block: the index of the student's block.
+        storage: what of the merged tensor is at the student's scale.
 
     Returns:
         The teacher's kernel, of the wide shape, and the student's, contiguous.
     """
     if share is None:
         return merged, merged[block].contiguous()
-    teacher, student = _Split.apply(merged, share, block)
+    teacher, student = _Split.apply(merged, share, block, storage == "mixed")
     return teacher, student
 
 
@@ -75,17 +83,21 @@ class SharedKernel(nn.Module):
 
     Args:
         plan: how the tensor widens.
+        storage: at what scale it is stored.
         branches: a module that merges extra branches into the stored tensor, or None.
         like: a tensor that gives device and dtype.
     """
 
     share: Tensor | None
 
-    def __init__(self, plan: TensorPlan, branches: nn.Module | None, like: Tensor) -> None:
+    def __init__(
+        self, plan: TensorPlan, storage: Storage, branches: nn.Module | None, like: Tensor
+    ) -> None:
         super().__init__()
         self.block = plan.block
+        self.storage = storage
         self.branches = branches
-        copies = plan.copies(like)
+        copies = plan.copies(like) if storage == "mixed" else plan.wide_copies(like)
         # A constant of the plan, not state: it stays out of checkpoints.
         self.register_buffer("share", None if copies is None else 1 / copies, persistent=False)
         self._student: Tensor | None = None
@@ -97,7 +109,7 @@ class SharedKernel(nn.Module):
             stored: the trainable tensor, of the wide shape.
         """
         merged = stored if self.branches is None else self.branches(stored)
-        teacher, self._student = split_kernel(merged, self.share, self.block)
+        teacher, self._student = split_kernel(merged, self.share, self.block, self.storage)
         return teacher
 
     def student(self) -> Tensor:

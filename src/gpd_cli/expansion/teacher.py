@@ -13,7 +13,7 @@ from gpd_cli.branches import BranchBank, accepts_branches
 from gpd_cli.expansion.kernel import SharedKernel
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import TensorPlan, WidthPlan
-from gpd_cli.expansion.tensors import expand_tensor
+from gpd_cli.expansion.tensors import Storage, expand_tensor
 
 
 def widen_module(
@@ -54,6 +54,7 @@ def build_pair(
     *,
     branches: Sequence[str] = (),
     noise: float = 0.0,
+    storage: Storage = "mixed",
     generator: torch.Generator | None = None,
 ) -> Pair:
     """Grow the dynamic teacher out of a student and pair the two.
@@ -63,6 +64,7 @@ def build_pair(
         plan: its width plan.
         branches: names of the extra branches that kernels of 3 x 3 and larger get.
         noise: size of the zero-sum noise (see `expand_tensor`).
+        storage: at what scale shared kernels are stored.
         generator: source of noise and of the branches' initial weights.
 
     Returns:
@@ -80,9 +82,10 @@ def build_pair(
                 continue
             tensor_plan = tensor_plan or TensorPlan((None,) * parameter.ndim)
             with torch.no_grad():
-                # The student's block is stored at the student's scale, as the student's own
-                # numbers: so its learning rate is that of training alone, and it comes back bit
-                # for bit. The rest is stored at the teacher's scale.
+                copies = tensor_plan.wide_copies(parameter)
+                if storage == "student" and copies is not None:
+                    parameter *= copies
+                # The student's own numbers, not n * (s / n): they come back bit for bit.
                 parameter[tensor_plan.block] = narrow[full]
             bank = None
             if extra:
@@ -94,7 +97,7 @@ def build_pair(
                     dtype=parameter.dtype,
                     generator=generator,
                 )
-            kernel = SharedKernel(tensor_plan, bank, parameter)
+            kernel = SharedKernel(tensor_plan, storage, bank, parameter)
             parametrize.register_parametrization(module, leaf, kernel)
             kernel.forget()  # registering computes the kernel once
     return Pair(teacher, copy.deepcopy(student), plan).train(student.training)

@@ -11,10 +11,20 @@ student's block ``[a(o), a(i)]``. It breaks the symmetry between copies at no co
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from gpd_cli.expansion.plan import IndexMap, TensorPlan
+
+Storage = Literal["mixed", "student"]
+"""At what scale a weight is stored. It changes no function, only how fast an optimizer moves it.
+
+``mixed`` keeps the student's block at the student's scale and the rest at the teacher's: every
+weight then moves under SGD as it would in plain training of its own network. ``student`` keeps all
+of it at the student's scale: then steps of one size, as Adam takes them, are of one relative size.
+"""
 
 _CHUNK = 2**24  # elements of noise drawn at a time
 

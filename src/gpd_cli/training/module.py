@@ -17,6 +17,7 @@ from gpd_cli.expansion import (
     DEFAULT_NOISE,
     Certificate,
     Pair,
+    Storage,
     expand_with_certificate,
     merged_teacher,
 )
@@ -29,6 +30,7 @@ from gpd_cli.training.optimizers import (
     OptimizerSettings,
     make_optimizer,
     make_scheduler,
+    suitable_storage,
     undecayed,
 )
 from gpd_cli.training.watch import FiniteWatch
@@ -53,6 +55,8 @@ class GapPreservingDistillation(LightningModule):
             many of the paper's six, or a list of names.
         noise: size of the zero-sum noise that lets copies diverge, relative to each weight's
             deviation; it changes no output.
+        storage: at what scale shared weights are stored: mixed, or student; by default mixed for
+            SGD and student for optimizers whose steps do not depend on the gradient's size.
         static_teacher: a frozen network to distil from, named like the student; by default none.
         static_teacher_weights: its state dict.
         static_teacher_args: further arguments of its constructor.
@@ -74,6 +78,7 @@ class GapPreservingDistillation(LightningModule):
         ratio: float = 2.0,
         branches: int | list[str] = 6,
         noise: float = DEFAULT_NOISE,
+        storage: Storage | None = None,
         static_teacher: str | None = None,
         static_teacher_weights: str | None = None,
         static_teacher_args: dict[str, Any] | None = None,
@@ -96,6 +101,7 @@ class GapPreservingDistillation(LightningModule):
         self.num_classes = count_classes(network, shape)
         self.spec = replace(spec, num_classes=self.num_classes)
         self.image_shape = shape
+        self.storage: Storage = storage or suitable_storage(optimizer.opt)
         self.certificate: Certificate | None = None
         self.network: Pair | Alone
         if ratio == 1 and branches in (1, ["kxk"]):
@@ -108,6 +114,7 @@ class GapPreservingDistillation(LightningModule):
                 ratio=ratio,
                 branches=branches,
                 noise=noise,
+                storage=self.storage,
                 generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
             )
         self.static_teacher = load_static_teacher(
@@ -228,7 +235,7 @@ class GapPreservingDistillation(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything into the checkpoint that extraction needs: architecture and plan."""
         checkpoint["gpd"] = describe_run(
-            self.network, self.spec, self.image_shape, self.hparams["branches"]
+            self.network, self.spec, self.image_shape, self.hparams["branches"], self.storage
         )
 
     def configure_optimizers(self) -> Any:

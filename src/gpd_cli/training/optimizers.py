@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gpd_cli.errors import GpdError
+from gpd_cli.expansion import Storage
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,15 @@ def make_scheduler(
     except (AssertionError, TypeError, ValueError) as error:
         raise GpdError(f"Schedule '{settings.sched}' cannot be made: {error}") from error
     return scheduler
+
+
+def suitable_storage(opt: str) -> Storage:
+    """The storage that serves an optimizer best (measured with SGD and AdamW).
+
+    Args:
+        opt: name of a timm optimizer.
+    """
+    return "mixed" if opt.lower().startswith(("sgd", "momentum", "nesterov")) else "student"
 
 
 def undecayed(student: nn.Module, prefix: str) -> set[str]:
