@@ -287,7 +287,7 @@ CASES = {
     "attention": Case(lambda: network(Patches(8), Attention(8, 2), head=Head(8))),
     "separate attention": Case(
         lambda: network(Patches(8), SeparateAttention(8, 2), head=Head(8)),
-        {"head.fc.bias"},
+        {"head.fc.bias", "layer1.q_norm.weight", "layer1.q_norm.bias"},
     ),
     "torch attention": Case(lambda: network(Patches(8), TorchAttention(8, 2), head=Head(8))),
     "torch encoder": Case(
@@ -622,6 +622,7 @@ def test_a_layer_that_is_not_known_is_named() -> None:
 def test_norms_over_uneven_copies_are_named() -> None:
     rejected(CASES["convnext"].build(), r"norm \(LayerNorm\).*equally often", ratio=1.5)
     rejected(CASES["group norm"].build(), r"layer1 \(GroupNorm\).*cop", ratio=1.25)
+    rejected(CASES["one group"].build(), r"layer1 \(GroupNorm\).*equally many", ratio=1.25)
 
 
 def test_ratios_that_do_not_fit_groups_or_heads_are_named() -> None:
@@ -659,7 +660,9 @@ def test_what_mixes_channels_by_position_is_an_error(mixing: nn.Module) -> None:
 
 @pytest.mark.parametrize("ratio", [1, 2])
 @pytest.mark.parametrize(
-    "what", [lambda y: (y, y), lambda y: {"logits": y}, lambda y: y.argmax(1)], ids=str
+    "what",
+    [lambda y: (y, y), lambda y: {"logits": y}, lambda y: y.argmax(1)],
+    ids=["tuple", "dictionary", "classes"],
 )
 def test_a_network_that_does_not_return_logits_is_an_error(what, ratio: int) -> None:
     rejected(Returns(what), "logits", ratio=ratio)
@@ -708,7 +711,7 @@ def test_a_plan_of_another_network_is_an_error() -> None:
     rejected(smaller, "plan", plan=plan)
 
 
-def test_a_layer_that_runs_in_training_only_is_an_error_or_works() -> None:
+def test_a_layer_that_runs_in_training_only_is_not_overlooked() -> None:
     student = Auxiliary().double()
     try:
         pair = expand(student, sample=torch.randn(IMAGE), branches=1).train()

@@ -133,12 +133,7 @@ def load_networks(path: str | Path, weights: Weights = "ema") -> tuple[Pair | Al
         entry, state = _read_expanded(path)
     else:
         entry, state = _read_run(path, weights)
-    if entry.get("format") != FORMAT:
-        raise WeightsError(
-            f"{path} has format {entry.get('format')}, this version reads format {FORMAT}; use the "
-            "version of gpd that wrote it."
-        )
-    description = Description.from_dict(entry)
+    description = _description(path, entry)
     network = description.build()
     try:
         network.load_state_dict(state)
@@ -149,6 +144,22 @@ def load_networks(path: str | Path, weights: Weights = "ema") -> tuple[Pair | Al
             "that it was trained with."
         ) from error
     return network.eval(), description
+
+
+def _description(path: Path, entry: Any) -> Description:
+    found = entry.get("format") if isinstance(entry, Mapping) else None
+    if found != FORMAT:
+        raise WeightsError(
+            f"{path} has format {found}, this version reads format {FORMAT}; use the version of "
+            "gpd that wrote it."
+        )
+    try:
+        return Description.from_dict(entry)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise WeightsError(
+            f"The description in {path} is damaged ({type(error).__name__}: {error}); write the "
+            "file again with gpd fit or gpd expand."
+        ) from error
 
 
 def read_run(path: str | Path) -> dict[str, Any]:

@@ -164,7 +164,8 @@ class _Files(Dataset[tuple[Tensor, int]]):
 class StreamSource(Source):
     """A split that is read in order: timm's `IterableImageDataset`.
 
-    Its reader shuffles, and shares the images out among processes and workers.
+    Its reader shuffles, shares the images out among processes and workers, and, unlike files,
+    skips what it cannot decode, with a warning.
     """
 
     streamed = True

@@ -1,0 +1,102 @@
+"""Real architectures, as timm and torchvision build them."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from gpd_cli import Pair, expand
+from gpd_cli.expansion import randomize
+from gpd_cli.expansion.compare import relative_difference
+
+LIGHT = ("regnety_002", "convnext_atto", "torchvision/mobilenet_v3_small")
+HEAVY = (
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "mobilenetv1_100",
+    "mobilenetv2_100",
+    "efficientnet_b0",
+    "densenet121",
+    "vgg11_bn",
+    "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "torchvision/resnet18",
+    "torchvision/vit_b_16",
+)
+RANDOM_RATES = ("p", "drop_prob", "dropout", "drop_rate")
+
+
+MODELS = [*LIGHT, *(pytest.param(name, marks=pytest.mark.slow) for name in HEAVY)]
+
+
+def build(name: str) -> nn.Module:
+    """The architecture with random weights, dropout and stochastic depth switched off."""
+    library, _, model = name.rpartition("/")
+    make = torchvision.models.get_model if library == "torchvision" else timm.create_model
+    network = make(model)
+    for module in network.modules():
+        for rate in RANDOM_RATES:
+            if isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.0)
+    randomize(network, torch.Generator().manual_seed(1))
+    return network
+
+
+def images(name: str, dtype: torch.dtype) -> Tensor:
+    size = 224 if "vit" in name or "deit" in name or "swin" in name else 64
+    batch = 2 if size == 224 else 4
+    return torch.randn(batch, 3, size, size, dtype=dtype)
+
+
+def assert_exact(pair: Pair, student: nn.Module, x: Tensor) -> None:
+    for training in (False, True):
+        pair.train(training)
+        student.train(training)
+        with torch.no_grad():
+            narrow, wide = pair(x)
+            assert relative_difference(wide, narrow) < 1e-9
+            assert relative_difference(narrow, student(x)) < 1e-12
+
+
+def train(pair: Pair, x: Tensor, steps: int = 2) -> None:
+    optimizer = torch.optim.SGD(pair.train().parameters(), 1e-3)
+    for _ in range(steps):
+        narrow, wide = pair(x)
+        target = wide.detach().softmax(1)
+        loss = F.cross_entropy(narrow, target) + F.cross_entropy(wide, target.argmax(1))
+        optimizer.zero_grad()
+        loss.backward()
+        del narrow, wide, loss
+        optimizer.step()
+    pair.zero_grad()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_real_architecture_expands_trains_and_comes_back(name: str) -> None:
+    student = build(name).double()
+    x = images(name, torch.float64)
+    # The first of VGG's classifier layers is a 7 x 7 kernel with 400 million wide weights, and
+    # some branches are as large again: too much for a test.
+    pair = expand(student, sample=x[:2], ratio=2, branches=1 if "vgg" in name else 3)
+    before = sum(p.numel() for p in student.parameters())
+    assert sum(p.numel() for p in pair.parameters()) > 2.5 * before
+    assert_exact(pair, student, x)
+
+    pair.float()
+    student.float()
+    x = x.float()
+    train(pair, x)
+    assert all(p.isfinite().all() for p in pair.parameters())
+    extracted = pair.eval().extract()
+    for a, b in zip(extracted.parameters(), student.parameters(), strict=True):
+        assert a.ndim == 1 or not torch.equal(a, b)
+    student.load_state_dict(extracted.state_dict(), strict=True)
+    del extracted
+    with torch.no_grad():
+        expected = student.eval()(x)
+        assert torch.equal(pair.student(x), expected)
+        assert torch.equal(pair(x)[0], expected)
