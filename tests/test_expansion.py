@@ -2,6 +2,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from gpd_cli import ExpansionError, GpdError, Pair, expand
 from gpd_cli.expansion import (
     IndexMap,
+    Storage,
     TensorPlan,
     WidthPlan,
     certify,
@@ -469,9 +471,11 @@ def assert_extracts(student: nn.Module, fresh: nn.Module, pair: Pair) -> None:
 
 @pytest.mark.parametrize(("name", "ratio"), RUNS)
 def test_the_student_comes_back_bit_for_bit(name: str, ratio: float) -> None:
-    student = randomized(name, torch.float32)
-    pair = expand(student, sample=torch.randn(IMAGE), ratio=ratio, branches=6)
-    assert_extracts(student, CASES[name].build(), pair)
+    student, sample = randomized(name, torch.float32), torch.randn(IMAGE)
+    plan = find_plan(student, sample, ratio)
+    for storage in get_args(Storage):
+        pair = expand(student, sample=sample, ratio=ratio, branches=6, storage=storage, plan=plan)
+        assert_extracts(student, CASES[name].build(), pair)
 
 
 @pytest.mark.parametrize("branches", [1, 6])
@@ -548,7 +552,7 @@ def test_shared_weights_stay_shared(tied: bool, ratio: int, branches: int) -> No
         p.numel() for p in student.parameters()
     )
     assert extracted.second.weight is extracted.first.weight
-    assert torch.equal(pair.eval().student(images), extracted(images))
+    assert torch.equal(pair.eval().student(images), extracted.eval()(images))
 
 
 # Errors
@@ -581,6 +585,10 @@ def test_a_ratio_below_1_is_an_error(ratio: float) -> None:
 @pytest.mark.parametrize("noise", [-0.1, float("nan")])
 def test_negative_noise_is_an_error(noise: float) -> None:
     rejected(randomized("residual"), "noise", noise=noise)
+
+
+def test_an_unknown_storage_is_an_error() -> None:
+    rejected(randomized("residual"), "storage", storage="teacher")
 
 
 @pytest.mark.parametrize("branches", [0, 99, ["5x5"]])

@@ -1,21 +1,29 @@
 import copy
 import gc
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.checkpoint import checkpoint
 
 from gpd_cli import Pair, expand
 from gpd_cli.branches import BranchBank
-from gpd_cli.expansion import IndexMap, TensorPlan, expand_tensor, merged_teacher, randomize
+from gpd_cli.expansion import (
+    IndexMap,
+    Storage,
+    TensorPlan,
+    expand_tensor,
+    merged_teacher,
+    randomize,
+)
 from gpd_cli.expansion.kernel import split_kernel
 from gpd_cli.expansion.plan import copies
 
 SHAPE = (8, 3, 8, 8)
+STORAGES = get_args(Storage)
 
 
 class Convolutional(nn.Module):
@@ -118,15 +126,15 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 # What is extracted is what was trained
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("optimizer", "storage"), [("sgd", "mixed"), ("adamw", "student")])
 @pytest.mark.parametrize("branches", [1, 6])
 @pytest.mark.parametrize(
     ("name", "ratio"), [*((name, r) for name in NETWORKS for r in (1, 2, 3)), ("cnn", 1.5)]
 )
 def test_the_extracted_student_is_the_trained_one(
-    name: str, ratio: float, branches: int, optimizer: str
+    name: str, ratio: float, branches: int, optimizer: str, storage: Storage
 ) -> None:
-    pair = make_pair(name, ratio, branches)
+    pair = make_pair(name, ratio, branches, storage=storage)
     before = pair.extract().state_dict()
     train(pair, optimizer=optimizer).eval()
     extracted = pair.extract()
@@ -192,15 +200,16 @@ def test_the_merged_teacher_is_the_trained_one(name: str) -> None:
     assert not torch.equal(teacher(images), pair.eval()(images)[1])
 
 
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("ratio", [1, 2, 3])
 def test_without_the_teachers_loss_a_student_trains_as_it_would_alone(
-    ratio: int, name: str, optimizer: str
+    ratio: int, name: str, optimizer: str, storage: Storage
 ) -> None:
     alone = NETWORKS[name]()
     randomize(alone, torch.Generator().manual_seed(1))
-    pair = make_pair(name, ratio)
+    pair = make_pair(name, ratio, storage=storage)
     networks = ((alone, alone), (pair, pair.student))
     for module, forward in networks:
         optimize = OPTIMIZERS[optimizer](module.parameters())
@@ -214,10 +223,11 @@ def test_without_the_teachers_loss_a_student_trains_as_it_would_alone(
 # Gradients
 
 
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("branches", [1, 6])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_weight_is_trained(name: str, branches: int) -> None:
-    pair = make_pair(name, branches=branches)
+def test_every_weight_is_trained(name: str, branches: int, storage: Storage) -> None:
+    pair = make_pair(name, branches=branches, storage=storage)
     assert all(p.requires_grad for p in pair.parameters())
     assert {id(p) for p in pair.parameters()} == {id(p) for p in pair.teacher.parameters()}
     before = {k: p.detach().clone() for k, p in pair.named_parameters()}
@@ -258,25 +268,32 @@ PLANS = {
 }
 
 
-def plain_split(merged: Tensor, share: Tensor | None, plan: TensorPlan) -> tuple[Tensor, Tensor]:
+def plain_split(
+    merged: Tensor, share: Tensor | None, plan: TensorPlan, storage: Storage
+) -> tuple[Tensor, Tensor]:
     """What `split_kernel` computes, as operations that autograd knows."""
     student = merged
     for axis, map_ in enumerate(plan.axes):
         if map_ is not None:
             student = student.index_select(axis, map_.firsts)
     scale = torch.ones_like(merged)
-    if share is not None:
+    if share is not None and storage == "mixed":
         scale[plan.block] = share.expand(student.shape).clone()
+    elif share is not None:
+        scale *= share
     return merged * scale, student
 
 
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("used", ["both", "teacher", "student"])
 @pytest.mark.parametrize("name", PLANS)
-def test_a_kernels_gradient_is_that_of_plain_operations(name: str, used: str) -> None:
+def test_a_kernels_gradient_is_that_of_plain_operations(
+    name: str, used: str, storage: Storage
+) -> None:
     plan, shape = PLANS[name]
     narrow = torch.randn(shape, dtype=torch.float64)
     stored = expand_tensor(narrow, plan, noise=1.0)
-    counts = plan.copies(stored)
+    counts = plan.copies(stored) if storage == "mixed" else plan.wide_copies(stored)
     share = None if counts is None else 1 / counts
     weights = torch.randn_like(stored), torch.randn_like(narrow)
 
@@ -288,13 +305,13 @@ def test_a_kernels_gradient_is_that_of_plain_operations(name: str, used: str) ->
         assert merged.grad is not None
         return (*(r.detach() for r in results), merged.grad)
 
-    actual = gradient(lambda merged: split_kernel(merged, share, plan.block))
-    expected = gradient(lambda merged: plain_split(merged, share, plan))
+    actual = gradient(lambda merged: split_kernel(merged, share, plan.block, storage))
+    expected = gradient(lambda merged: plain_split(merged, share, plan, storage))
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
 
     def function(merged: Tensor) -> tuple[Tensor, ...] | Tensor:
-        teacher, student = split_kernel(merged, share, plan.block)
+        teacher, student = split_kernel(merged, share, plan.block, storage)
         return {"both": (teacher, student), "teacher": teacher, "student": student}[used]
 
     assert torch.autograd.gradcheck(function, (stored.clone().requires_grad_(),))
@@ -310,8 +327,9 @@ def test_splitting_leaves_the_stored_weight_alone() -> None:
     assert student.shape == shape
 
 
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("ratio", [2, 3])
-def test_copies_diverge_because_of_the_noise(ratio: int) -> None:
+def test_copies_diverge_because_of_the_noise(ratio: int, storage: Storage) -> None:
     def spread(pair: Pair) -> list[Tensor]:
         """How far apart the copies of each channel are, in the teacher and beyond the first."""
         caught: list[Tensor] = []
@@ -325,7 +343,8 @@ def test_copies_diverge_because_of_the_noise(ratio: int) -> None:
             (wide[:, :, k] - wide[:, :, k - 1]).abs().mean() for k in range(2, ratio)
         ]
 
-    noisy, quiet = make_pair(ratio=ratio), make_pair(ratio=ratio, noise=0)
+    noisy = make_pair(ratio=ratio, storage=storage)
+    quiet = make_pair(ratio=ratio, storage=storage, noise=0)
     assert all(d < 1e-5 for d in spread(noisy))
     assert all(d > 0.02 for d in spread(train(noisy, 4)))
     if ratio == 3:  # without noise only the first copies, which the student trains, move away
@@ -478,34 +497,6 @@ def test_a_pair_runs_twice_within_one_cache() -> None:
         for _ in range(2):
             assert all(torch.equal(a, b) for a, b in zip(pair(images), expected, strict=True))
             assert torch.equal(pair.student(images), expected[0])
-
-
-class Checkpointed(nn.Module):
-    """Recomputes its layers in the backward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network, self.checkpointing = Convolutional(), False
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.checkpointing:
-            return self.network(x)
-        return checkpoint(self.network, x, use_reentrant=False)
-
-
-def test_gradient_checkpointing_changes_no_gradient() -> None:
-    student = Checkpointed()
-    randomize(student, torch.Generator().manual_seed(1))
-    pair, (images, labels) = expand(student, sample=torch.randn(SHAPE), branches=3), *batches(1)
-    gradients = []
-    for checkpointing in (False, True):
-        for network in (pair.teacher, pair.narrow):
-            network.checkpointing = checkpointing
-        pair.zero_grad()
-        joint_loss(pair, images, labels).backward()
-        gradients.append({k: p.grad for k, p in pair.named_parameters()})
-    torch.testing.assert_close(gradients[1], gradients[0])
-    copy.deepcopy(pair)
 
 
 @pytest.mark.parametrize("branches", [1, 6])

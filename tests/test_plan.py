@@ -1,4 +1,5 @@
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -6,11 +7,13 @@ from torch import Tensor, nn
 
 from gpd_cli.expansion import (
     IndexMap,
+    Storage,
     TensorPlan,
     WidthPlan,
     expand,
     expand_tensor,
     find_plan,
+    merged_teacher,
     slice_tensor,
 )
 from gpd_cli.expansion.plan import copies, stack
@@ -324,3 +327,34 @@ def test_a_plan_does_not_depend_on_the_weights() -> None:
     first, second, sample = small_network(), small_network(), torch.randn(2, 3, 6, 6)
     assert not torch.equal(first[0].weight, second[0].weight)
     assert find_plan(first, sample, 2) == find_plan(second, torch.zeros_like(sample), 2)
+
+
+# Storage
+
+
+@pytest.mark.parametrize("ratio", [2, 3])
+def test_every_storage_gives_the_same_teacher(ratio: float) -> None:
+    network, sample = small_network().double(), torch.randn(2, 3, 6, 6)
+    teachers = [
+        merged_teacher(expand(network, sample=sample, ratio=ratio, branches=1, storage=storage))
+        for storage in get_args(Storage)
+    ]
+    expected = teachers[0].state_dict()
+    for teacher in teachers[1:]:
+        torch.testing.assert_close(teacher.state_dict(), dict(expected), rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("storage", get_args(Storage))
+@pytest.mark.parametrize("ratio", [2, 3])
+def test_storage_says_at_what_scale_the_weights_are_stored(ratio: int, storage: Storage) -> None:
+    network, sample = small_network(), torch.randn(2, 3, 6, 6)
+    narrow = network[7].weight
+    pair = expand(network, sample=sample, ratio=ratio, noise=0, branches=1, storage=storage)
+    stored = pair.teacher.get_submodule("7.parametrizations.weight").original
+    plan = pair.plan.tensors["7.weight"]
+    assert torch.equal(first_block(stored, plan), narrow)
+    scale = torch.ones(stored.shape)
+    if storage == "mixed":
+        scale /= ratio
+        scale[plan.block] = 1
+    torch.testing.assert_close(stored, narrow[:, plan.axes[1].tensor] * scale)

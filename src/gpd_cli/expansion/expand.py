@@ -15,7 +15,7 @@ from gpd_cli.expansion.certificate import Certificate, certify
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.probe import find_plan
-from gpd_cli.expansion.teacher import build_pair
+from gpd_cli.expansion.teacher import build_pair, check_plan
 from gpd_cli.expansion.tensors import Storage
 
 DEFAULT_NOISE = 0.5
@@ -93,7 +93,10 @@ def expand_with_certificate(
         raise ExpansionError(f"The noise must be 0 or more, not {noise}.")
     if storage not in get_args(Storage):
         raise ExpansionError(f"The storage must be one of {get_args(Storage)}, not {storage!r}.")
-    plan = plan or find_plan(student, sample, ratio)
+    if plan is None:
+        plan = find_plan(student, sample, ratio)
+    else:
+        check_plan(student, plan)
     # In float64 the noise cancels to 1e-15, so that the certificate is about the algebra and
     # not about rounding; the result is rounded to the student's own type afterwards.
     exact = copy.deepcopy(student).to("cpu", torch.float64)

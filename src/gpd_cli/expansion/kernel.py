@@ -112,12 +112,21 @@ class SharedKernel(nn.Module):
         teacher, self._student = split_kernel(merged, self.share, self.block, self.storage)
         return teacher
 
-    def student(self) -> Tensor:
-        """The student's kernel, cut when the teacher's was last computed."""
+    def student(self, stored: Tensor) -> Tensor:
+        """The student's kernel, cut when the teacher's was last computed.
+
+        Args:
+            stored: the trainable tensor, in case it has to be cut now.
+        """
         if self._student is None:
-            raise RuntimeError("the teacher's kernel has to be computed first")
+            self(stored)
+        assert self._student is not None
         return self._student
 
     def forget(self) -> None:
         """Drop the student's kernel, so that no graph outlives its step."""
         self._student = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies are made of weights, not of a step's intermediate results.
+        return {**self.__dict__, "_student": None}

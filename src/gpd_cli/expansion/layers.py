@@ -58,6 +58,13 @@ def _owns_tensors(module: nn.Module) -> bool:
     return any(True for _ in module.parameters(recurse=False)) or isinstance(module, _BatchNorm)
 
 
+def is_known(module: nn.Module) -> bool:
+    """Whether a leaf is of a kind whose arithmetic is known here."""
+    if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.LayerNorm | nn.GroupNorm):
+        return True
+    return isinstance(module, _ConvNd | _BatchNorm | nn.PReLU | nn.RMSNorm)
+
+
 def mixes_channels(module: nn.Module) -> bool:
     """Whether a layer's output channels are sums over input channels."""
     if isinstance(module, _ConvNd):

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from gpd_cli.expansion.kernel import SharedKernel
-from gpd_cli.expansion.plan import TensorPlan, WidthPlan
+from gpd_cli.expansion.plan import WidthPlan
 
 
 class Pair(nn.Module):
@@ -35,10 +35,9 @@ class Pair(nn.Module):
         self.teacher = teacher
         self.narrow = student
         self.plan = plan
-        self._requires_grad = {name: p.requires_grad for name, p in student.named_parameters()}
-        # Tied parameters are one tensor under several names: all of them have to go.
-        self._names = tuple(n for n, _ in student.named_parameters(remove_duplicate=False))
-        for name in self._names:
+        self._tied = tied_names(student)
+        self._requires_grad = {n: student.get_parameter(n).requires_grad for n in self._tied}
+        for name in self._tied:
             owner, _, leaf = name.rpartition(".")
             student.get_submodule(owner)._parameters[leaf] = None
 
@@ -68,17 +67,20 @@ class Pair(nn.Module):
         """
         student = copy.deepcopy(self.narrow)
         with torch.no_grad(), self._merged_once():
-            for name, weight in self._weights().items():
-                owner, _, leaf = name.rpartition(".")
-                parameter = nn.Parameter(
-                    weight.detach().clone(), self._requires_grad.get(name, True)
-                )
-                student.get_submodule(owner)._parameters[leaf] = parameter
+            weights = {
+                name: nn.Parameter(weight.detach().clone(), self._requires_grad[name])
+                for name, weight in self._weights().items()
+                if self._tied[name] == name
+            }
+        for name, first in self._tied.items():
+            owner, _, leaf = name.rpartition(".")
+            student.get_submodule(owner)._parameters[leaf] = weights[first]
         return student.train(self.training)
 
     def _weights(self) -> dict[str, Tensor]:
         """The student's weights by name: slices of what the teacher runs with."""
-        return {name: self._weight(name) for name in self._names}
+        weights = {name: self._weight(name) for name, first in self._tied.items() if name == first}
+        return {name: weights[first] for name, first in self._tied.items()}
 
     def _weight(self, name: str) -> Tensor:
         owner, _, leaf = name.rpartition(".")
@@ -86,10 +88,16 @@ class Pair(nn.Module):
         weight = cast(Tensor, getattr(module, leaf))  # merges, or finds it merged
         if parametrize.is_parametrized(module, leaf):
             kernel = module.parametrizations[leaf][-1]  # type: ignore[index]
-            if isinstance(kernel, SharedKernel):
-                return kernel.student()
-        plan = self.plan.tensors.get(name)
-        return weight if plan is None else _block(weight, plan)
+            assert isinstance(kernel, SharedKernel)
+            stored = module.parametrizations[leaf].original  # type: ignore[index, union-attr]
+            weight = kernel.student(cast(Tensor, stored))
+        elif name in self.plan.tensors:
+            # Contiguous, as extracted weights are: then both run the same arithmetic.
+            weight = weight[self.plan.tensors[name].block].contiguous()
+        if self._requires_grad[name] and not weight.requires_grad:
+            # Without gradients, too: torch chooses a product's kernel by this flag among others.
+            weight = weight.detach().requires_grad_()
+        return weight
 
     @contextmanager
     def _merged_once(self) -> Iterator[None]:
@@ -106,6 +114,16 @@ class Pair(nn.Module):
                 module.forget()
 
 
-def _block(weight: Tensor, plan: TensorPlan) -> Tensor:
-    # Contiguous, as extracted weights are: then both run the same arithmetic.
-    return weight[plan.block].contiguous()
+def tied_names(network: nn.Module) -> dict[str, str]:
+    """For each parameter name the first name of the same tensor: itself, unless weights are tied.
+
+    Modules that are reached by several names count once.
+    """
+    first: dict[int, str] = {}
+    return {
+        f"{module_name}.{name}" if module_name else name: first.setdefault(
+            id(parameter), f"{module_name}.{name}" if module_name else name
+        )
+        for module_name, module in network.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    }

@@ -51,8 +51,6 @@ def find_plan(student: nn.Module, sample: Tensor, ratio: float) -> WidthPlan:
     """
     if not math.isfinite(ratio) or ratio < 1:
         raise ExpansionError(f"The expansion ratio must be 1 or more, not {ratio}.")
-    if ratio == 1:
-        return WidthPlan(ratio)
     generator = torch.Generator().manual_seed(_SEED)
     narrow = copy.deepcopy(student).to("cpu", torch.float64).eval().requires_grad_(True)
     randomize(narrow, generator)
@@ -67,10 +65,18 @@ def find_plan(student: nn.Module, sample: Tensor, ratio: float) -> WidthPlan:
                 f"{list(sample.shape)} ({where()}: {_short(error)}); pass a sample of the shape "
                 "that the network takes."
             ) from error
-    if recording.output is None:
+    if recording.output is None or recording.output.ndim < 2:
         raise ExpansionError(
-            f"{type(student).__name__} returns no tensor that depends on its input; pass a network "
-            "that returns logits."
+            f"{type(student).__name__} returns no batch of logits that depends on its input; pass "
+            "a network that returns one tensor, [B, classes]."
+        )
+    if ratio == 1:
+        return WidthPlan(ratio)
+    overlooked = _runs_in_training_only(narrow, images, set(recording.inputs))
+    if overlooked:
+        raise ExpansionError(
+            f"{overlooked} ({type(narrow.get_submodule(overlooked)).__name__}) runs in train mode "
+            "only, where no student can be compared with its teacher; build the network without it."
         )
     return _Widening(narrow, recording, ratio).run(images)
 
@@ -123,6 +129,10 @@ class _Widening:
                 with_kwargs=True,
             )
             for name, module in self.wide.named_modules()
+        ]
+        handles += [
+            self.wide.get_submodule(name).register_forward_hook(self._result_hook(name))
+            for name in self.recording.results
         ]
         with torch.random.fork_rng(devices=[]), _located(self.wide) as where:
             try:
@@ -186,6 +196,23 @@ class _Widening:
 
         return hook
 
+    def _result_hook(self, name: str) -> Any:
+        """Layers of a kind that is not known are trusted only as far as they can be checked."""
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            y, recorded = first_tensor((output,), {}), self.recording.results.get(name, [])
+            call = self.calls.get(name, 0)
+            if y is None or call >= len(recorded):
+                return
+            if match_axes(recorded[call], y) is None:
+                raise ExpansionError(
+                    f"{self._title(name)} cannot be widened: it is of a kind that is not known, "
+                    "and its output does not follow the copies in its input; build it from "
+                    "layers of torch.nn."
+                )
+
+        return hook
+
     def _container_hook(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             if name in self.calls:
@@ -218,8 +245,11 @@ class _Widening:
         ends = self.recording.ends.get(parent)
         if ends is None or name in ends:
             return None
-        last = next((self.narrow[end] for end in ends if end.rpartition(".")[0] == parent), None)
-        return head_layout(self.narrow[parent], getattr(last, "in_features", None))
+        # Where a block holds attention and MLP as one, the narrower of its last layers is
+        # attention's, which takes all heads side by side.
+        last = [self.narrow[end] for end in ends if end.rpartition(".")[0] == parent]
+        widths = [m.in_features for m in last if isinstance(m, nn.Linear)]
+        return head_layout(self.narrow[parent], min(widths, default=None))
 
     def _widths(self, name: str) -> set[int]:
         """The channel counts that widen inside a container."""
@@ -237,6 +267,21 @@ class _Widening:
 
     def _title(self, name: str) -> str:
         return f"{name or 'the network'} ({type(self.narrow[name]).__name__})"
+
+
+def _runs_in_training_only(network: nn.Module, images: Tensor, known: set[str]) -> str | None:
+    """The name of a layer that runs in train mode and not in eval mode, if there is one."""
+    called: list[str] = []
+    network = copy.deepcopy(network).train()
+    for name, module in network.named_modules():
+        if is_leaf(module) and name not in known:
+            module.register_forward_pre_hook(lambda m, args, name=name: called.append(name))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network(images.clone())
+    except Exception:
+        pass  # statistics of a single pixel, say: what matters is which layers ran
+    return called[0] if called else None
 
 
 @contextmanager

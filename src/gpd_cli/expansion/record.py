@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gpd_cli.expansion.layers import is_leaf, mixes_channels
+from gpd_cli.expansion.layers import is_known, is_leaf, mixes_channels
 
 _SATURATING = {
     F.relu,
@@ -73,6 +73,7 @@ class Recording:
     Args:
         inputs: per leaf name, the input of each of its calls.
         outputs: per leaf name, the shape of its output.
+        results: per leaf of a kind that is not known, the output of each of its calls.
         kept: leaves whose output reaches the network's output without another layer that mixes
             channels in between: they keep their width.
         ends: per container that was asked for, the leaves that reach its output so.
@@ -81,6 +82,7 @@ class Recording:
 
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     outputs: dict[str, torch.Size] = field(default_factory=dict)
+    results: dict[str, list[Tensor]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     ends: dict[str, set[str]] = field(default_factory=dict)
     output: Tensor | None = None
@@ -119,6 +121,8 @@ def record(network: nn.Module, images: Tensor, containers: Iterable[str] = ()) -
             if leaf:
                 nodes[y.grad_fn] = name
                 recording.outputs[name] = y.shape
+                if not is_known(module):
+                    recording.results.setdefault(name, []).append(y.detach().clone())
             if name in wanted:
                 sources.setdefault(name, []).append(y.grad_fn)
 
@@ -137,8 +141,8 @@ def record(network: nn.Module, images: Tensor, containers: Iterable[str] = ()) -
         for handle in handles:
             handle.remove()
     modules = dict(network.named_modules())
-    logits = first_tensor((output,), {})
-    if logits is None or logits.grad_fn is None:
+    logits = output
+    if not isinstance(logits, Tensor) or logits.grad_fn is None:
         return recording
     recording.output = logits.detach()
     recording.kept = _last_leaves([logits.grad_fn], nodes, modules)

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from gpd_cli.branches import BranchBank, accepts_branches
+from gpd_cli.errors import ExpansionError
 from gpd_cli.expansion.kernel import SharedKernel
-from gpd_cli.expansion.pair import Pair
+from gpd_cli.expansion.pair import Pair, tied_names
 from gpd_cli.expansion.plan import TensorPlan, WidthPlan
 from gpd_cli.expansion.tensors import Storage, expand_tensor
 
@@ -48,6 +49,28 @@ def widen_module(
             module._parameters[leaf] = nn.Parameter(wide, tensor.requires_grad)
 
 
+def check_plan(student: nn.Module, plan: WidthPlan) -> None:
+    """Check that a plan is one of this network.
+
+    Raises:
+        ExpansionError: when a tensor of the plan is missing or has another size.
+    """
+    tensors: dict[str, torch.Tensor] = dict(student.named_buffers(remove_duplicate=False))
+    tensors.update(student.named_parameters(remove_duplicate=False))
+    for name, tensor_plan in plan:
+        planned = [None if axis is None else axis.narrow for axis in tensor_plan.axes]
+        shape = list(tensors[name].shape) if name in tensors else None
+        if shape is None or len(shape) != len(planned):
+            fits = False
+        else:
+            fits = all(p is None or p == s for p, s in zip(planned, shape, strict=True))
+        if not fits:
+            raise ExpansionError(
+                f"The plan is one of another network: it has {name} of shape {planned}, and "
+                f"{type(student).__name__} has {shape}; find a new one with find_plan."
+            )
+
+
 def build_pair(
     student: nn.Module,
     plan: WidthPlan,
@@ -73,34 +96,55 @@ def build_pair(
     teacher = copy.deepcopy(student)
     widen_module(teacher, plan, noise=noise, generator=generator)
     narrow = dict(student.named_parameters(remove_duplicate=False))
-    for name, module in list(teacher.named_modules()):
-        for leaf, parameter in list(module.named_parameters(recurse=False)):
-            full = f"{name}.{leaf}" if name else leaf
-            tensor_plan = plan.tensors.get(full)
-            extra = branches if leaf == "weight" and accepts_branches(module) else ()
-            if not extra and (tensor_plan is None or tensor_plan.divided is None):
-                continue
-            tensor_plan = tensor_plan or TensorPlan((None,) * parameter.ndim)
-            with torch.no_grad():
-                copies = tensor_plan.wide_copies(parameter)
-                if storage == "student" and copies is not None:
-                    parameter *= copies
-                # The student's own numbers, not n * (s / n): they come back bit for bit.
-                parameter[tensor_plan.block] = narrow[full]
-            bank = None
-            if extra:
-                bank = BranchBank(
-                    parameter.shape,
-                    int(module.groups),
-                    extra,
-                    device=parameter.device,
-                    dtype=parameter.dtype,
-                    generator=generator,
-                )
-            kernel = SharedKernel(tensor_plan, storage, bank, parameter)
-            parametrize.register_parametrization(module, leaf, kernel)
-            kernel.forget()  # registering computes the kernel once
+    kernels: dict[str, SharedKernel] = {}
+    for name, first in tied_names(student).items():
+        owner, _, leaf = name.rpartition(".")
+        module = teacher.get_submodule(owner)
+        if first != name:
+            _tie(teacher, module, leaf, first, kernels)
+            continue
+        parameter, tensor_plan = getattr(module, leaf), plan.tensors.get(name)
+        # A frozen kernel has to stay what it is: branches would go on learning.
+        takes = leaf == "weight" and accepts_branches(module) and parameter.requires_grad
+        extra = branches if takes else ()
+        if not extra and (tensor_plan is None or tensor_plan.divided is None):
+            continue
+        tensor_plan = tensor_plan or TensorPlan((None,) * parameter.ndim)
+        with torch.no_grad():
+            copies = tensor_plan.wide_copies(parameter)
+            if storage == "student" and copies is not None:
+                parameter *= copies
+            # The student's own numbers, not n * (s / n): they come back bit for bit.
+            parameter[tensor_plan.block] = narrow[name]
+        bank = None
+        if extra:
+            bank = BranchBank(
+                parameter.shape,
+                module.groups,  # type: ignore[arg-type]
+                extra,
+                device=parameter.device,
+                dtype=parameter.dtype,
+                generator=generator,
+            )
+        kernels[name] = SharedKernel(tensor_plan, storage, bank, parameter)
+        parametrize.register_parametrization(module, leaf, kernels[name])
+        kernels[name].forget()  # registering computes the kernel once
     return Pair(teacher, copy.deepcopy(student), plan).train(student.training)
+
+
+def _tie(
+    teacher: nn.Module, module: nn.Module, leaf: str, first: str, kernels: dict[str, SharedKernel]
+) -> None:
+    """Let a wide layer share the weight of the layer that its student shares it with."""
+    owner, _, first_leaf = first.rpartition(".")
+    source = teacher.get_submodule(owner)
+    if first not in kernels:
+        module._parameters[leaf] = source._parameters[first_leaf]
+        return
+    parametrize.register_parametrization(module, leaf, kernels[first])
+    kernels[first].forget()
+    shared = source.parametrizations[first_leaf].original  # type: ignore[index, union-attr]
+    module.parametrizations[leaf].original = shared  # type: ignore[index, union-attr]
 
 
 def merged_teacher(pair: Pair) -> nn.Module:
@@ -112,7 +156,12 @@ def merged_teacher(pair: Pair) -> nn.Module:
     # Not a copy of the teacher with its parametrizations removed: copies share the class that
     # parametrization made for them, and removing it from one breaks the other.
     network = pair.extract()
+    ties = tied_names(network)
     widen_module(network, pair.plan)
+    for name, first in ties.items():
+        if name != first:
+            owner, _, leaf = name.rpartition(".")
+            _tie(network, network.get_submodule(owner), leaf, first, {})
     tensors = [*network.named_parameters(), *network.named_buffers()]
     with torch.no_grad(), parametrize.cached():
         for name, tensor in tensors:

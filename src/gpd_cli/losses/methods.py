@@ -29,6 +29,9 @@ class KD:
 
     temperature: float = 4.0
 
+    def __post_init__(self) -> None:
+        _check_temperature(self.temperature)
+
     def __call__(self, logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """See `kd_loss`; labels are not used."""
         return kd_loss(logits, teacher, self.temperature)
@@ -48,9 +51,17 @@ class DKD:
     beta: float = 0.5
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_temperature(self.temperature)
+
     def __call__(self, logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """See `dkd_loss`."""
         return dkd_loss(logits, teacher, labels, self.alpha, self.beta, self.temperature)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise GpdError(f"The temperature must be more than 0, not {temperature}.")
 
 
 METHODS: dict[str, type[StaticTeacherLoss]] = {"kd": KD, "dkd": DKD}
