@@ -1,3 +1,4 @@
+import copy
 import random
 from collections import OrderedDict
 from collections.abc import Callable
@@ -553,6 +554,11 @@ def test_shared_weights_stay_shared(tied: bool, ratio: int, branches: int) -> No
     )
     assert extracted.second.weight is extracted.first.weight
     assert torch.equal(pair.eval().student(images), extracted.eval()(images))
+    teacher = merged_teacher(pair)
+    assert teacher.second.weight is teacher.first.weight
+    assert torch.equal(teacher(images), pair(images)[1])
+    twin = copy.deepcopy(pair)
+    assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in pair.parameters())
 
 
 # Errors

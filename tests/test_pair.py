@@ -165,13 +165,13 @@ class Frames(nn.Module):
         return self.head(self.fc(self.conv(x).flatten(2).mT).mean(1))
 
 
-@pytest.mark.parametrize("grad", [False, True])
-def test_student_and_extracted_run_the_same_arithmetic(grad: bool) -> None:
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_student_and_extracted_run_the_same_arithmetic(mode) -> None:
     student = Frames()
     randomize(student, torch.Generator().manual_seed(1))
     pair = expand(student, sample=torch.randn(SHAPE), branches=1).eval()
     images = torch.randn(SHAPE)
-    with torch.set_grad_enabled(grad):
+    with mode():
         expected = student(images)
         assert torch.equal(pair.extract()(images), expected)
         assert torch.equal(pair.student(images), expected)

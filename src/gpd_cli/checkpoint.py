@@ -102,6 +102,34 @@ def describe_run(
     return Description(spec, network.plan, shape, branch_names(branches), storage).to_dict()
 
 
+def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> None:
+    """Check that a checkpoint is of the network that is to take its weights.
+
+    Args:
+        found: the checkpoint's ``gpd`` entry.
+        expected: that of the run.
+
+    Raises:
+        WeightsError: when they differ in more than the size of the images.
+    """
+    if found is None:
+        raise WeightsError("The checkpoint is not one of gpd fit; give last.ckpt of a run.")
+
+    def short(entry: Mapping[str, Any]) -> str:
+        student, plan = entry["student"], entry["plan"]
+        how = "alone" if plan is None else f"at ratio {plan['ratio']:g}"
+        return (
+            f"{student['name']} with {student['num_classes']} classes {how}, branches "
+            f"{entry['branches']}, storage {entry['storage']}"
+        )
+
+    if any(found[key] != expected[key] for key in ("student", "plan", "branches", "storage")):
+        raise WeightsError(
+            f"The checkpoint is of {short(found)}, and this run of {short(expected)}; resume with "
+            "the configuration that the run was started with."
+        )
+
+
 def save_expanded(path: Path, pair: Pair, description: Description) -> None:
     """Write an expanded student as safetensors, atomically.
 

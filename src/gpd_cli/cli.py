@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gpd_cli.checkpoint import read_run
@@ -35,6 +37,17 @@ _CHATTER = (
 )
 
 
+class SaveConfig(SaveConfigCallback):
+    """Write ``config.yaml`` when training begins, not for a run that is refused before."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it."""
+        super().setup(trainer, pl_module, "fit")
+
+
 class GpdCLI(LightningCLI):
     """LightningCLI, told what `expand` and `extract` need and what a checkpoint knows."""
 
@@ -47,6 +60,7 @@ class GpdCLI(LightningCLI):
             trainer_class=GpdTrainer,
             trainer_defaults=_trainer_defaults(self._command),
             seed_everything_default=0,
+            save_config_callback=SaveConfig if self._command == "fit" else None,
             save_config_kwargs={"overwrite": True},
             args=list(arguments),
             auto_configure_optimizers=False,
@@ -72,7 +86,11 @@ class GpdCLI(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         if subcommand != "extract":
-            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            if subcommand == "expand":
+                # So that the config.yaml of a run is welcome.
+                parser.add_argument("--ckpt_path", help="not used", type=str | None)
+            return parser
         # The architecture and the plan are in the file: no model, data or trainer to describe.
         parser = self.init_parser(**kwargs)
         self._subcommand_method_arguments[subcommand] = parser.add_method_arguments(
@@ -147,6 +165,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         GpdCLI(arguments)
     except SystemExit as stop:  # after --help or --print_config
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits after Ctrl-C
+            return _interrupted()
         return stop.code if isinstance(stop.code, int) else 2
     except ArgumentError as error:
         text = " ".join(str(error).split()).rstrip(".")
@@ -154,14 +174,18 @@ def run(arguments: Sequence[str]) -> int:
         print(f"gpd: error: {text}; see {command} --help.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("gpd: interrupted; resume with --ckpt_path last.ckpt", file=sys.stderr)
-        return 130
+        return _interrupted()
     except Exception as error:
         if os.environ.get("GPD_DEBUG"):
             raise
         print(f"gpd: error: {_sentence(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _interrupted() -> int:
+    print("gpd: interrupted; go on with --ckpt_path RUN/checkpoints/last.ckpt", file=sys.stderr)
+    return 130
 
 
 def _sentence(error: BaseException) -> str:
@@ -187,7 +211,7 @@ def _mendable(error: BaseException | None) -> GpdError | None:
 
 def _settings_of_checkpoint(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Model and data of the run that wrote a checkpoint, as defaults for its evaluation."""
-    path = _option(arguments, "--ckpt_path")
+    path = _option(arguments, "--ckpt_path") or _configured(arguments, "ckpt_path")
     if path is None or command not in ("fit", *EVALUATIONS):
         return {}
     content = read_run(path)
@@ -209,6 +233,16 @@ def _settings_of_checkpoint(command: str, arguments: Sequence[str]) -> dict[str,
     }
 
 
+def _configured(arguments: Sequence[str], key: str) -> str | None:
+    """An entry of the configuration file that the command line names, if it can be read."""
+    path = _option(arguments, "-c") or _option(arguments, "--config")
+    try:
+        content = yaml.safe_load(Path(path).read_text()) if path else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None  # the parser will say what is wrong with it
+    return content.get(key) if isinstance(content, dict) else None
+
+
 def _option(arguments: Sequence[str], name: str) -> str | None:
     for position, argument in enumerate(arguments):
         if argument == name and position + 1 < len(arguments):
@@ -225,6 +259,8 @@ def _quieten() -> None:
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*The dirpath has changed.*",
+        ".*is smaller than the logging interval.*",
         ".*lr_scheduler.step\\(\\)` before.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -19,19 +19,25 @@ def default_callbacks(watched: bool) -> list[Callback]:
     Args:
         watched: whether a person looks at the terminal, and wants a live bar.
     """
-    return [BestAndLast(), GapHistory(), GapProgressBar() if watched else EpochLines()]
+    return [Best(), Last(), GapHistory(), GapProgressBar() if watched else EpochLines()]
 
 
-class BestAndLast(ModelCheckpoint):
-    """Keep ``best.ckpt``, by the student's validation accuracy, and ``last.ckpt``."""
+class Best(ModelCheckpoint):
+    """Keep ``best.ckpt``, by the student's validation accuracy."""
 
     def __init__(self) -> None:
         super().__init__(
-            monitor="val/student_top1",
-            mode="max",
-            filename="best",
-            save_last=True,
-            enable_version_counter=False,
+            monitor="val/student_top1", mode="max", filename="best", enable_version_counter=False
+        )
+
+
+class Last(ModelCheckpoint):
+    """Write ``last.ckpt`` after every epoch, to resume from."""
+
+    def __init__(self) -> None:
+        # Not `save_last`: that copies the best checkpoint only when there is a new one.
+        super().__init__(
+            filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
 
 
@@ -52,8 +58,9 @@ class GapHistory(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``gap.png`` beside ``metrics.csv``."""
-        if trainer.is_global_zero and trainer.log_dir and self.epochs:
-            plot_gap(self.epochs, Path(trainer.log_dir) / "gap.png")
+        folder = trainer.log_dir  # every process has to ask: the answer is broadcast
+        if trainer.is_global_zero and folder and self.epochs:
+            plot_gap(self.epochs, Path(folder) / "gap.png")
 
     def state_dict(self) -> dict[str, Any]:
         """The history, for the checkpoint."""
@@ -85,7 +92,8 @@ class EpochLines(Callback):
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
-        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        length = trainer.max_epochs or -1
+        parts = [f"epoch {trainer.current_epoch + 1}" + (f"/{length}" if length > 0 else "")]
         for stage in ("train", "val"):
             values = [
                 f"{name.removesuffix('_top1')} {float(metrics[key]):.2f}"

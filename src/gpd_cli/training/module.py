@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from gpd_cli.checkpoint import describe_run
+from gpd_cli.checkpoint import check_same_network, describe_run
 from gpd_cli.errors import DataError
 from gpd_cli.expansion import (
     DEFAULT_NOISE,
@@ -33,7 +34,7 @@ from gpd_cli.training.optimizers import (
     suitable_storage,
     undecayed,
 )
-from gpd_cli.training.watch import FiniteWatch
+from gpd_cli.training.watch import FiniteWatch, check_weights
 
 _PROBE_BATCH = 2
 
@@ -118,7 +119,7 @@ class GapPreservingDistillation(LightningModule):
                 generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
             )
         self.static_teacher = load_static_teacher(
-            static_teacher, static_teacher_weights, static_teacher_args, self.num_classes
+            static_teacher, static_teacher_weights, static_teacher_args, self.num_classes, shape[0]
         )
         self.objective = Objective(
             gap_weight=gap_weight,
@@ -207,6 +208,7 @@ class GapPreservingDistillation(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Stop before a checkpoint of broken weights is written; cut the networks to score."""
+        check_weights(self.network, self.trainer.global_step)
         self._watch.check(self.trainer.global_step)
         self._cut()
 
@@ -233,10 +235,22 @@ class GapPreservingDistillation(LightningModule):
         self._plain = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put everything into the checkpoint that extraction needs: architecture and plan."""
-        checkpoint["gpd"] = describe_run(
-            self.network, self.spec, self.image_shape, self.hparams["branches"], self.storage
-        )
+        """Put everything into the checkpoint that extraction needs: architecture and plan.
+
+        Raises:
+            TrainingError: instead of saving broken weights.
+        """
+        self._watch.check(self.trainer.global_step)
+        check_weights(self.network, self.trainer.global_step)
+        checkpoint["gpd"] = self._description()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network before its weights are tried.
+
+        Raises:
+            WeightsError: when student, ratio, branches or storage differ.
+        """
+        check_same_network(checkpoint.get("gpd"), self._description())
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule from timm."""
@@ -248,14 +262,17 @@ class GapPreservingDistillation(LightningModule):
         )
         optimizer = make_optimizer(self.network, self.settings, no_decay)
         updates = self.trainer.estimated_stepping_batches
-        epochs = self.trainer.max_epochs or 1
-        if updates == float("inf") or epochs < 1:
+        if updates == float("inf"):
             return optimizer
+        # With a length in steps the data has not been looked at yet.
+        self.trainer.fit_loop.setup_data()
+        batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        updates_per_epoch = min(max(1, math.ceil(batches)), int(updates))
         scheduler = make_scheduler(
             optimizer,
             self.settings,
-            epochs=epochs,
-            updates_per_epoch=max(1, int(updates) // epochs),
+            epochs=math.ceil(updates / updates_per_epoch),
+            updates_per_epoch=updates_per_epoch,
         )
         if scheduler is None:
             return optimizer
@@ -267,6 +284,11 @@ class GapPreservingDistillation(LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Schedules of timm are functions of the number of updates."""
         scheduler.step_update(self.trainer.global_step)
+
+    def _description(self) -> dict[str, Any]:
+        return describe_run(
+            self.network, self.spec, self.image_shape, self.hparams["branches"], self.storage
+        )
 
     def _summary(self) -> str:
         student = sum(p.numel() for p in self.network.extract().parameters())
@@ -311,5 +333,6 @@ class GapPreservingDistillation(LightningModule):
     def _log_scores(self, stage: str) -> None:
         scores = self._scores(stage)
         values = {f"{stage}/{name}": value for name, value in scores.compute().items()}
-        self.log_dict(values, on_step=False, on_epoch=True)
+        # Every process has the same values already: the metrics are synchronized.
+        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
         scores.reset()

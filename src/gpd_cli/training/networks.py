@@ -57,7 +57,11 @@ class StaticTeacher:
 
 
 def load_static_teacher(
-    name: str | None, weights: str | Path | None, model_args: dict[str, Any] | None, classes: int
+    name: str | None,
+    weights: str | Path | None,
+    model_args: dict[str, Any] | None,
+    classes: int,
+    channels: int,
 ) -> StaticTeacher | None:
     """Load a static teacher and check that it tells the student's classes apart.
 
@@ -66,9 +70,10 @@ def load_static_teacher(
         weights: its state dict.
         model_args: further arguments of its constructor.
         classes: the student's number of classes.
+        channels: of the student's images.
 
     Raises:
-        ModelError: when it has other classes, or there are weights but no network.
+        ModelError: when it has other classes or channels, or one of network and weights is missing.
         WeightsError: when the weights cannot be read or do not fit.
     """
     if name is None:
@@ -78,9 +83,19 @@ def load_static_teacher(
                 "--model.static_teacher NAME."
             )
         return None
+    if weights is None:
+        raise ModelError(
+            f"The static teacher {name} has to be a trained one: add "
+            "--model.static_teacher_weights FILE."
+        )
     network = ModelSpec(name, classes, model_args or {}).build(weights)
     shape = input_shape(network, name, model_args or {})
     found = count_classes(network, shape)
+    if shape[0] != channels:
+        raise ModelError(
+            f"The static teacher {name} takes images of {shape[0]} channels but the student of "
+            f"{channels}; give a static teacher for the same images."
+        )
     if found != classes:
         raise ModelError(
             f"The static teacher {name} has {found} classes but the student has {classes}; give "

@@ -1,9 +1,9 @@
-"""Stop a run whose loss is no longer finite before it overwrites what it has."""
+"""Stop a run that is no longer finite before it overwrites what it has."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpd_cli.errors import TrainingError
 
@@ -34,8 +34,23 @@ class FiniteWatch:
             TrainingError: as `note`.
         """
         if self._finite is not None and not bool(self._finite):
-            raise TrainingError(
-                f"The loss became NaN or infinite by step {step}; lower --model.optimizer.lr, clip "
-                "gradients with --trainer.gradient_clip_val 5, or train in 32-bit precision "
-                "(checkpoints of earlier epochs are kept)."
-            )
+            raise TrainingError(_remedy("The loss", step))
+
+
+def check_weights(network: nn.Module, step: int) -> None:
+    """Look at the weights themselves, before they are scored or saved.
+
+    Raises:
+        TrainingError: when one of them is NaN or infinite.
+    """
+    finite = [torch.isfinite(parameter).all() for parameter in network.parameters()]
+    if not bool(torch.stack(finite).all()):
+        raise TrainingError(_remedy("The weights", step))
+
+
+def _remedy(what: str, step: int) -> str:
+    return (
+        f"{what} became NaN or infinite by step {step}; lower --model.optimizer.lr, clip gradients "
+        "with --trainer.gradient_clip_val 5, or train in 32-bit precision (checkpoints of earlier "
+        "epochs are kept)."
+    )
