@@ -4,7 +4,8 @@ from gpd_cli.expansion.certificate import Certificate, certify
 from gpd_cli.expansion.expand import DEFAULT_NOISE, expand, expand_with_certificate
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import IndexMap, TensorPlan, WidthPlan
-from gpd_cli.expansion.probe import find_plan, randomize
+from gpd_cli.expansion.probe import find_plan
+from gpd_cli.expansion.randomize import randomize
 from gpd_cli.expansion.teacher import merged_teacher
 from gpd_cli.expansion.tensors import Storage, expand_tensor, slice_tensor
 

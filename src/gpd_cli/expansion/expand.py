@@ -18,7 +18,7 @@ from gpd_cli.expansion.probe import find_plan
 from gpd_cli.expansion.teacher import build_pair, check_plan
 from gpd_cli.expansion.tensors import Storage
 
-DEFAULT_NOISE = 0.5
+DEFAULT_NOISE = 1.0
 """Size of the symmetry-breaking noise, in units of each weight's own standard deviation."""
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,8 +24,10 @@ from gpd_cli.expansion.containers import (
     head_layout,
 )
 from gpd_cli.expansion.layers import LayerPlan, UnsupportedLayerError, is_leaf, plan_layer
+from gpd_cli.expansion.locate import located, short_text
 from gpd_cli.expansion.match import match_axes
 from gpd_cli.expansion.plan import WidthPlan
+from gpd_cli.expansion.randomize import randomize
 from gpd_cli.expansion.record import InjectiveActivations, Recording, first_tensor, record
 from gpd_cli.expansion.teacher import widen_module
 
@@ -56,13 +56,13 @@ def find_plan(student: nn.Module, sample: Tensor, ratio: float) -> WidthPlan:
     randomize(narrow, generator)
     images = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
     attention = [name for name, m in narrow.named_modules() if head_count(m) and not is_leaf(m)]
-    with torch.random.fork_rng(devices=[]), _located(narrow) as where:
+    with torch.random.fork_rng(devices=[]), located(narrow) as where:
         try:
             recording = record(narrow, images.clone(), attention)
         except Exception as error:
             raise ExpansionError(
                 f"{type(student).__name__} does not run on a sample of shape "
-                f"{list(sample.shape)} ({where()}: {_short(error)}); pass a sample of the shape "
+                f"{list(sample.shape)} ({where()}: {short_text(error)}); pass a sample of the shape "
                 "that the network takes."
             ) from error
     if recording.output is None or recording.output.ndim < 2:
@@ -79,35 +79,6 @@ def find_plan(student: nn.Module, sample: Tensor, ratio: float) -> WidthPlan:
             "only, where no student can be compared with its teacher; build the network without it."
         )
     return _Widening(narrow, recording, ratio).run(images)
-
-
-def randomize(network: nn.Module, generator: torch.Generator) -> None:
-    """Give every parameter and running statistic a random value, in place.
-
-    Fresh networks hide errors: statistics of 0 and 1, gates of zero, tokens of zero.
-
-    Args:
-        network: the network to change.
-        generator: source of the values.
-    """
-
-    def normal(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
-
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if parameter.ndim > 1:
-                fan_in = max(1, parameter[0].numel())
-                parameter.copy_(normal(parameter) / fan_in**0.5)
-            elif name.endswith("bias"):
-                parameter.copy_(0.3 * normal(parameter))
-            else:
-                parameter.copy_(1 + 0.3 * normal(parameter).clamp(-3, 3))
-        for name, buffer in network.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.copy_(0.3 * normal(buffer))
-            elif name.endswith("running_var"):
-                buffer.copy_(1 + 0.15 * normal(buffer).clamp(-3, 3))
 
 
 class _Widening:
@@ -134,7 +105,7 @@ class _Widening:
             self.wide.get_submodule(name).register_forward_hook(self._result_hook(name))
             for name in self.recording.results
         ]
-        with torch.random.fork_rng(devices=[]), _located(self.wide) as where:
+        with torch.random.fork_rng(devices=[]), located(self.wide) as where:
             try:
                 with torch.no_grad(), InjectiveActivations():
                     output = first_tensor((self.wide(images.clone()),), {})
@@ -142,7 +113,7 @@ class _Widening:
                 raise
             except Exception as error:
                 raise ExpansionError(
-                    f"{where()} does not run at ratio {self.ratio} ({_short(error)}); its forward "
+                    f"{where()} does not run at ratio {self.ratio} ({short_text(error)}); its forward "
                     "relies on a width that the expansion does not know of."
                 ) from error
             finally:
@@ -282,43 +253,3 @@ def _runs_in_training_only(network: nn.Module, images: Tensor, known: set[str]) 
     except Exception:
         pass  # statistics of a single pixel, say: what matters is which layers ran
     return called[0] if called else None
-
-
-@contextmanager
-def _located(network: nn.Module) -> Iterator[Any]:
-    """Know which module was running when an exception came up."""
-    stack: list[str] = []
-    deepest: list[str] = [""]
-
-    def enter(name: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
-            stack.append(name)
-            deepest[0] = name
-
-        return hook
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if stack:
-            stack.pop()
-        deepest[0] = stack[-1] if stack else ""
-
-    handles = []
-    for name, module in network.named_modules():
-        handles.append(module.register_forward_pre_hook(enter(name)))
-        handles.append(module.register_forward_hook(leave))
-    modules = dict(network.named_modules())
-
-    def where() -> str:
-        name = deepest[0]
-        return f"{name or 'the network'} ({type(modules[name]).__name__})"
-
-    try:
-        yield where
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _short(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"

@@ -1,0 +1,57 @@
+"""Know which module was running when an exception came up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+@contextmanager
+def located(network: nn.Module) -> Iterator[Any]:
+    """Follow which module of a network runs.
+
+    Args:
+        network: the network that is about to run.
+
+    Yields:
+        A function that names the module that runs, or ran last, with its type.
+    """
+    stack: list[str] = []
+    deepest: list[str] = [""]
+
+    def enter(name: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            stack.append(name)
+            deepest[0] = name
+
+        return hook
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if stack:
+            stack.pop()
+        deepest[0] = stack[-1] if stack else ""
+
+    handles = []
+    for name, module in network.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave))
+    modules = dict(network.named_modules())
+
+    def where() -> str:
+        name = deepest[0]
+        return f"{name or 'the network'} ({type(modules[name]).__name__})"
+
+    try:
+        yield where
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def short_text(error: Exception) -> str:
+    """An exception's type and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"
