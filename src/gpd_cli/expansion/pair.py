@@ -51,8 +51,9 @@ class Pair(nn.Module):
             The student's and the dynamic teacher's logits, each ``[B, classes]``.
         """
         with self._merged_once():
+            weights = self._weights()
             teacher = self.teacher(images)
-            student = functional_call(self.narrow, self._weights(), (images,))
+            student = functional_call(self.narrow, weights, (images,))
         return student, teacher
 
     def student(self, images: Tensor) -> Tensor:
@@ -65,8 +66,8 @@ class Pair(nn.Module):
 
         Its output equals that of `student` bit for bit.
         """
-        student = copy.deepcopy(self.narrow)
-        with torch.no_grad(), self._merged_once():
+        with torch.inference_mode(False), torch.no_grad(), self._merged_once():
+            student = copy.deepcopy(self.narrow)
             weights = {
                 name: nn.Parameter(weight.detach().clone(), self._requires_grad[name])
                 for name, weight in self._weights().items()
@@ -79,7 +80,10 @@ class Pair(nn.Module):
 
     def _weights(self) -> dict[str, Tensor]:
         """The student's weights by name: slices of what the teacher runs with."""
-        weights = {name: self._weight(name) for name, first in self._tied.items() if name == first}
+        # Not as inference tensors, for which torch may choose other arithmetic.
+        grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            weights = {n: self._weight(n) for n, first in self._tied.items() if n == first}
         return {name: weights[first] for name, first in self._tied.items()}
 
     def _weight(self, name: str) -> Tensor:

@@ -62,8 +62,8 @@ def find_plan(student: nn.Module, sample: Tensor, ratio: float) -> WidthPlan:
         except Exception as error:
             raise ExpansionError(
                 f"{type(student).__name__} does not run on a sample of shape "
-                f"{list(sample.shape)} ({where()}: {short_text(error)}); pass a sample of the shape "
-                "that the network takes."
+                f"{list(sample.shape)} ({where()}: {short_text(error)}); pass a sample of the "
+                "shape that the network takes."
             ) from error
     if recording.output is None or recording.output.ndim < 2:
         raise ExpansionError(
@@ -113,8 +113,8 @@ class _Widening:
                 raise
             except Exception as error:
                 raise ExpansionError(
-                    f"{where()} does not run at ratio {self.ratio} ({short_text(error)}); its forward "
-                    "relies on a width that the expansion does not know of."
+                    f"{where()} does not run at ratio {self.ratio} ({short_text(error)}); its "
+                    "forward relies on a width that the expansion does not know of."
                 ) from error
             finally:
                 for handle in handles:

@@ -157,7 +157,8 @@ def merged_teacher(pair: Pair) -> nn.Module:
     # parametrization made for them, and removing it from one breaks the other.
     network = pair.extract()
     ties = tied_names(network)
-    widen_module(network, pair.plan)
+    with torch.inference_mode(False):
+        widen_module(network, pair.plan)
     for name, first in ties.items():
         if name != first:
             owner, _, leaf = name.rpartition(".")
