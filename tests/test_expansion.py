@@ -743,3 +743,62 @@ class Auxiliary(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.body(x)
         return self.head(x) + 0.3 * self.auxiliary(x) if self.training else self.head(x)
+
+
+# Modes, and what cannot be expanded for another reason
+
+
+def test_each_module_keeps_its_mode() -> None:
+    student = randomized("residual").train()
+    frozen = [name for name, m in student.named_modules() if isinstance(m, nn.BatchNorm2d)][:2]
+    for name in frozen:
+        student.get_submodule(name).eval()
+    expected = {name: m.training for name, m in student.named_modules()}
+    pair = expand(student, sample=torch.randn(IMAGE))
+    for network in (pair.narrow, pair.extract()):
+        assert {name: m.training for name, m in network.named_modules()} == expected
+    teacher = {name: m.training for name, m in pair.teacher.named_modules()}
+    assert {name: teacher[name] for name in expected} == expected
+
+
+def test_a_network_without_anything_to_widen_is_refused() -> None:
+    class OnlyClassifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).mean((2, 3))
+
+    rejected(OnlyClassifier(), "Nothing in OnlyClassifier can be widened")
+    expand(OnlyClassifier(), sample=torch.randn(IMAGE), ratio=1, branches=1)
+
+
+def test_weights_that_are_not_numbers_are_named() -> None:
+    student = randomized("residual")
+    next(student.parameters()).data[0] = torch.nan
+    rejected(student, "check its weights")
+
+
+def test_a_layer_without_tensor_input_runs_in_eval_mode_too() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value = nn.Parameter(torch.ones(1))
+
+        def forward(self) -> Tensor:
+            return self.value
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.scale, self.head = conv_bn(3, 6), Scale(), Head(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x) * self.scale())
+
+    student = Scaled().double()
+    randomize(student, torch.Generator().manual_seed(1))
+    pair = expand(student, sample=torch.randn(IMAGE), branches=1)
+    narrow, wide = pair.eval()(torch.randn(IMAGE, dtype=torch.float64))
+    assert relative_difference(wide, narrow) < 1e-9

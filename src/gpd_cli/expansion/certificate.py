@@ -45,11 +45,17 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
     """
     generator = torch.Generator().manual_seed(sample.shape[0])
     images = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
-    was_training = pair.training
+    modes = {module: module.training for module in pair.modules()}
     pair.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         student, teacher = pair(images)
-    pair.train(was_training)
+    for module, mode in modes.items():
+        module.training = mode
+    if not bool(torch.isfinite(student).all()):
+        raise ExpansionError(
+            f"{type(pair.narrow).__name__} gives NaN or infinite logits on random images; check "
+            "its weights."
+        )
     difference = relative_difference(teacher, student)
     if not difference <= TOLERANCE:
         raise ExpansionError(

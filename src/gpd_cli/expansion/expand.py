@@ -97,6 +97,11 @@ def expand_with_certificate(
         plan = find_plan(student, sample, ratio)
     else:
         check_plan(student, plan)
+    if ratio > 1 and not plan.tensors:
+        raise ExpansionError(
+            f"Nothing in {type(student).__name__} can be widened: its layers give the output "
+            "directly; choose ratio 1."
+        )
     # In float64 the noise cancels to 1e-15, so that the certificate is about the algebra and
     # not about rounding; the result is rounded to the student's own type afterwards.
     exact = copy.deepcopy(student).to("cpu", torch.float64)

@@ -32,6 +32,7 @@ class Pair(nn.Module):
 
     def __init__(self, teacher: nn.Module, student: nn.Module, plan: WidthPlan) -> None:
         super().__init__()
+        self.training = student.training
         self.teacher = teacher
         self.narrow = student
         self.plan = plan
@@ -76,7 +77,7 @@ class Pair(nn.Module):
         for name, first in self._tied.items():
             owner, _, leaf = name.rpartition(".")
             student.get_submodule(owner)._parameters[leaf] = weights[first]
-        return student.train(self.training)
+        return student
 
     def _weights(self) -> dict[str, Tensor]:
         """The student's weights by name: slices of what the teacher runs with."""
@@ -84,6 +85,10 @@ class Pair(nn.Module):
         grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
             weights = {n: self._weight(n) for n, first in self._tied.items() if n == first}
+            if not grad:
+                # Torch chooses a product's arithmetic by this flag among others.
+                for name, weight in weights.items():
+                    weights[name] = weight.detach().requires_grad_(self._requires_grad[name])
         return {name: weights[first] for name, first in self._tied.items()}
 
     def _weight(self, name: str) -> Tensor:
@@ -98,9 +103,6 @@ class Pair(nn.Module):
         elif name in self.plan.tensors:
             # Contiguous, as extracted weights are: then both run the same arithmetic.
             weight = weight[self.plan.tensors[name].block].contiguous()
-        if self._requires_grad[name] and not weight.requires_grad:
-            # Without gradients, too: torch chooses a product's kernel by this flag among others.
-            weight = weight.detach().requires_grad_()
         return weight
 
     @contextmanager

@@ -49,7 +49,7 @@ def find_plan(student: nn.Module, sample: Tensor, ratio: float) -> WidthPlan:
         ExpansionError: when the network does not run on the sample, or a module cannot be widened
             exactly; the message names the module and the remedy.
     """
-    if not math.isfinite(ratio) or ratio < 1:
+    if not isinstance(ratio, int | float) or not math.isfinite(ratio) or ratio < 1:
         raise ExpansionError(f"The expansion ratio must be 1 or more, not {ratio}.")
     generator = torch.Generator().manual_seed(_SEED)
     narrow = copy.deepcopy(student).to("cpu", torch.float64).eval().requires_grad_(True)
@@ -72,7 +72,7 @@ def find_plan(student: nn.Module, sample: Tensor, ratio: float) -> WidthPlan:
         )
     if ratio == 1:
         return WidthPlan(ratio)
-    overlooked = _runs_in_training_only(narrow, images, set(recording.inputs))
+    overlooked = _runs_in_training_only(narrow, images, recording.called)
     if overlooked:
         raise ExpansionError(
             f"{overlooked} ({type(narrow.get_submodule(overlooked)).__name__}) runs in train mode "

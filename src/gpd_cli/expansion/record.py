@@ -71,6 +71,7 @@ class Recording:
     """What one run of the student showed.
 
     Args:
+        called: names of the leaves that ran.
         inputs: per leaf name, the input of each of its calls.
         outputs: per leaf name, the shape of its output.
         results: per leaf of a kind that is not known, the output of each of its calls.
@@ -80,6 +81,7 @@ class Recording:
         output: the network's output.
     """
 
+    called: set[str] = field(default_factory=set)
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     outputs: dict[str, torch.Size] = field(default_factory=dict)
     results: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -107,6 +109,7 @@ def record(network: nn.Module, images: Tensor, containers: Iterable[str] = ()) -
 
     def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            recording.called.add(name)
             x = first_tensor(args, kwargs)
             if x is not None:
                 recording.inputs.setdefault(name, []).append(x.detach().clone())

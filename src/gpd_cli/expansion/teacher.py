@@ -91,7 +91,7 @@ def build_pair(
         generator: source of noise and of the branches' initial weights.
 
     Returns:
-        The pair, in train mode where the student is.
+        The pair; each module is in the mode that the student's is in.
     """
     teacher = copy.deepcopy(student)
     widen_module(teacher, plan, noise=noise, generator=generator)
@@ -127,9 +127,10 @@ def build_pair(
                 generator=generator,
             )
         kernels[name] = SharedKernel(tensor_plan, storage, bank, parameter)
-        parametrize.register_parametrization(module, leaf, kernels[name])
-        kernels[name].forget()  # registering computes the kernel once
-    return Pair(teacher, copy.deepcopy(student), plan).train(student.training)
+        # Unchecked: the check would merge every kernel once, and shapes are right by construction.
+        parametrize.register_parametrization(module, leaf, kernels[name], unsafe=True)
+        module.parametrizations.train(module.training)  # type: ignore[union-attr]
+    return Pair(teacher, copy.deepcopy(student), plan)
 
 
 def _tie(
@@ -141,8 +142,7 @@ def _tie(
     if first not in kernels:
         module._parameters[leaf] = source._parameters[first_leaf]
         return
-    parametrize.register_parametrization(module, leaf, kernels[first])
-    kernels[first].forget()
+    parametrize.register_parametrization(module, leaf, kernels[first], unsafe=True)
     shared = source.parametrizations[first_leaf].original  # type: ignore[index, union-attr]
     module.parametrizations[leaf].original = shared  # type: ignore[index, union-attr]
 
