@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,16 @@ def gpd(*arguments: str) -> None:
 def fit(name: str, *options: str) -> None:
     """Train into runs/demo/NAME."""
     logger = "--trainer.logger.init_args."
-    gpd("fit", "-c", str(CONFIG), *options, f"{logger}name", "demo", f"{logger}version", name)
+    gpd(
+        "fit",
+        "-c",
+        os.path.relpath(CONFIG),
+        *options,
+        f"{logger}name",
+        "demo",
+        f"{logger}version",
+        name,
+    )
 
 
 def extract(run: str, output: Path, *options: str) -> Path:
