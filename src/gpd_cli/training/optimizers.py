@@ -108,6 +108,11 @@ def make_scheduler(
         )
     except (AssertionError, TypeError, ValueError) as error:
         raise GpdError(f"Schedule '{settings.sched}' cannot be made: {error}") from error
+    if scheduler is None and settings.sched != "none":  # what older versions of timm answer
+        raise GpdError(
+            f"Schedule '{settings.sched}' cannot be made: timm does not know it; choose cosine, "
+            "multistep, step, poly, tanh or none."
+        )
     return scheduler
 
 
