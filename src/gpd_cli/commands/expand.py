@@ -12,7 +12,7 @@ from gpd_cli.branches import branch_names
 from gpd_cli.checkpoint import Description, save_expanded
 from gpd_cli.commands.report import cost, count, print_table
 from gpd_cli.errors import GpdError
-from gpd_cli.expansion import DEFAULT_NOISE, Storage, expand_with_certificate, merged_teacher
+from gpd_cli.expansion import DEFAULT_NOISE, Storage, expand, merged_teacher
 from gpd_cli.files import check_writable
 from gpd_cli.models import ModelSpec, input_shape
 
@@ -54,7 +54,7 @@ def expand_command(
     spec = ModelSpec(student, num_classes, dict(student_args or {}))
     network = spec.build(student_weights)
     shape = input_shape(network, spec.name, spec.model_args)
-    pair, certificate = expand_with_certificate(
+    pair = expand(
         network,
         sample=torch.zeros(_PROBE_BATCH, *shape),
         ratio=ratio,
@@ -67,7 +67,8 @@ def expand_command(
         pair,
         Description(spec.resolve(network), pair.plan, shape, names, storage or "mixed"),
     )
-    before = cost(network, shape)
+    before, certificate = cost(network, shape), pair.certificate
+    assert certificate is not None
     after = cost(merged_teacher(pair), shape)
     trained = sum(p.numel() for p in pair.parameters())
     widened = {name.rpartition(".")[0] for name, _ in pair.plan}

@@ -1,7 +1,7 @@
 """Expansion of a student into a dynamic teacher, and back."""
 
 from gpd_cli.expansion.certificate import Certificate, certify
-from gpd_cli.expansion.expand import DEFAULT_NOISE, expand, expand_with_certificate
+from gpd_cli.expansion.expand import DEFAULT_NOISE, expand
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import IndexMap, TensorPlan, WidthPlan
 from gpd_cli.expansion.probe import find_plan
@@ -20,7 +20,6 @@ __all__ = [
     "certify",
     "expand",
     "expand_tensor",
-    "expand_with_certificate",
     "find_plan",
     "merged_teacher",
     "randomize",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gpd_cli.branches import branch_names
 from gpd_cli.errors import ExpansionError
-from gpd_cli.expansion.certificate import Certificate, certify
+from gpd_cli.expansion.certificate import certify
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.probe import find_plan
@@ -52,36 +52,13 @@ def expand(
             global random state is left alone.
 
     Returns:
-        Student and dynamic teacher as one module, certified equal to 1e-9 in float64.
+        Student and dynamic teacher as one module, certified equal to 1e-9 in float64 (see its
+        ``certificate``).
 
     Raises:
         ExpansionError: when the student does not run on the sample or cannot be expanded exactly;
             the message names the module and the remedy.
     """
-    return expand_with_certificate(
-        student,
-        sample=sample,
-        ratio=ratio,
-        branches=branches,
-        noise=noise,
-        storage=storage,
-        plan=plan,
-        generator=generator,
-    )[0]
-
-
-def expand_with_certificate(
-    student: nn.Module,
-    *,
-    sample: Tensor,
-    ratio: float = 2.0,
-    branches: int | Sequence[str] = 6,
-    noise: float = DEFAULT_NOISE,
-    storage: Storage = "mixed",
-    plan: WidthPlan | None = None,
-    generator: torch.Generator | None = None,
-) -> tuple[Pair, Certificate]:
-    """Like `expand`; also returns the certificate."""
     dtype, device = _dtype_and_device(student)
     names = branch_names(branches)
     if not isinstance(sample, Tensor) or sample.ndim < 2 or not sample.is_floating_point():
@@ -110,8 +87,8 @@ def expand_with_certificate(
         exact, plan, branches=names, noise=noise, storage=storage, generator=generator
     )
     del exact
-    certificate = certify(pair, sample)
-    return pair.to(device, dtype), certificate
+    pair.certificate = certify(pair, sample)
+    return pair.to(device, dtype)
 
 
 def _dtype_and_device(student: nn.Module) -> tuple[torch.dtype, torch.device]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch.nn.utils import parametrize
 
 from gpd_cli.expansion.kernel import SharedKernel
 from gpd_cli.expansion.plan import WidthPlan
+
+if TYPE_CHECKING:
+    from gpd_cli.expansion.certificate import Certificate
 
 
 class Pair(nn.Module):
@@ -32,6 +35,7 @@ class Pair(nn.Module):
 
     def __init__(self, teacher: nn.Module, student: nn.Module, plan: WidthPlan) -> None:
         super().__init__()
+        self.certificate: Certificate | None = None  # of the expansion, see `expand`
         self.training = student.training
         self.teacher = teacher
         self.narrow = student

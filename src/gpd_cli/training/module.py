@@ -16,10 +16,9 @@ from gpd_cli.checkpoint import check_same_network, describe_run
 from gpd_cli.errors import DataError
 from gpd_cli.expansion import (
     DEFAULT_NOISE,
-    Certificate,
     Pair,
     Storage,
-    expand_with_certificate,
+    expand,
     merged_teacher,
 )
 from gpd_cli.losses import make_method
@@ -103,13 +102,12 @@ class GapPreservingDistillation(LightningModule):
         self.spec = replace(spec, num_classes=self.num_classes)
         self.image_shape = shape
         self.storage: Storage = storage or suitable_storage(optimizer.opt)
-        self.certificate: Certificate | None = None
         self.network: Pair | Alone
         if ratio == 1 and branches in (1, ["kxk"]):
             self.network = Alone(network)
         else:
             sample = torch.zeros(_PROBE_BATCH, *shape)
-            self.network, self.certificate = expand_with_certificate(
+            self.network = expand(
                 network,
                 sample=sample,
                 ratio=ratio,
@@ -293,12 +291,13 @@ class GapPreservingDistillation(LightningModule):
     def _summary(self) -> str:
         student = sum(p.numel() for p in self.network.extract().parameters())
         text = f"{self.spec.name}: {student:,} parameters"
-        if self.certificate is None:
+        certificate = self.network.certificate if isinstance(self.network, Pair) else None
+        if certificate is None:
             return f"{text}, trained alone"
         trained = sum(p.numel() for p in self.network.parameters())
         return (
             f"{text}; with its dynamic teacher {trained:,}; their logits differ by "
-            f"{self.certificate.difference:.0e} (relative, float64) at the start"
+            f"{certificate.difference:.0e} (relative, float64) at the start"
         )
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
