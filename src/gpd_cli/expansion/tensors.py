@@ -1,4 +1,4 @@
-"""Inverse and channel-branch reparameterization of single tensors (DESIGN: paper, section 3).
+"""Inverse and channel-branch reparameterization of single tensors (Guo et al., 2025, section 3).
 
 With index maps ``out``, ``in``, n(c) copies of c, and a(c) the first of them::
 
