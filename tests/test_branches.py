@@ -4,10 +4,14 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import gpd_cli
 from gpd_cli.branches import (
+    BRANCH_SETS,
     EXTRA_BRANCHES,
     PAPER_BRANCHES,
     BranchBank,
@@ -15,9 +19,12 @@ from gpd_cli.branches import (
     branch_kernel,
     branch_names,
     frequency_filters,
+    identity_channels,
     merge,
 )
 from gpd_cli.errors import GpdError
+
+CONV_BRANCHES = tuple(name for name in EXTRA_BRANCHES if name != "linear")
 
 KERNEL_SIZES = [(3, 3), (5, 5), (3, 5), (4, 4)]
 LAYERS = {"plain": (6, 8, 1), "grouped": (6, 8, 2), "depthwise": (6, 6, 6), "multiplier": (3, 6, 3)}
@@ -40,6 +47,12 @@ def random_bank(shape: tuple[int, ...], groups: int, names: tuple[str, ...]) -> 
     for parameter in bank.parameters():
         nn.init.normal_(parameter)
     return bank
+
+
+def tensors_of(bank: BranchBank, name: str) -> dict[str, Tensor]:
+    if name == "identity":
+        return {"channels": bank.channels}
+    return dict(bank.weights[name].named_parameters())
 
 
 def taps(x: Tensor, size: int, inner: int, dim: int, stride: int, padding: int, dilation: int):
@@ -70,21 +83,44 @@ def run_average(x, kernel_size, stride, padding, dilation):
     return mean.unflatten(2, (height, -1))
 
 
-def run_branch(name, tensors, x, kernel_size, groups, stride, padding, dilation):
+def run_branch(name, tensors, x, kernel_size, groups, stride, padding, dilation, out_channels):
     """One branch run as it is described, one layer after the other."""
-    weight = tensors["weight"]
     last = (stride, padding, dilation)
+    in_channels, kh, kw = x.shape[1], *kernel_size
+    fan = in_channels // groups
+    if name == "identity":
+        ones = torch.ones(in_channels, 1, 1, 1, dtype=x.dtype)
+        kept = run_smaller(x, ones, kernel_size, in_channels, *last)
+        group = torch.arange(out_channels) // (out_channels // groups)
+        return kept[:, group * fan + torch.arange(out_channels) % fan]
+    weight = tensors["weight"]
     if name in ("1x1", "1xk", "kx1"):
         return run_smaller(x, weight, kernel_size, groups, *last)
     if name == "1x1_kxk":
-        inner = F.conv2d(x, tensors["pointwise"], groups=groups)
-        return F.conv2d(inner, weight, None, *last, groups)
+        each = F.conv2d(x, tensors["deviation"], groups=groups)
+        copies = each.unflatten(1, (groups, -1, fan)) + x.unflatten(1, (groups, 1, fan))
+        return F.conv2d(copies.flatten(1, 3), weight, None, *last, groups)
     if name == "1x1_avg":
         return run_average(F.conv2d(x, weight, groups=groups), kernel_size, *last)
     if name == "frequency":
         inner = F.conv2d(x, weight, groups=groups)
         filters = frequency_filters(weight.shape[0], kernel_size, dtype=x.dtype)
         return F.conv2d(inner, filters[:, None], None, *last, weight.shape[0])
+    if name == "expandnet":
+        inner = F.conv2d(x, tensors["first"], groups=groups)
+        inner = F.conv2d(inner, tensors["middle"], None, *last, groups)
+        return F.conv2d(inner, weight, groups=groups)
+    if name == "do_conv":  # the feature composition: D on each channel's window, then W on all
+        windows = F.unfold(x, kernel_size, dilation, padding, stride)
+        windows = windows.unflatten(1, (in_channels, kh * kw))
+        depthwise = tensors["deviation"].flatten(2) + torch.eye(kh * kw, dtype=x.dtype)
+        inner = torch.einsum("ims,bisl->biml", depthwise, windows)
+        inner = inner.unflatten(1, (groups, fan))
+        outputs = torch.einsum(
+            "goim,bgiml->bgol", weight.reshape(groups, -1, fan, kh * kw), inner
+        ).flatten(1, 2)
+        height = (x.shape[2] + 2 * padding - dilation[0] * (kh - 1) - 1) // stride + 1
+        return outputs.unflatten(2, (height, -1))
     assert name == "depthwise_separable"
     depthwise = tensors["depthwise"].flatten(0, 1)[:, None]
     inner = F.conv2d(x, depthwise, None, *last, x.shape[1])
@@ -92,7 +128,7 @@ def run_branch(name, tensors, x, kernel_size, groups, stride, padding, dilation)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("name", EXTRA_BRANCHES)
+@pytest.mark.parametrize("name", CONV_BRANCHES)
 def test_kernel_convolves_like_the_branch_run_as_written(name: str, layer: str) -> None:
     torch.manual_seed(0)
     in_channels, out_channels, groups = LAYERS[layer]
@@ -100,17 +136,40 @@ def test_kernel_convolves_like_the_branch_run_as_written(name: str, layer: str) 
     for kernel_size, (stride, padding, dilation) in itertools.product(KERNEL_SIZES, STRIDES):
         dilation = pair(dilation)
         shape = (out_channels, in_channels // groups, *kernel_size)
-        tensors = dict(random_bank(shape, groups, (name,)).weights[name].named_parameters())
-        kernel = branch_kernel(name, tensors, kernel_size, groups)
+        tensors = tensors_of(random_bank(shape, groups, (name,)), name)
+        kernel = branch_kernel(name, tensors, shape, groups).to(x)
         assert kernel.shape == shape
         merged = F.conv2d(x, kernel, None, stride, padding, dilation, groups)
-        written = run_branch(name, tensors, x, kernel_size, groups, stride, padding, dilation)
-        torch.testing.assert_close(merged, written, rtol=0, atol=1e-10)
+        last = (stride, padding, dilation, out_channels)
+        written = run_branch(name, tensors, x, kernel_size, groups, *last)
+        size = written.abs().max().item()
+        torch.testing.assert_close(merged, written, rtol=0, atol=1e-12 * max(1, size))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("widths", [(6, 8), (8, 6), (6, 6)])
+def test_linear_branch_is_two_layers_in_a_row(widths: tuple[int, int], groups: int) -> None:
+    torch.manual_seed(0)
+    in_channels, out_channels = widths
+    fan, out = in_channels // groups, out_channels // groups
+    side = min(fan, out)
+    for shape in [(out_channels, fan, 1, 1), (out_channels, fan)][: 3 - groups]:
+        tensors = tensors_of(random_bank(shape, groups, ("linear",)), "linear")
+        kernel = branch_kernel("linear", tensors, shape, groups)
+        assert kernel.shape == shape
+        x = torch.randn(5, in_channels, dtype=torch.float64)
+        square = tensors["deviation"].view(groups, side, side) + torch.eye(side)
+        factors = [tensors["weight"].view(groups, out, fan), square]
+        inner = x.view(5, groups, fan, 1)
+        for factor in factors if out < fan else reversed(factors):
+            inner = factor @ inner
+        merged = F.conv2d(x[:, :, None, None], kernel.view(out_channels, fan, 1, 1), groups=groups)
+        torch.testing.assert_close(merged.flatten(1), inner.flatten(1), rtol=0, atol=1e-12)
 
 
 def test_even_kernels_put_the_1x1_at_the_lower_middle() -> None:
     weight = torch.tensor([[[[7.0]]]])
-    kernel = branch_kernel("1x1", {"weight": weight}, (4, 3))
+    kernel = branch_kernel("1x1", {"weight": weight}, (1, 1, 4, 3))
     assert kernel[0, 0, 1, 1] == 7
     assert kernel.abs().sum() == 7
 
@@ -122,13 +181,12 @@ def test_merge_adds_gate_times_branch(layer: str, kernel_size: tuple[int, int]) 
     in_channels, out_channels, groups = LAYERS[layer]
     shape = (out_channels, in_channels // groups, *kernel_size)
     kernel = torch.randn(shape, dtype=torch.float64)
-    every = [(name,) for name in EXTRA_BRANCHES] + [PAPER_BRANCHES[1:], EXTRA_BRANCHES[::-1]]
+    every = [(name,) for name in CONV_BRANCHES] + [PAPER_BRANCHES[1:], CONV_BRANCHES[::-1]]
     for names in every:
         bank = random_bank(shape, groups, names)
         expected = kernel.clone()
         for name in names:
-            tensors = dict(bank.weights[name].named_parameters())
-            branch = branch_kernel(name, tensors, kernel_size, groups)
+            branch = branch_kernel(name, tensors_of(bank, name), shape, groups).double()
             for channel, gate in enumerate(bank.gates[name]):
                 expected[channel] += gate * branch[channel]
         torch.testing.assert_close(bank(kernel), expected, rtol=0, atol=1e-10)
@@ -139,7 +197,7 @@ def test_merge_adds_gate_times_branch(layer: str, kernel_size: tuple[int, int]) 
 def test_a_fresh_bank_leaves_the_kernel_to_the_last_bit(layer: str, dtype: torch.dtype) -> None:
     in_channels, out_channels, groups = LAYERS[layer]
     kernel = torch.randn(out_channels, in_channels // groups, 3, 3).to(dtype)
-    bank = BranchBank(kernel.shape, groups, EXTRA_BRANCHES, dtype=dtype)
+    bank = BranchBank(kernel.shape, groups, CONV_BRANCHES, dtype=dtype)
     assert torch.equal(bank(kernel), kernel)
     for gate in bank.gates.values():
         nn.init.ones_(gate)
@@ -149,7 +207,7 @@ def test_a_fresh_bank_leaves_the_kernel_to_the_last_bit(layer: str, dtype: torch
 
 def test_autocast_rounds_branches_but_not_the_main_kernel() -> None:
     kernel = torch.randn(8, 6, 3, 3)
-    bank = BranchBank(kernel.shape, 1, EXTRA_BRANCHES)
+    bank = BranchBank(kernel.shape, 1, CONV_BRANCHES)
     with torch.autocast("cpu", torch.bfloat16):
         merged = bank(kernel)
     assert merged.dtype == torch.float32
@@ -157,7 +215,7 @@ def test_autocast_rounds_branches_but_not_the_main_kernel() -> None:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("name", EXTRA_BRANCHES)
+@pytest.mark.parametrize("name", CONV_BRANCHES)
 def test_memory_layout_is_the_main_kernels(name: str, layer: str) -> None:
     in_channels, out_channels, groups = LAYERS[layer]
     kernel = torch.randn(out_channels, in_channels // groups, 3, 5)
@@ -179,7 +237,7 @@ def test_gates_learn_first_then_the_branches(layer: str) -> None:
     torch.manual_seed(0)
     in_channels, out_channels, groups = LAYERS[layer]
     kernel = torch.randn(out_channels, in_channels // groups, 3, 3)
-    bank = BranchBank(kernel.shape, groups, EXTRA_BRANCHES)
+    bank = BranchBank(kernel.shape, groups, CONV_BRANCHES)
     for name, gradient in gradients(bank, kernel).items():
         assert gradient.any() == name.startswith("gates."), name
         assert gradient.all() == name.startswith("gates."), name
@@ -194,7 +252,7 @@ def test_gates_learn_first_then_the_branches(layer: str) -> None:
 def test_merge_gradients_are_right(layer: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     in_channels, out_channels, groups = layer
-    bank = random_bank((out_channels, in_channels // groups, 3, 4), groups, EXTRA_BRANCHES)
+    bank = random_bank((out_channels, in_channels // groups, 3, 4), groups, CONV_BRANCHES)
     kernel = torch.randn(out_channels, in_channels // groups, 3, 4, dtype=torch.float64)
     keys = [(name, key) for name in bank.names for key, _ in bank.weights[name].named_parameters()]
     inputs = [kernel.requires_grad_(), *(bank.gates[name] for name in bank.names)]
@@ -203,6 +261,7 @@ def test_merge_gradients_are_right(layer: tuple[int, int, int]) -> None:
     def run(kernel: Tensor, *rest: Tensor) -> Tensor:
         gates = dict(zip(bank.names, rest, strict=False))
         parameters: dict[str, dict[str, Tensor]] = {name: {} for name in bank.names}
+        parameters["identity"] = {"channels": bank.channels}
         for (name, key), tensor in zip(keys, rest[len(gates) :], strict=True):
             parameters[name][key] = tensor
         return merge(kernel, gates, parameters, bank.filters, groups)
@@ -222,21 +281,57 @@ def test_frequency_filters_are_none_of_them_dead() -> None:
 
 def test_bank_starts_like_convolutions_of_its_own() -> None:
     torch.manual_seed(0)
-    bank = BranchBank((64, 32, 3, 3), 2, EXTRA_BRANCHES)
+    bank = BranchBank((64, 32, 3, 3), 2, CONV_BRANCHES)
     x = torch.randn(4, 64, 16, 16)
     own = nn.Conv2d(64, 64, 3, groups=2, bias=False)(x).std().item()
-    for name in EXTRA_BRANCHES:
-        tensors = dict(bank.weights[name].named_parameters())
-        output = F.conv2d(x, branch_kernel(name, tensors, (3, 3), 2), groups=2)
-        assert 0.25 < output.std().item() / own < 1.5, name
-    first = bank.weights["1x1_kxk"].pointwise
-    assert torch.equal(F.conv2d(x, first, groups=2), x)
+    for name in bank.weights:
+        if name != "identity":
+            kernel = branch_kernel(name, tensors_of(bank, name), (64, 32, 3, 3), 2)
+            output = F.conv2d(x, kernel, groups=2)
+            assert 0.25 < output.std().item() / own < 1.5, name
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("name", ["1x1_kxk", "do_conv", "linear"])
+def test_identity_halves_are_stored_as_nothing(name: str, groups: int) -> None:
+    # What weight decay pulls to zero is the distance from the identity, not the branch.
+    shape = (16, 16 // groups, *((1, 1) if name == "linear" else (3, 3)))
+    bank = BranchBank(shape, groups, [name], dtype=torch.float64)
+    tensors = tensors_of(bank, name)
+    assert not tensors["deviation"].any()
+    kernel = branch_kernel(name, tensors, shape, groups)
+    weight = tensors["weight"].view(16, -1, *shape[1:]).sum(1)  # over copies of the identity
+    torch.testing.assert_close(kernel, weight, rtol=0, atol=1e-15)
+
+
+def test_orepa_starts_with_its_gates_and_weights() -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(64, 32, 3, 3, dtype=torch.float64)
+    names = branch_names("orepa")
+    bank = BranchBank(kernel.shape, 1, names, init="orepa", dtype=torch.float64)
+    gates = dict(zip(names, (1.0, 0.5, 0.25, 0.0, 0.5), strict=True))
+    for name, gate in gates.items():
+        assert (bank.gates[name] == gate).all(), name
+        weight = bank.weights[name].weight
+        fan_in = weight[0].numel()
+        assert weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05), name
+    stored = bank.absorb(kernel)
+    assert (stored - kernel).abs().max() > 0.1
+    torch.testing.assert_close(bank(stored), kernel, rtol=0, atol=1e-14)
+
+
+def test_identity_follows_the_copies() -> None:
+    # Copies side by side, handed on from copies end to end; groups; fewer inputs than outputs.
+    assert identity_channels([0, 0, 1, 1], [0, 1, 0, 1], 2).tolist() == [0, 2, 1, 3]
+    grouped = identity_channels([0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1], 2)
+    assert grouped.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert identity_channels([0, 0, 0, 1], [0, 1], 2).tolist() == [0, 0, 0, 1]
 
 
 def test_a_generator_decides_the_start() -> None:
     def state(seed: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        return BranchBank((4, 4, 3, 3), 1, EXTRA_BRANCHES, generator=generator).state_dict()
+        return BranchBank((4, 4, 3, 3), 1, CONV_BRANCHES, generator=generator).state_dict()
 
     before = torch.get_rng_state()
     one, same, other = state(1), state(1), state(2)
@@ -258,7 +353,7 @@ def test_bank_as_a_parametrization() -> None:
     assert {key for key in conv.state_dict() if prefix in key} == {
         *(f"{prefix}.gates.{name}" for name in branch_names(6)),
         *(f"{prefix}.weights.{name}.weight" for name in branch_names(6)),
-        f"{prefix}.weights.1x1_kxk.pointwise",
+        f"{prefix}.weights.1x1_kxk.deviation",
         f"{prefix}.weights.depthwise_separable.depthwise",
     }
     for parameter in conv.parameters():
@@ -293,6 +388,9 @@ def test_branch_names() -> None:
     assert branch_names(["frequency", "kxk", "1x1"]) == ("frequency", "1x1")
     assert branch_names("1x1_avg") == ("1x1_avg",)
     assert branch_names([]) == ()
+    assert branch_names(["acnet", "repvgg", "1x1"]) == ("1xk", "kx1", "1x1", "identity")
+    assert all(branch_names(name) for name in BRANCH_SETS)
+    assert branch_names("paper") == branch_names("orepa") == branch_names(6)
 
 
 @pytest.mark.parametrize("spec", [0, 7, -1, True, ["1x1", "3x3"], "conv", ["1x1", "1x1"]])
@@ -312,19 +410,110 @@ def test_which_layers_get_branches() -> None:
     class Standardized(nn.Conv2d):
         pass
 
-    accepted = [
-        nn.Conv2d(4, 4, 3),
-        nn.Conv2d(4, 4, (3, 5), stride=2, dilation=2),
-        nn.Conv2d(4, 4, 7, groups=4),
-        Standardized(4, 4, 4),
-    ]
+    def accepts(layer: nn.Module) -> set[str]:
+        return set(accepts_branches(layer, EXTRA_BRANCHES))
+
+    every = set(CONV_BRANCHES)
+    assert accepts(nn.Conv2d(4, 4, 3)) == every
+    assert accepts(nn.Conv2d(4, 4, (3, 5), stride=2, dilation=2)) == every
+    assert accepts(nn.Conv2d(4, 4, 7, groups=4)) == every
+    assert accepts(Standardized(4, 4, 4)) == every
+    assert accepts(nn.Conv2d(4, 8, 3)) == every - {"identity"}
+    for layer in (nn.Linear(4, 8), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 8, 1, groups=2)):
+        assert accepts(layer) == {"linear"}
     refused = [
-        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 1, groups=4),
         nn.Conv2d(4, 4, 2),
         nn.Conv2d(4, 4, (1, 5)),
         nn.Conv1d(4, 4, 3),
         nn.ConvTranspose2d(4, 4, 3),
-        nn.Linear(4, 4),
+        nn.Embedding(4, 4),
     ]
-    assert all(map(accepts_branches, accepted))
-    assert not any(map(accepts_branches, refused))
+    assert not any(map(accepts, refused))
+    for layer in (nn.Linear(4, 4), nn.Conv2d(4, 4, 1)):  # the paper's six leave them alone
+        assert accepts_branches(layer, branch_names(6)) == ()
+
+
+class TinyConvNet(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 5, stride=2, padding=2, groups=8),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, groups=2),
+            nn.ReLU(),
+            nn.Conv2d(16, 12, 1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(12, 5),
+        )
+
+
+def tiny_transformer() -> nn.Module:
+    return VisionTransformer(
+        img_size=12, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=5
+    )
+
+
+NETWORKS = {"conv": TinyConvNet, "transformer": tiny_transformer}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("init", ["zero", "orepa"])
+@pytest.mark.parametrize("name", [*EXTRA_BRANCHES, *BRANCH_SETS])
+def test_expansion_with_each_branch_is_exact(name: str, init: str, network: str) -> None:
+    torch.manual_seed(0)
+    student = NETWORKS[network]()
+    x, target = torch.randn(4, 3, 12, 12), torch.tensor([0, 1, 2, 3])
+    pair = gpd_cli.expand(student, sample=x, branches=[name], branch_init=init)
+    assert pair.certificate.difference < 1e-9
+    extracted = pair.extract().state_dict()
+    for key, tensor in student.state_dict().items():
+        if init == "zero":
+            assert torch.equal(extracted[key], tensor), key
+        else:
+            torch.testing.assert_close(extracted[key], tensor, rtol=0, atol=2e-6)
+    banks = {n: m for n, m in pair.named_modules() if isinstance(m, BranchBank)}
+    suits = any(accepts_branches(module, branch_names(name)) for module in student.modules())
+    assert bool(banks) == suits
+    optimizer = torch.optim.SGD(pair.parameters(), 0.05)
+    pair.train()
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(F.cross_entropy(logits, target) for logits in pair(x)).backward()
+        optimizer.step()
+    for key, parameter in pair.named_parameters():
+        assert parameter.grad.any() or ".branches." not in key, key
+    pair.eval()
+    with torch.no_grad():
+        assert torch.equal(pair.extract().eval()(x), pair(x)[0])
+
+
+def test_averaging_of_weights_leaves_constants_alone() -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(64, 64, 3, 3)
+    bank = BranchBank(kernel.shape, 1, CONV_BRANCHES, init="orepa")
+    nn.init.ones_(bank.gates["identity"])
+    averaged = AveragedModel(bank, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(3):
+        averaged.update_parameters(bank)
+    torch.testing.assert_close(averaged(kernel), bank(kernel))
+
+
+def test_the_students_identity_is_the_identity() -> None:
+    torch.manual_seed(0)
+    student = TinyConvNet()
+    pair = gpd_cli.expand(student, sample=torch.randn(2, 3, 12, 12), ratio=3, branches="identity")
+    for name, parameter in pair.named_parameters():
+        if name.endswith("gates.identity"):
+            nn.init.ones_(parameter)
+    x = torch.randn(2, 8, 6, 6)
+    extracted = pair.extract()
+    for index in (3, 4):
+        layer = student[index]
+        handed_on = x[:, :, :: layer.stride[0], :: layer.stride[1]]
+        torch.testing.assert_close(extracted[index](x), layer(x) + handed_on)
+    assert torch.equal(extracted[6].weight, student[6].weight)  # not square

@@ -1,30 +1,50 @@
-"""Extra branches of a convolution, merged into its kernel before it is run."""
+"""Extra branches of a layer, merged into its kernel before it is run."""
 
-from gpd_cli.branches.bank import BranchBank, accepts_branches
+from gpd_cli.branches.bank import BranchBank
+from gpd_cli.branches.channels import identity_channels
 from gpd_cli.branches.functional import (
-    branch_kernel,
     centred,
     depthwise_separable,
+    expandnet,
     frequency_filters,
     frequency_prior,
-    merge,
+    from_identity,
+    identity_kernel,
+    linear_factors,
     pointwise_average,
     pointwise_kxk,
-    spatial_filters,
 )
-from gpd_cli.branches.names import EXTRA_BRANCHES, PAPER_BRANCHES, branch_names
+from gpd_cli.branches.initial import initial_gate, initial_parameters
+from gpd_cli.branches.merge import branch_kernel, merge, spatial_filters
+from gpd_cli.branches.names import (
+    BRANCH_SETS,
+    EXTRA_BRANCHES,
+    PAPER_BRANCHES,
+    BranchInit,
+    accepts_branches,
+    branch_names,
+)
 
 __all__ = [
+    "BRANCH_SETS",
     "EXTRA_BRANCHES",
     "PAPER_BRANCHES",
     "BranchBank",
+    "BranchInit",
     "accepts_branches",
     "branch_kernel",
     "branch_names",
     "centred",
     "depthwise_separable",
+    "expandnet",
     "frequency_filters",
     "frequency_prior",
+    "from_identity",
+    "identity_channels",
+    "identity_kernel",
+    "initial_gate",
+    "initial_parameters",
+    "linear_factors",
     "merge",
     "pointwise_average",
     "pointwise_kxk",

@@ -1,27 +1,21 @@
-"""Branch algebra: the one kernel that convolves like several branches together.
+"""Branch algebra: the kernel of one convolution that does what several layers in a row do.
 
-A layer's kernel is ``kernel[o] + sum_b gate_b[o] * branch_b[o]``, formed from the weights before
-the one convolution is run (online reparameterization: DBB, Ding et al., CVPR 2021; OREPA, Hu et
-al., CVPR 2022). No branch has a bias, a norm or an activation, so the identity is exact for any
-stride, padding and dilation.
+No branch has a bias, a norm or an activation, so a branch is linear in its input and its kernel is
+exact for any stride, padding and dilation (DBB, Ding et al., CVPR 2021; OREPA, Hu et al., CVPR
+2022).
 
 Tensors have the shapes of convolution weights. With O output channels, I input channels, g groups
-and kernel kh x kw, the equivalent kernel is ``[O, I/g, kh, kw]``. A branch's ``weight`` is the one
-of its tensors whose first axis is O: the branch is linear in it, row by row, which is where the
-gate goes.
+and kernel kh x kw, the equivalent kernel is ``[O, I/g, kh, kw]``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-FILTERED_BRANCHES = ("1x1", "1x1_avg", "frequency")
-"""Branches whose kernel is a pointwise weight times one fixed spatial filter per output channel."""
 
 
 def centred(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
@@ -39,6 +33,43 @@ def centred(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
         before = (size - inner) // 2
         padding += [before, size - inner - before]
     return F.pad(weight, padding)
+
+
+def identity_kernel(
+    channels: Tensor,
+    kernel_shape: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Kernel that hands on one input channel per output (RepVGG's identity branch).
+
+    With a stride it hands on what the stride keeps.
+
+    Args:
+        channels: ``[O]``, for each output the input channel within its group.
+        kernel_shape: ``[O, I/g, kh, kw]``.
+        dtype: of the result.
+
+    Returns:
+        ``[O, I/g, kh, kw]``: one at the centre of the chosen channels, zero elsewhere.
+    """
+    ones = F.one_hot(channels, kernel_shape[1]).to(dtype or torch.get_default_dtype())
+    return centred(ones[:, :, None, None], kernel_shape[2:])
+
+
+def from_identity(deviation: Tensor, size: int) -> Tensor:
+    """Add the identity to a deviation from it: what decays to zero is then the deviation (DBB).
+
+    Args:
+        deviation: any shape that is rows of ``size`` numbers in memory; the identity is repeated
+            where there are more rows than that.
+        size: of the identity.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    eye = torch.eye(size, dtype=deviation.dtype, device=deviation.device)
+    return (deviation.reshape(-1, size, size) + eye).view(deviation.shape)
 
 
 def pointwise_average(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
@@ -142,110 +173,40 @@ def depthwise_separable(depthwise: Tensor, weight: Tensor, groups: int = 1) -> T
     return torch.matmul(left, right).transpose(1, 2).reshape(out_channels, fan, kh, kw)
 
 
-def branch_kernel(
-    name: str, parameters: Mapping[str, Tensor], kernel_size: Sequence[int], groups: int = 1
-) -> Tensor:
-    """Equivalent kernel of one branch, before its gate.
+def expandnet(first: Tensor, middle: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+    """1 x 1, k x k and 1 x 1 convolutions in a row, with the same groups (ExpandNets).
+
+    Linear factors of one convolution, strategy CL of Guo et al., NeurIPS 2020.
 
     Args:
-        name: one of `gpd_cli.branches.EXTRA_BRANCHES`.
-        parameters: its tensors, by the names that the branch's function gives them.
-        kernel_size: (kh, kw).
-        groups: groups of the layer.
+        first: ``[g * Q, I/g, 1, 1]``, with Q inner channels per group.
+        middle: ``[g * P, Q, kh, kw]``, with P of them.
+        weight: ``[O, P, 1, 1]``.
+        groups: g.
 
     Returns:
-        ``[O, I/g, kh, kw]``, in whatever memory layout came cheapest.
+        ``[O, I/g, kh, kw]``, in channels-last memory.
     """
-    weight = parameters["weight"]
-    match name:
-        case "1x1" | "1xk" | "kx1":
-            return centred(weight, kernel_size)
-        case "1x1_kxk":
-            return pointwise_kxk(parameters["pointwise"], weight, groups)
-        case "1x1_avg":
-            return pointwise_average(weight, kernel_size)
-        case "frequency":
-            filters = frequency_filters(
-                weight.shape[0], kernel_size, dtype=weight.dtype, device=weight.device
-            )
-            return frequency_prior(weight, filters)
-        case "depthwise_separable":
-            return depthwise_separable(parameters["depthwise"], weight, groups)
-    raise ValueError(f"no branch is named '{name}'")
+    (out_channels, inner), (kh, kw) = weight.shape[:2], middle.shape[2:]
+    # Rows of the product in channels-last memory are contiguous: no copy before the second one.
+    rows = pointwise_kxk(first, middle, groups).permute(0, 2, 3, 1).reshape(groups, inner, -1)
+    product = torch.bmm(weight.reshape(groups, -1, inner), rows)
+    return product.view(out_channels, kh, kw, -1).permute(0, 3, 1, 2)
 
 
-def spatial_filters(
-    names: Sequence[str],
-    out_channels: int,
-    kernel_size: Sequence[int],
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Fixed filters of those among the branches that have them (`FILTERED_BRANCHES`).
+def linear_factors(square: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+    """Two linear layers in a row, the square one on the narrower side (OREPA's 1 x 1 block).
 
     Args:
-        names: branches, in the order in which `merge` will see them.
-        out_channels: O.
-        kernel_size: (kh, kw).
-        dtype: of the result.
-        device: of the result.
+        square: ``[g * m, m]``, with m the smaller of O/g and I/g: the first layer where that is
+            I/g, else the last.
+        weight: ``[O, I/g]``, or ``[O, I/g, 1, 1]`` for a 1 x 1 convolution.
+        groups: g.
 
     Returns:
-        ``[B, O, kh, kw]``: what each of the B branches makes of a pointwise weight of one.
+        A tensor of the weight's shape.
     """
-    ones = torch.ones(out_channels, 1, 1, 1, dtype=torch.float64)
-    filters = [
-        branch_kernel(name, {"weight": ones}, kernel_size).squeeze(1)
-        for name in names
-        if name in FILTERED_BRANCHES
-    ]
-    empty = ones.new_empty(0, out_channels, *kernel_size)
-    stacked = torch.stack(filters) if filters else empty
-    return stacked.to(device, dtype or torch.get_default_dtype())
-
-
-def merge(
-    kernel: Tensor,
-    gates: Mapping[str, Tensor],
-    parameters: Mapping[str, Mapping[str, Tensor]],
-    filters: Tensor,
-    groups: int = 1,
-) -> Tensor:
-    """Merge gated branches into the main kernel: ``kernel[o] + sum_b gate_b[o] * branch_b[o]``.
-
-    The same sum as over `branch_kernel`, with fewer passes over tensors of the kernel's size:
-    gates multiply weights rather than kernels, and the branches with a fixed spatial filter are
-    taken together. Under autocast the products may run in lower precision, but the sum is taken in
-    the main kernel's, so that with zero gates the main kernel comes out to the last bit.
-
-    Args:
-        kernel: the main kernel, ``[O, I/g, kh, kw]``.
-        gates: per branch, ``[O]``; the order is that of the sum.
-        parameters: per branch, its tensors by name (see `branch_kernel`).
-        filters: ``[B, O, kh, kw]``, `spatial_filters` of the same names.
-        groups: groups of the layer.
-
-    Returns:
-        The merged kernel, of the main kernel's shape, dtype and memory layout; the main kernel
-        itself where there is no branch.
-    """
-    terms = []
-    filtered = [name for name in gates if name in FILTERED_BRANCHES]
-    if filtered:
-        gated = torch.stack([gates[name] for name in filtered])[:, :, None, None] * filters
-        weights = torch.stack([parameters[name]["weight"].flatten(1) for name in filtered], dim=2)
-        # Per output channel, [I/g, B] by [B, kh * kw]: nothing but the sum is of the kernel's size.
-        product = torch.bmm(weights, gated.flatten(2).transpose(0, 1))
-        terms.append(product.view(kernel.shape))
-    for name, gate in gates.items():
-        if name not in FILTERED_BRANCHES:
-            tensors = dict(parameters[name])
-            tensors["weight"] = tensors["weight"] * gate[:, None, None, None]
-            terms.append(branch_kernel(name, tensors, kernel.shape[2:], groups))
-    if not terms:
-        return kernel
-    merged = kernel + terms[0]
-    for term in terms[1:]:
-        merged += term
-    return merged
+    fan, size = weight.shape[1], square.shape[1]
+    factor, matrix = square.view(groups, size, size), weight.reshape(groups, -1, fan)
+    product = torch.bmm(matrix, factor) if size == fan else torch.bmm(factor, matrix)
+    return product.view(weight.shape)

@@ -1,16 +1,35 @@
-"""Which branches there are, and which of them a user asked for."""
+"""Which branches there are, which a user asked for, and which of them a layer can take."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+from torch import nn
 
 from gpd_cli.errors import GpdError
+
+BranchInit = Literal["zero", "orepa"]
+"""Where the branches start: gates at zero, or gates and weights as OREPA starts them."""
 
 PAPER_BRANCHES = ("kxk", "1x1", "1x1_kxk", "1x1_avg", "frequency", "depthwise_separable")
 """The paper's six (Guo et al., ICLR 2025), in the order in which a number M takes the first M."""
 
-EXTRA_BRANCHES = (*PAPER_BRANCHES[1:], "1xk", "kx1")
-"""Every branch besides the main kernel; the asymmetric ones (ACNet) are had by name alone."""
+EXTRA_BRANCHES = (*PAPER_BRANCHES[1:], "1xk", "kx1", "identity", "do_conv", "expandnet", "linear")
+"""Every branch besides the main kernel; those that are not the paper's are had by name alone."""
+
+BRANCH_SETS = {
+    "paper": PAPER_BRANCHES,
+    "orepa": PAPER_BRANCHES,
+    "dbb": ("kxk", "1x1", "1x1_kxk", "1x1_avg"),
+    "acnet": ("kxk", "1xk", "kx1"),
+    "repvgg": ("kxk", "1x1", "identity"),
+}
+"""Names that stand for several branches: the set of a published block.
+
+OREPA (Hu et al., CVPR 2022), whose six the paper took over; DBB, the diverse branch block (Ding et
+al., CVPR 2021); ACNet (Ding et al., ICCV 2019); RepVGG (Ding et al., CVPR 2021).
+"""
 
 
 def branch_names(spec: int | Sequence[str]) -> tuple[str, ...]:
@@ -18,10 +37,11 @@ def branch_names(spec: int | Sequence[str]) -> tuple[str, ...]:
 
     Args:
         spec: M, for the first M of `PAPER_BRANCHES` (1 is the main kernel alone), or the names
-            themselves; ``kxk`` is always there, named or not.
+            themselves, of branches or of `BRANCH_SETS`; ``kxk`` is always there, named or not,
+            and a branch that several sets share is there once.
 
     Returns:
-        The names without ``kxk``, in the order given.
+        The names of the branches without ``kxk``, in the order given.
 
     Raises:
         GpdError: on a number out of range, an unknown name, or one given twice.
@@ -31,8 +51,10 @@ def branch_names(spec: int | Sequence[str]) -> tuple[str, ...]:
         ('1x1', '1x1_kxk')
         >>> branch_names(["kxk", "frequency"])
         ('frequency',)
+        >>> branch_names(["acnet", "repvgg"])
+        ('1xk', 'kx1', '1x1', 'identity')
     """
-    valid = ("kxk", *EXTRA_BRANCHES)
+    valid = ("kxk", *EXTRA_BRANCHES, *BRANCH_SETS)
     if isinstance(spec, int):
         if isinstance(spec, bool) or not 1 <= spec <= len(PAPER_BRANCHES):
             raise GpdError(
@@ -46,4 +68,34 @@ def branch_names(spec: int | Sequence[str]) -> tuple[str, ...]:
             raise GpdError(f"There is no branch '{name}'; choose from {', '.join(valid)}.")
         if names.count(name) > 1:
             raise GpdError(f"The branch '{name}' is listed more than once; name each branch once.")
-    return tuple(name for name in names if name != "kxk")
+    members = [member for name in names for member in BRANCH_SETS.get(name, (name,))]
+    return tuple(dict.fromkeys(name for name in members if name != "kxk"))
+
+
+def accepts_branches(module: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of some branches that a layer can take.
+
+    A 2-D convolution with a kernel of 3 x 3 or larger takes every branch but ``linear``, and
+    ``identity`` only where it has as many outputs as inputs; ``linear`` is for linear layers and
+    1 x 1 convolutions with more than one channel per group. Stride, padding and dilation do not
+    matter, and neither does a subclass that computes with its ``weight`` alone.
+
+    Args:
+        module: any layer, of the student's width: a wide layer may have gained or lost the
+            equality of its inputs and outputs.
+        names: branches, as `branch_names` returns them.
+
+    Returns:
+        The names that apply, in the order given.
+    """
+    if isinstance(module, nn.Linear):
+        return tuple(name for name in names if name == "linear")
+    if not isinstance(module, nn.Conv2d):
+        return ()
+    if module.kernel_size == (1, 1):
+        several = module.groups < min(module.in_channels, module.out_channels)
+        return tuple(name for name in names if name == "linear" and several)
+    if min(module.kernel_size) < 3:
+        return ()
+    square = module.in_channels == module.out_channels
+    return tuple(n for n in names if n != "linear" and (n != "identity" or square))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from gpd_cli.branches import BranchBank, accepts_branches
+from gpd_cli.branches import BranchBank, BranchInit, accepts_branches, identity_channels
 from gpd_cli.errors import ExpansionError
 from gpd_cli.expansion.kernel import SharedKernel
 from gpd_cli.expansion.pair import Pair, tied_names
@@ -76,6 +76,7 @@ def build_pair(
     plan: WidthPlan,
     *,
     branches: Sequence[str] = (),
+    branch_init: BranchInit = "zero",
     noise: float = 0.0,
     storage: Storage = "mixed",
     generator: torch.Generator | None = None,
@@ -85,7 +86,10 @@ def build_pair(
     Args:
         student: the network to expand; it is copied, not touched.
         plan: its width plan.
-        branches: names of the extra branches that kernels of 3 x 3 and larger get.
+        branches: names of the extra branches; each layer gets those it accepts.
+        branch_init: where they start: gates at ``zero``, which leaves every kernel as it is to the
+            last bit, or as in ``orepa``, where the main kernels take up the difference and both
+            networks are what they were up to rounding.
         noise: size of the zero-sum noise (see `expand_tensor`).
         storage: at what scale shared kernels are stored.
         generator: source of noise and of the branches' initial weights.
@@ -105,9 +109,9 @@ def build_pair(
             continue
         parameter, tensor_plan = getattr(module, leaf), plan.tensors.get(name)
         # A frozen kernel has to stay what it is: branches would go on learning.
-        takes = leaf == "weight" and accepts_branches(module) and parameter.requires_grad
-        extra = branches if takes else ()
-        if not extra and (tensor_plan is None or tensor_plan.divided is None):
+        takes = leaf == "weight" and parameter.requires_grad
+        extra = accepts_branches(student.get_submodule(owner), branches) if takes else ()
+        if not extra and (tensor_plan is None or tensor_plan.copies(parameter) is None):
             continue
         tensor_plan = tensor_plan or TensorPlan((None,) * parameter.ndim)
         with torch.no_grad():
@@ -118,19 +122,46 @@ def build_pair(
             parameter[tensor_plan.block] = narrow[name]
         bank = None
         if extra:
-            bank = BranchBank(
-                parameter.shape,
-                module.groups,  # type: ignore[arg-type]
-                extra,
-                device=parameter.device,
-                dtype=parameter.dtype,
-                generator=generator,
+            bank = _branch_bank(
+                parameter, tensor_plan, narrow[name], module, extra, branch_init, generator
             )
+            if branch_init != "zero":
+                with torch.no_grad():
+                    parameter.copy_(bank.absorb(parameter))
         kernels[name] = SharedKernel(tensor_plan, storage, bank, parameter)
         # Unchecked: the check would merge every kernel once, and shapes are right by construction.
         parametrize.register_parametrization(module, leaf, kernels[name], unsafe=True)
         module.parametrizations.train(module.training)  # type: ignore[union-attr]
     return Pair(teacher, copy.deepcopy(student), plan)
+
+
+def _branch_bank(
+    wide: nn.Parameter,
+    plan: TensorPlan,
+    narrow: torch.Tensor,
+    module: nn.Module,
+    names: Sequence[str],
+    init: BranchInit,
+    generator: torch.Generator | None,
+) -> BranchBank:
+    """The branches of a wide kernel."""
+    channels = None
+    if "identity" in names:
+        outputs, inputs = (
+            range(size) if axis is None else axis.index
+            for size, axis in zip(narrow.shape[:2], plan.axes, strict=False)
+        )
+        channels = identity_channels(outputs, inputs, narrow.shape[1])
+    return BranchBank(
+        wide.shape,
+        getattr(module, "groups", 1),
+        names,
+        init=init,
+        channels=channels,
+        device=wide.device,
+        dtype=wide.dtype,
+        generator=generator,
+    )
 
 
 def _tie(

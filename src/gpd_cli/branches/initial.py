@@ -1,0 +1,135 @@
+"""Where branches start: the tensors of each, and the values of the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.branches.merge import FILTERED_BRANCHES, weight_size
+from gpd_cli.branches.names import BranchInit
+
+MULTIPLIER = 8
+"""Outputs per channel of the depthwise half of the depthwise-separable branch (OREPA)."""
+
+EXPANSION_RATE = 1
+"""Inner width of the ExpandNets branch, in units of the layer's own width.
+
+The paper's rate is 4, at 16 times the kernel's memory; relative to the student, the layer is
+expanded already. Depthwise convolutions, whose factors are numbers at rate 1, have the paper's.
+"""
+
+DEPTHWISE_EXPANSION_RATE = 4
+
+OREPA_GATES = {
+    "1x1": 1.0,
+    "1x1_kxk": 0.5,
+    "1x1_avg": 0.25,
+    "frequency": 0.0,
+    "depthwise_separable": 0.5,
+    "1xk": 1.0,
+    "kx1": 1.0,
+    "identity": 0.0,
+    "do_conv": 0.5,
+    "expandnet": 0.5,
+    "linear": 0.5,
+}
+"""Initial gates of OREPA (class ``OREPA`` of its code, and ``OREPA_1x1`` for ``linear``).
+
+Branches it does not have start as its like do: a single layer as its 1 x 1, a product of layers as
+its products. The identity starts at 0: its gate scales nothing that learns.
+"""
+
+
+def initial_gate(name: str, init: BranchInit = "zero") -> float:
+    """Where a branch's gate starts.
+
+    Args:
+        name: the branch.
+        init: see `gpd_cli.branches.BranchInit`.
+    """
+    return OREPA_GATES[name] if init == "orepa" else 0.0
+
+
+def initial_parameters(
+    name: str,
+    kernel_shape: Sequence[int],
+    groups: int,
+    *,
+    init: BranchInit = "zero",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Initial tensors of one branch.
+
+    Each starts as the weight of a convolution of its own would: as `torch.nn.Conv2d` initializes
+    it, or, for ``orepa``, with Kaiming's gain for ReLU. A factor that starts as the identity is
+    stored as its deviation from it, which is zero: the first half of ``1x1_kxk`` (DBB, OREPA), the
+    depthwise half of ``do_conv`` (DO-Conv, Cao et al., 2020) and the square half of ``linear``. As
+    in OREPA, ``1x1_kxk`` has twice the inner width where there are more than four groups, and
+    copies of the identity there.
+
+    Args:
+        name: the branch.
+        kernel_shape: shape of the main kernel, ``[O, I/g, kh, kw]``, or ``[O, I]``.
+        groups: groups of the convolution.
+        init: see `gpd_cli.branches.BranchInit`.
+        device: of the result.
+        dtype: of the result.
+        generator: source of the random numbers.
+
+    Returns:
+        Per name of a tensor (see `gpd_cli.branches.branch_kernel`), the tensor.
+    """
+    out_channels, fan, *size = kernel_shape
+    # OREPA's 1 x 1 block has a gain of 1, its k x k block one of sqrt(2).
+    slope = 5**0.5 if init == "zero" else float(name == "linear")
+
+    def conv(*shape: int) -> Tensor:
+        source = "cpu" if generator is None else generator.device
+        weight = torch.empty(shape, device=source, dtype=dtype)
+        return nn.init.kaiming_uniform_(weight, a=slope, generator=generator).to(device)
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, device=device, dtype=dtype)
+
+    if name in FILTERED_BRANCHES:
+        weight = conv(out_channels, fan, *weight_size(name, size))
+        if name == "frequency" and init == "zero":
+            # The filter spreads a weight over the window: as small as the taps of a k x k kernel.
+            weight /= (size[0] * size[1]) ** 0.5
+        return {"weight": weight}
+    match name:
+        case "1x1_kxk":
+            inner = fan if groups <= 4 else 2 * fan
+            return {
+                "deviation": zeros(groups * inner, fan, 1, 1),
+                "weight": conv(out_channels, inner, *size),
+            }
+        case "depthwise_separable":
+            return {
+                "depthwise": conv(groups * fan * MULTIPLIER, 1, *size).view(-1, MULTIPLIER, *size),
+                "weight": conv(out_channels, fan * MULTIPLIER, 1, 1),
+            }
+        case "do_conv":
+            return {
+                "deviation": zeros(groups * fan, size[0] * size[1], *size),
+                "weight": conv(out_channels, fan, *size),
+            }
+        case "expandnet":
+            rate = DEPTHWISE_EXPANSION_RATE if fan == 1 else EXPANSION_RATE
+            last = rate * (out_channels // groups)
+            return {
+                "first": conv(groups * rate * fan, fan, 1, 1),
+                "middle": conv(groups * last, rate * fan, *size),
+                "weight": conv(out_channels, last, 1, 1),
+            }
+        case "linear":
+            side = min(out_channels // groups, fan)
+            return {
+                "deviation": zeros(groups * side, side),
+                "weight": conv(out_channels, fan, *size),
+            }
+    return {}

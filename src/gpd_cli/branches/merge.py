@@ -1,0 +1,169 @@
+"""All branches of a layer as one kernel: ``kernel[o] + sum_b gate_b[o] * branch_b[o]``.
+
+The sum is formed from the weights before the one convolution is run (online reparameterization:
+OREPA, Hu et al., CVPR 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gpd_cli.branches.functional import (
+    centred,
+    depthwise_separable,
+    expandnet,
+    frequency_filters,
+    frequency_prior,
+    from_identity,
+    identity_kernel,
+    linear_factors,
+    pointwise_average,
+    pointwise_kxk,
+)
+
+FILTERED_BRANCHES = ("1x1", "1x1_avg", "frequency", "1xk", "kx1")
+"""Branches whose kernel is a sum of pointwise weights, each times a fixed filter per output."""
+
+
+def branch_kernel(
+    name: str, parameters: Mapping[str, Tensor], kernel_shape: Sequence[int], groups: int = 1
+) -> Tensor:
+    """Equivalent kernel of one branch, before its gate.
+
+    Args:
+        name: one of `gpd_cli.branches.EXTRA_BRANCHES`.
+        parameters: its tensors, by the names that `gpd_cli.branches.initial_parameters` gives them.
+        kernel_shape: ``[O, I/g, kh, kw]``, or ``[O, I]`` for a linear layer.
+        groups: groups of the layer.
+
+    Returns:
+        A tensor of that shape, in whatever memory layout came cheapest.
+    """
+    fan, *kernel_size = kernel_shape[1:]
+    if name == "identity":
+        return identity_kernel(parameters["channels"], kernel_shape)
+    weight = parameters["weight"]
+    match name:
+        case "1x1" | "1xk" | "kx1":
+            return centred(weight, kernel_size)
+        case "1x1_kxk":
+            return pointwise_kxk(from_identity(parameters["deviation"], fan), weight, groups)
+        case "1x1_avg":
+            return pointwise_average(weight, kernel_size)
+        case "frequency":
+            filters = frequency_filters(
+                weight.shape[0], kernel_size, dtype=weight.dtype, device=weight.device
+            )
+            return frequency_prior(weight, filters)
+        case "depthwise_separable":
+            return depthwise_separable(parameters["depthwise"], weight, groups)
+        case "do_conv":
+            depthwise = from_identity(parameters["deviation"], weight[0, 0].numel())
+            return depthwise_separable(depthwise, weight.flatten(1)[:, :, None, None], groups)
+        case "expandnet":
+            return expandnet(parameters["first"], parameters["middle"], weight, groups)
+        case "linear":
+            deviation = parameters["deviation"]
+            return linear_factors(from_identity(deviation, deviation.shape[1]), weight, groups)
+    raise ValueError(f"no branch is named '{name}'")
+
+
+def weight_size(name: str, kernel_size: Sequence[int]) -> tuple[int, int]:
+    """Sides of the weight of one of the `FILTERED_BRANCHES`.
+
+    Args:
+        name: the branch.
+        kernel_size: (kh, kw) of the layer.
+    """
+    kh, kw = kernel_size
+    return (kh if name == "kx1" else 1, kw if name == "1xk" else 1)
+
+
+def spatial_filters(
+    names: Sequence[str],
+    out_channels: int,
+    kernel_size: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Fixed filters of those among the branches that have them (`FILTERED_BRANCHES`).
+
+    Args:
+        names: branches, in the order in which `merge` will see them.
+        out_channels: O.
+        kernel_size: (kh, kw); anything where none of the branches has a filter.
+        dtype: of the result.
+        device: of the result.
+
+    Returns:
+        ``[T, O, kh, kw]``: what a branch makes of each of the T taps of the branches' weights when
+        it is one and the others are zero. A 1 x 1 weight has one tap, a 1 x k one has k.
+    """
+    filters = [torch.empty(0, out_channels, *kernel_size, dtype=torch.float64)]
+    for name in names:
+        if name in FILTERED_BRANCHES:
+            height, width = weight_size(name, kernel_size)
+            taps = height * width
+            each = torch.eye(taps, dtype=torch.float64).view(taps, 1, 1, height, width)
+            ones = each.expand(-1, out_channels, -1, -1, -1)
+            shape = (out_channels, 1, *kernel_size)
+            kernels = [branch_kernel(name, {"weight": one}, shape).squeeze(1) for one in ones]
+            filters.append(torch.stack(kernels))
+    return torch.cat(filters).to(device, dtype or torch.get_default_dtype())
+
+
+def merge(
+    kernel: Tensor,
+    gates: Mapping[str, Tensor],
+    parameters: Mapping[str, Mapping[str, Tensor]],
+    filters: Tensor,
+    groups: int = 1,
+) -> Tensor:
+    """Merge gated branches into the main kernel: ``kernel[o] + sum_b gate_b[o] * branch_b[o]``.
+
+    The same sum as over `branch_kernel`, with fewer passes over tensors of the kernel's size: the
+    branches with fixed filters are taken together, a gate is applied as its branch is added, and
+    the identity touches the channels it hands on alone. Under autocast the products may run in
+    lower precision, but the sum is taken in the main kernel's, so that with zero gates the main
+    kernel comes out to the last bit.
+
+    Args:
+        kernel: the main kernel, ``[O, I/g, kh, kw]`` (``[O, I]`` for a linear layer).
+        gates: per branch, ``[O]``; the order is that of the sum.
+        parameters: per branch, its tensors by name (see `branch_kernel`).
+        filters: ``[T, O, kh, kw]``, `spatial_filters` of the same names.
+        groups: groups of the layer.
+
+    Returns:
+        The merged kernel, of the main kernel's shape, dtype and memory layout; the main kernel
+        itself where there is no branch.
+    """
+    if not gates:
+        return kernel
+    merged = kernel
+    filtered = [name for name in gates if name in FILTERED_BRANCHES]
+    if filtered:
+        weights = [parameters[name]["weight"].flatten(2) for name in filtered]
+        gated = torch.cat(
+            [gates[n].expand(w.shape[2], -1) for n, w in zip(filtered, weights, strict=True)]
+        )
+        gated = gated[:, :, None] * filters.flatten(2)
+        # Per output channel, [I/g, T] by [T, kh * kw]: nothing but the sum is of the kernel's size.
+        product = torch.bmm(torch.cat(weights, dim=2), gated.transpose(0, 1))
+        merged = merged + product.view(kernel.shape)
+    for name, gate in gates.items():
+        if name not in FILTERED_BRANCHES and name != "identity":
+            branch = branch_kernel(name, parameters[name], kernel.shape, groups)
+            branch = branch * gate.view(-1, *[1] * (kernel.ndim - 1))
+            merged = merged + branch if merged is kernel else merged.add_(branch)
+    if "identity" in gates:
+        channels = parameters["identity"]["channels"]
+        row = torch.arange(len(channels), device=channels.device)
+        y, x = ((side - 1) // 2 for side in kernel.shape[2:])
+        merged = kernel.clone() if merged is kernel else merged
+        merged[row, channels, y, x] += gates["identity"]
+    return merged
