@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.branches import branch_names
+from gpd_cli.branches import BranchInit, branch_names
 from gpd_cli.errors import ExpansionError
 from gpd_cli.expansion.certificate import certify
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.probe import find_plan
+from gpd_cli.expansion.refresh import refresh
 from gpd_cli.expansion.teacher import build_pair, check_plan
 from gpd_cli.expansion.tensors import Storage
 
@@ -30,6 +31,9 @@ def expand(
     branches: int | Sequence[str] = 6,
     noise: float = DEFAULT_NOISE,
     storage: Storage = "mixed",
+    exclude: Sequence[str] = (),
+    width_multiple: int = 1,
+    branch_init: BranchInit = "zero",
     plan: WidthPlan | None = None,
     generator: torch.Generator | None = None,
 ) -> Pair:
@@ -47,6 +51,10 @@ def expand(
         noise: size of the zero-sum noise that lets copies diverge; it changes no output.
         storage: at what scale shared weights are stored: ``mixed`` for SGD, ``student`` for Adam
             and its like.
+        exclude: patterns of layer names (``layer4.*``) that keep their output width.
+        width_multiple: what wide widths are rounded up to a multiple of (8 for tensor cores).
+        branch_init: where the branches' gates start: at ``zero``, or at the values of ``orepa``,
+            for training from scratch.
         plan: a plan found before; by default it is found by running the student.
         generator: source of noise and of the branches' weights; by default a fixed one, and the
             global random state is left alone.
@@ -61,6 +69,7 @@ def expand(
     """
     dtype, device = _dtype_and_device(student)
     names = branch_names(branches)
+    _refuse_hidden_weights(student)
     if not isinstance(sample, Tensor) or sample.ndim < 2 or not sample.is_floating_point():
         raise ExpansionError(
             "The sample must be a floating-point batch of images, [B, C, H, W], not "
@@ -70,25 +79,60 @@ def expand(
         raise ExpansionError(f"The noise must be 0 or more, not {noise}.")
     if storage not in get_args(Storage):
         raise ExpansionError(f"The storage must be one of {get_args(Storage)}, not {storage!r}.")
-    if plan is None:
-        plan = find_plan(student, sample, ratio)
-    else:
+    if branch_init not in get_args(BranchInit):
+        raise ExpansionError(
+            f"The branch_init must be one of {get_args(BranchInit)}, not {branch_init!r}."
+        )
+    generator = generator or torch.Generator().manual_seed(0)
+
+    def grow(plan: WidthPlan) -> Pair:
+        return _grow(
+            student,
+            plan,
+            sample,
+            branches=names,
+            noise=noise,
+            storage=storage,
+            branch_init=branch_init,
+            generator=generator,
+        )
+
+    if plan is not None:
         check_plan(student, plan)
+        return grow(plan).to(device, dtype)
+    options: dict[str, Any] = {"exclude": exclude, "width_multiple": width_multiple}
+    plan = find_plan(student, sample, ratio, **options)
     if ratio > 1 and not plan.tensors:
         raise ExpansionError(
             f"Nothing in {type(student).__name__} can be widened: its layers give the output "
             "directly; choose ratio 1."
         )
+    try:
+        return grow(plan).to(device, dtype)
+    except ExpansionError:
+        # Found at a smaller image, where the network may take another path.
+        again = find_plan(student, sample, ratio, shrink=False, **options)
+        if again == plan:
+            raise
+        return grow(again).to(device, dtype)
+
+
+def _refuse_hidden_weights(student: nn.Module) -> None:
+    for name, module in student.named_modules():
+        if isinstance(module, nn.RNNBase):
+            raise ExpansionError(
+                f"{name or 'the network'} ({type(module).__name__}) keeps its weights a second "
+                "time, out of reach of an expansion; build the network without recurrent layers."
+            )
+
+
+def _grow(student: nn.Module, plan: WidthPlan, sample: Tensor, **options: Any) -> Pair:
     # In float64 the noise cancels to 1e-15, so that the certificate is about the algebra and
     # not about rounding; the result is rounded to the student's own type afterwards.
-    exact = copy.deepcopy(student).to("cpu", torch.float64)
-    generator = generator or torch.Generator().manual_seed(0)
-    pair = build_pair(
-        exact, plan, branches=names, noise=noise, storage=storage, generator=generator
-    )
-    del exact
+    refresh(student)
+    pair = build_pair(copy.deepcopy(student).to("cpu", torch.float64), plan, **options)
     pair.certificate = certify(pair, sample)
-    return pair.to(device, dtype)
+    return pair
 
 
 def _dtype_and_device(student: nn.Module) -> tuple[torch.dtype, torch.device]:

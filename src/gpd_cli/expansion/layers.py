@@ -12,12 +12,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from gpd_cli.expansion.plan import IndexMap, TensorPlan, copies, stack
+from gpd_cli.expansion.layout import Layout, Scale, Segment, layout_map
+from gpd_cli.expansion.plan import IndexMap, TensorPlan, spread, stack
 
 Axes = Sequence[IndexMap | None]
+
+_MIXING = (_ConvNd, nn.Linear, nn.MultiheadAttention)
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_SIZES = ("num_features", "num_channels", "num_parameters")
 
 
 class UnsupportedLayerError(Exception):
@@ -32,37 +37,13 @@ class LayerPlan:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Where a layer's outputs are split among attention heads.
-
-    Args:
-        count: number of heads.
-        width: channels per head.
-    """
-
-    count: int
-    width: int
-
-
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is planned as a whole: it owns tensors and calls no planned child."""
+    """Whether a module is planned as a whole: its arithmetic is known and it calls no other."""
     if isinstance(module, nn.MultiheadAttention):
         return True
-    return _owns_tensors(module) and not any(
-        _owns_tensors(child) for child in module.modules() if child is not module
-    )
-
-
-def _owns_tensors(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False)) or isinstance(module, _BatchNorm)
-
-
-def is_known(module: nn.Module) -> bool:
-    """Whether a leaf is of a kind whose arithmetic is known here."""
-    if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.LayerNorm | nn.GroupNorm):
-        return True
-    return isinstance(module, _ConvNd | _BatchNorm | nn.PReLU | nn.RMSNorm)
+    if not isinstance(module, (*_MIXING, *_NORMS, nn.PReLU)):
+        return False
+    return not any(True for child in module.children() for _ in child.parameters())
 
 
 def mixes_channels(module: nn.Module) -> bool:
@@ -72,17 +53,35 @@ def mixes_channels(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.MultiheadAttention)
 
 
+def output_size(module: nn.Module) -> int | None:
+    """The number of output channels of a layer that chooses it, else None."""
+    if isinstance(module, nn.MultiheadAttention):
+        return module.embed_dim
+    if not mixes_channels(module):
+        return None
+    size = getattr(module, "out_features" if isinstance(module, nn.Linear) else "out_channels")
+    return int(size)
+
+
+def input_size(module: nn.Module) -> int:
+    """The number of input channels of a layer that mixes them, 0 of another."""
+    for name in ("in_features", "in_channels", "embed_dim"):
+        if isinstance(size := getattr(module, name, None), int):
+            return size
+    return 0
+
+
 def plan_layer(
-    module: nn.Module, axes: Axes, ratio: float, *, keep_output: bool, heads: Heads | None = None
+    module: nn.Module, axes: Axes, scale: Scale, *, keep_output: bool, layout: Layout | None = None
 ) -> LayerPlan:
     """Plan one leaf.
 
     Args:
         module: the narrow leaf.
         axes: per axis of its input, the index map, or None where the axis has not grown.
-        ratio: the expansion ratio.
+        scale: how much wider.
         keep_output: whether its output has to keep its width (the classifier).
-        heads: how its outputs are split among attention heads, if they are.
+        layout: how its outputs widen; by default copies side by side.
 
     Returns:
         What changes; an empty plan when nothing does.
@@ -91,104 +90,117 @@ def plan_layer(
         UnsupportedLayerError: when the layer cannot be widened exactly.
     """
     if isinstance(module, _ConvNd):
-        return _plan_conv(module, axes, ratio, keep_output)
+        return _plan_conv(module, axes, scale, keep_output, layout)
     if isinstance(module, nn.Linear):
-        return _plan_linear(module, axes, ratio, keep_output, heads)
+        inputs = axes[-1]
+        if inputs is None and any(axes):
+            return LayerPlan()  # it mixes another axis (tokens), whose copies it carries along
+        out = None if keep_output else _outputs(module.out_features, scale, layout)
+        plan = LayerPlan(linear_tensors(module.weight.ndim, module.bias is not None, out, inputs))
+        _resize(plan, module, "in_features", inputs)
+        _resize(plan, module, "out_features", out)
+        return plan
     if isinstance(module, nn.MultiheadAttention):
-        return _plan_attention(module, axes, ratio, keep_output)
+        return _plan_attention(module, axes, scale, keep_output)
     return _plan_vectors(module, axes)
 
 
-def _plan_linear(
-    module: nn.Linear, axes: Axes, ratio: float, keep_output: bool, heads: Heads | None
-) -> LayerPlan:
-    inputs = axes[-1]
-    if inputs is None and any(axes):
-        return LayerPlan()  # it mixes along another axis (tokens), whose copies it carries along
-    out = None if keep_output else _outputs(module.out_features, ratio, heads)
-    plan = LayerPlan()
-    _linear_like(plan, module, out, inputs)
-    _resize(plan, module, "in_features", inputs)
-    _resize(plan, module, "out_features", out)
-    return plan
+def linear_tensors(
+    ndim: int,
+    has_bias: bool,
+    out: IndexMap | None,
+    inputs: IndexMap | None,
+    transposed: bool = False,
+) -> dict[str, TensorPlan]:
+    """Plans of a weight ``[O, I, ...]`` and its bias.
 
-
-def _linear_like(
-    plan: LayerPlan, module: nn.Module, out: IndexMap | None, inputs: IndexMap | None
-) -> None:
-    weight = module.weight
-    if not isinstance(weight, torch.Tensor):
-        raise UnsupportedLayerError("it has no weight tensor of its own")
-    rest: tuple[None, ...] = (None,) * (weight.ndim - 2)
+    Args:
+        ndim: axes of the weight.
+        has_bias: whether there is a bias.
+        out: index map of the outputs, or None.
+        inputs: index map of the inputs, or None.
+        transposed: whether the weight is ``[I, O, ...]``.
+    """
+    tensors = {}
     if out is not None or inputs is not None:
-        plan.tensors["weight"] = TensorPlan((out, inputs, *rest), None if inputs is None else 1)
-    if out is not None and module.bias is not None:
-        plan.tensors["bias"] = TensorPlan((out,))
+        first = (inputs, out) if transposed else (out, inputs)
+        fan_in = None if inputs is None else int(not transposed)
+        tensors["weight"] = TensorPlan((*first, *(None,) * (ndim - 2)), fan_in)
+    if out is not None and has_bias:
+        tensors["bias"] = TensorPlan((out,))
+    return tensors
 
 
-def _outputs(size: int, ratio: float, heads: Heads | None) -> IndexMap:
-    """Copies side by side; where the outputs feed attention heads, whole heads are copied."""
-    if heads is None:
-        return copies(size, ratio)
-    part = heads.count * heads.width
-    if size % part == 0:  # [parts, heads, width]: queries, keys, values one after the other
-        return stack(copies(part, ratio, block=heads.width), size // part)
-    if size % heads.count == 0:  # [heads, whatever]: queries, keys and values of each head
-        return copies(size, ratio, block=size // heads.count)
-    raise UnsupportedLayerError(
-        f"its {size} outputs cannot be split among {heads.count} attention heads"
-    )
+def _outputs(size: int, scale: Scale, layout: Layout | None) -> IndexMap | None:
+    return layout_map(layout or (Segment(size),), scale)
 
 
-def _plan_conv(module: _ConvNd, axes: Axes, ratio: float, keep_output: bool) -> LayerPlan:
+def _plan_conv(
+    module: _ConvNd, axes: Axes, scale: Scale, keep_output: bool, layout: Layout | None
+) -> LayerPlan:
     spatial = module.weight.ndim - 2
     inputs = axes[-spatial - 1]
     if inputs is None and any(axes):
-        return LayerPlan()
-    if isinstance(module, _ConvTransposeNd):
-        raise UnsupportedLayerError("transposed convolutions are not supported")
-    plan = LayerPlan()
-    rest: tuple[None, ...] = (None,) * spatial
-    groups = module.groups
-    out: IndexMap | None
-    if groups == 1:
-        out = None if keep_output else copies(module.out_channels, ratio)
-        _linear_like(plan, module, out, inputs)
-    elif inputs is None:
-        if keep_output:
-            return plan
-        raise UnsupportedLayerError("a grouped convolution whose input does not widen")
+        return _along_channels(module, axes[-spatial:])
+    out = None if keep_output else _outputs(module.out_channels, scale, layout)
+    if inputs is None and not mixes_channels(module):
+        return LayerPlan()  # depthwise: it follows its input
+    if module.groups > 1:
+        plan, out = _plan_groups(module, inputs, out, keep_output)
     else:
-        within, width = module.in_channels // groups, module.out_channels // groups
-        local = _shared_by_groups(inputs, groups) if within > 1 else None
-        if local is not None:
-            # As many groups, each wider: copies lie side by side, so groups stay together.
-            out = None if keep_output else copies(module.out_channels, ratio)
-            if out is not None and _shared_by_groups(out, groups) is None:
-                raise UnsupportedLayerError(f"ratio {ratio} does not divide its {groups} groups")
-            plan.tensors["weight"] = TensorPlan((out, local, *rest), 1)
-        else:
-            # More groups, each a copy of a narrow one (depthwise convolutions).
-            group = _copied_groups(inputs, within)
-            if keep_output or group is None:
-                raise UnsupportedLayerError("its groups do not hold the copies of single groups")
-            index = tuple(g * width + o for g in group for o in range(width))
-            out = IndexMap(module.out_channels, index)
-            plan.tensors["weight"] = TensorPlan((out, None, *rest))
-            plan.attributes["groups"] = len(group)
-        if module.bias is not None and out is not None:
-            plan.tensors["bias"] = TensorPlan((out,))
+        transposed = isinstance(module, _ConvTransposeNd)
+        has_bias = module.bias is not None
+        plan = LayerPlan(
+            linear_tensors(module.weight.ndim, has_bias, out, inputs, transposed=transposed)
+        )
     _resize(plan, module, "in_channels", inputs)
     _resize(plan, module, "out_channels", out)
-    return plan
+    return _standardized(module, plan, out)
 
 
-def _shared_by_groups(map_: IndexMap, groups: int) -> IndexMap | None:
+def _plan_groups(
+    module: _ConvNd, inputs: IndexMap | None, out: IndexMap | None, keep_output: bool
+) -> tuple[LayerPlan, IndexMap | None]:
+    """A grouped convolution: its plan and the index map of its outputs."""
+    groups, plan = module.groups, LayerPlan()
+    within, width = module.in_channels // groups, module.out_channels // groups
+    rest: tuple[None, ...] = (None,) * (module.weight.ndim - 2)
+    transposed = isinstance(module, _ConvTransposeNd)
+    # Depthwise layers stay so, unless they have several outputs per channel: those of one wide
+    # channel lie together, so that copying channels would not lay copies side by side.
+    depthwise = within == width == 1
+    local = None if inputs is None or depthwise else shared_by_groups(inputs, groups)
+    if (inputs is None or local is not None) and not transposed:
+        # As many groups, each wider: copies lie side by side, so groups stay together.
+        if out is not None and shared_by_groups(out, groups) is None:
+            out = stack(spread(width, len(out) // groups), groups)
+        if out is None and local is None:
+            return plan, None
+        plan.tensors["weight"] = TensorPlan((out, local, *rest), None if local is None else 1)
+    else:
+        # More groups, each a copy of a narrow one (depthwise convolutions).
+        group = None if inputs is None else _copied_groups(inputs, within)
+        if group is None or inputs is None:
+            raise UnsupportedLayerError("its groups do not hold copies of whole groups")
+        if keep_output:
+            raise UnsupportedLayerError(
+                "its output cannot keep its width, because every group of its input is copied"
+            )
+        index = tuple(g * width + o for g in group for o in range(width))
+        out = IndexMap(module.out_channels, index)
+        plan.tensors["weight"] = TensorPlan(((inputs if transposed else out), None, *rest))
+        plan.attributes["groups"] = len(group)
+    if module.bias is not None and out is not None:
+        plan.tensors["bias"] = TensorPlan((out,))
+    return plan, out
+
+
+def shared_by_groups(map_: IndexMap, groups: int) -> IndexMap | None:
     """The map within a group, when all groups have the same one."""
     wide, narrow = len(map_) // groups, map_.narrow // groups
     if len(map_) % groups:
         return None
-    local = tuple(c for c in map_.index[:wide])
+    local = map_.index[:wide]
     if any(not 0 <= c < narrow for c in local):
         return None
     expected = tuple(g * narrow + c for g in range(groups) for c in local)
@@ -205,19 +217,77 @@ def _copied_groups(map_: IndexMap, within: int) -> list[int] | None:
     return [run[0] // within for run in runs]
 
 
+def _along_channels(module: _ConvNd, spatial: Axes) -> LayerPlan:
+    """A convolution that slides along channels (ECA): it steps over the copies of each."""
+    plan = LayerPlan()
+    for k, map_ in enumerate(spatial):
+        if map_ is None or module.kernel_size[k] == 1:
+            continue
+        times = len(map_) // map_.narrow
+        regular = map_.index == spread(map_.narrow, len(map_)).index and map_.is_uniform
+        if not regular or module.stride[k] != 1 or isinstance(module.padding, str):
+            raise UnsupportedLayerError(
+                "it slides along channels that are not all copied equally often, side by side"
+            )
+        for name in ("dilation", "padding"):
+            value = list(plan.attributes.get(name, getattr(module, name)))
+            value[k] *= times
+            plan.attributes[name] = tuple(value)
+    return plan
+
+
+def _standardized(module: _ConvNd, plan: LayerPlan, out: IndexMap | None) -> LayerPlan:
+    """Kernels that are standardized before use keep their mean and deviation: they are copied.
+
+    The 1/n that their copies would lose again goes to the gain that follows.
+    """
+    if type(module).__name__ not in _WEIGHT_STANDARDIZED:
+        return plan
+    weight = plan.tensors.get("weight")
+    if weight is None:
+        return plan
+    inputs = weight.divided
+    if inputs is not None and not inputs.is_uniform:
+        raise UnsupportedLayerError(
+            "it standardizes its kernel over channels that are not all copied equally often"
+        )
+    times = 1 if inputs is None else len(inputs) // inputs.narrow
+    gain = getattr(module, "gain", None)
+    if gain is None and times > 1:
+        raise UnsupportedLayerError(
+            "it standardizes its kernel, so that the copies of its inputs cannot share a weight"
+        )
+    plan.tensors["weight"] = TensorPlan(weight.axes)
+    if gain is not None:
+        axes = (out, *(None,) * (gain.ndim - 1))
+        plan.tensors["gain"] = TensorPlan(axes, share=times)
+    return plan
+
+
+_WEIGHT_STANDARDIZED = {
+    "StdConv2d",
+    "StdConv2dSame",
+    "ScaledStdConv2d",
+    "ScaledStdConv2dSame",
+}
+
+
 def _plan_attention(
-    module: nn.MultiheadAttention, axes: Axes, ratio: float, keep_output: bool
+    module: nn.MultiheadAttention, axes: Axes, scale: Scale, keep_output: bool
 ) -> LayerPlan:
     inputs = axes[-1]
     if inputs is None:
         return LayerPlan()
     if not module._qkv_same_embed_dim or module.bias_k is not None:
         raise UnsupportedLayerError("keys and values of other widths are not supported")
-    heads = copies(module.embed_dim, ratio, block=module.head_dim)
-    out = copies(module.embed_dim, ratio)
-    if keep_output or len(heads) != len(inputs):
+    if keep_output:
+        raise UnsupportedLayerError("its output cannot keep its width when its input widens")
+    size, width = module.embed_dim, module.head_dim
+    heads = Segment(size, block=width).map(scale)
+    out = Segment(size).map(scale)
+    if not len(heads) == len(out) == len(inputs):
         raise UnsupportedLayerError(
-            f"ratio {ratio} does not give a whole number of heads of its {module.num_heads}"
+            f"ratio {scale.ratio:g} does not give a whole number of heads of its {module.num_heads}"
         )
     plan = LayerPlan()
     qkv = stack(heads, 3)
@@ -228,41 +298,72 @@ def _plan_attention(
         plan.tensors["out_proj.bias"] = TensorPlan((out,))
     for name in ("embed_dim", "kdim", "vdim"):
         plan.attributes[name] = len(inputs)
-    plan.attributes["num_heads"] = len(inputs) // module.head_dim
+    plan.attributes["num_heads"] = len(inputs) // width
     return plan
 
 
 def _plan_vectors(module: nn.Module, axes: Axes) -> LayerPlan:
     """Norms and other layers without channel mixing: their tensors follow the input's copies."""
-    grown = {map_.narrow: map_ for map_ in axes if map_ is not None}
     plan = LayerPlan()
-    if not grown:
+    if not any(axes):
         return plan
     shape = getattr(module, "normalized_shape", None)
-    if isinstance(shape, tuple) and any(size in grown for size in shape):
-        for size in shape:
-            if size in grown and not grown[size].is_uniform:
-                raise UnsupportedLayerError(
-                    "it normalizes over channels that are not all copied equally often"
-                )
+    if isinstance(shape, tuple):
+        # LayerNorm2d and its like normalize the channels of [B, C, H, W] by the same rule.
+        last = axes[-len(shape) :]
+        fits = all(map_ is None or map_.narrow == n for map_, n in zip(last, shape, strict=True))
+        if len(shape) == 1 and not (fits and last[0] is not None) and len(axes) > 1:
+            channels = axes[1]
+            if last[0] is None and channels is not None and channels.narrow == shape[0]:
+                last = (channels,)
+        if any(map_ is not None and not map_.is_uniform for map_ in last):
+            raise UnsupportedLayerError(
+                "it normalizes over channels that are not all copied equally often"
+            )
         plan.attributes["normalized_shape"] = tuple(
-            len(grown[size]) if size in grown else size for size in shape
+            n if map_ is None else len(map_) for map_, n in zip(last, shape, strict=True)
         )
-    if isinstance(module, nn.GroupNorm):
-        channels = axes[1] if len(axes) > 1 else None
-        groups = None if channels is None else _shared_by_groups(channels, module.num_groups)
-        if groups is None or not groups.is_uniform:
-            raise UnsupportedLayerError("its groups do not hold equally many copies of each")
-    tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers())}
-    for name, tensor in tensors.items():
-        maps = tuple(grown.get(size) if size > 1 else None for size in tensor.shape)
-        if any(maps):
-            plan.tensors[name] = TensorPlan(maps)
-    for name in ("num_features", "num_channels", "num_parameters"):
+        maps = tuple(last)
+    else:
+        channels = axes[1] if len(axes) > 1 else axes[0]
+        others = [map_ for k, map_ in enumerate(axes) if k != 1 and map_ is not None]
+        if isinstance(module, _NormBase | nn.GroupNorm) and not all(m.is_uniform for m in others):
+            raise UnsupportedLayerError(
+                "it takes statistics over positions that are not all copied equally often"
+            )
+        if isinstance(module, nn.GroupNorm) and channels is not None:
+            _plan_group_norm(plan, channels, module.num_groups)
+        maps = (channels,)
+    if not any(maps):
+        plan.attributes.clear()
+        return plan
+    own: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False))
+    own.update(module.named_buffers(recurse=False))
+    for name, tensor in own.items():
+        _follow(plan, name, tensor, maps)
+    for name in _SIZES:
         size = getattr(module, name, None)
-        if isinstance(size, int) and size in grown:
-            plan.attributes[name] = len(grown[size])
+        if maps[0] is not None and size == maps[0].narrow:
+            plan.attributes[name] = len(maps[0])
     return plan
+
+
+def _plan_group_norm(plan: LayerPlan, channels: IndexMap, count: int) -> None:
+    local = shared_by_groups(channels, count)
+    if local is not None and local.is_uniform:
+        return  # as many groups, each wider
+    groups = _copied_groups(channels, channels.narrow // count)
+    if groups is None:
+        raise UnsupportedLayerError("its groups do not hold equally many copies of each")
+    plan.attributes["num_groups"] = len(groups)
+
+
+def _follow(plan: LayerPlan, name: str, tensor: torch.Tensor, maps: Axes) -> None:
+    if tensor.ndim != len(maps):
+        return
+    pairs = list(zip(maps, tensor.shape, strict=True))
+    if all(map_ is None or map_.narrow == size for map_, size in pairs):
+        plan.tensors[name] = TensorPlan(tuple(maps))
 
 
 def _resize(plan: LayerPlan, module: nn.Module, name: str, map_: IndexMap | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gpd_cli.expansion.plan import IndexMap
+from gpd_cli.expansion.plan import IndexMap, spread
 
 _TIE = 1e-10  # channels closer than this, relative to the largest, are told apart by position
 _EXACT = 1e-8  # a wide activation must equal its narrow one to this, relative to the largest
@@ -36,7 +36,7 @@ def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | No
         maps[axis] = map_
         replica = replica.index_select(axis, map_.tensor)
     tolerance = _EXACT * float(narrow.abs().max().clamp(min=torch.finfo(narrow.dtype).tiny))
-    if float((replica - wide).abs().max()) > tolerance:
+    if not float((replica - wide).abs().max()) <= tolerance:  # NaN is no replication either
         return None
     return tuple(maps)
 
@@ -65,6 +65,9 @@ def _match_axis(narrow: Tensor, wide: Tensor, axis: int) -> IndexMap | None:
     found = group[nearest]
     if int(group[-1]) + 1 == len(ranked):  # no ties: the common case
         return IndexMap(len(ranked), tuple(order[nearest].tolist()))
+    regular = _regular(group[order.argsort()], found)
+    if regular is not None:
+        return regular
     index = torch.empty(len(b), dtype=torch.int64)
     for g in found.unique().tolist():
         # Equal channels keep their order, each with as many copies as the next.
@@ -73,3 +76,24 @@ def _match_axis(narrow: Tensor, wide: Tensor, axis: int) -> IndexMap | None:
         share = torch.arange(len(targets)) * len(sources) // len(targets)
         index[targets] = sources[share]
     return IndexMap(len(ranked), tuple(index.tolist()))
+
+
+def _regular(narrow: Tensor, wide: Tensor) -> IndexMap | None:
+    """The map by whole blocks, as large as they can be, that fits channels of which some are equal.
+
+    Which channels are equal can depend on the input (maxima of overlapping windows); a block that
+    is copied as a whole (a channel's pixels, flattened) does not.
+
+    Args:
+        narrow: per narrow channel, the number of its group of equal channels.
+        wide: likewise per wide channel.
+    """
+    size = len(narrow)
+    for count in range(1, size + 1):
+        if size % count or len(wide) % (size // count):
+            continue
+        block = size // count
+        map_ = spread(count, len(wide) // block, block)
+        if torch.equal(narrow[map_.tensor], wide):
+            return map_
+    return None

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from gpd_cli.expansion.kernel import SharedKernel
 from gpd_cli.expansion.plan import WidthPlan
+from gpd_cli.expansion.refresh import refresh
 
 if TYPE_CHECKING:
     from gpd_cli.expansion.certificate import Certificate
@@ -61,23 +62,30 @@ class Pair(nn.Module):
             student = functional_call(self.narrow, weights, (images,))
         return student, teacher
 
+    def one_by_one(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As a call of the pair, but every kernel is merged when a layer needs it: less memory."""
+        return self.student(images), self.teacher(images)
+
     def student(self, images: Tensor) -> Tensor:
         """The student's logits alone, ``[B, classes]``."""
-        with self._merged_once():
-            return cast(Tensor, functional_call(self.narrow, self._weights(), (images,)))
+        weights = self._weights()
+        self.forget()
+        return cast(Tensor, functional_call(self.narrow, weights, (images,)))
 
     def extract(self) -> nn.Module:
         """Cut the student out: a new plain module of the user's own class, weights copied.
 
         Its output equals that of `student` bit for bit.
         """
-        with torch.inference_mode(False), torch.no_grad(), self._merged_once():
+        with torch.inference_mode(False), torch.no_grad():
+            refresh(self.narrow)
             student = copy.deepcopy(self.narrow)
             weights = {
                 name: nn.Parameter(weight.detach().clone(), self._requires_grad[name])
                 for name, weight in self._weights().items()
                 if self._tied[name] == name
             }
+        self.forget()
         for name, first in self._tied.items():
             owner, _, leaf = name.rpartition(".")
             student.get_submodule(owner)._parameters[leaf] = weights[first]

@@ -78,19 +78,35 @@ class IndexMap:
         return bool((self.counts > 0).all())
 
 
-def copies(size: int, ratio: float, block: int = 1) -> IndexMap:
+def identity(size: int) -> IndexMap:
+    """The map of an axis that keeps its size."""
+    return IndexMap(size, tuple(range(size)))
+
+
+def spread(units: int, wide: int, block: int = 1) -> IndexMap:
     """Copies side by side: ``c0 c0 c1 c1 ...``, in blocks of ``block`` neighbours.
+
+    Args:
+        units: number of narrow blocks.
+        wide: number of wide blocks; where it is no multiple, some are copied once more than others.
+        block: how many neighbours stay together (the head width where heads are copied).
+    """
+    return IndexMap(
+        units * block,
+        tuple(j * units // wide * block + b for j in range(wide) for b in range(block)),
+    )
+
+
+def copies(size: int, ratio: float, block: int = 1) -> IndexMap:
+    """Copies side by side at an expansion ratio.
 
     Args:
         size: size of the narrow axis, a multiple of ``block``.
         ratio: expansion ratio, 1 or more; a fractional one copies some positions more often.
-        block: how many neighbours stay together (the head width where heads are copied).
+        block: see `spread`.
     """
     units = size // block
-    wide = round(units * ratio)
-    return IndexMap(
-        size, tuple(j * units // wide * block + b for j in range(wide) for b in range(block))
-    )
+    return spread(units, round(units * ratio), block)
 
 
 def stack(map_: IndexMap, times: int) -> IndexMap:
@@ -107,10 +123,13 @@ class TensorPlan:
         axes: per axis its index map, or None where the axis keeps its size.
         fan_in: the axis that is summed over, whose copies share the weight (1/n each); None for
             tensors that are only copied (biases, norms, tokens).
+        share: what a copied tensor is divided by as a whole: a gain that follows a standardized
+            kernel takes the 1/n that the kernel itself would lose again.
     """
 
     axes: tuple[IndexMap | None, ...]
     fan_in: int | None = None
+    share: int = 1
 
     @property
     def divided(self) -> IndexMap | None:
@@ -142,12 +161,14 @@ class TensorPlan:
         Args:
             like: a tensor that gives device and dtype.
         """
+        if self.share > 1:
+            return like.new_full([1] * len(self.axes), self.share)
         return None if self.divided is None else self._along_fan_in(self.divided.counts).to(like)
 
     def wide_copies(self, like: Tensor) -> Tensor | None:
         """n(in(i')), shaped to broadcast against the *wide* tensor; None as for `copies`."""
-        if self.divided is None:
-            return None
+        if self.share > 1 or self.divided is None:
+            return self.copies(like)
         return self._along_fan_in(self.divided.counts[self.divided.tensor]).to(like)
 
     def _along_fan_in(self, values: Tensor) -> Tensor:
@@ -170,6 +191,7 @@ class WidthPlan:
     ratio: float
     tensors: dict[str, TensorPlan] = field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    narrow: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[str, TensorPlan]]:
         return iter(self.tensors.items())
@@ -182,13 +204,18 @@ class WidthPlan:
             return None if axis is None else maps.setdefault(axis, len(maps))
 
         tensors = {
-            name: {"axes": [number(axis) for axis in plan.axes], "fan_in": plan.fan_in}
+            name: {
+                "axes": [number(axis) for axis in plan.axes],
+                "fan_in": plan.fan_in,
+                "share": plan.share,
+            }
             for name, plan in self
         }
         return {
             "ratio": self.ratio,
             "tensors": tensors,
             "attributes": self.attributes,
+            "narrow": list(self.narrow),
             "maps": [{"narrow": m.narrow, "index": _pack(m.index)} for m in maps],
         }
 
@@ -200,6 +227,7 @@ class WidthPlan:
             name: TensorPlan(
                 tuple(None if number is None else maps[number] for number in entry["axes"]),
                 entry["fan_in"],
+                entry.get("share", 1),
             )
             for name, entry in data["tensors"].items()
         }
@@ -210,7 +238,7 @@ class WidthPlan:
             }
             for module, values in data["attributes"].items()
         }
-        return cls(data["ratio"], tensors, attributes)
+        return cls(data["ratio"], tensors, attributes, tuple(data.get("narrow", ())))
 
 
 def _pack(index: Sequence[int]) -> list[list[int]]:

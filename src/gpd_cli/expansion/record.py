@@ -2,174 +2,227 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from gpd_cli.expansion.layers import is_known, is_leaf, mixes_channels
-
-_SATURATING = {
-    F.relu,
-    F.relu_,
-    F.relu6,
-    F.hardtanh,
-    F.hardswish,
-    F.hardsigmoid,
-    F.gelu,
-    F.silu,
-    F.mish,
-    F.elu,
-    F.celu,
-    F.selu,
-    F.softplus,
-    torch.relu,
-    torch.relu_,
-    Tensor.relu,
-    Tensor.relu_,
-}
+from gpd_cli.expansion.graph import last_layers
+from gpd_cli.expansion.layers import input_size, is_leaf, mixes_channels, output_size
+from gpd_cli.expansion.rules import COUNTS, FACTORS
+from gpd_cli.expansion.splits import Split, splits_of
+from gpd_cli.expansion.tracing import Position, Tracer, first_tensor, linear_call, tensors_in
 
 
-class InjectiveActivations(TorchFunctionMode):
-    """Run a network with leaky activations, under which no channel dies.
+@dataclass
+class Reads:
+    """What the own code of one container read, on whatever module it found it.
 
-    Which channel copies which does not depend on the activation function; but two channels that
-    are zero throughout a small probe batch could not be told apart.
+    Args:
+        numbers: per qualified name of an attribute, its value: integers, tuples and lists of them,
+            and factors.
+        tensors: qualified names of parameters and buffers.
     """
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Replace activations, pass everything else on."""
-        kwargs = kwargs or {}
-        if func not in _SATURATING:
-            return func(*args, **kwargs)
-        x = args[0] if args else kwargs["input"]
-        y = F.leaky_relu(x, 0.3)
-        in_place = kwargs.get("inplace") or func.__name__ in ("relu_",)
-        return x.copy_(y) if in_place else y
-
-
-def first_tensor(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The first floating-point tensor among a call's arguments."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-        if isinstance(value, tuple | list):
-            inner = first_tensor(value, {})
-            if inner is not None:
-                return inner
-    return None
+    numbers: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
 class Recording:
     """What one run of the student showed.
 
+    A *layer* is a leaf module by its name, or a weight that a linear function was called with
+    directly, by the weight's name.
+
     Args:
-        called: names of the leaves that ran.
-        inputs: per leaf name, the input of each of its calls.
-        outputs: per leaf name, the shape of its output.
-        results: per leaf of a kind that is not known, the output of each of its calls.
-        kept: leaves whose output reaches the network's output without another layer that mixes
+        inputs: per layer the input of each call, per container all of its tensor arguments.
+        outputs: per container the tensors it returned in each call.
+        sizes: per layer that mixes channels, its number of outputs.
+        widths: likewise its number of inputs.
+        direct: weights that linear functions were called with directly, with their bias.
+        reads: per container what its own code read.
+        splits: per layer, how code took its outputs apart, with the container that did.
+        kept: layers whose output reaches the network's output without another layer that mixes
             channels in between: they keep their width.
-        ends: per container that was asked for, the leaves that reach its output so.
+        ends: likewise per container, the layers inside of it that its output comes from.
         output: the network's output.
     """
 
-    called: set[str] = field(default_factory=set)
-    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    outputs: dict[str, torch.Size] = field(default_factory=dict)
-    results: dict[str, list[Tensor]] = field(default_factory=dict)
+    inputs: dict[str, list[list[Tensor]]] = field(default_factory=dict)
+    outputs: dict[str, list[list[Tensor]]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
+    direct: dict[str, str | None] = field(default_factory=dict)
+    reads: dict[str, Reads] = field(default_factory=dict)
+    splits: dict[str, list[tuple[str, Split]]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     ends: dict[str, set[str]] = field(default_factory=dict)
     output: Tensor | None = None
 
 
-def record(network: nn.Module, images: Tensor, containers: Iterable[str] = ()) -> Recording:
+def record(network: nn.Module, images: Tensor) -> Recording:
     """Run a network on a probe batch.
 
     Args:
         network: the student, float64, in eval mode.
         images: the probe batch, ``[B, C, H, W]``.
-        containers: names of modules whose own last leaves are wanted.
 
     Returns:
         The recording.
     """
-    recording = Recording()
-    nodes: dict[Any, str] = {}
-    sources: dict[str, list[Any]] = {}
-    wanted = set(containers)
-    handles = []
-
-    def enter(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            recording.called.add(name)
-            x = first_tensor(args, kwargs)
-            if x is not None:
-                recording.inputs.setdefault(name, []).append(x.detach().clone())
-
-        return hook
-
-    def leave(name: str, leaf: bool) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            y = first_tensor((output,), {})
-            if y is None or y.grad_fn is None:
-                return
-            if leaf:
-                nodes[y.grad_fn] = name
-                recording.outputs[name] = y.shape
-                if not is_known(module):
-                    recording.results.setdefault(name, []).append(y.detach().clone())
-            if name in wanted:
-                sources.setdefault(name, []).append(y.grad_fn)
-
-        return hook
-
-    for name, module in network.named_modules():
-        leaf = is_leaf(module)
-        if leaf:
-            handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
-        if leaf or name in wanted:
-            handles.append(module.register_forward_hook(leave(name, leaf)))
+    position = Position(network, is_leaf)
+    recorder = _Recorder(network, position)
+    handles = [*position.hooks(network), *recorder.hooks(network)]
     try:
-        with torch.enable_grad(), InjectiveActivations():
+        with torch.enable_grad(), recorder, _reads(network, position, recorder.recording):
             output = network(images.requires_grad_())
     finally:
         for handle in handles:
             handle.remove()
-    modules = dict(network.named_modules())
-    logits = output
-    if not isinstance(logits, Tensor) or logits.grad_fn is None:
+    recording = recorder.recording
+    if not isinstance(output, Tensor) or output.grad_fn is None:
         return recording
-    recording.output = logits.detach()
-    recording.kept = _last_leaves([logits.grad_fn], nodes, modules)
-    for name, starts in sources.items():
-        recording.ends[name] = _last_leaves(starts, nodes, modules)
+    recording.output = output.detach()
+    recorder.finish(output)
     return recording
 
 
-def _last_leaves(
-    starts: list[Any], nodes: Mapping[Any, str], modules: Mapping[str, nn.Module]
-) -> set[str]:
-    """Walk the graph back from an output, through everything up to layers that mix channels."""
-    found: set[str] = set()
-    seen: set[Any] = set()
-    stack = list(starts)
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        name = nodes.get(node)
-        if name is not None:
-            found.add(name)
-            if mixes_channels(modules[name]):
-                continue
-        stack.extend(parent for parent, _ in node.next_functions)
-    return found
+class _Recorder(Tracer):
+    """Fills a recording while the network runs."""
+
+    def __init__(self, network: nn.Module, position: Position) -> None:
+        super().__init__()
+        self.recording = Recording()
+        self._position = position
+        self._modules = dict(network.named_modules())
+        self._parameters = {id(p): name for name, p in network.named_parameters()}
+        self._nodes: dict[Any, str] = {}
+        self._ends: dict[str, list[Any]] = {}
+        self._seen_splits: list[tuple[str, Any, Split]] = []
+        self._copies: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def hooks(self, network: nn.Module) -> Iterator[Any]:
+        for name, module in network.named_modules():
+
+            def enter(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                tensors = [self._copy(t) for t in tensors_in([args, kwargs])]
+                self.recording.inputs.setdefault(name, []).append(tensors)
+                groups = getattr(module, "groups", getattr(module, "num_groups", 1))
+                x = first_tensor(args, kwargs)
+                if is_leaf(module) and isinstance(groups, int) and groups > 1 and x is not None:
+                    size = getattr(module, "in_channels", getattr(module, "num_channels", 0))
+                    split = Split(size, (groups, size // groups), layer=True)
+                    self._seen_splits.append((name.rpartition(".")[0], x.grad_fn, split))
+
+            def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                y = first_tensor(output)
+                if is_leaf(module):
+                    if y is not None and y.grad_fn is not None:
+                        self._nodes[y.grad_fn] = name
+                    size = output_size(module)
+                    if size is not None:
+                        self.recording.sizes[name] = size
+                        self.recording.widths[name] = input_size(module)
+                else:
+                    tensors = [self._copy(t) for t in tensors_in(output)]
+                    self.recording.outputs.setdefault(name, []).append(tensors)
+                    self._ends.setdefault(name, []).extend(t.grad_fn for t in tensors_in(output))
+
+            yield module.register_forward_pre_hook(enter, with_kwargs=True)
+            yield module.register_forward_hook(leave)
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        container = self._position.container
+        result = func(*args, **kwargs)
+        if container is None:
+            return result
+        linear = linear_call(func, args, kwargs)
+        weight = None if linear is None else self._parameters.get(id(linear[1]))
+        if linear is not None and weight is not None:
+            self.recording.inputs.setdefault(weight, []).append([self._copy(linear[0])])
+            self.recording.direct[weight] = self._parameters.get(id(linear[2]))
+            self.recording.sizes[weight] = len(linear[1])
+            self.recording.widths[weight] = linear[1].shape[1]
+            self._nodes[result.grad_fn] = weight
+        for split in splits_of(func, args, kwargs, result):
+            x = args[0] if args else kwargs["input"]
+            self._seen_splits.append((container, x.grad_fn, split))
+        return result
+
+    def finish(self, logits: Tensor) -> None:
+        """Draw the conclusions that need the whole graph."""
+        self.recording.kept = last_layers([logits.grad_fn], self._nodes, self._mixes)
+        for name, nodes in self._ends.items():
+            self.recording.ends[name] = last_layers(nodes, self._nodes, self._mixes)
+        for container, node, split in self._seen_splits:
+            for layer in last_layers([node], self._nodes, self._mixes):
+                if layer in self.recording.sizes:
+                    found = self.recording.splits.setdefault(layer, [])
+                    if (container, split) not in found:
+                        found.append((container, split))
+
+    def _mixes(self, layer: str) -> bool:
+        return layer in self.recording.direct or mixes_channels(self._modules[layer])
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        """A copy that later changes in place leave alone, one for each state of a tensor."""
+        key = (id(tensor), tensor._version)
+        if key not in self._copies:
+            # The tensor itself is kept as well, so that no other one gets its identity.
+            self._copies[key] = (tensor, tensor.detach().clone())
+        return self._copies[key][1]
+
+
+@contextmanager
+def _reads(network: nn.Module, position: Position, recording: Recording) -> Iterator[None]:
+    """Record which attributes and tensors the own code of each container reads."""
+
+    def numbers(owner: str, name: str, value: Any) -> None:
+        container = position.container
+        if container is not None and name[:1] != "_" and _is_numeric(name, value):
+            reads = recording.reads.setdefault(container, Reads())
+            reads.numbers[f"{owner}.{name}" if owner else name] = value
+
+    def tensors(owner: str, name: str, value: Any) -> None:
+        container = position.container
+        if container is not None and isinstance(value, Tensor) and value.is_floating_point():
+            reads = recording.reads.setdefault(container, Reads())
+            reads.tensors[f"{owner}.{name}" if owner else name] = value
+
+    classes = {module: type(module) for module in network.modules()}
+    for name, module in network.named_modules():
+        module.__class__ = _reading(type(module), name, numbers, tensors)
+    try:
+        yield
+    finally:
+        for module, cls in classes.items():
+            module.__class__ = cls
+
+
+def _reading(cls: type, owner: str, numbers: Callable[..., None], tensors: Any) -> type:
+    """A subclass whose attribute reads are reported: numbers, parameters and buffers."""
+
+    def get(self: Any, name: str) -> Any:
+        value = cls.__getattribute__(self, name)  # type: ignore[call-arg]
+        if type(value) in (int, float, tuple, list):
+            numbers(owner, name, value)
+        return value
+
+    def missing(self: Any, name: str) -> Any:
+        value = cls.__getattr__(self, name)  # type: ignore[attr-defined]
+        tensors(owner, name, value)
+        return value
+
+    return type(cls.__name__, (cls,), {"__getattribute__": get, "__getattr__": missing})
+
+
+def _is_numeric(name: str, value: Any) -> bool:
+    if type(value) is float:
+        return name in FACTORS
+    if type(value) is int:
+        return value > 1 or (value == 1 and name in COUNTS)
+    return bool(value) and all(type(v) is int for v in value)

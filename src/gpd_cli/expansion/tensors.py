@@ -70,7 +70,7 @@ def expand_tensor(
     if copies is None:
         return wide
     wide /= copies
-    if noise > 0 and wide.numel() > 1:
+    if noise > 0 and plan.divided is not None and wide.numel() > 1:
         add_zero_sum_noise_(wide, plan, noise * float(wide.std()), generator)
     return wide
 

@@ -1,0 +1,101 @@
+"""How code takes an axis apart: reshapes, splits and shuffles, as factors and segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """An axis that was taken apart.
+
+    Args:
+        size: of the axis.
+        factors: into which it was reshaped, outermost first; or
+        segments: into which it was cut.
+        layer: whether a grouped layer did so, not code.
+    """
+
+    size: int
+    factors: tuple[int, ...] = ()
+    segments: tuple[int, ...] = ()
+    layer: bool = False
+
+
+_RESHAPES = {Tensor.reshape, Tensor.view, Tensor.unflatten, torch.reshape, torch.unflatten}
+_CUTS = {
+    Tensor.split,
+    Tensor.split_with_sizes,
+    Tensor.chunk,
+    Tensor.tensor_split,
+    torch.split,
+    torch.split_with_sizes,
+    torch.chunk,
+    torch.tensor_split,
+}
+
+
+def splits_of(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> list[Split]:
+    """The axes that a call took apart.
+
+    Args:
+        func: a torch function.
+        args: its arguments, the tensor first.
+        kwargs: its keyword arguments.
+        result: what it returned.
+    """
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(x, Tensor):
+        return []
+    if func in _RESHAPES and isinstance(result, Tensor):
+        return [Split(size, factors) for size, factors in factorizations(x.shape, result.shape)]
+    if func in _CUTS and len(result) > 1:
+        axes = [k for k in range(x.ndim) if result[0].shape[k] != x.shape[k]]
+        return [Split(x.shape[k], segments=tuple(int(r.shape[k]) for r in result)) for k in axes]
+    if func is F.channel_shuffle and isinstance(result, Tensor):
+        groups = int(args[1] if len(args) > 1 else kwargs["groups"])
+        return [Split(x.shape[1], (groups, x.shape[1] // groups))]
+    if func is F.pixel_shuffle and isinstance(result, Tensor):
+        return [Split(x.shape[-3], (result.shape[-3], x.shape[-3] // result.shape[-3]))]
+    return []
+
+
+def factorizations(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Which single axes of a shape become several in another: their size and its factors.
+
+    Args:
+        old: the shape before, of as many elements as
+        new: the shape after.
+    """
+    i = j = 0
+    while i < len(old) and j < len(new):
+        sources, targets = [old[i]], [new[j]]
+        while (a := _product(sources)) != (b := _product(targets)):
+            if a < b:
+                i += 1
+                if i == len(old):
+                    return
+                sources.append(old[i])
+            else:
+                j += 1
+                if j == len(new):
+                    return
+                targets.append(new[j])
+        i, j = i + 1, j + 1
+        if max(sources) > 1 and len([s for s in sources if s > 1]) == 1 and len(targets) > 1:
+            yield max(sources), tuple(targets)
+
+
+def _product(sizes: Sequence[int]) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

@@ -1,0 +1,115 @@
+"""Watch a network run, function by function: which module calls what, on which tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_SATURATING = {
+    F.relu,
+    F.relu_,
+    F.relu6,
+    F.hardtanh,
+    F.hardtanh_,
+    F.hardswish,
+    F.hardsigmoid,
+    F.gelu,
+    F.silu,
+    F.mish,
+    F.elu,
+    F.elu_,
+    F.celu,
+    F.selu,
+    F.softplus,
+    torch.relu,
+    torch.relu_,
+    Tensor.relu,
+    Tensor.relu_,
+}
+
+_LINEAR = {F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d}
+
+
+class Tracer(TorchFunctionMode):
+    """Run a network with leaky activations, and see every function that it calls.
+
+    Which channel copies which does not depend on the activation function; but two channels that
+    are zero throughout a small probe batch could not be told apart.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Replace activations, show everything else to `call`."""
+        kwargs = kwargs or {}
+        if func in _SATURATING:
+            return F.leaky_relu(args[0] if args else kwargs["input"], 0.3)
+        return self.call(func, args, kwargs)
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one function."""
+        return func(*args, **kwargs)
+
+
+def linear_call(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Tensor, Any, Any] | None:
+    """Input, weight and bias of a call of a linear or convolution function, else None."""
+    if func not in _LINEAR:
+        return None
+    x, weight, bias = (
+        args[k] if k < len(args) else kwargs.get(name)
+        for k, name in enumerate(("input", "weight", "bias"))
+    )
+    return (x, weight, bias) if isinstance(x, Tensor) else None
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in a nested structure of tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from tensors_in(inner)
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from tensors_in(inner)
+
+
+def first_tensor(*values: Any) -> Tensor | None:
+    """The first floating-point tensor in some values."""
+    return next(tensors_in(values), None)
+
+
+class Position:
+    """Which module runs: a stack that hooks keep."""
+
+    def __init__(self, network: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> None:
+        self.stack: list[str] = []
+        self._leaves = {name for name, module in network.named_modules() if is_leaf(module)}
+
+    @property
+    def container(self) -> str | None:
+        """The name of the container whose own code runs; None inside of a leaf."""
+        if not self.stack or any(name in self._leaves for name in self.stack):
+            return None
+        return self.stack[-1]
+
+    def hooks(self, network: nn.Module) -> Iterable[Any]:
+        """Register the hooks that keep the stack; first in, so that others see it up to date."""
+        for name, module in network.named_modules():
+
+            def enter(module: nn.Module, args: Any, name: str = name) -> None:
+                self.stack.append(name)
+
+            def leave(module: nn.Module, args: Any, output: Any) -> None:
+                self.stack.pop()
+
+            yield module.register_forward_pre_hook(enter)
+            yield module.register_forward_hook(leave)

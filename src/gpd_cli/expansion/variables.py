@@ -1,0 +1,348 @@
+"""What may widen in a container besides its layers, and in which order to try it.
+
+A container (a module with a forward of its own) reads attributes, tokens and tables, and takes
+the outputs of its layers apart. Each of these is a variable with a few options. The first guess
+goes by the sizes that are known to widen, and by the usual names of head counts; what does not
+work out is tried in another way, few changes first.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpd_cli.expansion.layout import Layout, Scale, Segment, layout_map
+from gpd_cli.expansion.plan import IndexMap, TensorPlan
+from gpd_cli.expansion.record import Reads
+from gpd_cli.expansion.rules import COUNTS, PLACES, Rule
+from gpd_cli.expansion.splits import Split
+
+Maps = Mapping[int, Sequence[IndexMap]]
+"""Per narrow size, the index maps that axes of this size are known to widen by."""
+
+MOST_CHANGES = 3
+_MOST_SEGMENTS = 4  # whose growing is tried one by one
+
+
+@dataclass
+class Variable:
+    """One thing that may widen.
+
+    Args:
+        kind: ``number`` (an attribute), ``tensor`` or ``layout`` (of layers' outputs).
+        names: its qualified name; those of all layers that are alike and widen alike.
+        options: by label, what becomes of it; None for staying as it is.
+        counts: by label, the sizes that widen there, where they may count something (heads).
+        first: label of the option to try first.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    options: dict[str, Any]
+    counts: dict[str, set[int]]
+    first: str
+
+    @property
+    def is_count(self) -> bool:
+        """Whether it is an attribute under one of the usual names of head counts."""
+        return self.kind == "number" and self.names[0].rpartition(".")[2] in COUNTS
+
+    def preferred(self, count: int | None, inner: bool) -> str:
+        """The option to try first when a count of this size is taken to widen.
+
+        Args:
+            count: the size.
+            inner: whether, where it occurs more than once, the inner one widens.
+        """
+        labels = [label for label, counts in self.counts.items() if count in counts]
+        return labels[-1 if inner else 0] if labels else self.first
+
+
+Assignment = tuple[str, ...]
+"""One label for each variable."""
+
+
+def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule) -> Variable:
+    """An attribute that holds one or several integers.
+
+    Args:
+        name: its qualified name.
+        value: the narrow value.
+        known: sizes that widen.
+        scale: how much wider.
+        rule: what is known by hand.
+    """
+    attribute = name.rpartition(".")[2]
+    options: dict[str, Any] = {"keep": None}
+
+    def wide(size: int, partly: bool) -> int:
+        if size in known:
+            return len(known[size][0])
+        return size if partly or size <= 1 else scale.count(size)
+
+    values = [value] if isinstance(value, int) else list(value)
+    for label, partly in (("known", True), ("all", False)):
+        changed = [wide(v, partly) for v in values]
+        if changed != values:
+            packed = changed[0] if isinstance(value, int) else type(value)(changed)
+            if packed not in options.values():
+                options[label] = packed
+    if isinstance(value, int) and scale.count(value) not in options.values():
+        options["count"] = scale.count(value)
+    if not isinstance(value, int) and len(values) > 1:
+        for k, v in enumerate(values):  # one of several sizes (of an unflattened axis, say)
+            changed = [*values[:k], wide(v, False), *values[k + 1 :]]
+            if type(value)(changed) not in options.values():
+                options[f"only {k}"] = type(value)(changed)
+    growing = [label for label in options if label != "keep"]
+    first = "keep"
+    if "known" in options and attribute not in (*PLACES, *COUNTS):
+        first = "known"
+    if attribute in rule.grow and growing:
+        options.pop("keep")
+        first = growing[0]
+    if attribute in rule.keep:
+        options, first = {"keep": None}, "keep"
+    counts = {}
+    if isinstance(value, int):
+        counts = {n: {value} for n in growing if options[n] == scale.count(value)}
+    return Variable("number", (name,), options, counts, first)
+
+
+def factor_variable(name: str, value: float, scale: Scale, rule: Rule) -> Variable:
+    """An attribute that holds a factor, such as what products of queries and keys are scaled by.
+
+    Where the heads themselves become wider, not more, these products are sums of more copies.
+
+    Args:
+        name: its qualified name.
+        value: the narrow value.
+        scale: how much wider.
+        rule: what is known by hand.
+    """
+    options: dict[str, Any] = {"keep": None}
+    if float(scale.ratio).is_integer() and name.rpartition(".")[2] not in rule.keep:
+        options["shared"] = value / scale.ratio
+    return Variable("number", (name,), options, {}, "keep")
+
+
+def tensor_variable(
+    name: str,
+    shape: Sequence[int],
+    known: Maps,
+    blocks: Mapping[int, set[int]],
+    scale: Scale,
+    rule: Rule,
+) -> Variable:
+    """A parameter or buffer that code uses directly: tokens, position embeddings, bias tables.
+
+    Args:
+        name: its qualified name.
+        shape: its narrow shape.
+        known: sizes that widen.
+        blocks: in what blocks layers nearby may widen, with the counts of these blocks.
+        scale: how much wider.
+        rule: what is known by hand.
+    """
+    options: dict[str, Any] = {"keep": None}
+    counts: dict[str, set[int]] = {}
+    first, local = "keep", name.rpartition(".")[2]
+
+    def add(label: str, axis: int, map_: IndexMap, sizes: set[int]) -> str:
+        axes = (*(None,) * axis, map_, *(None,) * (len(shape) - axis - 1))
+        plan = TensorPlan(axes)
+        label = next((n for n, other in options.items() if other == plan), label)
+        options[label] = plan
+        counts.setdefault(label, set()).update(sizes)
+        return label
+
+    for axis in reversed(range(len(shape))):
+        size = shape[axis]
+        if size == 1 and local not in rule.axes:
+            continue
+        for number, map_ in enumerate(known.get(size, ())):
+            label = add(f"axis {axis}" + f" like {number}" * (number > 0), axis, map_, set())
+            first = label if first == "keep" else first
+        plain = Segment(size).map(Scale(scale.ratio))
+        add(
+            f"axis {axis}" if f"axis {axis}" not in options else f"axis {axis} copied",
+            axis,
+            plain,
+            {size},
+        )
+        for number, (block, sizes) in enumerate(blocks.items()):
+            if 1 < block < size and size % block == 0:
+                map_ = Segment(size, block=block).map(scale)
+                add(f"axis {axis} in blocks {number}", axis, map_, sizes)
+    if local in rule.axes:
+        first = f"axis {rule.axes[local] % len(shape)}"
+        options = {first: options[first]}
+    if local in rule.keep:
+        options, first = {"keep": None}, "keep"
+    return Variable("tensor", (name,), options, counts, first)
+
+
+def layout_variable(
+    names: tuple[str, ...], size: int, splits: Sequence[Split], scale: Scale, rule: Rule, local: str
+) -> Variable:
+    """The order in which a layer's wide outputs lie.
+
+    Args:
+        names: the layers.
+        size: their narrow number of outputs.
+        splits: how code took their outputs apart.
+        scale: how much wider.
+        rule: what is known by hand.
+        local: the first layer's name inside the container.
+    """
+    options: dict[str, Any] = {"plain": (Segment(size),)}
+    counts: dict[str, set[int]] = {}
+    first = "plain"
+    for number, split in enumerate(splits):
+        for label, layout, sizes in _layouts(size, split):
+            same = [n for n, other in options.items() if _same(other, layout, scale)]
+            name_here = same[0] if same else f"{label} of split {number}"
+            options.setdefault(name_here, layout)
+            counts.setdefault(name_here, set()).update(sizes)
+            if label == "segments" and 1 in split.segments:
+                first = name_here
+    if not all(split.layer for split in splits):
+        options["keep"] = (Segment(size, grows=False),)
+    if size == 1 and "keep" in options:
+        first = "keep"
+    if local in rule.blocks:
+        block = rule.blocks[local]
+        options = {"rule": (Segment(size, block=block) if block else Segment(size, grows=False),)}
+        first = "rule"
+    return Variable("layout", names, options, counts, first)
+
+
+def blocks_in(variables: Sequence[Variable]) -> dict[int, set[int]]:
+    """In what blocks the outputs of some layers may widen, with the counts of these blocks."""
+    blocks: dict[int, set[int]] = {}
+    for variable in variables:
+        for label, layout in variable.options.items():
+            if variable.kind == "layout" and len(layout) == 1:
+                blocks.setdefault(layout[0].block, set()).update(variable.counts.get(label, ()))
+    return blocks
+
+
+def _layouts(size: int, split: Split) -> Iterator[tuple[str, Layout, set[int]]]:
+    if split.segments:
+        if sum(split.segments) == size:
+            yield from _segmented(split.segments)
+        return
+    for k, factor in enumerate(split.factors):
+        parts, block = 1, 1
+        for f in split.factors[:k]:
+            parts *= f
+        for f in split.factors[k + 1 :]:
+            block *= f
+        if size >= split.size and size % split.size == 0:
+            parts *= size // split.size  # it was cut into parts before
+        elif split.size % size == 0 and block % (split.size // size) == 0:
+            block //= split.size // size  # it was unfolded before
+        else:
+            continue
+        if size % (parts * block) == 0:
+            yield f"factor {k}", (Segment(size, parts, block),), {factor}
+
+
+def _segmented(sizes: Sequence[int]) -> Iterator[tuple[str, Layout, set[int]]]:
+    """Outputs that are cut into segments, of which some widen and others do not."""
+    able = [k for k, size in enumerate(sizes) if size > 1]
+    for count in range(len(able), 0, -1):
+        for growing in itertools.combinations(able, count if len(able) <= _MOST_SEGMENTS else 0):
+            label = "segments" if count == len(able) else f"segments {growing}"
+            layout = tuple(Segment(s, grows=k in growing) for k, s in enumerate(sizes))
+            if growing:
+                yield label, layout, set()
+
+
+def _same(a: Layout, b: Layout, scale: Scale) -> bool:
+    return layout_map(a, scale) == layout_map(b, scale)
+
+
+def counts_in(variables: Sequence[Variable], reads: Reads | None) -> list[int | None]:
+    """Sizes to try as a count that widens: those under a usual name first, then none, then all."""
+    found: dict[int | None, None] = {}
+    if reads is not None:
+        for name, value in reads.numbers.items():
+            if name.rpartition(".")[2] in COUNTS and isinstance(value, int):
+                found[value] = None
+    found[None] = None
+    for variable in variables:
+        if variable.kind == "layout":
+            for sizes in variable.counts.values():
+                found.update(dict.fromkeys(sorted(sizes)))
+    return list(found)
+
+
+def assignments(
+    variables: Sequence[Variable],
+    counts: Sequence[int | None],
+    remembered: Sequence[Mapping[str, str]] = (),
+) -> Iterator[Assignment]:
+    """All ways to settle the variables that are worth a trial, the likeliest first.
+
+    Args:
+        variables: what is to be settled.
+        counts: sizes that may be counts that widen.
+        remembered: labels by variable name that worked for other modules of the class.
+    """
+    old: list[Assignment] = []
+    for labels in remembered:
+        known = [labels.get(v.names[0], "") for v in variables]
+        pairs = zip(known, variables, strict=True)
+        old.append(tuple(label if label in v.options else v.first for label, v in pairs))
+    bases = [_base(variables, count, inner) for count in counts for inner in (True, False)]
+    full = [base for base in bases if _is_full(variables, base)]
+    seen: set[Assignment] = set()
+    # What worked before; then what widens everything; only then what leaves some of it narrow.
+    for candidate in itertools.chain(
+        old,
+        (c for c in _around(variables, full, MOST_CHANGES - 1) if _is_full(variables, c)),
+        _around(variables, [*bases, *old], MOST_CHANGES),
+    ):
+        if candidate not in seen:
+            seen.add(candidate)
+            yield candidate
+
+
+def _base(variables: Sequence[Variable], count: int | None, inner: bool) -> Assignment:
+    """The first guess when sizes equal to a count are taken to widen."""
+    named = any(v.is_count and count in set().union(*v.counts.values()) for v in variables)
+    return tuple(
+        # Other numbers that happen to equal the number of heads are something else.
+        v.first if named and v.kind == "number" and not v.is_count else v.preferred(count, inner)
+        for v in variables
+    )
+
+
+def _around(
+    variables: Sequence[Variable], bases: Sequence[Assignment], most: int
+) -> Iterator[Assignment]:
+    """Some assignments with up to so many changes, few changes first."""
+    for changes in range(most + 1):
+        for base in bases:
+            for which in itertools.combinations(range(len(variables)), changes):
+                others = [
+                    [label for label in variables[k].options if label != base[k]] for k in which
+                ]
+                for changed in itertools.product(*others):
+                    candidate = list(base)
+                    for k, label in zip(which, changed, strict=True):
+                        candidate[k] = label
+                    yield tuple(candidate)
+
+
+def _is_full(variables: Sequence[Variable], assignment: Assignment) -> bool:
+    """Whether all outputs of layers widen, apart from single ones."""
+    return all(
+        segment.grows or segment.size == 1
+        for variable, label in zip(variables, assignment, strict=True)
+        if variable.kind == "layout"
+        for segment in variable.options[label]
+    )
