@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all lint bench clean
+.PHONY: setup demo test test-all lint bench coverage clean
 
 setup: $(VENV)/installed
 
@@ -30,6 +30,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python bench/step.py
+
+# make coverage NAMES="convnext torchvision/resnet18" JOBS=4; without names it resumes.
+coverage: setup
+	$(BIN)/python -m bench.coverage --jobs $(or $(JOBS),1) $(NAMES)
 
 clean:
 	rm -rf $(VENV) runs

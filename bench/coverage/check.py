@@ -1,0 +1,255 @@
+"""Expand one network, compare, train it a little, extract it, and compare again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpd_cli import Pair, expand
+from gpd_cli.errors import ExpansionError, ModelError
+from gpd_cli.expansion import randomize
+from gpd_cli.expansion.compare import relative_difference
+from gpd_cli.models import create_model
+from gpd_cli.models.factory import count_classes, input_shape
+
+TOLERANCE = 1e-9
+"""Largest relative difference of the logits, in float64, that counts as exact."""
+HEADLESS_CLASSES = 10
+"""Classes of a network that comes without a classifier."""
+SMALL_SIZES = (64, 84, 96, 128)
+"""Image sides tried first, in pixels: the algebra is the same and it is faster."""
+USUAL_SIZES = (224, 252, 256)
+"""Image sides tried where a small one did not do, unless the network's own is smaller."""
+REDUCED: dict[str, dict[str, Any]] = {
+    "deepseek_vit_412m": {"depth": 2},
+    "gemma4_vit_167m": {"depth": 2},
+}
+"""Arguments that make a network of hundreds of millions of weights fit: its blocks are alike."""
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How each network is tried.
+
+    Args:
+        ratio: the expansion ratio.
+        branches: branches per kernel, the kernel itself included.
+        steps: optimizer steps between expansion and extraction.
+    """
+
+    ratio: float = 2
+    branches: int = 3
+    steps: int = 2
+
+
+def check(
+    name: str, report: Callable[[str], None], settings: Settings, threads: int | None = None
+) -> dict[str, Any]:
+    """Try one network, from building it to loading what was extracted into a fresh one.
+
+    Args:
+        name: as `gpd_cli.models.create_model` takes it.
+        report: told what is done next.
+        settings: how.
+        threads: of torch; by default as many as it likes.
+
+    Returns:
+        Plain values: ``outcome`` (``exact``, ``inexact``, or ``refused``), ``reason``, and what was
+        measured (see `_measure`). Any other exception passes through: it is a bug.
+    """
+    warnings.filterwarnings("ignore")
+    if threads:
+        torch.set_num_threads(threads)
+    report("build")
+    torch.manual_seed(0)
+    try:
+        classes, shapes = _classes_and_shapes(name)
+    except ModelError as error:
+        return {"outcome": "refused", "reason": str(error)}
+
+    def tell(side: int, before: str, stage: str) -> None:
+        report(f"{stage} at {side} px{before}")
+
+    result: dict[str, Any] = {}
+    before = ""  # what became of a smaller image, should the larger one exceed a limit
+    for shape in shapes:
+        side = shape[-1]
+        result = {"size": shape, "classes": classes, "model_args": REDUCED.get(name, {})}
+        try:
+            result |= _measure(name, classes, shape, settings, partial(tell, side, before))
+        except ExpansionError as error:
+            result |= {"outcome": "refused", "reason": str(error)}
+        if result["outcome"] == "exact":
+            break  # otherwise the last shape has the last word
+        before = f" ({result['outcome']} at {side} px: {result['reason']})"
+    return result
+
+
+def build(name: str, classes: int | None = None) -> nn.Module:
+    """The network without anything random in its forward pass: no dropout, no stochastic depth."""
+    network = create_model(name, num_classes=classes, model_args=REDUCED.get(name))
+    for module in network.modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in attribute or attribute in ("p", "prob")):
+                setattr(module, attribute, 0.0)
+    return network
+
+
+def _classes_and_shapes(name: str) -> tuple[int | None, list[tuple[int, int, int]]]:
+    """The number of classes to ask for (None for the default), and input shapes ``(C, H, W)``.
+
+    The shapes are a small one, if the network runs on images so small, and a usual one or its own.
+    """
+    network = build(name)
+    classes = HEADLESS_CLASSES if getattr(network, "num_classes", None) == 0 else None
+    if classes:
+        network = build(name, classes)
+    own = input_shape(network, name)
+    count_classes(network, own)
+    if (getattr(network, "pretrained_cfg", None) or {}).get("fixed_input_size"):
+        return classes, [own]
+    shapes = []
+    for sides in (SMALL_SIZES, USUAL_SIZES):
+        smaller = ((own[0], side, side) for side in sides if side < min(own[1:]))
+        shapes += [next((shape for shape in smaller if _runs(network, shape)), own)]
+    return classes, list(dict.fromkeys(shapes))
+
+
+def _runs(network: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether a network takes images of a shape, in train mode and in eval mode."""
+    try:
+        with torch.no_grad():
+            network.train()(torch.randn(BATCH, *shape))
+            logits = network.eval()(torch.randn(BATCH, *shape))
+    except Exception:  # whatever a network does with images that are too small for it
+        return False
+    return bool(logits.isfinite().all())
+
+
+def _measure(
+    name: str,
+    classes: int | None,
+    shape: tuple[int, int, int],
+    settings: Settings,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Try the network at one input shape.
+
+    Returns:
+        ``outcome`` and ``reason``; ``parameters`` of the student and ``wide_parameters`` of the
+        teacher without its branches; ``eval_error`` and ``train_error``, relative differences of
+        wide and narrow logits in float64; ``dtype`` the optimizer's steps were taken in; ``moved``,
+        the fraction of the student's weights that these changed; ``extraction``, whether the
+        extracted network equals the student bit for bit, also after a strict load into a fresh one.
+    """
+    report("expand")
+    student = build(name, classes).double()
+    randomize(student, torch.Generator().manual_seed(1))
+    x = torch.randn(BATCH, *shape, dtype=torch.float64)
+    pair = expand(student, sample=x, ratio=settings.ratio, branches=settings.branches)
+    result: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "wide_parameters": _merged_parameters(pair),
+    }
+    report("compare")
+    for mode in ("eval", "train"):
+        result[f"{mode}_error"] = _error(pair, student, x, training=mode == "train")
+    worst = max(result["eval_error"], result["train_error"])
+    if not worst <= TOLERANCE:
+        mode = "eval" if result["eval_error"] == worst else "train"
+        return result | {"outcome": "inexact", "reason": f"logits are off by {worst:.1e} in {mode}"}
+
+    report("train")
+    student.float()
+    x = x.float()
+    _train(pair.float(), x, settings.steps)
+    weights = next(pair.parameters())
+    x = x.to(weights.dtype)
+    report("extract")
+    extracted = pair.eval().extract().eval()
+    result["dtype"] = str(weights.dtype).removeprefix("torch.")
+    result["moved"] = _moved(student, extracted)
+    assert result["moved"] > 0.5 or not settings.steps, "the optimizer changed too few weights"
+    del student
+    with torch.no_grad():
+        expected = pair.student(x)
+        outputs = {"extracted": extracted(x)}
+        del pair
+        fresh = build(name, classes).to(weights.dtype)
+        fresh.load_state_dict(extracted.state_dict(), strict=True)
+        del extracted
+        outputs["reloaded"] = fresh.eval()(x)
+    off = {n: relative_difference(y, expected) for n, y in outputs.items()}
+    unequal = [n for n, y in outputs.items() if not torch.equal(y, expected)]
+    if not unequal:
+        return result | {"extraction": True, "outcome": "exact", "reason": ""}
+    reason = " and ".join(f"the {n} network is off by {off[n]:.1e}" for n in unequal)
+    return result | {"extraction": False, "outcome": "inexact", "reason": reason}
+
+
+def _error(pair: Pair, student: nn.Module, x: Tensor, training: bool) -> float:
+    """Largest relative difference of both networks' logits from those of the network itself."""
+    pair.train(training)
+    student.train(training)
+    with torch.no_grad():
+        expected = student(x)
+        narrow, wide = pair(x)
+    return max(relative_difference(narrow, expected), relative_difference(wide, expected))
+
+
+def _merged_parameters(pair: Pair) -> int:
+    """Parameters of the teacher once its branches are merged."""
+    return sum(
+        parameter.numel()
+        for name, parameter in pair.teacher.named_parameters()
+        if "parametrizations." not in name or name.endswith(".original")
+    )
+
+
+def _train(pair: Pair, x: Tensor, steps: int) -> None:
+    """Plain SGD on both networks' cross-entropy, in float64 where float32 overflows.
+
+    Random weights are no initialization: gradients may explode. So no tensor's gradient counts
+    for more than the tensor's own norm, and the labels are the least likely classes, for which
+    cross-entropy is never flat.
+    """
+    optimizer = torch.optim.SGD(pair.train().parameters(), 1e-2)
+    done = 0
+    while done < steps:
+        optimizer.zero_grad()
+        narrow, wide = pair(x)
+        labels = wide.detach().argmin(1)
+        (F.cross_entropy(narrow, labels) + F.cross_entropy(wide, labels)).backward()
+        del narrow, wide
+        gradients = [(p, p.grad) for p in pair.parameters() if p.grad is not None]
+        if not all(bool(gradient.isfinite().all()) for _, gradient in gradients):
+            assert x.dtype == torch.float32, "gradients are not finite in float64 either"
+            optimizer.zero_grad()
+            pair.double()
+            x = x.double()
+            continue
+        for parameter, gradient in gradients:
+            norm = gradient.norm()
+            if norm > parameter.detach().norm():
+                gradient.mul_(parameter.detach().norm() / norm)
+        optimizer.step()
+        done += 1
+    optimizer.zero_grad()
+
+
+def _moved(before: nn.Module, after: nn.Module) -> float:
+    """Fraction of weights, elements of tensors with two axes and more, that differ."""
+    changed = total = 0
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        if old.ndim > 1:
+            changed += int((old.to(new.dtype) != new).sum())
+            total += old.numel()
+    return changed / max(1, total)

@@ -1,0 +1,163 @@
+"""Run a function once per task, each in a process of its own with limits of time and memory."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+Report = Callable[[str], None]
+Work = Callable[[str, Report], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one task may take.
+
+    Args:
+        seconds: of wall time.
+        gibibytes: of resident memory; watched where there is a ``/proc``.
+    """
+
+    seconds: float
+    gibibytes: float
+
+
+@dataclass
+class _Job:
+    task: str
+    process: multiprocessing.process.BaseProcess
+    connection: Connection
+    start: float = field(default_factory=time.monotonic)
+    stage: str = "import"
+
+
+def run_isolated(
+    tasks: Iterable[str],
+    work: Work,
+    limits: Limits,
+    jobs: int = 1,
+    preload: Iterable[str] = (),
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run tasks in processes and yield each result as it comes.
+
+    Args:
+        tasks: arguments of `work`.
+        work: given the task and a function that takes what it does next; can be pickled. What it
+            returns is the result.
+        limits: of each task; a process that exceeds them is killed.
+        jobs: processes at a time.
+        preload: modules imported once, in the server that the processes are forked from.
+
+    Yields:
+        A task and its result, with ``seconds`` and ``gibibytes`` (peak) added. Where `work` did
+        not return one, its ``outcome`` is ``limit`` or ``error`` and its ``reason`` says why.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    waiting, running = list(reversed(list(tasks))), list[_Job]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                task = waiting.pop()
+                mine, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_child, args=(work, task, theirs), daemon=True)
+                process.start()
+                theirs.close()
+                running.append(_Job(task, process, mine))
+            wait([job.connection for job in running], timeout=0.2)
+            for job in list(running):
+                result = _look_at(job, limits)
+                if result is not None:
+                    running.remove(job)
+                    result.setdefault("seconds", round(time.monotonic() - job.start, 1))
+                    yield job.task, result
+    finally:
+        for job in running:
+            _end(job)
+
+
+def _look_at(job: _Job, limits: Limits) -> dict[str, Any] | None:
+    """The result of a job, or None while it is at work within its limits."""
+    while job.connection.poll():
+        try:
+            message = job.connection.recv()
+        except EOFError:
+            _end(job)
+            code = job.process.exitcode
+            if code == -signal.SIGKILL:  # not by us: the system was short of memory
+                return _failure("limit", f"killed by the system, in stage '{job.stage}'")
+            return _failure("error", f"the process died ({code}) in stage '{job.stage}'")
+        if isinstance(message, dict):
+            _end(job)
+            return message
+        if job.stage == "import":
+            job.start = time.monotonic()  # imports are not the task's time
+        job.stage = message
+        logging.debug("%s: %s", job.task, message)
+    if time.monotonic() - job.start > limits.seconds:
+        _end(job)
+        return _failure("limit", f"more than {limits.seconds:g} s, in stage '{job.stage}'")
+    if _resident(job.process.pid) > limits.gibibytes * GIB:
+        _end(job)
+        reason = f"more than {limits.gibibytes:g} GiB of memory, in stage '{job.stage}'"
+        return _failure("limit", reason)
+    return None
+
+
+def _failure(outcome: str, reason: str) -> dict[str, Any]:
+    return {"outcome": outcome, "reason": reason}
+
+
+def _end(job: _Job) -> None:
+    job.process.join(0.5)  # one that has handed in its result ends by itself
+    job.process.kill()
+    job.process.join()
+    job.connection.close()
+
+
+def _child(work: Work, task: str, connection: Connection) -> None:
+    """Send what is done next as text, and the result as a dictionary."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who is interrupted at the keyboard ends us
+    start = time.monotonic()
+    stage = "import"
+
+    def report(text: str) -> None:
+        nonlocal stage
+        stage = text
+        connection.send(text)
+
+    try:
+        result = work(task, report)
+    except MemoryError:
+        result = _failure("limit", f"out of memory, in stage '{stage}'")
+    except Exception as error:
+        text = " ".join(str(error).split())
+        result = _failure("error", f"{type(error).__name__} in stage '{stage}': {text}")
+        result["traceback"] = traceback.format_exc()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # macOS counts in bytes
+    result |= {
+        "seconds": round(time.monotonic() - start, 1),
+        "gibibytes": round(peak / (1024 if os.uname().sysname == "Darwin" else 1) / GIB, 2),
+    }
+    connection.send(result)
+
+
+def _resident(pid: int | None) -> int:
+    """Bytes of memory that a process holds; 0 where that cannot be told."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * resource.getpagesize()

@@ -1,0 +1,132 @@
+"""Results, one JSON line each, and the table that is made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Result = Mapping[str, Any]
+FAILED = ("inexact", "error")
+"""Outcomes that are bugs: a refusal and a limit are none."""
+
+_HEAD = ("family", "network", "image", "relative error", "parameter ratio", "extraction")
+
+
+def read_results(path: Path, key: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The latest result of each network.
+
+    Args:
+        path: a file of JSON lines; it need not exist, and its last line may be cut off.
+        key: what a result has to hold to count: ``versions`` and ``settings``.
+
+    Returns:
+        The results by network.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            result = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # written when the run was stopped
+        if all(result.get(name) == value for name, value in key.items()):
+            results[result["name"]] = result
+    return results
+
+
+def append_result(path: Path, result: Result) -> None:
+    """Add a result to a file of JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_off = path.exists() and not path.read_bytes().endswith((b"\n",)) and path.stat().st_size
+    with path.open("a") as file:
+        file.write(("\n" if cut_off else "") + json.dumps(result) + "\n")
+
+
+def summary(results: Iterable[Result], modules: int, networks: int) -> str:
+    """How many are exact, in one line.
+
+    Args:
+        results: of any networks.
+        modules: modules of timm's in all.
+        networks: classification networks of torchvision's in all.
+    """
+    exact = [result for result in results if result["outcome"] == "exact"]
+    timm = sum(result["family"] not in ("", "torchvision") for result in exact)
+    torchvision = sum(result["family"] == "torchvision" for result in exact)
+    return f"{timm} of {modules} timm modules, {torchvision} of {networks} torchvision models"
+
+
+def render(
+    results: Sequence[Result],
+    versions: Mapping[str, str],
+    settings: Mapping[str, Any],
+    modules: int,
+    networks: int,
+) -> str:
+    """The page: a summary, what was done, and a row per network.
+
+    Args:
+        results: of any networks.
+        versions: of the libraries, by name.
+        settings: ratio, branches, and steps.
+        modules: modules of timm's in all.
+        networks: classification networks of torchvision's in all.
+
+    Returns:
+        Markdown.
+    """
+    dated = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines = [
+        "# Coverage",
+        "",
+        f"**{summary(results, modules, networks)}** expand exactly, train, and come back bit for "
+        f"bit ({dated}).",
+        "",
+        "This page is the output of `make coverage`. Each network gets random weights and "
+        f"statistics, is expanded at ratio {settings['ratio']:g} with {settings['branches']} "
+        f"branches, takes {settings['steps']} optimizer steps, and is extracted.",
+        "",
+        "- network: in parentheses what it is built with, if not with its defaults;",
+        "- image: side of the images in pixels, a small one where the network allows it;",
+        "- relative error: the larger one of eval and train mode, of the logits in float64, before "
+        "the steps;",
+        "- parameter ratio: the teacher's parameters, branches merged, over the student's "
+        "(4 where every layer widens on both sides);",
+        "- extraction: whether the extracted network and a fresh one that loads its weights, "
+        "strictly, equal the student bit for bit after the steps.",
+    ]
+    sections = {
+        "timm: the smallest network of each module": [
+            r for r in results if r["family"] not in ("", "torchvision")
+        ],
+        "torchvision": [r for r in results if r["family"] == "torchvision"],
+        "Other networks": [r for r in results if not r["family"]],
+    }
+    for title, rows in sections.items():
+        if rows:
+            rows = sorted(rows, key=lambda r: (r["family"], r["name"]))
+            lines += ["", f"## {title}", "", _row(_HEAD), _row(["---"] * len(_HEAD))]
+            lines += [_row(_cells(row)) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(result: Result) -> list[str]:
+    """The cells of one network; a reason stands where the numbers would."""
+    name = result["name"].removeprefix("torchvision/")
+    image = str(result["size"][-1]) if result.get("size") else ""
+    notes = [f"{key}={value}" for key, value in result.get("model_args", {}).items()]
+    if result.get("classes"):
+        notes.append(f"num_classes={result['classes']}")
+    note = f" ({', '.join(notes)})" if notes else ""
+    cells = [result["family"] or "-", name + note, image]
+    if result["outcome"] == "exact":
+        worst = max(result["eval_error"], result["train_error"])
+        ratio = result["wide_parameters"] / result["parameters"]
+        return [*cells, f"{worst:.0e}", f"{ratio:.2f}", "exact"]
+    reason = str(result["reason"]).replace("|", "\\|").replace("\n", " ")
+    return [*cells, f"{result['outcome']}: {reason}", "", ""]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
