@@ -65,11 +65,11 @@ def test_a_network_without_success_has_its_reason_in_the_table_and_does_not_coun
     text = page(
         {"name": "net_s", "family": "net", "outcome": "refused", "reason": "a|b does\nnot widen."},
         {"name": "torchvision/other", "family": "torchvision", **EXACT},
-        {"name": "net_l", "family": "", **EXACT, "classes": 10, "model_args": {"depth": 2}},
+        {"name": "net_l", "family": "", **EXACT, "classes": 10, "shortened": True},
     )
     assert row(text, "net_s")[3] == "refused: a\\|b does not widen."
     assert row(text, "other")[0] == "torchvision"
-    assert row(text, "net_l")[1] == "net_l (depth=2, num_classes=10)"
+    assert row(text, "net_l")[1] == "net_l (fewer blocks, num_classes=10)"
     assert "0 of 98 timm modules, 1 of 80 torchvision models" in text
 
 
@@ -163,7 +163,7 @@ def test_a_network_is_expanded_trained_and_extracted(
     result = check("small", stages.append, Settings(), threads=1)
     assert result["outcome"] == "exact"
     assert result["extraction"] is True
-    assert result["size"] == (3, 64, 64)
+    assert result["size"] == (3, 128, 128)
     assert 0 <= max(result["eval_error"], result["train_error"]) < 1e-12
     assert result["parameters"] == 4 * 28 + 8 + 25
     assert result["wide_parameters"] == 8 * 28 + 16 + 45
@@ -196,12 +196,12 @@ def test_images_are_as_small_as_the_network_takes_and_no_larger_than_usual(
             return super().forward(x)
 
     create(Particular)
-    assert check("small", silent, Settings())["size"] == (3, 84, 84)
+    assert check("small", silent, Settings())["size"] == (3, 140, 140)
     stages: list[str] = []
     create(lambda: Particular(roll=True))
     check("small", stages.append, Settings())
-    assert stages[1] == "expand at 84 px"
-    assert stages[2].startswith("expand at 224 px (refused at 84 px: head (Linear)")
+    assert stages[1] == "expand at 140 px"
+    assert stages[2].startswith("expand at 224 px (refused at 140 px: head (Linear)")
 
 
 def test_a_network_without_a_classifier_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:

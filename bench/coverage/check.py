@@ -23,15 +23,14 @@ TOLERANCE = 1e-9
 """Largest relative difference of the logits, in float64, that counts as exact."""
 HEADLESS_CLASSES = 10
 """Classes of a network that comes without a classifier."""
-SMALL_SIZES = (64, 84, 96, 128)
+SMALL_SIZES = (128, 140, 160)
 """Image sides tried first, in pixels: the algebra is the same and it is faster."""
 USUAL_SIZES = (224, 252, 256)
 """Image sides tried where a small one did not do, unless the network's own is smaller."""
-REDUCED: dict[str, dict[str, Any]] = {
-    "deepseek_vit_412m": {"depth": 2},
-    "gemma4_vit_167m": {"depth": 2},
-}
-"""Arguments that make a network of hundreds of millions of weights fit: its blocks are alike."""
+LARGE = 150_000_000
+"""Parameters from which on a network is tried with fewer of its blocks (see `shortened`)."""
+KEPT_BLOCKS = 2
+"""Of each run of equal blocks."""
 BATCH = 2
 
 
@@ -71,7 +70,7 @@ def check(
     report("build")
     torch.manual_seed(0)
     try:
-        classes, shapes = _classes_and_shapes(name)
+        classes, shapes, is_shortened = _classes_and_shapes(name)
     except ModelError as error:
         return {"outcome": "refused", "reason": str(error)}
 
@@ -82,7 +81,7 @@ def check(
     before = ""  # what became of a smaller image, should the larger one exceed a limit
     for shape in shapes:
         side = shape[-1]
-        result = {"size": shape, "classes": classes, "model_args": REDUCED.get(name, {})}
+        result = {"size": shape, "classes": classes, "shortened": is_shortened}
         try:
             result |= _measure(name, classes, shape, settings, partial(tell, side, before))
         except ExpansionError as error:
@@ -95,7 +94,8 @@ def check(
 
 def build(name: str, classes: int | None = None) -> nn.Module:
     """The network without anything random in its forward pass: no dropout, no stochastic depth."""
-    network = create_model(name, num_classes=classes, model_args=REDUCED.get(name))
+    network = create_model(name, num_classes=classes)
+    shortened(network)
     for module in network.modules():
         for attribute, value in vars(module).items():
             if isinstance(value, float) and ("drop" in attribute or attribute in ("p", "prob")):
@@ -103,24 +103,49 @@ def build(name: str, classes: int | None = None) -> nn.Module:
     return network
 
 
-def _classes_and_shapes(name: str) -> tuple[int | None, list[tuple[int, int, int]]]:
-    """The number of classes to ask for (None for the default), and input shapes ``(C, H, W)``.
+def shortened(network: nn.Module) -> bool:
+    """Leave out equal blocks of a large network, in place: what widens one widens the next.
+
+    Returns:
+        Whether any were left out.
+    """
+    changed = False
+    if sum(p.numel() for p in network.parameters()) < LARGE:
+        return changed
+    for module in list(network.modules()):
+        if not isinstance(module, nn.Sequential | nn.ModuleList):
+            continue
+        kept: list[str] = []
+        for key, child in list(module.named_children()):
+            if kept.count(repr(child)) >= KEPT_BLOCKS:
+                del module._modules[key]
+                changed = True
+            else:
+                kept.append(repr(child))
+        if isinstance(module, nn.ModuleList):
+            module._modules = {str(k): v for k, v in enumerate(module._modules.values())}
+    return changed
+
+
+def _classes_and_shapes(name: str) -> tuple[int | None, list[tuple[int, int, int]], bool]:
+    """What to ask for: number of classes (None for the default), input shapes, whether shortened.
 
     The shapes are a small one, if the network runs on images so small, and a usual one or its own.
     """
     network = build(name)
+    is_shortened = shortened(create_model(name))
     classes = HEADLESS_CLASSES if getattr(network, "num_classes", None) == 0 else None
     if classes:
         network = build(name, classes)
     own = input_shape(network, name)
     count_classes(network, own)
     if (getattr(network, "pretrained_cfg", None) or {}).get("fixed_input_size"):
-        return classes, [own]
+        return classes, [own], is_shortened
     shapes = []
     for sides in (SMALL_SIZES, USUAL_SIZES):
         smaller = ((own[0], side, side) for side in sides if side < min(own[1:]))
         shapes += [next((shape for shape in smaller if _runs(network, shape)), own)]
-    return classes, list(dict.fromkeys(shapes))
+    return classes, list(dict.fromkeys(shapes)), is_shortened
 
 
 def _runs(network: nn.Module, shape: tuple[int, int, int]) -> bool:
@@ -156,6 +181,7 @@ def _measure(
     x = torch.randn(BATCH, *shape, dtype=torch.float64)
     pair = expand(student, sample=x, ratio=settings.ratio, branches=settings.branches)
     result: dict[str, Any] = {
+        "narrow": list(pair.plan.narrow),
         "parameters": sum(p.numel() for p in student.parameters()),
         "wide_parameters": _merged_parameters(pair),
     }

@@ -87,7 +87,9 @@ def render(
         f"statistics, is expanded at ratio {settings['ratio']:g} with {settings['branches']} "
         f"branches, takes {settings['steps']} optimizer steps, and is extracted.",
         "",
-        "- network: in parentheses what it is built with, if not with its defaults;",
+        "- network: in parentheses what it is built with, if not with its defaults (of very large "
+        "networks, two of each run of equal blocks), and how many modules keep their inside "
+        "narrow, because no other exact way was found;",
         "- image: side of the images in pixels, a small one where the network allows it;",
         "- relative error: the larger one of eval and train mode, of the logits in float64, before "
         "the steps;",
@@ -115,9 +117,11 @@ def _cells(result: Result) -> list[str]:
     """The cells of one network; a reason stands where the numbers would."""
     name = result["name"].removeprefix("torchvision/")
     image = str(result["size"][-1]) if result.get("size") else ""
-    notes = [f"{key}={value}" for key, value in result.get("model_args", {}).items()]
+    notes = ["fewer blocks"] if result.get("shortened") else []
     if result.get("classes"):
         notes.append(f"num_classes={result['classes']}")
+    if result.get("narrow"):
+        notes.append(f"{len(result['narrow'])} modules narrow inside")
     note = f" ({', '.join(notes)})" if notes else ""
     cells = [result["family"] or "-", name + note, image]
     if result["outcome"] == "exact":

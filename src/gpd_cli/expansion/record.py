@@ -106,34 +106,37 @@ class _Recorder(Tracer):
         self._copies: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def hooks(self, network: nn.Module) -> Iterator[Any]:
+        """Register what records each module's inputs and outputs."""
         for name, module in network.named_modules():
+            # Looked up now: what hooks read would be taken for reads of the module around.
+            leaf, sizes = is_leaf(module), (output_size(module), input_size(module))
+            split = _split_by_groups(module) if leaf else None
 
-            def enter(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            def enter(
+                module: nn.Module, args: Any, kwargs: Any, name: str = name, split: Any = split
+            ) -> None:
                 tensors = [self._copy(t) for t in tensors_in([args, kwargs])]
                 self.recording.inputs.setdefault(name, []).append(tensors)
-                groups = getattr(module, "groups", getattr(module, "num_groups", 1))
                 x = first_tensor(args, kwargs)
-                if is_leaf(module) and isinstance(groups, int) and groups > 1 and x is not None:
-                    size = getattr(module, "in_channels", getattr(module, "num_channels", 0))
-                    split = Split(size, (groups, size // groups), layer=True)
+                if split is not None and x is not None:
                     self._seen_splits.append((name.rpartition(".")[0], x.grad_fn, split))
 
-            def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            def leave_layer(
+                module: nn.Module, args: Any, output: Any, name: str = name, sizes: Any = sizes
+            ) -> None:
                 y = first_tensor(output)
-                if is_leaf(module):
-                    if y is not None and y.grad_fn is not None:
-                        self._nodes[y.grad_fn] = name
-                    size = output_size(module)
-                    if size is not None:
-                        self.recording.sizes[name] = size
-                        self.recording.widths[name] = input_size(module)
-                else:
-                    tensors = [self._copy(t) for t in tensors_in(output)]
-                    self.recording.outputs.setdefault(name, []).append(tensors)
-                    self._ends.setdefault(name, []).extend(t.grad_fn for t in tensors_in(output))
+                if y is not None and y.grad_fn is not None:
+                    self._nodes[y.grad_fn] = name
+                if sizes[0] is not None:
+                    self.recording.sizes[name], self.recording.widths[name] = sizes
+
+            def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                tensors = list(tensors_in(output))
+                self.recording.outputs.setdefault(name, []).append([self._copy(t) for t in tensors])
+                self._ends.setdefault(name, []).extend(t.grad_fn for t in tensors)
 
             yield module.register_forward_pre_hook(enter, with_kwargs=True)
-            yield module.register_forward_hook(leave)
+            yield module.register_forward_hook(leave_layer if leaf else leave)
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         container = self._position.container
@@ -175,6 +178,14 @@ class _Recorder(Tracer):
             # The tensor itself is kept as well, so that no other one gets its identity.
             self._copies[key] = (tensor, tensor.detach().clone())
         return self._copies[key][1]
+
+
+def _split_by_groups(module: nn.Module) -> Split | None:
+    """How a grouped layer takes its input apart."""
+    groups = getattr(module, "groups", getattr(module, "num_groups", 1))
+    size = getattr(module, "in_channels", getattr(module, "num_channels", 0))
+    # Depthwise layers follow their input in whatever order.
+    return Split(size, (groups, size // groups), layer=True) if 1 < groups < size else None
 
 
 @contextmanager

@@ -57,6 +57,8 @@ def splits_of(
         return []
     if func in _RESHAPES and isinstance(result, Tensor):
         return [Split(size, factors) for size, factors in factorizations(x.shape, result.shape)]
+    if func in (Tensor.unbind, torch.unbind) and len(result) > 1:
+        return [Split(len(result), segments=(1,) * len(result))]
     if func in _CUTS and len(result) > 1:
         axes = [k for k in range(x.ndim) if result[0].shape[k] != x.shape[k]]
         return [Split(x.shape[k], segments=tuple(int(r.shape[k]) for r in result)) for k in axes]
@@ -90,8 +92,13 @@ def factorizations(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[int
                     return
                 targets.append(new[j])
         i, j = i + 1, j + 1
-        if max(sources) > 1 and len([s for s in sources if s > 1]) == 1 and len(targets) > 1:
+        if max(sources) == 1 or len(targets) == 1:
+            continue
+        if len([s for s in sources if s > 1]) == 1:
             yield max(sources), tuple(targets)
+        elif sources[-1] > targets[-1] > 1 and sources[-1] % targets[-1] == 0:
+            # The outer factor went to the axis before: heads that join the batch.
+            yield sources[-1], (sources[-1] // targets[-1], targets[-1])
 
 
 def _product(sizes: Sequence[int]) -> int:

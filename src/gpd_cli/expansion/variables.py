@@ -23,6 +23,7 @@ Maps = Mapping[int, Sequence[IndexMap]]
 """Per narrow size, the index maps that axes of this size are known to widen by."""
 
 MOST_CHANGES = 3
+_MOST_SIZES = 8  # in a list that may hold widths
 _MOST_SEGMENTS = 4  # whose growing is tried one by one
 
 
@@ -83,6 +84,8 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
         return size if partly or size <= 1 else scale.count(size)
 
     values = [value] if isinstance(value, int) else list(value)
+    if len(values) > _MOST_SIZES:
+        return Variable("number", (name,), options, {}, "keep")  # a permutation, say
     for label, partly in (("known", True), ("all", False)):
         changed = [wide(v, partly) for v in values]
         if changed != values:
@@ -210,7 +213,8 @@ def layout_variable(
                 first = name_here
     if not all(split.layer for split in splits):
         options["keep"] = (Segment(size, grows=False),)
-    if size == 1 and "keep" in options:
+    single = any(split.segments == (1,) * size for split in splits)
+    if (size == 1 or single) and "keep" in options:
         first = "keep"
     if local in rule.blocks:
         block = rule.blocks[local]
@@ -298,6 +302,10 @@ def assignments(
         pairs = zip(known, variables, strict=True)
         old.append(tuple(label if label in v.options else v.first for label, v in pairs))
     bases = [_base(variables, count, inner) for count in counts for inner in (True, False)]
+    bases.append(tuple(v.first if v.kind == "layout" else "keep" for v in variables))
+    bases = [
+        base for base in bases if all(g in v.options for g, v in zip(base, variables, strict=True))
+    ]
     full = [base for base in bases if _is_full(variables, base)]
     seen: set[Assignment] = set()
     # What worked before; then what widens everything; only then what leaves some of it narrow.

@@ -52,6 +52,7 @@ _MOST_GUESSES_OUTSIDE = 32  # where something inside of it fails for all that it
 _MOST_RUNS = 40  # of the whole network, or what that comes to in runs of parts of it
 _LEAST_GUESSES = 2000  # that small networks get nevertheless
 
+_LAYER_WIDTHS = {"in_features", "out_features", "in_channels", "out_channels"}
 _NO_REPLICATION = (
     "its input is not a replication of the student's input, because something before it mixes "
     "channels by position"
@@ -123,7 +124,18 @@ class Widening(Tracer):
                 f"{title} cannot be widened: {failure.reason}; keep the layers that feed it narrow "
                 "(exclude), choose another ratio, or give a rule for its class (RULES)."
             ) from failure
+        self._drop_idle_attributes()
         return self.plan
+
+    def _drop_idle_attributes(self) -> None:
+        """Undo the widths that a guess set on layers that did not widen after all."""
+        for name, attributes in self.plan.attributes.items():
+            tensors = dict(self._modules[name].named_parameters(recurse=False))
+            widened = any(f"{name}.{local}" in self.plan.tensors for local in tensors)
+            if is_leaf(self._modules[name]) and tensors and not widened:
+                for attribute in _LAYER_WIDTHS & attributes.keys():
+                    del attributes[attribute]
+        self.plan.attributes = {name: a for name, a in self.plan.attributes.items() if a}
 
     # Layers
 
@@ -377,7 +389,8 @@ class Widening(Tracer):
             value = variable.options[label]
             owner, _, local = variable.names[0].rpartition(".")
             if variable.kind == "layout":
-                self._layouts.update(dict.fromkeys(variable.names, value))
+                if label != "plain":  # else it is left to containers further inside
+                    self._layouts.update(dict.fromkeys(variable.names, value))
             elif value is not None and variable.kind == "number":
                 self._apply(owner, LayerPlan(attributes={local: value}))
             elif value is not None:
