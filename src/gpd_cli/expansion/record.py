@@ -16,6 +16,11 @@ from gpd_cli.expansion.rules import COUNTS, FACTORS
 from gpd_cli.expansion.splits import Split, splits_of
 from gpd_cli.expansion.tracing import Position, Tracer, first_tensor, linear_call, tensors_in
 
+_ELEMENTWISE = {
+    *(Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__, torch.add),
+    *(Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__imul__, Tensor.__rmul__, torch.mul),
+}
+
 
 @dataclass
 class Reads:
@@ -49,6 +54,7 @@ class Recording:
         kept: layers whose output reaches the network's output without another layer that mixes
             channels in between: they keep their width.
         ends: likewise per container, the layers inside of it that its output comes from.
+        sums: sets of layers whose outputs are added or multiplied, so that they have to lie alike.
         output: the network's output.
     """
 
@@ -61,6 +67,7 @@ class Recording:
     splits: dict[str, list[tuple[str, Split]]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     ends: dict[str, set[str]] = field(default_factory=dict)
+    sums: list[set[str]] = field(default_factory=list)
     output: Tensor | None = None
 
 
@@ -103,6 +110,7 @@ class _Recorder(Tracer):
         self._nodes: dict[Any, str] = {}
         self._ends: dict[str, list[Any]] = {}
         self._seen_splits: list[tuple[str, Any, Split]] = []
+        self._sums: list[Any] = []
         self._copies: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def hooks(self, network: nn.Module) -> Iterator[Any]:
@@ -151,6 +159,8 @@ class _Recorder(Tracer):
             self.recording.sizes[weight] = len(linear[1])
             self.recording.widths[weight] = linear[1].shape[1]
             self._nodes[result.grad_fn] = weight
+        if func in _ELEMENTWISE:
+            self._sums.append(result.grad_fn)
         for split in splits_of(func, args, kwargs, result):
             x = args[0] if args else kwargs["input"]
             self._seen_splits.append((container, x.grad_fn, split))
@@ -161,6 +171,12 @@ class _Recorder(Tracer):
         self.recording.kept = last_layers([logits.grad_fn], self._nodes, self._mixes)
         for name, nodes in self._ends.items():
             self.recording.ends[name] = last_layers(nodes, self._nodes, self._mixes)
+        for node in self._sums:
+            layers = last_layers([node], self._nodes, self._mixes) & self.recording.sizes.keys()
+            for size in {self.recording.sizes[layer] for layer in layers}:
+                alike = {layer for layer in layers if self.recording.sizes[layer] == size}
+                if len(alike) > 1 and alike not in self.recording.sums:
+                    self.recording.sums.append(alike)
         for container, node, split in self._seen_splits:
             for layer in last_layers([node], self._nodes, self._mixes):
                 if layer in self.recording.sizes:

@@ -10,8 +10,9 @@ follows the copies in its input; what worked is remembered for other modules of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import reduce
 from typing import Any
 
 import torch
@@ -344,17 +345,10 @@ class Widening(Tracer):
         """What may widen in a container besides its layers."""
         rule, prefix = rule_for(self._modules[name]), f"{name}." if name else ""
         reads = self._recording.reads.get(name, Reads())
-        alike: dict[Any, list[str]] = {}
-        for layer, splits in self._splits.get(name, {}).items():
-            if layer not in self._kept and layer not in self._layouts:
-                key = (self._recording.sizes[layer], tuple(splits))
-                alike.setdefault(key, []).append(layer)
-        layouts = [
-            layout_variable(
-                tuple(layers), size, splits, self._scale, rule, layers[0].removeprefix(prefix)
-            )
-            for (size, splits), layers in alike.items()
-        ]
+        layouts = []
+        for (size, splits), layers in self._alike(name, rule.blocks).items():
+            local = layers[0].removeprefix(prefix)
+            layouts.append(layout_variable(layers, size, splits, self._scale, rule, local))
         numbers = [
             factor_variable(attribute, value, self._scale, rule)
             if isinstance(value, float)
@@ -371,7 +365,23 @@ class Widening(Tracer):
             and tensor not in self.plan.tensors
             and not self._is_layers(tensor)
         ]
-        return [v for v in (*numbers, *tensors, *layouts) if len(v.options) > 1]
+        # One that can only stay as it is leaves nothing to decide.
+        return [v for v in (*numbers, *tensors, *layouts) if set(v.options) - {"keep", "plain"}]
+
+    def _alike(
+        self, name: str, ruled: Iterable[str]
+    ) -> dict[tuple[int, tuple[Split, ...]], tuple[str, ...]]:
+        """Layers whose layout a container decides: together, where they are taken apart alike."""
+        prefix = f"{name}." if name else ""
+        splits: dict[str, Sequence[Split]] = {prefix + local: () for local in ruled}
+        splits.update(self._splits.get(name, {}))
+        alike: dict[tuple[int, tuple[Split, ...]], tuple[str, ...]] = {}
+        for layer, found in splits.items():
+            size = self._recording.sizes.get(layer)
+            if size and layer not in self._kept and layer not in self._layouts:
+                key = (size, tuple(found))
+                alike[key] = (*alike.get(key, ()), layer)
+        return alike
 
     def _is_open(self, attribute: str) -> bool:
         """Whether an attribute is an instance's own and not settled yet."""
@@ -408,11 +418,35 @@ class Widening(Tracer):
     def _splits_by_container(self) -> dict[str, dict[str, list[Split]]]:
         """Per container the layers in it whose outputs are taken apart in it."""
         found: dict[str, dict[str, list[Split]]] = {}
-        for layer, splits in self._recording.splits.items():
-            for container, split in splits:
-                common = _common(container, layer.rpartition(".")[0])
-                found.setdefault(common, {}).setdefault(layer, []).append(split)
+        for layers, splits in self._layers_that_lie_alike():
+            parents = [layer.rpartition(".")[0] for layer in layers]
+            if len(layers) == 1:
+                for container, split in splits:
+                    common = _common(container, parents[0])
+                    found.setdefault(common, {}).setdefault(layers[0], []).append(split)
+                continue
+            common = reduce(_common, [*parents, *(container for container, _ in splits)])
+            for layer in layers:
+                found.setdefault(common, {})[layer] = list(dict.fromkeys(s for _, s in splits))
         return found
+
+    def _layers_that_lie_alike(self) -> list[tuple[list[str], list[tuple[str, Split]]]]:
+        """Layers with what takes their outputs apart; those that are added to each other as one.
+
+        Copies side by side line up anyway when every channel has as many copies as the next.
+        """
+        groups = [{layer} for layer in self._recording.splits]
+        if self._scale.multiple > 1 or not float(self._scale.ratio).is_integer():
+            for layers in self._recording.sums:
+                apart = [group for group in groups if not group & layers]
+                groups = [*apart, layers.union(*(group for group in groups if group & layers))]
+        joined = []
+        for group in groups:
+            splits = [s for layer in group for s in self._recording.splits.get(layer, ())]
+            if splits:
+                order = [layer for layer in self._recording.sizes if layer in group]
+                joined.append((order, list(dict.fromkeys(splits))))
+        return joined
 
     # The wide network's state
 
