@@ -88,7 +88,8 @@ def render(
         f"branches, takes {settings['steps']} optimizer steps, and is extracted.",
         "",
         "- network: in parentheses what it is built with, if not with its defaults (of networks "
-        "with more than 30 million parameters, two of each run of equal blocks), and how many modules keep their inside "
+        "with more than 30 million parameters, two of each run of equal blocks), and how many "
+        "modules keep their inside "
         "narrow, because no other exact way was found;",
         "- image: side of the images in pixels, a small one where the network allows it;",
         "- relative error: the larger one of eval and train mode, of the logits in float64, before "

@@ -123,6 +123,10 @@ class BranchBank(nn.Module):
         """
         return wanted - self(torch.zeros_like(wanted))
 
+    def is_silent(self) -> bool:
+        """Whether every gate is zero, so that the merged kernel is the main one to the last bit."""
+        return not any(bool(gate.any()) for gate in self.gates.values())
+
     def extra_repr(self) -> str:
         """The branches, for ``print``."""
         return f"{', '.join(self.names)}, groups={self.groups}"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpd_cli.branches import BranchBank
 from gpd_cli.expansion.plan import Index, TensorPlan
 from gpd_cli.expansion.tensors import Storage
 
@@ -91,7 +92,7 @@ class SharedKernel(nn.Module):
     share: Tensor | None
 
     def __init__(
-        self, plan: TensorPlan, storage: Storage, branches: nn.Module | None, like: Tensor
+        self, plan: TensorPlan, storage: Storage, branches: BranchBank | None, like: Tensor
     ) -> None:
         super().__init__()
         self.block = plan.block

@@ -64,7 +64,9 @@ class Pair(nn.Module):
 
     def one_by_one(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As a call of the pair, but every kernel is merged when a layer needs it: less memory."""
-        return self.student(images), self.teacher(images)
+        student, teacher = self.student(images), self.teacher(images)
+        self.forget()
+        return student, teacher
 
     def student(self, images: Tensor) -> Tensor:
         """The student's logits alone, ``[B, classes]``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 from collections.abc import Iterator, Sequence
 
@@ -20,6 +21,7 @@ from gpd_cli.expansion.refresh import refresh
 from gpd_cli.expansion.widening import Widening
 
 _SEED = 20410
+_BATCH = 2
 _SMALL = (96, 128)  # image sides to probe with, where the network takes them
 
 
@@ -58,16 +60,20 @@ def find_plan(
     refresh(student)
     narrow = copy.deepcopy(student).to("cpu", torch.float64).eval().requires_grad_(True)
     randomize(narrow, generator)
-    shapes = [*_smaller(sample.shape)] if shrink else []
-    with torch.random.fork_rng(devices=[]):
-        for shape in shapes:
-            images = torch.randn(shape, generator=generator, dtype=torch.float64)
-            try:
-                return _plan(narrow, images, Scale(ratio, width_multiple), exclude)
-            except Exception:
-                continue  # of a fixed size, too deep for this one, or to be explained below
-        images = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
-        return _plan(narrow, images, Scale(ratio, width_multiple), exclude)
+    scale = Scale(ratio, width_multiple)
+    whole = torch.Size((min(_BATCH, len(sample)), *sample.shape[1:]))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for shape in [*_smaller(whole)] if shrink else []:
+                images = torch.randn(shape, generator=generator, dtype=torch.float64)
+                try:
+                    return _plan(narrow, images, scale, exclude)
+                except Exception:
+                    continue  # of a fixed size, too deep for this one, or to be explained below
+            images = torch.randn(whole, generator=generator, dtype=torch.float64)
+            return _plan(narrow, images, scale, exclude)
+    finally:
+        gc.collect()  # hooks and networks refer to each other, and hold large tensors
 
 
 def _smaller(shape: torch.Size) -> Iterator[torch.Size]:

@@ -1,0 +1,1 @@
+"""Building blocks of random networks, see `catalogue`."""
