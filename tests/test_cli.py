@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import re
 import subprocess
@@ -8,9 +9,12 @@ from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401 - here, or its log keeps a stderr of the first test
 import pytest
 import timm
 import torch
+import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -322,6 +326,107 @@ def test_expansion_takes_the_configuration_that_a_run_saved(
     assert load_file("wide.safetensors")
 
 
+@pytest.mark.parametrize("flag", [["--dry_run"], ["--dry_run", "true"], ["--dry_run=true"]])
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    flag: list[str], say: Callable[..., str]
+) -> None:
+    text = say("expand", *flag, *STUDENT, "--model.ratio", "2")
+    plan = yaml.safe_load(text)
+    assert plan["network"] == "resnet18"
+    assert plan["arguments"] == TINY
+    assert plan["ratio"] == 2
+    assert plan["modules"]["layer4.0.conv2"] == {
+        "class": "Conv2d",
+        "tensors": {
+            "weight": {
+                "shape": "8 x 8 x 3 x 3 -> 16 x 16 x 3 x 3",
+                "axis 0": "side by side x2",
+                "axis 1": "side by side x2, weight divided by 2",
+            }
+        },
+        "attributes": {"in_channels": "8 -> 16", "out_channels": "8 -> 16"},
+    }
+    assert not list(Path().iterdir())
+
+
+def test_dry_run_writes_the_plan_where_asked_to(say: Callable[..., str]) -> None:
+    text = say(
+        "expand", *STUDENT, "--plan", "plans/a.yaml", "--output", "w.safetensors", "--dry_run"
+    )
+    assert Path("plans/a.yaml").read_text() == text
+    assert [str(path) for path in Path().rglob("*") if path.is_file()] == ["plans/a.yaml"]
+
+
+def test_plan_beside_the_expansion_is_that_of_the_dry_run(say: Callable[..., str]) -> None:
+    options = ["--model.branches", "1", "--model.exclude", "layer4.*"]
+    planned = say("expand", *STUDENT, *options, "--dry_run")
+    outputs = ["--output", "w.safetensors", "--plan", "plan.yaml"]
+    assert "plan.yaml" in say("expand", *STUDENT, *options, *outputs)
+    assert Path("plan.yaml").read_text() == planned
+    entry = yaml.safe_load(planned)
+    with safe_open("w.safetensors", framework="pt") as file:
+        names = set(json.loads(file.metadata()["gpd"])["plan"]["tensors"])
+    described = {
+        f"{module}.{name}"
+        for module, content in entry["modules"].items()
+        for name in content.get("tensors", {})
+    }
+    assert described == names
+
+
+@pytest.mark.parametrize(
+    "exclude", [["layer4.*"], ["[layer4.*]"], ["[layer4.*, *.conv1]"], ["{config}"]]
+)
+def test_excluded_layers_keep_their_output_width(
+    exclude: list[str], say: Callable[..., str]
+) -> None:
+    arguments = ["--model.exclude", *exclude]
+    if exclude == ["{config}"]:
+        Path("c.yaml").write_text("model:\n  exclude: [layer4.*, '*.conv1']\n")
+        arguments = ["-c", "c.yaml"]
+    modules = yaml.safe_load(say("expand", *arguments, *STUDENT, "--dry_run"))["modules"]
+    weight = modules["layer4.0.conv1"]["tensors"]["weight"]
+    assert weight["shape"] == "8 x 8 x 3 x 3 -> 8 x 16 x 3 x 3"  # only its input is wide
+    assert "layer4.0.conv2" not in modules
+    assert "out_channels" in modules["layer3.0.conv2"]["attributes"]
+    several = exclude in (["[layer4.*, *.conv1]"], ["{config}"])
+    assert ("out_channels" in modules["layer3.0.conv1"]["attributes"]) is not several
+
+
+def test_widths_are_rounded_up_to_a_multiple(say: Callable[..., str]) -> None:
+    options = ["--model.ratio", "1.5", "--model.width_multiple", "8", "--dry_run"]
+    modules = yaml.safe_load(say("expand", *STUDENT, *options))["modules"]
+    widths = {name: content["attributes"].get("out_channels") for name, content in modules.items()}
+    assert widths["conv1"] == "64 -> 96"
+    assert widths["layer1.0.conv1"] == "4 -> 8"
+    assert widths["layer4.0.conv1"] == "8 -> 16"
+
+
+def test_branches_start_as_asked_for(say: Callable[..., str]) -> None:
+    stored = []
+    for start in ("zero", "orepa"):
+        options = ["--model.branches", "2", "--model.branch_init", start]
+        say("expand", *STUDENT, *options, "--output", f"{start}.safetensors")
+        stored.append(load_file(f"{start}.safetensors"))
+    gates = [name for name in stored[0] if "gate" in name]
+    assert gates
+    assert all((stored[0][name] == 0).all() for name in gates)
+    assert any((stored[1][name] != 0).any() for name in gates)
+
+
+@pytest.mark.slow
+def test_fit_takes_the_options_of_the_expansion(last: str, say: Callable[..., str]) -> None:
+    options = ["--model.exclude", "layer4.*", "--model.width_multiple", "8"]
+    options += ["--model.branch_init", "orepa", "--model.ratio", "1.5", "--model.branches", "2"]
+    say("fit", *STUDENT, *FAST, *options)
+    checkpoint = "runs/gpd/version_0/checkpoints/last.ckpt"
+    assert "student_top1" in say("validate", "--ckpt_path", checkpoint, *CPU)
+    say("extract", "--ckpt_path", checkpoint, "--output", "t.pth", "--which", "teacher")
+    wide = torch.load("t.pth", weights_only=True)
+    assert len(wide["layer1.0.conv1.weight"]) == 8
+    assert len(wide["layer4.0.conv1.weight"]) == 8
+
+
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
 def test_extraction_reports_what_it_did(run: Path, name: str, say: Callable[..., str]) -> None:
     checkpoint = str(run / "checkpoints" / name)
@@ -458,7 +563,7 @@ def test_unknown_optimizer_and_schedule(refuse: Callable[..., str]) -> None:
 
 
 def unusual(pretrained: bool = False, num_classes: int = 10, **_: object) -> nn.Module:
-    features = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 6, 3))
+    features = nn.Sequential(nn.Conv2d(3, 6, 3), nn.LocalResponseNorm(3))
     return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, num_classes))
 
 
@@ -467,7 +572,7 @@ def test_layer_that_cannot_be_expanded(
 ) -> None:
     monkeypatch.setitem(timm.models._registry._model_entrypoints, "unusual", unusual)
     arguments = ["--model.student", "unusual", "--output", "w.safetensors"]
-    refuse("expand", *arguments, naming=r"0\.1.*ConvTranspose2d")
+    refuse("expand", *arguments, naming=r"0\.1.*LocalResponseNorm")
 
 
 @pytest.mark.parametrize("ratio", ["0.5", "0", "-2"])
@@ -506,6 +611,37 @@ def test_output_with_a_wrong_ending(last: str, refuse: Callable[..., str]) -> No
     said = refuse("expand", *STUDENT, "--output", "wide.pth", naming=r"wide\.pth")
     assert ".safetensors" in said
     refuse("extract", "--ckpt_path", last, "--output", "s.zip", naming=r"s\.zip")
+
+
+def test_plan_that_cannot_be_written(refuse: Callable[..., str]) -> None:
+    Path("file").write_text("")
+    for rest in (["--dry_run"], ["--output", "w.safetensors"]):
+        refuse("expand", *STUDENT, "--plan", "file/plan.yaml", *rest, naming=r"file/plan\.yaml")
+    same = ["--plan", "w.safetensors", "--output", "w.safetensors"]
+    refuse("expand", *STUDENT, *same, naming=r"plan.*w\.safetensors")
+
+
+def test_excluded_layers_there_are_not(refuse: Callable[..., str]) -> None:
+    options = ["--model.exclude", "blocks.*"]
+    refuse("expand", *STUDENT, *options, "--dry_run", naming=r"blocks\.\*")
+    refuse("expand", *STUDENT, *options, "--output", "w.safetensors", naming=r"blocks\.\*")
+
+
+@pytest.mark.parametrize("multiple", ["0", "-8"])
+def test_width_multiple_below_one(multiple: str, refuse: Callable[..., str]) -> None:
+    options = [f"--model.width_multiple={multiple}", "--dry_run"]
+    refuse("expand", *STUDENT, *options, naming="multiple")
+
+
+def test_unknown_start_of_branches(refuse: Callable[..., str]) -> None:
+    options = ["--model.branch_init", "ones", "--dry_run"]
+    refuse("expand", *STUDENT, *options, naming="branch_init", code=2)
+
+
+def test_resuming_with_other_layers_excluded(last: str, refuse: Callable[..., str]) -> None:
+    config = Path(last).parents[4] / "tiny.yaml"
+    other = ["-c", str(config), "--model.exclude", "layer4.*", "--trainer.max_epochs", "2"]
+    refuse("fit", *other, "--ckpt_path", last, naming=r"--model\.exclude")
 
 
 def test_missing_output(last: str, refuse: Callable[..., str]) -> None:

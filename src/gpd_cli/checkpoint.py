@@ -124,6 +124,12 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
         )
 
     if any(found[key] != expected[key] for key in ("student", "plan", "branches", "storage")):
+        if short(found) == short(expected) and found["student"] == expected["student"]:
+            raise WeightsError(
+                f"The checkpoint is of {short(found)}, as is this run, but other channels were "
+                "widened (--model.exclude, --model.width_multiple); resume with the configuration "
+                "that the run was started with."
+            )
         raise WeightsError(
             f"The checkpoint is of {short(found)}, and this run of {short(expected)}; resume with "
             "the configuration that the run was started with."

@@ -62,7 +62,7 @@ class GpdCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveConfig if self._command == "fit" else None,
             save_config_kwargs={"overwrite": True},
-            args=list(arguments),
+            args=_with_values(arguments),
             auto_configure_optimizers=False,
         )
 
@@ -107,8 +107,14 @@ class GpdCLI(LightningCLI):
         """Nothing: a checkpoint's settings never override what the user asked for."""
 
     def before_instantiate_classes(self) -> None:
-        """A run that is resumed takes its weights from the checkpoint, not from the first file."""
+        """A run that is resumed takes its weights from the checkpoint, not from the first file.
+
+        Raises:
+            ArgumentError: when there is nowhere to write an expansion.
+        """
         config = self.config.get(self.subcommand)
+        if self.subcommand == "expand" and not (config.output or config.dry_run):
+            raise ArgumentError(None, "add --output FILE.safetensors, or --dry_run to plan only")
         if self.subcommand == "fit" and config.get("ckpt_path"):
             config.model.student_weights = None
 
@@ -130,10 +136,20 @@ class GpdCLI(LightningCLI):
             # A configuration of fit is welcome; what expansion does not need of it is left out.
             wanted = inspect.signature(expand_command).parameters
             model = {k: v for k, v in config.model.as_dict().items() if k in wanted}
-            GpdTrainer.expand(Path(config.output), model)
+            plan = config.plan and Path(config.plan)
+            GpdTrainer.expand(model, config.output and Path(config.output), plan, config.dry_run)
             return
         names = self._subcommand_method_arguments[subcommand]
         GpdTrainer.extract(**{name: config[name] for name in names})
+
+
+def _with_values(arguments: Sequence[str]) -> list[str]:
+    """The command line with a value for `--dry_run`, which may stand alone."""
+    following = [*arguments[1:], "-"]
+    return [
+        f"{argument}=true" if argument == "--dry_run" and after.startswith("-") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _trainer_defaults(command: str) -> dict[str, Any]:

@@ -44,14 +44,22 @@ class GpdTrainer(Trainer):
         return batches
 
     @staticmethod
-    def expand(output: Path, model: Mapping[str, Any]) -> None:
+    def expand(
+        model: Mapping[str, Any],
+        output: Path | None = None,
+        plan: Path | None = None,
+        dry_run: bool = False,
+    ) -> None:
         """Inflate a student into a dynamic teacher that computes the same function.
 
         Args:
-            output: the file to write (.safetensors).
             model: the student and how to expand it, see `expand_command`.
+            output: the file to write (.safetensors); needed unless dry_run.
+            plan: where to write, for people to read and compare, what is widened and how (.yaml);
+                by default nowhere.
+            dry_run: print that plan and stop: nothing is built and no output is written.
         """
-        expand_command(output, **model)
+        expand_command(None if dry_run else output, plan=plan, **model)
 
     @staticmethod
     def extract(

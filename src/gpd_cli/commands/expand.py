@@ -1,26 +1,41 @@
-"""`gpd expand`: inflate a student into a dynamic teacher and prove that nothing changed."""
+"""`gpd expand`: inflate a student into a dynamic teacher and prove that nothing changed.
+
+A dry run only plans: it shows what would be widened, and builds nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from gpd_cli.branches import branch_names
+from gpd_cli.branches import BranchInit, branch_names
 from gpd_cli.checkpoint import Description, save_expanded
 from gpd_cli.commands.report import cost, count, print_table
 from gpd_cli.errors import GpdError
-from gpd_cli.expansion import DEFAULT_NOISE, Storage, expand, merged_teacher
-from gpd_cli.files import check_writable
+from gpd_cli.expansion import (
+    DEFAULT_NOISE,
+    Pair,
+    Storage,
+    WidthPlan,
+    expand,
+    find_plan,
+    merged_teacher,
+)
+from gpd_cli.expansion.describe import plan_text
+from gpd_cli.files import atomic_path, check_writable
 from gpd_cli.models import ModelSpec, input_shape
+from gpd_cli.training.networks import layer_patterns
 
 _PROBE_BATCH = 4
 
 
 def expand_command(
-    output: Path,
+    output: Path | None,
     *,
     student: str,
     student_weights: str | None = None,
@@ -30,11 +45,16 @@ def expand_command(
     branches: int | Sequence[str] = 6,
     noise: float = DEFAULT_NOISE,
     storage: Storage | None = None,
+    exclude: str | Sequence[str] | None = None,
+    width_multiple: int = 1,
+    branch_init: BranchInit = "zero",
+    plan: Path | None = None,
 ) -> None:
     """Expand a student, certify the result, write it and say what was done.
 
     Args:
-        output: the file to write, ``.safetensors``.
+        output: the file to write, ``.safetensors``; None for a dry run, which prints the plan and
+            builds nothing.
         student: name of the network.
         student_weights: its state dict; random weights without one.
         student_args: further arguments of its constructor.
@@ -43,50 +63,113 @@ def expand_command(
         branches: see `gpd_cli.expand`.
         noise: see `gpd_cli.expand`.
         storage: see `gpd_cli.expand`; by default mixed.
+        exclude: patterns of the names of layers that keep their output width.
+        width_multiple: see `gpd_cli.expand`.
+        branch_init: see `gpd_cli.expand`.
+        plan: where to write the plan for people to read (YAML); by default nowhere.
 
     Raises:
         GpdError: in one sentence, for everything a user can mend; nothing is written then.
     """
-    if output.suffix != ".safetensors":
-        raise GpdError(f"The output {output} must end in .safetensors.")
-    check_writable(output)
-    names = branch_names(branches)
+    _check_paths(output, plan)
+    names, excluded = branch_names(branches), layer_patterns(exclude)
     spec = ModelSpec(student, num_classes, dict(student_args or {}))
     network = spec.build(student_weights)
     shape = input_shape(network, spec.name, spec.model_args)
+    sample = torch.zeros(_PROBE_BATCH, *shape)
+
+    def text(found: WidthPlan) -> str:
+        heading = _heading(spec, shape, excluded, width_multiple)
+        return plan_text(found, network, heading)
+
+    if output is None:
+        found = find_plan(network, sample, ratio, exclude=excluded, width_multiple=width_multiple)
+        _write_plan(plan, text(found))
+        print(text(found), end="")
+        return
     pair = expand(
         network,
-        sample=torch.zeros(_PROBE_BATCH, *shape),
+        sample=sample,
         ratio=ratio,
         branches=branches,
         noise=noise,
         storage=storage or "mixed",
+        exclude=excluded,
+        width_multiple=width_multiple,
+        branch_init=branch_init,
     )
     save_expanded(
         output,
         pair,
         Description(spec.resolve(network), pair.plan, shape, names, storage or "mixed"),
     )
+    _write_plan(plan, text(pair.plan))
+    files = [("file", str(output)), *([] if plan is None else [("plan", str(plan))])]
+    weights = "random" if student_weights is None else str(student_weights)
+    print_table(
+        f"Expanded {student} at ratio {ratio:g}",
+        [*_facts(pair, network, shape, names), ("weights", weights), *files],
+    )
+
+
+def _check_paths(output: Path | None, plan: Path | None) -> None:
+    if output is not None:
+        if output.suffix != ".safetensors":
+            raise GpdError(f"The output {output} must end in .safetensors.")
+        check_writable(output)
+    if plan is not None:
+        if output is not None and plan.resolve() == output.resolve():
+            raise GpdError(f"The plan and the output are both {plan}; give the plan another name.")
+        check_writable(plan)
+
+
+def _heading(
+    spec: ModelSpec, shape: tuple[int, ...], exclude: Sequence[str], width_multiple: int
+) -> dict[str, Any]:
+    """What a plan was made of, for its first lines."""
+    return {
+        "network": spec.name,
+        **({"arguments": spec.model_args} if spec.model_args else {}),
+        **({"classes": spec.num_classes} if spec.num_classes else {}),
+        "images": " x ".join(map(str, shape)),
+        "gpd": _version(),
+        **({"exclude": list(exclude)} if exclude else {}),
+        **({"width_multiple": width_multiple} if width_multiple > 1 else {}),
+    }
+
+
+def _version() -> str:
+    try:
+        return version("gpd-cli")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _write_plan(path: Path | None, text: str) -> None:
+    if path is not None:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _facts(
+    pair: Pair, network: nn.Module, shape: tuple[int, int, int], names: Sequence[str]
+) -> list[tuple[str, str]]:
+    """What was done to the network, for the table."""
     before, certificate = cost(network, shape), pair.certificate
     assert certificate is not None
     after = cost(merged_teacher(pair), shape)
     trained = sum(p.numel() for p in pair.parameters())
     widened = {name.rpartition(".")[0] for name, _ in pair.plan}
     branched = sum(1 for name, _ in pair.named_modules() if name.endswith(".branches"))
-    print_table(
-        f"Expanded {student} at ratio {ratio:g}",
-        [
-            ("parameters", f"{count(before.parameters)} -> {count(after.parameters)} merged"),
-            ("trainable", f"{count(trained)} with branches"),
-            ("multiply-adds", f"{count(before.macs)} -> {count(after.macs)}"),
-            ("widened layers", str(len(widened))),
-            ("branches", f"{1 + len(names)} on each of {branched} kernels"),
-            (
-                "certificate",
-                f"relative difference {certificate.difference:.1e} in float64, "
-                f"top-1 agreement {certificate.agreement:.0%} on {certificate.images} images",
-            ),
-            ("weights", "random" if student_weights is None else str(student_weights)),
-            ("file", str(output)),
-        ],
-    )
+    return [
+        ("parameters", f"{count(before.parameters)} -> {count(after.parameters)} merged"),
+        ("trainable", f"{count(trained)} with branches"),
+        ("multiply-adds", f"{count(before.macs)} -> {count(after.macs)}"),
+        ("widened layers", str(len(widened))),
+        ("branches", f"{1 + len(names)} on each of {branched} kernels"),
+        (
+            "certificate",
+            f"relative difference {certificate.difference:.1e} in float64, "
+            f"top-1 agreement {certificate.agreement:.0%} on {certificate.images} images",
+        ),
+    ]

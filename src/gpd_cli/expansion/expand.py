@@ -102,11 +102,6 @@ def expand(
         return grow(plan).to(device, dtype)
     options: dict[str, Any] = {"exclude": exclude, "width_multiple": width_multiple}
     plan = find_plan(student, sample, ratio, **options)
-    if ratio > 1 and not plan.tensors:
-        raise ExpansionError(
-            f"Nothing in {type(student).__name__} can be widened: its layers give the output "
-            "directly; choose ratio 1."
-        )
     try:
         return grow(plan).to(device, dtype)
     except ExpansionError:

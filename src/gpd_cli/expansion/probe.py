@@ -93,7 +93,13 @@ def _plan(narrow: nn.Module, images: Tensor, scale: Scale, exclude: Sequence[str
             f"{overlooked} ({type(narrow.get_submodule(overlooked)).__name__}) runs in train mode "
             "only, where no student can be compared with its teacher; build the network without it."
         )
-    return Widening(narrow, recording, scale, exclude).run(images)
+    plan = Widening(narrow, recording, scale, exclude).run(images)
+    if not plan.tensors:
+        reason = "every layer is excluded" if exclude else "its layers give the output directly"
+        raise ExpansionError(
+            f"Nothing in {type(narrow).__name__} can be widened: {reason}; choose ratio 1."
+        )
+    return plan
 
 
 def _record(narrow: nn.Module, images: Tensor) -> Recording:

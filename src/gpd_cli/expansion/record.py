@@ -214,9 +214,12 @@ def _reads(network: nn.Module, position: Position, recording: Recording) -> Iter
             reads = recording.reads.setdefault(container, Reads())
             reads.numbers[f"{owner}.{name}" if owner else name] = value
 
+    # What forward replaces is no state: it is computed again, from what has widened.
+    own = {id(t) for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()}
+
     def tensors(owner: str, name: str, value: Any) -> None:
         container = position.container
-        if container is not None and isinstance(value, Tensor) and value.is_floating_point():
+        if container is not None and id(value) in own:
             reads = recording.reads.setdefault(container, Reads())
             reads.tensors[f"{owner}.{name}" if owner else name] = value
 

@@ -59,6 +59,8 @@ _NO_REPLICATION = (
     "channels by position"
 )
 
+_Sizes = tuple[dict[int, list[IndexMap]], set[int]]
+
 
 class Mismatch(Exception):  # noqa: N818 - an outcome of a trial, not an error
     """A guess did not work out.
@@ -101,6 +103,7 @@ class Widening(Tracer):
         self._settled: set[str] = set()
         self._remembered: dict[type, list[Mapping[str, str]]] = {}
         self._guesses, self._runs = 0, 0.0
+        self._given_up: Mismatch | None = None
 
     def run(self, images: Tensor) -> WidthPlan:
         """Widen while running.
@@ -119,6 +122,8 @@ class Widening(Tracer):
         try:
             with torch.no_grad(), self:
                 self._wide(images.clone())
+            if self._given_up is not None and not self.plan.tensors:
+                raise self._given_up  # that nothing widens at all is no way out
         except Mismatch as failure:
             title = _title(failure.name, self._modules)
             raise ExpansionError(
@@ -240,7 +245,7 @@ class Widening(Tracer):
 
         return run
 
-    def _try(self, name: str, attempt: Callable[[], Any], known: dict[int, list[IndexMap]]) -> Any:
+    def _try(self, name: str, attempt: Callable[[], Any], known: _Sizes) -> Any:
         """Run a container with one guess after the other."""
         before = self._state()
         variables = self._variables(name, known)
@@ -261,7 +266,7 @@ class Widening(Tracer):
                 self._adopt(variables, guess)
                 output = attempt()
                 if not name and failure is not None and not self.plan.tensors:
-                    raise failure  # that nothing widens is no way out
+                    raise failure
             except Mismatch as mismatch:
                 failure = failure or mismatch
                 if mismatch.name in containers:
@@ -275,29 +280,40 @@ class Widening(Tracer):
                 return output
             self._restore(before)
         assert failure is not None
-        inside = self._inner_layers(name)
-        if not inside or failure.name in containers:
+        # The last resort: what fails inside of a module, or is handed on from one to the next in
+        # it, stays as it is.
+        within = failure.name in containers
+        narrow = self._stream_layers(name) if within else self._inner_layers(name)
+        if not name or not narrow:
             raise failure
-        # The last resort: what is inside stays as it is, and only its last layers widen.
-        self._layouts.update(inside)
+        self._layouts.update(narrow)
         self.plan.narrow += (name,)
         try:
             output = attempt()
         except Exception:
             self._restore(before)
             raise failure from None
+        self._given_up = self._given_up or failure
         self._settled.add(name)
         return output
 
     def _inner_layers(self, name: str) -> dict[str, Layout]:
         """The layers inside of a container whose outputs do not leave it, kept narrow."""
-        if not name:
-            return {}
         ends = self._recording.ends.get(name, set())
+        return self._kept_narrow(name, self._recording.sizes.keys() - ends)
+
+    def _stream_layers(self, name: str) -> dict[str, Layout]:
+        """The layers inside of a container whose outputs leave one of its parts, kept narrow."""
+        parts = [part for part, _ in self._modules[name].named_children()]
+        ends = [self._recording.ends.get(f"{name}.{part}", set()) for part in parts]
+        return self._kept_narrow(name, set().union(*ends))
+
+    def _kept_narrow(self, name: str, layers: Iterable[str]) -> dict[str, Layout]:
+        """A layout that does not widen, for layers inside of a container."""
         return {
-            layer: (Segment(size, grows=False),)
-            for layer, size in self._recording.sizes.items()
-            if layer.startswith(f"{name}.") and layer not in ends | self._kept
+            layer: (Segment(self._recording.sizes[layer], grows=False),)
+            for layer in layers
+            if layer.startswith(f"{name}.") and layer in self._recording.sizes
         }
 
     def _check(self, name: str, recorded: list[Tensor], output: Any) -> None:
@@ -314,8 +330,8 @@ class Widening(Tracer):
                 "their position, or counts them",
             )
 
-    def _known(self, name: str, call: int, arguments: Any) -> dict[int, list[IndexMap]]:
-        """By what maps axes of each size widen around here."""
+    def _known(self, name: str, call: int, arguments: Any) -> _Sizes:
+        """By what maps axes of each size widen around here, and which sizes of inputs do not."""
         known: dict[int, list[IndexMap]] = {}
 
         def add(map_: IndexMap | None) -> None:
@@ -333,26 +349,28 @@ class Widening(Tracer):
                 fixed.update({size} if map_ is None else ())
         prefix = f"{name}." if name else ""
         for layer, size in self._recording.sizes.items():
-            if layer.startswith(prefix):
-                if layer not in self._kept and size > 1:
-                    add(layout_map((Segment(size),), self._scale))
-                width = self._recording.widths[layer]
-                if width > 1 and width not in known and width not in fixed:
-                    add(layout_map((Segment(width),), self._scale))
-        return known
+            if layer.startswith(prefix) and layer not in self._kept and size > 1:
+                add(layout_map((Segment(size),), self._scale))
+        return known, fixed
 
-    def _variables(self, name: str, known: dict[int, list[IndexMap]]) -> list[Variable]:
+    def _variables(self, name: str, sizes: _Sizes) -> list[Variable]:
         """What may widen in a container besides its layers."""
+        known, fixed = sizes
         rule, prefix = rule_for(self._modules[name]), f"{name}." if name else ""
         reads = self._recording.reads.get(name, Reads())
         layouts = []
         for (size, splits), layers in self._alike(name, rule.blocks).items():
             local = layers[0].removeprefix(prefix)
             layouts.append(layout_variable(layers, size, splits, self._scale, rule, local))
+        # Numbers may also tell how many inputs a layer inside has.
+        widths = dict(known)
+        for layer, width in self._recording.widths.items():
+            if layer.startswith(prefix) and width > 1 and width not in fixed:
+                widths.setdefault(width, [Segment(width).map(self._scale)])
         numbers = [
             factor_variable(attribute, value, self._scale, rule)
             if isinstance(value, float)
-            else number_variable(attribute, value, known, self._scale, rule)
+            else number_variable(attribute, value, widths, self._scale, rule)
             for attribute, value in reads.numbers.items()
             if self._is_open(attribute)
         ]
@@ -366,7 +384,9 @@ class Widening(Tracer):
             and not self._is_layers(tensor)
         ]
         # One that can only stay as it is leaves nothing to decide.
-        return [v for v in (*numbers, *tensors, *layouts) if set(v.options) - {"keep", "plain"}]
+        decided = ("keep", "plain")
+        everything = (*numbers, *tensors, *layouts)
+        return [v for v in everything if len(v.options) > 1 or v.first not in decided]
 
     def _alike(
         self, name: str, ruled: Iterable[str]
@@ -530,9 +550,9 @@ def _common(a: str, b: str) -> str:
     return ".".join(parts)
 
 
-def _excluded(layers: Sequence[str], patterns: Sequence[str]) -> set[str]:
+def _excluded(layers: Sequence[str], patterns: str | Sequence[str]) -> set[str]:
     excluded = set()
-    for pattern in patterns:
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
         found = {
             layer
             for layer in layers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -12,30 +11,17 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from gpd_cli.branches import BranchInit
 from gpd_cli.checkpoint import check_same_network, describe_run
 from gpd_cli.errors import DataError
-from gpd_cli.expansion import (
-    DEFAULT_NOISE,
-    Pair,
-    Storage,
-    expand,
-    merged_teacher,
-)
+from gpd_cli.expansion import DEFAULT_NOISE, Pair, Storage, merged_teacher
 from gpd_cli.losses import make_method
 from gpd_cli.models import ModelSpec, count_classes, input_shape
 from gpd_cli.training.metrics import RunningAccuracy, Scores
-from gpd_cli.training.networks import Alone, load_static_teacher
+from gpd_cli.training.networks import load_static_teacher, summary, with_teacher
 from gpd_cli.training.objective import Objective
-from gpd_cli.training.optimizers import (
-    OptimizerSettings,
-    make_optimizer,
-    make_scheduler,
-    suitable_storage,
-    undecayed,
-)
+from gpd_cli.training.optimizers import OptimizerSettings, configure, suitable_storage
 from gpd_cli.training.watch import FiniteWatch, check_weights
-
-_PROBE_BATCH = 2
 
 
 class GapPreservingDistillation(LightningModule):
@@ -57,6 +43,12 @@ class GapPreservingDistillation(LightningModule):
             deviation; it changes no output.
         storage: at what scale shared weights are stored: mixed, or student; by default mixed for
             SGD and student for optimizers whose steps do not depend on the gradient's size.
+        exclude: layers that keep their output width: a pattern of their names (layer4.*), or a
+            list of them.
+        width_multiple: what wide widths are rounded up to a multiple of, such as 8 for tensor
+            cores.
+        branch_init: where the branches start: at zero, which leaves every kernel as it is, or as
+            in OREPA (orepa), for training from scratch.
         static_teacher: a frozen network to distil from, named like the student; by default none.
         static_teacher_weights: its state dict.
         static_teacher_args: further arguments of its constructor.
@@ -79,6 +71,9 @@ class GapPreservingDistillation(LightningModule):
         branches: int | list[str] = 6,
         noise: float = DEFAULT_NOISE,
         storage: Storage | None = None,
+        exclude: list[str] | str | None = None,
+        width_multiple: int = 1,
+        branch_init: BranchInit = "zero",
         static_teacher: str | None = None,
         static_teacher_weights: str | None = None,
         static_teacher_args: dict[str, Any] | None = None,
@@ -102,20 +97,18 @@ class GapPreservingDistillation(LightningModule):
         self.spec = replace(spec, num_classes=self.num_classes)
         self.image_shape = shape
         self.storage: Storage = storage or suitable_storage(optimizer.opt)
-        self.network: Pair | Alone
-        if ratio == 1 and branches in (1, ["kxk"]):
-            self.network = Alone(network)
-        else:
-            sample = torch.zeros(_PROBE_BATCH, *shape)
-            self.network = expand(
-                network,
-                sample=sample,
-                ratio=ratio,
-                branches=branches,
-                noise=noise,
-                storage=self.storage,
-                generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
-            )
+        self.network = with_teacher(
+            network,
+            shape,
+            ratio=ratio,
+            branches=branches,
+            noise=noise,
+            storage=self.storage,
+            exclude=exclude,
+            width_multiple=width_multiple,
+            branch_init=branch_init,
+            generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
+        )
         self.static_teacher = load_static_teacher(
             static_teacher, static_teacher_weights, static_teacher_args, self.num_classes, shape[0]
         )
@@ -166,7 +159,7 @@ class GapPreservingDistillation(LightningModule):
     def on_fit_start(self) -> None:
         """Train mode for both networks: Lightning keeps whatever mode it finds."""
         self.train()
-        rank_zero_info(self._summary())
+        rank_zero_info(summary(self.spec.name, self.network))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One joint step: both networks' losses, summed for one backward pass."""
@@ -252,32 +245,7 @@ class GapPreservingDistillation(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule from timm."""
-        trained = self.network
-        no_decay = (
-            undecayed(trained.teacher, "teacher.")
-            if isinstance(trained, Pair)
-            else undecayed(trained.network, "network.")
-        )
-        optimizer = make_optimizer(self.network, self.settings, no_decay)
-        updates = self.trainer.estimated_stepping_batches
-        if updates == float("inf"):
-            return optimizer
-        # With a length in steps the data has not been looked at yet.
-        self.trainer.fit_loop.setup_data()
-        batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        updates_per_epoch = min(max(1, math.ceil(batches)), int(updates))
-        scheduler = make_scheduler(
-            optimizer,
-            self.settings,
-            epochs=math.ceil(updates / updates_per_epoch),
-            updates_per_epoch=updates_per_epoch,
-        )
-        if scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return configure(self.network, self.settings, self.trainer)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Schedules of timm are functions of the number of updates."""
@@ -286,18 +254,6 @@ class GapPreservingDistillation(LightningModule):
     def _description(self) -> dict[str, Any]:
         return describe_run(
             self.network, self.spec, self.image_shape, self.hparams["branches"], self.storage
-        )
-
-    def _summary(self) -> str:
-        student = sum(p.numel() for p in self.network.extract().parameters())
-        text = f"{self.spec.name}: {student:,} parameters"
-        certificate = self.network.certificate if isinstance(self.network, Pair) else None
-        if certificate is None:
-            return f"{text}, trained alone"
-        trained = sum(p.numel() for p in self.network.parameters())
-        return (
-            f"{text}; with its dynamic teacher {trained:,}; their logits differ by "
-            f"{certificate.difference:.0e} (relative, float64) at the start"
         )
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:

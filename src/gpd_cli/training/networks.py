@@ -1,8 +1,9 @@
-"""The networks of a run besides the pair: a student on its own, and a frozen teacher."""
+"""The networks of a run: a student with its dynamic teacher or on its own, and a frozen teacher."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.errors import ModelError
+from gpd_cli.expansion import Pair, expand
 from gpd_cli.models import ModelSpec, count_classes, input_shape
+
+_PROBE_BATCH = 2
 
 
 class Alone(nn.Module):
@@ -31,6 +35,80 @@ class Alone(nn.Module):
     def extract(self) -> nn.Module:
         """A copy of the student."""
         return copy.deepcopy(self.network)
+
+
+def with_teacher(
+    student: nn.Module,
+    shape: tuple[int, int, int],
+    *,
+    ratio: float,
+    branches: int | Sequence[str],
+    exclude: str | Sequence[str] | None = None,
+    **options: Any,
+) -> Pair | Alone:
+    """Grow a student's dynamic teacher, or leave it alone where the two would be the same.
+
+    Args:
+        student: the network to train.
+        shape: of its images, ``(C, H, W)``.
+        ratio: see `gpd_cli.expand`.
+        branches: see there.
+        exclude: see `layer_patterns`.
+        options: further options of `gpd_cli.expand`.
+
+    Raises:
+        ExpansionError: when the student cannot be expanded exactly.
+    """
+    if ratio == 1 and branches in (1, ["kxk"]):
+        return Alone(student)
+    sample = torch.zeros(_PROBE_BATCH, *shape)
+    return expand(
+        student,
+        sample=sample,
+        ratio=ratio,
+        branches=branches,
+        exclude=layer_patterns(exclude),
+        **options,
+    )
+
+
+def layer_patterns(exclude: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Patterns of layer names as a user gives them: one, several with commas, or a list.
+
+    Args:
+        exclude: what was given.
+
+    Example:
+        >>> layer_patterns("layer4.*")
+        ('layer4.*',)
+        >>> layer_patterns("[*.conv1, head]")  # no YAML: a star begins an alias there
+        ('*.conv1', 'head')
+    """
+    if not isinstance(exclude, str):
+        return tuple(exclude or ())
+    if exclude.startswith("[") and exclude.endswith("]"):
+        exclude = exclude[1:-1]
+    patterns = (pattern.strip().strip("'\"") for pattern in exclude.split(","))
+    return tuple(pattern for pattern in patterns if pattern)
+
+
+def summary(name: str, network: Pair | Alone) -> str:
+    """One line on what is trained.
+
+    Args:
+        name: of the student.
+        network: what is trained.
+    """
+    student = sum(p.numel() for p in network.extract().parameters())
+    text = f"{name}: {student:,} parameters"
+    certificate = network.certificate if isinstance(network, Pair) else None
+    if certificate is None:
+        return f"{text}, trained alone"
+    trained = sum(p.numel() for p in network.parameters())
+    return (
+        f"{text}; with its dynamic teacher {trained:,}; their logits differ by "
+        f"{certificate.difference:.0e} (relative, float64) at the start"
+    )
 
 
 class StaticTeacher:

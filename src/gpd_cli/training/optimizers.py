@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning.pytorch import Trainer
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -12,7 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gpd_cli.errors import GpdError
-from gpd_cli.expansion import Storage
+from gpd_cli.expansion import Pair, Storage
+from gpd_cli.training.networks import Alone
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,41 @@ def make_scheduler(
             "multistep, step, poly, tanh or none."
         )
     return scheduler
+
+
+def configure(network: Pair | Alone, settings: OptimizerSettings, trainer: Trainer) -> Any:
+    """Optimizer and schedule of a run, as Lightning takes them.
+
+    Args:
+        network: what to train.
+        settings: see there.
+        trainer: of the run, which knows how long it is.
+
+    Raises:
+        GpdError: when timm does not know one of them, or it does not take its arguments.
+    """
+    no_decay = (
+        undecayed(network.teacher, "teacher.")
+        if isinstance(network, Pair)
+        else undecayed(network.network, "network.")
+    )
+    optimizer = make_optimizer(network, settings, no_decay)
+    updates = trainer.estimated_stepping_batches
+    if updates == float("inf"):
+        return optimizer
+    # With a length in steps the data has not been looked at yet.
+    trainer.fit_loop.setup_data()
+    batches = trainer.num_training_batches / trainer.accumulate_grad_batches
+    updates_per_epoch = min(max(1, math.ceil(batches)), int(updates))
+    scheduler = make_scheduler(
+        optimizer,
+        settings,
+        epochs=math.ceil(updates / updates_per_epoch),
+        updates_per_epoch=updates_per_epoch,
+    )
+    if scheduler is None:
+        return optimizer
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def suitable_storage(opt: str) -> Storage:
