@@ -18,7 +18,7 @@ from gpd_cli.expansion.plan import (
     spread,
     stack,
 )
-from gpd_cli.expansion.probe import find_plan
+from gpd_cli.expansion.probing.probe import find_plan
 
 
 def joined(*maps: IndexMap) -> IndexMap:

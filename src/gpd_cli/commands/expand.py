@@ -166,7 +166,8 @@ def _facts(
         ("trainable", f"{count(trained)} with branches"),
         ("multiply-adds", f"{count(before.macs)} -> {count(after.macs)}"),
         ("widened layers", str(len(widened))),
-        ("branches", f"{1 + len(names)} on each of {branched} kernels"),
+        *([("narrow inside", ", ".join(pair.plan.narrow))] if pair.plan.narrow else []),
+        ("branches", f"up to {1 + len(names)} on each of {branched} kernels"),
         (
             "certificate",
             f"relative difference {certificate.difference:.1e} in float64, "

@@ -14,7 +14,7 @@ from gpd_cli.errors import ExpansionError
 from gpd_cli.expansion.certificate import certify
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import WidthPlan
-from gpd_cli.expansion.probe import find_plan
+from gpd_cli.expansion.probing.probe import find_plan
 from gpd_cli.expansion.refresh import refresh
 from gpd_cli.expansion.teacher import build_pair, check_plan
 from gpd_cli.expansion.tensors import Storage

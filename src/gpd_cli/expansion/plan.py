@@ -97,18 +97,6 @@ def spread(units: int, wide: int, block: int = 1) -> IndexMap:
     )
 
 
-def copies(size: int, ratio: float, block: int = 1) -> IndexMap:
-    """Copies side by side at an expansion ratio.
-
-    Args:
-        size: size of the narrow axis, a multiple of ``block``.
-        ratio: expansion ratio, 1 or more; a fractional one copies some positions more often.
-        block: see `spread`.
-    """
-    units = size // block
-    return spread(units, round(units * ratio), block)
-
-
 def stack(map_: IndexMap, times: int) -> IndexMap:
     """The same map for ``times`` parts laid end to end (queries, keys and values, say)."""
     index = tuple(part * map_.narrow + i for part in range(times) for i in map_.index)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from functools import reduce
 from typing import Any
 
 import torch
@@ -27,39 +25,27 @@ from gpd_cli.expansion.layers import (
     plan_layer,
 )
 from gpd_cli.expansion.layout import Layout, Scale, Segment, layout_map
-from gpd_cli.expansion.locate import short_text
-from gpd_cli.expansion.match import match_axes
-from gpd_cli.expansion.plan import IndexMap, TensorPlan, WidthPlan
-from gpd_cli.expansion.record import Reads, Recording
+from gpd_cli.expansion.plan import IndexMap, WidthPlan
+from gpd_cli.expansion.probing.choices import Choices, Sizes
+from gpd_cli.expansion.probing.exclusion import excluded_layers
+from gpd_cli.expansion.probing.guesses import Assignment, assignments, counts_in
+from gpd_cli.expansion.probing.locate import short_text
+from gpd_cli.expansion.probing.match import match_axes
+from gpd_cli.expansion.probing.record import Recording
+from gpd_cli.expansion.probing.tracing import Tracer, first_tensor, linear_call, tensors_in
+from gpd_cli.expansion.probing.variables import Variable
+from gpd_cli.expansion.probing.wide import WideNetwork
 from gpd_cli.expansion.refresh import refresh
-from gpd_cli.expansion.rules import rule_for
-from gpd_cli.expansion.splits import Split
-from gpd_cli.expansion.tensors import expand_tensor
-from gpd_cli.expansion.tracing import Tracer, first_tensor, linear_call, tensors_in
-from gpd_cli.expansion.variables import (
-    Assignment,
-    Variable,
-    assignments,
-    blocks_in,
-    counts_in,
-    factor_variable,
-    layout_variable,
-    number_variable,
-    tensor_variable,
-)
 
 _MOST_GUESSES = 400  # for one container where its own code fails, and
 _MOST_GUESSES_OUTSIDE = 32  # where something inside of it fails for all that it tried itself
 _MOST_RUNS = 40  # of the whole network, or what that comes to in runs of parts of it
 _LEAST_GUESSES = 2000  # that small networks get nevertheless
 
-_LAYER_WIDTHS = {"in_features", "out_features", "in_channels", "out_channels"}
 _NO_REPLICATION = (
     "its input is not a replication of the student's input, because something before it mixes "
     "channels by position"
 )
-
-_Sizes = tuple[dict[int, list[IndexMap]], set[int]]
 
 
 class Mismatch(Exception):  # noqa: N818 - an outcome of a trial, not an error
@@ -89,14 +75,12 @@ class Widening(Tracer):
         self, narrow: nn.Module, recording: Recording, scale: Scale, exclude: Sequence[str] = ()
     ) -> None:
         super().__init__()
-        self.plan = WidthPlan(scale.ratio)
-        self._narrow = narrow
-        self._modules = dict(narrow.named_modules())
+        self._wide = WideNetwork(narrow, scale.ratio)
+        self._modules = self._wide.modules
         self._recording = recording
         self._scale = scale
-        self._kept = recording.kept | _excluded(self._layers(), exclude)
-        self._wide = _copy_sharing_tensors(narrow)
-        self._splits = self._splits_by_container()
+        self._kept = recording.kept | excluded_layers(self._layers(), exclude)
+        self._choices = Choices(self._wide, recording, scale, self._kept)
         self._calls: dict[str, int] = {}
         self._found: dict[str, tuple[IndexMap | None, ...]] = {}
         self._layouts: dict[str, Layout] = {}
@@ -114,15 +98,15 @@ class Widening(Tracer):
         Raises:
             ExpansionError: when a module cannot be widened exactly.
         """
-        for name, module in self._wide.named_modules():
+        for name, module in self._wide.network.named_modules():
             if is_leaf(module):
                 module.register_forward_pre_hook(self._layer_hook(name), with_kwargs=True)
             elif getattr(module.forward, "__func__", None) is not nn.Module.forward:
                 module.forward = self._container(name, module.forward)
         try:
             with torch.no_grad(), self:
-                self._wide(images.clone())
-            if self._given_up is not None and not self.plan.tensors:
+                self._wide.network(images.clone())
+            if self._given_up is not None and not self._wide.plan.tensors:
                 raise self._given_up  # that nothing widens at all is no way out
         except Mismatch as failure:
             title = _title(failure.name, self._modules)
@@ -130,18 +114,8 @@ class Widening(Tracer):
                 f"{title} cannot be widened: {failure.reason}; keep the layers that feed it narrow "
                 "(exclude), choose another ratio, or give a rule for its class (RULES)."
             ) from failure
-        self._drop_idle_attributes()
-        return self.plan
-
-    def _drop_idle_attributes(self) -> None:
-        """Undo the widths that a guess set on layers that did not widen after all."""
-        for name, attributes in self.plan.attributes.items():
-            tensors = dict(self._modules[name].named_parameters(recurse=False))
-            widened = any(f"{name}.{local}" in self.plan.tensors for local in tensors)
-            if is_leaf(self._modules[name]) and tensors and not widened:
-                for attribute in _LAYER_WIDTHS & attributes.keys():
-                    del attributes[attribute]
-        self.plan.attributes = {name: a for name, a in self.plan.attributes.items() if a}
+        self._wide.drop_idle_attributes()
+        return self._wide.plan
 
     # Layers
 
@@ -161,7 +135,7 @@ class Widening(Tracer):
                 )
             except UnsupportedLayerError as error:
                 raise Mismatch(name, str(error)) from error
-            self._apply(name, layer)
+            self._wide.apply(name, layer)
 
         return hook
 
@@ -184,16 +158,16 @@ class Widening(Tracer):
                 tensors[self._recording.direct[name] or ""] = tensors.pop("bias")
             if "weight" in tensors:
                 tensors[name] = tensors.pop("weight")
-            self._apply("", LayerPlan(tensors))
-        named = {"input": x, "weight": self._tensor(name), "bias": bias}
+            self._wide.apply("", LayerPlan(tensors))
+        named = {"input": x, "weight": self._wide.tensor(name), "bias": bias}
         if owns:
-            named["bias"] = self._tensor(self._recording.direct[name] or "")
+            named["bias"] = self._wide.tensor(self._recording.direct[name] or "")
         rest = {k: v for k, v in kwargs.items() if k not in named}
         return func(named["input"], named["weight"], named["bias"], *args[3:], **rest)
 
     def _direct_name(self, weight: Any) -> str | None:
         for name in self._recording.direct:
-            if weight is self._tensor(name) or weight is _tensor(self._narrow, name):
+            if self._wide.is_tensor(weight, name):
                 return name
         return None
 
@@ -245,10 +219,10 @@ class Widening(Tracer):
 
         return run
 
-    def _try(self, name: str, attempt: Callable[[], Any], known: _Sizes) -> Any:
+    def _try(self, name: str, attempt: Callable[[], Any], known: Sizes) -> Any:
         """Run a container with one guess after the other."""
         before = self._state()
-        variables = self._variables(name, known)
+        variables = self._choices.variables(name, known, self._layouts)
         reads = self._recording.reads.get(name)
         cls = type(self._modules[name])
         share = self._layers_in(name) / max(1, len(self._recording.sizes))
@@ -261,11 +235,11 @@ class Widening(Tracer):
                 break
             self._guesses += 1
             self._runs += share
-            refresh(self._wide.get_submodule(name))
+            refresh(self._wide.network.get_submodule(name))
             try:
                 self._adopt(variables, guess)
                 output = attempt()
-                if not name and failure is not None and not self.plan.tensors:
+                if not name and failure is not None and not self._wide.plan.tensors:
                     raise failure
             except Mismatch as mismatch:
                 failure = failure or mismatch
@@ -287,7 +261,8 @@ class Widening(Tracer):
         if not name or not narrow:
             raise failure
         self._layouts.update(narrow)
-        self.plan.narrow += (name,)
+        self._wide.plan.narrow += (name,)
+        refresh(self._wide.network.get_submodule(name))
         try:
             output = attempt()
         except Exception:
@@ -330,7 +305,7 @@ class Widening(Tracer):
                 "their position, or counts them",
             )
 
-    def _known(self, name: str, call: int, arguments: Any) -> _Sizes:
+    def _known(self, name: str, call: int, arguments: Any) -> Sizes:
         """By what maps axes of each size widen around here, and which sizes of inputs do not."""
         known: dict[int, list[IndexMap]] = {}
 
@@ -353,67 +328,6 @@ class Widening(Tracer):
                 add(layout_map((Segment(size),), self._scale))
         return known, fixed
 
-    def _variables(self, name: str, sizes: _Sizes) -> list[Variable]:
-        """What may widen in a container besides its layers."""
-        known, fixed = sizes
-        rule, prefix = rule_for(self._modules[name]), f"{name}." if name else ""
-        reads = self._recording.reads.get(name, Reads())
-        layouts = []
-        for (size, splits), layers in self._alike(name, rule.blocks).items():
-            local = layers[0].removeprefix(prefix)
-            layouts.append(layout_variable(layers, size, splits, self._scale, rule, local))
-        # Numbers may also tell how many inputs a layer inside has.
-        widths = dict(known)
-        for layer, width in self._recording.widths.items():
-            if layer.startswith(prefix) and width > 1 and width not in fixed:
-                widths.setdefault(width, [Segment(width).map(self._scale)])
-        numbers = [
-            factor_variable(attribute, value, self._scale, rule)
-            if isinstance(value, float)
-            else number_variable(attribute, value, widths, self._scale, rule)
-            for attribute, value in reads.numbers.items()
-            if self._is_open(attribute)
-        ]
-        blocks = blocks_in(layouts)
-        direct = {*self._recording.direct, *self._recording.direct.values()}
-        tensors = [
-            tensor_variable(tensor, value.shape, known, blocks, self._scale, rule)
-            for tensor, value in reads.tensors.items()
-            if tensor not in direct
-            and tensor not in self.plan.tensors
-            and not self._is_layers(tensor)
-        ]
-        # One that can only stay as it is leaves nothing to decide.
-        decided = ("keep", "plain")
-        everything = (*numbers, *tensors, *layouts)
-        return [v for v in everything if len(v.options) > 1 or v.first not in decided]
-
-    def _alike(
-        self, name: str, ruled: Iterable[str]
-    ) -> dict[tuple[int, tuple[Split, ...]], tuple[str, ...]]:
-        """Layers whose layout a container decides: together, where they are taken apart alike."""
-        prefix = f"{name}." if name else ""
-        splits: dict[str, Sequence[Split]] = {prefix + local: () for local in ruled}
-        splits.update(self._splits.get(name, {}))
-        alike: dict[tuple[int, tuple[Split, ...]], tuple[str, ...]] = {}
-        for layer, found in splits.items():
-            size = self._recording.sizes.get(layer)
-            if size and layer not in self._kept and layer not in self._layouts:
-                key = (size, tuple(found))
-                alike[key] = (*alike.get(key, ()), layer)
-        return alike
-
-    def _is_open(self, attribute: str) -> bool:
-        """Whether an attribute is an instance's own and not settled yet."""
-        owner, _, local = attribute.rpartition(".")
-        settled = local in self.plan.attributes.get(owner, {})
-        return not settled and local in self._modules[owner].__dict__
-
-    def _is_layers(self, tensor: str) -> bool:
-        """Whether a tensor belongs to a layer that is planned when it runs."""
-        owner = tensor.rpartition(".")[0]
-        return owner in self._recording.inputs and is_leaf(self._modules[owner])
-
     def _adopt(self, variables: Sequence[Variable], guess: Assignment) -> None:
         for variable, label in zip(variables, guess, strict=True):
             value = variable.options[label]
@@ -422,9 +336,9 @@ class Widening(Tracer):
                 if label != "plain":  # else it is left to containers further inside
                     self._layouts.update(dict.fromkeys(variable.names, value))
             elif value is not None and variable.kind == "number":
-                self._apply(owner, LayerPlan(attributes={local: value}))
+                self._wide.apply(owner, LayerPlan(attributes={local: value}))
             elif value is not None:
-                self._apply(owner, LayerPlan({local: value}))
+                self._wide.apply(owner, LayerPlan({local: value}))
 
     def _remember(
         self, cls: type, name: str, variables: Sequence[Variable], guess: Assignment
@@ -435,84 +349,16 @@ class Widening(Tracer):
         if labels not in known:
             known.insert(0, labels)
 
-    def _splits_by_container(self) -> dict[str, dict[str, list[Split]]]:
-        """Per container the layers in it whose outputs are taken apart in it."""
-        found: dict[str, dict[str, list[Split]]] = {}
-        for layers, splits in self._layers_that_lie_alike():
-            parents = [layer.rpartition(".")[0] for layer in layers]
-            if len(layers) == 1:
-                for container, split in splits:
-                    common = _common(container, parents[0])
-                    found.setdefault(common, {}).setdefault(layers[0], []).append(split)
-                continue
-            common = reduce(_common, [*parents, *(container for container, _ in splits)])
-            for layer in layers:
-                found.setdefault(common, {})[layer] = list(dict.fromkeys(s for _, s in splits))
-        return found
-
-    def _layers_that_lie_alike(self) -> list[tuple[list[str], list[tuple[str, Split]]]]:
-        """Layers with what takes their outputs apart; those that are added to each other as one.
-
-        Copies side by side line up anyway when every channel has as many copies as the next.
-        """
-        groups = [{layer} for layer in self._recording.splits]
-        if self._scale.multiple > 1 or not float(self._scale.ratio).is_integer():
-            for layers in self._recording.sums:
-                apart = [group for group in groups if not group & layers]
-                groups = [*apart, layers.union(*(group for group in groups if group & layers))]
-        joined = []
-        for group in groups:
-            splits = [s for layer in group for s in self._recording.splits.get(layer, ())]
-            if splits:
-                order = [layer for layer in self._recording.sizes if layer in group]
-                joined.append((order, list(dict.fromkeys(splits))))
-        return joined
-
-    # The wide network's state
-
-    def _apply(self, name: str, layer: LayerPlan) -> None:
-        prefix = f"{name}." if name else ""
-        module = self._wide.get_submodule(name)
-        for attribute, value in layer.attributes.items():
-            setattr(module, attribute, value)
-            self.plan.attributes.setdefault(name, {})[attribute] = value
-        for local, plan in layer.tensors.items():
-            self._set(prefix + local, expand_tensor(_tensor(self._narrow, prefix + local), plan))
-            self.plan.tensors[prefix + local] = plan
+    # State
 
     def _state(self) -> tuple[Any, ...]:
-        attributes = {name: dict(values) for name, values in self.plan.attributes.items()}
-        tracked = (self._calls, self._found, self._layouts, self._settled, self.plan.tensors)
-        return (attributes, self.plan.narrow, *(copy.copy(value) for value in tracked))
+        tracked = (self._calls, self._found, self._layouts, self._settled)
+        return (self._wide.state(), *(copy.copy(value) for value in tracked))
 
     def _restore(self, state: tuple[Any, ...]) -> None:
-        attributes, self.plan.narrow, *tracked = state
-        for name, values in self.plan.attributes.items():
-            for attribute in values:
-                narrow = getattr(self._modules[name], attribute)
-                value = attributes.get(name, {}).get(attribute, narrow)
-                setattr(self._wide.get_submodule(name), attribute, value)
-        tensors: dict[str, TensorPlan] = tracked[-1]
-        for name in self.plan.tensors:
-            if name not in tensors:
-                self._set(name, _tensor(self._narrow, name))
-        self.plan.attributes = {name: dict(values) for name, values in attributes.items()}
-        self._calls, self._found, self._layouts, self._settled, self.plan.tensors = (
-            copy.copy(value) for value in tracked
-        )
-
-    def _tensor(self, name: str) -> Tensor:
-        return _tensor(self._wide, name)
-
-    def _set(self, name: str, tensor: Tensor) -> None:
-        owner, _, local = name.rpartition(".")
-        module = self._wide.get_submodule(owner)
-        if local in module._buffers:
-            module._buffers[local] = tensor
-        else:
-            module._parameters[local] = (
-                tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
-            )
+        wide, *tracked = state
+        self._wide.restore(wide)
+        self._calls, self._found, self._layouts, self._settled = map(copy.copy, tracked)
 
     def _layers(self) -> list[str]:
         leaves = [name for name, module in self._modules.items() if is_leaf(module)]
@@ -525,46 +371,6 @@ class Widening(Tracer):
     def _layers_in(self, name: str) -> int:
         prefix = f"{name}." if name else ""
         return sum(layer.startswith(prefix) for layer in self._recording.sizes)
-
-
-def _copy_sharing_tensors(network: nn.Module) -> nn.Module:
-    """A copy of the modules, with the very same parameters and buffers."""
-    memo = {id(t): t for t in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(network, memo)
-
-
-def _tensor(network: nn.Module, name: str) -> Tensor:
-    owner, _, local = name.rpartition(".")
-    tensor = getattr(network.get_submodule(owner), local)
-    assert isinstance(tensor, Tensor)
-    return tensor
-
-
-def _common(a: str, b: str) -> str:
-    """The innermost module that contains both."""
-    parts = []
-    for x, y in zip(a.split("."), b.split("."), strict=False):
-        if x != y:
-            break
-        parts.append(x)
-    return ".".join(parts)
-
-
-def _excluded(layers: Sequence[str], patterns: str | Sequence[str]) -> set[str]:
-    excluded = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = {
-            layer
-            for layer in layers
-            if fnmatchcase(layer, pattern) or layer.startswith(f"{pattern}.")
-        }
-        if not found:
-            raise ExpansionError(
-                f"No layer is named '{pattern}'; give patterns of layer names to exclude, such as "
-                f"'{layers[0] if layers else 'layer4.*'}'."
-            )
-        excluded |= found
-    return excluded
 
 
 def _title(name: str, modules: Mapping[str, nn.Module]) -> str:

@@ -1,7 +1,7 @@
 """What can be said by hand about the modules of a model of one's own.
 
 Most networks need no rule: which attributes and tensors of a module widen is found by trial
-(`gpd_cli.expansion.widening`). A rule settles it where trial finds nothing, or too late.
+(`gpd_cli.expansion.probing.widening`). A rule settles it where trial finds nothing, or too late.
 """
 
 from __future__ import annotations

@@ -10,11 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.expansion.graph import last_layers
 from gpd_cli.expansion.layers import input_size, is_leaf, mixes_channels, output_size
-from gpd_cli.expansion.rules import COUNTS, FACTORS
-from gpd_cli.expansion.splits import Split, splits_of
-from gpd_cli.expansion.tracing import Position, Tracer, first_tensor, linear_call, tensors_in
+from gpd_cli.expansion.probing.graph import last_layers
+from gpd_cli.expansion.probing.rules import COUNTS, FACTORS
+from gpd_cli.expansion.probing.splits import Split, splits_of
+from gpd_cli.expansion.probing.tracing import (
+    Position,
+    Tracer,
+    first_tensor,
+    linear_call,
+    tensors_in,
+)
 
 _ELEMENTWISE = {
     *(Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__, torch.add),

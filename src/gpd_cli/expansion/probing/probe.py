@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from gpd_cli.errors import ExpansionError
 from gpd_cli.expansion.layers import is_leaf
 from gpd_cli.expansion.layout import Scale
-from gpd_cli.expansion.locate import located, short_text
 from gpd_cli.expansion.plan import WidthPlan
-from gpd_cli.expansion.randomize import calibrate, randomize
-from gpd_cli.expansion.record import Recording, record
+from gpd_cli.expansion.probing.locate import located, short_text
+from gpd_cli.expansion.probing.randomize import calibrate, randomize
+from gpd_cli.expansion.probing.record import Recording, record
+from gpd_cli.expansion.probing.widening import Widening
 from gpd_cli.expansion.refresh import refresh
-from gpd_cli.expansion.widening import Widening
 
 _SEED = 20410
 _BATCH = 2

@@ -15,14 +15,12 @@ from typing import Any
 
 from gpd_cli.expansion.layout import Layout, Scale, Segment, layout_map
 from gpd_cli.expansion.plan import IndexMap, TensorPlan
-from gpd_cli.expansion.record import Reads
-from gpd_cli.expansion.rules import COUNTS, PLACES, Rule
-from gpd_cli.expansion.splits import Split
+from gpd_cli.expansion.probing.rules import COUNTS, PLACES, Rule
+from gpd_cli.expansion.probing.splits import Split
 
 Maps = Mapping[int, Sequence[IndexMap]]
 """Per narrow size, the index maps that axes of this size are known to widen by."""
 
-MOST_CHANGES = 3
 _MOST_SIZES = 8  # in a list that may hold widths
 _MOST_SEGMENTS = 4  # whose growing is tried one by one
 
@@ -59,10 +57,6 @@ class Variable:
         """
         labels = [label for label, counts in self.counts.items() if count in counts]
         return labels[-1 if inner else 0] if labels else self.first
-
-
-Assignment = tuple[str, ...]
-"""One label for each variable."""
 
 
 def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule) -> Variable:
@@ -267,90 +261,3 @@ def _segmented(sizes: Sequence[int]) -> Iterator[tuple[str, Layout, set[int]]]:
 
 def _same(a: Layout, b: Layout, scale: Scale) -> bool:
     return layout_map(a, scale) == layout_map(b, scale)
-
-
-def counts_in(variables: Sequence[Variable], reads: Reads | None) -> list[int | None]:
-    """Sizes to try as a count that widens: those under a usual name first, then none, then all."""
-    found: dict[int | None, None] = {}
-    if reads is not None:
-        for name, value in reads.numbers.items():
-            if name.rpartition(".")[2] in COUNTS and isinstance(value, int):
-                found[value] = None
-    found[None] = None
-    for variable in variables:
-        if variable.kind == "layout":
-            for sizes in variable.counts.values():
-                found.update(dict.fromkeys(sorted(sizes)))
-    return list(found)
-
-
-def assignments(
-    variables: Sequence[Variable],
-    counts: Sequence[int | None],
-    remembered: Sequence[Mapping[str, str]] = (),
-) -> Iterator[Assignment]:
-    """All ways to settle the variables that are worth a trial, the likeliest first.
-
-    Args:
-        variables: what is to be settled.
-        counts: sizes that may be counts that widen.
-        remembered: labels by variable name that worked for other modules of the class.
-    """
-    old: list[Assignment] = []
-    for labels in remembered:
-        known = [labels.get(v.names[0], "") for v in variables]
-        pairs = zip(known, variables, strict=True)
-        old.append(tuple(label if label in v.options else v.first for label, v in pairs))
-    bases = [_base(variables, count, inner) for count in counts for inner in (True, False)]
-    bases.append(tuple(v.first if v.kind == "layout" else "keep" for v in variables))
-    bases = [
-        base for base in bases if all(g in v.options for g, v in zip(base, variables, strict=True))
-    ]
-    full = [base for base in bases if _is_full(variables, base)]
-    seen: set[Assignment] = set()
-    # What worked before; then what widens everything; only then what leaves some of it narrow.
-    for candidate in itertools.chain(
-        old,
-        (c for c in _around(variables, full, MOST_CHANGES - 1) if _is_full(variables, c)),
-        _around(variables, [*bases, *old], MOST_CHANGES),
-    ):
-        if candidate not in seen:
-            seen.add(candidate)
-            yield candidate
-
-
-def _base(variables: Sequence[Variable], count: int | None, inner: bool) -> Assignment:
-    """The first guess when sizes equal to a count are taken to widen."""
-    named = any(v.is_count and count in set().union(*v.counts.values()) for v in variables)
-    return tuple(
-        # Other numbers that happen to equal the number of heads are something else.
-        v.first if named and v.kind == "number" and not v.is_count else v.preferred(count, inner)
-        for v in variables
-    )
-
-
-def _around(
-    variables: Sequence[Variable], bases: Sequence[Assignment], most: int
-) -> Iterator[Assignment]:
-    """Some assignments with up to so many changes, few changes first."""
-    for changes in range(most + 1):
-        for base in bases:
-            for which in itertools.combinations(range(len(variables)), changes):
-                others = [
-                    [label for label in variables[k].options if label != base[k]] for k in which
-                ]
-                for changed in itertools.product(*others):
-                    candidate = list(base)
-                    for k, label in zip(which, changed, strict=True):
-                        candidate[k] = label
-                    yield tuple(candidate)
-
-
-def _is_full(variables: Sequence[Variable], assignment: Assignment) -> bool:
-    """Whether all outputs of layers widen, apart from single ones."""
-    return all(
-        segment.grows or segment.size == 1
-        for variable, label in zip(variables, assignment, strict=True)
-        if variable.kind == "layout"
-        for segment in variable.options[label]
-    )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gpd_cli.expansion.probing.tracing import Tracer
 from gpd_cli.expansion.refresh import refresh
-from gpd_cli.expansion.tracing import Tracer
 
 
 def randomize(network: nn.Module, generator: torch.Generator) -> None:

@@ -1,0 +1,1 @@
+"""How a network's width plan is found, by running it."""
