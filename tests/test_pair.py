@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
+from maps import copies
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -20,15 +21,9 @@ from gpd_cli.expansion import (
     randomize,
 )
 from gpd_cli.expansion.kernel import split_kernel
-from gpd_cli.expansion.layout import Scale, Segment
 
 SHAPE = (8, 3, 8, 8)
 STORAGES = get_args(Storage)
-
-
-def copies(size: int, ratio: float, block: int = 1) -> IndexMap:
-    """Copies side by side, in blocks of neighbours."""
-    return Segment(size, block=block).map(Scale(ratio))
 
 
 class Convolutional(nn.Module):

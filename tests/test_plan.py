@@ -3,6 +3,7 @@ from typing import get_args
 
 import pytest
 import torch
+from maps import copies
 from torch import Tensor, nn
 
 from gpd_cli.expansion import (
@@ -16,16 +17,10 @@ from gpd_cli.expansion import (
     merged_teacher,
     slice_tensor,
 )
-from gpd_cli.expansion.layout import Scale, Segment
 from gpd_cli.expansion.plan import stack
 
 RATIOS = [1.25, 1.5, 2, 2.5, 3, 4]
 SEEDS = range(8)
-
-
-def copies(size: int, ratio: float, block: int = 1) -> IndexMap:
-    """Copies side by side, in blocks of neighbours."""
-    return Segment(size, block=block).map(Scale(ratio))
 
 
 def random_map(seed: int, narrow: int | None = None) -> IndexMap:

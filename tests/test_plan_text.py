@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 import yaml
+from maps import copies
 from torch import Tensor, nn
 
 from gpd_cli.expansion.describe import axis_words, describe_plan, plan_text
@@ -13,7 +14,6 @@ from gpd_cli.expansion.plan import (
     IndexMap,
     TensorPlan,
     WidthPlan,
-    copies,
     identity,
     spread,
     stack,
