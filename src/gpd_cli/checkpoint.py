@@ -85,7 +85,7 @@ def describe_run(
     network: Pair | Alone,
     spec: ModelSpec,
     shape: tuple[int, int, int],
-    branches: int | Sequence[str],
+    branches: int | str | Sequence[str],
     storage: Storage,
 ) -> dict[str, Any]:
     """The ``gpd`` entry of a training checkpoint.

@@ -32,7 +32,7 @@ al., CVPR 2021); ACNet (Ding et al., ICCV 2019); RepVGG (Ding et al., CVPR 2021)
 """
 
 
-def branch_names(spec: int | Sequence[str]) -> tuple[str, ...]:
+def branch_names(spec: int | str | Sequence[str]) -> tuple[str, ...]:
     """Names of the extra branches a user asked for.
 
     Args:

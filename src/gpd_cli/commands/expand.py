@@ -42,7 +42,7 @@ def expand_command(
     student_args: Mapping[str, Any] | None = None,
     num_classes: int | None = None,
     ratio: float = 2.0,
-    branches: int | Sequence[str] = 6,
+    branches: int | str | Sequence[str] = 6,
     noise: float = DEFAULT_NOISE,
     storage: Storage | None = None,
     exclude: str | Sequence[str] | None = None,

@@ -28,7 +28,7 @@ def expand(
     *,
     sample: Tensor,
     ratio: float = 2.0,
-    branches: int | Sequence[str] = 6,
+    branches: int | str | Sequence[str] = 6,
     noise: float = DEFAULT_NOISE,
     storage: Storage = "mixed",
     exclude: Sequence[str] = (),
@@ -46,8 +46,8 @@ def expand(
         student: the network; it is left untouched.
         sample: a batch of the shape it takes, ``[B, C, H, W]``; only the shape matters.
         ratio: how many times as wide the teacher is, 1 or more.
-        branches: branches per kernel of 3 x 3 and larger, the kernel itself included: the first so
-            many of the paper's six, or a list of names.
+        branches: the first so many of the paper's six, the main kernel included; or names, of
+            branches or of published blocks (dbb), of which each layer takes those it can.
         noise: size of the zero-sum noise that lets copies diverge; it changes no output.
         storage: at what scale shared weights are stored: ``mixed`` for SGD, ``student`` for Adam
             and its like.

@@ -37,8 +37,8 @@ class GapPreservingDistillation(LightningModule):
         student_args: further arguments of the student's constructor.
         num_classes: number of classes; by default the student's own.
         ratio: how many times as wide the dynamic teacher is.
-        branches: branches per kernel of 3 x 3 and larger, the kernel itself included: the first so
-            many of the paper's six, or a list of names.
+        branches: the first so many of the paper's six, the main kernel included; or names, of
+            branches or of published blocks (dbb), of which each layer takes those it can.
         noise: size of the zero-sum noise that lets copies diverge, relative to each weight's
             deviation; it changes no output.
         storage: at what scale shared weights are stored: mixed, or student; by default mixed for
@@ -68,7 +68,7 @@ class GapPreservingDistillation(LightningModule):
         student_args: dict[str, Any] | None = None,
         num_classes: int | None = None,
         ratio: float = 2.0,
-        branches: int | list[str] = 6,
+        branches: int | str | list[str] = 6,
         noise: float = DEFAULT_NOISE,
         storage: Storage | None = None,
         exclude: list[str] | str | None = None,

@@ -42,7 +42,7 @@ def with_teacher(
     shape: tuple[int, int, int],
     *,
     ratio: float,
-    branches: int | Sequence[str],
+    branches: int | str | Sequence[str],
     exclude: str | Sequence[str] | None = None,
     **options: Any,
 ) -> Pair | Alone:

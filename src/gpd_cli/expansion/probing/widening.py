@@ -10,7 +10,7 @@ follows the copies in its input; what worked is remembered for other modules of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,39 +26,18 @@ from gpd_cli.expansion.layers import (
 )
 from gpd_cli.expansion.layout import Layout, Scale, Segment, layout_map
 from gpd_cli.expansion.plan import IndexMap, WidthPlan
+from gpd_cli.expansion.probing.budget import Budget
 from gpd_cli.expansion.probing.choices import Choices, Sizes
 from gpd_cli.expansion.probing.exclusion import excluded_layers
+from gpd_cli.expansion.probing.fallback import inner_layers, stream_layers
 from gpd_cli.expansion.probing.guesses import Assignment, assignments, counts_in
 from gpd_cli.expansion.probing.locate import short_text
-from gpd_cli.expansion.probing.match import match_axes
+from gpd_cli.expansion.probing.mismatch import Mismatch, check_output, match_input
 from gpd_cli.expansion.probing.record import Recording
 from gpd_cli.expansion.probing.tracing import Tracer, first_tensor, linear_call, tensors_in
 from gpd_cli.expansion.probing.variables import Variable
 from gpd_cli.expansion.probing.wide import WideNetwork
 from gpd_cli.expansion.refresh import refresh
-
-_MOST_GUESSES = 400  # for one container where its own code fails, and
-_MOST_GUESSES_OUTSIDE = 32  # where something inside of it fails for all that it tried itself
-_MOST_RUNS = 40  # of the whole network, or what that comes to in runs of parts of it
-_LEAST_GUESSES = 2000  # that small networks get nevertheless
-
-_NO_REPLICATION = (
-    "its input is not a replication of the student's input, because something before it mixes "
-    "channels by position"
-)
-
-
-class Mismatch(Exception):  # noqa: N818 - an outcome of a trial, not an error
-    """A guess did not work out.
-
-    Args:
-        name: the module where that showed.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)
-        self.name, self.reason = name, reason
 
 
 class Widening(Tracer):
@@ -86,7 +65,7 @@ class Widening(Tracer):
         self._layouts: dict[str, Layout] = {}
         self._settled: set[str] = set()
         self._remembered: dict[type, list[Mapping[str, str]]] = {}
-        self._guesses, self._runs = 0, 0.0
+        self._budget = Budget()
         self._given_up: Mismatch | None = None
 
     def run(self, images: Tensor) -> WidthPlan:
@@ -178,9 +157,7 @@ class Widening(Tracer):
         recorded = self._recording.inputs.get(name, [])
         if call >= len(recorded) or not recorded[call]:
             return None
-        axes = match_axes(recorded[call][0], x)
-        if axes is None:
-            raise Mismatch(name, _NO_REPLICATION)
+        axes = match_input(name, recorded[call][0], x)
         if call == 0:
             self._found[name] = axes
             return axes
@@ -210,7 +187,7 @@ class Widening(Tracer):
 
             def attempt() -> Any:
                 output = forward(*args, **kwargs)
-                self._check(name, recorded[call], output)
+                check_output(name, recorded[call], tensors_in(output))
                 return output
 
             if name in self._settled:
@@ -227,14 +204,13 @@ class Widening(Tracer):
         cls = type(self._modules[name])
         share = self._layers_in(name) / max(1, len(self._recording.sizes))
         containers = self._containers_in(name)
-        limit = _MOST_GUESSES
         failure: Mismatch | None = None
+        fails_inside = False
         guesses = assignments(variables, counts_in(variables, reads), self._remembered.get(cls, ()))
         for number, guess in enumerate(guesses):
-            if number >= limit or (self._runs > _MOST_RUNS and self._guesses > _LEAST_GUESSES):
+            if not self._budget.allows(number, fails_inside=fails_inside):
                 break
-            self._guesses += 1
-            self._runs += share
+            self._budget.spend(share)
             refresh(self._wide.network.get_submodule(name))
             try:
                 self._adopt(variables, guess)
@@ -243,8 +219,7 @@ class Widening(Tracer):
                     raise failure
             except Mismatch as mismatch:
                 failure = failure or mismatch
-                if mismatch.name in containers:
-                    limit = min(limit, _MOST_GUESSES_OUTSIDE)
+                fails_inside = fails_inside or mismatch.name in containers
             except Exception as error:
                 reason = f"at this width its forward does not run ({short_text(error)})"
                 failure = failure or Mismatch(name, reason)
@@ -254,10 +229,20 @@ class Widening(Tracer):
                 return output
             self._restore(before)
         assert failure is not None
-        # The last resort: what fails inside of a module, or is handed on from one to the next in
-        # it, stays as it is.
-        within = failure.name in containers
-        narrow = self._stream_layers(name) if within else self._inner_layers(name)
+        return self._keep_narrow(name, attempt, before, failure)
+
+    def _keep_narrow(
+        self, name: str, attempt: Callable[[], Any], before: tuple[Any, ...], failure: Mismatch
+    ) -> Any:
+        """The last resort: what fails inside of a container, or is handed on in it, stays as it is.
+
+        Raises:
+            Mismatch: the failure itself, where that does not help either.
+        """
+        if failure.name in self._containers_in(name):
+            narrow = stream_layers(self._recording, name, self._modules[name])
+        else:
+            narrow = inner_layers(self._recording, name)
         if not name or not narrow:
             raise failure
         self._layouts.update(narrow)
@@ -272,39 +257,6 @@ class Widening(Tracer):
         self._settled.add(name)
         return output
 
-    def _inner_layers(self, name: str) -> dict[str, Layout]:
-        """The layers inside of a container whose outputs do not leave it, kept narrow."""
-        ends = self._recording.ends.get(name, set())
-        return self._kept_narrow(name, self._recording.sizes.keys() - ends)
-
-    def _stream_layers(self, name: str) -> dict[str, Layout]:
-        """The layers inside of a container whose outputs leave one of its parts, kept narrow."""
-        parts = [part for part, _ in self._modules[name].named_children()]
-        ends = [self._recording.ends.get(f"{name}.{part}", set()) for part in parts]
-        return self._kept_narrow(name, set().union(*ends))
-
-    def _kept_narrow(self, name: str, layers: Iterable[str]) -> dict[str, Layout]:
-        """A layout that does not widen, for layers inside of a container."""
-        return {
-            layer: (Segment(self._recording.sizes[layer], grows=False),)
-            for layer in layers
-            if layer.startswith(f"{name}.") and layer in self._recording.sizes
-        }
-
-    def _check(self, name: str, recorded: list[Tensor], output: Any) -> None:
-        tensors = list(tensors_in(output))
-        exact = len(tensors) == len(recorded)
-        for narrow, wide in zip(recorded, tensors, strict=False):
-            axes = match_axes(narrow, wide)
-            # The network's own output may not widen at all.
-            exact = exact and axes is not None and (bool(name) or narrow.shape == wide.shape)
-        if not exact:
-            raise Mismatch(
-                name,
-                "its output does not follow the copies in its input: it mixes or cuts channels by "
-                "their position, or counts them",
-            )
-
     def _known(self, name: str, call: int, arguments: Any) -> Sizes:
         """By what maps axes of each size widen around here, and which sizes of inputs do not."""
         known: dict[int, list[IndexMap]] = {}
@@ -316,9 +268,7 @@ class Widening(Tracer):
         fixed: set[int] = set()
         recorded = self._recording.inputs.get(name, [])[call]
         for narrow, wide in zip(recorded, tensors_in(arguments), strict=False):
-            axes = match_axes(narrow, wide)
-            if axes is None:
-                raise Mismatch(name, _NO_REPLICATION)
+            axes = match_input(name, narrow, wide)
             for size, map_ in zip(narrow.shape, axes, strict=True):
                 add(map_)
                 fixed.update({size} if map_ is None else ())
