@@ -47,7 +47,7 @@ def main() -> None:
 
     def joint(network: nn.Module) -> torch.Tensor:
         narrow, teacher = network(images)
-        return torch.stack(list(objective.terms(narrow, teacher, None, labels).values())).sum()
+        return torch.stack(list(objective.terms(narrow, teacher, labels).values())).sum()
 
     def plain(network: nn.Module) -> torch.Tensor:
         return F.cross_entropy(network(images), labels)

@@ -23,7 +23,9 @@ from gpd_cli.data import ImageData
 from gpd_cli.errors import GpdError
 from gpd_cli.expansion import Pair, expand
 from gpd_cli.files import save_tensors
-from gpd_cli.losses import dkd_loss, kd_loss
+from gpd_cli.methods import Batch
+from gpd_cli.methods.dkd import dkd_loss
+from gpd_cli.methods.kd import kd_loss
 from gpd_cli.trainer import GpdTrainer
 from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.module import GapPreservingDistillation
@@ -358,15 +360,15 @@ def test_static_teacher_stays_frozen_in_eval_mode(
     static_weights: Path, tmp_path: Path, method: str
 ) -> None:
     module = distiller(static_weights, method, ratio=1, branches=1)
-    assert module.static_teacher is not None
-    frozen = module.static_teacher.network
+    assert module.distillation is not None
+    frozen = module.distillation.teachers[0].network
     before = {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
     module.train()
     assert not any(part.training for part in frozen.modules())
     images, labels = torch.randn(4, 1, 16, 16), torch.arange(4)
-    teacher = module.static_teacher(images)
+    teacher = module.distillation.teachers[0](images)
     logits, _ = module(images)
-    terms = module.objective.terms(logits, None, teacher, labels)
+    terms = module.distillation({"student": logits}, images, Batch(labels))
     sum(terms.values()).backward()
     assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
     assert_same(frozen.state_dict(), before)  # running statistics included
@@ -390,8 +392,11 @@ def test_method_settings_reach_the_loss(static_weights: Path) -> None:
         method_args={"temperature": 2.0},
         static_weight=0.5,
     )
-    logits, teacher, labels = torch.randn(4, 10), torch.randn(4, 10), torch.arange(4)
-    terms = module.objective.terms(logits, None, teacher, labels)
+    assert module.distillation is not None
+    images, labels = torch.randn(4, 1, 16, 16), torch.arange(4)
+    logits, _ = module(images)
+    terms = module.distillation({"student": logits}, images, Batch(labels))
+    teacher = module.distillation.teachers[0](images)
     assert torch.equal(terms["student_static"], 0.5 * kd_loss(logits, teacher, 2.0))
 
 

@@ -23,3 +23,7 @@ class DataError(GpdError):
 
 class TrainingError(GpdError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class MethodError(GpdError):
+    """A distillation method is unknown, or does not suit its networks, settings or labels."""

@@ -1,21 +1,5 @@
-"""Losses: pure functions of logits and labels, and the classes that carry their settings."""
+"""Losses of the joint objective, as pure functions of logits and labels."""
 
-from gpd_cli.losses.functional import (
-    dkd_loss,
-    gap_loss,
-    kd_loss,
-    soft_cross_entropy,
-)
-from gpd_cli.losses.methods import DKD, KD, METHODS, StaticTeacherLoss, make_method
+from gpd_cli.losses.gap import gap_loss, soft_cross_entropy
 
-__all__ = [
-    "DKD",
-    "KD",
-    "METHODS",
-    "StaticTeacherLoss",
-    "dkd_loss",
-    "gap_loss",
-    "kd_loss",
-    "make_method",
-    "soft_cross_entropy",
-]
+__all__ = ["gap_loss", "soft_cross_entropy"]

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpd_cli.branches import BranchInit
 from gpd_cli.checkpoint import check_same_network, describe_run
 from gpd_cli.errors import DataError
-from gpd_cli.expansion import DEFAULT_NOISE, Pair, Storage, merged_teacher
-from gpd_cli.losses import make_method
+from gpd_cli.expansion import DEFAULT_NOISE, Storage
+from gpd_cli.methods import Batch
 from gpd_cli.models import ModelSpec, count_classes, input_shape
-from gpd_cli.training.metrics import RunningAccuracy, Scores
-from gpd_cli.training.networks import load_static_teacher, summary, with_teacher
+from gpd_cli.training.distillation import Distillation
+from gpd_cli.training.evaluation import EvaluatedModule
+from gpd_cli.training.metrics import RunningAccuracy
+from gpd_cli.training.networks import summary, with_teacher
 from gpd_cli.training.objective import Objective
 from gpd_cli.training.optimizers import OptimizerSettings, configure, suitable_storage
+from gpd_cli.training.static_teacher import load_static_teachers
 from gpd_cli.training.watch import FiniteWatch, check_weights
 
 
-class GapPreservingDistillation(LightningModule):
+class GapPreservingDistillation(EvaluatedModule):
     """Train a student jointly with a dynamic teacher grown out of it (Guo et al., ICLR 2025).
 
     With ``ratio`` 1 and ``branches`` 1 there is no dynamic teacher, and this is plain training.
@@ -52,9 +53,16 @@ class GapPreservingDistillation(LightningModule):
         static_teacher: a frozen network to distil from, named like the student; by default none.
         static_teacher_weights: its state dict.
         static_teacher_args: further arguments of its constructor.
-        method: how to distil from the static teacher: kd or dkd.
+        assistants: teacher assistants, further frozen networks to distil from, each {name: NAME,
+            weights: FILE, args: {...}}; the static terms are the mean over all of them.
+        method: how to distil from the static teacher: a name (kd, dkd, reviewkd, dist, crd, ...;
+            the README lists them) or the class path of a method of one's own.
         method_args: settings of the method, such as {temperature: 4.0}.
+        stages: modules of the student whose outputs the method compares, from shallow to deep; by
+            default the ends of its stages.
+        static_teacher_stages: likewise for the static teacher.
         static_weight: weight of the static teacher's terms.
+        ce_weight: weight of the labels' cross-entropy, for student and dynamic teacher.
         gap_weight: lambda, the weight of what the student learns from the dynamic teacher.
         gap_smoothing: share of the uniform distribution in the dynamic teacher's targets.
         label_smoothing: smoothing of the labels in the cross-entropy terms.
@@ -77,9 +85,13 @@ class GapPreservingDistillation(LightningModule):
         static_teacher: str | None = None,
         static_teacher_weights: str | None = None,
         static_teacher_args: dict[str, Any] | None = None,
-        method: Literal["kd", "dkd"] = "kd",
+        assistants: list[dict[str, Any]] | None = None,
+        method: str = "kd",
         method_args: dict[str, Any] | None = None,
+        stages: list[str] | None = None,
+        static_teacher_stages: list[str] | None = None,
         static_weight: float = 1.0,
+        ce_weight: float = 1.0,
         gap_weight: float = 3.0,
         gap_smoothing: float = 0.1,
         label_smoothing: float = 0.0,
@@ -109,22 +121,34 @@ class GapPreservingDistillation(LightningModule):
             branch_init=branch_init,
             generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
-        self.static_teacher = load_static_teacher(
-            static_teacher, static_teacher_weights, static_teacher_args, self.num_classes, shape[0]
+        teachers = load_static_teachers(
+            static_teacher,
+            static_teacher_weights,
+            static_teacher_args,
+            assistants,
+            self.num_classes,
+            shape[0],
         )
+        self.distillation = None
+        if teachers:
+            self.distillation = Distillation(
+                self.network,
+                teachers,
+                method=method,
+                settings=method_args,
+                shape=shape,
+                stages=stages,
+                teacher_stages=static_teacher_stages,
+                weight=static_weight,
+            )
         self.objective = Objective(
             gap_weight=gap_weight,
             gap_smoothing=gap_smoothing,
-            static_weight=static_weight,
-            method=make_method(method, method_args) if static_teacher else None,
+            ce_weight=ce_weight,
             label_smoothing=label_smoothing,
         )
-        networks = ("student", "teacher") if isinstance(self.network, Pair) else ("student",)
-        self.train_scores = Scores(networks, self.num_classes)
-        self.val_scores = Scores(networks, self.num_classes)
-        self.test_scores = Scores(networks, self.num_classes)
+        self.score(self.num_classes)
         self._live = RunningAccuracy()
-        self._plain: dict[str, nn.Module] = {}  # a dictionary, which Module does not look into
         self._watch = FiniteWatch()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -137,6 +161,7 @@ class GapPreservingDistillation(LightningModule):
 
         Raises:
             DataError: when the numbers of classes or image channels differ.
+            MethodError: when the data lacks what the distillation method needs.
         """
         data = getattr(self.trainer, "datamodule", None)
         classes = getattr(data, "num_classes", None)
@@ -145,6 +170,8 @@ class GapPreservingDistillation(LightningModule):
                 f"The data has {classes} classes but {self.spec.name} has {self.num_classes} "
                 f"outputs; set --model.num_classes {classes}."
             )
+        if stage == "fit" and self.distillation is not None:
+            self.distillation.prepare(data)
         shape = getattr(data, "image_shape", None)
         if shape is None:
             return
@@ -161,37 +188,26 @@ class GapPreservingDistillation(LightningModule):
         self.train()
         rank_zero_info(summary(self.spec.name, self.network))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """One joint step: both networks' losses, summed for one backward pass."""
-        images, labels = batch
+        images, labels, *indices = batch
         student, teacher = self(images)
-        static = None if self.static_teacher is None else self.static_teacher(images)
-        terms = self.objective.terms(student, teacher, static, labels)
+        terms = self.objective.terms(student, teacher, labels)
+        logits = (
+            {"student": student} if teacher is None else {"student": student, "teacher": teacher}
+        )
+        if self.distillation is not None:
+            terms |= self.distillation(logits, images, Batch(labels, *indices))
         loss = torch.stack(list(terms.values())).sum()
         self._watch.note(loss.detach(), self.trainer.global_step)
-        logits = {"student": student.detach()}
-        if teacher is not None:
-            logits["teacher"] = teacher.detach()
+        logits = {name: value.detach() for name, value in logits.items()}
         values = {name: term.detach() for name, term in terms.items()}
-        self._log_batch("train", logits, values | {"total": loss.detach()}, labels)
+        self.log_batch("train", logits, values | {"total": loss.detach()}, labels)
         self.log_dict(self._live.update(logits, labels), prog_bar=True, logger=False)
         if self.trainer.is_last_batch:
             # Here rather than at the epoch's end, so that callbacks find them there.
-            self._log_scores("train")
+            self.log_scores("train")
         return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Score both networks on validation images."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Score both networks on test images."""
-        self._evaluate("test", batch)
-
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Class probabilities of student and dynamic teacher, ``[B, C]`` each."""
-        logits = self._plain_logits(batch[0])
-        return {name: value.float().softmax(dim=1).cpu() for name, value in logits.items()}
 
     def on_train_epoch_start(self) -> None:
         """Count the epoch's accuracies from zero."""
@@ -201,29 +217,7 @@ class GapPreservingDistillation(LightningModule):
         """Stop before a checkpoint of broken weights is written; cut the networks to score."""
         check_weights(self.network, self.trainer.global_step)
         self._watch.check(self.trainer.global_step)
-        self._cut()
-
-    def on_test_epoch_start(self) -> None:
-        """Cut the networks to score."""
-        self._cut()
-
-    def on_predict_epoch_start(self) -> None:
-        """Cut the networks to run."""
-        self._cut()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log accuracies and the gap."""
-        self._log_scores("val")
-        self._plain = {}
-
-    def on_test_epoch_end(self) -> None:
-        """Log accuracies and the gap."""
-        self._log_scores("test")
-        self._plain = {}
-
-    def on_predict_epoch_end(self) -> None:
-        """Drop what was cut."""
-        self._plain = {}
+        super().on_validation_epoch_start()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything into the checkpoint that extraction needs: architecture and plan.
@@ -242,10 +236,14 @@ class GapPreservingDistillation(LightningModule):
             WeightsError: when student, ratio, branches or storage differ.
         """
         check_same_network(checkpoint.get("gpd"), self._description())
+        if self.distillation is None:  # an evaluation needs nothing of what was trained along
+            state = checkpoint["state_dict"]
+            for name in [n for n in state if n.startswith("distillation.")]:
+                del state[name]
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule from timm."""
-        return configure(self.network, self.settings, self.trainer)
+        return configure(self.network, self.distillation, self.settings, self.trainer)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Schedules of timm are functions of the number of updates."""
@@ -255,39 +253,3 @@ class GapPreservingDistillation(LightningModule):
         return describe_run(
             self.network, self.spec, self.image_shape, self.hparams["branches"], self.storage
         )
-
-    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
-        images, labels = batch
-        logits = self._plain_logits(images)
-        terms = {f"{name}_ce": F.cross_entropy(value, labels) for name, value in logits.items()}
-        self._log_batch(stage, logits, terms, labels)
-
-    def _cut(self) -> None:
-        """Take out the plain networks: what is scored is what is extracted, and merged once."""
-        self._plain = {"student": self.network.extract().eval()}
-        if isinstance(self.network, Pair):
-            self._plain["teacher"] = merged_teacher(self.network).eval()
-
-    def _plain_logits(self, images: Tensor) -> dict[str, Tensor]:
-        return {name: network(images) for name, network in self._plain.items()}
-
-    def _log_batch(
-        self,
-        stage: str,
-        logits: dict[str, Tensor],
-        terms: dict[str, Tensor],
-        labels: Tensor,
-    ) -> None:
-        losses = {f"{stage}/loss_{name}": term for name, term in terms.items()}
-        self.log_dict(losses, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
-        self._scores(stage).update(logits, labels)
-
-    def _scores(self, stage: str) -> Scores:
-        return {"train": self.train_scores, "val": self.val_scores, "test": self.test_scores}[stage]
-
-    def _log_scores(self, stage: str) -> None:
-        scores = self._scores(stage)
-        values = {f"{stage}/{name}": value for name, value in scores.compute().items()}
-        # Every process has the same values already: the metrics are synchronized.
-        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
-        scores.reset()

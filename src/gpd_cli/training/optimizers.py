@@ -119,11 +119,17 @@ def make_scheduler(
     return scheduler
 
 
-def configure(network: Pair | Alone, settings: OptimizerSettings, trainer: Trainer) -> Any:
+def configure(
+    network: Pair | Alone,
+    distillation: nn.Module | None,
+    settings: OptimizerSettings,
+    trainer: Trainer,
+) -> Any:
     """Optimizer and schedule of a run, as Lightning takes them.
 
     Args:
         network: what to train.
+        distillation: what is trained along with it, if anything.
         settings: see there.
         trainer: of the run, which knows how long it is.
 
@@ -131,11 +137,12 @@ def configure(network: Pair | Alone, settings: OptimizerSettings, trainer: Train
         GpdError: when timm does not know one of them, or it does not take its arguments.
     """
     no_decay = (
-        undecayed(network.teacher, "teacher.")
+        undecayed(network.teacher, "0.teacher.")
         if isinstance(network, Pair)
-        else undecayed(network.network, "network.")
+        else undecayed(network.network, "0.network.")
     )
-    optimizer = make_optimizer(network, settings, no_decay)
+    trained = nn.ModuleList([network] if distillation is None else [network, distillation])
+    optimizer = make_optimizer(trained, settings, no_decay)
     updates = trainer.estimated_stepping_batches
     if updates == float("inf"):
         return optimizer

@@ -1,0 +1,6 @@
+"""What a network computes on the way to its logits: where to look, and the hooks that look."""
+
+from gpd_cli.features.places import Places, Stage, find_places
+from gpd_cli.features.taps import Outputs, Taps
+
+__all__ = ["Outputs", "Places", "Stage", "Taps", "find_places"]

@@ -1,0 +1,39 @@
+"""Losses as pure functions of logits; every one is a mean over the batch."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with a target distribution.
+
+    ``(1 - smoothing) * H(targets, softmax(logits)) + smoothing * H(uniform, softmax(logits))``
+
+    Args:
+        logits: ``[B, C]``.
+        targets: probabilities, ``[B, C]``.
+        smoothing: weight of the uniform distribution, between 0 and 1.
+
+    Returns:
+        A scalar.
+    """
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+
+
+def gap_loss(student: Tensor, dynamic_teacher: Tensor, smoothing: float = 0.1) -> Tensor:
+    """What the student learns from the dynamic teacher: SCE of Guo et al. (2025), section 3.2.
+
+    Smoothed cross-entropy with the dynamic teacher's softmax at temperature 1. No gradient reaches
+    the dynamic teacher.
+
+    Args:
+        student: logits, ``[B, C]``.
+        dynamic_teacher: logits, ``[B, C]``.
+        smoothing: weight of the uniform distribution (0.1 in the authors' runs).
+
+    Returns:
+        A scalar.
+    """
+    return soft_cross_entropy(student, dynamic_teacher.detach().softmax(dim=1), smoothing)

@@ -1,0 +1,61 @@
+"""Methods by name and by class path."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from gpd_cli.errors import MethodError
+from gpd_cli.methods.base import Method
+from gpd_cli.methods.dkd import DKD
+from gpd_cli.methods.kd import KD
+
+METHODS: dict[str, type[Method]] = {
+    "dkd": DKD,
+    "kd": KD,
+}
+"""The methods by the name they have on the command line."""
+
+
+def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
+    """Make a static-teacher method.
+
+    Args:
+        name: a key of `METHODS`, or the class path of a `Method` of one's own (``mine.MyMethod``).
+        settings: arguments of its constructor, such as ``{"temperature": 4.0}``.
+
+    Raises:
+        MethodError: when the name or a setting is unknown, or a setting is of the wrong type.
+    """
+    cls = METHODS[name] if name in METHODS else _imported(name)
+    settings = dict(settings or {})
+    known = [p for p in inspect.signature(cls).parameters if p != "self"]
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        takes = f"it takes {', '.join(known)}" if known else "it takes none"
+        raise MethodError(f"Method '{name}' has no setting '{unknown[0]}'; {takes}.")
+    try:
+        return cls(**settings)
+    except (TypeError, ValueError) as error:
+        raise MethodError(f"Method '{name}' does not take these settings: {error}.") from error
+
+
+def _imported(path: str) -> type[Method]:
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise MethodError(
+            f"Unknown distillation method '{path}': choose one of {', '.join(sorted(METHODS))}, or "
+            "give the class path of your own (package.module.Class)."
+        )
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise MethodError(
+            f"The method {path} cannot be imported: {error}; its module has to be installed or on "
+            "PYTHONPATH."
+        ) from error
+    if not (inspect.isclass(cls) and issubclass(cls, Method)):
+        raise MethodError(f"{path} is no subclass of gpd_cli.methods.Method; make it one.")
+    return cls

@@ -1,0 +1,168 @@
+"""What student and dynamic teacher learn from frozen networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.errors import MethodError
+from gpd_cli.expansion import Pair
+from gpd_cli.features import Outputs, Places, Taps, find_places
+from gpd_cli.methods import Batch, Method, make_method
+from gpd_cli.training.networks import Alone
+from gpd_cli.training.static_teacher import StaticTeacher
+
+_CAUGHT = {"stages", "embedding"}
+
+
+class Distillation(nn.Module):
+    """A method for each pair of a trained network and a static teacher, and the hooks they need.
+
+    The loss of a trained network is the mean over the static teachers: with teacher assistants
+    among them this is densely guided distillation (Son et al., ICCV 2021).
+
+    Args:
+        network: what is trained; hooks are put into it where the method needs features.
+        teachers: the static teachers, one or more.
+        method: name or class path, see `make_method`.
+        settings: of the method.
+        shape: of the images, ``(C, H, W)``.
+        stages: modules whose outputs are the student's stages; by default found.
+        teacher_stages: likewise for the static teachers.
+        weight: of the terms.
+
+    Raises:
+        MethodError: when the method is unknown or does not suit the networks.
+    """
+
+    def __init__(
+        self,
+        network: Pair | Alone,
+        teachers: Sequence[StaticTeacher],
+        *,
+        method: str,
+        settings: Mapping[str, Any] | None,
+        shape: tuple[int, int, int],
+        stages: Sequence[str] | None = None,
+        teacher_stages: Sequence[str] | None = None,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self._weight = weight
+        self.teachers = list(teachers)
+        kind = make_method(method, settings)
+        self.needs, self._one_label, self._name = kind.needs, kind.one_label, type(kind).__name__
+        self._num_images = getattr(kind, "num_images", None)
+        trained = _trained(network)
+        # The student's own module has its weights for the time of a run only.
+        places = {"student": self._places(network.extract(), shape, stages)}
+        if isinstance(network, Pair):
+            places["teacher"] = self._places(network.teacher, shape, None, places["student"])
+        theirs = [self._places(t.network, shape, teacher_stages) for t in self.teachers]
+        self.methods = nn.ModuleDict()
+        for name in trained:
+            made = [make_method(method, settings) for _ in theirs]
+            for one, there in zip(made, theirs, strict=True):
+                one.build(places[name], there)
+            self.methods[name] = nn.ModuleList(made)
+        self._taps = {name: Taps(module, places[name]) for name, module in trained.items()}
+        self._teacher_taps = [
+            Taps(t.network, p) for t, p in zip(self.teachers, theirs, strict=True)
+        ]
+
+    def forward(
+        self, logits: Mapping[str, Tensor], images: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        """The weighted terms, ``student_static`` and ``teacher_static``.
+
+        Args:
+            logits: of the trained networks, right after they ran on the images.
+            images: ``[B, C, H, W]``.
+            batch: labels, and indices if the method needs them.
+        """
+        if self._one_label and batch.labels.ndim > 1:
+            raise MethodError(
+                f"{self._name} needs one class per image; turn mixing off (--data.mixup 0 "
+                "--data.cutmix 0)."
+            )
+        ours = {name: _in_float32(self._taps[name].take(value)) for name, value in logits.items()}
+        theirs = [
+            _in_float32(taps.take(teacher(images)))
+            for teacher, taps in zip(self.teachers, self._teacher_taps, strict=True)
+        ]
+        terms = {}
+        for name, outputs in ours.items():
+            methods = self._methods(name)
+            losses = [m(outputs, t, batch) for m, t in zip(methods, theirs, strict=True)]
+            terms[f"{name}_static"] = self._weight * torch.stack(losses).mean()
+        return terms
+
+    def prepare(self, data: Any) -> None:
+        """Ask the data for what the method needs of it.
+
+        Args:
+            data: the data module.
+
+        Raises:
+            MethodError: when the data cannot give it, or has more images than the method was told.
+        """
+        if "indices" not in self.needs:
+            return
+        if not hasattr(data, "with_indices"):
+            raise MethodError(
+                f"{self._name} needs to know which image is which; train it on gpd's own data "
+                "module (ImageData), or on one with the attribute with_indices."
+            )
+        data.with_indices = True
+        if self._num_images is None or self._num_images < data.num_train:
+            raise MethodError(
+                f"{self._name} keeps a memory of every training image, and there are "
+                f"{data.num_train}; set --model.method_args '{{num_images: {data.num_train}}}'."
+            )
+
+    def _methods(self, name: str) -> list[Method]:
+        methods = self.methods[name]
+        assert isinstance(methods, nn.ModuleList)
+        return [m for m in methods if isinstance(m, Method)]
+
+    def _places(
+        self,
+        network: nn.Module,
+        shape: tuple[int, int, int],
+        names: Sequence[str] | None,
+        like: Places | None = None,
+    ) -> Places:
+        if not self.needs & _CAUGHT:
+            return Places()
+        found = find_places(network, shape, names=names, like=like)
+        if "stages" not in self.needs:
+            found = replace(found, stages=())
+        if "embedding" not in self.needs:
+            found = replace(found, classifier=None)
+        return found
+
+
+def _trained(network: Pair | Alone) -> dict[str, nn.Module]:
+    """The modules that run, by the names of their terms."""
+    if isinstance(network, Pair):
+        return {"student": network.narrow, "teacher": network.teacher}
+    return {"student": network.network}
+
+
+def _in_float32(outputs: Outputs) -> Outputs:
+    """Everything but feature maps in float32 at least: losses need more than half precision."""
+
+    def wide(value: Tensor | None) -> Tensor | None:
+        return value.float() if value is not None and value.element_size() < 4 else value
+
+    return replace(
+        outputs,
+        logits=outputs.logits.float() if outputs.logits.element_size() < 4 else outputs.logits,
+        embedding=wide(outputs.embedding),
+        weight=wide(outputs.weight),
+        bias=wide(outputs.bias),
+    )

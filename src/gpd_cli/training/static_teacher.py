@@ -1,0 +1,133 @@
+"""Frozen networks to distil from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.errors import ModelError
+from gpd_cli.models import ModelSpec, count_classes, input_shape
+
+
+class StaticTeacher:
+    """A frozen network, always in eval mode.
+
+    It is no module on purpose: so it stays out of checkpoints, weight averages, optimizers and
+    what DDP broadcasts, and nobody can put it into train mode.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The teacher's logits, ``[B, C]``, without gradient."""
+        weight = next(self.network.parameters())
+        if weight.device != images.device or weight.dtype != images.dtype:
+            self.network.to(images.device, images.dtype)
+        with torch.no_grad():
+            return cast(Tensor, self.network(images))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StaticTeacher:
+        # Lightning's weight averaging copies the module that holds it.
+        return self
+
+
+def load_static_teacher(
+    name: str | None,
+    weights: str | Path | None,
+    model_args: dict[str, Any] | None,
+    classes: int,
+    channels: int,
+) -> StaticTeacher | None:
+    """Load a static teacher and check that it tells the student's classes apart.
+
+    Args:
+        name: the network; None for no static teacher.
+        weights: its state dict.
+        model_args: further arguments of its constructor.
+        classes: the student's number of classes.
+        channels: of the student's images.
+
+    Raises:
+        ModelError: when it has other classes or channels, or one of network and weights is missing.
+        WeightsError: when the weights cannot be read or do not fit.
+    """
+    if name is None:
+        if weights is not None:
+            raise ModelError(
+                "--model.static_teacher_weights needs the network they are for: add "
+                "--model.static_teacher NAME."
+            )
+        return None
+    if weights is None:
+        raise ModelError(
+            f"The static teacher {name} has to be a trained one: add "
+            "--model.static_teacher_weights FILE."
+        )
+    network = ModelSpec(name, classes, model_args or {}).build(weights)
+    shape = input_shape(network, name, model_args or {})
+    found = count_classes(network, shape)
+    if shape[0] != channels:
+        raise ModelError(
+            f"The static teacher {name} takes images of {shape[0]} channels but the student of "
+            f"{channels}; give a static teacher for the same images."
+        )
+    if found != classes:
+        raise ModelError(
+            f"The static teacher {name} has {found} classes but the student has {classes}; give "
+            "a static teacher trained on the same classes."
+        )
+    return StaticTeacher(network)
+
+
+def load_static_teachers(
+    name: str | None,
+    weights: str | Path | None,
+    model_args: dict[str, Any] | None,
+    assistants: Sequence[Mapping[str, Any]] | None,
+    classes: int,
+    channels: int,
+) -> list[StaticTeacher]:
+    """Load a static teacher and the assistants beside it.
+
+    Args:
+        name: see `load_static_teacher`.
+        weights: see there.
+        model_args: see there.
+        assistants: further frozen networks, each with ``name``, ``weights`` and, if it needs any,
+            ``args``.
+        classes: the student's number of classes.
+        channels: of the student's images.
+
+    Returns:
+        The static teacher first; nothing at all without one.
+
+    Raises:
+        ModelError: when one does not suit the student, or an assistant is not described so.
+        WeightsError: when weights cannot be read or do not fit.
+    """
+    first = load_static_teacher(name, weights, model_args, classes, channels)
+    if first is None:
+        if assistants:
+            raise ModelError(
+                "Teacher assistants stand between a static teacher and the student: add "
+                "--model.static_teacher NAME."
+            )
+        return []
+    teachers = [first]
+    for assistant in assistants or ():
+        if not {"name", "weights"} <= assistant.keys() <= {"name", "weights", "args"}:
+            raise ModelError(
+                "A teacher assistant is described by name, weights and, if need be, args, not by "
+                f"{', '.join(map(str, assistant)) or 'nothing'}."
+            )
+        found = load_static_teacher(
+            assistant["name"], assistant["weights"], assistant.get("args"), classes, channels
+        )
+        assert found is not None
+        teachers.append(found)
+    return teachers
