@@ -21,6 +21,7 @@ from gpd_cli.checkpoint import read_run
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.data import ImageData
 from gpd_cli.errors import GpdError
+from gpd_cli.loggers import csv_logger, with_csv
 from gpd_cli.trainer import GpdTrainer
 from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.module import GapPreservingDistillation
@@ -58,7 +59,7 @@ class GpdCLI(LightningCLI):
             GapPreservingDistillation,
             ImageData,
             trainer_class=GpdTrainer,
-            trainer_defaults=_trainer_defaults(self._command),
+            trainer_defaults=_trainer_defaults(self._command, arguments),
             seed_everything_default=0,
             save_config_callback=SaveConfig if self._command == "fit" else None,
             save_config_kwargs={"overwrite": True},
@@ -107,7 +108,10 @@ class GpdCLI(LightningCLI):
         """Nothing: a checkpoint's settings never override what the user asked for."""
 
     def before_instantiate_classes(self) -> None:
-        """A run that is resumed takes its weights from the checkpoint, not from the first file.
+        """Last changes to what the user asked for.
+
+        A run that is resumed takes its weights from the checkpoint, not from the first file; a run
+        that logs elsewhere has its CSV file nevertheless.
 
         Raises:
             ArgumentError: when there is nowhere to write an expansion.
@@ -115,8 +119,11 @@ class GpdCLI(LightningCLI):
         config = self.config.get(self.subcommand)
         if self.subcommand == "expand" and not (config.output or config.dry_run):
             raise ArgumentError(None, "add --output FILE.safetensors, or --dry_run to plan only")
-        if self.subcommand == "fit" and config.get("ckpt_path"):
+        if self.subcommand != "fit":
+            return
+        if config.get("ckpt_path"):
             config.model.student_weights = None
+        config.trainer.logger = with_csv(config.trainer.logger, self.trainer_defaults["logger"])
 
     def _set_seed(self) -> None:
         if self.subcommand != "extract":  # which draws nothing
@@ -152,15 +159,12 @@ def _with_values(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _trainer_defaults(command: str) -> dict[str, Any]:
+def _trainer_defaults(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     watched = sys.stdout.isatty()
     if command != "fit":
         return {"logger": False, "enable_model_summary": False, "enable_progress_bar": watched}
     return {
-        "logger": {
-            "class_path": "lightning.pytorch.loggers.CSVLogger",
-            "init_args": {"save_dir": "runs", "name": "gpd"},
-        },
+        "logger": csv_logger(arguments),
         "callbacks": default_callbacks(watched),
         "enable_model_summary": False,
         # Where nobody watches, a line per epoch instead (see `default_callbacks`).
@@ -208,7 +212,7 @@ def _sentence(error: BaseException) -> str:
     mendable = _mendable(error)
     if mendable is not None:
         return " ".join(str(mendable).split())
-    if isinstance(error, MisconfigurationException | OSError | ValueError):
+    if isinstance(error, ImportError | MisconfigurationException | OSError | ValueError):
         return " ".join(str(error).split())
     return (
         f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (not foreseen; "

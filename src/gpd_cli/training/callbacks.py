@@ -9,17 +9,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
 from gpd_cli.training.plot import plot_gap
+from gpd_cli.training.telemetry import Telemetry
 
 _SHOWN = ("student_top1", "teacher_top1", "gap")
 
 
 def default_callbacks(watched: bool) -> list[Callback]:
-    """Checkpoints, gap plot and display.
+    """Checkpoints, gap plot, telemetry and display.
 
     Args:
         watched: whether a person looks at the terminal, and wants a live bar.
     """
-    return [Best(), Last(), GapHistory(), GapProgressBar() if watched else EpochLines()]
+    display = GapProgressBar() if watched else EpochLines()
+    return [Best(), Last(), GapHistory(), Telemetry(), display]
 
 
 class Best(ModelCheckpoint):

@@ -1,0 +1,79 @@
+"""What a run logs about itself: learning rate, gradient norm, throughput and memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+_GIB = 2**30
+
+
+class Telemetry(Callback):
+    """Log these at every ``log_every_n_steps``-th step, to whatever loggers the run has.
+
+    ``lr``: of the first parameter group. ``grad_norm``: of all gradients, before clipping.
+    ``images_per_second``: of all processes together, since it was last logged.
+    ``memory_gib``: the most the process has held so far, on the accelerator if there is one.
+    """
+
+    def __init__(self) -> None:
+        self._images, self._since = 0, 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from zero: validation and checkpoints are no part of a step."""
+        self._images, self._since = 0, time.perf_counter()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Log learning rate and gradient norm."""
+        if not _is_logged(trainer):
+            return
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        values = {"lr": optimizer.param_groups[0]["lr"], "grad_norm": get_total_norm(gradients)}
+        pl_module.log_dict(values, on_step=True, on_epoch=False)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log throughput and memory."""
+        self._images += len(batch[0])
+        # The step has been counted by now, unless gradients are still being accumulated.
+        if trainer.global_step % _interval(trainer):
+            return
+        now = time.perf_counter()
+        values = {
+            "images_per_second": self._images * trainer.world_size / (now - self._since),
+            "memory_gib": _memory(pl_module.device) / _GIB,
+        }
+        pl_module.log_dict(values, on_step=True, on_epoch=False)
+        self._images, self._since = 0, now
+
+
+def _is_logged(trainer: Trainer) -> bool:
+    """Whether the loggers hear of the step that is under way."""
+    return (trainer.global_step + 1) % _interval(trainer) == 0
+
+
+def _interval(trainer: Trainer) -> int:
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined] # set by its connector
+
+
+def _memory(device: torch.device) -> int:
+    """The most memory held so far, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
