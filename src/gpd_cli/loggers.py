@@ -16,7 +16,7 @@ _PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlow
 
 
 def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
-    """The logger every run has: ``runs/NAME/version_N``, NAME being that of its configuration.
+    """The logger every run has: ``runs/NAME/version_N``, NAME being that of its configurations.
 
     Args:
         arguments: the command line.
@@ -26,7 +26,7 @@ def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
         for after, following in zip(arguments, [*arguments[1:], ""], strict=True)
         if after.partition("=")[0] in ("-c", "--config")
     ]
-    name = Path(files[-1]).stem if files and files[-1] else "gpd"
+    name = "_".join(Path(file).stem for file in files if file) or "gpd"
     return {"class_path": _CSV, "init_args": {"save_dir": "runs", "name": name}}
 
 

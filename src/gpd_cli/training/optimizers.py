@@ -33,6 +33,7 @@ class OptimizerSettings:
         warmup_epochs: epochs of linear warm-up, fractions allowed.
         warmup_lr: learning rate that the warm-up starts from.
         min_lr: learning rate that the schedule ends at.
+        cooldown_epochs: epochs at the end, of the run's length, after the schedule has ended.
         sched_args: further arguments of the schedule, such as decay_milestones and decay_rate.
     """
 
@@ -46,6 +47,7 @@ class OptimizerSettings:
     warmup_epochs: float = 0.0
     warmup_lr: float = 1e-5
     min_lr: float = 0.0
+    cooldown_epochs: int = 0
     sched_args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -100,7 +102,7 @@ def make_scheduler(
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=settings.sched,
-            num_epochs=epochs,
+            num_epochs=max(1, epochs - settings.cooldown_epochs),
             # timm multiplies by the updates again, and takes fractions in spite of its types.
             warmup_epochs=warmup_updates / updates_per_epoch,  # type: ignore[arg-type]
             warmup_lr=settings.warmup_lr,
