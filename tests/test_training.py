@@ -328,7 +328,7 @@ def distiller(weights: Path, method: str, **options: Any) -> GapPreservingDistil
         static_teacher="resnet18",
         static_teacher_args=TINY,
         static_teacher_weights=str(weights),
-        method=method,  # type: ignore[arg-type]
+        method=method,
         **options,
     )
 

@@ -1,0 +1,227 @@
+"""How methods meet the networks of a run: features, widths, assistants, labels."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.errors import MethodError, ModelError
+from gpd_cli.features import Outputs, Places
+from gpd_cli.files import save_tensors
+from gpd_cli.methods import Batch, Method
+from gpd_cli.methods.kd import kd_loss
+from gpd_cli.training.module import GapPreservingDistillation
+
+STUDENT = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+TEACHER = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [6, 6, 12, 12]}
+IMAGES, CLASSES = 4, 10
+
+
+class Hints(Method):
+    """A method of a user's own, with trained parts and everything it can ask for."""
+
+    needs = frozenset({"stages", "embedding"})
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def build(self, network: Places, teacher: Places) -> None:
+        self.same_stages(network, teacher)
+        pairs = zip(network.stages, teacher.stages, strict=True)
+        self.fit = nn.ModuleList(nn.Conv2d(a.channels, b.channels, 1) for a, b in pairs)
+        self.project = nn.Linear(network.embedding, teacher.embedding)
+
+    def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        assert network.embedding is not None and teacher.embedding is not None
+        assert network.weight is not None
+        assert network.weight.shape == (CLASSES, network.embedding.shape[1])
+        loss = (self.project(network.embedding) - teacher.embedding).square().mean()
+        for fit, ours, theirs in zip(self.fit, network.stages, teacher.stages, strict=True):
+            loss = loss + (fit(ours) - theirs).square().mean()
+        return self.scale * loss
+
+
+class OneLabel(Method):
+    one_label = True
+
+    def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return network.logits.sum()
+
+
+def static_weights(folder: Path, seed: int = 0, **args: Any) -> Path:
+    torch.manual_seed(seed)
+    network = timm.create_model("resnet18", num_classes=CLASSES, **{**TEACHER, **args})
+    path = folder / f"teacher{seed}.safetensors"
+    save_tensors(path, network.state_dict())
+    return path
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., GapPreservingDistillation]:
+    path = static_weights(tmp_path)
+
+    def module(**options: Any) -> GapPreservingDistillation:
+        torch.manual_seed(0)
+        settings = {
+            "student": "resnet18",
+            "student_args": STUDENT,
+            "num_classes": CLASSES,
+            "branches": 1,
+            "static_teacher": "resnet18",
+            "static_teacher_args": TEACHER,
+            "static_teacher_weights": str(path),
+        }
+        return GapPreservingDistillation(**{**settings, **options})
+
+    return module
+
+
+def run(
+    module: GapPreservingDistillation, labels: Tensor | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The logits and the static terms for a batch."""
+    torch.manual_seed(1)
+    images = torch.randn(IMAGES, 1, 32, 32)
+    student, teacher = module(images)
+    logits = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+    assert module.distillation is not None
+    batch = Batch(torch.arange(IMAGES) if labels is None else labels)
+    return logits, module.distillation(logits, images, batch)
+
+
+@pytest.mark.parametrize("ratio", [1, 2])
+def test_own_method_by_class_path(
+    make: Callable[..., GapPreservingDistillation], ratio: int
+) -> None:
+    path = "test_distillation.Hints"
+    module = make(method=path, ratio=ratio, method_args={"scale": 2.0}, static_weight=0.5).train()
+    _, terms = run(module)
+    assert list(terms) == ["student_static", "teacher_static"][:ratio]
+    assert module.distillation is not None
+    sum(terms.values(), torch.zeros(())).backward()
+    for name, parameter in module.named_parameters():
+        # Every trained part takes part, and so does what lies before the last features.
+        if name.startswith("distillation.") or name.split(".")[2] == "conv1":
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    once = make(method=path, ratio=ratio).train()
+    _, plain = run(once)
+    assert terms["student_static"].item() == pytest.approx(plain["student_static"].item())
+
+
+def test_dynamic_teacher_has_trained_parts_of_its_own_width(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    module = make(method="test_distillation.Hints", ratio=2)
+    widths = {
+        name: parameter.shape[1]
+        for name, parameter in module.named_parameters()
+        if name.endswith("project.weight")
+    }
+    assert widths == {
+        "distillation.methods.student.0.project.weight": 8,
+        "distillation.methods.teacher.0.project.weight": 16,
+    }
+
+
+def test_stages_can_be_named(make: Callable[..., GapPreservingDistillation]) -> None:
+    module = make(
+        method="test_distillation.Hints",
+        stages=["layer1", "layer4"],
+        static_teacher_stages=["layer2", "layer4"],
+    )
+    with pytest.raises(RuntimeError):  # maps of different size: this method compares none
+        run(module)
+    with pytest.raises(MethodError, match="layer9"):
+        make(method="test_distillation.Hints", stages=["layer9"])
+    with pytest.raises(MethodError, match=r"--model\.stages"):
+        make(method="test_distillation.Hints", stages=["layer1"])
+
+
+def test_static_term_is_the_mean_over_teacher_and_assistants(
+    make: Callable[..., GapPreservingDistillation], tmp_path: Path
+) -> None:
+    second = static_weights(tmp_path, 1, channels=[8, 8, 8, 8])
+    args = {**TEACHER, "channels": [8, 8, 8, 8]}
+    assistant = {"name": "resnet18", "weights": str(second), "args": args}
+    module = make(ratio=1, assistants=[assistant])
+    logits, terms = run(module)
+    assert module.distillation is not None
+    torch.manual_seed(1)
+    images = torch.randn(IMAGES, 1, 32, 32)
+    losses = [kd_loss(logits["student"], t(images)) for t in module.distillation.teachers]
+    assert len(losses) == 2
+    assert losses[0] != losses[1]
+    assert terms["student_static"].item() == pytest.approx(float(sum(losses) / 2))
+
+
+@pytest.mark.parametrize(
+    ("assistants", "naming"), [([{"name": "resnet18"}], "weights"), ([{"wheels": 4}], "wheels")]
+)
+def test_assistants_that_are_not_described_are_refused(
+    make: Callable[..., GapPreservingDistillation], assistants: list[dict[str, Any]], naming: str
+) -> None:
+    with pytest.raises(ModelError, match=naming):
+        make(assistants=assistants)
+
+
+def test_assistants_need_a_teacher(make: Callable[..., GapPreservingDistillation]) -> None:
+    with pytest.raises(ModelError, match=r"--model\.static_teacher NAME"):
+        make(
+            static_teacher=None,
+            static_teacher_weights=None,
+            assistants=[{"name": "resnet18", "weights": "w.pth"}],
+        )
+
+
+def test_method_for_one_label_refuses_mixed_ones(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    module = make(method="test_distillation.OneLabel", ratio=1)
+    run(module)
+    with pytest.raises(MethodError, match=r"OneLabel.*--data\.mixup 0"):
+        run(module, torch.full((IMAGES, CLASSES), 1 / CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("method", "naming"),
+    [
+        ("nope", "choose one of"),
+        ("test_distillation.Nope", r"test_distillation\.Nope"),
+        ("no_such_module.Nope", "PYTHONPATH"),
+        ("torch.nn.Linear", "subclass"),
+    ],
+)
+def test_unknown_methods_are_refused(
+    make: Callable[..., GapPreservingDistillation], method: str, naming: str
+) -> None:
+    with pytest.raises(MethodError, match=naming):
+        make(method=method)
+
+
+def test_unknown_settings_are_refused(make: Callable[..., GapPreservingDistillation]) -> None:
+    with pytest.raises(MethodError, match=r"'warmth'.*temperature"):
+        make(method="kd", method_args={"warmth": 3})
+
+
+def test_half_precision_logits_reach_the_method_in_float32(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    seen = []
+
+    class Spy(Method):
+        def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+            seen.extend([network.logits.dtype, teacher.logits.dtype])
+            return network.logits.sum()
+
+    module = make(ratio=1)
+    assert module.distillation is not None
+    module.distillation.methods["student"] = nn.ModuleList([Spy()])
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, _ = run(module)
+    assert logits["student"].dtype == torch.bfloat16
+    assert seen == [torch.float32, torch.float32]
