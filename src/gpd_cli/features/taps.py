@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from gpd_cli.features.places import Places, first_tensor
+from gpd_cli.errors import MethodError
+from gpd_cli.features.places import Places
+from gpd_cli.features.running import first_tensor
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Outputs:
 class Taps:
     """Hooks on a network's stages and classifier; the network itself is not edited.
 
-    A copy of the network gets copies of the hooks that catch nothing.
+    A copy of the network, deep or pickled, gets hooks that catch nothing: it would otherwise hold
+    on to the features and graph of its last run.
 
     Args:
         network: what runs; hooks stay until `remove`.
@@ -54,7 +58,7 @@ class Taps:
 
     def __init__(self, network: nn.Module, places: Places) -> None:
         self._places = places
-        self._stages = [_Catch() for _ in places.stages]
+        self._stages = [_Catch(stage.overwritten) for stage in places.stages]
         self._handles = [
             network.get_submodule(stage.name).register_forward_hook(catch)
             for stage, catch in zip(places.stages, self._stages, strict=True)
@@ -69,34 +73,47 @@ class Taps:
 
         Args:
             logits: ``[B, C]``.
+
+        Raises:
+            MethodError: when a module did not run.
         """
-        stages = tuple(
-            stage.as_map(first_tensor(catch.take()))
-            for stage, catch in zip(self._places.stages, self._stages, strict=True)
-        )
-        return Outputs(logits, stages, *self._classifier.take())
+        maps = []
+        for stage, catch in zip(self._places.stages, self._stages, strict=True):
+            output = catch.take()
+            if output is None:
+                raise MethodError(
+                    f"Module '{stage.name}' did not run and gives no features; name one that runs "
+                    "in train and in eval mode."
+                )
+            maps.append(stage.as_map(output))
+        return Outputs(logits, tuple(maps), *self._classifier.take())
 
     def remove(self) -> None:
-        """Take the hooks away."""
+        """Take the hooks away and let go of what they caught."""
         for handle in self._handles:
             handle.remove()
+        for catch in self._stages:
+            catch.take()
+        self._classifier.take()
 
 
 class _Catch:
-    """A forward hook that keeps the output."""
+    """A forward hook that keeps the output, or a copy if the network overwrites it."""
 
-    def __init__(self) -> None:
-        self._value: Any = None
+    def __init__(self, copies: bool) -> None:
+        self._copies = copies
+        self._value: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._value = output
+        value = first_tensor(output)
+        self._value = value.clone() if self._copies and value is not None else value
 
-    def take(self) -> Any:
+    def take(self) -> Tensor | None:
         value, self._value = self._value, None
         return value
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Inert:
-        return _Inert()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Inert, ()
 
 
 class _CatchInput:
@@ -108,18 +125,26 @@ class _CatchInput:
     def __call__(self, module: nn.Module, args: Any) -> None:
         assert isinstance(module, nn.Linear)
         # Here and not later: the student's weights are put in place for the run only.
-        self._value = (args[0], module.weight, module.bias)
+        weight: Tensor = module.weight
+        bias: Tensor | None = module.bias
+        if not torch.is_grad_enabled():
+            # They have a gradient of their own, unlike what is computed with them.
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
+        self._value = (args[0], weight, bias)
 
     def take(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         value, self._value = self._value, (None, None, None)
         return value
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Inert:
-        return _Inert()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Inert, ()
 
 
 class _Inert:
     """What a copied hook becomes."""
 
     def __call__(self, *_: Any) -> None:
+        return None
+
+    def take(self) -> None:
         return None

@@ -8,13 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpd_cli.errors import MethodError
+from gpd_cli.methods.attention import AttentionTransfer
 from gpd_cli.methods.base import Method
+from gpd_cli.methods.catkd import CATKD
 from gpd_cli.methods.dkd import DKD
+from gpd_cli.methods.fitnets import FitNets
 from gpd_cli.methods.kd import KD
+from gpd_cli.methods.reviewkd import ReviewKD
 
 METHODS: dict[str, type[Method]] = {
+    "at": AttentionTransfer,
+    "catkd": CATKD,
     "dkd": DKD,
+    "fitnets": FitNets,
     "kd": KD,
+    "reviewkd": ReviewKD,
 }
 """The methods by the name they have on the command line."""
 

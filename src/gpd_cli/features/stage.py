@@ -1,0 +1,120 @@
+"""The end of a stage, and how the layout of its output is told from its shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+Form = Literal["map", "map_last", "tokens"]
+"""How a stage lays out its output: ``[B, C, H, W]``, ``[B, H, W, C]`` or ``[B, N, C]``."""
+
+_MOST_EXTRA_TOKENS = 8
+"""Class tokens, registers and the like, where the network does not say how many it has."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The end of a stage.
+
+    Args:
+        name: of the module whose output it is.
+        form: its layout.
+        channels: C, in the network that was looked at.
+        height: of the map, in positions.
+        width: of the map, in positions.
+        overwritten: whether the network changes the output in place later on, so that whoever
+            wants it as it was has to copy it.
+    """
+
+    name: str
+    form: Form
+    channels: int
+    height: int
+    width: int
+    overwritten: bool = False
+
+    @property
+    def positions(self) -> int:
+        """Of the map, H x W."""
+        return self.height * self.width
+
+    def as_map(self, output: Tensor) -> Tensor:
+        """An output of the stage as a map, ``[B, C, H, W]``; class tokens are left out."""
+        if self.form == "map":
+            return output
+        if self.form == "map_last":
+            return output.permute(0, 3, 1, 2)
+        rows = output[:, output.shape[1] - self.positions :]
+        return rows.transpose(1, 2).unflatten(2, (self.height, self.width))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What helps to tell maps and tokens from their shapes.
+
+    Args:
+        image: height and width of the images: maps have their aspect.
+        channels_last: whether the network says that its maps are ``[B, H, W, C]``.
+        extra_tokens: how many tokens it says stand before those of the patches; None without word.
+    """
+
+    image: tuple[int, int]
+    channels_last: bool = False
+    extra_tokens: int | None = None
+
+    @classmethod
+    def of(cls, network: nn.Module, image: tuple[int, int]) -> Layout:
+        """What a network (one of timm's, usually) says about itself."""
+        extra = getattr(network, "num_prefix_tokens", None)
+        return cls(
+            image,
+            getattr(network, "output_fmt", None) == "NHWC",
+            extra if isinstance(extra, int) else None,
+        )
+
+    def stage(self, name: str, shape: tuple[int, ...], form: Form | None = None) -> Stage | None:
+        """What an output of this shape is.
+
+        Args:
+            name: of the module.
+            shape: of its output.
+            form: its layout, if that is known.
+
+        Returns:
+            None if it is no feature map.
+        """
+        if len(shape) == 3:
+            grid = self._grid(shape[1])
+            return None if grid is None else Stage(name, "tokens", shape[2], *grid)
+        if len(shape) != 4:
+            return None
+        if form is None:
+            first, last = self._misfit(*shape[2:]), self._misfit(*shape[1:3])
+            if not self._fits(min(first, last)):
+                return None
+            form = "map_last" if last < first or (last == first and self.channels_last) else "map"
+        if form == "map_last":
+            return Stage(name, form, shape[3], shape[1], shape[2])
+        return Stage(name, form, *shape[1:])
+
+    def _misfit(self, height: int, width: int) -> int:
+        """How far the aspect of a map is from that of the images; 0 if it is the same."""
+        return abs(height * self.image[1] - width * self.image[0])
+
+    def _fits(self, misfit: int) -> bool:
+        # Strides round sides that are not their multiples, and differently so if they differ.
+        square = self.image[0] == self.image[1]
+        return misfit == 0 if square else misfit <= sum(self.image)
+
+    def _grid(self, tokens: int) -> tuple[int, int] | None:
+        """Height and width of the map that tokens are, once those in front are left out."""
+        said = [] if self.extra_tokens is None else [self.extra_tokens]
+        for extra in (*said, *range(_MOST_EXTRA_TOKENS + 1)):
+            patches = tokens - extra
+            sides = [h for h in range(1, patches + 1) if patches % h == 0]
+            grids = [(h, patches // h) for h in sides if self._fits(self._misfit(h, patches // h))]
+            if grids:
+                return min(grids, key=lambda grid: self._misfit(*grid))
+        return None
