@@ -225,3 +225,19 @@ def test_half_precision_logits_reach_the_method_in_float32(
         logits, _ = run(module)
     assert logits["student"].dtype == torch.bfloat16
     assert seen == [torch.float32, torch.float32]
+
+
+def test_static_weight_rises_over_the_warm_up(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    module = make(ratio=1, static_warmup_epochs=4)
+    assert module.distillation is not None
+    images, batch = torch.randn(IMAGES, 1, 32, 32), Batch(torch.arange(IMAGES))
+    logits, _ = module.eval()(images)
+    terms = [
+        module.distillation({"student": logits}, images, batch, epoch=epoch)["student_static"]
+        for epoch in (0, 1, 3, 9)
+    ]
+    expected = kd_loss(logits, module.distillation.teachers[0](images))
+    shares = [float(term / expected) for term in terms]
+    assert shares == pytest.approx([0.25, 0.5, 1.0, 1.0])

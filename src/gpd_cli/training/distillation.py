@@ -34,6 +34,7 @@ class Distillation(nn.Module):
         stages: modules whose outputs are the student's stages; by default found.
         teacher_stages: likewise for the static teachers.
         weight: of the terms.
+        warmup_epochs: epochs over which the weight rises, by an equal step in each.
 
     Raises:
         MethodError: when the method is unknown or does not suit the networks.
@@ -50,9 +51,10 @@ class Distillation(nn.Module):
         stages: Sequence[str] | None = None,
         teacher_stages: Sequence[str] | None = None,
         weight: float = 1.0,
+        warmup_epochs: int = 0,
     ) -> None:
         super().__init__()
-        self._weight = weight
+        self._weight, self._warmup = weight, warmup_epochs
         self.teachers = list(teachers)
         kind = make_method(method, settings)
         self.needs, self._one_label, self._name = kind.needs, kind.one_label, type(kind).__name__
@@ -75,7 +77,7 @@ class Distillation(nn.Module):
         ]
 
     def forward(
-        self, logits: Mapping[str, Tensor], images: Tensor, batch: Batch
+        self, logits: Mapping[str, Tensor], images: Tensor, batch: Batch, epoch: int = 0
     ) -> dict[str, Tensor]:
         """The weighted terms, ``student_static`` and ``teacher_static``.
 
@@ -83,6 +85,7 @@ class Distillation(nn.Module):
             logits: of the trained networks, right after they ran on the images.
             images: ``[B, C, H, W]``.
             batch: labels, and indices if the method needs them.
+            epoch: epochs that are done.
         """
         if self._one_label and batch.labels.ndim > 1:
             raise MethodError(
@@ -94,11 +97,12 @@ class Distillation(nn.Module):
             _in_float32(taps.take(teacher(images)))
             for teacher, taps in zip(self.teachers, self._teacher_taps, strict=True)
         ]
+        weight = self._weight * min(1.0, (epoch + 1) / max(1, self._warmup))
         terms = {}
         for name, outputs in ours.items():
             methods = self._methods(name)
             losses = [m(outputs, t, batch) for m, t in zip(methods, theirs, strict=True)]
-            terms[f"{name}_static"] = self._weight * torch.stack(losses).mean()
+            terms[f"{name}_static"] = weight * torch.stack(losses).mean()
         return terms
 
     def prepare(self, data: Any) -> None:

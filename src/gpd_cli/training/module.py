@@ -62,6 +62,8 @@ class GapPreservingDistillation(EvaluatedModule):
             default the ends of its stages.
         static_teacher_stages: likewise for the static teacher.
         static_weight: weight of the static teacher's terms.
+        static_warmup_epochs: epochs over which that weight rises evenly from epoch to epoch (20 is
+            usual for DKD and ReviewKD on CIFAR-100).
         ce_weight: weight of the labels' cross-entropy, for student and dynamic teacher.
         gap_weight: lambda, the weight of what the student learns from the dynamic teacher.
         gap_smoothing: share of the uniform distribution in the dynamic teacher's targets.
@@ -91,6 +93,7 @@ class GapPreservingDistillation(EvaluatedModule):
         stages: list[str] | None = None,
         static_teacher_stages: list[str] | None = None,
         static_weight: float = 1.0,
+        static_warmup_epochs: int = 0,
         ce_weight: float = 1.0,
         gap_weight: float = 3.0,
         gap_smoothing: float = 0.1,
@@ -140,6 +143,7 @@ class GapPreservingDistillation(EvaluatedModule):
                 stages=stages,
                 teacher_stages=static_teacher_stages,
                 weight=static_weight,
+                warmup_epochs=static_warmup_epochs,
             )
         self.objective = Objective(
             gap_weight=gap_weight,
@@ -197,7 +201,8 @@ class GapPreservingDistillation(EvaluatedModule):
             {"student": student} if teacher is None else {"student": student, "teacher": teacher}
         )
         if self.distillation is not None:
-            terms |= self.distillation(logits, images, Batch(labels, *indices))
+            known = Batch(labels, *indices)
+            terms |= self.distillation(logits, images, known, epoch=self.current_epoch)
         loss = torch.stack(list(terms.values())).sum()
         self._watch.note(loss.detach(), self.trainer.global_step)
         logits = {name: value.detach() for name, value in logits.items()}
