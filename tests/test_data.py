@@ -482,7 +482,7 @@ def streamed_data(monkeypatch, reader, **options):
     monkeypatch.setattr(opening, "find_spec", lambda module: module)
     dataset = IterableImageDataset(None, reader=reader)
     monkeypatch.setattr(opening, "create_dataset", lambda *args, **kwargs: dataset)
-    return ImageData("wds/name", root=".", batch_size=2, num_workers=0, **options)
+    return ImageData("tfds/name", root=".", batch_size=2, num_workers=0, **options)
 
 
 def test_streams_are_told_the_epoch(monkeypatch):
@@ -500,7 +500,7 @@ def test_streams_are_told_the_epoch(monkeypatch):
 
 
 def test_streams_name_no_classes_and_have_no_part_to_hold_out(monkeypatch):
-    with pytest.raises(DataError, match=r"wds/name.*--data\.classes"):
+    with pytest.raises(DataError, match=r"tfds/name.*--data\.classes"):
         streamed_data(monkeypatch, FakeReader()).setup("fit")
     with pytest.raises(DataError, match=r"streamed.*--data\.val_split"):
         streamed_data(monkeypatch, FakeReader(), classes=3, val_split=None).setup("fit")

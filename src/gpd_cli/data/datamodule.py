@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data import Mixup
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from gpd_cli.data.cached import Cache, check_cacheable
+from gpd_cli.data.feed import Batches, Feed, Part
+from gpd_cli.data.loaders import LoaderSettings
+from gpd_cli.data.mixing import Mixing
 from gpd_cli.data.opening import DataSpec, MissingSplitError
-from gpd_cli.data.sources import Indices, Source, hold_out
-from gpd_cli.data.transforms import Interpolation, Preprocessing
+from gpd_cli.data.samplers import Share
+from gpd_cli.data.sources import Source, hold_out
+from gpd_cli.data.transforms import Erasing, Interpolation, Preprocessing
 from gpd_cli.errors import DataError
 
 _WHERE_PRESENT = "validation"
-_Part = tuple[Source, Indices | None]  # some of a split's images, or all
 
 
 class ImageData(LightningDataModule):
@@ -34,13 +38,15 @@ class ImageData(LightningDataModule):
             tree root/SPLIT/CLASS/IMAGE), or any of timm's: torch/cifar10, torch/cifar100, hfds/NAME
             (Hugging Face), hfids/NAME (streamed), tfds/NAME, wds/NAME (WebDataset).
         root: the folder of the data set.
-        train_split: split to train on.
+        train_split: split to train on; for wds/ without _info.json the shards and the number of
+            images, as train-{0000..0145}.tar|1281167.
         val_split: split to validate on; where the data set has no split "validation", or with null,
             val_fraction of the training images is held out instead.
         test_split: split of the commands test and predict.
         val_fraction: share of the training images held out, of every class; 0 trains on all of
             them, without validation.
         classes: number of classes, for a data set that does not name them.
+        train_samples: number of training images, for a stream that does not state it.
         input_key: column of the images, where it is not the scheme's usual one.
         target_key: column of the labels, where it is not the scheme's usual one.
         download: download the data set to root if it is not there.
@@ -62,13 +68,30 @@ class ImageData(LightningDataModule):
         color_jitter: strength of random brightness, contrast and saturation (0.4 is common); timm
             leaves it out where auto_augment is set.
         auto_augment: policy of timm, such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or original.
-        re_prob: probability of random erasing, filled with noise.
+        re_prob: probability of random erasing.
+        re_mode: what fills an erased rectangle: noise (pixel), one random colour (rand), or the
+            mean colour (const).
+        re_count: most rectangles per image.
         mixup: strength (alpha) of mixup; with mixup or cutmix, training labels are soft.
         cutmix: strength (alpha) of CutMix; with both, each batch gets one of the two.
+        mixup_prob: share of the batches that are mixed.
+        switch_prob: share of the mixed batches that get CutMix, where both are on.
+        aug_repeats: repeated augmentation: each image that an epoch sees comes so many times,
+            augmented anew, and the epoch sees so many times fewer images (3 in DeiT); 0 for none.
+        cache: hold a small data set decoded, in memory or on the device that trains; pad-and-crop,
+            flip and normalization are then done there, by the batch, and nothing else is.
         batch_size: images per batch and process.
-        num_workers: processes that load images, per process (digits need none).
+        num_workers: processes that load images, per training process; by default this process's
+            share of the machine's cores, and at most 8 (digits need none).
+        prefetch_factor: batches that each of these holds ready.
+        persistent_workers: let these processes live on between epochs.
+        pin_memory: load into page-locked memory; by default where there is a GPU.
         seed: the choice of held-out images depends on this seed and on nothing else.
     """
+
+    # Whether training batches carry the numbers of their images, for methods that remember each
+    # image; to be set before the loaders are made.
+    with_indices: bool = False
 
     def __init__(
         self,
@@ -79,6 +102,7 @@ class ImageData(LightningDataModule):
         test_split: str = "test",
         val_fraction: float = 0.1,
         classes: int | None = None,
+        train_samples: int | None = None,
         input_key: str | None = None,
         target_key: str | None = None,
         download: bool = False,
@@ -96,41 +120,36 @@ class ImageData(LightningDataModule):
         color_jitter: float = 0.0,
         auto_augment: str | None = None,
         re_prob: float = 0.0,
+        re_mode: Erasing = "pixel",
+        re_count: int = 1,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        mixup_prob: float = 1.0,
+        switch_prob: float = 0.5,
+        aug_repeats: int = 0,
+        cache: Cache = "none",
         batch_size: int = 128,
-        num_workers: int = 4,
+        num_workers: int | None = None,
+        prefetch_factor: int = 2,
+        persistent_workers: bool = True,
+        pin_memory: bool | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # config.yaml has them; `ratio` is the model's
-        _check_ranges(val_fraction, batch_size, num_workers, mixing=mixup > 0 or cutmix > 0)
-        self.spec = DataSpec(
-            dataset=dataset,
-            root=root,
-            input_key=input_key,
-            target_key=target_key,
-            classes=classes,
-            download=download,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
-        self.preprocessing = Preprocessing(
-            image_size=image_size,
-            in_chans=in_chans or self.spec.in_chans,
-            mean=tuple(mean) if mean else None,
-            std=tuple(std) if std else None,
-            interpolation=interpolation,
-            crop_pct=crop_pct,
-            no_aug=no_aug,
-            scale=scale,
-            ratio=ratio,
-            crop_padding=crop_padding,
-            hflip=hflip,
-            color_jitter=color_jitter,
-            auto_augment=auto_augment,
-            re_prob=re_prob,
-        )
+        given = dict(self.hparams)
+        if not 0 <= val_fraction < 1:
+            raise DataError(f"--data.val_fraction must be in [0, 1), not {val_fraction}.")
+        self.mixing = Mixing(**_fields(Mixing, given))
+        self.settings = LoaderSettings(**_fields(LoaderSettings, given))
+        self.spec = DataSpec(**_fields(DataSpec, given))
+        given["in_chans"] = in_chans or self.spec.in_chans
+        given |= {"mean": tuple(mean) if mean else None, "std": tuple(std) if std else None}
+        self.preprocessing = Preprocessing(**_fields(Preprocessing, given))
+        if cache != "none":
+            check_cacheable(self.spec, self.preprocessing)
+        if aug_repeats < 0 or (aug_repeats and self.spec.is_streamed):
+            raise DataError("--data.aug_repeats must be 0 for streams, and is never negative.")
 
     @property
     def class_names(self) -> list[str]:
@@ -147,6 +166,15 @@ class ImageData(LightningDataModule):
         """Channels, height and width of an image as the network sees it."""
         size = self.preprocessing.image_size
         return self.preprocessing.in_chans, size, size
+
+    @property
+    def num_train(self) -> int:
+        """The number of images that are trained on, over all processes.
+
+        Raises:
+            DataError: for a streamed data set.
+        """
+        return self._fit_parts[0].count
 
     def prepare_data(self) -> None:
         """Download, once per machine."""
@@ -168,88 +196,76 @@ class ImageData(LightningDataModule):
         """
         _ = self._fit_parts if stage in ("fit", "validate") else self._test
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of images ``[B, C, H, W]`` and class numbers ``[B]``, shuffled."""
-        part, _ = self._fit_parts
-        images = self._images(part, training=True)
-        if self._train.streamed:
-            return self._loader(images, drop_last=True)
-        shards = getattr(self.trainer, "distributed_sampler_kwargs", None)
-        # In one process too: its order is a function of seed and epoch, drawn from no global state.
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            images,
-            **(shards or {"num_replicas": 1, "rank": 0}),
-            seed=torch.initial_seed() % 2**32,
-        )
-        batch = self.hparams["batch_size"]
-        if len(sampler) < batch and self._mixing:
-            raise DataError(
-                f"There are {len(sampler)} training images per process, fewer than a batch, and "
-                "mixing needs full batches; lower --data.batch_size."
-            )
-        return self._loader(images, sampler=sampler, drop_last=len(sampler) >= batch)
+    def train_dataloader(self) -> Batches:
+        """Batches of images ``[B, C, H, W]`` and class numbers ``[B]``, shuffled.
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        With `with_indices` they end with the number of each image, ``[B]``, from 0 to `num_train`
+        - 1.
+
+        Raises:
+            DataError: when a batch is to be mixed, or to carry indices, and cannot.
+        """
+        feed, repeats = self._feed, self.hparams["aug_repeats"]
+        return feed.training(self._fit_parts[0], repeats, self.mixing.active, self.with_indices)
+
+    def val_dataloader(self) -> Batches | list[Any]:
         """Validation batches in fixed order; none at all when nothing is held out."""
         _, part = self._fit_parts
-        return [] if part is None else self._fixed_loader(part)
+        return [] if part is None else self._feed.evaluation(part)
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> Batches:
         """Test batches in fixed order."""
-        return self._fixed_loader(self._test)
+        # Scored once: nothing is gained by a cache.
+        return replace(self._feed, cache="none").evaluation(self._test)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    def predict_dataloader(self) -> Batches:
         """Test batches, to write predictions for."""
         return self.test_dataloader()
 
     def on_after_batch_transfer(
-        self, batch: tuple[Tensor, Tensor], dataloader_idx: int
-    ) -> tuple[Tensor, Tensor]:
+        self, batch: Sequence[Tensor], dataloader_idx: int
+    ) -> Sequence[Tensor]:
         """Mix training images and labels; soft labels are ``[B, num_classes]``."""
-        if self._mixing and self.trainer is not None and self.trainer.training:
-            batch = self._mix(*batch)
+        if self.mixing.active and self.trainer is not None and self.trainer.training:
+            images, labels, *indices = batch
+            batch = (*self._mix(images, labels), *indices)
         return batch
-
-    @property
-    def _mixing(self) -> bool:
-        return bool(self.hparams["mixup"] > 0 or self.hparams["cutmix"] > 0)
 
     @cached_property
     def _mix(self) -> Mixup:
-        return Mixup(
-            mixup_alpha=self.hparams["mixup"],
-            cutmix_alpha=self.hparams["cutmix"],
-            # Smoothing is the loss's, and the same there.
-            label_smoothing=0.0,
-            num_classes=self.num_classes,
-        )
+        return self.mixing.build(self.num_classes)
+
+    @property
+    def _feed(self) -> Feed:
+        share = Share.of(self.trainer)
+        return Feed(self.settings, self.preprocessing, share, self.hparams["cache"])
 
     @cached_property
     def _train(self) -> Source:
         return self._open(self.hparams["train_split"], training=True)
 
     @cached_property
-    def _test(self) -> _Part:
-        return self._checked(self.hparams["test_split"]), None
+    def _test(self) -> Part:
+        return Part(self._checked(self.hparams["test_split"]))
 
     @cached_property
-    def _fit_parts(self) -> tuple[_Part, _Part | None]:
+    def _fit_parts(self) -> tuple[Part, Part | None]:
         """What to train on and what to validate on."""
         split, fraction = self.hparams["val_split"], self.hparams["val_fraction"]
         if split is not None:
             try:
-                return (self._train, None), (self._checked(split), None)
+                return Part(self._train), Part(self._checked(split))
             except MissingSplitError:
                 if split != _WHERE_PRESENT:
                     raise
         if fraction == 0:
-            return (self._train, None), None
+            return Part(self._train), None
         kept, held_out = hold_out(self._train.labels(), fraction, self.hparams["seed"])
         rank_zero_info(
             f"{len(held_out)} of the {len(kept) + len(held_out)} training images are held out for "
             "validation."
         )
-        return (self._train, kept), (self._train, held_out)
+        return Part(self._train, kept), Part(self._train, held_out)
 
     def _open(self, split: str, training: bool = False) -> Source:
         return self.spec.open(split, mode=self.preprocessing.mode, training=training)
@@ -266,34 +282,7 @@ class ImageData(LightningDataModule):
             f"{len(trained)}, and '{example}' is in one of them only; give both the same classes."
         )
 
-    def _images(self, part: _Part, training: bool = False) -> Dataset[Any]:
-        source, indices = part
-        return source.images(self.preprocessing, training, indices)
 
-    def _fixed_loader(self, part: _Part) -> DataLoader[Any]:
-        # With a generator of its own, evaluation leaves the global random state as it is.
-        return self._loader(self._images(part), generator=torch.Generator())
-
-    def _loader(self, images: Dataset[Any], **options: Any) -> DataLoader[Any]:
-        # Digits are in memory; processes would only cost time.
-        workers = 0 if self.spec.is_digits else self.hparams["num_workers"]
-        strategy = getattr(self.trainer, "strategy", None)
-        return DataLoader(
-            images,
-            batch_size=self.hparams["batch_size"],
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=strategy is not None and strategy.root_device.type == "cuda",
-            **options,
-        )
-
-
-def _check_ranges(val_fraction: float, batch_size: int, num_workers: int, mixing: bool) -> None:
-    if not 0 <= val_fraction < 1:
-        raise DataError(f"--data.val_fraction must be in [0, 1), not {val_fraction}.")
-    if batch_size < 1 or num_workers < 0:
-        raise DataError("--data.batch_size must be positive and --data.num_workers not negative.")
-    if mixing and batch_size % 2:
-        raise DataError(
-            f"Mixup and CutMix mix images in pairs; make --data.batch_size even, not {batch_size}."
-        )
+def _fields(settings: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that a class of settings has."""
+    return {field.name: given[field.name] for field in fields(settings)}

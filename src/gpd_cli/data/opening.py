@@ -13,7 +13,8 @@ import torch
 from timm.data import create_dataset
 
 from gpd_cli.data.digits import SPLITS
-from gpd_cli.data.sources import DigitSource, FileSource, Source, StreamSource
+from gpd_cli.data.sources import DigitSource, FileSource, Source
+from gpd_cli.data.streams import StreamSource
 from gpd_cli.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -50,7 +51,7 @@ class DataSpec:
         classes: number of classes, of a data set that does not name them.
         download: whether it may be downloaded.
         batch_size: for streams.
-        num_workers: for streams.
+        train_samples: number of training images, of a stream that does not state it.
 
     Raises:
         DataError: when the data set is unknown, needs a root, or a package that is not installed.
@@ -63,7 +64,7 @@ class DataSpec:
     classes: int | None = None
     download: bool = False
     batch_size: int = 1
-    num_workers: int = 0
+    train_samples: int | None = None
 
     def __post_init__(self) -> None:
         if self.is_digits:
@@ -103,6 +104,11 @@ class DataSpec:
     def is_folder(self) -> bool:
         """Whether this is a tree of image folders."""
         return self.dataset in ("", "folder")
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the data set is read in order only."""
+        return self.scheme in _STREAMED
 
     @property
     def scheme(self) -> str:
@@ -183,6 +189,10 @@ class DataSpec:
         options: dict[str, Any] = {}
         if self.scheme != "torch":
             options = {"input_key": self.input_key, "target_key": self.target_key}
+        if self.is_streamed:
+            # Evaluation reads to the end, but one of the readers insists on a number.
+            uncounted = 1 if self.scheme == "hfids" else None
+            options["num_samples"] = self.train_samples if training else uncounted
         try:
             # torchvision prints whenever it looks at a download.
             with contextlib.redirect_stdout(io.StringIO()):
@@ -198,8 +208,16 @@ class DataSpec:
                     input_img_mode=mode,
                     **options,
                 )
+            if self.scheme == "hfids" and not self.download:
+                # The reader itself would look for the split no sooner than in a worker.
+                dataset.reader.builder.as_streaming_dataset(split=split)
         except Exception as error:  # each library has errors of its own
             reason = " ".join(str(error).split())[:300].rstrip(".")
+            if "num_samples" in reason:
+                raise DataError(
+                    f"'{self.dataset}' does not say how many training images it has; set "
+                    "--data.train_samples to their number."
+                ) from error
             if "split" in reason.lower():
                 raise MissingSplitError(
                     f"Data set '{self.dataset}' has no split '{split}': {reason}."
@@ -210,11 +228,24 @@ class DataSpec:
             raise DataError(
                 f"Data set '{self.dataset}' cannot be opened ({reason}); {remedy}."
             ) from error
-        if self.scheme in _STREAMED:
-            return StreamSource(dataset, self.num_workers)
+        if self.is_streamed:
+            shards = self._shards(dataset.reader) if self.scheme == "wds" else None
+            return StreamSource(dataset, training, shards)
         if self.scheme == "hfds":
             self._check_columns(dataset.reader)
         return FileSource(dataset)
+
+    def _shards(self, reader: Any) -> tuple[str, ...]:
+        """The file names of WebDataset shards; a missing one would be passed over."""
+        names = tuple(reader.split_info.filenames)
+        for name in names:
+            path = Path(str(self.root)) / name
+            if not (_is_remote(str(self.root)) or _is_remote(name) or path.is_file()):
+                raise DataError(
+                    f"The shard '{path}' is not there; check --data.root and the file names of the "
+                    "split."
+                )
+        return names
 
     def _check_columns(self, reader: Any) -> None:
         # A missing image column has been added by now, without values.
@@ -236,6 +267,11 @@ class DataSpec:
             f"{name} has no split '{split}'; name another with {remedy} (there is: "
             f"{', '.join(found) or 'none'})."
         )
+
+
+def _is_remote(place: str) -> bool:
+    """Whether this is an address or a command to read from, rather than a path."""
+    return ":" in place
 
 
 def _same(split: str) -> tuple[str, ...]:

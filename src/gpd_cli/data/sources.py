@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from gpd_cli.data.digits import CLASSES, DigitImages, load_split
 from gpd_cli.data.transforms import Preprocessing, Transform
@@ -41,6 +41,10 @@ class Source(ABC):
     streamed = False
 
     @abstractmethod
+    def __len__(self) -> int:
+        """The number of images."""
+
+    @abstractmethod
     def labels(self) -> np.ndarray:
         """Class numbers of all images, ``[N]``, without reading the images."""
 
@@ -57,6 +61,9 @@ class DigitSource(Source):
     def __init__(self, split: str) -> None:
         self._images, self._labels = load_split(split)
         self.class_names = list(CLASSES)
+
+    def __len__(self) -> int:
+        return len(self._labels)
 
     def labels(self) -> np.ndarray:
         """Class numbers, ``[N]``."""
@@ -146,6 +153,13 @@ class FileSource(Source):
         chosen = range(len(self)) if indices is None else indices
         return _Files(self, chosen, preprocessing.mode, preprocessing.transform(training))
 
+    def pixels(
+        self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
+    ) -> Dataset[Any]:
+        """All images, or some, as byte tensors ``[C, H, W]`` that are only sized."""
+        chosen = range(len(self)) if indices is None else indices
+        return _Files(self, chosen, preprocessing.mode, preprocessing.sizing(training))
+
 
 class _Files(Dataset[tuple[Tensor, int]]):
     def __init__(
@@ -159,59 +173,6 @@ class _Files(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.source.load(self.indices[index], self.mode)
         return self.transform(image), label
-
-
-class StreamSource(Source):
-    """A split that is read in order: timm's `IterableImageDataset`.
-
-    Its reader shuffles, shares the images out among processes and workers, and, unlike files,
-    skips what it cannot decode, with a warning.
-    """
-
-    streamed = True
-
-    def __init__(self, dataset: Any, num_workers: int) -> None:
-        self.dataset = dataset
-        dataset.set_loader_cfg(num_workers=max(1, num_workers))
-        found = getattr(dataset.reader, "class_to_idx", None) or {}
-        self.class_names = [str(name) for name in sorted(found, key=found.__getitem__)]
-
-    def labels(self) -> np.ndarray:
-        """Not known in advance.
-
-        Raises:
-            DataError: always.
-        """
-        raise DataError(
-            "A streamed data set has no part that could be held out; name a validation split "
-            "with --data.val_split."
-        )
-
-    def images(
-        self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
-    ) -> Dataset[Any]:
-        """The whole stream."""
-        self.dataset.transform = preprocessing.transform(training)
-        return _Stream(self.dataset)
-
-
-class _Stream(IterableDataset[tuple[Tensor, int]]):
-    """Tells the reader, before each pass, how many there were: its shuffling needs to know."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self.passes = 0
-
-    def __len__(self) -> int:
-        length = len(self.dataset)
-        if not length:
-            raise TypeError("the length of this stream is not known")
-        return length
-
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        self.dataset.set_epoch(self.passes)
-        self.passes += 1
-        yield from self.dataset
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[list[int], list[int]]:

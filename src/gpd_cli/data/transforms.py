@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torchvision import transforms
 
 from gpd_cli.errors import DataError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Erasing = Literal["pixel", "rand", "const"]
 Transform = Callable[[Any], Any]
 
 # torchvision takes no strings.
@@ -42,6 +44,9 @@ class Preprocessing:
         color_jitter: strength of changes of brightness, contrast and saturation.
         auto_augment: timm's name of a policy.
         re_prob: probability of random erasing.
+        re_mode: what fills an erased rectangle: noise (pixel), one random colour (rand) or the mean
+            colour (const).
+        re_count: most rectangles per image.
 
     Raises:
         DataError: when sizes or statistics make no sense.
@@ -61,12 +66,19 @@ class Preprocessing:
     color_jitter: float = 0.0
     auto_augment: str | None = None
     re_prob: float = 0.0
+    re_mode: Erasing = "pixel"
+    re_count: int = 1
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise DataError(f"--data.image_size must be at least 1, not {self.image_size}.")
         if not 0 < self.crop_pct <= 1:
             raise DataError(f"--data.crop_pct must be above 0 and at most 1, not {self.crop_pct}.")
+        for name in ("hflip", "re_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"--data.{name} must be in [0, 1], not {getattr(self, name)}.")
+        if self.crop_padding < 0 or self.re_count < 1:
+            raise DataError("--data.crop_padding must not be negative, and re_count at least 1.")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) != self.in_chans:
@@ -102,10 +114,8 @@ class Preprocessing:
             "mean": mean,
             "std": std,
         }
-        if not training:
-            return _compose(create_transform(crop_pct=self.crop_pct, **shared))
-        if self.no_aug:
-            return _compose(create_transform(is_training=True, no_aug=True, **shared))
+        if self.no_aug or not training:
+            return _compose(create_transform(**self._calm(training), **shared))
         padded = self.crop_padding > 0
         augmentations: dict[str, Any] = {
             # A crop already made is taken whole.
@@ -115,7 +125,8 @@ class Preprocessing:
             "color_jitter": self.color_jitter or None,
             "auto_augment": self.auto_augment,
             "re_prob": self.re_prob,
-            "re_mode": "pixel",
+            "re_mode": self.re_mode,
+            "re_count": self.re_count,
         }
         try:
             augment = create_transform(is_training=True, **augmentations, **shared)
@@ -127,11 +138,37 @@ class Preprocessing:
             ) from error
         return _compose(*(self._padded_crop() if padded else ()), augment)
 
+    def sizing(self, training: bool) -> Transform:
+        """What `transform` does before augmentation and normalization.
+
+        It turns Pillow images (of mode `mode`) into byte tensors ``[C, H, W]``.
+        """
+        if training and not self.no_aug:
+            return _compose(self._resize(), transforms.PILToTensor())
+        size = (self.in_chans, self.image_size, self.image_size)
+        # timm's prefetcher normalizes by itself: it takes bytes.
+        calm = create_transform(
+            input_size=size,
+            interpolation=self.interpolation,
+            use_prefetcher=True,
+            **self._calm(training),
+        )
+        return _compose(calm, torch.as_tensor)  # an array or a tensor, by the version
+
+    def _calm(self, training: bool) -> dict[str, Any]:
+        """Settings for timm, without augmentation."""
+        if training:
+            return {"is_training": True, "no_aug": True}
+        return {"crop_pct": self.crop_pct}
+
+    def _resize(self) -> Transform:
+        size = (self.image_size, self.image_size)
+        return transforms.Resize(size, interpolation=_MODES[self.interpolation])
+
     def _padded_crop(self) -> tuple[Transform, ...]:
-        size = self.image_size
         return (
-            transforms.Resize((size, size), interpolation=_MODES[self.interpolation]),
-            transforms.RandomCrop(size, padding=self.crop_padding),
+            self._resize(),
+            transforms.RandomCrop(self.image_size, padding=self.crop_padding),
         )
 
 

@@ -1,0 +1,99 @@
+"""Augmentation of whole batches of decoded images, on whatever device they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Draws(NamedTuple):
+    """The random choices for `N` images.
+
+    Attributes:
+        down: first row of each crop in the padded image, ``[N]``, int64.
+        across: first column of each crop, ``[N]``, int64.
+        flipped: whether each crop is mirrored, ``[N]``, bool.
+    """
+
+    down: Tensor
+    across: Tensor
+    flipped: Tensor
+
+    def to(self, device: torch.device) -> Draws:
+        """The same on another device."""
+        return Draws(*(values.to(device) for values in self))
+
+    def part(self, which: slice) -> Draws:
+        """Those of some of the images."""
+        return Draws(*(values[which] for values in self))
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """A generator on the CPU that depends on all of its key, such as seed, epoch and rank.
+
+    Args:
+        key: whole numbers, not negative.
+    """
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def draw(count: int, padding: int, hflip: float, generator: torch.Generator) -> Draws:
+    """Draw the crops and flips of images.
+
+    They are drawn on the CPU, so that every device gets the same.
+
+    Args:
+        count: number of images `N`.
+        padding: pixels of padding on each side; 0 leaves the image where it is.
+        hflip: probability of a flip, in [0, 1].
+        generator: of the CPU.
+    """
+    corners = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
+    flipped = torch.rand(count, generator=generator) < hflip
+    return Draws(corners[0], corners[1], flipped)
+
+
+def crop_and_flip(images: Tensor, padding: int, draws: Draws) -> Tensor:
+    """Pad with zeros, crop to the old size, and mirror horizontally, each image as drawn.
+
+    Args:
+        images: ``[B, C, H, W]``, of any type.
+        padding: pixels on each side.
+        draws: choices for the `B` images, on their device.
+
+    Returns:
+        ``[B, C, H, W]``, of the same type.
+    """
+    batch, channels, height, width = images.shape
+    padded = F.pad(images, [padding] * 4) if padding else images
+    rows = draws.down.view(-1, 1) + torch.arange(height, device=images.device)  # [B, H]
+    columns = torch.arange(width, device=images.device).expand(batch, -1)
+    mirrored = torch.where(draws.flipped.view(-1, 1), width - 1 - columns, columns)
+    columns = draws.across.view(-1, 1) + mirrored  # [B, W]
+    # One index per pixel: crop and flip are a single gather.
+    places = rows.unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)  # [B, H, W]
+    places = places.view(batch, 1, -1).expand(-1, channels, -1)
+    return padded.flatten(2).gather(2, places).view(batch, channels, height, width)
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn bytes into normalized values.
+
+    Args:
+        images: 0 to 255, ``[B, C, H, W]``.
+        mean: of each channel, for values in [0, 1].
+        std: of each channel, for values in [0, 1].
+
+    Returns:
+        Float32, ``[B, C, H, W]``.
+    """
+    shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    values = images.float().div_(255)
+    device = images.device
+    return values.sub_(shift.to(device)).div_(scale.to(device))

@@ -1,0 +1,175 @@
+"""Small data sets held decoded, in memory or on the accelerator, and augmented there by batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from gpd_cli.data.batch_transforms import crop_and_flip, draw, normalize, seeded_generator
+from gpd_cli.data.opening import DataSpec
+from gpd_cli.data.transforms import Preprocessing
+from gpd_cli.errors import DataError
+
+Cache = Literal["none", "memory", "device"]
+_BATCH = 256
+
+
+def check_cacheable(spec: DataSpec, preprocessing: Preprocessing) -> None:
+    """Refuse data that cannot be held, and augmentations that work image by image.
+
+    Args:
+        spec: the data set.
+        preprocessing: what is to be done to the images.
+
+    Raises:
+        DataError: naming the option.
+    """
+    if spec.is_digits:
+        raise DataError("The digits are in memory already; leave --data.cache out.")
+    if spec.is_streamed:
+        raise DataError(
+            f"'{spec.dataset}' is streamed and not to be held; leave --data.cache out, or use an "
+            "image folder, torch/ or hfds/."
+        )
+    p = preprocessing
+    if p.no_aug:
+        return
+    unsupported = {"auto_augment": p.auto_augment, "color_jitter": p.color_jitter}
+    unsupported["re_prob"] = p.re_prob
+    for name, value in unsupported.items():
+        if value:
+            raise DataError(
+                f"--data.{name} needs images one by one, which --data.cache does not give; leave "
+                "out one of the two."
+            )
+    if not p.crop_padding:
+        raise DataError(
+            "--data.cache holds images at one size, too late for random resized crops; set "
+            "--data.crop_padding (4 for CIFAR) or --data.no_aug true, or leave the cache out."
+        )
+
+
+@dataclass(frozen=True)
+class Held:
+    """Decoded images.
+
+    Args:
+        images: bytes, ``[N, C, H, W]``.
+        labels: class numbers, ``[N]``, on the same device.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def hold(
+    pixels: Any, shape: tuple[int, int, int], device: torch.device, workers: int, what: str
+) -> Held:
+    """Decode a data set once.
+
+    Args:
+        pixels: a data set of byte tensors ``[C, H, W]`` and class numbers.
+        shape: channels, height and width.
+        device: where to hold the images.
+        workers: processes that decode.
+        what: what these images are, for the message.
+
+    Raises:
+        DataError: when they would take more than the memory there is.
+    """
+    count, size = len(pixels), len(pixels) * shape[0] * shape[1] * shape[2]
+    free = _memory(device)
+    if size > free:
+        raise DataError(
+            f"{count} {what} images of {shape[1]} x {shape[2]} pixels take {size / 2**30:.1f} GiB "
+            f"and there are {free / 2**30:.1f}; leave --data.cache out."
+        )
+    rank_zero_info(f"Decoding {count} {what} images once, into {size / 2**20:.0f} MiB ({device}).")
+    images = torch.empty(count, *shape, dtype=torch.uint8)
+    labels = torch.empty(count, dtype=torch.int64)
+    # With a generator of its own it leaves the global random state as it is.
+    loader = DataLoader(pixels, batch_size=_BATCH, num_workers=workers, generator=torch.Generator())
+    start = 0
+    for decoded, classes in loader:
+        stop = start + len(classes)
+        images[start:stop], labels[start:stop] = decoded, classes
+        start = stop
+    return Held(images.to(device), labels.to(device))
+
+
+class CachedLoader:
+    """Batches of held images, on the device that holds them.
+
+    The order is the sampler's, as it is without cache; crops and flips depend on seed, epoch and
+    rank alone.
+
+    Args:
+        held: the images.
+        preprocessing: statistics and augmentation.
+        sampler: the order; Lightning tells it the epoch.
+        batch_size: images per batch.
+        training: whether to augment.
+        drop_last: whether to leave out a broken last batch.
+        seed: of the augmentation.
+        with_indices: whether batches end with the images' indices.
+    """
+
+    batch_sampler = None  # Lightning asks whether this is what tells the order
+
+    def __init__(
+        self,
+        held: Held,
+        preprocessing: Preprocessing,
+        sampler: DistributedSampler[Any],
+        *,
+        batch_size: int,
+        training: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        with_indices: bool = False,
+    ) -> None:
+        self.held, self.preprocessing, self.sampler = held, preprocessing, sampler
+        self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
+        self.augment = training and not preprocessing.no_aug
+        self.with_indices = with_indices
+
+    def __len__(self) -> int:
+        count = len(self.sampler)
+        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        device = self.held.images.device
+        order = torch.tensor(list(self.sampler), dtype=torch.int64)
+        key = (self.seed, self.sampler.epoch, self.sampler.rank)
+        padding, hflip = self.preprocessing.crop_padding, self.preprocessing.hflip
+        draws = draw(len(order), padding, hflip, seeded_generator(*key)).to(device)
+        order = order.to(device)
+        mean, std = self.preprocessing.statistics
+        for number in range(len(self)):
+            part = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            rows = order[part]
+            images = self.held.images[rows]
+            if self.augment:
+                images = crop_and_flip(images, padding, draws.part(part))
+            batch = normalize(images, mean, std), self.held.labels[rows]
+            yield (*batch, rows) if self.with_indices else batch
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that may be taken."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # not on every system
+        return 2**63

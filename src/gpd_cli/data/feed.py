@@ -1,0 +1,133 @@
+"""From a part of a split to the loader that serves it to one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gpd_cli.data.cached import Cache, CachedLoader, hold
+from gpd_cli.data.digits import DigitImages
+from gpd_cli.data.loaders import EpochLoader, Indexed, LoaderSettings
+from gpd_cli.data.samplers import Share, evaluation_sampler, training_sampler
+from gpd_cli.data.sources import FileSource, Indices, Source
+from gpd_cli.data.streams import StreamSource
+from gpd_cli.data.transforms import Preprocessing
+from gpd_cli.errors import DataError
+
+Batches = EpochLoader | CachedLoader
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a split's images, or all.
+
+    Args:
+        source: the split.
+        indices: of the images; None for all.
+    """
+
+    source: Source
+    indices: Indices | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of images.
+
+        Raises:
+            DataError: for a stream.
+        """
+        return len(self.source) if self.indices is None else len(self.indices)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Makes the loaders of one process.
+
+    Args:
+        settings: of the loaders.
+        preprocessing: of the images.
+        share: which part is this process's.
+        cache: where decoded images are held.
+    """
+
+    settings: LoaderSettings
+    preprocessing: Preprocessing
+    share: Share
+    cache: Cache = "none"
+
+    def training(self, part: Part, repeats: int, mixing: bool, with_indices: bool) -> Batches:
+        """Shuffled batches.
+
+        Args:
+            part: the images.
+            repeats: of repeated augmentation.
+            mixing: whether batches will be mixed.
+            with_indices: whether they end with the images' numbers within the part.
+
+        Raises:
+            DataError: when there are too few images to mix, or streamed ones are to be numbered.
+        """
+        if part.source.streamed and not with_indices:
+            return self._loader(part, training=True, drop_last=True)
+        seed = torch.initial_seed() % 2**32
+        sampler = training_sampler(range(part.count), self.share, seed, repeats)
+        whole = len(sampler) >= self.settings.batch_size
+        if mixing and not whole:
+            raise DataError(
+                f"There are {len(sampler)} training images per process, fewer than a batch, and "
+                "mixing needs full batches; lower --data.batch_size."
+            )
+        if self.cache != "none":
+            return self._cached(
+                part, sampler, training=True, drop_last=whole, seed=seed, with_indices=with_indices
+            )
+        return self._loader(
+            part, training=True, with_indices=with_indices, sampler=sampler, drop_last=whole
+        )
+
+    def evaluation(self, part: Part) -> Batches:
+        """Batches in fixed order, each image once over all processes."""
+        # With a generator of its own, evaluation leaves the global random state as it is.
+        generator = torch.Generator()
+        if part.source.streamed:
+            return self._loader(part, generator=generator)
+        sampler = evaluation_sampler(range(part.count), self.share)
+        if self.cache != "none":
+            return self._cached(part, sampler)
+        return self._loader(part, sampler=sampler, generator=generator)
+
+    def _loader(
+        self, part: Part, training: bool = False, with_indices: bool = False, **options: Any
+    ) -> EpochLoader:
+        workers = self.settings.workers(self.share)
+        if isinstance(part.source, StreamSource):
+            workers = part.source.spread(self.share.rank, self.share.world, workers)
+        images = part.source.images(self.preprocessing, training, part.indices)
+        if isinstance(images, DigitImages):
+            workers = 0  # they are in memory, and processes would only cost time
+        if with_indices:
+            images = Indexed(images)
+        return self.settings.loader(images, self.share, workers, **options)
+
+    def _cached(
+        self, part: Part, sampler: Any, training: bool = False, **options: Any
+    ) -> CachedLoader:
+        assert isinstance(part.source, FileSource)  # all others are refused by check_cacheable
+        size = self.preprocessing.image_size
+        held = hold(
+            part.source.pixels(self.preprocessing, training, part.indices),
+            (self.preprocessing.in_chans, size, size),
+            self.share.device if self.cache == "device" else torch.device("cpu"),
+            self.settings.workers(self.share),
+            "training" if training else "validation",
+        )
+        return CachedLoader(
+            held,
+            self.preprocessing,
+            sampler,
+            batch_size=self.settings.batch_size,
+            training=training,
+            **options,
+        )

@@ -1,0 +1,126 @@
+"""Loaders: worker processes, and when a pass begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from gpd_cli.data.samplers import Share
+from gpd_cli.data.streams import Stream
+from gpd_cli.errors import DataError
+
+_MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How batches are loaded.
+
+    Args:
+        batch_size: images per batch and process.
+        num_workers: processes that load images, per process that trains; None counts the cores.
+        prefetch_factor: batches that each of them holds ready.
+        persistent_workers: whether they live on between epochs.
+        pin_memory: whether batches are in page-locked memory; None does so for a GPU.
+
+    Raises:
+        DataError: when a number is out of range.
+    """
+
+    batch_size: int = 128
+    num_workers: int | None = None
+    prefetch_factor: int = 2
+    persistent_workers: bool = True
+    pin_memory: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or (self.num_workers or 0) < 0:
+            raise DataError(
+                "--data.batch_size must be positive and --data.num_workers not negative."
+            )
+        if self.prefetch_factor < 1:
+            raise DataError(
+                f"--data.prefetch_factor must be at least 1, not {self.prefetch_factor}; for no "
+                "worker processes set --data.num_workers 0."
+            )
+
+    def workers(self, share: Share) -> int:
+        """The number of worker processes: those asked for, or this process's share of the cores."""
+        if self.num_workers is not None:
+            return self.num_workers
+        return max(1, min(_MOST_WORKERS, usable_cores() // share.neighbours))
+
+    def loader(
+        self, images: Dataset[Any], share: Share, workers: int, **options: Any
+    ) -> EpochLoader:
+        """A loader of these settings.
+
+        Args:
+            images: what to load.
+            share: for the device and the epoch.
+            workers: number of worker processes.
+            options: further ones of `DataLoader`.
+        """
+        pin = self.pin_memory
+        loader = EpochLoader(
+            images,
+            batch_size=self.batch_size,
+            num_workers=workers,
+            prefetch_factor=self.prefetch_factor if workers else None,
+            persistent_workers=self.persistent_workers and workers > 0,
+            pin_memory=share.device.type == "cuda" if pin is None else pin,
+            **options,
+        )
+        loader.epoch = share.epoch
+        return loader
+
+
+class EpochLoader(DataLoader[Any]):
+    """A `DataLoader` whose pass begins when its first batch is asked for, not before.
+
+    Lightning makes the first iterator before it tells the sampler the epoch; worker processes
+    would by then have been sent batches of epoch 0, also in a resumed run.
+
+    Attributes:
+        epoch: for streams, which have no sampler: tells the epoch; None counts passes.
+    """
+
+    epoch: Callable[[], int] | None = None
+    _passes = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if isinstance(self.dataset, Stream):
+            self.dataset.set_epoch(self._passes if self.epoch is None else self.epoch())
+        self._passes += 1
+        yield from super().__iter__()
+
+
+class Indexed(Dataset[tuple[Any, ...]]):
+    """A data set whose items end with their own index."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return (*self.images[index], index)
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, ...]]:
+        """The loader's way to fetch a batch at once, for data sets that do."""
+        if not hasattr(self.images, "__getitems__"):
+            return [self[index] for index in indices]
+        items = self.images.__getitems__(indices)
+        return [(*item, index) for item, index in zip(items, indices, strict=True)]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which schedulers limit, or else the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

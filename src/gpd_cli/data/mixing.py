@@ -1,0 +1,61 @@
+"""Mixup and CutMix of training batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from timm.data import Mixup
+
+from gpd_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How batches are mixed: mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019), by timm.
+
+    Args:
+        mixup: alpha of mixup's Beta distribution; 0 for none.
+        cutmix: alpha of CutMix's Beta distribution; 0 for none.
+        mixup_prob: share of the batches that are mixed.
+        switch_prob: share of those that get CutMix, where both are on.
+        batch_size: images per batch.
+
+    Raises:
+        DataError: when a value is out of range, or batches cannot be paired.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    switch_prob: float = 0.5
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise DataError(f"--data.{name} must not be negative.")
+        for name in ("mixup_prob", "switch_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"--data.{name} must be in [0, 1], not {getattr(self, name)}.")
+        if self.active and self.batch_size % 2:
+            raise DataError(
+                "Mixup and CutMix mix images in pairs; make --data.batch_size even, not "
+                f"{self.batch_size}."
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def build(self, num_classes: int) -> Mixup:
+        """Build what mixes a batch, in place, and makes its labels soft, ``[B, num_classes]``."""
+        return Mixup(
+            mixup_alpha=self.mixup,
+            cutmix_alpha=self.cutmix,
+            prob=self.mixup_prob,
+            switch_prob=self.switch_prob,
+            # Smoothing is the loss's: of a mixture of labels it is the mixture of smoothed labels.
+            label_smoothing=0.0,
+            num_classes=num_classes,
+        )
