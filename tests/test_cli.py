@@ -68,7 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.yaml").write_text(CONFIG)
     with chdir(folder):
         assert main(["fit", "-c", "tiny.yaml"]) == 0
-    return folder / "runs" / "gpd" / "version_0"
+    return folder / "runs" / "tiny" / "version_0"
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_fit_resumes_from_a_checkpoint(run: Path, last: str, say: Callable[..., 
     text = say("fit", "-c", config, "--ckpt_path", last, "--trainer.max_epochs", "2")
     assert "epoch 2/2" in text
     assert "epoch 1/2" not in text
-    resumed = torch.load("runs/gpd/version_0/checkpoints/last.ckpt", weights_only=True)
+    resumed = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)
     assert resumed["global_step"] == 6
 
 
@@ -211,7 +211,7 @@ def test_fit_runs_again_from_the_configuration_it_saved(
     say("fit", "-c", str(run / "config.yaml"))
     first, second = (
         torch.load(path, weights_only=True)["state_dict"]
-        for path in (last, "runs/gpd/version_0/checkpoints/last.ckpt")
+        for path in (last, "runs/tiny/version_0/checkpoints/last.ckpt")
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -419,7 +419,7 @@ def test_fit_takes_the_options_of_the_expansion(last: str, say: Callable[..., st
     options = ["--model.exclude", "layer4.*", "--model.width_multiple", "8"]
     options += ["--model.branch_init", "orepa", "--model.ratio", "1.5", "--model.branches", "2"]
     say("fit", *STUDENT, *FAST, *options)
-    checkpoint = "runs/gpd/version_0/checkpoints/last.ckpt"
+    checkpoint = "runs/tiny/version_0/checkpoints/last.ckpt"
     assert "student_top1" in say("validate", "--ckpt_path", checkpoint, *CPU)
     say("extract", "--ckpt_path", checkpoint, "--output", "t.pth", "--which", "teacher")
     wide = torch.load("t.pth", weights_only=True)
@@ -448,7 +448,7 @@ def test_extracted_student_starts_another_run(last: str, say: Callable[..., str]
     say("extract", "--ckpt_path", last, "--output", "s.safetensors")
     options = ["--model.student_weights", "s.safetensors", "--model.optimizer.lr", "0"]
     say("fit", *STUDENT, *FAST, *options)
-    state = torch.load("runs/gpd/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    state = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     for name, tensor in load_file("s.safetensors").items():
         if name.endswith(("weight", "bias")):
             assert torch.equal(state[f"network.network.{name}"], tensor)
@@ -554,7 +554,7 @@ def test_unknown_setting_of_the_method(refuse: Callable[..., str]) -> None:
 
 
 def test_unknown_method(refuse: Callable[..., str]) -> None:
-    refuse("fit", *STUDENT, *FAST, "--model.method", "crd", naming="crd", code=2)
+    refuse("fit", *STUDENT, *FAST, "--model.method", "crdd", naming="crdd")
 
 
 def test_unknown_optimizer_and_schedule(refuse: Callable[..., str]) -> None:
@@ -597,7 +597,7 @@ def test_branches_there_are_not(branches: str, refuse: Callable[..., str]) -> No
 
 def test_branches_that_are_no_list(refuse: Callable[..., str]) -> None:
     options = ["--model.branches={a: 1}", "--output", "w.safetensors"]
-    refuse("expand", *STUDENT, *options, naming="branches", code=2)
+    refuse("expand", *STUDENT, *options, naming="no branch")
 
 
 def test_output_below_a_file(last: str, refuse: Callable[..., str]) -> None:

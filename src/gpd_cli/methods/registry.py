@@ -37,7 +37,7 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     Raises:
         MethodError: when the name or a setting is unknown, or a setting is of the wrong type.
     """
-    cls = METHODS[name] if name in METHODS else _imported(name)
+    cls = method_class(name)
     settings = dict(settings or {})
     known = [p for p in inspect.signature(cls).parameters if p != "self"]
     unknown = [key for key in settings if key not in known]
@@ -48,6 +48,18 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
         return cls(**settings)
     except (TypeError, ValueError) as error:
         raise MethodError(f"Method '{name}' does not take these settings: {error}.") from error
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
+
+    Args:
+        name: a key of `METHODS`, or a class path.
+
+    Raises:
+        MethodError: when there is none of that name.
+    """
+    return METHODS[name] if name in METHODS else _imported(name)
 
 
 def _imported(path: str) -> type[Method]:

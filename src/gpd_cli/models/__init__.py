@@ -1,10 +1,12 @@
 """Networks by name, from timm, torchvision and here, and their weight files."""
 
 from gpd_cli.models.factory import ModelSpec, count_classes, create_model, input_shape
+from gpd_cli.models.reused import ReusedClassifier
 from gpd_cli.models.weights import load_state_dict, load_weights
 
 __all__ = [
     "ModelSpec",
+    "ReusedClassifier",
     "count_classes",
     "create_model",
     "input_shape",

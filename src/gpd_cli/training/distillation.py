@@ -142,9 +142,9 @@ class Distillation(nn.Module):
     ) -> Places:
         if not self.needs & _CAUGHT:
             return Places()
-        found = find_places(network, shape, names=names, like=like)
         if "stages" not in self.needs:
-            found = replace(found, stages=())
+            names, like = [], None
+        found = find_places(network, shape, names=names, like=like)
         if "embedding" not in self.needs:
             found = replace(found, classifier=None)
         return found

@@ -13,7 +13,7 @@ from gpd_cli.branches import BranchInit
 from gpd_cli.checkpoint import check_same_network, describe_run
 from gpd_cli.errors import DataError
 from gpd_cli.expansion import DEFAULT_NOISE, Storage
-from gpd_cli.methods import Batch
+from gpd_cli.methods import Batch, method_class
 from gpd_cli.models import ModelSpec, count_classes, input_shape
 from gpd_cli.training.distillation import Distillation
 from gpd_cli.training.evaluation import EvaluatedModule
@@ -21,6 +21,7 @@ from gpd_cli.training.metrics import RunningAccuracy
 from gpd_cli.training.networks import summary, with_teacher
 from gpd_cli.training.objective import Objective
 from gpd_cli.training.optimizers import OptimizerSettings, configure, suitable_storage
+from gpd_cli.training.reuse import adopt_classifier, freeze_classifier
 from gpd_cli.training.static_teacher import load_static_teachers
 from gpd_cli.training.watch import FiniteWatch, check_weights
 
@@ -112,6 +113,15 @@ class GapPreservingDistillation(EvaluatedModule):
         self.spec = replace(spec, num_classes=self.num_classes)
         self.image_shape = shape
         self.storage: Storage = storage or suitable_storage(optimizer.opt)
+        teachers = load_static_teachers(
+            static_teacher,
+            static_teacher_weights,
+            static_teacher_args,
+            assistants,
+            self.num_classes,
+            shape[0],
+        )
+        adopt_classifier(network, teachers, shape)
         self.network = with_teacher(
             network,
             shape,
@@ -124,14 +134,9 @@ class GapPreservingDistillation(EvaluatedModule):
             branch_init=branch_init,
             generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
-        teachers = load_static_teachers(
-            static_teacher,
-            static_teacher_weights,
-            static_teacher_args,
-            assistants,
-            self.num_classes,
-            shape[0],
-        )
+        freeze_classifier(self.network, teachers)
+        if "." not in method:  # a name that is misspelled, also where there is no static teacher
+            method_class(method)
         self.distillation = None
         if teachers:
             self.distillation = Distillation(

@@ -66,7 +66,8 @@ def make_optimizer(
     """
     decay = settings.weight_decay
     if settings.decay_all:
-        groups: Any = [{"params": list(network.parameters()), "weight_decay": decay}]
+        trained = [p for p in network.parameters() if p.requires_grad]
+        groups: Any = [{"params": trained, "weight_decay": decay}]
     else:
         # Norms, biases and gates have one axis.
         groups = param_groups_weight_decay(network, decay, no_weight_decay_list=no_decay)

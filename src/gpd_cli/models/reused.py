@@ -1,0 +1,83 @@
+"""A student that ends in its static teacher's classifier (SimKD, Chen et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.errors import ModelError
+
+
+class ReusedClassifier(nn.Module):
+    """A network whose classifier is replaced by a projector and a classifier of another width.
+
+    The projector is SimKD's bottleneck of three layers with half the teacher's width inside, on
+    pooled features here: it suits any network that ends in a linear layer, transformers too.
+
+    Args:
+        body: a classifier, which is taken over; its last linear layer is taken out.
+        features: width of the static teacher's embedding.
+        num_classes: number of classes.
+
+    Raises:
+        ModelError: when the body does not end in a linear layer.
+    """
+
+    def __init__(self, body: nn.Module, features: int, num_classes: int) -> None:
+        super().__init__()
+        name, last = _last_linear(body)
+        owner, _, leaf = name.rpartition(".")
+        setattr(body.get_submodule(owner), leaf, nn.Identity())
+        self.num_classes = num_classes
+        self.pretrained_cfg = getattr(body, "pretrained_cfg", None)
+        self.body = body
+        inner = max(1, features // 2)
+        self.projector = nn.Sequential(
+            nn.Linear(last.in_features, inner, bias=False),
+            nn.BatchNorm1d(inner),
+            nn.ReLU(),
+            nn.Linear(inner, inner, bias=False),
+            nn.BatchNorm1d(inner),
+            nn.ReLU(),
+            nn.Linear(inner, features, bias=False),
+            nn.BatchNorm1d(features),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(features, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits, ``[B, num_classes]``."""
+        logits: Tensor = self.classifier(self.projector(self.body(images)))
+        return logits
+
+    def adopt(self, classifier: nn.Linear) -> None:
+        """Take over a classifier's weights.
+
+        Args:
+            classifier: of the static teacher.
+
+        Raises:
+            ModelError: when it is of another width.
+        """
+        ours = self.classifier
+        if classifier.weight.shape != ours.weight.shape:
+            raise ModelError(
+                f"The static teacher's classifier takes {classifier.in_features} features but the "
+                f"student was built for {ours.in_features}; set --model.student_args "
+                f"'{{features: {classifier.in_features}}}'."
+            )
+        with torch.no_grad():
+            ours.weight.copy_(classifier.weight)
+            nn.init.zeros_(ours.bias)
+            if classifier.bias is not None:
+                ours.bias.copy_(classifier.bias)
+
+
+def _last_linear(network: nn.Module) -> tuple[str, nn.Linear]:
+    named = [(n, m) for n, m in network.named_modules() if n and isinstance(m, nn.Linear)]
+    if not named:
+        raise ModelError(
+            f"{type(network).__name__} has no linear classifier that a static teacher's could "
+            "replace; choose another student for simkd/."
+        )
+    return named[-1]

@@ -1,0 +1,155 @@
+"""Runs that are told to stop: by a signal, between two steps, on all processes at once."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.utils.data import Sampler
+
+from gpd_cli.errors import TrainingError
+from gpd_cli.training.cluster import requeue_path, slurm_job
+
+TERMINATED = 128 + signal.SIGTERM
+_EVERY = 8  # batches between looks: each makes the processes wait for each other
+
+
+class Stopped(SystemExit):
+    """Ends the command; its code is that of the process."""
+
+
+class Interruptions(Callback):
+    """Stop on SIGTERM; under SLURM save first, and on SIGUSR1 put the job back into the queue.
+
+    A signal may come at any moment and reaches processes at different ones. It is therefore only
+    noted, and acted upon after a batch, on all processes after the same one. A run that goes on from
+    within an epoch skips the images that it has seen of it.
+    """
+
+    def __init__(self) -> None:
+        self._requeue = self._stop = False
+        self._since, self._steps = 0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen from now on; skip what was seen of the epoch."""
+        self._since, self._steps = 0, trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._note)  # Lightning puts back what was there before
+            if slurm_job():
+                signal.signal(signal.SIGUSR1, self._note)
+        if trainer.fit_loop.restarted_mid_epoch:
+            warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+            _skip_once(
+                trainer.train_dataloader, trainer.fit_loop.epoch_loop.batch_progress.current.processed
+            )
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Stop here if that is asked for."""
+        self._since += 1
+        if trainer.global_step == self._steps:  # gradients are being accumulated
+            return
+        self._steps = trainer.global_step
+        # After an epoch's last batch there are validation and checkpoints to come.
+        if trainer.is_last_batch or (trainer.world_size > 1 and self._since < _EVERY):
+            return
+        self._since = 0
+        decide = trainer.strategy.reduce_boolean_decision
+        if not decide(self._stop or self._requeue, all=False):
+            return
+        requeue = decide(self._requeue, all=False)
+        path = requeue_path(trainer.default_root_dir)
+        if path is None:
+            raise Stopped(TERMINATED)
+        trainer.save_checkpoint(path)
+        problem = _requeue() if requeue and trainer.is_global_zero else ""
+        trainer.strategy.barrier()
+        if problem:
+            raise TrainingError(
+                f"The job cannot be put back into the queue ({problem}); start it again with "
+                f"--ckpt_path {path}."
+            )
+        raise Stopped(0 if requeue else TERMINATED)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A job that has done its work leaves nothing to go on from."""
+        path = requeue_path(trainer.default_root_dir)
+        if path is not None and trainer.is_global_zero:
+            path.unlink(missing_ok=True)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Say in one sentence that the run was stopped, and how it goes on."""
+        if isinstance(exception, SIGTERMException):
+            exception.code = TERMINATED
+        elif not isinstance(exception, Stopped):
+            return
+        if not trainer.is_global_zero:
+            return
+        path = requeue_path(trainer.default_root_dir)
+        if path is None:
+            after = "go on with --ckpt_path RUN/checkpoints/last.ckpt"
+        elif exception.code:
+            after = f"saved as {path}, from which the job goes on when it is requeued"
+        else:
+            after = f"saved as {path}, and job {slurm_job()} is in the queue again"
+        print(f"gpd: stopped at step {trainer.global_step}; {after}", file=sys.stderr)
+
+    def _note(self, signum: int, frame: Any) -> None:
+        if signum == signal.SIGTERM:
+            self._stop = True
+        else:
+            self._requeue = True
+
+
+def _requeue() -> str:
+    """Put the job back into the queue; what went wrong, or nothing."""
+    try:
+        result = subprocess.run(
+            ["scontrol", "requeue", slurm_job() or ""], capture_output=True, text=True
+        )
+    except OSError as error:
+        return str(error)
+    if result.returncode == 0:
+        return ""
+    return " ".join(result.stderr.split()) or f"scontrol ended with code {result.returncode}"
+
+
+class _SkipOnce(Sampler[Any]):
+    """A sampler that begins its first pass further on."""
+
+    def __init__(self, sampler: Any, count: int) -> None:
+        self._sampler, self._count = sampler, count
+
+    def __iter__(self) -> Iterator[Any]:
+        count, self._count = self._count, 0
+        for position, index in enumerate(self._sampler):
+            if position >= count:
+                yield index
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)
+
+
+def _skip_once(loader: Any, batches: int) -> None:
+    """Let a loader's next pass begin after so many batches (a stream begins anew)."""
+    owner = getattr(loader, "batch_sampler", None) or loader
+    if hasattr(owner, "sampler"):
+        owner.sampler = _SkipOnce(owner.sampler, batches * loader.batch_size)

@@ -1,0 +1,118 @@
+"""Batch normalization over the batches of all processes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins import LayerSync
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules._functions import SyncBatchNorm as FusedSync
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+
+class SyncedNorms(LayerSync):
+    """Let every batch normalization of a module see the batches of all processes.
+
+    Layers are changed in place: each gets a subclass of its own class. So whatever a class adds to
+    the normalization (the activation in timm's ``BatchNormAct2d``) stays, and so do hooks,
+    parametrizations, layers with several names, parameters that are put in for a run only, and all
+    state-dict keys. In eval mode nothing differs.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Synchronize, in place."""
+        for module in list(model.modules()):
+            if isinstance(module, _BatchNorm) and not isinstance(module, _Synced):
+                module.__class__ = _synced(type(module))
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Give every layer its own class again."""
+        for module in list(model.modules()):
+            if isinstance(module, _Synced):
+                module.__class__ = type(module).__bases__[1]
+        return model
+
+
+class _Synced(nn.Module):
+    """What goes before a class of batch normalization."""
+
+    # Collectives are no part of a compiled graph.
+    @torch.compiler.disable
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(*args, **kwargs)
+        with _OverAllProcesses():
+            return super().forward(*args, **kwargs)
+
+
+@cache
+def _synced(cls: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Synced{cls.__name__}", (_Synced, cls), {})
+
+
+class _OverAllProcesses(TorchFunctionMode):
+    """While it is active, `torch.nn.functional.batch_norm` runs over all processes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.batch_norm:
+            return _batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm`, its statistics taken over all processes."""
+    if not training:
+        return nn.functional.batch_norm(
+            input, running_mean, running_var, weight, bias, False, momentum, eps
+        )
+    if input.device.type != "cpu":
+        group, world = dist.group.WORLD, dist.get_world_size()
+        statistics = (running_mean, running_var, eps, momentum, group, world)
+        return cast(Tensor, FusedSync.apply(input, weight, bias, *statistics))
+    return _composed(input, running_mean, running_var, weight, bias, momentum, eps)
+
+
+def _composed(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """The same out of torch's elementary operations: the fused one is there for GPUs only."""
+    values = input.float() if input.element_size() < 4 else input
+    axes = [axis for axis in range(input.ndim) if axis != 1]
+    shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
+    ones = values.new_full((1,), values.numel() // values.shape[1])
+    *sums, count = all_reduce(torch.cat([values.sum(axes), ones])).split([values.shape[1], 1])
+    mean = sums[0] / count.detach()
+    centred = values - mean.view(shape)
+    variance = all_reduce(centred.square().sum(axes)) / count.detach()
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            unbiased = variance * (count / (count - 1))
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+    output = centred * (variance + eps).rsqrt().view(shape)
+    if weight is not None:
+        output = output * weight.view(shape)
+    if bias is not None:
+        output = output + bias.view(shape)
+    return output.to(input.dtype)
