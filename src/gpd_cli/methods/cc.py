@@ -34,7 +34,7 @@ def correlations(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tenso
 
 
 def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """Correlation congruence (Peng et al., ICCV 2019, arXiv 1904.01802, section 3).
+    """Correlation congruence (Peng et al., ICCV 2019, arXiv 1904.01802).
 
     The mean over all pairs in the batch of the squared difference of their `correlations`.
 

@@ -165,13 +165,13 @@ class CRD(Method):
             )
         ours, theirs = embeddings(network, teacher)
         student = unit_vectors(connect(self.student_layer, ours))
-        frozen = unit_vectors(connect(self.teacher_layer, theirs))
+        reference = unit_vectors(connect(self.teacher_layer, theirs))
         drawn = torch.randint(self.num_images, (len(indices), self.nce_k), device=indices.device)
         drawn = torch.cat([indices[:, None], drawn], dim=1)
         # Copies: the memory changes below, before the gradient is computed.
         scores = (
             similarities(student, self.teacher_memory.clone(), drawn) / self.nce_t,
-            similarities(frozen, self.student_memory.clone(), drawn) / self.nce_t,
+            similarities(reference, self.student_memory.clone(), drawn) / self.nce_t,
         )
         self._find_norms(scores)
         losses = [
@@ -179,7 +179,7 @@ class CRD(Method):
             for score, norm in zip(scores, in_float32(self.log_norms), strict=True)
         ]
         if self.training:
-            self._remember(indices, student.detach(), frozen.detach())
+            self._remember(indices, student.detach(), reference.detach())
         return self.weight * (losses[0] + losses[1])
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ def dist_loss(
     gamma: float = 2.0,
     temperature: float = 1.0,
 ) -> Tensor:
-    """DIST (Huang et al., NeurIPS 2022, arXiv 2205.10536, section 3).
+    """DIST (Huang et al., NeurIPS 2022, arXiv 2205.10536).
 
     ``T^2 * (beta * inter + gamma * intra)``: one minus the mean correlation of the two networks'
     probabilities over the classes, image by image, and over the images, class by class.

@@ -44,7 +44,7 @@ def mlld_loss(
     class_weight: float = 1.0,
     standardize: bool = False,
 ) -> Tensor:
-    """Multi-level logit distillation (Jin et al., CVPR 2023, section 3).
+    """Multi-level logit distillation (Jin et al., CVPR 2023).
 
     The sum over the temperatures of `kd_loss` (instance level) and `gram_loss` of the
     probabilities: of the images (batch level, ``[B, B]``) and of the classes (class level,

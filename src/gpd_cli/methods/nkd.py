@@ -17,7 +17,7 @@ def nkd_loss(
     gamma: float = 1.5,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Normalized knowledge distillation (Yang et al., ICCV 2023, arXiv 2303.13005, section 3.1).
+    """Normalized knowledge distillation (Yang et al., ICCV 2023, arXiv 2303.13005).
 
     ``-T_t log S_t - gamma * l^2 * sum_i N(T_i) log N(S_i)`` for probabilities T of the teacher and
     S of the student, t the target class, i the others, N their distribution among themselves at

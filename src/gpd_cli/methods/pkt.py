@@ -30,7 +30,7 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, arXiv 1803.10837).
 
     ``mean_ij(t_ij log(t_ij / s_ij))`` for the `affinities` t of the teacher and s of the student:
-    the divergence of the conditional distributions with a cosine kernel (section 3 of the paper).
+    the divergence of the conditional distributions with a cosine kernel.
     As in the authors' code it is a mean over all pairs.
 
     Args:

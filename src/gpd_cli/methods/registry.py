@@ -11,18 +11,36 @@ from gpd_cli.errors import MethodError
 from gpd_cli.methods.attention import AttentionTransfer
 from gpd_cli.methods.base import Method
 from gpd_cli.methods.catkd import CATKD
+from gpd_cli.methods.cc import CC
+from gpd_cli.methods.crd import CRD
+from gpd_cli.methods.dist import DIST
 from gpd_cli.methods.dkd import DKD
 from gpd_cli.methods.fitnets import FitNets
 from gpd_cli.methods.kd import KD
+from gpd_cli.methods.mlld import MLLD
+from gpd_cli.methods.nkd import NKD
+from gpd_cli.methods.pkt import PKT
 from gpd_cli.methods.reviewkd import ReviewKD
+from gpd_cli.methods.rkd import RKD
+from gpd_cli.methods.simkd import SimKD
+from gpd_cli.methods.srrl import SRRL
 
 METHODS: dict[str, type[Method]] = {
     "at": AttentionTransfer,
     "catkd": CATKD,
+    "cc": CC,
+    "crd": CRD,
+    "dist": DIST,
     "dkd": DKD,
     "fitnets": FitNets,
     "kd": KD,
+    "mlld": MLLD,
+    "nkd": NKD,
+    "pkt": PKT,
     "reviewkd": ReviewKD,
+    "rkd": RKD,
+    "simkd": SimKD,
+    "srrl": SRRL,
 }
 """The methods by the name they have on the command line."""
 

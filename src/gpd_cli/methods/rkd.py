@@ -20,7 +20,7 @@ from gpd_cli.methods.maps import in_float32
 def rkd_loss(
     student: Tensor, teacher: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> Tensor:
-    """Relational knowledge distillation (Park et al., CVPR 2019, arXiv 1904.05068, section 3.2).
+    """Relational knowledge distillation (Park et al., CVPR 2019, arXiv 1904.05068).
 
     Huber losses, with delta 1, between the relative distances of the pairs and between the angles
     of the triples in a batch, each a mean over all pairs or triples as in the authors' code.

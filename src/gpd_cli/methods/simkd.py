@@ -15,9 +15,9 @@ from gpd_cli.methods.maps import in_float32
 def mean_of_copies(embedding: Tensor, width: int) -> Tensor:
     """A wide embedding, narrowed: the mean over the copies of each channel.
 
-    The dynamic teacher's channels are copies side by side (``c0 c0 c1 c1 ...``). Right after the
-    expansion they are equal, so their mean is the student's embedding; later it is what the wide
-    classifier, which starts with a share of the student's weight on each copy, saw of it then.
+    The dynamic teacher's channels are copies side by side (``c0 c0 c1 c1 ...``), and its classifier
+    starts with the student's weight shared equally among them: their mean is what it sees of a
+    channel. Right after the expansion that is the student's embedding.
 
     Args:
         embedding: ``[B, r * width]``.
@@ -30,7 +30,7 @@ def mean_of_copies(embedding: Tensor, width: int) -> Tensor:
 
 
 def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """SimKD (Chen et al., CVPR 2022, arXiv 2203.14001, section 3).
+    """SimKD (Chen et al., CVPR 2022, arXiv 2203.14001).
 
     ``mean((P(f_s) - f_t)^2)``, where the student's embedding is the projector's output already.
 

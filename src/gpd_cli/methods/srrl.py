@@ -22,7 +22,7 @@ def srrl_loss(
     feature_weight: float = 1.0,
     softmax_weight: float = 1.0,
 ) -> Tensor:
-    """Softmax regression representation learning (Yang et al., ICLR 2021, section 3).
+    """Softmax regression representation learning (Yang et al., ICLR 2021).
 
     Mean squared differences of the embeddings (feature matching) and of what the teacher's
     classifier makes of them (softmax regression; of logits, the form the authors' code has).
