@@ -371,7 +371,7 @@ def test_cifar_resnets_halve_the_image_twice() -> None:
 
 def test_cifar_resnets_are_timm_models_of_their_own() -> None:
     names = timm.list_models("cifar_resnet*")
-    assert len(names) == 9
+    assert len(names) == 10
     model = timm.create_model("cifar_resnet20", pretrained=False, num_classes=10)
     assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 32, 32)
     assert model.pretrained_cfg["architecture"] == "cifar_resnet20"

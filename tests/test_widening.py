@@ -269,6 +269,12 @@ def test_a_rule_keeps_a_layer_narrow(rules: dict[str, Rule]) -> None:
     assert (found["1.conv1"], found["1.conv2"]) == (20, 20)
 
 
+def test_a_rule_keeps_a_number(rules: dict[str, Rule]) -> None:
+    rules["Attention"] = Rule(keep=frozenset({"num_heads"}))
+    pair = exact(Transformer(Attention(9, 3, "num_heads", "parts first")))
+    assert pair.teacher.attention.num_heads == 3
+
+
 class Stale(nn.Module):
     """Keeps what it computed from its weights in eval mode, until it is trained again."""
 

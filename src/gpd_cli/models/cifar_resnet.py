@@ -3,8 +3,9 @@
 The CIFAR networks of He et al. (CVPR 2016, arXiv 1512.03385, section 4.2), in the form in which the
 literature on distillation compares students and teachers: projection shortcuts (1 x 1 convolution
 and batch norm) where the shape changes, and the variants ``8x4`` and ``32x4`` that are two times as
-wide in the stem and four times as wide in the stages. Modules are named as in torchvision's ResNet
-(``conv1``, ``layer1.0.conv1``, ``fc``), which is also what that literature's checkpoints use.
+wide in the stem and four times as wide in the stages; and a ResNet-50 of bottlenecks. Parameters
+are named as in that literature's checkpoints (``conv1``, ``layer1.0.conv1``, ``fc``), so that these
+load.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-__all__ = ["BasicBlock", "CifarResNet"]
+from gpd_cli.models.classifier import Classifier, cifar_configs, start_from_fan_out
+
+__all__ = ["BasicBlock", "Bottleneck", "CifarBottleneckResNet", "CifarResNet"]
 
 _WIDTHS = (16, 16, 32, 64)
 _WIDTHS_X4 = (32, 64, 128, 256)
@@ -40,9 +43,7 @@ class BasicBlock(nn.Module):
         self.act2 = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_chans != out_chans:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_chans, out_chans, 1, stride, bias=False), nn.BatchNorm2d(out_chans)
-            )
+            self.downsample = _projection(in_chans, out_chans, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output."""
@@ -52,7 +53,40 @@ class BasicBlock(nn.Module):
         return self.act2(x + shortcut)
 
 
-class CifarResNet(nn.Module):
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolution and a shortcut: ``[B, in, H, W]`` to ``[B, out, ...]``.
+
+    Args:
+        in_chans: channels of the input.
+        out_chans: channels of the output, four times those inside.
+        stride: of the 3 x 3 convolution and of the shortcut.
+    """
+
+    def __init__(self, in_chans: int, out_chans: int, stride: int = 1) -> None:
+        super().__init__()
+        inner = out_chans // 4
+        self.conv1 = nn.Conv2d(in_chans, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.act2 = nn.ReLU(inplace=True)
+        self.conv3 = nn.Conv2d(inner, out_chans, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_chans)
+        self.act3 = nn.ReLU(inplace=True)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_chans != out_chans:
+            self.shortcut.extend(_projection(in_chans, out_chans, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output."""
+        shortcut = self.shortcut(x)
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.act2(self.bn2(self.conv2(x)))
+        return self.act3(self.bn3(self.conv3(x)) + shortcut)
+
+
+class CifarResNet(Classifier):
     """A stem, three stages of basic blocks at strides 1, 2 and 2, global pooling and a classifier.
 
     Args:
@@ -76,69 +110,80 @@ class CifarResNet(nn.Module):
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
             raise ValueError(f"depth is {depth}, but must be 8, 14, 20 or another 6n + 2")
-        self.num_features = widths[3]
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.act1 = nn.ReLU(inplace=True)
-        self.layer1 = _stage(blocks, widths[0], widths[1], stride=1)
-        self.layer2 = _stage(blocks, widths[1], widths[2], stride=2)
-        self.layer3 = _stage(blocks, widths[2], widths[3], stride=2)
-        self.global_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.reset_classifier(num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def get_classifier(self) -> nn.Module:
-        """The classifier, as timm's models name it."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put in a new classifier, as timm's models do; 0 classes leave pooled features."""
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.layer1 = _stage(BasicBlock, blocks, widths[0], widths[1], stride=1)
+        self.layer2 = _stage(BasicBlock, blocks, widths[1], widths[2], stride=2)
+        self.layer3 = _stage(BasicBlock, blocks, widths[2], widths[3], stride=2)
+        stages = [(f"layer{k}", widths[k], 2 ** (k - 1)) for k in (1, 2, 3)]
+        self.finish(widths[3], num_classes, stages)
+        start_from_fan_out(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, ``[B, widths[3], H/4, W/4]``, of images ``[B, C, H, W]``."""
         x = self.act1(self.bn1(self.conv1(x)))
         return self.layer3(self.layer2(self.layer1(x)))
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits ``[B, num_classes]`` of a feature map; pooled features with `pre_logits`."""
-        x = self.global_pool(x)
-        return x if pre_logits else self.fc(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of images ``[B, C, H, W]``."""
-        return self.forward_head(self.forward_features(x))
+class CifarBottleneckResNet(Classifier):
+    """ImageNet's ResNet of bottlenecks with a 3 x 3 stem at stride 1: a large teacher.
+
+    Args:
+        blocks: of each of the four stages.
+        num_classes: outputs; 0 for pooled features instead of logits.
+        in_chans: image channels.
+    """
+
+    classifier_name = "linear"
+
+    def __init__(
+        self, blocks: Sequence[int] = (3, 4, 6, 3), num_classes: int = 100, in_chans: int = 3
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.act1 = nn.ReLU(inplace=True)
+        self.layer1 = _stage(Bottleneck, blocks[0], 64, 256, stride=1)
+        self.layer2 = _stage(Bottleneck, blocks[1], 256, 512, stride=2)
+        self.layer3 = _stage(Bottleneck, blocks[2], 512, 1024, stride=2)
+        self.layer4 = _stage(Bottleneck, blocks[3], 1024, 2048, stride=2)
+        stages = [(f"layer{k}", 128 * 2**k, 2 ** (k - 1)) for k in (1, 2, 3, 4)]
+        self.finish(2048, num_classes, stages)
+        start_from_fan_out(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last feature map, ``[B, 2048, H/8, W/8]``, of images ``[B, C, H, W]``."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
-def _stage(blocks: int, in_chans: int, out_chans: int, stride: int) -> nn.Sequential:
+def _projection(in_chans: int, out_chans: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        BasicBlock(in_chans, out_chans, stride),
-        *(BasicBlock(out_chans, out_chans) for _ in range(blocks - 1)),
+        nn.Conv2d(in_chans, out_chans, 1, stride, bias=False), nn.BatchNorm2d(out_chans)
     )
 
 
-_CIFAR100 = {
-    "url": "",
-    "num_classes": 100,
-    "input_size": (3, 32, 32),
-    "pool_size": (8, 8),
-    "crop_pct": 1.0,
-    "interpolation": "bicubic",
-    "mean": (0.5071, 0.4865, 0.4409),
-    "std": (0.2673, 0.2564, 0.2762),
-    "first_conv": "conv1",
-    "classifier": "fc",
-}
+def _stage(
+    block: type[BasicBlock | Bottleneck], count: int, in_chans: int, out_chans: int, stride: int
+) -> nn.Sequential:
+    return nn.Sequential(
+        block(in_chans, out_chans, stride),
+        *(block(out_chans, out_chans) for _ in range(count - 1)),
+    )
 
-default_cfgs = generate_default_cfgs(
-    {
-        f"cifar_resnet{variant}": dict(_CIFAR100)
-        for variant in ("8", "14", "20", "32", "44", "56", "110", "8x4", "32x4")
-    }
-)
+
+default_cfgs = {
+    **cifar_configs(
+        [
+            f"cifar_resnet{variant}"
+            for variant in ("8", "14", "20", "32", "44", "56", "110", "8x4", "32x4")
+        ],
+        first_conv="conv1",
+        classifier="fc",
+    ),
+    **cifar_configs(["cifar_resnet50"], first_conv="conv1", classifier="linear"),
+}
 
 
 def _build(variant: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
@@ -197,3 +242,9 @@ def cifar_resnet8x4(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
 def cifar_resnet32x4(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-32x4: five blocks a stage, four times as wide, 7.43 million parameters."""
     return _build("cifar_resnet32x4", pretrained, depth=32, widths=_WIDTHS_X4, **kwargs)
+
+
+@register_model
+def cifar_resnet50(pretrained: bool = False, **kwargs: Any) -> CifarBottleneckResNet:
+    """ResNet-50 of bottlenecks in four stages, 23.71 million parameters."""
+    return build_model_with_cfg(CifarBottleneckResNet, "cifar_resnet50", pretrained, **kwargs)

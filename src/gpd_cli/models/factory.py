@@ -17,10 +17,19 @@ from torch import Tensor, nn
 from torchvision.models import list_models
 
 from gpd_cli.errors import ModelError
-from gpd_cli.models import cifar_resnet  # noqa: F401 - registers its networks with timm
+from gpd_cli.models import (  # noqa: F401 - they register their networks with timm
+    cifar_mobilenet,
+    cifar_resnet,
+    cifar_shufflenet,
+    cifar_vgg,
+    cifar_wrn,
+    rvt,
+)
+from gpd_cli.models.reused import ReusedClassifier
 from gpd_cli.models.weights import load_weights
 
 _TORCHVISION = "torchvision/"
+_REUSED = "simkd/"
 _LOADS_WEIGHTS = ("pretrained", "weights", "checkpoint_path")
 # Auxiliary heads make the output a tuple in training; their initialisation is slow and warns.
 _TORCHVISION_ARGS = {
@@ -43,7 +52,8 @@ def create_model(
 
     Args:
         name: a timm model (``resnet18``), ours included (``cifar_resnet20``), or a classification
-            model of torchvision (``torchvision/resnet18``).
+            model of torchvision (``torchvision/resnet18``); with ``simkd/`` in front, one that is
+            to end in its static teacher's classifier (see `ReusedClassifier`).
         num_classes: number of classes; by default what the network comes with.
         weights: a state dict to load, strictly; see `gpd_cli.models.weights`.
         model_args: further arguments of the constructor.
@@ -94,6 +104,7 @@ def input_shape(
             them goes before what the network comes with.
     """
     args = model_args or {}
+    name = name.removeprefix(_REUSED)
     if name.startswith(_TORCHVISION):
         side = _TORCHVISION_SIZES.get(name.removeprefix(_TORCHVISION), _DEFAULT_SIZE)
         # Their transformers take a size: ViT as image_size, MaxViT as input_size.
@@ -199,6 +210,14 @@ class ModelSpec:
 
 
 def _build(name: str, args: dict[str, Any]) -> nn.Module:
+    if name.startswith(_REUSED):
+        own = {key: value for key, value in args.items() if key != "features"}
+        if "features" not in args:
+            raise ModelError("it needs the width of the static teacher's classifier, as 'features'")
+        body_name = name.removeprefix(_REUSED)
+        body = _build(body_name, own)
+        classes = count_classes(body, input_shape(body, body_name, own))
+        return ReusedClassifier(body, args["features"], classes)
     if not name.startswith(_TORCHVISION):
         return timm.create_model(name, **args)
     architecture = name.removeprefix(_TORCHVISION)
@@ -208,6 +227,7 @@ def _build(name: str, args: dict[str, Any]) -> nn.Module:
 
 def _check_name(name: str) -> None:
     """Raise a ModelError for a name that neither library knows."""
+    name = name.removeprefix(_REUSED)
     theirs = [_TORCHVISION + known for known in list_models(module=torchvision.models)]
     if name in theirs or timm.is_model(name):
         return

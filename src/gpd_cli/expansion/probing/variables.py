@@ -101,7 +101,7 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
         options.pop("keep")
         first = growing[0]
     if attribute in rule.keep:
-        options, first = {"keep": None}, "keep"
+        options, first, growing = {"keep": None}, "keep", []
     counts = {}
     if isinstance(value, int):
         counts = {n: {value} for n in growing if options[n] == scale.count(value)}
@@ -177,7 +177,7 @@ def tensor_variable(
         first = f"axis {rule.axes[local] % len(shape)}"
         options = {first: options[first]}
     if local in rule.keep:
-        options, first = {"keep": None}, "keep"
+        options, first, growing = {"keep": None}, "keep", []
     return Variable("tensor", (name,), options, counts, first)
 
 

@@ -1,0 +1,102 @@
+"""What the networks of this folder share: the interface that timm gives its classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from timm.models import generate_default_cfgs
+from torch import Tensor, nn
+
+_CIFAR100 = {
+    "url": "",
+    "num_classes": 100,
+    "input_size": (3, 32, 32),
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+    "mean": (0.5071, 0.4865, 0.4409),
+    "std": (0.2673, 0.2564, 0.2762),
+}
+
+
+class Classifier(nn.Module):
+    """A body that gives a feature map, average pooling, and a linear layer.
+
+    A subclass builds its body, calls `finish` and defines `forward_features`.
+    """
+
+    classifier_name: ClassVar[str] = "fc"
+    """Qualified name of the linear layer."""
+
+    def finish(
+        self, num_features: int, num_classes: int, stages: Iterable[tuple[str, int, int]]
+    ) -> None:
+        """Put in the classifier and say where the stages end.
+
+        Args:
+            num_features: channels of the last feature map.
+            num_classes: outputs; 0 for pooled features instead of logits.
+            stages: of each, the module whose output is its end, that output's channels, and by how
+                much it is smaller than the image.
+        """
+        self.num_features = num_features
+        self.feature_info = [
+            {"module": module, "num_chs": channels, "reduction": reduction}
+            for module, channels, reduction in stages
+        ]
+        self.reset_classifier(num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier, as timm's models name it."""
+        return self.get_submodule(self.classifier_name)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put in a new classifier, as timm's models do; 0 classes leave pooled features."""
+        self.num_classes = num_classes
+        owner, _, leaf = self.classifier_name.rpartition(".")
+        new = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        setattr(self.get_submodule(owner), leaf, new)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last feature map, ``[B, num_features, h, w]``, of images ``[B, C, H, W]``."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits ``[B, num_classes]`` of a feature map; pooled features with `pre_logits`."""
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return x if pre_logits else self.get_classifier()(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, num_classes]`` of images ``[B, C, H, W]``."""
+        return self.forward_head(self.forward_features(x))
+
+
+def cifar_configs(names: Sequence[str], *, first_conv: str, classifier: str) -> dict[str, Any]:
+    """Configurations, for timm, of networks for the images of CIFAR-100.
+
+    Args:
+        names: of the networks.
+        first_conv: name of their first convolution.
+        classifier: name of their linear layer.
+    """
+    config = {**_CIFAR100, "first_conv": first_conv, "classifier": classifier}
+    return generate_default_cfgs({name: dict(config) for name in names})
+
+
+def start_from_fan_out(network: nn.Module, linear_std: float | None = None) -> None:
+    """Draw the convolutions as He et al. (ICCV 2015) do, by their number of outputs.
+
+    Args:
+        network: changed in place.
+        linear_std: standard deviation of linear layers, whose biases then start at 0; by default
+            they stay as they are.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear) and linear_std is not None:
+            nn.init.normal_(module.weight, std=linear_std)
+            nn.init.zeros_(module.bias)
