@@ -269,10 +269,21 @@ def test_a_rule_keeps_a_layer_narrow(rules: dict[str, Rule]) -> None:
     assert (found["1.conv1"], found["1.conv2"]) == (20, 20)
 
 
-def test_a_rule_keeps_a_number(rules: dict[str, Rule]) -> None:
-    rules["Attention"] = Rule(keep=frozenset({"num_heads"}))
-    pair = exact(Transformer(Attention(9, 3, "num_heads", "parts first")))
-    assert pair.teacher.attention.num_heads == 3
+class Numbers(nn.Module):
+    """Reads a number that happens to be its width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear, self.number = nn.Linear(width, width), width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if self.number else x
+
+
+@pytest.mark.parametrize(("rule", "number"), [(Rule(), 18), (Rule(keep=["number"]), 9)])
+def test_a_rule_keeps_a_number(rules: dict[str, Rule], rule: Rule, number: int) -> None:
+    rules["Numbers"] = rule
+    assert exact(Transformer(Numbers(9))).teacher.attention.number == number
 
 
 class Stale(nn.Module):

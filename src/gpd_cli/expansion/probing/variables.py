@@ -177,7 +177,7 @@ def tensor_variable(
         first = f"axis {rule.axes[local] % len(shape)}"
         options = {first: options[first]}
     if local in rule.keep:
-        options, first, growing = {"keep": None}, "keep", []
+        options, first = {"keep": None}, "keep"
     return Variable("tensor", (name,), options, counts, first)
 
 
