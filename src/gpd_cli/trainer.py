@@ -14,10 +14,46 @@ from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.extract import Which, extract_command
 from gpd_cli.commands.predictions import write_predictions
 from gpd_cli.files import check_writable
+from gpd_cli.training.cluster import launched, requeue_path
+from gpd_cli.training.interruptions import Interruptions
 
 
 class GpdTrainer(Trainer):
-    """Lightning's Trainer, with `expand` and `extract` beside `fit`, `validate` and `test`."""
+    """Lightning's Trainer, with `expand` and `extract` beside `fit`, `validate` and `test`.
+
+    Runs that torchrun or SLURM started need no numbers of devices and nodes, and stop and go on as
+    `Interruptions` says.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.update(launched(kwargs))
+        super().__init__(*args, **kwargs)
+        # After those that act on every batch.
+        self.callbacks.append(Interruptions())  # type: ignore[attr-defined]
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train student and dynamic teacher.
+
+        Args:
+            model: the module.
+            train_dataloaders: the data, unless there is a data module.
+            val_dataloaders: likewise.
+            datamodule: the data.
+            ckpt_path: a checkpoint of fit to go on from; a requeued SLURM job goes on from its own.
+            weights_only: whether checkpoints may hold tensors and plain values only.
+        """
+        path = requeue_path(self.default_root_dir)
+        if path is not None and path.is_file():
+            ckpt_path = path
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def predict(  # type: ignore[override]
         self,

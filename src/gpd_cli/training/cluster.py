@@ -11,6 +11,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 
+from gpd_cli.errors import TrainingError
 from gpd_cli.training.sync_norm import SyncedNorms
 
 
@@ -23,6 +24,9 @@ def launched(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         options: of `lightning.pytorch.Trainer`.
+
+    Raises:
+        TrainingError: when SLURM was told of tasks, but not how many there are on a node.
     """
     options = dict(options)
     sizes = _launched_sizes()
@@ -36,7 +40,7 @@ def launched(options: Mapping[str, Any]) -> dict[str, Any]:
         options["sync_batchnorm"] = False
         plugins.append(SyncedNorms())
     if slurm_job() and not any(isinstance(p, ClusterEnvironment) for p in plugins):
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+        plugins.append(_slurm())
     options["plugins"] = plugins or None
     return options
 
@@ -58,6 +62,16 @@ def requeue_path(folder: str | Path) -> Path | None:
     job = slurm_job()
     step = os.environ.get("SLURM_STEP_ID", "0")
     return None if job is None else Path(folder) / f"requeue_{job}_{step}.ckpt"
+
+
+def _slurm() -> SLURMEnvironment:
+    try:
+        return SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"SLURM started {os.environ.get('SLURM_NTASKS')} tasks without saying how many run on "
+            "a node; give --ntasks-per-node instead of --ntasks."
+        ) from error
 
 
 def _launched_sizes() -> tuple[int, int] | None:

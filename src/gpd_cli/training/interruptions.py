@@ -8,9 +8,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import Sampler
 
@@ -29,7 +31,8 @@ class Interruptions(Callback):
     """Stop on SIGTERM; under SLURM save first, and on SIGUSR1 put the job back into the queue.
 
     A signal may come at any moment and reaches processes at different ones. It is therefore only
-    noted, and acted upon after a batch, on all processes after the same one. A run that goes on from
+    noted, and acted upon after a batch, on all processes after the same one. A job that SLURM
+    starts again goes on from there, or else from the end of its last epoch. A run that goes on from
     within an epoch skips the images that it has seen of it.
     """
 
@@ -46,9 +49,20 @@ class Interruptions(Callback):
                 signal.signal(signal.SIGUSR1, self._note)
         if trainer.fit_loop.restarted_mid_epoch:
             warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-            _skip_once(
-                trainer.train_dataloader, trainer.fit_loop.epoch_loop.batch_progress.current.processed
-            )
+            progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+            skip_once(trainer.train_dataloader, progress.processed)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a job that is killed without a signal go on from the end of the epoch before."""
+        path = requeue_path(trainer.default_root_dir)
+        if path is None or not trainer.is_global_zero:
+            return
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.filename == "last":
+                last = Path(callback.dirpath or "", "last.ckpt").resolve()
+                if last.is_file():
+                    path.unlink(missing_ok=True)
+                    path.symlink_to(last)
 
     def on_train_batch_end(
         self,
@@ -74,8 +88,10 @@ class Interruptions(Callback):
         path = requeue_path(trainer.default_root_dir)
         if path is None:
             raise Stopped(TERMINATED)
+        if trainer.is_global_zero:
+            path.unlink(missing_ok=True)  # a link, and last.ckpt stays what it is
         trainer.save_checkpoint(path)
-        problem = _requeue() if requeue and trainer.is_global_zero else ""
+        problem = _put_back() if requeue and trainer.is_global_zero else ""
         trainer.strategy.barrier()
         if problem:
             raise TrainingError(
@@ -116,7 +132,7 @@ class Interruptions(Callback):
             self._requeue = True
 
 
-def _requeue() -> str:
+def _put_back() -> str:
     """Put the job back into the queue; what went wrong, or nothing."""
     try:
         result = subprocess.run(
@@ -148,8 +164,13 @@ class _SkipOnce(Sampler[Any]):
         return getattr(self._sampler, name)
 
 
-def _skip_once(loader: Any, batches: int) -> None:
-    """Let a loader's next pass begin after so many batches (a stream begins anew)."""
+def skip_once(loader: Any, batches: int) -> None:
+    """Let a loader's next pass begin further on; that of a stream begins anew.
+
+    Args:
+        loader: one with a sampler, its own or its batch sampler's.
+        batches: how many to leave out.
+    """
     owner = getattr(loader, "batch_sampler", None) or loader
     if hasattr(owner, "sampler"):
         owner.sampler = _SkipOnce(owner.sampler, batches * loader.batch_size)

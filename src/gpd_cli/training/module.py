@@ -22,6 +22,7 @@ from gpd_cli.training.networks import summary, with_teacher
 from gpd_cli.training.objective import Objective
 from gpd_cli.training.optimizers import OptimizerSettings, configure, suitable_storage
 from gpd_cli.training.reuse import adopt_classifier, freeze_classifier
+from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_teacher import load_static_teachers
 from gpd_cli.training.watch import FiniteWatch, check_weights
 
@@ -70,6 +71,8 @@ class GapPreservingDistillation(EvaluatedModule):
         gap_smoothing: share of the uniform distribution in the dynamic teacher's targets.
         label_smoothing: smoothing of the labels in the cross-entropy terms.
         optimizer: optimizer and schedule.
+        channels_last: keep kernels and images with their channels last, as tensor cores take them.
+        compile: compile the networks with torch.compile; true, or the name of a backend.
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class GapPreservingDistillation(EvaluatedModule):
         gap_smoothing: float = 0.1,
         label_smoothing: float = 0.0,
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 - frozen
+        channels_last: bool = False,
+        compile: bool | str = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
@@ -157,6 +162,7 @@ class GapPreservingDistillation(EvaluatedModule):
             label_smoothing=label_smoothing,
         )
         self.score(self.num_classes)
+        self._speed = Speed(channels_last, compile)
         self._live = RunningAccuracy()
         self._watch = FiniteWatch()
 
@@ -195,11 +201,13 @@ class GapPreservingDistillation(EvaluatedModule):
     def on_fit_start(self) -> None:
         """Train mode for both networks: Lightning keeps whatever mode it finds."""
         self.train()
+        self._speed.prepare(self.network, self.distillation)
         rank_zero_info(summary(self.spec.name, self.network))
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """One joint step: both networks' losses, summed for one backward pass."""
         images, labels, *indices = batch
+        images = self._speed.arrange(images)
         student, teacher = self(images)
         terms = self.objective.terms(student, teacher, labels)
         logits = (

@@ -1,48 +1,73 @@
-"""Options that change how fast a step is and not what it computes."""
+"""Options that change how fast a step is, and not what it computes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gpd_cli.errors import ModelError
 from gpd_cli.expansion import Pair
+from gpd_cli.training.distillation import Distillation
 from gpd_cli.training.networks import Alone
 
 
-def compile_networks(
-    network: Pair | Alone, teachers: Iterable[nn.Module], backend: str = "inductor"
-) -> None:
-    """Compile student, dynamic teacher and static teachers, each as a whole, in place.
-
-    A compiled module is the same object with the same keys, and its copies are not compiled.
-    Kernels are merged outside of it: what is compiled takes them as inputs, and therefore once for
-    all of training.
+@dataclass(frozen=True)
+class Speed:
+    """Memory layout and compilation of what is trained and of the static teachers.
 
     Args:
-        network: what is trained.
-        teachers: the static teachers' networks.
-        backend: of `torch.compile`.
+        channels_last: keep kernels and images with their channels last.
+        compile: compile with `torch.compile`; True, or the name of a backend.
 
     Raises:
         ModelError: when torch has no such backend.
     """
-    if backend not in torch.compiler.list_backends(exclude_tags=()):
-        known = ", ".join(torch.compiler.list_backends())
-        raise ModelError(f"torch.compile has no backend '{backend}'; take true or one of: {known}.")
-    trained = (
-        [network.narrow, network.teacher] if isinstance(network, Pair) else [network.network]
-    )
-    for module in (*trained, *teachers):
-        module.compile(backend=backend)
+
+    channels_last: bool = False
+    compile: bool | str = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.compile, str):
+            known = torch.compiler.list_backends(exclude_tags=())
+            if self.compile not in known:
+                raise ModelError(
+                    f"torch.compile has no backend '{self.compile}'; set --model.compile to true, "
+                    f"false or one of {', '.join(known)}."
+                )
+
+    def prepare(self, network: Pair | Alone, distillation: Distillation | None) -> None:
+        """Lay out and compile, in place: keys stay what they are, copies are not compiled.
+
+        Each network is compiled as a whole, with the hooks in it. A pair's kernels are merged
+        outside, and go in.
+
+        Args:
+            network: what is trained.
+            distillation: with the static teachers, if there are any.
+        """
+        frozen = [] if distillation is None else [t.network for t in distillation.teachers]
+        if self.channels_last:
+            for module in (network, *frozen):
+                module.to(memory_format=torch.channels_last)
+        if self.compile:
+            backend = self.compile if isinstance(self.compile, str) else "inductor"
+            for module in (*_parts(network), *frozen):
+                module.compile(backend=backend)
+
+    def arrange(self, images: Tensor) -> Tensor:
+        """The images in the layout of the kernels.
+
+        Args:
+            images: ``[B, C, H, W]``.
+        """
+        if not self.channels_last:
+            return images
+        return images.contiguous(memory_format=torch.channels_last)
 
 
-def to_channels_last(network: nn.Module) -> None:
-    """Store kernels with their channels last, in place, which is how tensor cores take them.
-
-    Args:
-        network: whose kernels; images have to follow.
-    """
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _parts(network: Pair | Alone) -> tuple[nn.Module, ...]:
+    if isinstance(network, Pair):
+        return network.narrow, network.teacher
+    return (network.network,)

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins import LayerSync
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules._functions import SyncBatchNorm as FusedSync
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -28,7 +27,7 @@ class SyncedNorms(LayerSync):
         """Synchronize, in place."""
         for module in list(model.modules()):
             if isinstance(module, _BatchNorm) and not isinstance(module, _Synced):
-                module.__class__ = _synced(type(module))
+                module.__class__ = _synced(type(module))  # type: ignore[assignment, arg-type]
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
@@ -101,10 +100,10 @@ def _composed(
     axes = [axis for axis in range(input.ndim) if axis != 1]
     shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
     ones = values.new_full((1,), values.numel() // values.shape[1])
-    *sums, count = all_reduce(torch.cat([values.sum(axes), ones])).split([values.shape[1], 1])
+    *sums, count = _summed(torch.cat([values.sum(axes), ones])).split([values.shape[1], 1])
     mean = sums[0] / count.detach()
     centred = values - mean.view(shape)
-    variance = all_reduce(centred.square().sum(axes)) / count.detach()
+    variance = _summed(centred.square().sum(axes)) / count.detach()
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             unbiased = variance * (count / (count - 1))
@@ -116,3 +115,22 @@ def _composed(
     if bias is not None:
         output = output + bias.view(shape)
     return output.to(input.dtype)
+
+
+def _summed(values: Tensor) -> Tensor:
+    """The sum over all processes, with a gradient to all of them."""
+    return cast(Tensor, _Sum.apply(values))
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
