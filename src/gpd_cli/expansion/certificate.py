@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from gpd_cli.errors import ExpansionError
 from gpd_cli.expansion.compare import relative_difference
 from gpd_cli.expansion.kernel import SharedKernel
 from gpd_cli.expansion.pair import Pair
+from gpd_cli.expansion.probing.locate import short_text
 from gpd_cli.expansion.refresh import refresh
 
 TOLERANCE = 1e-9
@@ -54,7 +56,9 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
     generator = torch.Generator().manual_seed(sample.shape[0])
     images = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _as_before(pair):
-        student, teacher = pair.eval().one_by_one(images)
+        student = pair.eval().student(images)
+        teacher = _teacher(pair, images, "In eval mode")
+        pair.forget()
         in_training = _training_difference(pair, images)
     if not bool(torch.isfinite(student).all()):
         raise ExpansionError(
@@ -77,22 +81,62 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
     return Certificate(difference, float(agreement), len(images))
 
 
+def _teacher(pair: Pair, images: Tensor, when: str) -> Tensor:
+    """The teacher's logits, where the student has given its own."""
+    try:
+        logits: Tensor = pair.teacher(images)
+    except Exception as error:
+        raise ExpansionError(
+            f"{when} the expanded teacher does not run ({short_text(error)}) though the student "
+            f"does: {type(pair.narrow).__name__} cannot be expanded, or only with the layers "
+            "concerned kept narrow (exclude)."
+        ) from error
+    return logits
+
+
 def _training_difference(pair: Pair, images: Tensor) -> float:
     """The relative difference of the logits in train mode, 0 where that says nothing.
 
-    It says nothing with dropout and its like, and where the batch is too small for statistics.
+    Dropout and stochastic depth are switched off. It says nothing with other randomness, and where
+    the batch is too small for statistics.
     """
     images = images[:_TRAINING_BATCH]
     pair.train()
+    with _without_dropout(pair):
+        before = _random_state()
+        try:
+            student = pair.student(images)
+        except Exception:
+            return 0.0  # too few values for statistics
+        if not isinstance(student, Tensor) or not bool(student.isfinite().all()):
+            return 0.0  # several heads in train mode
+        is_random = _random_state() != before
+        teacher = _teacher(pair, images, "In train mode")
+    return 0.0 if is_random else relative_difference(teacher, student)
+
+
+def _random_state() -> tuple[object, ...]:
+    """Of the sources that networks draw from."""
+    return torch.get_rng_state().numpy().tobytes(), random.getstate()
+
+
+@contextmanager
+def _without_dropout(pair: Pair) -> Iterator[None]:
+    """Set every probability of dropping something to zero for a while."""
+    before = [
+        (module, name, value)
+        for module in pair.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float)
+        and ("drop" in name or ("drop" in type(module).__name__.lower() and name in ("p", "prob")))
+    ]
+    for module, name, _ in before:
+        setattr(module, name, 0.0)
     try:
-        before = torch.get_rng_state()
-        student = pair.student(images)
-        random = not torch.equal(before, torch.get_rng_state())
-        if random or not bool(student.isfinite().all()):
-            return 0.0
-        return relative_difference(pair.teacher(images), student)
-    except Exception:
-        return 0.0  # too few values for statistics, or several heads in train mode
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from gpd_cli.branches import BranchInit, branch_names
 from gpd_cli.errors import ExpansionError
 from gpd_cli.expansion.certificate import certify
+from gpd_cli.expansion.copying import copy_network
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.probing.probe import find_plan
@@ -125,7 +125,7 @@ def _grow(student: nn.Module, plan: WidthPlan, sample: Tensor, **options: Any) -
     # In float64 the noise cancels to 1e-15, so that the certificate is about the algebra and
     # not about rounding; the result is rounded to the student's own type afterwards.
     refresh(student)
-    pair = build_pair(copy.deepcopy(student).to("cpu", torch.float64), plan, **options)
+    pair = build_pair(copy_network(student).to("cpu", torch.float64), plan, **options)
     pair.certificate = certify(pair, sample)
     return pair
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
+from gpd_cli.expansion.copying import copy_network
 from gpd_cli.expansion.kernel import SharedKernel
 from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.refresh import refresh
@@ -81,7 +81,7 @@ class Pair(nn.Module):
         """
         with torch.inference_mode(False), torch.no_grad():
             refresh(self.narrow)
-            student = copy.deepcopy(self.narrow)
+            student = copy_network(self.narrow)
             weights = {
                 name: nn.Parameter(weight.detach().clone(), self._requires_grad[name])
                 for name, weight in self._weights().items()

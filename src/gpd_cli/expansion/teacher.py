@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from gpd_cli.branches import BranchBank, BranchInit, accepts_branches, identity_channels
 from gpd_cli.errors import ExpansionError
+from gpd_cli.expansion.copying import copy_network
 from gpd_cli.expansion.kernel import SharedKernel
 from gpd_cli.expansion.pair import Pair, tied_names
 from gpd_cli.expansion.plan import TensorPlan, WidthPlan
@@ -37,7 +37,9 @@ def widen_module(
     for name, attributes in plan.attributes.items():
         module = network.get_submodule(name)
         for key, value in attributes.items():
-            setattr(module, key, value)
+            # A plan that was read from a file has tuples where the network may have lists.
+            old = getattr(module, key)
+            setattr(module, key, list(value) if isinstance(old, list) else value)
     for name, tensor_plan in plan:
         owner, _, leaf = name.rpartition(".")
         module = network.get_submodule(owner)
@@ -97,7 +99,7 @@ def build_pair(
     Returns:
         The pair; each module is in the mode that the student's is in.
     """
-    teacher = copy.deepcopy(student)
+    teacher = copy_network(student)
     widen_module(teacher, plan, noise=noise, generator=generator)
     narrow = dict(student.named_parameters(remove_duplicate=False))
     kernels: dict[str, SharedKernel] = {}
@@ -132,7 +134,7 @@ def build_pair(
         # Unchecked: the check would merge every kernel once, and shapes are right by construction.
         parametrize.register_parametrization(module, leaf, kernels[name], unsafe=True)
         module.parametrizations.train(module.training)  # type: ignore[union-attr]
-    return Pair(teacher, copy.deepcopy(student), plan)
+    return Pair(teacher, copy_network(student), plan)
 
 
 def _branch_bank(

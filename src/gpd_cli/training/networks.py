@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.expansion import Pair, expand
+from gpd_cli.expansion.copying import copy_network
 
 _PROBE_BATCH = 2
 
@@ -31,7 +31,7 @@ class Alone(nn.Module):
 
     def extract(self) -> nn.Module:
         """A copy of the student."""
-        return copy.deepcopy(self.network)
+        return copy_network(self.network)
 
 
 def with_teacher(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import math
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.errors import ExpansionError
+from gpd_cli.expansion.copying import copy_network
 from gpd_cli.expansion.layers import is_leaf
 from gpd_cli.expansion.layout import Scale
 from gpd_cli.expansion.plan import WidthPlan
@@ -58,7 +58,7 @@ def find_plan(
         raise ExpansionError(f"The width multiple must be 1 or more, not {width_multiple}.")
     generator = torch.Generator().manual_seed(_SEED)
     refresh(student)
-    narrow = copy.deepcopy(student).to("cpu", torch.float64).eval().requires_grad_(True)
+    narrow = copy_network(student).to("cpu", torch.float64).eval().requires_grad_(True)
     randomize(narrow, generator)
     scale = Scale(ratio, width_multiple)
     whole = torch.Size((min(_BATCH, len(sample)), *sample.shape[1:]))
@@ -125,7 +125,7 @@ def _record(narrow: nn.Module, images: Tensor) -> Recording:
 def _runs_in_training_only(network: nn.Module, images: Tensor, known: set[str]) -> str | None:
     """The name of a layer that runs in train mode and not in eval mode, if there is one."""
     called: list[str] = []
-    network = copy.deepcopy(network).train()
+    network = copy_network(network).train()
     for name, module in network.named_modules():
         if is_leaf(module) and name not in known:
             module.register_forward_pre_hook(lambda m, args, name=name: called.append(name))

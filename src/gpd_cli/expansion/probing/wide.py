@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
 
+from gpd_cli.expansion.copying import copy_network
 from gpd_cli.expansion.layers import LayerPlan, is_leaf
 from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.tensors import expand_tensor
@@ -27,7 +27,7 @@ class WideNetwork:
         self.modules = dict(narrow.named_modules())
         self.plan = WidthPlan(ratio)
         memo = {id(t): t for t in (*narrow.parameters(), *narrow.buffers())}
-        self.network = copy.deepcopy(narrow, memo)
+        self.network = copy_network(narrow, memo)
 
     def apply(self, name: str, layer: LayerPlan) -> None:
         """Widen tensors and attributes of one module.
