@@ -419,7 +419,7 @@ def test_fit_takes_the_options_of_the_expansion(last: str, say: Callable[..., st
     options = ["--model.exclude", "layer4.*", "--model.width_multiple", "8"]
     options += ["--model.branch_init", "orepa", "--model.ratio", "1.5", "--model.branches", "2"]
     say("fit", *STUDENT, *FAST, *options)
-    checkpoint = "runs/tiny/version_0/checkpoints/last.ckpt"
+    checkpoint = "runs/gpd/version_0/checkpoints/last.ckpt"
     assert "student_top1" in say("validate", "--ckpt_path", checkpoint, *CPU)
     say("extract", "--ckpt_path", checkpoint, "--output", "t.pth", "--which", "teacher")
     wide = torch.load("t.pth", weights_only=True)
@@ -448,7 +448,7 @@ def test_extracted_student_starts_another_run(last: str, say: Callable[..., str]
     say("extract", "--ckpt_path", last, "--output", "s.safetensors")
     options = ["--model.student_weights", "s.safetensors", "--model.optimizer.lr", "0"]
     say("fit", *STUDENT, *FAST, *options)
-    state = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    state = torch.load("runs/gpd/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     for name, tensor in load_file("s.safetensors").items():
         if name.endswith(("weight", "bias")):
             assert torch.equal(state[f"network.network.{name}"], tensor)

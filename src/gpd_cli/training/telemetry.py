@@ -26,6 +26,10 @@ class Telemetry(Callback):
     def __init__(self) -> None:
         self._images, self._since = 0, 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, also for a run that goes on within an epoch."""
+        self._since = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from zero: validation and checkpoints are no part of a step."""
         self._images, self._since = 0, time.perf_counter()
