@@ -17,11 +17,14 @@ $(VENV)/installed: pyproject.toml
 demo: setup
 	$(BIN)/python demo/run.py
 
+# Two tests at a time: most of their time is memory traffic, which more cores do not speed up.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: setup
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,18 @@
 """Every test starts from the same random state, whatever ran before it."""
 
+import os
+
 import pytest
 import torch
+
+
+def pytest_configure() -> None:
+    """Tests that run side by side share the cores."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        torch.set_num_threads(threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for processes that tests start
 
 
 @pytest.fixture(autouse=True)

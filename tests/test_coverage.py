@@ -3,7 +3,7 @@
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ EXACT = {
     "train_error": 3e-15,
     "extraction": True,
 }
+TOO_LARGE = {"outcome": "limit", "reason": "too much memory", "out_of_memory": True}
 VERSIONS = {"timm": "1.2.3", "torch": "4.5.6", "torchvision": "0.7.8"}
 SETTINGS = {"ratio": 2, "branches": 3, "steps": 2}
 
@@ -299,7 +300,7 @@ def test_a_task_can_neither_hang_nor_crash_nor_eat_up_the_machine(
         "done": "exact",
     }
     assert "3 s, in stage 'working'" in results["hang"]["reason"]
-    assert "0.2 GiB of memory" in results["grow"]["reason"]
+    assert "0.2 GiB of memory" in results["grow"]["reason"] and results["grow"]["out_of_memory"]
     assert "(7)" in results["die"]["reason"]
     assert "KeyError in stage 'working': 'what'" in results["raise"]["reason"]
     assert results["done"]["gibibytes"] > 0
@@ -342,3 +343,21 @@ def test_the_command_tries_a_real_network_in_a_process_of_its_own(tmp_path: Path
     assert row(table.read_text(), "test_convnext")[5] == "exact"
     assert json.loads(results.read_text())["gibibytes"] > 0
     assert command.main(["no_such_network", *where]) == 2
+
+
+def test_what_exceeds_the_memory_is_tried_again_with_fewer_branches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(tasks: Iterable[str], work: Any, **options: Any) -> Any:
+        for task in tasks:
+            fits = task == "small" or work.keywords["settings"].branches < SETTINGS["branches"]
+            yield task, dict(EXACT if fits else TOO_LARGE)
+
+    targets = [Target(name, f"family_{name}") for name in ("large", "small")]
+    monkeypatch.setattr(command, "all_targets", lambda cache: targets)
+    monkeypatch.setattr(command, "run_isolated", run)
+    table = tmp_path / "t.md"
+    assert command.main(["--results", str(tmp_path / "r.jsonl"), "--table", str(table)]) == 0
+    assert row(table.read_text(), "large")[1] == "large (2 branches)"
+    assert row(table.read_text(), "large")[5] == "exact"
+    assert row(table.read_text(), "small")[1] == "small"

@@ -14,7 +14,8 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,9 @@ from bench.coverage.architectures import (
 from bench.coverage.check import Settings, check
 from bench.coverage.isolate import Limits, run_isolated
 from bench.coverage.table import FAILED, append_result, read_results, render, summary
+
+FEWER_BRANCHES = 2
+"""Branches per kernel of networks whose teacher with all of them exceeds the memory."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,13 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     todo = [target for target in targets if again or _wanted(target, done, options.again)]
     logging.info("%d of %d networks to try", len(todo), len(targets))
     families = {target.name: target.family for target in todo}
-    runs = run_isolated(
-        families,
-        partial(check, settings=settings, threads=_threads(options.jobs)),
-        Limits(options.seconds, options.memory),
-        jobs=options.jobs,
-        preload=["bench.coverage.check"],
-    )
+    runs = _try_all(families, settings, options)
     counts = {"modules": len(timm_modules()), "networks": len(torchvision_names())}
 
     def write_table() -> None:
@@ -76,6 +74,31 @@ def main(arguments: list[str] | None = None) -> int:
     if broken:
         print(f"broken: {', '.join(broken)}", file=sys.stderr)
     return int(bool(broken))
+
+
+def _try_all(
+    names: Iterable[str], settings: Settings, options: argparse.Namespace
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Results as they come; what needs too much memory is tried again with fewer branches."""
+    too_large = []
+    run = partial(
+        run_isolated,
+        limits=Limits(options.seconds, options.memory),
+        jobs=options.jobs,
+        preload=["bench.coverage.check"],
+    )
+    work = partial(check, threads=_threads(options.jobs))
+    for name, result in run(names, partial(work, settings=settings)):
+        if result.get("out_of_memory") and settings.branches > FEWER_BRANCHES:
+            logging.info("%s: %s; again with fewer branches", name, result["reason"])
+            too_large.append(name)
+        else:
+            yield name, result
+    if not too_large:
+        return
+    fewer = replace(settings, branches=FEWER_BRANCHES)
+    for name, result in run(too_large, partial(work, settings=fewer)):
+        yield name, result | {"branches": FEWER_BRANCHES}
 
 
 def _wanted(target: Target, done: dict[str, dict[str, Any]], again: str | None) -> bool:

@@ -61,7 +61,8 @@ def run_isolated(
 
     Yields:
         A task and its result, with ``seconds`` and ``gibibytes`` (peak) added. Where `work` did
-        not return one, its ``outcome`` is ``limit`` or ``error`` and its ``reason`` says why.
+        not return one, its ``outcome`` is ``limit`` (with ``out_of_memory`` where it was that) or
+        ``error``, and its ``reason`` says why.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
@@ -96,7 +97,7 @@ def _look_at(job: _Job, limits: Limits) -> dict[str, Any] | None:
             _end(job)
             code = job.process.exitcode
             if code == -signal.SIGKILL:  # not by us: the system was short of memory
-                return _failure("limit", f"killed by the system, in stage '{job.stage}'")
+                return _out_of_memory(f"killed by the system, in stage '{job.stage}'")
             return _failure("error", f"the process died ({code}) in stage '{job.stage}'")
         if isinstance(message, dict):
             _end(job)
@@ -111,12 +112,16 @@ def _look_at(job: _Job, limits: Limits) -> dict[str, Any] | None:
     if _resident(job.process.pid) > limits.gibibytes * GIB:
         _end(job)
         reason = f"more than {limits.gibibytes:g} GiB of memory, in stage '{job.stage}'"
-        return _failure("limit", reason)
+        return _out_of_memory(reason)
     return None
 
 
 def _failure(outcome: str, reason: str) -> dict[str, Any]:
     return {"outcome": outcome, "reason": reason}
+
+
+def _out_of_memory(reason: str) -> dict[str, Any]:
+    return _failure("limit", reason) | {"out_of_memory": True}
 
 
 def _end(job: _Job) -> None:
@@ -141,7 +146,7 @@ def _child(work: Work, task: str, connection: Connection) -> None:
     try:
         result = work(task, report)
     except MemoryError:
-        result = _failure("limit", f"out of memory, in stage '{stage}'")
+        result = _out_of_memory(f"out of memory, in stage '{stage}'")
     except Exception as error:
         text = " ".join(str(error).split())
         result = _failure("error", f"{type(error).__name__} in stage '{stage}': {text}")

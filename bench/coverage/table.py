@@ -88,8 +88,8 @@ def render(
         f"branches, takes {settings['steps']} optimizer steps, and is extracted.",
         "",
         "- network: in parentheses what it is built with, if not with its defaults (of networks "
-        "with more than 30 million parameters, two of each run of equal blocks), and how many "
-        "modules keep their inside "
+        "with more than 30 million parameters, two of each run of equal blocks), with how many "
+        "branches, if memory did not suffice for all, and how many modules keep their inside "
         "narrow, because no other exact way was found;",
         "- image: side of the images in pixels, a small one where the network allows it;",
         "- relative error: the larger one of eval and train mode, of the logits in float64, before "
@@ -119,6 +119,8 @@ def _cells(result: Result) -> list[str]:
     name = result["name"].removeprefix("torchvision/")
     image = str(result["size"][-1]) if result.get("size") else ""
     notes = ["fewer blocks"] if result.get("shortened") else []
+    if result.get("branches"):
+        notes.append(f"{result['branches']} branches")
     if result.get("classes"):
         notes.append(f"num_classes={result['classes']}")
     if result.get("narrow"):

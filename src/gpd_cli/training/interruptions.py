@@ -20,6 +20,8 @@ from gpd_cli.errors import TrainingError
 from gpd_cli.training.cluster import requeue_path, slurm_job
 
 TERMINATED = 128 + signal.SIGTERM
+STOPPED = "stopped.ckpt"
+"""Where a run that was stopped within an epoch is saved, beside ``last.ckpt``."""
 _EVERY = 8  # batches between looks: each makes the processes wait for each other
 
 
@@ -28,7 +30,7 @@ class Stopped(SystemExit):
 
 
 class Interruptions(Callback):
-    """Stop on SIGTERM; under SLURM save first, and on SIGUSR1 put the job back into the queue.
+    """Save and stop on SIGTERM; under SLURM, on SIGUSR1, put the job back into the queue as well.
 
     A signal may come at any moment and reaches processes at different ones. It is therefore only
     noted, and acted upon after a batch, on all processes after the same one. A job that SLURM
@@ -38,6 +40,7 @@ class Interruptions(Callback):
 
     def __init__(self) -> None:
         self._requeue = self._stop = False
+        self._saved: Path | None = None
         self._since, self._steps = 0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,12 +60,10 @@ class Interruptions(Callback):
         path = requeue_path(trainer.default_root_dir)
         if path is None or not trainer.is_global_zero:
             return
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.filename == "last":
-                last = Path(callback.dirpath or "", "last.ckpt").resolve()
-                if last.is_file():
-                    path.unlink(missing_ok=True)
-                    path.symlink_to(last)
+        folder = _checkpoints(trainer)
+        if folder is not None and (last := folder / "last.ckpt").is_file():
+            path.unlink(missing_ok=True)
+            path.symlink_to(last)
 
     def on_train_batch_end(
         self,
@@ -85,12 +86,14 @@ class Interruptions(Callback):
         if not decide(self._stop or self._requeue, all=False):
             return
         requeue = decide(self._requeue, all=False)
-        path = requeue_path(trainer.default_root_dir)
+        folder = _checkpoints(trainer)
+        path = requeue_path(trainer.default_root_dir) or (folder and folder / STOPPED)
         if path is None:
             raise Stopped(TERMINATED)
         if trainer.is_global_zero:
             path.unlink(missing_ok=True)  # a link, and last.ckpt stays what it is
         trainer.save_checkpoint(path)
+        self._saved = path
         problem = _put_back() if requeue and trainer.is_global_zero else ""
         trainer.strategy.barrier()
         if problem:
@@ -116,9 +119,11 @@ class Interruptions(Callback):
             return
         if not trainer.is_global_zero:
             return
-        path = requeue_path(trainer.default_root_dir)
+        path = self._saved
         if path is None:
             after = "go on with --ckpt_path RUN/checkpoints/last.ckpt"
+        elif not slurm_job():
+            after = f"saved, and goes on with --ckpt_path {path}"
         elif exception.code:
             after = f"saved as {path}, from which the job goes on when it is requeued"
         else:
@@ -130,6 +135,14 @@ class Interruptions(Callback):
             self._stop = True
         else:
             self._requeue = True
+
+
+def _checkpoints(trainer: Trainer) -> Path | None:
+    """The folder that ``last.ckpt`` is written to; None where a run writes none."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.filename == "last":
+            return Path(callback.dirpath or "").resolve()
+    return None
 
 
 def _put_back() -> str:
