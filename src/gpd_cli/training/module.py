@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from gpd_cli.errors import DataError
 from gpd_cli.expansion import DEFAULT_NOISE, Storage
 from gpd_cli.methods import Batch, method_class
 from gpd_cli.models import ModelSpec, count_classes, input_shape
+from gpd_cli.training.checks import check_same_parts, check_taught, ignored_settings
 from gpd_cli.training.distillation import Distillation
 from gpd_cli.training.evaluation import EvaluatedModule
 from gpd_cli.training.metrics import RunningAccuracy
@@ -140,6 +142,7 @@ class GapPreservingDistillation(EvaluatedModule):
             generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
         freeze_classifier(self.network, teachers)
+        check_taught(ce_weight, static_weight, bool(teachers))
         if "." not in method:  # a name that is misspelled, also where there is no static teacher
             method_class(method)
         self.distillation = None
@@ -203,6 +206,11 @@ class GapPreservingDistillation(EvaluatedModule):
         self.train()
         self._speed.prepare(self.network, self.distillation)
         rank_zero_info(summary(self.spec.name, self.network))
+        if ignored := ignored_settings(self.hparams):
+            rank_zero_info(
+                f"Without a static teacher (--model.static_teacher) {', '.join(ignored)} take no "
+                "effect."
+            )
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """One joint step: both networks' losses, summed for one backward pass."""
@@ -251,13 +259,17 @@ class GapPreservingDistillation(EvaluatedModule):
         """Refuse a checkpoint of another network before its weights are tried.
 
         Raises:
-            WeightsError: when student, ratio, branches or storage differ.
+            WeightsError: when student, ratio, branches or storage differ, or what is trained along.
         """
         check_same_network(checkpoint.get("gpd"), self._description())
-        if self.distillation is None:  # an evaluation needs nothing of what was trained along
-            state = checkpoint["state_dict"]
-            for name in [n for n in state if n.startswith("distillation.")]:
-                del state[name]
+        state, prefix = checkpoint["state_dict"], "distillation."
+        parts = {n.removeprefix(prefix): state[n] for n in state if n.startswith(prefix)}
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            before = checkpoint.get("hyper_parameters", {}).get("method")
+            check_same_parts(parts, self.distillation, before, self.hparams["method"])
+        elif self.distillation is None:  # an evaluation needs nothing of what was trained along
+            for name in parts:
+                del state[prefix + name]
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule from timm."""

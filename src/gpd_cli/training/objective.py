@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpd_cli.errors import TrainingError
 from gpd_cli.losses import gap_loss
 
 
@@ -22,12 +23,23 @@ class Objective:
         gap_smoothing: the share of the uniform distribution in that target.
         ce_weight: v, the weight of the labels.
         label_smoothing: smoothing of the labels.
+
+    Raises:
+        TrainingError: when a weight is negative, or a smoothing is not in [0, 1).
     """
 
     gap_weight: float = 3.0
     gap_smoothing: float = 0.1
     ce_weight: float = 1.0
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("gap_weight", "ce_weight"):
+            if not getattr(self, name) >= 0:
+                raise TrainingError(f"--model.{name} must not be negative.")
+        for name in ("gap_smoothing", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainingError(f"--model.{name} must be in [0, 1), not {getattr(self, name)}.")
 
     def terms(
         self, student: Tensor, dynamic_teacher: Tensor | None, labels: Tensor

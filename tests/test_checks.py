@@ -1,0 +1,95 @@
+"""Settings that each make sense and together do not, as the command says it."""
+
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from gpd_cli.__main__ import main
+from gpd_cli.files import save_tensors
+
+SMALL = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+CONFIG = f"""
+model:
+  student: resnet18
+  student_args: {SMALL}
+  num_classes: 10
+  branches: 1
+  optimizer: {{lr: 0.05, sched: none}}
+data: {{image_size: 16, batch_size: 32}}
+trainer: {{accelerator: cpu, max_epochs: 1, limit_train_batches: 2, limit_val_batches: 1}}
+"""
+TAUGHT = ["--model.static_teacher", "resnet18", "--model.static_teacher_args", str(SMALL)]
+TAUGHT += ["--model.static_teacher_weights", "static.safetensors"]
+LAST = ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    torch.manual_seed(0)
+    network = timm.create_model("resnet18", num_classes=10, **SMALL)
+    save_tensors(tmp_path / "static.safetensors", network.state_dict())
+    with chdir(tmp_path):
+        yield tmp_path
+
+
+def fit(*options: str) -> int:
+    return main(["fit", "-c", "tiny.yaml", *options])
+
+
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("ratio", ["1", "2"])
+def test_a_run_without_anything_to_learn_from_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], ratio: str
+) -> None:
+    # With a dynamic teacher the student has one to learn from, which itself learns nothing.
+    nothing = ["--model.ce_weight", "0", "--model.ratio", ratio]
+    assert fit(*nothing) == 1
+    assert "--model.static_teacher" in refusal(capsys)
+    assert fit(*nothing, *TAUGHT, "--model.static_weight", "0") == 1
+    assert "--model.static_weight" in refusal(capsys)
+    assert fit(*nothing, *TAUGHT) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("gap_weight", "-1"), ("ce_weight", "-0.5"), ("gap_smoothing", "1"), ("label_smoothing", "2")],
+)
+def test_weights_out_of_range_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    assert fit(f"--model.{option}", value) == 1
+    assert f"--model.{option}" in refusal(capsys)
+
+
+def test_settings_of_a_method_without_static_teacher_are_pointed_out(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--model.method", "dkd", "--model.static_warmup_epochs", "2"]
+    assert fit(*settings) == 0
+    assert "method, static_warmup_epochs take no effect" in capsys.readouterr().err
+    assert fit(*settings, *TAUGHT) == 0
+    assert fit() == 0
+    assert "take no effect" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", [["--model.static_teacher", "null"], ["--model.method", "kd"]])
+def test_a_run_goes_on_with_the_parts_it_was_started_with(
+    folder: Path, capsys: pytest.CaptureFixture[str], other: list[str]
+) -> None:
+    start = [*TAUGHT, "--model.method", "fitnets"]
+    assert fit(*start) == 0
+    capsys.readouterr()
+    if "null" in other:
+        other = [*other, "--model.static_teacher_weights", "null"]
+    assert fit(*start, *LAST, "--trainer.max_epochs", "2", *other) == 1
+    assert "(fitnets)" in refusal(capsys)
+    assert fit(*start, *LAST, "--trainer.max_epochs", "2") == 0
+    assert main(["test", *LAST]) == 0
