@@ -286,6 +286,17 @@ def test_a_rule_keeps_a_number(rules: dict[str, Rule], rule: Rule, number: int) 
     assert exact(Transformer(Numbers(9))).teacher.attention.number == number
 
 
+@pytest.mark.parametrize(
+    "rule", [Rule(grow=["wide"]), Rule(keep=["x"]), Rule(axes={"y": 0}), Rule(blocks={"conv9": 2})]
+)
+def test_a_rule_about_what_is_not_there_is_refused(rules: dict[str, Rule], rule: Rule) -> None:
+    rules["Elsewhere"] = rule  # no such class in the network
+    exact(convnet())
+    rules["Block"] = rule
+    with pytest.raises(ExpansionError, match=r"The rule for Block names '(wide|x|y|conv9)'"):
+        exact(convnet())
+
+
 class Stale(nn.Module):
     """Keeps what it computed from its weights in eval mode, until it is trained again."""
 

@@ -17,6 +17,7 @@ from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.probing.locate import located, short_text
 from gpd_cli.expansion.probing.randomize import calibrate, randomize
 from gpd_cli.expansion.probing.record import Recording, record
+from gpd_cli.expansion.probing.rules import check_rules
 from gpd_cli.expansion.probing.widening import Widening
 from gpd_cli.expansion.refresh import refresh
 
@@ -56,6 +57,7 @@ def find_plan(
         raise ExpansionError(f"The expansion ratio must be 1 or more, not {ratio}.")
     if not isinstance(width_multiple, int) or width_multiple < 1:
         raise ExpansionError(f"The width multiple must be 1 or more, not {width_multiple}.")
+    check_rules(student)
     generator = torch.Generator().manual_seed(_SEED)
     refresh(student)
     narrow = copy_network(student).to("cpu", torch.float64).eval().requires_grad_(True)

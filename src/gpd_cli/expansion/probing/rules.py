@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from gpd_cli.errors import ExpansionError
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -49,7 +51,36 @@ PLACES = ("window_size", "kernel_size", "patch_size", "stride", "img_size", "hea
 
 def rule_for(module: nn.Module) -> Rule:
     """The rule of a module's class or of a class that it is derived from."""
-    for cls in type(module).__mro__:
-        if cls.__name__ in RULES:
-            return RULES[cls.__name__]
-    return Rule()
+    name = _ruled_class(module)
+    return Rule() if name is None else RULES[name]
+
+
+def check_rules(network: nn.Module) -> None:
+    """Check that what the rules name is there.
+
+    Args:
+        network: to be expanded; rules for classes that it does not have are left alone.
+
+    Raises:
+        ExpansionError: when no module of a rule's class has an attribute, tensor or layer that the
+            rule names.
+    """
+    ruled: dict[str, list[nn.Module]] = {}
+    for module in network.modules():
+        if (name := _ruled_class(module)) is not None:
+            ruled.setdefault(name, []).append(module)
+    for name, modules in ruled.items():
+        rule = RULES[name]
+        layers = {layer for module in modules for layer, _ in module.named_modules()}
+        missing = [layer for layer in rule.blocks if layer not in layers]
+        attributes = (*rule.grow, *rule.keep, *rule.axes)
+        missing += [a for a in attributes if not any(hasattr(m, a) for m in modules)]
+        if missing:
+            raise ExpansionError(
+                f"The rule for {name} names '{missing[0]}', which no {name} of this network has; "
+                "correct it in RULES (grow, keep and axes name attributes, blocks layers)."
+            )
+
+
+def _ruled_class(module: nn.Module) -> str | None:
+    return next((cls.__name__ for cls in type(module).__mro__ if cls.__name__ in RULES), None)
