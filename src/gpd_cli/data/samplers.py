@@ -63,8 +63,13 @@ class RepeatedSampler(DistributedSampler[Any]):
 
     def __init__(self, images: Any, repeats: int, num_replicas: int, rank: int, seed: int) -> None:
         super().__init__(images, num_replicas=num_replicas, rank=rank, seed=seed)
+        # Rounded to whole batches of 256, as in DeiT, where there are so many images.
         self._repeated = RepeatAugSampler(
-            images, num_replicas=num_replicas, rank=rank, num_repeats=repeats
+            images,
+            num_replicas=num_replicas,
+            rank=rank,
+            num_repeats=repeats,
+            selected_round=256 if len(images) >= 256 else 0,
         )
 
     def __iter__(self) -> Iterator[Any]:
