@@ -12,22 +12,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from gpd_cli.checkpoint import read_run
+from gpd_cli.arguments import chosen_checkpoint, settings_of_checkpoint, with_values
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.data import ImageData
 from gpd_cli.errors import GpdError
-from gpd_cli.loggers import csv_logger, with_csv
+from gpd_cli.loggers import csv_logger, settings_to_log, with_csv
 from gpd_cli.trainer import GpdTrainer
-from gpd_cli.training.callbacks import default_callbacks
+from gpd_cli.training.callbacks import EpochLines, default_callbacks
 from gpd_cli.training.module import GapPreservingDistillation
 
 EVALUATIONS = ("validate", "test", "predict")
 STANDALONE = ("expand", "extract")
+# Settings that only training knows a use for.
+_OF_TRAINING = (
+    "static_teacher",
+    "static_teacher_weights",
+    "static_teacher_args",
+    "static_teacher_stages",
+    "assistants",
+    "method",
+    "method_args",
+    "stages",
+    "static_weight",
+    "static_warmup_epochs",
+    "ce_weight",
+)
 _CHATTER = (
     "Tip:",
     "Loading `train_dataloader`",
@@ -39,7 +53,10 @@ _CHATTER = (
 
 
 class SaveConfig(SaveConfigCallback):
-    """Write ``config.yaml`` when training begins, not for a run that is refused before."""
+    """Write ``config.yaml`` when training begins, not for a run that is refused before.
+
+    The loggers are told then, too.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing yet."""
@@ -48,13 +65,24 @@ class SaveConfig(SaveConfigCallback):
         """Write it."""
         super().setup(trainer, pl_module, "fit")
 
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let every logger know the settings, for runs to be compared by them."""
+        settings = settings_to_log(self.config.as_dict())
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings)
+            logger.save()
+
 
 class GpdCLI(LightningCLI):
     """LightningCLI, told what `expand` and `extract` need and what a checkpoint knows."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._command = next((a for a in arguments if not a.startswith("-")), "")
-        self._from_checkpoint = _settings_of_checkpoint(self._command, arguments)
+        self._checkpoint = self._settings = None
+        if self._command in ("fit", *EVALUATIONS):
+            self._checkpoint = chosen_checkpoint(arguments)
+        if self._checkpoint is not None:
+            self._settings = settings_of_checkpoint(self._checkpoint)
         super().__init__(
             GapPreservingDistillation,
             ImageData,
@@ -63,7 +91,7 @@ class GpdCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveConfig if self._command == "fit" else None,
             save_config_kwargs={"overwrite": True},
-            args=_with_values(arguments),
+            args=with_values(arguments),
             auto_configure_optimizers=False,
         )
 
@@ -101,8 +129,8 @@ class GpdCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let a checkpoint's settings be the defaults, under configuration and command line."""
-        if self._from_checkpoint:
-            parser.set_defaults(self._from_checkpoint)
+        if self._settings and self._command in EVALUATIONS:
+            parser.set_defaults(self._settings)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint's settings never override what the user asked for."""
@@ -110,8 +138,9 @@ class GpdCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Last changes to what the user asked for.
 
-        A run that is resumed takes its weights from the checkpoint, not from the first file; a run
-        that logs elsewhere has its CSV file nevertheless.
+        Weights come from the checkpoint, where there is one, and not from the first file. A static
+        teacher and what belongs to it take no part in evaluation, and need not be at hand for it. A
+        run that logs elsewhere, or nowhere, has its CSV file nevertheless.
 
         Raises:
             ArgumentError: when there is nowhere to write an expansion.
@@ -119,11 +148,20 @@ class GpdCLI(LightningCLI):
         config = self.config.get(self.subcommand)
         if self.subcommand == "expand" and not (config.output or config.dry_run):
             raise ArgumentError(None, "add --output FILE.safetensors, or --dry_run to plan only")
-        if self.subcommand != "fit":
+        if self.subcommand in STANDALONE:
             return
-        if config.get("ckpt_path"):
+        config.ckpt_path = config.ckpt_path or self._checkpoint
+        if config.ckpt_path:
             config.model.student_weights = None
-        config.trainer.logger = with_csv(config.trainer.logger, self.trainer_defaults["logger"])
+        if self.subcommand in EVALUATIONS:
+            defaults = inspect.signature(GapPreservingDistillation).parameters
+            for name in _OF_TRAINING:
+                config.model[name] = defaults[name].default
+            return
+        options = config.trainer
+        options.logger = with_csv(
+            options.logger, self.trainer_defaults["logger"], options.default_root_dir
+        )
 
     def _set_seed(self) -> None:
         if self.subcommand != "extract":  # which draws nothing
@@ -133,6 +171,26 @@ class GpdCLI(LightningCLI):
         """Make model, data and trainer for the commands that have them."""
         if self.subcommand not in STANDALONE:
             super().instantiate_classes()
+            # `SaveConfig` logs all settings; the module's own lack the optimizer's.
+            self.model.save_hyperparameters([], logger=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer, with those of the default callbacks that its options leave room for."""
+        options = self.config_init[self.subcommand].trainer
+        chosen = options.callbacks or []
+        chosen = chosen if isinstance(chosen, list) else [chosen]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in chosen)
+        shown = options.enable_progress_bar
+        if shown is None:
+            shown = has_bar or sys.stdout.isatty()
+        if self.subcommand == "fit":
+            # Where nobody watches there is a line per epoch instead of a bar.
+            unwanted: tuple[type, ...] = (ProgressBar, EpochLines) if has_bar else ()
+            if options.enable_checkpointing is False:
+                unwanted = (*unwanted, Checkpoint)
+            default = default_callbacks(watched=shown)
+            self.trainer_defaults["callbacks"] = [c for c in default if not isinstance(c, unwanted)]
+        return super().instantiate_trainer(enable_progress_bar=shown, **kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand not in STANDALONE:
@@ -150,26 +208,9 @@ class GpdCLI(LightningCLI):
         GpdTrainer.extract(**{name: config[name] for name in names})
 
 
-def _with_values(arguments: Sequence[str]) -> list[str]:
-    """The command line with a value for `--dry_run`, which may stand alone."""
-    following = [*arguments[1:], "-"]
-    return [
-        f"{argument}=true" if argument == "--dry_run" and after.startswith("-") else argument
-        for argument, after in zip(arguments, following, strict=True)
-    ]
-
-
 def _trainer_defaults(command: str, arguments: Sequence[str]) -> dict[str, Any]:
-    watched = sys.stdout.isatty()
-    if command != "fit":
-        return {"logger": False, "enable_model_summary": False, "enable_progress_bar": watched}
-    return {
-        "logger": csv_logger(arguments),
-        "callbacks": default_callbacks(watched),
-        "enable_model_summary": False,
-        # Where nobody watches, a line per epoch instead (see `default_callbacks`).
-        "enable_progress_bar": watched,
-    }
+    logger = csv_logger(arguments) if command == "fit" else False
+    return {"logger": logger, "enable_model_summary": False}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -229,49 +270,6 @@ def _mendable(error: BaseException | None) -> GpdError | None:
     return None
 
 
-def _settings_of_checkpoint(command: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Model and data of the run that wrote a checkpoint, as defaults for its evaluation."""
-    path = _option(arguments, "--ckpt_path") or _configured(arguments, "ckpt_path")
-    if path is None or command not in ("fit", *EVALUATIONS):
-        return {}
-    content = read_run(path)
-    if command == "fit":
-        return {}
-    model = {k: v for k, v in content["hyper_parameters"].items() if not k.startswith("_")}
-    # Weights come from the checkpoint; a static teacher takes no part in evaluation.
-    for name in ("student_weights", "static_teacher", "static_teacher_weights"):
-        model[name] = None
-    data = {
-        k: v
-        for k, v in content.get("datamodule_hyper_parameters", {}).items()
-        if not k.startswith("_")
-    }
-    return {
-        f"{group}.{name}": value
-        for group, values in (("model", model), ("data", data))
-        for name, value in values.items()
-    }
-
-
-def _configured(arguments: Sequence[str], key: str) -> str | None:
-    """An entry of the configuration file that the command line names, if it can be read."""
-    path = _option(arguments, "-c") or _option(arguments, "--config")
-    try:
-        content = yaml.safe_load(Path(path).read_text()) if path else None
-    except (OSError, ValueError, yaml.YAMLError):
-        return None  # the parser will say what is wrong with it
-    return content.get(key) if isinstance(content, dict) else None
-
-
-def _option(arguments: Sequence[str], name: str) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument == name and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(f"{name}="):
-            return argument.partition("=")[2]
-    return None
-
-
 def _quieten() -> None:
     """Drop warnings that ask for nothing a user of this tool could do."""
     for message in (
@@ -281,6 +279,7 @@ def _quieten() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*The dirpath has changed.*",
         ".*is smaller than the logging interval.*",
+        ".*Couldn't infer the batch indices.*",  # of a stream
         ".*lr_scheduler.step\\(\\)` before.*",
     ):
         warnings.filterwarnings("ignore", message)

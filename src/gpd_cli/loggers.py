@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
+from gpd_cli.arguments import CONFIGURATION, occurrences
 from gpd_cli.errors import GpdError
 
 _CSV = "lightning.pytorch.loggers.CSVLogger"
 _PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
+_RUNS = "runs"
+_SHIPPED = "configs"
 
 
 def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
@@ -21,28 +25,47 @@ def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
     Args:
         arguments: the command line.
     """
-    files = [
-        after.partition("=")[2] or following
-        for after, following in zip(arguments, [*arguments[1:], ""], strict=True)
-        if after.partition("=")[0] in ("-c", "--config")
-    ]
-    name = "_".join(Path(file).stem for file in files if file) or "gpd"
-    return {"class_path": _CSV, "init_args": {"save_dir": "runs", "name": name}}
+    files = [file for _, file in occurrences(arguments, CONFIGURATION) if file]
+    name = "_".join(run_name(file) for file in files) or "gpd"
+    return {"class_path": _CSV, "init_args": {"save_dir": _RUNS, "name": name}}
 
 
-def with_csv(chosen: Any, default: dict[str, Any]) -> Any:
-    """The chosen loggers with a CSV file in front, which then names the run's folder.
+def run_name(file: str | Path) -> str:
+    """What a configuration calls its runs: its own name, without ending.
+
+    A file two or more folders below one that is named ``configs`` has its folder's name in front,
+    as ``configs/imagenet/scratch/resnet18.yaml`` and ``.../finetune/resnet18.yaml`` are different
+    runs: ``scratch_resnet18`` and ``finetune_resnet18``.
 
     Args:
-        chosen: ``trainer.logger`` as parsed; False for no logger at all.
+        file: the configuration.
+    """
+    path = Path(file).absolute()
+    folders = [folder.name for folder in path.parents]
+    if _SHIPPED in folders[2:]:
+        return f"{folders[0]}_{path.stem}"
+    return path.stem
+
+
+def with_csv(
+    chosen: Any, default: Mapping[str, Any], root: str | Path | None = None
+) -> list[Namespace]:
+    """The chosen loggers with a CSV file in front, which then names the run's folder.
+
+    Without any logger the CSV file stays, too: the folder that it makes keeps a run's checkpoints
+    apart from those of other runs.
+
+    Args:
+        chosen: ``trainer.logger`` as parsed.
         default: as `csv_logger` gives it.
+        root: ``trainer.default_root_dir``: runs are then in the folder ``runs`` there, instead of
+            in the working directory.
 
     Raises:
         GpdError: when the package behind a logger is not installed.
     """
-    if chosen is False:
-        return False
-    loggers = [] if chosen in (None, True) else chosen if isinstance(chosen, list) else [chosen]
+    loggers = list(chosen) if isinstance(chosen, list) else [chosen]
+    loggers = [logger for logger in loggers if not (logger is None or isinstance(logger, bool))]
     for logger in loggers:
         name = logger.get("class_path", "").rpartition(".")[2]
         package = _PACKAGES.get(name)
@@ -51,7 +74,43 @@ def with_csv(chosen: Any, default: dict[str, Any]) -> Any:
                 f"{name} needs the package {package}, which is not installed: pip install "
                 f"'gpd-cli[{package}]'."
             )
-    if any(logger.get("class_path", "").endswith("CSVLogger") for logger in loggers):
-        return chosen
-    csv = Namespace(class_path=_CSV, init_args=Namespace(**default["init_args"]))
-    return [csv, *loggers]
+    files = [logger for logger in loggers if logger.get("class_path", "").endswith("CSVLogger")]
+    if not files:
+        files = [Namespace(class_path=_CSV, init_args=Namespace(**default["init_args"]))]
+        loggers = files + loggers
+    for logger in files:
+        if root and str(logger.init_args.get("save_dir")) == _RUNS:
+            logger.init_args["save_dir"] = os.path.join(root, _RUNS)  # noqa: PTH118 - or a URL
+    return loggers
+
+
+def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs are compared by: the settings of model, optimizer, data and trainer.
+
+    Args:
+        config: the configuration of a run, resolved.
+
+    Returns:
+        A nested dictionary, which each logger flattens in its own way; of the trainer's settings
+        those that are numbers or names.
+    """
+    trainer = {
+        name: value
+        for name, value in config["trainer"].items()
+        if isinstance(value, bool | int | float | str)
+    }
+    return {
+        "seed_everything": config.get("seed_everything"),
+        "model": _plain(config["model"]),
+        "data": _plain(config["data"]),
+        "trainer": trainer,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Without tuples, which YAML has only Python's own tag for."""
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from gpd_cli.checkpoint import Weights
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.extract import Which, extract_command
-from gpd_cli.commands.predictions import write_predictions
+from gpd_cli.commands.predictions import PredictionTable
 from gpd_cli.files import check_writable
 from gpd_cli.training.cluster import launched, requeue_path
 from gpd_cli.training.interruptions import Interruptions
@@ -61,23 +60,31 @@ class GpdTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | Path | None = None,
         output: Path = Path("predictions.csv"),
-    ) -> Any:
+    ) -> None:
         """Write the predictions of student and dynamic teacher for the test images.
+
+        Several processes share the images; the table has all of them, in order.
 
         Args:
             model: the module.
             datamodule: the data.
             ckpt_path: a checkpoint of fit.
-            output: the table to write (.csv): per image its label, and each network's class and
+            output: the table to write (.csv): per image its number, and each network's class and
                 probability.
+
+        Raises:
+            DataError: when several processes are to read a stream, which numbers no images.
         """
         check_writable(output)
-        batches = super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        if self.is_global_zero and batches:
-            rows = cast(list[dict[str, torch.Tensor]], batches)
-            write_predictions(output, rows, getattr(datamodule, "class_names", None))
-            print(f"Predictions written to {output}")
-        return batches
+        table = PredictionTable(output)
+        callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
+        callbacks.append(table)
+        try:
+            super().predict(
+                model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path
+            )
+        finally:
+            callbacks.remove(table)
 
     @staticmethod
     def expand(
