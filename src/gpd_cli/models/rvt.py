@@ -174,7 +174,8 @@ class RVT(Classifier):
         patch_size: side of a patch in pixels, a multiple of 4.
         img_size: side of the images, or height and width; with position-aware scaling the network
             takes no other.
-        drop_path_rate: stochastic depth of the last block; it grows from 0 at the first.
+        drop_path_rate: stochastic depth of block k of n, counted from 0, is this times ``k / n``,
+            as in the authors' code: the last block has a little less than the rate.
         num_classes: outputs; 0 for pooled features instead of logits.
         in_chans: image channels.
 
