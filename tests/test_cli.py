@@ -165,6 +165,24 @@ def test_module_and_program_are_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_method_of_ones_own_is_found_beside_the_configuration(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(# mine\.py\n.*?)```", readme, flags=re.DOTALL)
+    (tmp_path / "mine.py").write_text(example)
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    torch.save(student().state_dict(), tmp_path / "static.pth")
+    static = ["--model.static_teacher", "resnet18", "--model.static_teacher_args", str(TINY)]
+    program = "import sys; from gpd_cli.__main__ import main; sys.exit(main())"
+    fit = [sys.executable, "-P", "-c", program, "fit", "-c", "tiny.yaml", *static]
+    weights = ["--model.static_teacher_weights", "static.pth"]
+    method = ["--model.method", "mine.Cosine", "--model.method_args", "{weight: 2}"]
+    result = subprocess.run([*fit, *weights, *method], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    log = tmp_path / "runs" / "tiny" / "version_0" / "metrics.csv"
+    assert "teacher_static" in log.read_text().splitlines()[0]
+
+
+@pytest.mark.slow
 def test_error_of_the_process_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "gpd_cli", "extract", "--ckpt_path", "no.ckpt", "--output", "a.pth"],

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def reference_standardized(values: Tensor) -> Tensor:
     for row in values.tolist():
         mean = sum(row) / len(row)
         deviation = math.sqrt(sum((v - mean) ** 2 for v in row) / (len(row) - 1))
-        rows.append([(v - mean) / (deviation + 1e-7) for v in row])
+        rows.append([(v - mean) / max(deviation, 1e-4) for v in row])
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -142,10 +143,11 @@ def correlation(one: Any, other: Any) -> float:
     """Pearson's, as covariance over the product of deviations."""
     mean_one, mean_other = sum(one) / len(one), sum(other) / len(other)
     covariance = sum((a - mean_one) * (b - mean_other) for a, b in zip(one, other, strict=True))
-    deviations = math.sqrt(sum((a - mean_one) ** 2 for a in one)) * math.sqrt(
-        sum((b - mean_other) ** 2 for b in other)
+    norms = (
+        math.sqrt(sum((a - mean_one) ** 2 for a in one)),
+        math.sqrt(sum((b - mean_other) ** 2 for b in other)),
     )
-    return float(covariance / (deviations + 1e-8))
+    return float(covariance / (max(norms[0], 1e-4) * max(norms[1], 1e-4)))
 
 
 def softened(values: Tensor, temperature: float = 1.0) -> Array:
@@ -333,10 +335,9 @@ def test_the_largest_soft_label_is_the_target(name: str) -> None:
 
 def test_dkd_of_two_classes_has_no_non_target_part() -> None:
     student, teacher, target = logits(classes=2), logits(classes=2), labels(2)
-    assert dkd_loss(student, teacher, target, alpha=0.0, beta=8.0).item() == 0
-    assert dkd_loss(student, teacher, target, alpha=1.0).item() == near(
-        kd_loss(student, teacher).item()
-    )
+    assert dkd_loss(student, teacher, target, alpha=0.0, beta=8.0, temperature=4.0).item() == 0
+    loss = dkd_loss(student, teacher, target, alpha=1.0, beta=8.0, temperature=4.0)
+    assert loss.item() == near(kd_loss(student, teacher, 4.0).item())
 
 
 # ---- methods on logits ----
@@ -803,9 +804,7 @@ def test_gradients_stay_finite_where_formulas_divide_by_zero(name: str, case: st
     loss.backward()
     gradient = student["embedding" in method.needs].grad
     assert torch.isfinite(gradient).all()
-    if name in ON_EMBEDDINGS:
-        # Of logits without any spread, correlation and standardization are steep by definition.
-        assert gradient.abs().max() < 1e5
+    assert gradient.abs().max() < 1e5
 
 
 @pytest.mark.parametrize(
@@ -841,7 +840,7 @@ def test_certain_networks_that_disagree_give_finite_loss_and_gradient() -> None:
 def test_losses_of_half_precision_logits_stay_finite(scale: float, dtype: torch.dtype) -> None:
     losses: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         "kd": lambda s, t, _: kd_loss(s, t),
-        "dkd": dkd_loss,
+        "dkd": partial(dkd_loss, alpha=1.0, beta=8.0, temperature=4.0),
         "nkd": nkd_loss,
         "dist": lambda s, t, _: dist_loss(s, t),
         "mlld": lambda s, t, _: mlld_loss(s, t),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -73,7 +74,12 @@ class Held:
 
 
 def hold(
-    pixels: Any, shape: tuple[int, int, int], device: torch.device, workers: int, what: str
+    pixels: Any,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    workers: int,
+    what: str,
+    neighbours: int = 1,
 ) -> Held:
     """Decode a data set once.
 
@@ -83,16 +89,17 @@ def hold(
         device: where to hold the images.
         workers: processes that decode.
         what: what these images are, for the message.
+        neighbours: how many processes of this machine hold them, each for itself.
 
     Raises:
         DataError: when they would take more than the memory there is.
     """
     count, size = len(pixels), len(pixels) * shape[0] * shape[1] * shape[2]
-    free = _memory(device)
+    free = _memory(device) // (1 if device.type == "cuda" else neighbours)
     if size > free:
         raise DataError(
             f"{count} {what} images of {shape[1]} x {shape[2]} pixels take {size / 2**30:.1f} GiB "
-            f"and there are {free / 2**30:.1f}; leave --data.cache out."
+            f"and there are {free / 2**30:.1f} for each process; leave --data.cache out."
         )
     rank_zero_info(f"Decoding {count} {what} images once, into {size / 2**20:.0f} MiB ({device}).")
     images = torch.empty(count, *shape, dtype=torch.uint8)
@@ -111,7 +118,7 @@ class CachedLoader:
     """Batches of held images, on the device that holds them.
 
     The order is the sampler's, as it is without cache; crops and flips depend on seed, epoch and
-    rank alone.
+    rank alone, also when a pass begins further on (`skipped`).
 
     Args:
         held: the images.
@@ -142,6 +149,7 @@ class CachedLoader:
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment = training and not preprocessing.no_aug
         self.with_indices = with_indices
+        self.skipped = 0  # images of the next pass that are left out at its beginning
 
     def __len__(self) -> int:
         count = len(self.sampler)
@@ -149,13 +157,14 @@ class CachedLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         device = self.held.images.device
+        skipped, self.skipped = self.skipped, 0
         order = torch.tensor(list(self.sampler), dtype=torch.int64)
         key = (self.seed, self.sampler.epoch, self.sampler.rank)
         padding, hflip = self.preprocessing.crop_padding, self.preprocessing.hflip
         draws = draw(len(order), padding, hflip, seeded_generator(*key)).to(device)
         order = order.to(device)
         mean, std = self.preprocessing.statistics
-        for number in range(len(self)):
+        for number in range(skipped // self.batch_size, len(self)):
             part = slice(number * self.batch_size, (number + 1) * self.batch_size)
             rows = order[part]
             images = self.held.images[rows]
@@ -169,6 +178,12 @@ def _memory(device: torch.device) -> int:
     """Bytes that may be taken."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:  # not on every system
+        pass
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError):  # not on every system

@@ -205,6 +205,12 @@ class ImageData(LightningDataModule):
         Raises:
             DataError: when a batch is to be mixed, or to carry indices, and cannot.
         """
+        overfit = getattr(self.trainer, "overfit_batches", 0)
+        if overfit and self.hparams["cache"] != "none":
+            raise DataError(
+                "A cache shuffles its images, and --trainer.overfit_batches wants the same ones in "
+                "every epoch; leave --data.cache out."
+            )
         feed, repeats = self._feed, self.hparams["aug_repeats"]
         return feed.training(self._fit_parts[0], repeats, self.mixing.active, self.with_indices)
 

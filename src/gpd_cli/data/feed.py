@@ -122,6 +122,7 @@ class Feed:
             self.share.device if self.cache == "device" else torch.device("cpu"),
             self.settings.workers(self.share),
             "training" if training else "validation",
+            self.share.neighbours,
         )
         return CachedLoader(
             held,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, Dataset
 
 from gpd_cli.data.samplers import Share
@@ -73,6 +77,7 @@ class LoaderSettings:
             prefetch_factor=self.prefetch_factor if workers else None,
             persistent_workers=self.persistent_workers and workers > 0,
             pin_memory=share.device.type == "cuda" if pin is None else pin,
+            worker_init_fn=partial(_begin_worker, rank=share.rank),
             **options,
         )
         loader.epoch = share.epoch
@@ -117,6 +122,29 @@ class Indexed(Dataset[tuple[Any, ...]]):
             return [self[index] for index in indices]
         items = self.images.__getitems__(indices)
         return [(*item, index) for item, index in zip(items, indices, strict=True)]
+
+
+def _begin_worker(number: int, rank: int) -> None:
+    """Seed a worker process, and leave signals to the process that trains.
+
+    A launcher signals all processes of a run at once. Workers that ended there would take the run
+    with them before it is saved. They end with their parent, or when it tells them to.
+    """
+    pl_worker_init_function(number, rank)  # Lightning sets it only where there is no other
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _obey_parent() -> None:
+    """End on SIGTERM by the parent, which waits for its workers when it exits."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def usable_cores() -> int:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpd_cli.features import Outputs, Places
-from gpd_cli.methods.base import Batch, Method
-from gpd_cli.methods.maps import check_weight, in_float32, same_size
+from gpd_cli.methods.base import Batch, Method, check_weight
+from gpd_cli.methods.maps import same_size
+from gpd_cli.methods.precision import in_float32
 
 
 def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

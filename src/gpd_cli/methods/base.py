@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -61,7 +60,6 @@ class Method(nn.Module):
             MethodError: when the method does not suit the two networks.
         """
 
-    @abstractmethod
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """The loss, a scalar and a mean over the batch, in float32 or better.
 
@@ -73,6 +71,7 @@ class Method(nn.Module):
             teacher: what the static teacher computed, without graph.
             batch: labels, and indices if needed.
         """
+        raise NotImplementedError
 
     def same_stages(self, network: Places, teacher: Places) -> None:
         """Check that both networks have the same number of stages, one or more.
@@ -87,6 +86,16 @@ class Method(nn.Module):
                 f"has {ours} and the static teacher {theirs}; name as many modules in "
                 "--model.stages as in --model.static_teacher_stages."
             )
+
+
+def check_weight(weight: float) -> None:
+    """Check the weight of a loss.
+
+    Raises:
+        MethodError: when it is less than 0.
+    """
+    if not weight >= 0:
+        raise MethodError(f"The weight of a loss must be 0 or more, not {weight}.")
 
 
 def check_temperature(temperature: float) -> None:

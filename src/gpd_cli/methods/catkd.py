@@ -8,8 +8,9 @@ from torch import Tensor
 
 from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places
-from gpd_cli.methods.base import Batch, Method
-from gpd_cli.methods.maps import check_weight, in_float32, pool_to
+from gpd_cli.methods.base import Batch, Method, check_weight
+from gpd_cli.methods.maps import pool_to
+from gpd_cli.methods.precision import full_precision, in_float32
 
 
 def class_activation(maps: Tensor, weight: Tensor, resolution: int = 2) -> Tensor:
@@ -27,7 +28,7 @@ def class_activation(maps: Tensor, weight: Tensor, resolution: int = 2) -> Tenso
         ``[B, C, resolution, resolution]``.
     """
     maps, weight = in_float32(maps), in_float32(weight)
-    with torch.autocast(maps.device.type, enabled=False):
+    with full_precision(maps):
         # Pooled first: the order does not matter to the result, and so it costs less.
         return torch.einsum("cf,bfhw->bchw", weight, pool_to(maps, (resolution, resolution)))
 

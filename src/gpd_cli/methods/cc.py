@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places
-from gpd_cli.methods.base import Batch, Method
+from gpd_cli.methods.base import Batch, Method, check_weight
 from gpd_cli.methods.embeddings import check_embeddings, connect, cosines, embeddings
 
 
@@ -80,6 +80,7 @@ class CC(Method):
             raise MethodError(f"The kernel's gamma must be more than 0, not {gamma}.")
         if order < 1:
             raise MethodError(f"The order of the Taylor series must be 1 or more, not {order}.")
+        check_weight(weight)
         self.feat_dim, self.gamma, self.order, self.weight = feat_dim, gamma, order, weight
 
     def build(self, network: Places, teacher: Places) -> None:

@@ -11,15 +11,9 @@ from torch import Tensor, nn
 
 from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places
-from gpd_cli.methods.base import Batch, Method, check_temperature
-from gpd_cli.methods.embeddings import (
-    check_embeddings,
-    connect,
-    embeddings,
-    full_precision,
-    unit_vectors,
-)
-from gpd_cli.methods.maps import in_float32
+from gpd_cli.methods.base import Batch, Method, check_temperature, check_weight
+from gpd_cli.methods.embeddings import check_embeddings, connect, embeddings, unit_vectors
+from gpd_cli.methods.precision import full_precision, in_float32
 
 
 def similarities(embedding: Tensor, memory: Tensor, drawn: Tensor) -> Tensor:
@@ -119,6 +113,7 @@ class CRD(Method):
     ) -> None:
         super().__init__()
         check_temperature(nce_t)
+        check_weight(weight)
         if num_images is None or num_images < 2:
             raise MethodError(
                 "CRD keeps a memory of every training image, two or more; give their number, as in "

@@ -6,17 +6,19 @@ import torch
 from torch import Tensor
 
 from gpd_cli.features import Outputs
-from gpd_cli.methods.base import Batch, Method, check_temperature
-from gpd_cli.methods.maps import in_float32
+from gpd_cli.methods.base import Batch, Method, check_temperature, check_weight
+from gpd_cli.methods.precision import in_float32
 
-_EPSILON = 1e-8
+_LEAST = 1e-4
+"""Smallest norm that is divided by: the probabilities of a fresh head may all be equal."""
 
 
 def pearson(one: Tensor, other: Tensor) -> Tensor:
     """Pearson's correlation of two matrices, row by row.
 
-    As in the authors' code 1e-8 is added to the denominator: rows that are constant, or so to
-    within that, count as uncorrelated.
+    Rows that are constant, or nearly so (norms below 1e-4), count as uncorrelated, or nearly so.
+    The authors' code adds 1e-8 to the product of the norms instead, whose gradient explodes where
+    one of two rows is constant.
 
     Args:
         one: ``[N, D]``.
@@ -26,8 +28,8 @@ def pearson(one: Tensor, other: Tensor) -> Tensor:
         ``[N]``, between -1 and 1.
     """
     one, other = (x - x.mean(dim=1, keepdim=True) for x in (one, other))
-    norms = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
-    return (one * other).sum(dim=1) / (norms + _EPSILON)
+    norms = [torch.linalg.vector_norm(x, dim=1).clamp(min=_LEAST) for x in (one, other)]
+    return (one * other).sum(dim=1) / (norms[0] * norms[1])
 
 
 def dist_loss(
@@ -75,6 +77,8 @@ class DIST(Method):
     def __init__(self, beta: float = 2.0, gamma: float = 2.0, temperature: float = 1.0) -> None:
         super().__init__()
         check_temperature(temperature)
+        for weight in (beta, gamma):
+            check_weight(weight)
         self.beta, self.gamma, self.temperature = beta, gamma, temperature
 
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpd_cli.features import Outputs
-from gpd_cli.methods.base import Batch, Method, check_temperature
+from gpd_cli.methods.base import Batch, Method, check_temperature, check_weight
+from gpd_cli.methods.precision import in_float32
 from gpd_cli.methods.standardize import standardize_logits
 
 
@@ -15,9 +16,9 @@ def dkd_loss(
     student: Tensor,
     teacher: Tensor,
     labels: Tensor,
-    alpha: float = 1.0,
-    beta: float = 8.0,
-    temperature: float = 4.0,
+    alpha: float,
+    beta: float,
+    temperature: float,
 ) -> Tensor:
     """Decoupled knowledge distillation (Zhao et al., CVPR 2022, arXiv 2203.08679, equation 7).
 
@@ -38,8 +39,8 @@ def dkd_loss(
     """
     target = labels if labels.ndim == 1 else labels.argmax(dim=1)
     is_target = F.one_hot(target, student.shape[1]).bool()
-    log_student = F.log_softmax(student / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    log_student = F.log_softmax(in_float32(student) / temperature, dim=1)
+    log_teacher = F.log_softmax(in_float32(teacher) / temperature, dim=1)
     binary = F.kl_div(
         _target_and_rest(log_student, is_target),
         _target_and_rest(log_teacher, is_target),
@@ -76,6 +77,8 @@ class DKD(Method):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        for weight in (alpha, beta):
+            check_weight(weight)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.standardize = standardize
 

@@ -1,4 +1,4 @@
-"""What methods on embeddings share: both embeddings, connectors, unit vectors, full precision."""
+"""What methods on embeddings share: both embeddings, connectors, unit vectors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places
 from gpd_cli.methods.base import Method
-from gpd_cli.methods.maps import in_float32
+from gpd_cli.methods.precision import full_precision, in_float32
 
 
 def check_embeddings(method: Method, network: Places, teacher: Places) -> None:
@@ -56,18 +56,6 @@ def connect(layer: nn.Module, embedding: Tensor) -> Tensor:
     """
     weight = next(layer.parameters())
     return in_float32(layer(embedding.to(weight.dtype)))
-
-
-def full_precision(like: Tensor) -> torch.autocast:
-    """A context in which matrix products keep the precision of their factors.
-
-    Under autocast they would be rounded to half precision, and what is compared here are small
-    differences.
-
-    Args:
-        like: a tensor on the device.
-    """
-    return torch.autocast(like.device.type, enabled=False)
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places
-from gpd_cli.methods.base import Batch, Method
-from gpd_cli.methods.maps import check_weight, in_float32, same_size
+from gpd_cli.methods.base import Batch, Method, check_weight
+from gpd_cli.methods.maps import same_size
+from gpd_cli.methods.precision import in_float32
 
 
 def hint_loss(regressed: Tensor, hint: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gpd_cli.features import Outputs
 from gpd_cli.methods.base import Batch, Method, check_temperature
+from gpd_cli.methods.precision import in_float32
 from gpd_cli.methods.standardize import standardize_logits
 
 
@@ -24,8 +25,8 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tenso
         A scalar.
     """
     divergence = F.kl_div(
-        F.log_softmax(student / temperature, dim=1),
-        F.log_softmax(teacher / temperature, dim=1),
+        F.log_softmax(in_float32(student) / temperature, dim=1),
+        F.log_softmax(in_float32(teacher) / temperature, dim=1),
         reduction="batchmean",
         log_target=True,
     )

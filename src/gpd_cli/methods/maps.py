@@ -1,4 +1,4 @@
-"""What methods on feature maps share: weights, float32, and sizes made equal."""
+"""What methods on feature maps share: sizes made equal."""
 
 from __future__ import annotations
 
@@ -6,26 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpd_cli.errors import MethodError
-
-
-def check_weight(weight: float) -> None:
-    """Check the weight of a loss.
-
-    Raises:
-        MethodError: when it is less than 0.
-    """
-    if not weight >= 0:
-        raise MethodError(f"The weight of a loss must be 0 or more, not {weight}.")
-
-
-def in_float32(features: Tensor) -> Tensor:
-    """Features in float32, or as they are if their type is no narrower.
-
-    Args:
-        features: of any floating-point type.
-    """
-    return features.float() if features.element_size() < 4 else features
+from gpd_cli.methods.precision import full_precision
 
 
 def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -47,7 +28,7 @@ def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
         _averages(maps, maps.shape[-2], size[0]),
         _averages(maps, maps.shape[-1], size[1]),
     )
-    with torch.autocast(maps.device.type, enabled=False):
+    with full_precision(maps):
         return rows @ maps @ columns.T
 
 

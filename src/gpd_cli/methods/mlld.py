@@ -9,10 +9,9 @@ from torch import Tensor
 
 from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs
-from gpd_cli.methods.base import Batch, Method, check_temperature
-from gpd_cli.methods.embeddings import full_precision
+from gpd_cli.methods.base import Batch, Method, check_temperature, check_weight
 from gpd_cli.methods.kd import kd_loss
-from gpd_cli.methods.maps import in_float32
+from gpd_cli.methods.precision import full_precision, in_float32
 from gpd_cli.methods.standardize import standardize_logits
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
@@ -106,6 +105,8 @@ class MLLD(Method):
             raise MethodError("MLLD needs one temperature or more; leave temperatures out for 2-6.")
         for temperature in self.temperatures:
             check_temperature(temperature)
+        for weight in (instance_weight, batch_weight, class_weight):
+            check_weight(weight)
         self.instance_weight, self.batch_weight = instance_weight, batch_weight
         self.class_weight, self.standardize = class_weight, standardize
 

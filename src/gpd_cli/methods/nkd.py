@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpd_cli.features import Outputs
-from gpd_cli.methods.base import Batch, Method, check_temperature
-from gpd_cli.methods.maps import in_float32
+from gpd_cli.methods.base import Batch, Method, check_temperature, check_weight
+from gpd_cli.methods.precision import in_float32
 
 
 def nkd_loss(
@@ -58,6 +58,7 @@ class NKD(Method):
     def __init__(self, gamma: float = 1.5, temperature: float = 1.0) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weight(gamma)
         self.gamma, self.temperature = gamma, temperature
 
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gpd_cli.features import Outputs, Places
-from gpd_cli.methods.base import Batch, Method
+from gpd_cli.methods.base import Batch, Method, check_weight
 from gpd_cli.methods.embeddings import check_embeddings, cosines, embeddings
 
 _EPSILON = 1e-7
@@ -58,6 +58,7 @@ class PKT(Method):
 
     def __init__(self, weight: float = 30000.0) -> None:
         super().__init__()
+        check_weight(weight)
         self.weight = weight
 
     def build(self, network: Places, teacher: Places) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser
 
 from gpd_cli.errors import MethodError
 from gpd_cli.methods.attention import AttentionTransfer
@@ -57,13 +59,16 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     """
     cls = method_class(name)
     settings = dict(settings or {})
-    known = [p for p in inspect.signature(cls).parameters if p != "self"]
+    # A class without a constructor of its own takes nothing, whatever the one of nn.Module says.
+    own = cls.__init__ is not Method.__init__
+    parameters = list(inspect.signature(cls).parameters.values()) if own else []
+    known = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     unknown = [key for key in settings if key not in known]
-    if unknown:
+    if unknown and not any(p.kind == p.VAR_KEYWORD for p in parameters):
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
         raise MethodError(f"Method '{name}' has no setting '{unknown[0]}'; {takes}.")
     try:
-        return cls(**settings)
+        return cls(**_typed(name, cls, settings))
     except (TypeError, ValueError) as error:
         raise MethodError(f"Method '{name}' does not take these settings: {error}.") from error
 
@@ -78,6 +83,27 @@ def method_class(name: str) -> type[Method]:
         MethodError: when there is none of that name.
     """
     return METHODS[name] if name in METHODS else _imported(name)
+
+
+def _typed(name: str, cls: type[Method], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings in the types that the constructor says; what it says nothing of as it is."""
+    try:
+        hints = get_type_hints(cls.__init__)
+    except (NameError, TypeError):  # names that only a type checker knows
+        return settings
+    typed = dict(settings)
+    for key in settings.keys() & hints.keys():
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--value", type=hints[key])
+        try:
+            typed[key] = parser.parse_object({"value": settings[key]})["value"]
+        except ArgumentError as error:
+            wanted = getattr(hints[key], "__name__", str(hints[key]))
+            raise MethodError(
+                f"Method '{name}' does not take {settings[key]!r} for its setting {key}: that has "
+                f"to be of type {wanted}."
+            ) from error
+    return typed
 
 
 def _imported(path: str) -> type[Method]:
@@ -96,4 +122,6 @@ def _imported(path: str) -> type[Method]:
         ) from error
     if not (inspect.isclass(cls) and issubclass(cls, Method)):
         raise MethodError(f"{path} is no subclass of gpd_cli.methods.Method; make it one.")
+    if cls.forward is Method.forward:
+        raise MethodError(f"{path} has no forward, which computes the loss; give it one.")
     return cls

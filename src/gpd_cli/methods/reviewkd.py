@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places
-from gpd_cli.methods.base import Batch, Method
-from gpd_cli.methods.maps import check_weight, in_float32, pool_to
+from gpd_cli.methods.base import Batch, Method, check_weight
+from gpd_cli.methods.maps import pool_to
+from gpd_cli.methods.precision import in_float32
 
 _LEVELS = (4, 2, 1)
 _WIDEST = 512

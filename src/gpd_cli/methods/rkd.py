@@ -7,14 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpd_cli.features import Outputs, Places
-from gpd_cli.methods.base import Batch, Method
-from gpd_cli.methods.embeddings import (
-    check_embeddings,
-    embeddings,
-    full_precision,
-    unit_vectors,
-)
-from gpd_cli.methods.maps import in_float32
+from gpd_cli.methods.base import Batch, Method, check_weight
+from gpd_cli.methods.embeddings import check_embeddings, embeddings, unit_vectors
+from gpd_cli.methods.precision import full_precision, in_float32
 
 
 def rkd_loss(
@@ -58,6 +53,8 @@ class RKD(Method):
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
         super().__init__()
+        for weight in (distance_weight, angle_weight):
+            check_weight(weight)
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
     def build(self, network: Places, teacher: Places) -> None:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places
-from gpd_cli.methods.base import Batch, Method
+from gpd_cli.methods.base import Batch, Method, check_weight
 from gpd_cli.methods.embeddings import check_embeddings, embeddings
-from gpd_cli.methods.maps import in_float32
+from gpd_cli.methods.precision import in_float32
 
 
 def mean_of_copies(embedding: Tensor, width: int) -> Tensor:
@@ -60,6 +60,7 @@ class SimKD(Method):
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
+        check_weight(weight)
         self.weight = weight
 
     def build(self, network: Places, teacher: Places) -> None:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpd_cli.features import Outputs, Places
-from gpd_cli.methods.base import Batch, Method
-from gpd_cli.methods.embeddings import check_embeddings, connect, embeddings, full_precision
-from gpd_cli.methods.maps import in_float32
+from gpd_cli.methods.base import Batch, Method, check_weight
+from gpd_cli.methods.embeddings import check_embeddings, connect, embeddings
+from gpd_cli.methods.precision import full_precision, in_float32
 
 
 def srrl_loss(
@@ -68,6 +68,8 @@ class SRRL(Method):
         self, relu: bool = True, feature_weight: float = 1.0, softmax_weight: float = 1.0
     ) -> None:
         super().__init__()
+        for weight in (feature_weight, softmax_weight):
+            check_weight(weight)
         self.relu = relu
         self.feature_weight, self.softmax_weight = feature_weight, softmax_weight
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-_EPSILON = 1e-7
+_LEAST = 1e-4
+"""Smallest deviation that is divided by: logits of a fresh head may all be equal."""
 
 
 def standardize_logits(logits: Tensor) -> Tensor:
@@ -16,7 +17,8 @@ def standardize_logits(logits: Tensor) -> Tensor:
         logits: ``[B, C]``.
 
     Returns:
-        ``(logits - mean) / deviation`` for each row, ``[B, C]``.
+        ``(logits - mean) / deviation`` for each row, ``[B, C]``; deviations below 1e-4 count as
+        that, which bounds the gradient.
     """
     centered = logits - logits.mean(dim=1, keepdim=True)
-    return centered / (logits.std(dim=1, keepdim=True) + _EPSILON)
+    return centered / logits.std(dim=1, keepdim=True).clamp(min=_LEAST)

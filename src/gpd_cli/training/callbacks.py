@@ -43,19 +43,56 @@ class Last(ModelCheckpoint):
         )
 
 
-class GapHistory(Callback):
+class _Fresh(Callback):
+    """Base of callbacks that take an epoch's scores: Lightning keeps those of epochs before."""
+
+    def __init__(self) -> None:
+        self._stages: set[str] = set()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """None are of this epoch yet."""
+        self._stages = set()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Training is scored with an epoch's last batch."""
+        if trainer.is_last_batch:
+            self._stages.add("train")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation has run in this epoch."""
+        if not trainer.sanity_checking:
+            self._stages.add("val")
+
+    def scores(self, trainer: Trainer) -> dict[str, dict[str, float]]:
+        """This epoch's scores in percent, by stage and name."""
+        metrics = trainer.callback_metrics
+        return {
+            stage: {n: float(metrics[k]) for n in _SHOWN if (k := f"{stage}/{n}") in metrics}
+            for stage in ("train", "val")
+            if stage in self._stages
+        }
+
+
+class GapHistory(_Fresh):
     """Remember accuracies and gap by epoch, across resumptions, and plot them after `fit`."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.epochs: dict[int, dict[str, float]] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take this epoch's values."""
         self.epochs[trainer.current_epoch] = {
-            f"{stage}/{name}": float(value)
-            for stage in ("train", "val")
-            for name in _SHOWN
-            if (value := trainer.callback_metrics.get(f"{stage}/{name}")) is not None
+            f"{stage}/{name}": value
+            for stage, values in self.scores(trainer).items()
+            for name, value in values.items()
         }
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -86,22 +123,17 @@ class GapProgressBar(RichProgressBar):
         return items
 
 
-class EpochLines(Callback):
+class EpochLines(_Fresh):
     """A line per epoch where nobody watches a bar: in a file, or on a cluster."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch's accuracies."""
         if not trainer.is_global_zero:
             return
-        metrics = trainer.callback_metrics
         length = trainer.max_epochs or -1
         parts = [f"epoch {trainer.current_epoch + 1}" + (f"/{length}" if length > 0 else "")]
-        for stage in ("train", "val"):
-            values = [
-                f"{name.removesuffix('_top1')} {float(metrics[key]):.2f}"
-                for name in _SHOWN
-                if (key := f"{stage}/{name}") in metrics
-            ]
+        for stage, scores in self.scores(trainer).items():
+            values = [f"{name.removesuffix('_top1')} {v:.2f}" for name, v in scores.items()]
             if values:
                 parts.append(f"{stage}: {', '.join(values)}")
         print("  ".join(parts), flush=True)

@@ -13,6 +13,7 @@ from gpd_cli.errors import MethodError
 from gpd_cli.expansion import Pair
 from gpd_cli.features import Outputs, Places, Taps, find_places
 from gpd_cli.methods import Batch, Method, make_method
+from gpd_cli.methods.precision import in_float32
 from gpd_cli.training.networks import Alone
 from gpd_cli.training.static_teacher import StaticTeacher
 
@@ -112,7 +113,7 @@ class Distillation(nn.Module):
             data: the data module.
 
         Raises:
-            MethodError: when the data cannot give it, or has more images than the method was told.
+            MethodError: when the data cannot give it, or the method was told another number of images.
         """
         if "indices" not in self.needs:
             return
@@ -122,7 +123,7 @@ class Distillation(nn.Module):
                 "module (ImageData), or on one with the attribute with_indices."
             )
         data.with_indices = True
-        if self._num_images is None or self._num_images < data.num_train:
+        if self._num_images is None or self._num_images != data.num_train:
             raise MethodError(
                 f"{self._name} keeps a memory of every training image, and there are "
                 f"{data.num_train}; set --model.method_args '{{num_images: {data.num_train}}}'."
@@ -161,11 +162,11 @@ def _in_float32(outputs: Outputs) -> Outputs:
     """Everything but feature maps in float32 at least: losses need more than half precision."""
 
     def wide(value: Tensor | None) -> Tensor | None:
-        return value.float() if value is not None and value.element_size() < 4 else value
+        return None if value is None else in_float32(value)
 
     return replace(
         outputs,
-        logits=outputs.logits.float() if outputs.logits.element_size() < 4 else outputs.logits,
+        logits=in_float32(outputs.logits),
         embedding=wide(outputs.embedding),
         weight=wide(outputs.weight),
         bias=wide(outputs.bias),

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import Sampler
 
+from gpd_cli.data.cached import CachedLoader
 from gpd_cli.errors import TrainingError
 from gpd_cli.training.cluster import requeue_path, slurm_job
 
@@ -33,19 +34,20 @@ class Interruptions(Callback):
     """Save and stop on SIGTERM; under SLURM, on SIGUSR1, put the job back into the queue as well.
 
     A signal may come at any moment and reaches processes at different ones. It is therefore only
-    noted, and acted upon after a batch, on all processes after the same one. A job that SLURM
-    starts again goes on from there, or else from the end of its last epoch. A run that goes on from
-    within an epoch skips the images that it has seen of it.
+    noted, and acted upon after a batch or an epoch, on all processes after the same one. A job that
+    SLURM starts again goes on from there, or else from the end of its last epoch. A run that goes
+    on from within an epoch skips the images that it has seen of it.
     """
 
     def __init__(self) -> None:
         self._requeue = self._stop = False
         self._saved: Path | None = None
-        self._since, self._steps = 0, 0
+        self._since, self._steps, self._first = 0, 0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen from now on; skip what was seen of the epoch."""
         self._since, self._steps = 0, trainer.global_step
+        self._first = trainer.current_epoch
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._note)  # Lightning puts back what was there before
             if slurm_job():
@@ -57,13 +59,18 @@ class Interruptions(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let a job that is killed without a signal go on from the end of the epoch before."""
-        path = requeue_path(trainer.default_root_dir)
-        if path is None or not trainer.is_global_zero:
-            return
         folder = _checkpoints(trainer)
-        if folder is not None and (last := folder / "last.ckpt").is_file():
-            path.unlink(missing_ok=True)
-            path.symlink_to(last)
+        last = None if folder is None else folder / "last.ckpt"
+        path = requeue_path(trainer.default_root_dir)
+        if path is not None and trainer.is_global_zero and last is not None and last.is_file():
+            link = _beside(path)
+            link.unlink(missing_ok=True)
+            link.symlink_to(last)
+            link.replace(path)
+        # A signal may have come during validation, and an epoch may be of one step. What there is
+        # to save is in last.ckpt already.
+        if last is not None and trainer.current_epoch > self._first:
+            self._decide(trainer, saved=last)
 
     def on_train_batch_end(
         self,
@@ -81,6 +88,10 @@ class Interruptions(Callback):
         # After an epoch's last batch there are validation and checkpoints to come.
         if trainer.is_last_batch or (trainer.world_size > 1 and self._since < _EVERY):
             return
+        self._decide(trainer)
+
+    def _decide(self, trainer: Trainer, saved: Path | None = None) -> None:
+        """Save, unless that has been done, and stop, if one of the processes was asked to."""
         self._since = 0
         decide = trainer.strategy.reduce_boolean_decision
         if not decide(self._stop or self._requeue, all=False):
@@ -90,10 +101,12 @@ class Interruptions(Callback):
         path = requeue_path(trainer.default_root_dir) or (folder and folder / STOPPED)
         if path is None:
             raise Stopped(TERMINATED)
-        if trainer.is_global_zero:
-            path.unlink(missing_ok=True)  # a link, and last.ckpt stays what it is
-        trainer.save_checkpoint(path)
-        self._saved = path
+        if saved is None:
+            # What is there is good until the new one is whole; of a link, last.ckpt stays.
+            trainer.save_checkpoint(_beside(path))
+            if trainer.is_global_zero:
+                _beside(path).replace(path)
+        self._saved = path = saved or path
         problem = _put_back() if requeue and trainer.is_global_zero else ""
         trainer.strategy.barrier()
         if problem:
@@ -145,6 +158,11 @@ def _checkpoints(trainer: Trainer) -> Path | None:
     return None
 
 
+def _beside(path: Path) -> Path:
+    """Where to write what is then moved to a path."""
+    return path.with_name(f".{path.name}")
+
+
 def _put_back() -> str:
     """Put the job back into the queue; what went wrong, or nothing."""
     try:
@@ -184,6 +202,9 @@ def skip_once(loader: Any, batches: int) -> None:
         loader: one with a sampler, its own or its batch sampler's.
         batches: how many to leave out.
     """
+    if isinstance(loader, CachedLoader):  # which draws for the whole epoch
+        loader.skipped = batches * loader.batch_size
+        return
     owner = getattr(loader, "batch_sampler", None) or loader
     if hasattr(owner, "sampler"):
         owner.sampler = _SkipOnce(owner.sampler, batches * loader.batch_size)

@@ -85,7 +85,7 @@ def make_optimizer(
 
 
 def make_scheduler(
-    optimizer: Optimizer, settings: OptimizerSettings, *, epochs: int, updates_per_epoch: int
+    optimizer: Optimizer, settings: OptimizerSettings, *, epochs: float, updates_per_epoch: int
 ) -> Scheduler | None:
     """Make the schedule, counted in updates.
 
@@ -103,8 +103,8 @@ def make_scheduler(
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=settings.sched,
-            num_epochs=max(1, epochs - settings.cooldown_epochs),
             # timm multiplies by the updates again, and takes fractions in spite of its types.
+            num_epochs=max(1 / updates_per_epoch, epochs - settings.cooldown_epochs),  # type: ignore[arg-type]
             warmup_epochs=warmup_updates / updates_per_epoch,  # type: ignore[arg-type]
             warmup_lr=settings.warmup_lr,
             min_lr=settings.min_lr,
@@ -148,6 +148,11 @@ def configure(
     optimizer = make_optimizer(trained, settings, no_decay)
     updates = trainer.estimated_stepping_batches
     if updates == float("inf"):
+        if settings.sched not in ("none", "constant"):
+            raise GpdError(
+                f"Schedule '{settings.sched}' needs the length of the run; give "
+                "--trainer.max_epochs or --trainer.max_steps, or set --model.optimizer.sched none."
+            )
         return optimizer
     # With a length in steps the data has not been looked at yet.
     trainer.fit_loop.setup_data()
@@ -156,7 +161,7 @@ def configure(
     scheduler = make_scheduler(
         optimizer,
         settings,
-        epochs=math.ceil(updates / updates_per_epoch),
+        epochs=updates / updates_per_epoch,
         updates_per_epoch=updates_per_epoch,
     )
     if scheduler is None:

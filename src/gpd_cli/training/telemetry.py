@@ -25,20 +25,25 @@ class Telemetry(Callback):
 
     def __init__(self) -> None:
         self._images, self._since = 0, 0.0
+        self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, also for a run that goes on within an epoch."""
-        self._since = time.perf_counter()
+        self._since, self._step = time.perf_counter(), trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from zero: validation and checkpoints are no part of a step."""
+        self._images, self._since = 0, time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from zero after validation within an epoch, too."""
         self._images, self._since = 0, time.perf_counter()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Log learning rate and gradient norm."""
-        if not _is_logged(trainer):
+        if not _is_logged(trainer, trainer.global_step + 1):
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         values = {"lr": optimizer.param_groups[0]["lr"], "grad_norm": get_total_norm(gradients)}
@@ -54,8 +59,10 @@ class Telemetry(Callback):
     ) -> None:
         """Log throughput and memory."""
         self._images += len(batch[0])
-        # The step has been counted by now, unless gradients are still being accumulated.
-        if trainer.global_step % _interval(trainer):
+        if trainer.global_step == self._step:  # gradients are being accumulated
+            return
+        self._step = trainer.global_step
+        if not _is_logged(trainer, self._step):
             return
         now = time.perf_counter()
         values = {
@@ -66,13 +73,10 @@ class Telemetry(Callback):
         self._images, self._since = 0, now
 
 
-def _is_logged(trainer: Trainer) -> bool:
-    """Whether the loggers hear of the step that is under way."""
-    return (trainer.global_step + 1) % _interval(trainer) == 0
-
-
-def _interval(trainer: Trainer) -> int:
-    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined] # set by its connector
+def _is_logged(trainer: Trainer, step: int) -> bool:
+    """Whether the loggers hear of a step, counted from 1; of none with an interval of 0."""
+    interval = int(trainer.log_every_n_steps)  # type: ignore[attr-defined] # set by its connector
+    return interval > 0 and step % interval == 0
 
 
 def _memory(device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from gpd_cli.errors import TrainingError
@@ -33,7 +34,7 @@ class FiniteWatch:
         Raises:
             TrainingError: as `note`.
         """
-        if self._finite is not None and not bool(self._finite):
+        if self._finite is not None and not _everywhere(self._finite):
             raise TrainingError(_remedy("The loss", step))
 
 
@@ -44,8 +45,17 @@ def check_weights(network: nn.Module, step: int) -> None:
         TrainingError: when one of them is NaN or infinite.
     """
     finite = [torch.isfinite(parameter).all() for parameter in network.parameters()]
-    if not bool(torch.stack(finite).all()):
+    if not _everywhere(torch.stack(finite).all()):
         raise TrainingError(_remedy("The weights", step))
+
+
+def _everywhere(finite: Tensor) -> bool:
+    """Whether all processes found so; all have to ask, after the same step."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return bool(finite)
+    flag = finite.to(torch.int32)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag)
 
 
 def _remedy(what: str, step: int) -> str:
