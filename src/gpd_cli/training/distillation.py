@@ -113,7 +113,7 @@ class Distillation(nn.Module):
             data: the data module.
 
         Raises:
-            MethodError: when the data cannot give it, or the method was told another number of images.
+            MethodError: when the data cannot give it, or has another number of images.
         """
         if "indices" not in self.needs:
             return
