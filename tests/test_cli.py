@@ -556,6 +556,23 @@ def test_channels_of_static_teacher_differ(refuse: Callable[..., str]) -> None:
     refuse("fit", *STUDENT, *FAST, *static(TINY | {"in_chans": 3}), naming="channels")
 
 
+def test_networks_of_one_image_size_name_it(refuse: Callable[..., str]) -> None:
+    small = {"in_chans": 1, "img_size": 48, "depth": 1, "embed_dim": 24}
+    vit = ["--model.student", "vit_tiny_patch16_224", "--model.student_args", str(small)]
+    refuse("fit", *vit, "--model.num_classes", "10", *FAST, naming=r"student_args '{img_size: 16}'")
+    torch.save(
+        timm.create_model("vit_tiny_patch16_224", num_classes=10, **small).state_dict(), "v.pth"
+    )
+    teacher = ["--model.static_teacher", "vit_tiny_patch16_224"]
+    teacher += [
+        "--model.static_teacher_args",
+        str(small),
+        "--model.static_teacher_weights",
+        "v.pth",
+    ]
+    refuse("fit", *STUDENT, *teacher, *FAST, naming=r"static_teacher_args '{img_size: 16}'")
+
+
 def test_static_teacher_without_weights_teaches_nothing(refuse: Callable[..., str]) -> None:
     options = ["--model.static_teacher", "resnet18", "--model.static_teacher_args", str(TINY)]
     refuse("fit", *STUDENT, *FAST, *options, naming="static_teacher_weights")

@@ -169,6 +169,28 @@ def test_assistants_that_are_not_described_are_refused(
         make(assistants=assistants)
 
 
+def test_assistants_have_stages_of_their_own(
+    make: Callable[..., GapPreservingDistillation], tmp_path: Path
+) -> None:
+    weights = str(static_weights(tmp_path, 1))
+    assistant = {"name": "resnet18", "weights": weights, "args": TEACHER, "stages": ["layer3"]}
+    options = {"stages": ["layer2"], "static_teacher_stages": ["layer4"]}
+    module = make(method="fitnets", assistants=[assistant], **options)
+    assert [teacher.stages for teacher in module.distillation.teachers] == [["layer4"], ["layer3"]]
+    with pytest.raises(MethodError, match="layer9"):
+        make(method="fitnets", assistants=[{**assistant, "stages": ["layer9"]}], **options)
+
+
+def test_simkd_needs_a_student_that_ends_in_the_static_teachers_classifier(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    for ratio in (1, 2):
+        with pytest.raises(ModelError, match="simkd/NAME"):
+            make(method="simkd", ratio=ratio)
+    width = TEACHER["channels"][-1]
+    make(method="simkd", student="simkd/resnet18", student_args={**STUDENT, "features": width})
+
+
 def test_assistants_need_a_teacher(make: Callable[..., GapPreservingDistillation]) -> None:
     with pytest.raises(ModelError, match=r"--model\.static_teacher NAME"):
         make(

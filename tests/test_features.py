@@ -272,6 +272,95 @@ def test_maps_of_all_layouts_are_the_same_map() -> None:
         assert torch.equal(stage.as_map(output), maps)
 
 
+def test_tokens_of_larger_images_are_a_larger_map() -> None:
+    stage = Layout((64, 64), extra_tokens=1).stage("here", (2, 17, 5))
+    assert stage is not None and (stage.height, stage.width) == (4, 4)
+    maps = torch.randn(2, 5, 6, 6)
+    tokens = torch.cat([torch.randn(2, 1, 5), maps.flatten(2).transpose(1, 2)], dim=1)
+    assert torch.equal(stage.as_map(tokens), maps)
+    with pytest.raises(MethodError, match="24 tokens, which are no map"):
+        stage.as_map(torch.randn(2, 24, 5))
+
+
+def large_resnet() -> nn.Module:
+    return timm.create_model("resnet18", num_classes=10, zero_init_last=False)
+
+
+@pytest.mark.parametrize(
+    ("build", "side", "expected"),
+    [
+        (large_resnet, 64, "layer4"),
+        (by_name("mobilenetv1_100"), 64, "bn2"),
+        (by_name("cifar_wrn_16_1"), 32, "relu"),  # the last block ends before it
+        (by_name("cifar_shufflenetv1"), 32, "layer3"),
+        (by_name("cifar_shufflenetv2"), 32, "relu"),
+        (lambda: tv.mobilenet_v2(num_classes=10), 64, "features"),
+        (by_name("convnext_atto"), 64, None),  # normed after pooling
+        (by_name("vit_tiny_patch16_224", img_size=64, depth=2), 64, None),  # a class token
+        (large_resnet, 32, None),  # nothing to pool
+    ],
+)
+def test_the_map_that_is_pooled_for_the_classifier(
+    build: Build, side: int, expected: str | None
+) -> None:
+    network, shape = build().eval(), (3, side, side)
+    places = find_places(network, shape, pooled=True)
+    assert [stage.name for stage in places.stages] == ([] if expected is None else [expected])
+    if expected is None:
+        return
+    caught = Taps(network, places).take(network(torch.randn(2, *shape)))
+    torch.testing.assert_close(caught.stages[0].mean(dim=(2, 3)), caught.embedding)
+    assert find_places(network, shape, names=[expected], pooled=True) == places
+    first = find_places(network, shape).stages[0].name
+    assert find_places(network, shape, names=[first], pooled=True).stages == ()
+
+
+@pytest.mark.parametrize(
+    ("build", "side", "before"),
+    [
+        (small_resnet, 64, 4),
+        (lambda: tv.resnet18(num_classes=10), 64, 4),  # one module for two activations
+        (by_name("mobilenetv1_100"), 64, 4),  # inside the norm
+        (by_name("cifar_vgg8"), 32, 4),
+        (by_name("cifar_shufflenetv1"), 32, 3),
+        (by_name("cifar_wrn_16_1"), 32, 0),
+        (by_name("vit_tiny_patch16_224", img_size=64, depth=2), 64, 0),
+    ],
+)
+def test_stages_are_caught_before_their_activation(build: Build, side: int, before: int) -> None:
+    network, shape = build().eval(), (3, side, side)
+    after = find_places(network, shape)
+    places = find_places(network, shape, preactivation=True)
+    assert sum(stage.before for stage in places.stages) == before
+    taps, others = Taps(network, places), Taps(network, after)
+    logits = network(torch.randn(2, *shape))
+    for stage, given, result in zip(
+        places.stages, taps.take(logits).stages, others.take(logits).stages, strict=True
+    ):
+        if stage.before:
+            assert given.min() < 0
+            assert torch.equal(given.relu(), result)
+        else:
+            assert torch.equal(given, result)
+
+
+def test_a_dynamic_teacher_is_caught_before_its_activations_too() -> None:
+    student, shape = small_resnet(), (3, 64, 64)
+    pair = expand(student, sample=torch.zeros(2, *shape), ratio=2, branches=2, noise=0.0)
+    places = find_places(student, shape, preactivation=True)
+    wide = find_places(pair.teacher, shape, like=places)
+    taps, wide_taps = Taps(pair.narrow, places), Taps(pair.teacher, wide)
+    logits, wide_logits = pair(torch.randn(2, *shape))
+    ours, theirs = taps.take(logits).stages, wide_taps.take(wide_logits).stages
+    assert all(stage.before for stage in wide.stages) and len(wide.stages) == 4
+    for one, other in zip(ours, theirs, strict=True):
+        assert other.shape[1] == 2 * one.shape[1] and other.min() < 0
+        # Copies: the same values, each twice.
+        torch.testing.assert_close(
+            other.flatten().sort().values[::2], one.flatten().sort().values, rtol=1e-4, atol=1e-4
+        )
+
+
 # ---- what is caught ----
 
 

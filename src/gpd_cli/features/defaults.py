@@ -1,13 +1,15 @@
-"""The stages of a network whose user names none."""
+"""The stages of a network whose user names none, and what methods look for at a stage."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+import torch
 from torch import nn
 
-from gpd_cli.features.running import Seen
+from gpd_cli.features.running import Run, Seen
 from gpd_cli.features.stage import Layout, Stage
 
 MOST_STAGES = 4
@@ -40,6 +42,43 @@ def default_stages(
     if step <= 1:
         return tuple(stages)
     return tuple(stages[math.ceil(step * (k + 1)) - 1] for k in range(MOST_STAGES))
+
+
+def pooled_stage(seen: Run, layout: Layout, names: Iterable[str]) -> Stage | None:
+    """The last of some modules whose map, averaged over its positions, is what the classifier sees.
+
+    Args:
+        seen: a run of the network.
+        layout: what it says about its features.
+        names: of the modules, in the order in which they ended.
+
+    Returns:
+        None if there is no such module.
+    """
+    for name in reversed(list(names)):
+        given = seen.outputs[name]
+        stage = layout.stage(name, given.shape)
+        if stage is None or seen.embedding is None or stage.positions == 1 or given.overwritten:
+            continue
+        mean = stage.as_map(given.tensor).mean(dim=(2, 3))
+        if mean.shape == seen.embedding.shape and torch.allclose(
+            mean, seen.embedding, rtol=1e-3, atol=1e-4 * float(seen.embedding.abs().max())
+        ):
+            return stage
+    return None
+
+
+def before_activation(seen: Run, stage: Stage) -> Stage:
+    """What the activation is given that a stage ends in; the stage itself if it ends in none.
+
+    Args:
+        seen: a run of the network.
+        stage: of it.
+    """
+    for name in seen.inputs:
+        if seen.outputs[name].same(seen.outputs[stage.name]):
+            return replace(stage, name=name, before=True)
+    return stage
 
 
 def _listed(network: nn.Module) -> list[str]:

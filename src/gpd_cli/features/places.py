@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from gpd_cli.errors import MethodError
-from gpd_cli.features.defaults import default_stages
-from gpd_cli.features.running import Seen, run
+from gpd_cli.features.defaults import before_activation, default_stages, pooled_stage
+from gpd_cli.features.running import Run, Seen, run
 from gpd_cli.features.stage import Layout, Stage
 
 
@@ -34,8 +34,10 @@ def find_places(
     *,
     names: Sequence[str] | None = None,
     like: Places | None = None,
+    pooled: bool = False,
+    preactivation: bool = False,
 ) -> Places:
-    """Find the stages and the classifier of a network by running it on two black images.
+    """Find the stages and the classifier of a network by running it on two images of noise.
 
     By default the stages are those timm lists in ``feature_info``; in other networks the last
     module at each resolution; in both the deepest four. Where all have one resolution (most
@@ -45,14 +47,15 @@ def find_places(
         network: a classifier; left as it was.
         shape: of its images, ``(C, H, W)``.
         names: modules whose outputs are the stages, from shallow to deep.
-        like: places of a narrow network, to look at the same ones in its dynamic teacher.
+        like: places of a narrow network, to look at the same ones in its dynamic teacher; it has
+            everything that follows.
+        pooled: look for a single stage, the map whose mean over its positions the classifier sees.
+            There may be none.
+        preactivation: of stages that end in an activation, take what that is given.
 
     Raises:
         MethodError: when there is no such module, or its output is neither map nor tokens.
     """
-    forms = {} if like is None else {stage.name: stage.form for stage in like.stages}
-    if like is not None:
-        names = list(forms)
     modules = dict(network.named_modules())
     for name in names or ():
         if name not in modules or not name:
@@ -60,21 +63,49 @@ def find_places(
                 f"{type(network).__name__} has no module '{name}' to take features from; its "
                 f"first are {', '.join(n for n, _ in network.named_children())}."
             )
-    outputs, classifier = run(network, shape)
+    seen = run(network, shape)
     layout = Layout.of(network, shape[1:])
-    stages = default_stages(network, outputs, layout) if names is None else ()
-    for name in names or ():
-        seen = outputs.get(name)
-        stage = None if seen is None else layout.stage(name, seen.shape, forms.get(name))
-        if stage is None:
-            raise MethodError(_unusable(network, name, seen))
-        stages = (*stages, stage)
-    stages = tuple(replace(s, overwritten=outputs[s.name].overwritten) for s in stages)
-    if classifier is None:
+    stages: Iterable[Stage]
+    if like is not None:
+        stages = [_again(network, seen, layout, stage) for stage in like.stages]
+    else:
+        if names is not None:
+            stages = [_named(network, seen, layout, name) for name in names]
+        elif not pooled:
+            stages = default_stages(network, seen.outputs, layout)
+        if pooled:
+            last = pooled_stage(seen, layout, seen.outputs if names is None else names)
+            stages = [] if last is None else [last]
+        if preactivation:
+            stages = [before_activation(seen, stage) for stage in stages]
+    stages = tuple(replace(s, overwritten=_tensor(seen, s).overwritten) for s in stages)
+    if seen.classifier is None:
         return Places(stages)
-    linear = modules[classifier]
+    linear = modules[seen.classifier]
     assert isinstance(linear, nn.Linear)
-    return Places(stages, classifier, linear.in_features)
+    return Places(stages, seen.classifier, linear.in_features)
+
+
+def _named(network: nn.Module, seen: Run, layout: Layout, name: str) -> Stage:
+    """The stage that a user names."""
+    output = seen.outputs.get(name)
+    stage = None if output is None else layout.stage(name, output.shape)
+    if stage is None:
+        raise MethodError(_unusable(network, name, output))
+    return stage
+
+
+def _again(network: nn.Module, seen: Run, layout: Layout, stage: Stage) -> Stage:
+    """A stage of the narrow network, in its dynamic teacher."""
+    there = (seen.inputs if stage.before else seen.outputs).get(stage.name)
+    found = None if there is None else layout.stage(stage.name, there.shape, stage.form)
+    if found is None:
+        raise MethodError(_unusable(network, stage.name, there))
+    return replace(found, before=stage.before)
+
+
+def _tensor(seen: Run, stage: Stage) -> Seen:
+    return (seen.inputs if stage.before else seen.outputs)[stage.name]
 
 
 def _unusable(network: nn.Module, name: str, seen: Seen | None) -> str:

@@ -1,4 +1,4 @@
-"""One run of a network that notes what every module gives."""
+"""One run of a network that notes what every module gives, and what activations are given."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from gpd_cli.errors import MethodError
 
 _IMAGES = 2
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.GELU)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a module gave.
+    """What a module gave or was given.
 
     Args:
-        tensor: its output, or the first tensor in it.
-        version: of the tensor, when the module ended.
+        tensor: its output or input, or the first tensor in it.
+        version: of the tensor, at that moment.
     """
 
     tensor: Tensor
@@ -28,28 +29,47 @@ class Seen:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the output."""
+        """Of the tensor."""
         return tuple(self.tensor.shape)
 
     @property
     def overwritten(self) -> bool:
-        """Whether it was changed in place after the module had ended."""
+        """Whether it was changed in place later on."""
         return self.tensor._version != self.version
 
+    def same(self, other: Seen) -> bool:
+        """Whether both are one tensor, with nothing changed in between."""
+        return _same(self.tensor, other.tensor) and self.version == other.version
 
-def run(network: nn.Module, shape: tuple[int, int, int]) -> tuple[Mapping[str, Seen], str | None]:
-    """Run a network on two black images, in eval mode.
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of a network showed.
+
+    Args:
+        outputs: what each module gave by its name, in the order in which they ended, for modules
+            that give one row per image.
+        inputs: what those of them were given that are activations.
+        classifier: name of the linear layer whose output is the logits, if any.
+        embedding: what that was given, ``[2, F]``.
+    """
+
+    outputs: Mapping[str, Seen]
+    inputs: Mapping[str, Seen]
+    classifier: str | None
+    embedding: Tensor | None
+
+
+def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
+    """Run a network on two images of noise, the same in every call, in eval mode.
 
     Args:
         network: left as it was.
         shape: of its images, ``(C, H, W)``.
-
-    Returns:
-        What each module gave by its name, in the order in which they ended, for modules that give
-        one row per image; and the name of the linear layer whose output is the logits, if any.
     """
     outputs: dict[str, Seen] = {}
-    linear: list[str] = []
+    inputs: dict[str, Seen] = {}
+    linear: dict[str, Tensor] = {}
 
     def hook(name: str) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -59,19 +79,32 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> tuple[Mapping[str, S
             outputs.pop(name, None)
             outputs[name] = Seen(tensor, tensor._version)
             if isinstance(module, nn.Linear) and tensor.ndim == 2:
-                linear.append(name)
+                linear.pop(name, None)
+                linear[name] = args[0]
 
         return note
 
-    handles = [
-        module.register_forward_hook(hook(name)) for name, module in network.named_modules() if name
+    def entry(name: str) -> Any:
+        def note(module: nn.Module, args: Any) -> None:
+            tensor = first_tensor(args)
+            if tensor is not None:
+                inputs[name] = Seen(tensor, tensor._version)
+
+        return note
+
+    named = [(name, module) for name, module in network.named_modules() if name]
+    handles = [module.register_forward_hook(hook(name)) for name, module in named]
+    handles += [
+        module.register_forward_pre_hook(entry(name))
+        for name, module in named
+        if isinstance(module, _ACTIVATIONS)
     ]
     modes = [(module, module.training) for module in network.modules()]
     like = next(network.parameters())
     try:
         with torch.inference_mode(False), torch.no_grad():
-            images = torch.zeros(_IMAGES, *shape, device=like.device, dtype=like.dtype)
-            logits = first_tensor(network.eval()(images))
+            images = torch.randn(_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+            logits = first_tensor(network.eval()(images.to(like.device, like.dtype)))
     finally:
         for module, training in modes:
             module.training = training
@@ -81,7 +114,10 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> tuple[Mapping[str, S
         raise MethodError(f"{type(network).__name__} gives no tensor of logits to distil from.")
     # The very logits: averaged heads, as of distilled transformers, have no classifier.
     heads = [name for name in linear if _same(outputs[name].tensor, logits)]
-    return outputs, heads[-1] if heads else None
+    inputs = {name: seen for name, seen in inputs.items() if name in outputs}
+    if not heads:
+        return Run(outputs, inputs, None, None)
+    return Run(outputs, inputs, heads[-1], linear[heads[-1]])
 
 
 def first_tensor(output: Any) -> Tensor | None:

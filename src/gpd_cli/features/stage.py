@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
+
+from gpd_cli.errors import MethodError
 
 Form = Literal["map", "map_last", "tokens"]
 """How a stage lays out its output: ``[B, C, H, W]``, ``[B, H, W, C]`` or ``[B, N, C]``."""
@@ -24,8 +27,10 @@ class Stage:
         channels: C, in the network that was looked at.
         height: of the map, in positions.
         width: of the map, in positions.
-        overwritten: whether the network changes the output in place later on, so that whoever
-            wants it as it was has to copy it.
+        before: whether it is rather what the module is given.
+        extra: tokens that stand before those of the map.
+        overwritten: whether the network changes it in place later on, so that whoever wants it as
+            it was has to copy it.
     """
 
     name: str
@@ -33,6 +38,8 @@ class Stage:
     channels: int
     height: int
     width: int
+    before: bool = False
+    extra: int = 0
     overwritten: bool = False
 
     @property
@@ -41,13 +48,28 @@ class Stage:
         return self.height * self.width
 
     def as_map(self, output: Tensor) -> Tensor:
-        """An output of the stage as a map, ``[B, C, H, W]``; class tokens are left out."""
+        """An output of the stage as a map, ``[B, C, H, W]``; class tokens are left out.
+
+        Images of another size than the network was looked at with give maps of another size, of
+        the same aspect.
+
+        Raises:
+            MethodError: when the tokens do not make up a map.
+        """
         if self.form == "map":
             return output
         if self.form == "map_last":
             return output.permute(0, 3, 1, 2)
-        rows = output[:, output.shape[1] - self.positions :]
-        return rows.transpose(1, 2).unflatten(2, (self.height, self.width))
+        patches = output[:, self.extra :].transpose(1, 2)
+        count = patches.shape[2]
+        height = round(self.height * math.sqrt(count / self.positions))
+        if height == 0 or count % height:
+            raise MethodError(
+                f"Module '{self.name}' gives {output.shape[1]} tokens, which are no map of the "
+                f"aspect of {self.height} x {self.width} as in images of the network's own size; "
+                "name other modules in --model.stages and --model.static_teacher_stages."
+            )
+        return patches.unflatten(2, (height, count // height))
 
 
 @dataclass(frozen=True)
@@ -87,7 +109,9 @@ class Layout:
         """
         if len(shape) == 3:
             grid = self._grid(shape[1])
-            return None if grid is None else Stage(name, "tokens", shape[2], *grid)
+            if grid is None:
+                return None
+            return Stage(name, "tokens", shape[2], *grid, extra=shape[1] - grid[0] * grid[1])
         if len(shape) != 4:
             return None
         if form is None:

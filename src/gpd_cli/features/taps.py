@@ -59,10 +59,14 @@ class Taps:
     def __init__(self, network: nn.Module, places: Places) -> None:
         self._places = places
         self._stages = [_Catch(stage.overwritten) for stage in places.stages]
-        self._handles = [
-            network.get_submodule(stage.name).register_forward_hook(catch)
-            for stage, catch in zip(places.stages, self._stages, strict=True)
-        ]
+        self._handles = []
+        for stage, catch in zip(places.stages, self._stages, strict=True):
+            module = network.get_submodule(stage.name)
+            self._handles.append(
+                module.register_forward_pre_hook(catch)
+                if stage.before
+                else module.register_forward_hook(catch)
+            )
         self._classifier = _CatchInput()
         if places.classifier is not None:
             module = network.get_submodule(places.classifier)
@@ -98,14 +102,17 @@ class Taps:
 
 
 class _Catch:
-    """A forward hook that keeps the output, or a copy if the network overwrites it."""
+    """A forward hook that keeps the output, or a copy if the network overwrites it.
+
+    As a forward pre-hook it keeps the input.
+    """
 
     def __init__(self, copies: bool) -> None:
         self._copies = copies
         self._value: Tensor | None = None
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        value = first_tensor(output)
+    def __call__(self, module: nn.Module, args: Any, *output: Any) -> None:
+        value = first_tensor(output or args)
         self._value = value.clone() if self._copies and value is not None else value
 
     def take(self) -> Tensor | None:

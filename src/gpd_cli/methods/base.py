@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places
 
-Need = Literal["stages", "embedding", "indices"]
+Need = Literal["stages", "pooled", "embedding", "indices"]
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,21 @@ class Method(nn.Module):
     is a subclass with a `forward`, chosen by its class path.
 
     Attributes:
-        needs: what has to be caught besides logits: ``stages`` (feature maps), ``embedding`` (with
-            the classifier's weight), ``indices`` (of the images in the training split; the method
-            then has an attribute ``num_images``, a setting that says how many there are).
+        needs: what has to be caught besides logits: ``stages`` (feature maps), ``pooled`` (as the
+            only stage the map whose mean over its positions is the embedding; none where there is
+            no such map), ``embedding`` (with the classifier's weight), ``indices`` (of the images
+            in the training split; the method then has an attribute ``num_images``, a setting that
+            says how many there are).
         one_label: whether the method is defined for one class per image only, and refuses mixed
             images (mixup, CutMix).
+        preactivation: whether a stage that ends in an activation is caught before it.
+        reuses_classifier: whether the student has to end in the static teacher's classifier.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     one_label: ClassVar[bool] = False
+    reuses_classifier: ClassVar[bool] = False
+    preactivation: bool = False
 
     def build(self, network: Places, teacher: Places) -> None:
         """Make the trained parts; the default has none.

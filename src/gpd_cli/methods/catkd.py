@@ -62,7 +62,7 @@ class CATKD(Method):
         weight: of the loss; the authors' with normalization.
     """
 
-    needs = frozenset({"stages", "embedding"})
+    needs = frozenset({"pooled", "embedding"})
 
     def __init__(self, resolution: int = 2, normalize: bool = True, weight: float = 50.0) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class CATKD(Method):
         """Nothing is trained.
 
         Raises:
-            MethodError: when a classifier does not see the pooled map of the last stage.
+            MethodError: when a classifier does not see the mean of a map.
         """
         for places, which, option in (
             (network, "trained network", "stages"),
@@ -86,12 +86,11 @@ class CATKD(Method):
         ):
             last = places.stages[-1] if places.stages else None
             if last is None or last.channels != places.embedding or last.positions == 1:
-                has = "none" if last is None else f"{last.channels} x {last.height} x {last.width}"
                 raise MethodError(
-                    "Class attention is the classifier applied to each position of the last stage; "
-                    f"that of the {which} is {has}, its classifier has {places.embedding or 'no'} "
-                    "inputs: name the module whose map is pooled for the classifier in "
-                    f"--model.{option}."
+                    "Class attention is the classifier applied to each position of the map that is "
+                    f"averaged for it, and the {which} has no module that gives such a map, or "
+                    f"--model.{option} names another one; make that map a module's output, or "
+                    "choose another method on feature maps, such as reviewkd."
                 )
 
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -105,19 +105,26 @@ class ReviewKD(Method):
         width: of the fusion; by default that of the network's deepest features, 512 at most, as for
             the authors' CIFAR networks and ResNet-18 (256 for MobileNet V1 and RVT).
         use_embedding: whether the pooled features, what the classifier sees, are a last stage.
+        preactivation: whether stages that end in an activation are compared before it, as in the
+            authors' runs.
         weight: of the loss.
     """
 
     needs = frozenset({"stages", "embedding"})
 
     def __init__(
-        self, width: int | None = None, use_embedding: bool = True, weight: float = 1.0
+        self,
+        width: int | None = None,
+        use_embedding: bool = True,
+        preactivation: bool = True,
+        weight: float = 1.0,
     ) -> None:
         super().__init__()
         check_weight(weight)
         if width is not None and width < 1:
             raise MethodError(f"The width of the fusion must be 1 or more, not {width}.")
         self.width, self.use_embedding, self.weight = width, use_embedding, weight
+        self.preactivation = preactivation
         self.fusions = nn.ModuleList()
 
     def build(self, network: Places, teacher: Places) -> None:

@@ -57,6 +57,7 @@ class SimKD(Method):
     """
 
     needs = frozenset({"embedding"})
+    reuses_classifier = True
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

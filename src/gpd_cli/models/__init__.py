@@ -1,12 +1,19 @@
 """Networks by name, from timm, torchvision and here, and their weight files."""
 
-from gpd_cli.models.factory import ModelSpec, count_classes, create_model, input_shape
+from gpd_cli.models.factory import (
+    ModelSpec,
+    check_images,
+    count_classes,
+    create_model,
+    input_shape,
+)
 from gpd_cli.models.reused import ReusedClassifier
 from gpd_cli.models.weights import load_state_dict, load_weights
 
 __all__ = [
     "ModelSpec",
     "ReusedClassifier",
+    "check_images",
     "count_classes",
     "create_model",
     "input_shape",

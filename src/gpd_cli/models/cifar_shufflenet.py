@@ -56,6 +56,7 @@ class ShuffleUnit(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = _conv(inner, made, 1, groups=_GROUPS_V1)
         self.bn3 = nn.BatchNorm2d(made)
+        self.relu = nn.ReLU()  # a module, so that what it is given can be caught
 
     def forward(self, x: Tensor) -> Tensor:
         """The unit's output."""
@@ -64,8 +65,11 @@ class ShuffleUnit(nn.Module):
         new = F.relu(self.bn2(self.conv2(new)))
         new = self.bn3(self.conv3(new))
         if self.stride == 1:
-            return F.relu(new + x)
-        return F.relu(torch.cat([new, F.avg_pool2d(x, 3, self.stride, padding=1)], 1))
+            new = new + x
+        else:
+            new = torch.cat([new, F.avg_pool2d(x, 3, self.stride, padding=1)], 1)
+        result: Tensor = self.relu(new)
+        return result
 
 
 class SplitUnit(nn.Module):
@@ -184,11 +188,13 @@ class CifarShuffleNetV2(_ShuffleNet):
         super().__init__(_WIDTHS_V2, DownUnit, SplitUnit, in_chans)
         self.conv2 = _conv(_WIDTHS_V2[-1], _LAST_V2, 1)
         self.bn2 = nn.BatchNorm2d(_LAST_V2)
+        self.relu = nn.ReLU()  # likewise
         self.finish(_LAST_V2, num_classes, self.stages)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, ``[B, 1024, H/8, W/8]``, of images ``[B, C, H, W]``."""
-        return F.relu(self.bn2(self.conv2(super().forward_features(x))))
+        last: Tensor = self.relu(self.bn2(self.conv2(super().forward_features(x))))
+        return last
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:

@@ -144,6 +144,26 @@ def count_classes(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return logits.shape[1]
 
 
+def check_images(model: nn.Module, shape: tuple[int, int, int], option: str) -> None:
+    """Check that a network takes images of a shape that it was perhaps not made for.
+
+    Args:
+        model: a network; its modes and statistics stay as they are.
+        shape: of the images, ``(C, H, W)``.
+        option: that has the arguments of its constructor.
+
+    Raises:
+        ModelError: when it does not.
+    """
+    try:
+        _probe(model, shape)
+    except ModelError as error:
+        raise ModelError(
+            f"{str(error).removesuffix('.')}; build it for them ({option} '{{img_size: "
+            f"{shape[1]}}}', for most of timm's) or set --data.image_size to the size it takes."
+        ) from error
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What it takes to build a network again; travels in checkpoints.

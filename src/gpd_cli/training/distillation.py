@@ -14,10 +14,12 @@ from gpd_cli.expansion import Pair
 from gpd_cli.features import Outputs, Places, Taps, find_places
 from gpd_cli.methods import Batch, Method, make_method
 from gpd_cli.methods.precision import in_float32
+from gpd_cli.models import check_images
 from gpd_cli.training.networks import Alone
+from gpd_cli.training.reuse import check_reused
 from gpd_cli.training.static_teacher import StaticTeacher
 
-_CAUGHT = {"stages", "embedding"}
+_CAUGHT = {"stages", "pooled", "embedding"}
 
 
 class Distillation(nn.Module):
@@ -31,9 +33,8 @@ class Distillation(nn.Module):
         teachers: the static teachers, one or more.
         method: name or class path, see `make_method`.
         settings: of the method.
-        shape: of the images, ``(C, H, W)``.
+        shape: of the images the network was made for, ``(C, H, W)``.
         stages: modules whose outputs are the student's stages; by default found.
-        teacher_stages: likewise for the static teachers.
         weight: of the terms.
         warmup_epochs: epochs over which the weight rises, by an equal step in each.
 
@@ -50,7 +51,6 @@ class Distillation(nn.Module):
         settings: Mapping[str, Any] | None,
         shape: tuple[int, int, int],
         stages: Sequence[str] | None = None,
-        teacher_stages: Sequence[str] | None = None,
         weight: float = 1.0,
         warmup_epochs: int = 0,
     ) -> None:
@@ -59,13 +59,16 @@ class Distillation(nn.Module):
         self.teachers = list(teachers)
         kind = make_method(method, settings)
         self.needs, self._one_label, self._name = kind.needs, kind.one_label, type(kind).__name__
+        self._preactivation = kind.preactivation
         self._num_images = getattr(kind, "num_images", None)
+        if kind.reuses_classifier:
+            check_reused(network, self._name)
         trained = _trained(network)
         # The student's own module has its weights for the time of a run only.
         places = {"student": self._places(network.extract(), shape, stages)}
         if isinstance(network, Pair):
             places["teacher"] = self._places(network.teacher, shape, None, places["student"])
-        theirs = [self._places(t.network, shape, teacher_stages) for t in self.teachers]
+        theirs = [self._places(t.network, t.shape, t.stages) for t in self.teachers]
         self.methods = nn.ModuleDict()
         for name in trained:
             made = [make_method(method, settings) for _ in theirs]
@@ -106,15 +109,20 @@ class Distillation(nn.Module):
             terms[f"{name}_static"] = weight * torch.stack(losses).mean()
         return terms
 
-    def prepare(self, data: Any) -> None:
-        """Ask the data for what the method needs of it.
+    def prepare(self, data: Any, shape: tuple[int, int, int] | None = None) -> None:
+        """Ask the data for what the method needs of it, and the static teachers for its images.
 
         Args:
             data: the data module.
+            shape: of its images, ``(C, H, W)``, if that is known.
 
         Raises:
             MethodError: when the data cannot give it, or has another number of images.
+            ModelError: when a static teacher does not take images of this size.
         """
+        if shape is not None:
+            for teacher in self.teachers:
+                check_images(teacher.network, shape, "--model.static_teacher_args")
         if "indices" not in self.needs:
             return
         if not hasattr(data, "with_indices"):
@@ -143,9 +151,17 @@ class Distillation(nn.Module):
     ) -> Places:
         if not self.needs & _CAUGHT:
             return Places()
-        if "stages" not in self.needs:
+        pooled = "pooled" in self.needs
+        if not pooled and "stages" not in self.needs:
             names, like = [], None
-        found = find_places(network, shape, names=names, like=like)
+        found = find_places(
+            network,
+            shape,
+            names=names,
+            like=like,
+            pooled=pooled,
+            preactivation=self._preactivation,
+        )
         if "embedding" not in self.needs:
             found = replace(found, classifier=None)
         return found

@@ -15,7 +15,7 @@ from gpd_cli.checkpoint import check_same_network, describe_run
 from gpd_cli.errors import DataError
 from gpd_cli.expansion import DEFAULT_NOISE, Storage
 from gpd_cli.methods import Batch, method_class
-from gpd_cli.models import ModelSpec, count_classes, input_shape
+from gpd_cli.models import ModelSpec, check_images, count_classes, input_shape
 from gpd_cli.training.checks import check_same_parts, check_taught, ignored_settings
 from gpd_cli.training.distillation import Distillation
 from gpd_cli.training.evaluation import EvaluatedModule
@@ -58,7 +58,7 @@ class GapPreservingDistillation(EvaluatedModule):
         static_teacher_weights: its state dict.
         static_teacher_args: further arguments of its constructor.
         assistants: teacher assistants, further frozen networks to distil from, each {name: NAME,
-            weights: FILE, args: {...}}; the static terms are the mean over all of them.
+            weights: FILE, args: {...}, stages: [...]}; the static terms are the mean over all.
         method: how to distil from the static teacher: a name (kd, dkd, reviewkd, dist, crd, ...;
             the README lists them) or the class path of a method of one's own.
         method_args: settings of the method, such as {temperature: 4.0}.
@@ -127,8 +127,9 @@ class GapPreservingDistillation(EvaluatedModule):
             assistants,
             self.num_classes,
             shape[0],
+            static_teacher_stages,
         )
-        adopt_classifier(network, teachers, shape)
+        adopt_classifier(network, teachers)
         self.network = with_teacher(
             network,
             shape,
@@ -154,7 +155,6 @@ class GapPreservingDistillation(EvaluatedModule):
                 settings=method_args,
                 shape=shape,
                 stages=stages,
-                teacher_stages=static_teacher_stages,
                 weight=static_weight,
                 warmup_epochs=static_warmup_epochs,
             )
@@ -180,6 +180,7 @@ class GapPreservingDistillation(EvaluatedModule):
         Raises:
             DataError: when the numbers of classes or image channels differ.
             MethodError: when the data lacks what the distillation method needs.
+            ModelError: when a network does not take images of the data's size.
         """
         data = getattr(self.trainer, "datamodule", None)
         classes = getattr(data, "num_classes", None)
@@ -188,9 +189,9 @@ class GapPreservingDistillation(EvaluatedModule):
                 f"The data has {classes} classes but {self.spec.name} has {self.num_classes} "
                 f"outputs; set --model.num_classes {classes}."
             )
-        if stage == "fit" and self.distillation is not None:
-            self.distillation.prepare(data)
         shape = getattr(data, "image_shape", None)
+        if stage == "fit" and self.distillation is not None:
+            self.distillation.prepare(data, shape)
         if shape is None:
             return
         if shape[0] != self.image_shape[0]:
@@ -199,6 +200,8 @@ class GapPreservingDistillation(EvaluatedModule):
                 f"{self.image_shape[0]}; build it for {shape[0]} (timm: --model.student_args "
                 f"'{{in_chans: {shape[0]}}}') or set --data.in_chans {self.image_shape[0]}."
             )
+        if shape != self.image_shape:
+            check_images(self.network.extract(), shape, "--model.student_args")
         self.image_shape = shape
 
     def on_fit_start(self) -> None:

@@ -14,15 +14,12 @@ from gpd_cli.training.networks import Alone
 from gpd_cli.training.static_teacher import StaticTeacher
 
 
-def adopt_classifier(
-    student: nn.Module, teachers: Sequence[StaticTeacher], shape: tuple[int, int, int]
-) -> None:
+def adopt_classifier(student: nn.Module, teachers: Sequence[StaticTeacher]) -> None:
     """Give a student that is built for it the first static teacher's classifier.
 
     Args:
         student: any network; only a `ReusedClassifier` is changed.
         teachers: the static teachers; without one the student keeps its own classifier.
-        shape: of the images, ``(C, H, W)``.
 
     Raises:
         ModelError: when the teacher has no linear classifier, or one of another width.
@@ -30,7 +27,7 @@ def adopt_classifier(
     if not isinstance(student, ReusedClassifier) or not teachers:
         return
     network = teachers[0].network
-    name = find_places(network, shape, names=[]).classifier
+    name = find_places(network, teachers[0].shape, names=[]).classifier
     if name is None:
         raise ModelError(
             f"The static teacher ({type(network).__name__}) has no linear classifier to reuse; "
@@ -41,6 +38,24 @@ def adopt_classifier(
     student.adopt(classifier)
 
 
+def check_reused(network: Pair | Alone, method: str) -> None:
+    """Check that the student ends in the static teacher's classifier.
+
+    Args:
+        network: what is trained.
+        method: that needs it.
+
+    Raises:
+        ModelError: when it does not.
+    """
+    if not isinstance(_owner(network), ReusedClassifier):
+        raise ModelError(
+            f"{method} trains a student that ends in a projector and the static teacher's "
+            "classifier; name it --model.student simkd/NAME, with --model.student_args "
+            "'{features: F}', F being the width of that classifier."
+        )
+
+
 def freeze_classifier(network: Pair | Alone, teachers: Sequence[StaticTeacher]) -> None:
     """Keep a reused classifier, in student and dynamic teacher, as it is.
 
@@ -48,6 +63,11 @@ def freeze_classifier(network: Pair | Alone, teachers: Sequence[StaticTeacher]) 
         network: what is trained.
         teachers: the static teachers.
     """
-    owner = network.teacher if isinstance(network, Pair) else network.network
+    owner = _owner(network)
     if teachers and isinstance(owner, ReusedClassifier):
         owner.classifier.requires_grad_(False)
+
+
+def _owner(network: Pair | Alone) -> nn.Module:
+    """What has the parameters that are trained."""
+    return network.teacher if isinstance(network, Pair) else network.network

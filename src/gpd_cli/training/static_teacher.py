@@ -18,10 +18,21 @@ class StaticTeacher:
 
     It is no module on purpose: so it stays out of checkpoints, weight averages, optimizers and
     what DDP broadcasts, and nobody can put it into train mode.
+
+    Args:
+        network: taken over.
+        shape: of the images it was made for, ``(C, H, W)``.
+        stages: modules whose outputs are its stages; by default found.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, int, int],
+        stages: Sequence[str] | None = None,
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
+        self.shape, self.stages = shape, stages
 
     def __call__(self, images: Tensor) -> Tensor:
         """The teacher's logits, ``[B, C]``, without gradient."""
@@ -42,6 +53,7 @@ def load_static_teacher(
     model_args: dict[str, Any] | None,
     classes: int,
     channels: int,
+    stages: Sequence[str] | None = None,
 ) -> StaticTeacher | None:
     """Load a static teacher and check that it tells the student's classes apart.
 
@@ -51,6 +63,7 @@ def load_static_teacher(
         model_args: further arguments of its constructor.
         classes: the student's number of classes.
         channels: of the student's images.
+        stages: modules whose outputs are its stages; by default found.
 
     Raises:
         ModelError: when it has other classes or channels, or one of network and weights is missing.
@@ -81,7 +94,7 @@ def load_static_teacher(
             f"The static teacher {name} has {found} classes but the student has {classes}; give "
             "a static teacher trained on the same classes."
         )
-    return StaticTeacher(network)
+    return StaticTeacher(network, shape, stages)
 
 
 def load_static_teachers(
@@ -91,6 +104,7 @@ def load_static_teachers(
     assistants: Sequence[Mapping[str, Any]] | None,
     classes: int,
     channels: int,
+    stages: Sequence[str] | None = None,
 ) -> list[StaticTeacher]:
     """Load a static teacher and the assistants beside it.
 
@@ -98,10 +112,11 @@ def load_static_teachers(
         name: see `load_static_teacher`.
         weights: see there.
         model_args: see there.
-        assistants: further frozen networks, each with ``name``, ``weights`` and, if it needs any,
-            ``args``.
+        assistants: further frozen networks, each with ``name``, ``weights`` and, if it needs them,
+            ``args`` and ``stages``.
         classes: the student's number of classes.
         channels: of the student's images.
+        stages: modules whose outputs are the static teacher's stages; by default found.
 
     Returns:
         The static teacher first; nothing at all without one.
@@ -110,7 +125,7 @@ def load_static_teachers(
         ModelError: when one does not suit the student, or an assistant is not described so.
         WeightsError: when weights cannot be read or do not fit.
     """
-    first = load_static_teacher(name, weights, model_args, classes, channels)
+    first = load_static_teacher(name, weights, model_args, classes, channels, stages)
     if first is None:
         if assistants:
             raise ModelError(
@@ -120,13 +135,18 @@ def load_static_teachers(
         return []
     teachers = [first]
     for assistant in assistants or ():
-        if not {"name", "weights"} <= assistant.keys() <= {"name", "weights", "args"}:
+        if not {"name", "weights"} <= assistant.keys() <= {"name", "weights", "args", "stages"}:
             raise ModelError(
-                "A teacher assistant is described by name, weights and, if need be, args, not by "
-                f"{', '.join(map(str, assistant)) or 'nothing'}."
+                "A teacher assistant is described by name, weights and, if need be, args and "
+                f"stages, not by {', '.join(map(str, assistant)) or 'nothing'}."
             )
         found = load_static_teacher(
-            assistant["name"], assistant["weights"], assistant.get("args"), classes, channels
+            assistant["name"],
+            assistant["weights"],
+            assistant.get("args"),
+            classes,
+            channels,
+            assistant.get("stages"),
         )
         assert found is not None
         teachers.append(found)
