@@ -1,5 +1,6 @@
 import csv
 import os
+import random
 import signal
 import socket
 import stat
@@ -11,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -28,6 +30,7 @@ from gpd_cli.errors import ModelError
 from gpd_cli.expansion import Pair, expand
 from gpd_cli.files import save_tensors
 from gpd_cli.methods import Batch
+from gpd_cli.methods.crd import CRD
 from gpd_cli.training.interruptions import skip_once
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.speed import Speed
@@ -216,6 +219,42 @@ def test_two_processes_are_one_with_twice_the_batch(
     expected = losses(one_process)
     assert {"train/loss_gap", "train/loss_teacher_static"} <= expected.keys()
     assert losses(tmp_path) == pytest.approx(expected, abs=1e-6)
+
+
+class Ranks(Callback):
+    """Writes what each process has drawn and remembers into a file of its own."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.drawn = [random.random(), np.random.rand(), torch.rand(()).item()]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found: dict[str, Any] = {n: b for n, b in pl_module.named_buffers() if "_memory" in n}
+        sent = dict(pl_module.named_buffers()).keys() - trainer.model.parameters_to_ignore
+        found["sent"] = sorted(sent)
+        torch.save(found | {"drawn": self.drawn}, f"rank{trainer.global_rank}.pth")
+
+
+@pytest.mark.slow
+def test_processes_draw_their_own_numbers_and_remember_the_same(
+    static_weights: Path, tmp_path: Path
+) -> None:
+    crd = ["--model.method_args", "{num_images: 1077, nce_k: 64, feat_dim: 8}"]
+    options = arguments(*static_options(static_weights, "crd"), *crd, batch=16)
+    extra = ["--trainer.callbacks", "test_cluster.Ranks", "--trainer.devices", "2"]
+    command = [sys.executable, "-m", "gpd_cli", *options, *extra]
+    (result,) = in_processes(tmp_path, command)
+    assert result.returncode == 0, result.stderr
+    one, other = (torch.load(tmp_path / f"rank{k}.pth", weights_only=True) for k in (0, 1))
+    assert all(a != b for a, b in zip(one.pop("drawn"), other.pop("drawn"), strict=True))
+    sent = one.pop("sent")
+    assert sent == other.pop("sent") and not any("_memory" in name for name in sent)
+    assert len(one) == 4
+    before = CRD(num_images=1077, feat_dim=8)
+    for name, memory in one.items():
+        assert torch.equal(memory, other[name])
+        assert not torch.equal(memory, before.get_buffer(name.rpartition(".")[2]))
 
 
 @pytest.mark.slow

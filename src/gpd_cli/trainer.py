@@ -15,6 +15,7 @@ from gpd_cli.commands.predictions import PredictionTable
 from gpd_cli.files import check_writable
 from gpd_cli.training.cluster import launched, requeue_path
 from gpd_cli.training.interruptions import Interruptions
+from gpd_cli.training.seeds import RankSeeds
 
 
 class GpdTrainer(Trainer):
@@ -28,7 +29,7 @@ class GpdTrainer(Trainer):
         kwargs.update(launched(kwargs))
         super().__init__(*args, **kwargs)
         # After those that act on every batch.
-        self.callbacks.append(Interruptions())  # type: ignore[attr-defined]
+        self.callbacks += [RankSeeds(), Interruptions()]  # type: ignore[attr-defined]
 
     def fit(
         self,

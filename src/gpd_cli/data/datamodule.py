@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data import Mixup
@@ -244,7 +245,12 @@ class ImageData(LightningDataModule):
     @property
     def _feed(self) -> Feed:
         share = Share.of(self.trainer)
-        return Feed(self.settings, self.preprocessing, share, self.hparams["cache"])
+        return Feed(self.settings, self.preprocessing, share, self.hparams["cache"], self._seed)
+
+    @cached_property
+    def _seed(self) -> int:
+        """What the process was seeded with when it first made a loader; later it may have more."""
+        return torch.initial_seed() % 2**32
 
     @cached_property
     def _train(self) -> Source:

@@ -50,12 +50,14 @@ class Feed:
         preprocessing: of the images.
         share: which part is this process's.
         cache: where decoded images are held.
+        seed: of order and augmentation, the same in all processes.
     """
 
     settings: LoaderSettings
     preprocessing: Preprocessing
     share: Share
     cache: Cache = "none"
+    seed: int = 0
 
     def training(self, part: Part, repeats: int, mixing: bool, with_indices: bool) -> Batches:
         """Shuffled batches.
@@ -71,8 +73,7 @@ class Feed:
         """
         if part.source.streamed and not with_indices:
             return self._loader(part, training=True, drop_last=True)
-        seed = torch.initial_seed() % 2**32
-        sampler = training_sampler(range(part.count), self.share, seed, repeats)
+        sampler = training_sampler(range(part.count), self.share, self.seed, repeats)
         whole = len(sampler) >= self.settings.batch_size
         if mixing and not whole:
             raise DataError(
@@ -81,7 +82,12 @@ class Feed:
             )
         if self.cache != "none":
             return self._cached(
-                part, sampler, training=True, drop_last=whole, seed=seed, with_indices=with_indices
+                part,
+                sampler,
+                training=True,
+                drop_last=whole,
+                seed=self.seed,
+                with_indices=with_indices,
             )
         return self._loader(
             part, training=True, with_indices=with_indices, sampler=sampler, drop_last=whole

@@ -46,6 +46,8 @@ class Method(nn.Module):
             says how many there are).
         one_label: whether the method is defined for one class per image only, and refuses mixed
             images (mixup, CutMix).
+        same_everywhere: names of buffers that all processes keep equal by themselves, and that
+            therefore are not sent around in every step.
         preactivation: whether a stage that ends in an activation is caught before it.
         reuses_classifier: whether the student has to end in the static teacher's classifier.
     """
@@ -53,6 +55,7 @@ class Method(nn.Module):
     needs: ClassVar[frozenset[Need]] = frozenset()
     one_label: ClassVar[bool] = False
     reuses_classifier: ClassVar[bool] = False
+    same_everywhere: ClassVar[frozenset[str]] = frozenset()
     preactivation: bool = False
 
     def build(self, network: Places, teacher: Places) -> None:

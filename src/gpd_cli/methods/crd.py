@@ -96,6 +96,7 @@ class CRD(Method):
 
     needs = frozenset({"embedding", "indices"})
     one_label = True
+    same_everywhere = frozenset({"student_memory", "teacher_memory"})
 
     student_memory: Tensor
     teacher_memory: Tensor
@@ -129,8 +130,10 @@ class CRD(Method):
         self.nce_k = min(nce_k, num_images - 1)
         self.nce_t, self.momentum, self.weight = nce_t, momentum, weight
         bound = math.sqrt(3 / feat_dim)  # entries of length 1 on average
+        generator = torch.Generator().manual_seed(0)  # the same in all processes
         for name in ("student_memory", "teacher_memory"):
-            self.register_buffer(name, torch.empty(num_images, feat_dim).uniform_(-bound, bound))
+            memory = torch.empty(num_images, feat_dim)
+            self.register_buffer(name, memory.uniform_(-bound, bound, generator=generator))
         self.register_buffer("log_norms", torch.zeros(2))
         self.register_buffer("normed", torch.tensor(False))
         self._is_normed = False

@@ -137,6 +137,15 @@ class Distillation(nn.Module):
                 f"{data.num_train}; set --model.method_args '{{num_images: {data.num_train}}}'."
             )
 
+    def same_everywhere(self) -> list[str]:
+        """Names of the buffers that all processes keep equal by themselves."""
+        return [
+            f"methods.{name}.{k}.{buffer}"
+            for name in self.methods
+            for k, method in enumerate(self._methods(name))
+            for buffer in method.same_everywhere
+        ]
+
     def _methods(self, name: str) -> list[Method]:
         methods = self.methods[name]
         assert isinstance(methods, nn.ModuleList)

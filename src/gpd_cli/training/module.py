@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from gpd_cli.branches import BranchInit
 from gpd_cli.checkpoint import check_same_network, describe_run
@@ -192,6 +193,8 @@ class GapPreservingDistillation(EvaluatedModule):
         shape = getattr(data, "image_shape", None)
         if stage == "fit" and self.distillation is not None:
             self.distillation.prepare(data, shape)
+            equal = [f"distillation.{name}" for name in self.distillation.same_everywhere()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, equal)
         if shape is None:
             return
         if shape[0] != self.image_shape[0]:
