@@ -393,7 +393,9 @@ def test_branch_names() -> None:
     assert branch_names("paper") == branch_names("orepa") == branch_names(6)
 
 
-@pytest.mark.parametrize("spec", [0, 7, -1, True, ["1x1", "3x3"], "conv", ["1x1", "1x1"]])
+@pytest.mark.parametrize(
+    "spec", [0, 7, -1, True, None, 2.5, ["1x1", "3x3"], "conv", ["1x1", "1x1"]]
+)
 def test_wrong_branches_are_named(spec: object) -> None:
     with pytest.raises(GpdError) as error:
         branch_names(spec)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -590,9 +590,27 @@ def test_a_ratio_below_1_is_an_error(ratio: float) -> None:
     rejected(randomized("residual"), "ratio must be 1 or more", ratio=ratio)
 
 
-@pytest.mark.parametrize("noise", [-0.1, float("nan")])
+@pytest.mark.parametrize("noise", [-0.1, float("nan"), "much", None])
 def test_negative_noise_is_an_error(noise: float) -> None:
     rejected(randomized("residual"), "noise", noise=noise)
+
+
+@pytest.mark.parametrize("wrong", [{"exclude": 3}, {"exclude": [3]}, {"plan": {"ratio": 2}}])
+def test_an_argument_of_another_type_is_an_error(wrong: dict[str, Any]) -> None:
+    rejected(randomized("residual"), next(iter(wrong)), **wrong)
+    with pytest.raises(ExpansionError, match="student must be a module, not str"):
+        expand("resnet18", sample=torch.zeros(2, 3, 8, 8))
+
+
+def test_a_single_pattern_may_be_excluded() -> None:
+    student = randomized("residual")
+    name = next(n for n, m in student.named_modules() if isinstance(m, nn.Conv2d))
+    pairs = [
+        expand(student, sample=torch.zeros(2, *IMAGE[1:]), branches=1, exclude=exclude)
+        for exclude in (name, [name])
+    ]
+    one, other = (pair.plan for pair in pairs)
+    assert one == other and f"{name}.bias" not in one.tensors
 
 
 def test_an_unknown_storage_is_an_error() -> None:

@@ -89,6 +89,8 @@ def test_methods(path: Path, alone: bool, data: dict[int, Path], tmp_path: Path)
     if path.stem == "simkd":
         options += ["--model.student", "simkd/cifar_resnet8"]
         options += ["--model.student_args", "{features: 64}"]
+    if path.stem == "crd":
+        options += ["--model.method_args", f"{{num_images: {SPLITS['train'] * len(CLASSES)}}}"]
     if alone:
         options += ["--model.ratio", "1"]
     recipe = CONFIGS / "cifar100" / "resnet20.yaml"

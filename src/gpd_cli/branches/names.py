@@ -62,6 +62,11 @@ def branch_names(spec: int | str | Sequence[str]) -> tuple[str, ...]:
                 f"list of names out of {', '.join(valid)}."
             )
         return PAPER_BRANCHES[1:spec]
+    if not isinstance(spec, Sequence):
+        raise GpdError(
+            f"branches is {spec!r}, but has to be a number or a list of names out of "
+            f"{', '.join(valid)}."
+        )
     names = (spec,) if isinstance(spec, str) else tuple(spec)
     for name in names:
         if name not in valid:

@@ -31,7 +31,7 @@ def expand(
     branches: int | str | Sequence[str] = 6,
     noise: float = DEFAULT_NOISE,
     storage: Storage = "mixed",
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     width_multiple: int = 1,
     branch_init: BranchInit = "zero",
     plan: WidthPlan | None = None,
@@ -51,7 +51,7 @@ def expand(
         noise: size of the zero-sum noise that lets copies diverge; it changes no output.
         storage: at what scale shared weights are stored: ``mixed`` for SGD, ``student`` for Adam
             and its like.
-        exclude: patterns of layer names (``layer4.*``) that keep their output width.
+        exclude: a pattern of names (``layer4.*``) of layers that keep their output width, or more.
         width_multiple: what wide widths are rounded up to a multiple of (8 for tensor cores).
         branch_init: where the branches' gates start: at ``zero``, or at the values of ``orepa``,
             for training from scratch.
@@ -75,13 +75,20 @@ def expand(
             "The sample must be a floating-point batch of images, [B, C, H, W], not "
             f"{_describe(sample)}."
         )
-    if not noise >= 0:
+    if not isinstance(noise, int | float) or not noise >= 0:
         raise ExpansionError(f"The noise must be 0 or more, not {noise}.")
     if storage not in get_args(Storage):
         raise ExpansionError(f"The storage must be one of {get_args(Storage)}, not {storage!r}.")
     if branch_init not in get_args(BranchInit):
         raise ExpansionError(
             f"The branch_init must be one of {get_args(BranchInit)}, not {branch_init!r}."
+        )
+    if not isinstance(plan, WidthPlan | None):
+        raise ExpansionError(f"The plan must be a WidthPlan, not {_describe(plan)}.")
+    patterns = (exclude,) if isinstance(exclude, str) else exclude
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise ExpansionError(
+            f"What to exclude must be a pattern of layer names, or a list of them, not {exclude!r}."
         )
     generator = generator or torch.Generator().manual_seed(0)
 
@@ -100,7 +107,7 @@ def expand(
     if plan is not None:
         check_plan(student, plan)
         return grow(plan).to(device, dtype)
-    options: dict[str, Any] = {"exclude": exclude, "width_multiple": width_multiple}
+    options: dict[str, Any] = {"exclude": patterns, "width_multiple": width_multiple}
     plan = find_plan(student, sample, ratio, **options)
     try:
         return grow(plan).to(device, dtype)
@@ -131,6 +138,11 @@ def _grow(student: nn.Module, plan: WidthPlan, sample: Tensor, **options: Any) -
 
 
 def _dtype_and_device(student: nn.Module) -> tuple[torch.dtype, torch.device]:
+    if not isinstance(student, nn.Module):
+        raise ExpansionError(
+            f"The student must be a module, not {_describe(student)}; timm.create_model and "
+            "torchvision.models.get_model make one from a name."
+        )
     tensors = [*student.parameters(), *student.buffers()]
     floating = [t for t in tensors if t.is_floating_point()]
     if not floating:
