@@ -188,7 +188,24 @@ def test_simkd_needs_a_student_that_ends_in_the_static_teachers_classifier(
         with pytest.raises(ModelError, match="simkd/NAME"):
             make(method="simkd", ratio=ratio)
     width = TEACHER["channels"][-1]
-    make(method="simkd", student="simkd/resnet18", student_args={**STUDENT, "features": width})
+    student = {"student": "simkd/resnet18", "student_args": {**STUDENT, "features": width}}
+    module = make(method="simkd", **student)
+    assert module.distillation is not None
+    weight = module.distillation.teachers[0].network.fc.weight
+    reused = module.network.extract()
+    assert torch.equal(reused.classifier.weight, weight)
+    names = [n for n, p in module.named_parameters() if "classifier" in n and p.requires_grad]
+    assert names == []
+    images = torch.randn(64, 1, 32, 32)
+    plain = make(
+        method="simkd",
+        student="simkd/resnet18",
+        student_args={**student["student_args"], "relu": False},
+    ).network.extract()
+    assert reused.projector(reused.body(images)).min() == 0
+    assert plain.projector(plain.body(images)).min() < 0
+    with pytest.raises(ModelError, match="features"):
+        make(method="simkd", student="simkd/resnet18", student_args={**STUDENT, "features": 0})
 
 
 def test_assistants_need_a_teacher(make: Callable[..., GapPreservingDistillation]) -> None:

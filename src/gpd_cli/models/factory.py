@@ -30,6 +30,7 @@ from gpd_cli.models.weights import load_weights
 
 _TORCHVISION = "torchvision/"
 _REUSED = "simkd/"
+_OF_PROJECTOR = ("features", "relu")
 _LOADS_WEIGHTS = ("pretrained", "weights", "checkpoint_path")
 # Auxiliary heads make the output a tuple in training; their initialisation is slow and warns.
 _TORCHVISION_ARGS = {
@@ -231,13 +232,13 @@ class ModelSpec:
 
 def _build(name: str, args: dict[str, Any]) -> nn.Module:
     if name.startswith(_REUSED):
-        own = {key: value for key, value in args.items() if key != "features"}
+        own = {key: value for key, value in args.items() if key not in _OF_PROJECTOR}
         if "features" not in args:
             raise ModelError("it needs the width of the static teacher's classifier, as 'features'")
         body_name = name.removeprefix(_REUSED)
         body = _build(body_name, own)
         classes = count_classes(body, input_shape(body, body_name, own))
-        return ReusedClassifier(body, args["features"], classes)
+        return ReusedClassifier(body, args["features"], classes, args.get("relu", True))
     if not name.startswith(_TORCHVISION):
         return timm.create_model(name, **args)
     architecture = name.removeprefix(_TORCHVISION)

@@ -18,13 +18,17 @@ class ReusedClassifier(nn.Module):
         body: a classifier, which is taken over; its last linear layer is taken out.
         features: width of the static teacher's embedding.
         num_classes: number of classes.
+        relu: whether the projector ends in a ReLU, as SimKD's; not for a teacher whose embedding
+            has negative entries (most transformers).
 
     Raises:
-        ModelError: when the body does not end in a linear layer.
+        ModelError: when the body does not end in a linear layer, or the width is less than 1.
     """
 
-    def __init__(self, body: nn.Module, features: int, num_classes: int) -> None:
+    def __init__(self, body: nn.Module, features: int, num_classes: int, relu: bool = True) -> None:
         super().__init__()
+        if not isinstance(features, int) or features < 1:
+            raise ModelError(f"The width 'features' must be 1 or more, not {features}.")
         name, last = _last_linear(body)
         owner, _, leaf = name.rpartition(".")
         setattr(body.get_submodule(owner), leaf, nn.Identity())
@@ -41,7 +45,7 @@ class ReusedClassifier(nn.Module):
             nn.ReLU(),
             nn.Linear(inner, features, bias=False),
             nn.BatchNorm1d(features),
-            nn.ReLU(),
+            nn.ReLU() if relu else nn.Identity(),
         )
         self.classifier = nn.Linear(features, num_classes)
 
