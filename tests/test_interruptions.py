@@ -20,10 +20,12 @@ from gpd_cli.training.interruptions import skip_once
 from gpd_cli.training.optimizers import OptimizerSettings, make_scheduler
 
 
-def test_workers_outlive_a_signal_to_the_group_and_end_with_their_loader() -> None:
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_workers_outlive_a_signal_to_the_group_and_end_with_their_loader(start: str) -> None:
     images = TensorDataset(torch.zeros(64, 1), torch.arange(64))
     settings = LoaderSettings(batch_size=4, num_workers=1)
     loader = settings.loader(images, Share(), 1)
+    loader.multiprocessing_context = start
     batches = iter(loader)
     next(batches)
     assert loader._iterator is not None

@@ -77,7 +77,7 @@ class LoaderSettings:
             prefetch_factor=self.prefetch_factor if workers else None,
             persistent_workers=self.persistent_workers and workers > 0,
             pin_memory=share.device.type == "cuda" if pin is None else pin,
-            worker_init_fn=partial(_begin_worker, rank=share.rank),
+            worker_init_fn=partial(_begin_worker, rank=share.rank, owner=os.getpid()),
             **options,
         )
         loader.epoch = share.epoch
@@ -124,25 +124,26 @@ class Indexed(Dataset[tuple[Any, ...]]):
         return [(*item, index) for item, index in zip(items, indices, strict=True)]
 
 
-def _begin_worker(number: int, rank: int) -> None:
-    """Seed a worker process, and leave signals to the process that trains.
+def _begin_worker(number: int, rank: int, owner: int) -> None:
+    """Seed a worker process, and leave signals to the process that trains, its owner.
 
     A launcher signals all processes of a run at once. Workers that ended there would take the run
-    with them before it is saved. They end with their parent, or when it tells them to.
+    with them before it is saved. They end with their owner, or when it tells them to.
     """
     pl_worker_init_function(number, rank)  # Lightning sets it only where there is no other
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
+        threading.Thread(target=_obey, args=(owner,), daemon=True).start()
     else:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _obey_parent() -> None:
-    """End on SIGTERM by the parent, which waits for its workers when it exits."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def _obey(owner: int) -> None:
+    """End on SIGTERM by the owner, which waits for its workers when it exits."""
+    # Not the parent: that may be a server which forks them all.
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != owner:
         pass
     os._exit(0)
 
