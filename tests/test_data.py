@@ -1,5 +1,7 @@
 import inspect
 import io
+import pickle
+import random
 import struct
 import traceback
 from collections import Counter
@@ -18,6 +20,7 @@ from timm.data import IterableImageDataset
 from gpd_cli.data import ImageData, opening
 from gpd_cli.data.digits import load_split
 from gpd_cli.data.sources import hold_out
+from gpd_cli.data.transforms import Preprocessing
 from gpd_cli.errors import DataError
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -360,6 +363,17 @@ def test_policies_of_timm(tree, policy, channels):
     images, _ = gather(data.train_dataloader())
     assert images.shape[1:] == (channels, 8, 8)
     assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-n8-inc1", "rand-m0-n8", "augmix-m10-w4-d3", "v0"])
+def test_policies_may_posterize_to_no_bits(policy):
+    # Pillow 13 refuses to.
+    augment = Preprocessing(image_size=8, auto_augment=policy, hflip=0.0).transform(training=True)
+    augment = pickle.loads(pickle.dumps(augment))  # as for processes that are no forks
+    random.seed(0)
+    np.random.seed(0)
+    image = Image.fromarray(np.random.randint(0, 256, (8, 8, 3), dtype=np.uint8))
+    assert torch.stack([augment(image) for _ in range(200)]).isfinite().all()
 
 
 class Watch(LightningModule):
