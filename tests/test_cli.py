@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -201,6 +202,28 @@ def test_debugging_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPD_DEBUG", "1")
     with pytest.raises(Exception, match=r"no\.ckpt"):
         main(["extract", "--ckpt_path", "no.ckpt", "--output", "a.pth"])
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_what_fails_in_a_worker_is_one_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    kind: type[Exception],
+) -> None:
+    def fail(images: object, index: int) -> None:
+        raise kind("the third bit is missing")
+
+    for place in ("train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / place)
+    monkeypatch.setattr("gpd_cli.data.sources._Files.__getitem__", fail)
+    data = ["--data.dataset", "folder", "--data.root", str(tmp_path), "--data.in_chans", "1"]
+    options = [*STUDENT, "--model.num_classes", "2", *FAST, *data, "--data.num_workers", "1"]
+    assert main(["fit", *options]) == 1
+    said = capfd.readouterr().err.splitlines()[-1]
+    named = "RuntimeError: " if kind is RuntimeError else ""
+    assert said.startswith(f"gpd: error: {named}the third bit is missing")
 
 
 # Forms that work

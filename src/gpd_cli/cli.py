@@ -251,14 +251,14 @@ def _interrupted() -> int:
 
 def _sentence(error: BaseException) -> str:
     mendable = _mendable(error)
-    if mendable is not None:
-        return " ".join(str(mendable).split())
-    if isinstance(error, ImportError | MisconfigurationException | OSError | ValueError):
-        return " ".join(str(error).split())
-    return (
-        f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (not foreseen; "
-        "GPD_DEBUG=1 shows where)"
-    )
+    text = str(mendable or error).strip()
+    if "Original Traceback" in text:  # which a loader's worker puts before its message
+        text = text.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+    text = " ".join(text.split())
+    foreseen = ImportError | MisconfigurationException | OSError | ValueError
+    if mendable is not None or isinstance(error, foreseen):
+        return text
+    return f"{type(error).__name__}: {text[:300]} (not foreseen; GPD_DEBUG=1 shows where)"
 
 
 def _mendable(error: BaseException | None) -> GpdError | None:
