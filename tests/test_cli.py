@@ -177,8 +177,10 @@ def test_method_of_ones_own_is_found_beside_the_configuration(tmp_path: Path) ->
     fit = [sys.executable, "-P", "-c", program, "fit", "-c", "tiny.yaml", *static]
     weights = ["--model.static_teacher_weights", "static.pth"]
     method = ["--model.method", "mine.Cosine", "--model.method_args", "{weight: 2}"]
-    result = subprocess.run([*fit, *weights, *method], cwd=tmp_path, capture_output=True, text=True)
+    command = [*fit, *weights, *method, "--trainer.limit_val_batches", "1"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert "limit_val_batches=1)" in result.stderr  # and not 1.0, which is all of them
     log = tmp_path / "runs" / "tiny" / "version_0" / "metrics.csv"
     assert "teacher_static" in log.read_text().splitlines()[0]
 
