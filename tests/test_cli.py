@@ -635,6 +635,10 @@ def test_layer_that_cannot_be_expanded(
     refuse("expand", *arguments, naming=r"0\.1.*LocalResponseNorm")
 
 
+def test_run_without_log(refuse: Callable[..., str]) -> None:
+    refuse("fit", *STUDENT, *FAST, "--trainer.barebones", "true", naming="leave it out")
+
+
 @pytest.mark.parametrize("ratio", ["0.5", "0", "-2"])
 def test_ratio_below_one(ratio: str, refuse: Callable[..., str]) -> None:
     refuse(

@@ -12,6 +12,7 @@ from gpd_cli.checkpoint import Weights
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.extract import Which, extract_command
 from gpd_cli.commands.predictions import PredictionTable
+from gpd_cli.errors import TrainingError
 from gpd_cli.files import check_writable
 from gpd_cli.training.cluster import launched, requeue_path
 from gpd_cli.training.interruptions import Interruptions
@@ -26,6 +27,11 @@ class GpdTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("barebones"):
+            raise TrainingError(
+                "Every run keeps a log and checkpoints, which --trainer.barebones is without; "
+                "leave it out."
+            )
         kwargs.update(launched(kwargs))
         super().__init__(*args, **kwargs)
         # After those that act on every batch.
