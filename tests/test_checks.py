@@ -60,7 +60,14 @@ def test_a_run_without_anything_to_learn_from_is_refused(
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("gap_weight", "-1"), ("ce_weight", "-0.5"), ("gap_smoothing", "1"), ("label_smoothing", "2")],
+    [
+        ("gap_weight", "-1"),
+        ("ce_weight", "-0.5"),
+        ("gap_smoothing", "1"),
+        ("label_smoothing", "2"),
+        ("static_weight", "-1"),
+        ("static_weight", ".nan"),
+    ],
 )
 def test_weights_out_of_range_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], option: str, value: str

@@ -322,6 +322,11 @@ def test_predictions_are_a_row_per_image(last: str, say: Callable[..., str]) -> 
             assert 0.1 <= float(row[f"{network}_probability"]) <= 1
 
 
+def test_no_predictions_are_an_error(last: str, refuse: Callable[..., str]) -> None:
+    none = ["--trainer.limit_predict_batches", "0", "--output", "none.csv"]
+    refuse("predict", "--ckpt_path", last, *CPU, *none, naming="no images to predict")
+
+
 def test_expansion_reports_what_it_did(say: Callable[..., str]) -> None:
     options = ["--model.ratio", "2", "--model.branches", "6", "--output", "wide.safetensors"]
     text = " ".join(say("expand", *STUDENT, *options).split())
@@ -559,11 +564,6 @@ def test_classes_of_data_and_student_differ(refuse: Callable[..., str]) -> None:
     assert "--model.num_classes 10" in said
 
 
-def test_channels_of_data_and_student_differ(refuse: Callable[..., str]) -> None:
-    said = refuse("fit", *STUDENT, *FAST, "--data.in_chans", "3", naming="3 channels")
-    assert "in_chans" in said
-
-
 def static(args: dict[str, object], classes: int = 10) -> list[str]:
     network = timm.create_model("resnet18", num_classes=classes, **args)
     torch.save(network.state_dict(), "static.pth")
@@ -571,6 +571,13 @@ def static(args: dict[str, object], classes: int = 10) -> list[str]:
         *("--model.static_teacher", "resnet18", "--model.static_teacher_args", str(args)),
         *("--model.static_teacher_weights", "static.pth"),
     ]
+
+
+@pytest.mark.parametrize("taught", [False, True], ids=["alone", "taught"])
+def test_channels_of_data_and_student_differ(refuse: Callable[..., str], taught: bool) -> None:
+    teacher = static(TINY) if taught else []
+    options = [*STUDENT, *FAST, *teacher, "--data.in_chans", "3"]
+    assert "in_chans" in refuse("fit", *options, naming="The images have 3 channels")
 
 
 def test_classes_of_static_teacher_differ(refuse: Callable[..., str]) -> None:

@@ -365,7 +365,10 @@ def test_policies_of_timm(tree, policy, channels):
     assert images.isfinite().all()
 
 
-@pytest.mark.parametrize("policy", ["rand-m10-n8-inc1", "rand-m0-n8", "augmix-m10-w4-d3", "v0"])
+@pytest.mark.parametrize(
+    "policy",
+    ["rand-m10-n8-inc1", "rand-m0-n8", "rand-m20-n8-mmax20-inc1", "augmix-m10-w4-d3", "v0"],
+)
 def test_policies_may_posterize_to_no_bits(policy):
     # Pillow 13 refuses to.
     augment = Preprocessing(image_size=8, auto_augment=policy, hflip=0.0).transform(training=True)

@@ -160,10 +160,17 @@ def test_static_term_is_the_mean_over_teacher_and_assistants(
 
 
 @pytest.mark.parametrize(
-    ("assistants", "naming"), [([{"name": "resnet18"}], "weights"), ([{"wheels": 4}], "wheels")]
+    ("assistants", "naming"),
+    [
+        ([{"name": "resnet18"}], "weights"),
+        ([{"wheels": 4}], "wheels"),
+        ([{"name": None, "weights": "w.pth"}], "None"),
+        ([{"name": "resnet18", "weights": "w.pth", "stages": "layer1"}], "list of stages"),
+        (["resnet18"], "not by 'resnet18'"),
+    ],
 )
 def test_assistants_that_are_not_described_are_refused(
-    make: Callable[..., GapPreservingDistillation], assistants: list[dict[str, Any]], naming: str
+    make: Callable[..., GapPreservingDistillation], assistants: list[Any], naming: str
 ) -> None:
     with pytest.raises(ModelError, match=naming):
         make(assistants=assistants)
@@ -280,3 +287,5 @@ def test_static_weight_rises_over_the_warm_up(
     expected = kd_loss(logits, module.distillation.teachers[0](images))
     shares = [float(term / expected) for term in terms]
     assert shares == pytest.approx([0.25, 0.5, 1.0, 1.0])
+    with pytest.raises(MethodError, match="0 warm-up epochs or more"):
+        make(static_warmup_epochs=-1)

@@ -101,6 +101,18 @@ def test_other_loggers_come_beside_the_csv_file(
     assert any(kinds[package] in name for name in written)
 
 
+def test_the_csv_file_names_the_folder_wherever_it_stands(folder: Path) -> None:
+    pytest.importorskip("tensorboard")
+    loggers = "[{class_path: TensorBoardLogger, init_args: {save_dir: boards}}, "
+    loggers += "{class_path: CSVLogger, init_args: {save_dir: own, name: run}}]"
+    (folder / "loggers.yaml").write_text(f"trainer: {{max_epochs: 1, logger: {loggers}}}")
+    assert fit("-c", "loggers.yaml") == 0
+    files = {path.name for path in (folder / "own/run/version_0").rglob("*")}
+    assert {"metrics.csv", "config.yaml", "gap.png", "last.ckpt"} <= files
+    assert any("tfevents" in path.name for path in (folder / "boards").rglob("*"))
+    assert not (folder / "runs").exists()
+
+
 def test_missing_package_is_named(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

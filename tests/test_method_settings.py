@@ -1,5 +1,7 @@
 """Settings of methods: what they are checked for before anything is trained."""
 
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -25,6 +27,23 @@ class Open(Plain):
     def __init__(self, scale: float = 1.0, **others: Any) -> None:
         super().__init__()
         self.scale, self.others = scale, others
+
+
+@dataclass
+class Options:
+    scale: float = 1.0
+
+
+class Composed(Plain):
+    def __init__(
+        self,
+        options: Options | None = None,
+        device: torch.device | None = None,
+        sizes: tuple[int, ...] = (),
+        several: list[Options] | None = None,
+    ) -> None:
+        super().__init__()
+        self.options, self.device, self.sizes, self.several = options, device, sizes, several
 
 
 class WithoutLoss(Method):
@@ -64,6 +83,17 @@ def test_methods_of_ones_own() -> None:
         make_method("test_method_settings.Plain", {"scale": 1})
     with pytest.raises(MethodError, match="no forward"):
         make_method("test_method_settings.WithoutLoss")
+
+
+def test_settings_of_other_types_are_handed_on_as_they_are() -> None:
+    settings = {"options": {"scale": 2}, "device": "cpu", "sizes": ["3", 4]}
+    settings["several"] = [{"scale": 1}]
+    before = copy.deepcopy(settings)
+    method = make_method("test_method_settings.Composed", settings)
+    assert isinstance(method, Composed)
+    assert method.options == {"scale": 2} and method.several == [{"scale": 1}]
+    assert method.device == "cpu" and method.sizes == (3, 4)
+    assert settings == before
 
 
 WEIGHTS = {

@@ -276,6 +276,7 @@ def _quieten() -> None:
         ".*LightningCLI's args parameter.*",
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*The dirpath has changed.*",
         ".*is smaller than the logging interval.*",

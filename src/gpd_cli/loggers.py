@@ -77,11 +77,10 @@ def with_csv(
     files = [logger for logger in loggers if logger.get("class_path", "").endswith("CSVLogger")]
     if not files:
         files = [Namespace(class_path=_CSV, init_args=Namespace(**default["init_args"]))]
-        loggers = files + loggers
     for logger in files:
         if root and str(logger.init_args.get("save_dir")) == _RUNS:
             logger.init_args["save_dir"] = os.path.join(root, _RUNS)  # noqa: PTH118 - or a URL
-    return loggers
+    return files + [logger for logger in loggers if logger not in files]
 
 
 def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:

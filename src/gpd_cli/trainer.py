@@ -12,7 +12,7 @@ from gpd_cli.checkpoint import Weights
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.extract import Which, extract_command
 from gpd_cli.commands.predictions import PredictionTable
-from gpd_cli.errors import TrainingError
+from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.files import check_writable
 from gpd_cli.training.cluster import launched, requeue_path
 from gpd_cli.training.interruptions import Interruptions
@@ -80,7 +80,8 @@ class GpdTrainer(Trainer):
                 probability.
 
         Raises:
-            DataError: when several processes are to read a stream, which numbers no images.
+            DataError: when several processes are to read a stream, which numbers no images, or
+                there are none.
         """
         check_writable(output)
         table = PredictionTable(output)
@@ -92,6 +93,11 @@ class GpdTrainer(Trainer):
             )
         finally:
             callbacks.remove(table)
+        if not table.images:
+            raise DataError(
+                "There were no images to predict; look at --trainer.limit_predict_batches and "
+                "--data.test_split."
+            )
 
     @staticmethod
     def expand(

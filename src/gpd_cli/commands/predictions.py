@@ -32,6 +32,7 @@ class PredictionTable(BasePredictionWriter):
     def __init__(self, path: Path) -> None:
         super().__init__("batch")
         self.path = path
+        self.images = 0  # in the table, once it is written
         self._rows: Rows = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,6 +72,7 @@ class PredictionTable(BasePredictionWriter):
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring all processes' rows together; the first process writes them."""
         rows = _gathered(self._rows)
+        self.images = len(rows)
         if trainer.is_global_zero and rows:
             write_rows(self.path, rows, getattr(trainer.datamodule, "class_names", None))  # type: ignore[attr-defined]
             print(f"Predictions written to {self.path}")

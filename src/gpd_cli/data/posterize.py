@@ -34,4 +34,5 @@ def _operations(step: Any) -> Iterator[Any]:
 def _posterize(
     posterize: Callable[..., Image.Image], image: Image.Image, bits: int, **options: Any
 ) -> Image.Image:
-    return posterize(image, bits, **options) if bits else Image.new(image.mode, image.size)
+    # Beyond magnitude 10 (mmax) the number is negative, which was black as well.
+    return posterize(image, bits, **options) if bits > 0 else Image.new(image.mode, image.size)

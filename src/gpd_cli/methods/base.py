@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -101,9 +102,9 @@ def check_weight(weight: float) -> None:
     """Check the weight of a loss.
 
     Raises:
-        MethodError: when it is less than 0.
+        MethodError: when it is less than 0, or no number.
     """
-    if not weight >= 0:
+    if not 0 <= weight < math.inf:
         raise MethodError(f"The weight of a loss must be 0 or more, not {weight}.")
 
 
@@ -111,7 +112,7 @@ def check_temperature(temperature: float) -> None:
     """Check a temperature.
 
     Raises:
-        MethodError: when it is not more than 0.
+        MethodError: when it is not more than 0, or no number.
     """
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise MethodError(f"The temperature must be more than 0, not {temperature}.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from copy import deepcopy
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -86,17 +88,19 @@ def method_class(name: str) -> type[Method]:
 
 
 def _typed(name: str, cls: type[Method], settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings in the types that the constructor says; what it says nothing of as it is."""
+    """The settings in the plain types that the constructor says; all others as they are."""
     try:
         hints = get_type_hints(cls.__init__)
     except (NameError, TypeError):  # names that only a type checker knows
         return settings
-    typed = dict(settings)
+    typed = deepcopy(settings)
     for key in settings.keys() & hints.keys():
+        if not _is_plain(hints[key]):
+            continue
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--value", type=hints[key])
         try:
-            typed[key] = parser.parse_object({"value": settings[key]})["value"]
+            typed[key] = parser.parse_object({"value": typed[key]})["value"]
         except ArgumentError as error:
             wanted = getattr(hints[key], "__name__", str(hints[key]))
             raise MethodError(
@@ -104,6 +108,15 @@ def _typed(name: str, cls: type[Method], settings: dict[str, Any]) -> dict[str, 
                 f"to be of type {wanted}."
             ) from error
     return typed
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a type is a number, a text, a choice of these, or a container of them."""
+    origin = get_origin(hint)
+    if origin is None:
+        return hint in (bool, float, int, str, NoneType)
+    parts = (part for part in get_args(hint) if part is not Ellipsis)
+    return origin is Literal or all(_is_plain(part) for part in parts)
 
 
 def _imported(path: str) -> type[Method]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,10 @@ def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> Non
         distilled: whether there are any.
 
     Raises:
-        TrainingError: when there is nothing to learn from.
+        TrainingError: when there is nothing to learn from, or to be learnt away from.
     """
+    if not 0 <= static_weight < math.inf:
+        raise TrainingError(f"--model.static_weight must be 0 or more, not {static_weight}.")
     if ce_weight or (distilled and static_weight):
         return
     remedy = "set --model.static_weight or --model.ce_weight above 0"

@@ -191,20 +191,19 @@ class GapPreservingDistillation(EvaluatedModule):
                 f"outputs; set --model.num_classes {classes}."
             )
         shape = getattr(data, "image_shape", None)
-        if stage == "fit" and self.distillation is not None:
-            self.distillation.prepare(data, shape)
-            equal = [f"distillation.{name}" for name in self.distillation.same_everywhere()]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, equal)
-        if shape is None:
-            return
-        if shape[0] != self.image_shape[0]:
+        if shape is not None and shape[0] != self.image_shape[0]:
             raise DataError(
                 f"The images have {shape[0]} channels but {self.spec.name} takes "
                 f"{self.image_shape[0]}; build it for {shape[0]} (timm: --model.student_args "
                 f"'{{in_chans: {shape[0]}}}') or set --data.in_chans {self.image_shape[0]}."
             )
-        if shape != self.image_shape:
-            check_images(self.network.extract(), shape, "--model.student_args")
+        if stage == "fit" and self.distillation is not None:
+            self.distillation.prepare(data, shape)
+            equal = [f"distillation.{name}" for name in self.distillation.same_everywhere()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, equal)
+        if shape is None or shape == self.image_shape:
+            return
+        check_images(self.network.extract(), shape, "--model.student_args")
         self.image_shape = shape
 
     def on_fit_start(self) -> None:

@@ -135,19 +135,33 @@ def load_static_teachers(
         return []
     teachers = [first]
     for assistant in assistants or ():
-        if not {"name", "weights"} <= assistant.keys() <= {"name", "weights", "args", "stages"}:
-            raise ModelError(
-                "A teacher assistant is described by name, weights and, if need be, args and "
-                f"stages, not by {', '.join(map(str, assistant)) or 'nothing'}."
-            )
-        found = load_static_teacher(
-            assistant["name"],
-            assistant["weights"],
-            assistant.get("args"),
-            classes,
-            channels,
-            assistant.get("stages"),
-        )
-        assert found is not None
-        teachers.append(found)
+        found = load_static_teacher(**_described(assistant), classes=classes, channels=channels)
+        if found is not None:
+            teachers.append(found)
     return teachers
+
+
+def _described(assistant: Any) -> dict[str, Any]:
+    """How an assistant is loaded.
+
+    Raises:
+        ModelError: when it is not described as it should be.
+    """
+    given = assistant if isinstance(assistant, Mapping) else {}
+    described = bool(given.get("name") and given.get("weights"))
+    stages = given.get("stages")
+    if (
+        not described
+        or not given.keys() <= {"name", "weights", "args", "stages"}
+        or not isinstance(stages, list | None)
+    ):
+        raise ModelError(
+            "A teacher assistant is described by name, weights and, if need be, args and a list of "
+            f"stages, not by {assistant!r}."
+        )
+    return {
+        "name": given["name"],
+        "weights": given["weights"],
+        "model_args": given.get("args"),
+        "stages": stages,
+    }
