@@ -48,6 +48,27 @@ class Drops(Student):
         return x * (torch.rand(len(x), self.width, 1, 1) > 0.1) if self.training else x
 
 
+class Chaotic(Student):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(F.relu(self.a(x))).sigmoid()
+        for _ in range(18):  # each doubles what differs
+            x = 4 * x * (1 - x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(Student, "cannot be expanded exactly"), (Chaotic, "cannot be told from rounding, as a chan")],
+)
+def test_a_student_that_amplifies_rounding_is_told_apart(
+    kind: type[Student], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Chaos that the certificate sees is mostly found by the search before it.
+    monkeypatch.setattr("gpd_cli.expansion.certificate.TOLERANCE", -1.0)
+    with pytest.raises(ExpansionError, match=reason):
+        expand(kind(), sample=SAMPLE, branches=1)
+
+
 @pytest.mark.parametrize("kind", [Counts, Mixes, Drops])
 def test_what_happens_in_train_mode_only_is_certified_too(kind: type[Student]) -> None:
     with pytest.raises(ExpansionError, match="train mode"):

@@ -24,6 +24,9 @@ _TRAINING_TOLERANCE = 1e-6  # statistics of a small batch can blow up rounding, 
 
 _TRAINING_BATCH = 2
 
+_ROUNDING = 1e-15  # of float64, some units in the last place
+_MOST_RESPONSE = 1e-12  # of logits to such a change, in networks that do not amplify rounding
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -58,6 +61,8 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _as_before(pair):
         student = pair.eval().student(images)
         teacher = _teacher(pair, images, "In eval mode")
+        difference = relative_difference(teacher, student)
+        response = 0.0 if difference <= TOLERANCE else _response(pair, images, student)
         pair.forget()
         in_training = _training_difference(pair, images)
     if not bool(torch.isfinite(student).all()):
@@ -65,11 +70,18 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
             f"{type(pair.narrow).__name__} gives NaN or infinite logits on random images; check "
             "its weights."
         )
-    difference = relative_difference(teacher, student)
     if not difference <= TOLERANCE:
+        reason = "this network cannot be expanded exactly"
+        if response > _MOST_RESPONSE:
+            reason = (
+                f"this cannot be told from rounding, as a change of the images by {_ROUNDING:.0e} "
+                f"changes the student's own logits by {response:.0e}; train it first, or begin "
+                "with weights and statistics under which its activations do not grow from layer "
+                "to layer"
+            )
         raise ExpansionError(
             f"The expanded teacher differs from the student by {difference:.1e} (relative, "
-            f"float64), more than {TOLERANCE:.0e}: this network cannot be expanded exactly."
+            f"float64), more than {TOLERANCE:.0e}: {reason}."
         )
     if not in_training <= _TRAINING_TOLERANCE:
         raise ExpansionError(
@@ -79,6 +91,13 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
         )
     agreement = (student.flatten(1).argmax(1) == teacher.flatten(1).argmax(1)).double().mean()
     return Certificate(difference, float(agreement), len(images))
+
+
+def _response(pair: Pair, images: Tensor, logits: Tensor) -> float:
+    """By how much the student's logits change when the images do by a rounding error."""
+    pair.forget()
+    changed = images * (1 + _ROUNDING * torch.randn_like(images).sign())
+    return relative_difference(pair.student(changed), logits)
 
 
 def _teacher(pair: Pair, images: Tensor, when: str) -> Tensor:
