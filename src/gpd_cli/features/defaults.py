@@ -1,15 +1,13 @@
-"""The stages of a network whose user names none, and what methods look for at a stage."""
+"""The stages of a network whose user names none."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
-import torch
 from torch import nn
 
-from gpd_cli.features.running import Run, Seen
+from gpd_cli.features.running import Seen
 from gpd_cli.features.stage import Layout, Stage
 
 MOST_STAGES = 4
@@ -30,55 +28,30 @@ def default_stages(
         layout: what it says about its features.
     """
     listed = [name for name in _listed(network) if name in outputs]
-    stages = _known(listed, outputs, layout)
+    stages = known_stages(listed, outputs, layout)
     by_resolution = _last_of_each_resolution(stages)
     if not stages:
         by_resolution = _unlisted(outputs, layout)
     if len(by_resolution) > 1:
         return tuple(by_resolution[-MOST_STAGES:])
     if len(stages) <= 1:
-        stages = _known(_longest_run(network, outputs), outputs, layout) or by_resolution
+        stages = known_stages(_longest_run(network, outputs), outputs, layout) or by_resolution
     step = len(stages) / MOST_STAGES
     if step <= 1:
         return tuple(stages)
     return tuple(stages[math.ceil(step * (k + 1)) - 1] for k in range(MOST_STAGES))
 
 
-def pooled_stage(seen: Run, layout: Layout, names: Iterable[str]) -> Stage | None:
-    """The last of some modules whose map, averaged over its positions, is what the classifier sees.
+def known_stages(names: Iterable[str], outputs: Mapping[str, Seen], layout: Layout) -> list[Stage]:
+    """Those of some modules whose outputs are maps or tokens, in the order given.
 
     Args:
-        seen: a run of the network.
-        layout: what it says about its features.
-        names: of the modules, in the order in which they ended.
-
-    Returns:
-        None if there is no such module.
+        names: of the modules.
+        outputs: what modules gave, see `run`.
+        layout: what the network says about its features.
     """
-    for name in reversed(list(names)):
-        given = seen.outputs[name]
-        stage = layout.stage(name, given.shape)
-        if stage is None or seen.embedding is None or stage.positions == 1 or given.overwritten:
-            continue
-        mean = stage.as_map(given.tensor).mean(dim=(2, 3))
-        if mean.shape == seen.embedding.shape and torch.allclose(
-            mean, seen.embedding, rtol=1e-3, atol=1e-4 * float(seen.embedding.abs().max())
-        ):
-            return stage
-    return None
-
-
-def before_activation(seen: Run, stage: Stage) -> Stage:
-    """What the activation is given that a stage ends in; the stage itself if it ends in none.
-
-    Args:
-        seen: a run of the network.
-        stage: of it.
-    """
-    for name in seen.inputs:
-        if seen.outputs[name].same(seen.outputs[stage.name]):
-            return replace(stage, name=name, before=True)
-    return stage
+    stages = (layout.stage(name, outputs[name].shape) for name in names)
+    return [stage for stage in stages if stage is not None]
 
 
 def _listed(network: nn.Module) -> list[str]:
@@ -92,11 +65,6 @@ def _listed(network: nn.Module) -> list[str]:
     ]
 
 
-def _known(names: Iterable[str], outputs: Mapping[str, Seen], layout: Layout) -> list[Stage]:
-    stages = (layout.stage(name, outputs[name].shape) for name in names)
-    return [stage for stage in stages if stage is not None]
-
-
 def _unlisted(outputs: Mapping[str, Seen], layout: Layout) -> list[Stage]:
     """The last modules at each resolution, no deeper inside others than it takes to find two."""
     found: list[Stage] = []
@@ -108,7 +76,7 @@ def _unlisted(outputs: Mapping[str, Seen], layout: Layout) -> list[Stage]:
             if name.count(".") <= dots and (dots == _SHALLOW or seen.tensor.ndim == 4)
         )
         # A single position is what pooling gives, not a stage.
-        stages = [stage for stage in _known(names, outputs, layout) if stage.positions > 1]
+        stages = [stage for stage in known_stages(names, outputs, layout) if stage.positions > 1]
         deeper = _last_of_each_resolution(stages)
         found = found or deeper
         if len(deeper) > 1:

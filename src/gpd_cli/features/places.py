@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from gpd_cli.errors import MethodError
-from gpd_cli.features.defaults import before_activation, default_stages, pooled_stage
+from gpd_cli.features.defaults import default_stages, known_stages
 from gpd_cli.features.running import Run, Seen, run
-from gpd_cli.features.stage import Layout, Stage
+from gpd_cli.features.stage import Form, Layout, Stage
+from gpd_cli.features.values import before_activation, pooled_stage
 
 
 @dataclass(frozen=True)
@@ -65,47 +66,48 @@ def find_places(
             )
     seen = run(network, shape)
     layout = Layout.of(network, shape[1:])
-    stages: Iterable[Stage]
     if like is not None:
-        stages = [_again(network, seen, layout, stage) for stage in like.stages]
+        stages = [_stage(network, seen, layout, s.name, s.before, s.form) for s in like.stages]
     else:
         if names is not None:
-            stages = [_named(network, seen, layout, name) for name in names]
-        elif not pooled:
-            stages = default_stages(network, seen.outputs, layout)
+            stages = [_stage(network, seen, layout, name) for name in names]
+        elif pooled:
+            stages = known_stages(seen.outputs, seen.outputs, layout)
+        else:
+            stages = list(default_stages(network, seen.outputs, layout))
         if pooled:
-            last = pooled_stage(seen, layout, seen.outputs if names is None else names)
+            last = pooled_stage(seen, stages)
             stages = [] if last is None else [last]
         if preactivation:
             stages = [before_activation(seen, stage) for stage in stages]
-    stages = tuple(replace(s, overwritten=_tensor(seen, s).overwritten) for s in stages)
+    found = tuple(_with_care(seen, stage) for stage in stages)
     if seen.classifier is None:
-        return Places(stages)
+        return Places(found)
     linear = modules[seen.classifier]
     assert isinstance(linear, nn.Linear)
-    return Places(stages, seen.classifier, linear.in_features)
+    return Places(found, seen.classifier, linear.in_features)
 
 
-def _named(network: nn.Module, seen: Run, layout: Layout, name: str) -> Stage:
-    """The stage that a user names."""
-    output = seen.outputs.get(name)
-    stage = None if output is None else layout.stage(name, output.shape)
+def _stage(
+    network: nn.Module,
+    seen: Run,
+    layout: Layout,
+    name: str,
+    before: bool = False,
+    form: Form | None = None,
+) -> Stage:
+    """A stage that a user names, or one of the narrow network's in its dynamic teacher."""
+    there = seen.at(name, before)
+    stage = None if there is None else layout.stage(name, there.shape, form)
     if stage is None:
-        raise MethodError(_unusable(network, name, output))
-    return stage
+        raise MethodError(_unusable(network, name, there))
+    return replace(stage, before=before)
 
 
-def _again(network: nn.Module, seen: Run, layout: Layout, stage: Stage) -> Stage:
-    """A stage of the narrow network, in its dynamic teacher."""
-    there = (seen.inputs if stage.before else seen.outputs).get(stage.name)
-    found = None if there is None else layout.stage(stage.name, there.shape, stage.form)
-    if found is None:
-        raise MethodError(_unusable(network, stage.name, there))
-    return replace(found, before=stage.before)
-
-
-def _tensor(seen: Run, stage: Stage) -> Seen:
-    return (seen.inputs if stage.before else seen.outputs)[stage.name]
+def _with_care(seen: Run, stage: Stage) -> Stage:
+    """The stage, which says whether it has to be copied."""
+    there = seen.at(stage.name, stage.before)
+    return replace(stage, overwritten=there is not None and there.overwritten)
 
 
 def _unusable(network: nn.Module, name: str, seen: Seen | None) -> str:

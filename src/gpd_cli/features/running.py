@@ -59,6 +59,10 @@ class Run:
     classifier: str | None
     embedding: Tensor | None
 
+    def at(self, name: str, before: bool = False) -> Seen | None:
+        """What a module gave, or (`before`) was given; None if that was not noted."""
+        return (self.inputs if before else self.outputs).get(name)
+
 
 def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
     """Run a network on two images of noise, the same in every call, in eval mode.
