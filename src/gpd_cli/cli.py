@@ -24,6 +24,7 @@ from gpd_cli.errors import GpdError
 from gpd_cli.loggers import csv_logger, settings_to_log, with_csv
 from gpd_cli.trainer import GpdTrainer
 from gpd_cli.training.callbacks import EpochLines, default_callbacks
+from gpd_cli.training.checks import OF_STATIC_TEACHERS, default_settings
 from gpd_cli.training.module import GapPreservingDistillation
 
 EVALUATIONS = ("validate", "test", "predict")
@@ -33,14 +34,9 @@ _OF_TRAINING = (
     "static_teacher",
     "static_teacher_weights",
     "static_teacher_args",
-    "static_teacher_stages",
     "assistants",
-    "method",
-    "method_args",
-    "stages",
-    "static_weight",
-    "static_warmup_epochs",
     "ce_weight",
+    *OF_STATIC_TEACHERS,
 )
 _CHATTER = (
     "Tip:",
@@ -154,9 +150,9 @@ class GpdCLI(LightningCLI):
         if config.ckpt_path:
             config.model.student_weights = None
         if self.subcommand in EVALUATIONS:
-            defaults = inspect.signature(GapPreservingDistillation).parameters
+            defaults = default_settings(GapPreservingDistillation)
             for name in _OF_TRAINING:
-                config.model[name] = defaults[name].default
+                config.model[name] = defaults[name]
             return
         options = config.trainer
         options.logger = with_csv(

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 
 from gpd_cli.errors import DataError
 from gpd_cli.files import atomic_path
+from gpd_cli.processes import world_size
 
 Top = tuple[int, float]
 """A network's class for an image, and its probability."""
@@ -101,8 +102,8 @@ def write_rows(path: Path, rows: Rows, class_names: Sequence[str] | None) -> Non
 
 def _gathered(rows: Rows) -> Rows:
     """The rows of all processes; of an image that several have seen, one."""
-    if not dist.is_available() or not dist.is_initialized():
+    if world_size() == 1:
         return rows
-    parts: list[Rows] = [{} for _ in range(dist.get_world_size())]
+    parts: list[Rows] = [{} for _ in range(world_size())]
     dist.all_gather_object(parts, rows)
     return {number: row for part in parts for number, row in part.items()}

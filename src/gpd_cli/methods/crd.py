@@ -14,6 +14,7 @@ from gpd_cli.features import Outputs, Places
 from gpd_cli.methods.base import Batch, Method, check_temperature, check_weight
 from gpd_cli.methods.embeddings import check_embeddings, connect, embeddings, unit_vectors
 from gpd_cli.methods.precision import full_precision, in_float32
+from gpd_cli.processes import world_size
 
 
 def similarities(embedding: Tensor, memory: Tensor, drawn: Tensor) -> Tensor:
@@ -185,9 +186,9 @@ class CRD(Method):
         """Estimate, once, what makes the exponentials of scores sum to 1 over all images."""
         if not self._is_normed and not bool(self.normed):
             means = torch.stack([score.exp().mean() for score in scores])
-            if _processes() > 1:
+            if world_size() > 1:
                 dist.all_reduce(means)
-                means /= _processes()
+                means /= world_size()
             self.log_norms.copy_((means * self.num_images).log())
             self.normed.fill_(True)
         self._is_normed = True
@@ -199,14 +200,10 @@ class CRD(Method):
         remember(self.teacher_memory, indices, teacher, self.momentum)
 
 
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def _from_all(values: Tensor) -> Tensor:
     """The values of all processes, in one order everywhere; batches are of one size."""
-    if _processes() == 1:
+    if world_size() == 1:
         return values
-    parts = [torch.empty_like(values) for _ in range(_processes())]
+    parts = [torch.empty_like(values) for _ in range(world_size())]
     dist.all_gather(parts, values.contiguous())
     return torch.cat(parts)

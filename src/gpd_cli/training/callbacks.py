@@ -47,36 +47,25 @@ class _Fresh(Callback):
     """Base of callbacks that take an epoch's scores: Lightning keeps those of epochs before."""
 
     def __init__(self) -> None:
-        self._stages: set[str] = set()
+        self._validated = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """None are of this epoch yet."""
-        self._stages = set()
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Training is scored with an epoch's last batch."""
-        if trainer.is_last_batch:
-            self._stages.add("train")
+        """Validation has not run in this epoch yet."""
+        self._validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation has run in this epoch."""
-        if not trainer.sanity_checking:
-            self._stages.add("val")
+        self._validated = not trainer.sanity_checking
 
     def scores(self, trainer: Trainer) -> dict[str, dict[str, float]]:
-        """This epoch's scores in percent, by stage and name."""
+        """The scores, in percent, of the epoch that ends, by stage and name."""
         metrics = trainer.callback_metrics
+        # Training is scored with an epoch's last batch, which a run that ends before does not see.
+        scored = {"train": trainer.is_last_batch, "val": self._validated}
         return {
             stage: {n: float(metrics[k]) for n in _SHOWN if (k := f"{stage}/{n}") in metrics}
-            for stage in ("train", "val")
-            if stage in self._stages
+            for stage, is_new in scored.items()
+            if is_new
         }
 
 

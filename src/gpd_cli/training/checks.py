@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +11,15 @@ from torch import Tensor, nn
 
 from gpd_cli.errors import TrainingError, WeightsError
 
-_OF_STATIC_TEACHERS = {
-    "method": "kd",
-    "method_args": None,
-    "stages": None,
-    "static_teacher_stages": None,
-    "static_weight": 1.0,
-    "static_warmup_epochs": 0,
-}
+OF_STATIC_TEACHERS = (
+    "method",
+    "method_args",
+    "stages",
+    "static_teacher_stages",
+    "static_weight",
+    "static_warmup_epochs",
+)
+"""Settings that take an effect with a static teacher only."""
 
 
 def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> None:
@@ -43,15 +45,21 @@ def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> Non
     raise TrainingError(f"There are neither labels nor a static teacher to learn from; {remedy}.")
 
 
-def ignored_settings(hparams: Mapping[str, Any]) -> list[str]:
+def ignored_settings(hparams: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
     """Names of settings that take no effect, as there is no static teacher.
 
     Args:
         hparams: of the run.
+        defaults: of all settings, see `default_settings`.
     """
     if hparams["static_teacher"] is not None:
         return []
-    return [name for name, default in _OF_STATIC_TEACHERS.items() if hparams[name] != default]
+    return [name for name in OF_STATIC_TEACHERS if hparams[name] != defaults[name]]
+
+
+def default_settings(cls: type) -> dict[str, Any]:
+    """The defaults of a constructor's arguments, by name."""
+    return {name: p.default for name, p in inspect.signature(cls).parameters.items()}
 
 
 def check_same_parts(

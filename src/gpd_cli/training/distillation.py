@@ -124,7 +124,8 @@ class Distillation(nn.Module):
         """
         if shape is not None:
             for teacher in self.teachers:
-                check_images(teacher.network, shape, "--model.static_teacher_args")
+                if shape != teacher.shape:
+                    check_images(teacher.network, shape, "--model.static_teacher_args")
         if "indices" not in self.needs:
             return
         if not hasattr(data, "with_indices"):
@@ -133,7 +134,7 @@ class Distillation(nn.Module):
                 "module (ImageData), or on one with the attribute with_indices."
             )
         data.with_indices = True
-        if self._num_images is None or self._num_images != data.num_train:
+        if self._num_images != data.num_train:
             raise MethodError(
                 f"{self._name} keeps a memory of every training image, and there are "
                 f"{data.num_train}; set --model.method_args '{{num_images: {data.num_train}}}'."

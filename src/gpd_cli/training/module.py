@@ -17,7 +17,12 @@ from gpd_cli.errors import DataError
 from gpd_cli.expansion import DEFAULT_NOISE, Storage
 from gpd_cli.methods import Batch, method_class
 from gpd_cli.models import ModelSpec, check_images, count_classes, input_shape
-from gpd_cli.training.checks import check_same_parts, check_taught, ignored_settings
+from gpd_cli.training.checks import (
+    check_same_parts,
+    check_taught,
+    default_settings,
+    ignored_settings,
+)
 from gpd_cli.training.distillation import Distillation
 from gpd_cli.training.evaluation import EvaluatedModule
 from gpd_cli.training.metrics import RunningAccuracy
@@ -211,7 +216,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self.train()
         self._speed.prepare(self.network, self.distillation)
         rank_zero_info(summary(self.spec.name, self.network))
-        if ignored := ignored_settings(self.hparams):
+        if ignored := ignored_settings(self.hparams, default_settings(GapPreservingDistillation)):
             rank_zero_info(
                 f"Without a static teacher (--model.static_teacher) {', '.join(ignored)} take no "
                 "effect."
