@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
 
+    torch.set_flush_denormal(True)  # as the command does, too
     torch.manual_seed(0)
     device = torch.device(options.device)
     student = create_model(options.student)

@@ -22,6 +22,7 @@ from gpd_cli.commands.expand import expand_command
 from gpd_cli.data import ImageData
 from gpd_cli.errors import GpdError
 from gpd_cli.loggers import csv_logger, settings_to_log, with_csv
+from gpd_cli.subnormals import FlushedSubnormals, flushed_subnormals
 from gpd_cli.trainer import GpdTrainer
 from gpd_cli.training.callbacks import EpochLines, default_callbacks
 from gpd_cli.training.checks import OF_STATIC_TEACHERS, default_settings
@@ -186,7 +187,10 @@ class GpdCLI(LightningCLI):
                 unwanted = (*unwanted, Checkpoint)
             default = default_callbacks(watched=shown)
             self.trainer_defaults["callbacks"] = [c for c in default if not isinstance(c, unwanted)]
-        return super().instantiate_trainer(enable_progress_bar=shown, **kwargs)
+        trainer = super().instantiate_trainer(enable_progress_bar=shown, **kwargs)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.append(FlushedSubnormals())
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand not in STANDALONE:
@@ -219,8 +223,11 @@ def run(arguments: Sequence[str]) -> int:
         The exit code.
     """
     _quieten()
+    # The others move weights bit for bit, subnormal ones included.
+    computes = not any(command in arguments[:1] for command in STANDALONE)
     try:
-        GpdCLI(arguments)
+        with flushed_subnormals(computes):
+            GpdCLI(arguments)
     except SystemExit as stop:  # after --help or --print_config
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits after Ctrl-C
             return _interrupted()
