@@ -1,0 +1,80 @@
+"""Train what a table of runs lacks, and write the page of results.
+
+python -m bench.results TABLE [TABLE ...] [--jobs N] [--data-root DATA] [--rows ROW ...]
+                        [--only-page] [-- OPTION ...]
+
+A TABLE is a file such as results/cifar100_16px.yaml. Each run is one ``gpd fit`` in a process of its
+own. The command may be stopped, or killed, at any time: the same command goes on from there. OPTIONs
+are passed on to every ``gpd fit`` and ``gpd test`` (--trainer.accelerator gpu) and are no part of
+the records' commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from bench.results.page import write_pages
+from bench.results.queue import train_all
+from bench.results.records import Records
+from bench.results.table import TableError, read_table
+from bench.results.train import Trainer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train what is missing, write the page, and tell whether a run failed."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    options, extra = _parse(arguments[:split]), tuple(arguments[split + 1 :])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    failed = []
+    try:
+        for path in options.tables if not options.only_page else ():
+            table = read_table(path)
+            unknown = [row for row in options.rows or () if row not in table.rows]
+            if unknown:
+                raise TableError(f"{path} has no row {unknown[0]}; it has {', '.join(table.rows)}.")
+            records = Records(table, path.with_suffix(""))
+            threads = max(1, (os.cpu_count() or 1) // options.jobs)
+            work = options.work / table.name
+            trainer = Trainer(table, work, options.data_root, extra, threads)
+            try:
+                failed += train_all(records, trainer.train, options.jobs, options.rows)
+            except BaseException:
+                trainer.stop()
+                raise
+        write_pages()
+    except TableError as error:
+        print(f"bench.results: error: {error}", file=sys.stderr)
+        return 2
+    for sentence in failed:
+        print(sentence, file=sys.stderr)
+    return int(bool(failed))
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench.results",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("tables", nargs="*", type=Path, metavar="TABLE")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--data-root", help="folder of the data, as --data.root of gpd fit")
+    parser.add_argument("--rows", nargs="+", help="rows to train; by default all")
+    parser.add_argument("--only-page", action="store_true", help="train nothing")
+    parser.add_argument("--work", type=Path, default=Path("runs/results"), help="checkpoints, logs")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    # Ended politely, as at the keyboard, it takes its processes along.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")

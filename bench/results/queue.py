@@ -1,0 +1,93 @@
+"""Which runs of a table are missing, and training them side by side."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from bench.results.records import Record, Records, Run
+
+
+def missing(records: Records, rows: Collection[str] | None = None) -> Iterator[Run]:
+    """The runs that are still to be trained, in the order of the table.
+
+    Args:
+        records: what there is.
+        rows: keys of the rows that are asked for; by default all. What they need comes first.
+
+    Yields:
+        Runs that can be trained now: their learning rate is known, and so is the extracted student
+        of every row that they start from or learn from.
+    """
+    table = records.table
+    wanted = list(table.rows) if rows is None else _with_needs(records, rows)
+    for row in (table.rows[key] for key in table.rows if key in wanted):
+        needs = [table.rows[key] for key in row.files.values()]
+        if any(len(records.finished(need)) < len(table.seeds_of(need)) for need in needs):
+            continue
+        for run in (*records.tuning(row), *records.scored(row)):
+            if run.rate is not None and records.read(run) is None:
+                yield run
+
+
+def train_all(
+    records: Records,
+    train: Callable[[Run], Record],
+    jobs: int,
+    rows: Collection[str] | None = None,
+) -> list[str]:
+    """Train what is missing, and write each record as it comes.
+
+    Args:
+        records: to complete.
+        train: trains one run.
+        jobs: runs side by side.
+        rows: keys of the rows that are asked for; by default all.
+
+    Returns:
+        What failed, one sentence for each run.
+    """
+    failed: dict[Run, str] = {}
+    running: dict[Future[Record], Run] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        while True:
+            taken = {*running.values(), *failed}
+            for run in missing(records, rows):
+                if len(running) < jobs and run not in taken:
+                    logging.info("%s/%s: learning rate %g", run.row, run.name, run.rate)
+                    running[pool.submit(train, run)] = run
+            if not running:
+                return list(failed.values())
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = running.pop(future)
+                try:
+                    record = future.result()
+                except Exception as error:
+                    failed[run] = f"{run.row}/{run.name}: {error}"
+                    logging.error(failed[run])
+                    continue
+                records.write(run, record)
+                logging.info("%s/%s: %s", run.row, run.name, _scores(record))
+
+
+def _with_needs(records: Records, rows: Collection[str]) -> set[str]:
+    """Rows, and those whose learning rate or students they take."""
+    found: set[str] = set()
+    waiting = list(rows)
+    while waiting:
+        row = records.table.rows[waiting.pop()]
+        if row.key not in found:
+            found.add(row.key)
+            waiting += [*row.files.values(), *([row.tuned_as] if row.tuned_as else [])]
+    return found
+
+
+def _scores(record: Record) -> str:
+    curves = record["epochs"]
+    last = ", ".join(f"{name} {values[-1]:.2f}" for name, values in curves.items() if "val" in name)
+    tested = ", ".join(f"{name} {value:.2f}" for name, value in record.get("test", {}).items())
+    return f"{last}{'; test: ' if tested else ''}{tested} ({record['seconds']:.0f} s)"

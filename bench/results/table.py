@@ -1,0 +1,179 @@
+"""A table of runs as data: rows, seeds and the grid of learning rates, read from YAML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LEARNING_RATE = "model.optimizer.lr"
+
+
+class TableError(Exception):
+    """A table that cannot be read, in one sentence that names the entry and the remedy."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a row's learning rate is chosen: the best of a grid on held-out training images.
+
+    Args:
+        grid: learning rates to try, ascending.
+        seed: the seed of these runs.
+        settings: further options of these runs, such as fewer epochs.
+    """
+
+    grid: tuple[float, ...]
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of training, run once for every seed.
+
+    Args:
+        key: its name in the table's file and among the records.
+        title: what the page calls it.
+        settings: options of ``gpd fit`` besides those of the whole table.
+        versus: key of the row that its accuracy is compared with.
+        tuned_as: key of the row whose learning rate it takes; by default it has its own.
+        grid: learning rates to try instead of the table's, for another optimizer, say.
+        files: per option of ``gpd fit`` that takes a file of weights, the key of the row whose
+            extracted student is that file: of the same seed if there is one, else of its first.
+        seeds: instead of the table's.
+    """
+
+    key: str
+    title: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versus: str | None = None
+    tuned_as: str | None = None
+    grid: tuple[float, ...] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    seeds: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are compared with each other.
+
+    Args:
+        name: of its file and of its folder of records.
+        title: heading of its section of the page.
+        about: what was trained, on what, and how accuracy was measured.
+        config: configuration of ``gpd fit`` that all rows build on.
+        settings: options of all rows.
+        tuning: how learning rates are chosen.
+        seeds: of every row.
+        rows: by key.
+        headline: keys of the rows that the README shows.
+        reading: what the table says, sentences with ``{row.gain:+.1f}`` for numbers.
+    """
+
+    name: str
+    title: str
+    about: str
+    config: str
+    settings: Mapping[str, Any]
+    tuning: Tuning
+    seeds: tuple[int, ...]
+    rows: Mapping[str, Row]
+    headline: tuple[str, ...] = ()
+    reading: tuple[str, ...] = ()
+
+    def seeds_of(self, row: Row) -> tuple[int, ...]:
+        """The seeds of a row."""
+        return self.seeds if row.seeds is None else row.seeds
+
+    def grid_of(self, row: Row) -> tuple[float, ...]:
+        """The learning rates among which a row's is chosen."""
+        return self.tuning.grid if row.grid is None else row.grid
+
+    def tuned(self, row: Row) -> Row:
+        """The row whose tuning runs decide a row's learning rate: itself, or another one."""
+        return row if row.tuned_as is None else self.rows[row.tuned_as]
+
+
+def read_table(path: Path) -> Table:
+    """Read a table.
+
+    Args:
+        path: the YAML file; see `Table`, `Tuning` and `Row` for its entries.
+
+    Raises:
+        TableError: when the file is missing, or an entry is unknown, missing or names no row.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise TableError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise TableError(f"{path} has no entries; see results/README.md for what a table holds.")
+    rows = content.pop("rows", None) or {}
+    tuning = content.pop("tuning", None) or {}
+    try:
+        table = Table(
+            name=path.stem,
+            tuning=Tuning(**_tuples(tuning, "grid")),
+            rows={key: Row(key, **_tuples(row, "grid", "seeds")) for key, row in rows.items()},
+            **{"settings": {}, **_tuples(content, "seeds", "headline", "reading")},
+        )
+    except TypeError as error:
+        raise TableError(f"{path}: {str(error).partition('__init__() ')[2] or error}.") from error
+    _check(path, table)
+    return table
+
+
+def option_list(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as options of a command line.
+
+    Args:
+        settings: values by option, without hyphens.
+
+    Example:
+        >>> option_list({"model.ratio": 2, "model.branches": ["dbb"]})
+        ['--model.ratio=2', '--model.branches=["dbb"]']
+    """
+    return [f"--{name}={_text(value)}" for name, value in settings.items()]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)  # JSON is YAML in one line
+
+
+def _tuples(entries: Any, *names: str) -> dict[str, Any]:
+    """Entries of a file, with lists of these names as tuples."""
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"{entries!r} has to be a mapping of names to values")
+    return {
+        name: tuple(value) if name in names and value is not None else value
+        for name, value in entries.items()
+    }
+
+
+def _check(path: Path, table: Table) -> None:
+    named: Sequence[tuple[str, str | None]] = [
+        *((f"{row.key}.versus", row.versus) for row in table.rows.values()),
+        *((f"{row.key}.tuned_as", row.tuned_as) for row in table.rows.values()),
+        *((f"{row.key}.files", key) for row in table.rows.values() for key in row.files.values()),
+        *(("headline", key) for key in table.headline),
+    ]
+    for place, key in named:
+        if key is not None and key not in table.rows:
+            raise TableError(
+                f"{path}: {place} names the row {key!r}, which is not there; the rows are "
+                f"{', '.join(table.rows)}."
+            )
+    for row in table.rows.values():
+        if row.tuned_as is not None and table.rows[row.tuned_as].tuned_as is not None:
+            raise TableError(
+                f"{path}: {row.key}.tuned_as names {row.tuned_as!r}, which is tuned as another row "
+                "itself; name that one."
+            )
+        if not table.grid_of(row) or not table.seeds_of(row):
+            raise TableError(f"{path}: {row.key} has no learning rates or no seeds; give some.")
