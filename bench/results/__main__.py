@@ -3,10 +3,11 @@
 python -m bench.results TABLE [TABLE ...] [--jobs N] [--data-root DATA] [--rows ROW ...]
                         [--only-page] [-- OPTION ...]
 
-A TABLE is a file such as results/cifar100_16px.yaml. Each run is one ``gpd fit`` in a process of its
-own. The command may be stopped, or killed, at any time: the same command goes on from there. OPTIONs
-are passed on to every ``gpd fit`` and ``gpd test`` (--trainer.accelerator gpu) and are no part of
-the records' commands.
+A TABLE is a file such as results/cifar100_16px.yaml; results/README.md says what it holds. Each run
+is one ``gpd fit`` in a process of its own. The command may be stopped, or killed, at any time: the
+same command goes on from there. OPTIONs are of this machine, such as --trainer.accelerator gpu: all
+of ``gpd fit`` and ``gpd test`` get them, and the commands in the records are without them. To be
+run in the folder of the checkout, whose docs/results.md and README.md are written.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             except BaseException:
                 trainer.stop()
                 raise
-        write_pages()
+        write_pages(Path())
     except TableError as error:
         print(f"bench.results: error: {error}", file=sys.stderr)
         return 2

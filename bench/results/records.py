@@ -76,12 +76,12 @@ class Records:
         return [Run(row.key, f"lr-{rate:g}", seed, rate, tuning=True) for rate in grid]
 
     def scored(self, row: Row) -> list[Run]:
-        """The runs of a row that count, one for each seed, with their learning rate if it is known."""
+        """The runs of a row that count, one for each seed; their learning rate may be unknown."""
         rate = self.rate(row)
         return [Run(row.key, str(seed), seed, rate) for seed in self.table.seeds_of(row)]
 
     def rate(self, row: Row) -> float | None:
-        """The best learning rate of a row's grid by validation accuracy; None until all are tried."""
+        """The best learning rate of a row's grid, by validation; None until all are tried."""
         row = self.table.tuned(row)
         grid = self.table.grid_of(row)
         if len(grid) == 1:

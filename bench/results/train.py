@@ -63,6 +63,8 @@ class Trainer:
         row = self.table.rows[run.row]
         folder = self.work / run.row / run.name
         options = self.options(row, run)
+        for key in row.files.values():
+            self._extract(self.student_file(self.table.rows[key], run.seed))
         attempts = _attempts(folder)
         if not (attempts and (attempts[-1] / "finished").is_file()):
             attempt = folder / f"attempt_{len(attempts)}"
@@ -92,26 +94,30 @@ class Trainer:
             settings |= self.table.tuning.settings
         settings |= {LEARNING_RATE: run.rate, "seed_everything": run.seed}
         for option, key in row.files.items():
-            settings[option] = str(self.extracted(self.table.rows[key], run.seed))
+            settings[option] = str(self.student_file(self.table.rows[key], run.seed))
         return ["-c", self.table.config, *option_list(settings)]
 
-    def extracted(self, row: Row, seed: int) -> Path:
-        """The extracted student of another row: of a seed, or of the row's first.
+    def student_file(self, row: Row, seed: int) -> Path:
+        """Where the extracted student of a row is: that of a seed, or of the row's first.
 
         Args:
-            row: that has been trained.
+            row: whose student.
             seed: wanted.
-
-        Raises:
-            RunError: when it has not been trained here, or cannot be extracted.
         """
         seeds = self.table.seeds_of(row)
-        folder = self.work / row.key / str(seed if seed in seeds else seeds[0])
-        output = folder / "student.safetensors"
+        run = str(seed if seed in seeds else seeds[0])
+        return self.work / row.key / run / "student.safetensors"
+
+    def _extract(self, output: Path) -> None:
+        """Extract the student of a run that has been trained into the run's folder.
+
+        Raises:
+            RunError: when its checkpoints are not here, or the command fails.
+        """
         if not output.is_file():
-            best = _best_checkpoint(_attempts(folder))
-            self._gpd(["extract", f"--ckpt_path={best}", f"--output={output}"], folder / "extract")
-        return output
+            best = _best_checkpoint(_attempts(output.parent))
+            command = ["extract", f"--ckpt_path={best}", f"--output={output}"]
+            self._gpd(command, output.parent / "extract")
 
     def _summarize(self, run: Run, options: Sequence[str], attempts: Sequence[Path]) -> Record:
         last = attempts[-1]
@@ -218,7 +224,12 @@ def _attempts(folder: Path) -> list[Path]:
 
 def _newest_checkpoint(attempts: Sequence[Path]) -> Path | None:
     """The newest whole checkpoint to go on from."""
-    found = [p for a in attempts for n in ("last", "stopped") if (p := a / f"checkpoints/{n}.ckpt").is_file()]
+    found = [
+        p
+        for a in attempts
+        for n in ("last", "stopped")
+        if (p := a / f"checkpoints/{n}.ckpt").is_file()
+    ]
     whole = [path for path in found if zipfile.is_zipfile(path)]
     return max(whole, key=lambda path: path.stat().st_mtime, default=None)
 

@@ -1,0 +1,106 @@
+"""The figures of the page of results, made of records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from bench.results.records import Record, Records
+from bench.results.summary import Summary
+
+
+def draw_figures(records: Records, found: Mapping[str, Summary], folder: Path) -> None:
+    """Write ``TABLE_accuracy.png``, ``TABLE_gap.png`` and ``TABLE_time.png``.
+
+    Args:
+        records: of a table; nothing is drawn where nothing was trained.
+        found: its rows, summed up.
+        folder: to write to.
+    """
+    if not found:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in (
+        ("accuracy", _accuracy(found)),
+        ("gap", _gap(found)),
+        ("time", _time(found)),
+    ):
+        FigureCanvasAgg(figure)
+        # Without the version of the library, equal records give equal files.
+        figure.savefig(
+            folder / f"{records.table.name}_{name}.png", dpi=110, metadata={"Software": None}
+        )
+
+
+def _accuracy(found: Mapping[str, Summary]) -> Figure:
+    """A line for each row: its seeds as points, their mean as a bar."""
+    figure = Figure(figsize=(8, 1.2 + 0.35 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for place, summary in enumerate(reversed(found.values())):
+        axes.plot(summary.student.values, [place] * len(summary.records), "o", color="tab:blue")
+        axes.plot(summary.student.mean, place, "|", markersize=16, color="black")
+    axes.set_yticks(range(len(found)), [s.row.title for s in reversed(found.values())])
+    axes.set_xlabel("student's test accuracy (%)")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _gap(found: Mapping[str, Summary]) -> Figure:
+    """Above, validation accuracy of student, dynamic and static teacher; below, the gap."""
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    accuracy, gap = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    for number, summary in enumerate(found.values()):
+        colour = f"C{number % 10}"
+        for network, style in (("student", "-"), ("teacher", "--"), ("static", ":")):
+            curve = _mean(summary.records, f"val/{network}_top1")
+            if curve is not None:
+                label = summary.row.title if network == "student" else None
+                accuracy.plot(_epochs(curve), curve, style, color=colour, label=label)
+        curve = _mean(summary.records, "val/gap")
+        if curve is not None:
+            gap.plot(_epochs(curve), curve, color=colour)
+    accuracy.set_ylabel("validation accuracy (%)")
+    accuracy.set_title(
+        "solid: student, dashed: dynamic teacher, dotted: static teacher", fontsize=9
+    )
+    accuracy.legend(fontsize=8)
+    gap.set_ylabel("gap (points)")
+    gap.set_xlabel("epoch")
+    gap.axhline(0, color="grey", linewidth=0.8)
+    for axes in (accuracy, gap):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def _time(found: Mapping[str, Summary]) -> Figure:
+    """Validation accuracy of each row's student over the time it was trained for."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for summary in found.values():
+        curve = _mean(summary.records, "val/student_top1")
+        if curve is not None:
+            minutes = summary.minutes.mean * _epochs(curve) / len(curve)
+            axes.plot(minutes, curve, label=summary.row.title)
+            axes.plot(minutes[-1], curve[-1], "k.", markersize=4)
+    axes.set_xlabel("training time (minutes)")
+    axes.set_ylabel("student's validation accuracy (%)")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _mean(records: Sequence[Record], name: str) -> np.ndarray | None:
+    """The mean curve over seeds, a value for each epoch; None where no run has it."""
+    curves = [record["epochs"][name] for record in records if name in record["epochs"]]
+    if not curves:
+        return None
+    length = min(map(len, curves))
+    return np.mean([curve[:length] for curve in curves], axis=0)
+
+
+def _epochs(curve: np.ndarray) -> np.ndarray:
+    return np.arange(1, len(curve) + 1)
