@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpd_cli.branches import branch_names
+from gpd_cli.branches import ALL_LAYERS
 from gpd_cli.errors import WeightsError
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import WidthPlan
@@ -42,6 +42,7 @@ class Description:
         branches: names of the extra branches.
         shape: of the images it was trained or expanded on, ``(C, H, W)``.
         storage: at what scale shared weights are stored.
+        branch_layers: which layers have branches.
     """
 
     spec: ModelSpec
@@ -49,6 +50,7 @@ class Description:
     shape: tuple[int, int, int]
     branches: tuple[str, ...] = ()
     storage: Storage = "mixed"
+    branch_layers: tuple[str, ...] = ALL_LAYERS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (JSON)."""
@@ -57,6 +59,7 @@ class Description:
             "student": self.spec.to_dict(),
             "plan": None if self.plan is None else self.plan.to_dict(),
             "branches": list(self.branches),
+            "branch_layers": list(self.branch_layers),
             "storage": self.storage,
             "shape": list(self.shape),
         }
@@ -71,6 +74,7 @@ class Description:
             tuple(data["shape"]),
             tuple(data["branches"]),
             data["storage"],
+            tuple(data.get("branch_layers", ALL_LAYERS)),
         )
 
     def build(self) -> Pair | Alone:
@@ -78,14 +82,21 @@ class Description:
         student = self.spec.build()
         if self.plan is None:
             return Alone(student)
-        return build_pair(student, self.plan, branches=self.branches, storage=self.storage)
+        return build_pair(
+            student,
+            self.plan,
+            branches=self.branches,
+            branch_layers=self.branch_layers,
+            storage=self.storage,
+        )
 
 
 def describe_run(
     network: Pair | Alone,
     spec: ModelSpec,
     shape: tuple[int, int, int],
-    branches: int | str | Sequence[str],
+    branches: Sequence[str],
+    branch_layers: Sequence[str],
     storage: Storage,
 ) -> dict[str, Any]:
     """The ``gpd`` entry of a training checkpoint.
@@ -94,12 +105,15 @@ def describe_run(
         network: what is trained.
         spec: the student's architecture.
         shape: of its images, ``(C, H, W)``.
-        branches: as given to `expand`.
-        storage: likewise.
+        branches: names of the extra branches.
+        branch_layers: see `gpd_cli.expand`.
+        storage: see there.
     """
     if isinstance(network, Alone):
         return Description(spec, None, shape).to_dict()
-    return Description(spec, network.plan, shape, branch_names(branches), storage).to_dict()
+    return Description(
+        spec, network.plan, shape, tuple(branches), storage, tuple(branch_layers)
+    ).to_dict()
 
 
 def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> None:
@@ -120,10 +134,16 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
         how = "alone" if plan is None else f"at ratio {plan['ratio']:g}"
         return (
             f"{student['name']} with {student['num_classes']} classes {how}, branches "
-            f"{entry['branches']}, storage {entry['storage']}"
+            f"{entry['branches']}{layers(entry)}, storage {entry['storage']}"
         )
 
-    if any(found[key] != expected[key] for key in ("student", "plan", "branches", "storage")):
+    def layers(entry: Mapping[str, Any]) -> str:
+        chosen = entry["branch_layers"]
+        return "" if chosen == list(ALL_LAYERS) else f" on {chosen}"
+
+    found = {"branch_layers": list(ALL_LAYERS), **found}  # files written before there was a choice
+    keys = ("student", "plan", "branches", "branch_layers", "storage")
+    if any(found[key] != expected[key] for key in keys):
         if short(found) == short(expected) and found["student"] == expected["student"]:
             raise WeightsError(
                 f"The checkpoint is of {short(found)}, as is this run, but other channels were "

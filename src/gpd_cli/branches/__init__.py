@@ -15,10 +15,13 @@ from gpd_cli.branches.functional import (
     pointwise_kxk,
 )
 from gpd_cli.branches.initial import initial_gate, initial_parameters
+from gpd_cli.branches.layers import ALL_LAYERS, LAYER_SETS, branched_layers
 from gpd_cli.branches.merge import branch_kernel, merge, spatial_filters
 from gpd_cli.branches.names import (
+    AUTHORS_BRANCHES,
     BRANCH_SETS,
     EXTRA_BRANCHES,
+    MAIN_GATE,
     PAPER_BRANCHES,
     BranchInit,
     accepts_branches,
@@ -26,14 +29,19 @@ from gpd_cli.branches.names import (
 )
 
 __all__ = [
+    "ALL_LAYERS",
+    "AUTHORS_BRANCHES",
     "BRANCH_SETS",
     "EXTRA_BRANCHES",
+    "LAYER_SETS",
+    "MAIN_GATE",
     "PAPER_BRANCHES",
     "BranchBank",
     "BranchInit",
     "accepts_branches",
     "branch_kernel",
     "branch_names",
+    "branched_layers",
     "centred",
     "depthwise_separable",
     "expandnet",

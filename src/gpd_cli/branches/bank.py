@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gpd_cli.branches.initial import initial_gate, initial_parameters
 from gpd_cli.branches.merge import merge, spatial_filters
-from gpd_cli.branches.names import BranchInit, branch_names
+from gpd_cli.branches.names import MAIN_GATE, BranchInit, branch_names
 
 
 class BranchBank(nn.Module):
@@ -18,12 +18,13 @@ class BranchBank(nn.Module):
     With ``init`` ``zero``, gates start at zero, so that the merged kernel is the main kernel to the
     last bit; the weights start as those of a convolution of their own would, so that a gate has a
     gradient from the first step. With ``orepa``, gates and weights start as OREPA's do, and
-    `absorb` gives the main kernel with which the sum is what it has to be.
+    `absorb` gives the main kernel with which the sum is what it has to be. With ``gpd`` the
+    authors' block starts as in their code, and the merged kernel is what it comes to.
 
-    The main kernel has no gate. OREPA's (which starts at 1/4) scales a random kernel down to what
-    the other branches leave it; here `absorb` decides that. For the rest it would be a second
-    factor of what is stored, which rescales its learning rate, and a student whose weights are
-    no longer a block of what is stored.
+    The main kernel has no gate, but for the authors' block. OREPA's (which starts at 1/4) scales a
+    random kernel down to what the other branches leave it; here `absorb` decides that. For the rest
+    it would be a second factor of what is stored, which rescales its learning rate, and a student
+    whose weights are no longer a block of what is stored.
 
     State-dict keys are ``gates.<branch>`` and ``weights.<branch>.<tensor>``.
 
@@ -66,17 +67,21 @@ class BranchBank(nn.Module):
         super().__init__()
         self.groups = groups
         self.names = branch_names(names)
+        self.is_authors = MAIN_GATE in self.names
         out_channels, fan, *kernel_size = kernel_shape
         self.gates = nn.ParameterDict()
         self.weights = nn.ModuleDict()
         for name in self.names:
             gate = torch.full((out_channels,), initial_gate(name, init), device=device, dtype=dtype)
             self.gates[name] = nn.Parameter(gate)
+            if name == MAIN_GATE:
+                continue
             tensors = initial_parameters(
                 name,
                 kernel_shape,
                 groups,
                 init=init,
+                authors=self.is_authors,
                 device=device,
                 dtype=dtype,
                 generator=generator,
@@ -101,14 +106,17 @@ class BranchBank(nn.Module):
         Returns:
             The merged kernel, of the same shape, dtype and memory layout.
         """
-        parameters: dict[str, dict[str, Tensor]]
-        parameters = {name: dict(self.weights[name].named_parameters()) for name in self.names}
+        parameters = self.factors()
         if self.channels is not None:
             with torch.inference_mode(False):  # they may be saved for a backward pass later
                 self.channels = self.channels.to(kernel.device)
             parameters["identity"] = {"channels": self.channels}
         gates = {name: self.gates[name] for name in self.names}
         return merge(kernel, gates, parameters, self.filters, self.groups)
+
+    def factors(self) -> dict[str, dict[str, Tensor]]:
+        """Per branch, its trainable tensors by name."""
+        return {name: dict(weights.named_parameters()) for name, weights in self.weights.items()}
 
     @torch.no_grad()
     def absorb(self, wanted: Tensor) -> Tensor:
@@ -124,8 +132,10 @@ class BranchBank(nn.Module):
         return wanted - self(torch.zeros_like(wanted))
 
     def is_silent(self) -> bool:
-        """Whether every gate is zero, so that the merged kernel is the main one to the last bit."""
-        return not any(bool(gate.any()) for gate in self.gates.values())
+        """Whether the gates leave the main kernel as it is, to the last bit."""
+        return not any(
+            bool((gate - float(name == MAIN_GATE)).any()) for name, gate in self.gates.items()
+        )
 
     def extra_repr(self) -> str:
         """The branches, for ``print``."""

@@ -90,6 +90,7 @@ def frequency_filters(
     out_channels: int,
     kernel_size: Sequence[int],
     *,
+    growing: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -103,6 +104,7 @@ def frequency_filters(
     Args:
         out_channels: O.
         kernel_size: (kh, kw).
+        growing: let the frequency grow, dead filters and all, as OREPA and the paper's authors do.
         dtype: of the result.
         device: of the result.
 
@@ -112,13 +114,17 @@ def frequency_filters(
     kh, kw = kernel_size
     half = (out_channels + 1) // 2
 
-    def basis(size: int, channels: int) -> Tensor:
-        frequency = torch.arange(1, channels + 1, dtype=torch.float64) % size
+    def basis(size: int, first: float, channels: int) -> Tensor:
+        frequency = torch.arange(channels, dtype=torch.float64) + first
+        if not growing:
+            frequency = frequency % size
         position = torch.arange(size, dtype=torch.float64) + 0.5
         return torch.cos(torch.outer(frequency, position) * (math.pi / size))
 
-    vertical = basis(kh, half)[:, :, None].expand(-1, kh, kw)
-    horizontal = basis(kw, out_channels - half)[:, None, :].expand(-1, kh, kw)
+    # OREPA's second half counts from O / 2, which is no whole number where O is odd.
+    second = half + 1 - out_channels / 2 if growing else 1
+    vertical = basis(kh, 1, half)[:, :, None].expand(-1, kh, kw)
+    horizontal = basis(kw, second, out_channels - half)[:, None, :].expand(-1, kh, kw)
     return torch.cat([vertical, horizontal]).to(device, dtype or torch.get_default_dtype())
 
 

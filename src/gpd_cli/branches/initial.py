@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.branches.merge import FILTERED_BRANCHES, weight_size
-from gpd_cli.branches.names import BranchInit
+from gpd_cli.branches.names import MAIN_GATE, BranchInit
 
 MULTIPLIER = 8
 """Outputs per channel of the depthwise half of the depthwise-separable branch (OREPA)."""
@@ -28,6 +28,7 @@ OREPA_GATES = {
     "1x1_avg": 0.25,
     "frequency": 0.0,
     "depthwise_separable": 0.5,
+    "kxk_2": 1.0,
     "1xk": 1.0,
     "kx1": 1.0,
     "identity": 0.0,
@@ -41,6 +42,16 @@ Branches it does not have start as its like do: a single layer as its 1 x 1, a p
 its products. The identity starts at 0: its gate scales nothing that learns.
 """
 
+AUTHORS_GATES = {
+    MAIN_GATE: 0.25,
+    "1x1_avg": 0.25,
+    "frequency": 0.0,
+    "1x1_kxk": 0.5,
+    "kxk_2": 0.05,
+    "depthwise_separable": 0.5,
+}
+"""Initial gates in the code of the paper's authors, for training from scratch."""
+
 
 def initial_gate(name: str, init: BranchInit = "zero") -> float:
     """Where a branch's gate starts.
@@ -49,7 +60,9 @@ def initial_gate(name: str, init: BranchInit = "zero") -> float:
         name: the branch.
         init: see `gpd_cli.branches.BranchInit`.
     """
-    return OREPA_GATES[name] if init == "orepa" else 0.0
+    if init == "zero":
+        return float(name == MAIN_GATE)
+    return (AUTHORS_GATES if init == "gpd" else OREPA_GATES)[name]
 
 
 def initial_parameters(
@@ -58,6 +71,7 @@ def initial_parameters(
     groups: int,
     *,
     init: BranchInit = "zero",
+    authors: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
@@ -65,17 +79,19 @@ def initial_parameters(
     """Initial tensors of one branch.
 
     Each starts as the weight of a convolution of its own would: as `torch.nn.Conv2d` initializes
-    it, or, for ``orepa``, with Kaiming's gain for ReLU. A factor that starts as the identity is
-    stored as its deviation from it, which is zero: the first half of ``1x1_kxk`` (DBB, OREPA), the
-    depthwise half of ``do_conv`` (DO-Conv, Cao et al., 2020) and the square half of ``linear``. As
-    in OREPA, ``1x1_kxk`` has twice the inner width where there are more than four groups, and
-    copies of the identity there.
+    it, or, for ``orepa`` and in the authors' block, with Kaiming's gain for ReLU. A factor that
+    starts as the identity is stored as its deviation from it, which is zero: the first half of
+    ``1x1_kxk`` (DBB, OREPA), the depthwise half of ``do_conv`` (DO-Conv, Cao et al., 2020) and the
+    square half of ``linear``. As in OREPA, ``1x1_kxk`` has twice the inner width where there are
+    more than four groups, and copies of the identity there; in the authors' block it does not.
 
     Args:
         name: the branch.
         kernel_shape: shape of the main kernel, ``[O, I/g, kh, kw]``, or ``[O, I]``.
         groups: groups of the convolution.
         init: see `gpd_cli.branches.BranchInit`.
+        authors: whether the branch is one of the authors' block, see
+            `gpd_cli.branches.AUTHORS_BRANCHES`.
         device: of the result.
         dtype: of the result.
         generator: source of the random numbers.
@@ -85,7 +101,8 @@ def initial_parameters(
     """
     out_channels, fan, *size = kernel_shape
     # OREPA's 1 x 1 block has a gain of 1, its k x k block one of sqrt(2).
-    slope = 5**0.5 if init == "zero" else float(name == "linear")
+    plain = init == "zero" and not authors
+    slope = 5**0.5 if plain else float(name == "linear")
 
     def conv(*shape: int) -> Tensor:
         source = "cpu" if generator is None else generator.device
@@ -97,13 +114,15 @@ def initial_parameters(
 
     if name in FILTERED_BRANCHES:
         weight = conv(out_channels, fan, *weight_size(name, size))
-        if name == "frequency" and init == "zero":
+        if name == "frequency" and plain:
             # The filter spreads a weight over the window: as small as the taps of a k x k kernel.
             weight /= (size[0] * size[1]) ** 0.5
         return {"weight": weight}
     match name:
+        case "kxk_2":
+            return {"weight": conv(out_channels, fan, *size)}
         case "1x1_kxk":
-            inner = fan if groups <= 4 else 2 * fan
+            inner = fan if groups <= 4 or authors else 2 * fan
             return {
                 "deviation": zeros(groups * inner, fan, 1, 1),
                 "weight": conv(out_channels, inner, *size),

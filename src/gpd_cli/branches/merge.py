@@ -1,5 +1,7 @@
 """All branches of a layer as one kernel: ``kernel[o] + sum_b gate_b[o] * branch_b[o]``.
 
+In the authors' block the main kernel has a gate as well.
+
 The sum is formed from the weights before the one convolution is run (online reparameterization:
 OREPA, Hu et al., CVPR 2022).
 """
@@ -23,6 +25,7 @@ from gpd_cli.branches.functional import (
     pointwise_average,
     pointwise_kxk,
 )
+from gpd_cli.branches.names import MAIN_GATE
 
 FILTERED_BRANCHES = ("1x1", "1x1_avg", "frequency", "1xk", "kx1")
 """Branches whose kernel is a sum of pointwise weights, each times a fixed filter per output."""
@@ -35,7 +38,8 @@ def branch_kernel(
 
     Args:
         name: one of `gpd_cli.branches.EXTRA_BRANCHES`.
-        parameters: its tensors, by the names that `gpd_cli.branches.initial_parameters` gives them.
+        parameters: its tensors, by the names that `gpd_cli.branches.initial_parameters` gives them;
+            for ``1x1_kxk`` perhaps also the ``identity``, where its copies share a weight.
         kernel_shape: ``[O, I/g, kh, kw]``, or ``[O, I]`` for a linear layer.
         groups: groups of the layer.
 
@@ -49,8 +53,12 @@ def branch_kernel(
     match name:
         case "1x1" | "1xk" | "kx1":
             return centred(weight, kernel_size)
+        case "kxk_2":
+            return weight
         case "1x1_kxk":
-            return pointwise_kxk(from_identity(parameters["deviation"], fan), weight, groups)
+            deviation, identity = parameters["deviation"], parameters.get("identity")
+            first = from_identity(deviation, fan) if identity is None else deviation + identity
+            return pointwise_kxk(first, weight, groups)
         case "1x1_avg":
             return pointwise_average(weight, kernel_size)
         case "frequency":
@@ -112,6 +120,11 @@ def spatial_filters(
             ones = each.expand(-1, out_channels, -1, -1, -1)
             shape = (out_channels, 1, *kernel_size)
             kernels = [branch_kernel(name, {"weight": one}, shape).squeeze(1) for one in ones]
+            if name == "frequency" and MAIN_GATE in names:  # the authors' block
+                growing = frequency_filters(
+                    out_channels, kernel_size, growing=True, dtype=torch.float64
+                )
+                kernels = [growing]
             filters.append(torch.stack(kernels))
     return torch.cat(filters).to(device, dtype or torch.get_default_dtype())
 
@@ -133,7 +146,8 @@ def merge(
 
     Args:
         kernel: the main kernel, ``[O, I/g, kh, kw]`` (``[O, I]`` for a linear layer).
-        gates: per branch, ``[O]``; the order is that of the sum.
+        gates: per branch, and perhaps for the main kernel (``main_gate``), ``[O]``; the order is
+            that of the sum.
         parameters: per branch, its tensors by name (see `branch_kernel`).
         filters: ``[T, O, kh, kw]``, `spatial_filters` of the same names.
         groups: groups of the layer.
@@ -145,6 +159,8 @@ def merge(
     if not gates:
         return kernel
     merged = kernel
+    if MAIN_GATE in gates:
+        merged = kernel * gates[MAIN_GATE].view(-1, *[1] * (kernel.ndim - 1))
     filtered = [name for name in gates if name in FILTERED_BRANCHES]
     if filtered:
         weights = [parameters[name]["weight"].flatten(2) for name in filtered]
@@ -156,7 +172,7 @@ def merge(
         product = torch.bmm(torch.cat(weights, dim=2), gated.transpose(0, 1))
         merged = merged + product.view(kernel.shape)
     for name, gate in gates.items():
-        if name not in FILTERED_BRANCHES and name != "identity":
+        if name not in (*FILTERED_BRANCHES, "identity", MAIN_GATE):
             branch = branch_kernel(name, parameters[name], kernel.shape, groups)
             branch = branch * gate.view(-1, *[1] * (kernel.ndim - 1))
             merged = merged + branch if merged is kernel else merged.add_(branch)

@@ -9,17 +9,49 @@ from torch import nn
 
 from gpd_cli.errors import GpdError
 
-BranchInit = Literal["zero", "orepa"]
-"""Where the branches start: gates at zero, or gates and weights as OREPA starts them."""
+BranchInit = Literal["zero", "orepa", "gpd"]
+"""Where the branches start.
+
+``zero``: every gate at zero, and a gate on the main kernel at one. ``orepa``: gates and weights as
+OREPA starts them. ``gpd``: the block of the paper's authors, as their code starts it.
+"""
 
 PAPER_BRANCHES = ("kxk", "1x1", "1x1_kxk", "1x1_avg", "frequency", "depthwise_separable")
 """The paper's six (Guo et al., ICLR 2025), in the order in which a number M takes the first M."""
 
-EXTRA_BRANCHES = (*PAPER_BRANCHES[1:], "1xk", "kx1", "identity", "do_conv", "expandnet", "linear")
+MAIN_GATE = "main_gate"
+"""What stands among the names for a gate on the main kernel; it marks the authors' block."""
+
+AUTHORS_BRANCHES = (
+    MAIN_GATE,
+    "1x1_avg",
+    "frequency",
+    "1x1_kxk",
+    "kxk_2",
+    "depthwise_separable",
+)
+"""The block of the paper's authors (guoyongcs/GPD), in the order in which their code counts.
+
+It has a gate on the main kernel and a second k x k kernel in the place of OREPA's 1 x 1. The
+student's kernel is merged from slices of the factors; in every other block it is a slice of the
+merged kernel. The two are the same but for ``1x1_kxk``, whose inner channels are sliced as well.
+"""
+
+EXTRA_BRANCHES = (
+    *PAPER_BRANCHES[1:],
+    "kxk_2",
+    "1xk",
+    "kx1",
+    "identity",
+    "do_conv",
+    "expandnet",
+    "linear",
+)
 """Every branch besides the main kernel; those that are not the paper's are had by name alone."""
 
 BRANCH_SETS = {
     "paper": PAPER_BRANCHES,
+    "gpd": AUTHORS_BRANCHES,
     "orepa": PAPER_BRANCHES,
     "dbb": ("kxk", "1x1", "1x1_kxk", "1x1_avg"),
     "acnet": ("kxk", "1xk", "kx1"),
@@ -27,24 +59,30 @@ BRANCH_SETS = {
 }
 """Names that stand for several branches: the set of a published block.
 
-OREPA (Hu et al., CVPR 2022), whose six the paper took over; DBB, the diverse branch block (Ding et
-al., CVPR 2021); ACNet (Ding et al., ICCV 2019); RepVGG (Ding et al., CVPR 2021).
+OREPA (Hu et al., CVPR 2022), whose six the paper took over, and what its authors made of them
+(gpd); DBB, the diverse branch block (Ding et al., CVPR 2021); ACNet (Ding et al., ICCV 2019);
+RepVGG (Ding et al., CVPR 2021).
 """
 
 
-def branch_names(spec: int | str | Sequence[str]) -> tuple[str, ...]:
+def branch_names(
+    spec: int | str | Sequence[str], init: BranchInit | None = None
+) -> tuple[str, ...]:
     """Names of the extra branches a user asked for.
 
     Args:
         spec: M, for the first M of `PAPER_BRANCHES` (1 is the main kernel alone), or the names
             themselves, of branches or of `BRANCH_SETS`; ``kxk`` is always there, named or not,
             and a branch that several sets share is there once.
+        init: where the branches are to start: with ``gpd``, M counts `AUTHORS_BRANCHES`, whose
+            first is the gate on the main kernel. None for names that need not suit a start.
 
     Returns:
         The names of the branches without ``kxk``, in the order given.
 
     Raises:
-        GpdError: on a number out of range, an unknown name, or one given twice.
+        GpdError: on a number out of range, an unknown name, one given twice, or branches that do
+            not go together or not with the start.
 
     Example:
         >>> branch_names(3)
@@ -53,15 +91,17 @@ def branch_names(spec: int | str | Sequence[str]) -> tuple[str, ...]:
         ('frequency',)
         >>> branch_names(["acnet", "repvgg"])
         ('1xk', 'kx1', '1x1', 'identity')
+        >>> branch_names(2, "gpd")
+        ('main_gate', '1x1_avg')
     """
-    valid = ("kxk", *EXTRA_BRANCHES, *BRANCH_SETS)
+    valid = ("kxk", *EXTRA_BRANCHES, MAIN_GATE, *BRANCH_SETS)
     if isinstance(spec, int):
         if isinstance(spec, bool) or not 1 <= spec <= len(PAPER_BRANCHES):
             raise GpdError(
                 f"branches is {spec}, but has to be a number from 1 to {len(PAPER_BRANCHES)} or a "
                 f"list of names out of {', '.join(valid)}."
             )
-        return PAPER_BRANCHES[1:spec]
+        return AUTHORS_BRANCHES[:spec] if init == "gpd" else PAPER_BRANCHES[1:spec]
     if not isinstance(spec, Sequence):
         raise GpdError(
             f"branches is {spec!r}, but has to be a number or a list of names out of "
@@ -74,7 +114,30 @@ def branch_names(spec: int | str | Sequence[str]) -> tuple[str, ...]:
         if names.count(name) > 1:
             raise GpdError(f"The branch '{name}' is listed more than once; name each branch once.")
     members = [member for name in names for member in BRANCH_SETS.get(name, (name,))]
-    return tuple(dict.fromkeys(name for name in members if name != "kxk"))
+    found = tuple(dict.fromkeys(name for name in members if name != "kxk"))
+    _check_block(found, init)
+    return found
+
+
+def _check_block(names: tuple[str, ...], init: BranchInit | None) -> None:
+    """Refuse what is partly the authors' block, or begins as another one does."""
+    others = [name for name in names if name not in AUTHORS_BRANCHES]
+    is_authors = MAIN_GATE in names
+    if is_authors and others:
+        raise GpdError(
+            f"The branch '{others[0]}' is none of the authors' block, which '{MAIN_GATE}' and "
+            f"'gpd' stand for; leave it out, or choose from {', '.join(AUTHORS_BRANCHES)}."
+        )
+    if init == "gpd" and not is_authors:
+        raise GpdError(
+            "The branch_init gpd is that of the authors' block: set branches to gpd, or to a "
+            f"number from 1 to {len(AUTHORS_BRANCHES)}, or name '{MAIN_GATE}' among them."
+        )
+    if init == "orepa" and is_authors:
+        raise GpdError(
+            "The authors' block (branches gpd) has no start of OREPA's: set branch_init to gpd, "
+            "or to zero for fine-tuning."
+        )
 
 
 def accepts_branches(module: nn.Module, names: Sequence[str]) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ def expand_command(
     storage: Storage | None = None,
     exclude: str | Sequence[str] | None = None,
     width_multiple: int = 1,
+    branch_layers: str | Sequence[str] = "all",
     branch_init: BranchInit = "zero",
     plan: Path | None = None,
 ) -> None:
@@ -65,6 +66,7 @@ def expand_command(
         storage: see `gpd_cli.expand`; by default mixed.
         exclude: patterns of the names of layers that keep their output width.
         width_multiple: see `gpd_cli.expand`.
+        branch_layers: see `gpd_cli.expand`.
         branch_init: see `gpd_cli.expand`.
         plan: where to write the plan for people to read (YAML); by default nowhere.
 
@@ -72,7 +74,8 @@ def expand_command(
         GpdError: in one sentence, for everything a user can mend; nothing is written then.
     """
     _check_paths(output, plan)
-    names, excluded = branch_names(branches), layer_patterns(exclude)
+    names, layers = branch_names(branches, branch_init), layer_patterns(branch_layers)
+    excluded = layer_patterns(exclude)
     spec = ModelSpec(student, num_classes, dict(student_args or {}))
     network = spec.build(student_weights)
     shape = input_shape(network, spec.name, spec.model_args)
@@ -96,12 +99,13 @@ def expand_command(
         storage=storage or "mixed",
         exclude=excluded,
         width_multiple=width_multiple,
+        branch_layers=layers,
         branch_init=branch_init,
     )
     save_expanded(
         output,
         pair,
-        Description(spec.resolve(network), pair.plan, shape, names, storage or "mixed"),
+        Description(spec.resolve(network), pair.plan, shape, names, storage or "mixed", layers),
     )
     _write_plan(plan, text(pair.plan))
     files = [("file", str(output)), *([] if plan is None else [("plan", str(plan))])]

@@ -33,6 +33,7 @@ def expand(
     storage: Storage = "mixed",
     exclude: str | Sequence[str] = (),
     width_multiple: int = 1,
+    branch_layers: str | Sequence[str] = "all",
     branch_init: BranchInit = "zero",
     plan: WidthPlan | None = None,
     generator: torch.Generator | None = None,
@@ -50,11 +51,15 @@ def expand(
             branches or of published blocks (dbb), of which each layer takes those it can.
         noise: size of the zero-sum noise that lets copies diverge; it changes no output.
         storage: at what scale shared weights are stored: ``mixed`` for SGD, ``student`` for Adam
-            and its like.
+            and its like, ``teacher`` for the step that the paper's authors took.
         exclude: a pattern of names (``layer4.*``) of layers that keep their output width, or more.
         width_multiple: what wide widths are rounded up to a multiple of (8 for tensor cores).
+        branch_layers: which layers get branches: ``all`` that can take them; the paper's,
+            ``3x3_stride1``; or a pattern of layer names, or more.
         branch_init: where the branches' gates start: at ``zero``, or at the values of ``orepa``,
-            for training from scratch.
+            for training from scratch. With ``gpd`` they start as in the code of the paper's
+            authors, and student and teacher as what the branches then merge to: equal, but not the
+            student that was given.
         plan: a plan found before; by default it is found by running the student.
         generator: source of noise and of the branches' weights; by default a fixed one, and the
             global random state is left alone.
@@ -68,7 +73,6 @@ def expand(
             the message names the module and the remedy.
     """
     dtype, device = _dtype_and_device(student)
-    names = branch_names(branches)
     _refuse_hidden_weights(student)
     if not isinstance(sample, Tensor) or sample.ndim < 2 or not sample.is_floating_point():
         raise ExpansionError(
@@ -85,11 +89,9 @@ def expand(
         )
     if not isinstance(plan, WidthPlan | None):
         raise ExpansionError(f"The plan must be a WidthPlan, not {_describe(plan)}.")
-    patterns = (exclude,) if isinstance(exclude, str) else exclude
-    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
-        raise ExpansionError(
-            f"What to exclude must be a pattern of layer names, or a list of them, not {exclude!r}."
-        )
+    names = branch_names(branches, branch_init)
+    patterns = _patterns(exclude, "What to exclude")
+    layers = _patterns(branch_layers, "The branch_layers")
     generator = generator or torch.Generator().manual_seed(0)
 
     def grow(plan: WidthPlan) -> Pair:
@@ -98,6 +100,7 @@ def expand(
             plan,
             sample,
             branches=names,
+            branch_layers=layers,
             noise=noise,
             storage=storage,
             branch_init=branch_init,
@@ -117,6 +120,15 @@ def expand(
         if again == plan:
             raise
         return grow(again).to(device, dtype)
+
+
+def _patterns(given: str | Sequence[str], what: str) -> Sequence[str]:
+    patterns = (given,) if isinstance(given, str) else given
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise ExpansionError(
+            f"{what} must be a pattern of layer names, or a list of them, not {given!r}."
+        )
+    return patterns
 
 
 def _refuse_hidden_weights(student: nn.Module) -> None:

@@ -6,12 +6,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from gpd_cli.branches import BranchBank, BranchInit, accepts_branches, identity_channels
+from gpd_cli.branches import (
+    ALL_LAYERS,
+    MAIN_GATE,
+    BranchBank,
+    BranchInit,
+    branched_layers,
+    identity_channels,
+)
 from gpd_cli.errors import ExpansionError
+from gpd_cli.expansion.authors import AuthorsKernel
 from gpd_cli.expansion.copying import copy_network
-from gpd_cli.expansion.kernel import SharedKernel
+from gpd_cli.expansion.kernel import SharedKernel, Sharing
 from gpd_cli.expansion.pair import Pair, tied_names
 from gpd_cli.expansion.plan import TensorPlan, WidthPlan
 from gpd_cli.expansion.tensors import Storage, expand_tensor
@@ -78,6 +87,7 @@ def build_pair(
     plan: WidthPlan,
     *,
     branches: Sequence[str] = (),
+    branch_layers: Sequence[str] = ALL_LAYERS,
     branch_init: BranchInit = "zero",
     noise: float = 0.0,
     storage: Storage = "mixed",
@@ -89,16 +99,22 @@ def build_pair(
         student: the network to expand; it is copied, not touched.
         plan: its width plan.
         branches: names of the extra branches; each layer gets those it accepts.
+        branch_layers: which layers get them, see `gpd_cli.branches.branched_layers`.
         branch_init: where they start: gates at ``zero``, which leaves every kernel as it is to the
-            last bit, or as in ``orepa``, where the main kernels take up the difference and both
-            networks are what they were up to rounding.
+            last bit; as in ``orepa``, where the main kernels take up the difference and both
+            networks are what they were up to rounding; or as in ``gpd``, where both networks start
+            as what the branches merge to.
         noise: size of the zero-sum noise (see `expand_tensor`).
         storage: at what scale shared kernels are stored.
         generator: source of noise and of the branches' initial weights.
 
     Returns:
         The pair; each module is in the mode that the student's is in.
+
+    Raises:
+        GpdError: when `branch_layers` names a layer that there is not.
     """
+    taken = branched_layers(student, branches, branch_layers)
     teacher = copy_network(student)
     widen_module(teacher, plan, noise=noise, generator=generator)
     narrow = dict(student.named_parameters(remove_duplicate=False))
@@ -112,29 +128,71 @@ def build_pair(
         parameter, tensor_plan = getattr(module, leaf), plan.tensors.get(name)
         # A frozen kernel has to stay what it is: branches would go on learning.
         takes = leaf == "weight" and parameter.requires_grad
-        extra = accepts_branches(student.get_submodule(owner), branches) if takes else ()
-        if not extra and (tensor_plan is None or tensor_plan.copies(parameter) is None):
-            continue
+        extra = taken.get(owner, ()) if takes else ()
         tensor_plan = tensor_plan or TensorPlan((None,) * parameter.ndim)
-        with torch.no_grad():
-            copies = tensor_plan.wide_copies(parameter)
-            if storage == "student" and copies is not None:
-                parameter *= copies
-            # The student's own numbers, not n * (s / n): they come back bit for bit.
-            parameter[tensor_plan.block] = narrow[name]
-        bank = None
-        if extra:
-            bank = _branch_bank(
-                parameter, tensor_plan, narrow[name], module, extra, branch_init, generator
+        out_axis = output_axis(student, plan, name)
+        sharing = Sharing(tensor_plan, storage, parameter, out_axis)
+        if not extra and sharing.is_plain:
+            continue
+        sharing.store_(parameter, narrow[name])
+        if MAIN_GATE in extra:
+            kernels[name] = AuthorsKernel(
+                narrow[name].detach(),
+                tensor_plan,
+                groups=getattr(student.get_submodule(owner), "groups", 1),
+                wide_groups=getattr(module, "groups", 1),
+                names=extra,
+                sharing=sharing,
+                storage=storage,
+                out_axis=out_axis,
+                init=branch_init,
+                generator=generator,
             )
-            if branch_init != "zero":
-                with torch.no_grad():
-                    parameter.copy_(bank.absorb(parameter))
-        kernels[name] = SharedKernel(tensor_plan, storage, bank, parameter)
+        else:
+            bank = None
+            if extra:
+                bank = _branch_bank(
+                    parameter, tensor_plan, narrow[name], module, extra, branch_init, generator
+                )
+                if branch_init != "zero":
+                    with torch.no_grad():
+                        parameter.copy_(bank.absorb(parameter))
+            kernels[name] = SharedKernel(sharing, bank)
         # Unchecked: the check would merge every kernel once, and shapes are right by construction.
         parametrize.register_parametrization(module, leaf, kernels[name], unsafe=True)
         module.parametrizations.train(module.training)  # type: ignore[union-attr]
     return Pair(teacher, copy_network(student), plan)
+
+
+def output_axis(student: nn.Module, plan: WidthPlan, name: str) -> int | None:
+    """The axis of outputs that storage ``teacher`` divides by their copies.
+
+    As in the authors' code these are the outputs of weights that sum over channels, and of their
+    biases. Depthwise kernels and groups that are copied as a whole have none, and neither have
+    norms, tokens and kernels that are standardized before use.
+
+    Args:
+        student: the network that the plan is of.
+        plan: its width plan.
+        name: of a parameter.
+
+    Returns:
+        An axis of the parameter, or None.
+    """
+    owner, _, leaf = name.rpartition(".")
+    if leaf.endswith("bias"):
+        weight = f"{name.removesuffix('bias')}weight"
+        return None if output_axis(student, plan, weight) is None else 0
+    tensor_plan = plan.tensors.get(name)
+    if tensor_plan is None or len(tensor_plan.axes) < 2:
+        return None
+    if tensor_plan.fan_in is not None:
+        return 1 - tensor_plan.fan_in
+    module = student.get_submodule(owner)
+    in_axis = int(not isinstance(module, _ConvTransposeNd))
+    dense = isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and module.groups == 1)
+    # A stem: nothing of its inputs is copied.
+    return 1 - in_axis if dense and tensor_plan.axes[in_axis] is None else None
 
 
 def _branch_bank(

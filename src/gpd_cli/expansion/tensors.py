@@ -18,12 +18,18 @@ from torch import Tensor
 
 from gpd_cli.expansion.plan import IndexMap, TensorPlan
 
-Storage = Literal["mixed", "student"]
+Storage = Literal["mixed", "student", "teacher"]
 """At what scale a weight is stored. It changes no function, only how fast an optimizer moves it.
 
 ``mixed`` keeps the student's block at the student's scale and the rest at the teacher's: every
 weight then moves under SGD as it would in plain training of its own network. ``student`` keeps all
 of it at the student's scale: then steps of one size, as Adam takes them, are of one relative size.
+
+``teacher`` is the storage of the paper's authors (guoyongcs/GPD): kernels and biases are divided by
+the number of copies of each output. Inside the network that is the teacher's scale, and under SGD
+the student moves ratio^2 times as fast as it would alone. In the stem, whose inputs have no copies,
+both networks do. The classifier, whose outputs have no copies, is at the student's scale, and so is
+all that has no fan-in to share: depthwise kernels, norms, tokens.
 """
 
 _CHUNK = 2**24  # elements of noise drawn at a time
@@ -124,6 +130,42 @@ def _centred(noise: Tensor, map_: IndexMap, member: Tensor, scale: float) -> Ten
     # n centred unit normals have variance (n - 1) / n; a single one is left with none.
     deviation = (size / (size - 1).clamp(min=1)).sqrt()[index].reshape(shape)
     return noise.mul_(deviation * scale)
+
+
+def stored_scales(
+    plan: TensorPlan, storage: Storage, like: Tensor, out_axis: int | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What a stored tensor is multiplied by to give the teacher's tensor, and the student's.
+
+    Args:
+        plan: of the tensor.
+        storage: at what scale it is stored.
+        like: a tensor that gives device and dtype.
+        out_axis: the axis of outputs whose copies count for storage ``teacher``; None for tensors
+            that it leaves at the student's scale, see `gpd_cli.expansion.teacher.output_axis`.
+
+    Returns:
+        ``(share, gain)``, each None where it would be one. The share turns what is stored into the
+        teacher's tensor: it broadcasts against the student's block for ``mixed``, else against
+        the whole. The gain turns the stored block into the student's tensor.
+    """
+    if storage == "mixed":
+        copies = plan.copies(like)
+        return (None if copies is None else 1 / copies), None
+    copies = plan.wide_copies(like)
+    out = plan.axes[out_axis] if storage == "teacher" and out_axis is not None else None
+    if out is None or out_axis is None:
+        return (None if copies is None else 1 / copies), None
+    shape = [1] * len(plan.axes)
+    shape[out_axis] = -1
+    gain = out.counts.to(like).reshape(shape)
+    wide_gain = out.counts[out.tensor].to(like).reshape(shape)
+    share = wide_gain if copies is None else wide_gain / copies
+    return _unless_one(share), _unless_one(gain)
+
+
+def _unless_one(scale: Tensor) -> Tensor | None:
+    return None if bool((scale == 1).all()) else scale
 
 
 def slice_tensor(teacher: Tensor, plan: TensorPlan) -> Tensor:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gpd_cli.branches import BranchInit
+from gpd_cli.branches import BranchInit, branch_names
 from gpd_cli.checkpoint import check_same_network, describe_run
 from gpd_cli.errors import DataError
 from gpd_cli.expansion import DEFAULT_NOISE, Storage
@@ -26,7 +26,7 @@ from gpd_cli.training.checks import (
 from gpd_cli.training.distillation import Distillation
 from gpd_cli.training.evaluation import EvaluatedModule
 from gpd_cli.training.metrics import RunningAccuracy
-from gpd_cli.training.networks import summary, with_teacher
+from gpd_cli.training.networks import layer_patterns, summary, with_teacher
 from gpd_cli.training.objective import Objective
 from gpd_cli.training.optimizers import OptimizerSettings, configure, suitable_storage
 from gpd_cli.training.reuse import adopt_classifier, freeze_classifier
@@ -52,14 +52,20 @@ class GapPreservingDistillation(EvaluatedModule):
             branches or of published blocks (dbb), of which each layer takes those it can.
         noise: size of the zero-sum noise that lets copies diverge, relative to each weight's
             deviation; it changes no output.
-        storage: at what scale shared weights are stored: mixed, or student; by default mixed for
-            SGD and student for optimizers whose steps do not depend on the gradient's size.
+        storage: at what scale shared weights are stored: mixed, student, or teacher as in the code
+            of the paper's authors, where the student moves ratio^2 times as fast under SGD; by
+            default mixed for SGD and student for optimizers whose steps do not depend on the
+            gradient's size.
         exclude: layers that keep their output width: a pattern of their names (layer4.*), or a
             list of them.
         width_multiple: what wide widths are rounded up to a multiple of, such as 8 for tensor
             cores.
-        branch_init: where the branches start: at zero, which leaves every kernel as it is, or as
-            in OREPA (orepa), for training from scratch.
+        branch_layers: which layers get branches: all that can take them; the paper's,
+            3x3_stride1; or a pattern of layer names (layer4.*), or a list of them.
+        branch_init: where the branches start: at zero, which leaves every kernel as it is; as in
+            OREPA (orepa), for training from scratch; or as in the code of the paper's authors
+            (gpd), where both networks start as what the branches merge to, and not as the
+            student's own weights.
         static_teacher: a frozen network to distil from, named like the student; by default none.
         static_teacher_weights: its state dict.
         static_teacher_args: further arguments of its constructor.
@@ -95,6 +101,7 @@ class GapPreservingDistillation(EvaluatedModule):
         storage: Storage | None = None,
         exclude: list[str] | str | None = None,
         width_multiple: int = 1,
+        branch_layers: list[str] | str = "all",
         branch_init: BranchInit = "zero",
         static_teacher: str | None = None,
         static_teacher_weights: str | None = None,
@@ -145,6 +152,7 @@ class GapPreservingDistillation(EvaluatedModule):
             storage=self.storage,
             exclude=exclude,
             width_multiple=width_multiple,
+            branch_layers=branch_layers,
             branch_init=branch_init,
             generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
@@ -290,6 +298,12 @@ class GapPreservingDistillation(EvaluatedModule):
         scheduler.step_update(self.trainer.global_step)
 
     def _description(self) -> dict[str, Any]:
+        chosen = self.hparams
         return describe_run(
-            self.network, self.spec, self.image_shape, self.hparams["branches"], self.storage
+            self.network,
+            self.spec,
+            self.image_shape,
+            branch_names(chosen["branches"], chosen["branch_init"]),
+            layer_patterns(chosen["branch_layers"]),
+            self.storage,
         )

@@ -41,6 +41,7 @@ def with_teacher(
     ratio: float,
     branches: int | str | Sequence[str],
     exclude: str | Sequence[str] | None = None,
+    branch_layers: str | Sequence[str] = "all",
     **options: Any,
 ) -> Pair | Alone:
     """Grow a student's dynamic teacher, or leave it alone where the two would be the same.
@@ -51,6 +52,7 @@ def with_teacher(
         ratio: see `gpd_cli.expand`.
         branches: see there.
         exclude: see `layer_patterns`.
+        branch_layers: likewise.
         options: further options of `gpd_cli.expand`.
 
     Raises:
@@ -65,6 +67,7 @@ def with_teacher(
         ratio=ratio,
         branches=branches,
         exclude=layer_patterns(exclude),
+        branch_layers=layer_patterns(branch_layers),
         **options,
     )
 

@@ -1,0 +1,72 @@
+"""Which layers of a network get branches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from gpd_cli.branches.names import accepts_branches
+from gpd_cli.errors import GpdError
+
+
+def _is_3x3_stride1(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (3, 3)
+        and tuple(module.stride) == (1, 1)
+    )
+
+
+LAYER_SETS: dict[str, Callable[[nn.Module], bool]] = {
+    "all": lambda module: True,
+    "3x3_stride1": _is_3x3_stride1,
+}
+"""Names that stand for layers: all, and those of the paper (Guo et al., ICLR 2025).
+
+The paper's authors give branches to 3 x 3 convolutions of stride 1, depthwise ones as well: 13 of
+ResNet-18's and 9 of MobileNet V1's, without their stems, which are strided.
+"""
+
+ALL_LAYERS = ("all",)
+
+
+def branched_layers(
+    network: nn.Module, names: Sequence[str], layers: Sequence[str] = ALL_LAYERS
+) -> dict[str, tuple[str, ...]]:
+    """The layers that get branches, with those that each can take.
+
+    Args:
+        network: the student.
+        names: branches, as `gpd_cli.branches.branch_names` returns them.
+        layers: `LAYER_SETS`, patterns of layer names (``layer4.*``), or names of modules whose
+            layers are meant; together they are the layers that any of them stands for.
+
+    Returns:
+        Branches by layer name.
+
+    Raises:
+        GpdError: when a pattern stands for no layer that can take any of the branches.
+    """
+    accepted = {
+        name: found
+        for name, module in network.named_modules()
+        if (found := accepts_branches(module, names))
+    }
+    if not names:
+        return {}
+    chosen: set[str] = set()
+    for entry in layers:
+        if entry in LAYER_SETS:
+            chosen |= {n for n in accepted if LAYER_SETS[entry](network.get_submodule(n))}
+            continue
+        found = {n for n in accepted if fnmatchcase(n, entry) or n.startswith(f"{entry}.")}
+        if not found:
+            example = next(iter(accepted), "layer4.*")
+            raise GpdError(
+                f"No layer that can take the branches is named '{entry}'; give one of "
+                f"{', '.join(LAYER_SETS)}, or patterns of layer names, such as '{example}'."
+            )
+        chosen |= found
+    return {name: found for name, found in accepted.items() if name in chosen}
