@@ -14,11 +14,13 @@ from gpd_cli.features import Outputs, Places
 from gpd_cli.files import save_tensors
 from gpd_cli.methods import Batch, Method
 from gpd_cli.methods.kd import kd_loss
+from gpd_cli.methods.reviewkd import ReviewKD
 from gpd_cli.training.module import GapPreservingDistillation
 
 STUDENT = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 TEACHER = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [6, 6, 12, 12]}
 IMAGES, CLASSES = 4, 10
+ZERO = torch.zeros(())
 
 
 class Hints(Method):
@@ -126,6 +128,31 @@ def test_dynamic_teacher_has_trained_parts_of_its_own_width(
         "distillation.methods.student.0.project.weight": 8,
         "distillation.methods.teacher.0.project.weight": 16,
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "student", "static"),
+    [
+        ({}, False, True),
+        ({"student_preactivation": True}, True, True),
+        ({"static_preactivation": False}, False, False),
+    ],
+)
+def test_maps_of_either_side_are_taken_before_or_after_their_activation(
+    make: Callable[..., GapPreservingDistillation],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, bool],
+    student: bool,
+    static: bool,
+) -> None:
+    module = make(method="reviewkd", method_args=settings).eval()
+    seen: list[tuple[Outputs, Outputs]] = []
+    monkeypatch.setattr(ReviewKD, "forward", lambda _, *given: seen.append(given[:2]) or ZERO)
+    run(module)
+    assert len(seen) == 2  # student and dynamic teacher
+    for ours, theirs in seen:
+        assert {bool(maps.min() < 0) for maps in ours.stages} == {student}
+        assert {bool(maps.min() < 0) for maps in theirs.stages} == {static}
 
 
 def test_stages_can_be_named(make: Callable[..., GapPreservingDistillation]) -> None:

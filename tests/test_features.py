@@ -323,7 +323,6 @@ def test_the_map_that_is_pooled_for_the_classifier(
         (by_name("mobilenetv1_100"), 64, 4),  # inside the norm
         (by_name("cifar_vgg8"), 32, 4),
         (by_name("cifar_shufflenetv1"), 32, 3),
-        (by_name("cifar_wrn_16_1"), 32, 0),
         (by_name("vit_tiny_patch16_224", img_size=64, depth=2), 64, 0),
     ],
 )
@@ -342,6 +341,41 @@ def test_stages_are_caught_before_their_activation(build: Build, side: int, befo
             assert torch.equal(given.relu(), result)
         else:
             assert torch.equal(given, result)
+
+
+@pytest.mark.parametrize(
+    ("build", "side", "names", "norms"),
+    [
+        (
+            by_name("cifar_wrn_16_1"),
+            *(32, ["block1", "block2", "block3"]),
+            ["block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"],
+        ),
+        (  # activations inside the norms
+            by_name("resnetv2_50", layers=(1, 1), channels=(8, 16), stem_chs=8),
+            *(64, ["stages.0", "stages.1"]),
+            ["stages.1.blocks.0.norm1", "norm"],
+        ),
+    ],
+)
+def test_stages_of_preactivation_blocks_are_caught_behind_the_next_norm(
+    build: Build, side: int, names: list[str], norms: list[str]
+) -> None:
+    network, shape = build().double().eval(), (3, side, side)
+    for name in norms:  # whose statistics are not those of the maps
+        nn.init.normal_(network.get_submodule(name).bias)
+    places = (
+        find_places(network, shape, names=names, preactivation=before) for before in (False, True)
+    )
+    taps = [Taps(network, found) for found in places]
+    logits = network(torch.randn(2, *shape, dtype=torch.float64))
+    for name, end, given in zip(norms, *(t.take(logits).stages for t in taps), strict=True):
+        norm = network.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm2d)
+        statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        expected = nn.functional.batch_norm(end, *statistics, eps=norm.eps)
+        torch.testing.assert_close(given, expected)
+        assert given.min() < 0
 
 
 def test_a_dynamic_teacher_is_caught_before_its_activations_too() -> None:

@@ -52,7 +52,7 @@ def find_places(
             everything that follows.
         pooled: look for a single stage, the map whose mean over its positions the classifier sees.
             There may be none.
-        preactivation: of stages that end in an activation, take what that is given.
+        preactivation: of each stage take what its activation is given, see `before_activation`.
 
     Raises:
         MethodError: when there is no such module, or its output is neither map nor tokens.

@@ -1,4 +1,4 @@
-"""One run of a network that notes what every module gives, and what activations are given."""
+"""One run of a network: what every module gives, and what activations and norms are given."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gpd_cli.errors import MethodError
 
 _IMAGES = 2
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.GELU)
+_NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,14 @@ class Run:
         outputs: what each module gave by its name, in the order in which they ended, for modules
             that give one row per image.
         inputs: what those of them were given that are activations.
+        norm_inputs: what those of them were given that are norms.
         classifier: name of the linear layer whose output is the logits, if any.
         embedding: what that was given, ``[2, F]``.
     """
 
     outputs: Mapping[str, Seen]
     inputs: Mapping[str, Seen]
+    norm_inputs: Mapping[str, Seen]
     classifier: str | None
     embedding: Tensor | None
 
@@ -73,6 +76,7 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
     """
     outputs: dict[str, Seen] = {}
     inputs: dict[str, Seen] = {}
+    norm_inputs: dict[str, Seen] = {}
     linear: dict[str, Tensor] = {}
 
     def hook(name: str) -> Any:
@@ -88,20 +92,21 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
 
         return note
 
-    def entry(name: str) -> Any:
+    def entry(name: str, given: dict[str, Seen]) -> Any:
         def note(module: nn.Module, args: Any) -> None:
             tensor = first_tensor(args)
             if tensor is not None:
-                inputs[name] = Seen(tensor, tensor._version)
+                given[name] = Seen(tensor, tensor._version)
 
         return note
 
     named = [(name, module) for name, module in network.named_modules() if name]
     handles = [module.register_forward_hook(hook(name)) for name, module in named]
     handles += [
-        module.register_forward_pre_hook(entry(name))
+        module.register_forward_pre_hook(entry(name, given))
         for name, module in named
-        if isinstance(module, _ACTIVATIONS)
+        for kinds, given in ((_ACTIVATIONS, inputs), (_NORMS, norm_inputs))
+        if isinstance(module, kinds)
     ]
     modes = [(module, module.training) for module in network.modules()]
     like = next(network.parameters())
@@ -118,10 +123,13 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
         raise MethodError(f"{type(network).__name__} gives no tensor of logits to distil from.")
     # The very logits: averaged heads, as of distilled transformers, have no classifier.
     heads = [name for name in linear if _same(outputs[name].tensor, logits)]
-    inputs = {name: seen for name, seen in inputs.items() if name in outputs}
+    inputs, norm_inputs = (
+        {name: seen for name, seen in given.items() if name in outputs}
+        for given in (inputs, norm_inputs)
+    )
     if not heads:
-        return Run(outputs, inputs, None, None)
-    return Run(outputs, inputs, heads[-1], linear[heads[-1]])
+        return Run(outputs, inputs, norm_inputs, None, None)
+    return Run(outputs, inputs, norm_inputs, heads[-1], linear[heads[-1]])
 
 
 def first_tensor(output: Any) -> Tensor | None:

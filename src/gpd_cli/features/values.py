@@ -34,13 +34,23 @@ def pooled_stage(seen: Run, stages: Iterable[Stage]) -> Stage | None:
 
 
 def before_activation(seen: Run, stage: Stage) -> Stage:
-    """What the activation is given that a stage ends in; the stage itself if it ends in none.
+    """What the activation is given that a stage ends in.
+
+    A stage of pre-activation blocks (Wide ResNet) ends in a sum that the next norm normalizes for
+    the next activation: what that one is given. A stage with neither is left as it is.
 
     Args:
         seen: a run of the network.
         stage: of it.
     """
+    end = seen.outputs[stage.name]
     for name in seen.inputs:
-        if seen.outputs[name].same(seen.outputs[stage.name]):
+        if seen.outputs[name].same(end):
             return replace(stage, name=name, before=True)
+    norms = [norm for norm, given in seen.norm_inputs.items() if given.same(end)]
+    for name, given in seen.inputs.items():
+        for norm in norms:
+            # timm's norms have their activations inside.
+            if seen.outputs[norm].same(given) or name.startswith(f"{norm}."):
+                return replace(stage, name=name, before=True)
     return stage

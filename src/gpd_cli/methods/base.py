@@ -49,7 +49,9 @@ class Method(nn.Module):
             images (mixup, CutMix).
         same_everywhere: names of buffers that all processes keep equal by themselves, and that
             therefore are not sent around in every step.
-        preactivation: whether a stage that ends in an activation is caught before it.
+        student_preactivation: whether stages of the trained network, student or dynamic teacher,
+            are caught before their activation.
+        static_preactivation: whether those of the static teacher are.
         reuses_classifier: whether the student has to end in the static teacher's classifier.
     """
 
@@ -57,7 +59,8 @@ class Method(nn.Module):
     one_label: ClassVar[bool] = False
     reuses_classifier: ClassVar[bool] = False
     same_everywhere: ClassVar[frozenset[str]] = frozenset()
-    preactivation: bool = False
+    student_preactivation: bool = False
+    static_preactivation: bool = False
 
     def build(self, network: Places, teacher: Places) -> None:
         """Make the trained parts; the default has none.

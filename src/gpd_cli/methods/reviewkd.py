@@ -105,9 +105,11 @@ class ReviewKD(Method):
         width: of the fusion; by default that of the network's deepest features, 512 at most, as for
             the authors' CIFAR networks and ResNet-18 (256 for MobileNet V1 and RVT).
         use_embedding: whether the pooled features, what the classifier sees, are a last stage.
-        preactivation: whether stages that end in an activation are compared before it, as in the
-            authors' runs.
-        weight: of the loss.
+        student_preactivation: whether stages of the student (and of its dynamic teacher) are taken
+            before their activation; not so in the authors' runs on CIFAR-100.
+        static_preactivation: whether those of the static teacher are, as in the same runs; of a
+            Wide ResNet these are the outputs of the norms that follow its stages.
+        weight: of the loss; the authors set it by the pair, see ``configs/methods/reviewkd.yaml``.
     """
 
     needs = frozenset({"stages", "embedding"})
@@ -116,7 +118,8 @@ class ReviewKD(Method):
         self,
         width: int | None = None,
         use_embedding: bool = True,
-        preactivation: bool = True,
+        student_preactivation: bool = False,
+        static_preactivation: bool = True,
         weight: float = 1.0,
     ) -> None:
         super().__init__()
@@ -124,7 +127,8 @@ class ReviewKD(Method):
         if width is not None and width < 1:
             raise MethodError(f"The width of the fusion must be 1 or more, not {width}.")
         self.width, self.use_embedding, self.weight = width, use_embedding, weight
-        self.preactivation = preactivation
+        self.student_preactivation = student_preactivation
+        self.static_preactivation = static_preactivation
         self.fusions = nn.ModuleList()
 
     def build(self, network: Places, teacher: Places) -> None:

@@ -61,16 +61,18 @@ class Distillation(nn.Module):
         self.teachers = list(teachers)
         kind = make_method(method, settings)
         self.needs, self._one_label, self._name = kind.needs, kind.one_label, type(kind).__name__
-        self._preactivation = kind.preactivation
         self._num_images = getattr(kind, "num_images", None)
         if kind.reuses_classifier:
             check_reused(network, self._name)
         trained = _trained(network)
         # The student's own module has its weights for the time of a run only.
-        places = {"student": self._places(network.extract(), shape, stages)}
+        before = kind.student_preactivation
+        places = {"student": self._places(network.extract(), shape, stages, before)}
         if isinstance(network, Pair):
-            places["teacher"] = self._places(network.teacher, shape, None, places["student"])
-        theirs = [self._places(t.network, t.shape, t.stages) for t in self.teachers]
+            like = places["student"]
+            places["teacher"] = self._places(network.teacher, shape, None, before, like)
+        before = kind.static_preactivation
+        theirs = [self._places(t.network, t.shape, t.stages, before) for t in self.teachers]
         self.methods = nn.ModuleDict()
         for name in trained:
             made = [make_method(method, settings) for _ in theirs]
@@ -159,6 +161,7 @@ class Distillation(nn.Module):
         network: nn.Module,
         shape: tuple[int, int, int],
         names: Sequence[str] | None,
+        preactivation: bool,
         like: Places | None = None,
     ) -> Places:
         if not self.needs & _CAUGHT:
@@ -167,12 +170,7 @@ class Distillation(nn.Module):
         if not pooled and "stages" not in self.needs:
             names, like = [], None
         found = find_places(
-            network,
-            shape,
-            names=names,
-            like=like,
-            pooled=pooled,
-            preactivation=self._preactivation,
+            network, shape, names=names, like=like, pooled=pooled, preactivation=preactivation
         )
         if "embedding" not in self.needs:
             found = replace(found, classifier=None)
