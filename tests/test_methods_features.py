@@ -17,7 +17,7 @@ from gpd_cli.features import Outputs, Places, Stage
 from gpd_cli.methods import Batch, Method
 from gpd_cli.methods.attention import AttentionTransfer, attention_loss
 from gpd_cli.methods.catkd import CATKD, class_activation, class_attention_loss
-from gpd_cli.methods.fitnets import FitNets, hint_loss
+from gpd_cli.methods.fitnets import FitNets, hint_loss, regressor
 from gpd_cli.methods.maps import pool_to, same_size
 from gpd_cli.methods.reviewkd import Fusion, ReviewKD, context_loss, review_loss
 
@@ -242,14 +242,15 @@ def test_attention_transfer_against_numpy() -> None:
     theirs = [stored(2, 6, 8, 8, step=0.3), stored(2, 4, 2, 2, step=0.9)]
 
     def attention(maps: Tensor, size: int) -> Array:
-        sums = pooled((maps.numpy() ** 2).sum(axis=1, keepdims=True), size).reshape(2, -1)
+        sums = (pooled(maps.numpy(), size) ** 2).sum(axis=1).reshape(2, -1)
         return sums / np.sqrt((sums**2).sum(axis=1, keepdims=True))
 
     expected = sum(
         float(((attention(s, size) - attention(t, size)) ** 2).mean())
         for s, t, size in zip(ours, theirs, (4, 2), strict=True)
     )
-    # The pooling above divides where the loss divides by channels too: both are normalized away.
+    # What the code of Tian et al. gives for the same sines, stored.
+    assert expected == pytest.approx(0.0593521280, abs=1e-9)
     assert attention_loss(ours, theirs).item() == pytest.approx(expected, abs=1e-12)
     assert attention_loss(theirs, ours).item() == pytest.approx(expected, abs=1e-12)
 
@@ -260,20 +261,55 @@ def test_attention_transfer_sees_places_and_no_scale() -> None:
     assert attention_loss([maps], [maps.flip(3)]).item() > 1e-4
 
 
+def test_attention_of_unequal_sizes_is_that_of_pooled_maps() -> None:
+    # A map of +1 and -1 in turns has an attention, its mean over pairs of positions has none.
+    signs = torch.tensor([1.0, -1.0]).repeat(2).expand(1, 1, 4, 4)
+    smaller = torch.tensor([[0.0, 1.0], [0.0, 0.0]]).view(1, 1, 2, 2)
+    assert attention_loss([signs], [smaller]).item() == pytest.approx(1 / 4)
+
+
 @pytest.mark.parametrize(("stage", "index"), [(None, 1), (1, 0), (3, 2)])
 def test_fitnets_regresses_the_chosen_stage(stage: int | None, index: int) -> None:
     method = FitNets(stage, weight=3.0)
     method.build(NETWORK, LARGER)
     method.double()
     ours, theirs = outputs(NETWORK, torch.float64), outputs(LARGER, torch.float64)
-    weight = method.regressor.weight.detach().numpy()[:, :, 0, 0]
-    bias = method.regressor.bias
-    assert bias is not None
-    regressed = np.einsum("oc,bchw->bohw", weight, ours.stages[index].numpy())
-    regressed += bias.detach().numpy()[None, :, None, None]
+    regressed = regress(set_weights(method.regressor), ours.stages[index].numpy())
     hint = pooled(theirs.stages[index].numpy(), ours.stages[index].shape[-1])
     expected = 3 * float(((regressed - hint) ** 2).mean())
     assert method(ours, theirs, batch()).item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("size", "result", "expected"),
+    # Sums of the result's squares; the code of Tian et al. gives the same for the same sines.
+    [(4, 4, 195.16576777), (8, 4, 194.83410644), (4, 8, 777.02025626)],
+)
+def test_regressor_is_that_of_the_literature(size: int, result: int, expected: float) -> None:
+    ours, theirs = (places([c], [s]).stages[0] for c, s in ((3, size), (5, result)))
+    module = regressor(ours, theirs).double()
+    maps = stored(2, 3, size, size, step=0.7)
+    again = regress(set_weights(module), maps.numpy(), size, result)
+    torch.testing.assert_close(module(maps), torch.from_numpy(again), rtol=0, atol=1e-9)
+    assert float((again**2).sum()) == pytest.approx(expected, abs=1e-6)
+    assert again.min() == 0 and again.shape[2] == result
+
+
+def regress(weights: dict[str, Array], maps: Array, size: int = 1, result: int = 1) -> Array:
+    """FitNets' regressor from maps of one size to another: convolution, norm, ReLU."""
+    weight, bias = weights["0.weight"], weights["0.bias"][None, :, None, None]
+    if 2 * size == result:
+        # Transposed: each position is spread over 4 x 4 positions two apart, an edge cut off.
+        spread = np.zeros((len(maps), weight.shape[1], result + 2, result + 2))
+        for i in range(size):
+            for j in range(size):
+                part = np.einsum("bc,coxy->boxy", maps[:, :, i, j], weight)
+                spread[:, :, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4] += part
+        regressed = spread[:, :, 1:-1, 1:-1] + bias
+    else:
+        step = 2 if size == 2 * result else 1
+        regressed = convolved(maps, weight)[:, :, ::step, ::step] + bias
+    return np.maximum(batch_normed(regressed, weights["1.weight"], weights["1.bias"]), 0)
 
 
 def test_fitnets_refuses_unknown_stages() -> None:

@@ -20,7 +20,8 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
     A stage's attention is the sum of squares over its channels, at each position; the sum over
     the stages of ``mean((q_s / |q_s| - q_t / |q_t|)^2)`` is what equation 2 minimizes, up to the
     number of positions and its factor of a half, as in the authors' code. Of two sizes, the larger
-    attention is pooled to the smaller one.
+    map is pooled to the smaller one, before it is squared, as in the code behind the tables of the
+    CIFAR-100 literature (Tian et al., ICLR 2020).
 
     Args:
         student: maps, each ``[B, C, H, W]``.
@@ -31,8 +32,8 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
     """
     losses = []
     for ours, theirs in zip(student, teacher, strict=True):
-        one, other = same_size(_attention(ours), _attention(theirs))
-        losses.append(F.mse_loss(F.normalize(one.flatten(1)), F.normalize(other.flatten(1))))
+        one, other = same_size(in_float32(ours), in_float32(theirs))
+        losses.append(F.mse_loss(_attention(one), _attention(other)))
     return torch.stack(losses).sum()
 
 
@@ -64,5 +65,5 @@ class AttentionTransfer(Method):
 
 
 def _attention(maps: Tensor) -> Tensor:
-    """Mean of squares over the channels, ``[B, 1, H, W]``; its scale is normalized away."""
-    return in_float32(maps).square().mean(dim=1, keepdim=True)
+    """Mean of squares over the channels, as unit vectors of positions: ``[B, H W]``."""
+    return F.normalize(maps.square().mean(dim=1).flatten(1))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpd_cli.errors import MethodError
-from gpd_cli.features import Outputs, Places
+from gpd_cli.features import Outputs, Places, Stage
 from gpd_cli.methods.base import Batch, Method, check_weight
 from gpd_cli.methods.maps import same_size
 from gpd_cli.methods.precision import in_float32
@@ -27,10 +27,33 @@ def hint_loss(regressed: Tensor, hint: Tensor) -> Tensor:
     return F.mse_loss(*same_size(in_float32(regressed), in_float32(hint)))
 
 
-class FitNets(Method):
-    """Hints: a 1 x 1 convolution of the network's map has to give the teacher's.
+def regressor(ours: Stage, theirs: Stage) -> nn.Sequential:
+    """A convolution, a norm and a ReLU from a map to the teacher's.
 
-    The hint is given along the whole training and not in a phase of its own before it.
+    That of the CIFAR-100 literature (Tian et al., ICLR 2020): the convolution is 1 x 1 for maps of
+    one size, 3 x 3 of stride 2 for one of twice the teacher's size, and a transposed 4 x 4 of
+    stride 2 for one of half that size. Other sizes have a 1 x 1, too; their maps are pooled later.
+
+    Args:
+        ours: stage of the trained network.
+        theirs: stage of the static teacher.
+    """
+    channels = (ours.channels, theirs.channels)
+    convolution: nn.Module
+    if ours.height == 2 * theirs.height:
+        convolution = nn.Conv2d(*channels, 3, stride=2, padding=1)
+    elif 2 * ours.height == theirs.height:
+        convolution = nn.ConvTranspose2d(*channels, 4, stride=2, padding=1)
+    else:
+        convolution = nn.Conv2d(*channels, 1)
+    return nn.Sequential(convolution, nn.BatchNorm2d(theirs.channels), nn.ReLU())
+
+
+class FitNets(Method):
+    """Hints: the network's map, behind a `regressor`, has to give the teacher's.
+
+    The hint is given along the whole training and not in a phase of its own before it, as in the
+    tables of the CIFAR-100 literature.
 
     Args:
         stage: whose maps are compared, 1 for the shallowest; by default the middle one.
@@ -61,11 +84,10 @@ class FitNets(Method):
                 f"There is no stage {stage} to take a hint from: the networks have {count}."
             )
         self._index = stage - 1
-        self.regressor = nn.Conv2d(
-            network.stages[self._index].channels, teacher.stages[self._index].channels, 1
-        )
+        self.regressor = regressor(network.stages[self._index], teacher.stages[self._index])
 
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """See `hint_loss`; labels are not used."""
-        maps = network.stages[self._index].to(self.regressor.weight.dtype)
+        weight = next(self.regressor.parameters())
+        maps = network.stages[self._index].to(weight.dtype)
         return self.weight * hint_loss(self.regressor(maps), teacher.stages[self._index])

@@ -81,6 +81,7 @@ def check_same_parts(
         return
     raise WeightsError(
         f"The checkpoint has other parts of its distillation method ({before}) than this run "
-        f"({now if expected is not None else 'none'}); resume with the configuration that the run "
-        "was started with, or start anew from the extracted student (--model.student_weights)."
+        f"({now if expected is not None else 'none'}); resume with the configuration and the "
+        "version of gpd that the run was started with, or start anew from the extracted student "
+        "(--model.student_weights)."
     )
