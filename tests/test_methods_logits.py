@@ -19,7 +19,7 @@ from torch import Tensor
 from gpd_cli.errors import GpdError, MethodError
 from gpd_cli.features import Outputs, Places
 from gpd_cli.methods import Batch, Method, make_method
-from gpd_cli.methods.cc import CC, cc_loss, correlations
+from gpd_cli.methods.cc import CC, cc_loss, correlations, kernel_loss
 from gpd_cli.methods.crd import CRD, nce_loss, remember, similarities
 from gpd_cli.methods.dist import DIST, dist_loss, pearson
 from gpd_cli.methods.dkd import DKD, dkd_loss
@@ -50,12 +50,13 @@ METHODS: dict[str, Callable[[], Method]] = {
     "rkd": RKD,
     "pkt": PKT,
     "cc": lambda: CC(feat_dim=3),
-    "cc_plain": lambda: CC(feat_dim=None),
+    "cc_kernel": lambda: CC(feat_dim=3, kernel=True),
+    "cc_plain": lambda: CC(feat_dim=None, kernel=True),
     "srrl": SRRL,
     "simkd": SimKD,
     "crd": lambda: CRD(IMAGES, feat_dim=3, nce_k=9),
 }
-WITH_CONNECTOR = ["cc", "srrl", "crd"]
+WITH_CONNECTOR = ["cc", "cc_kernel", "srrl", "crd"]
 ON_EMBEDDINGS = ["rkd", "pkt", "cc", "srrl", "simkd", "crd"]
 
 
@@ -236,7 +237,16 @@ def reference_pkt(student: Array, teacher: Array) -> float:
     return sum(terms) / len(terms)
 
 
-def reference_cc(student: Array, teacher: Array, gamma: float, order: int) -> float:
+def reference_cc(student: Array, teacher: Array) -> float:
+    total = 0.0
+    for i in range(len(student) - 1):
+        for f in range(student.shape[1]):
+            here, next_one = (abs(student[k, f] - teacher[k, f]) for k in (i, i + 1))
+            total += here * next_one
+    return total / (len(student) - 1)
+
+
+def reference_kernel(student: Array, teacher: Array, gamma: float, order: int) -> float:
     def kernel(a: Array, b: Array) -> float:
         x = cosine(a, b)
         return sum(
@@ -441,7 +451,7 @@ def test_pkt_is_the_written_formula() -> None:
     torch.testing.assert_close(affinities(student).sum(dim=1), torch.ones(ROWS).double())
 
 
-@pytest.mark.parametrize("loss", [pkt_loss, cc_loss])
+@pytest.mark.parametrize("loss", [pkt_loss, kernel_loss])
 def test_cosines_do_not_see_lengths(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     student, teacher = features(), features(WIDER)
     scaled = student * (torch.rand(ROWS, 1) + 0.5)
@@ -449,11 +459,28 @@ def test_cosines_do_not_see_lengths(loss: Callable[[Tensor, Tensor], Tensor]) ->
 
 
 @pytest.mark.parametrize(("gamma", "order"), [(0.4, 2), (0.7, 1), (0.4, 4)])
-def test_cc_is_the_written_formula(gamma: float, order: int) -> None:
+def test_kernel_loss_is_the_written_formula(gamma: float, order: int) -> None:
     student, teacher = features(), features(WIDER)
-    loss = cc_loss(student, teacher, gamma, order)
+    loss = kernel_loss(student, teacher, gamma, order)
     assert loss.shape == ()
-    assert loss.item() == near(reference_cc(student.numpy(), teacher.numpy(), gamma, order))
+    assert loss.item() == near(reference_kernel(student.numpy(), teacher.numpy(), gamma, order))
+
+
+def test_cc_is_the_written_formula() -> None:
+    student, teacher = features(), features()
+    loss = cc_loss(student, teacher)
+    assert loss.shape == ()
+    assert loss.item() == near(reference_cc(student.numpy(), teacher.numpy()))
+
+
+def test_cc_by_hand_and_by_stored_value() -> None:
+    # Distances (1, 2), (3, 4), (5, 0): (1 * 3 + 2 * 4 + 3 * 5 + 4 * 0) / 2 neighbours.
+    student = torch.tensor([[1.0, -2.0], [-3.0, 4.0], [5.0, 0.0]])
+    assert cc_loss(student, torch.zeros(3, 2)).item() == 13.0
+    assert cc_loss(student[:1], torch.zeros(1, 2)).item() == 0.0  # no neighbours
+    # What the code of Tian et al. gives for sines, stored.
+    sines = [torch.sin(step * torch.arange(1, 31.0).double()).view(5, 6) for step in (0.7, 0.3)]
+    assert cc_loss(*sines).item() == pytest.approx(4.80175984, abs=1e-8)
 
 
 def test_the_series_comes_to_the_gaussian_kernel() -> None:
@@ -462,18 +489,32 @@ def test_the_series_comes_to_the_gaussian_kernel() -> None:
     torch.testing.assert_close(correlations(units, 0.4, order=12), kernel)
 
 
-def test_cc_compares_what_its_layers_give() -> None:
-    method = built("cc").double()
+@pytest.mark.parametrize("kernel", [False, True])
+def test_cc_compares_what_its_layers_give(kernel: bool) -> None:
+    method = built("cc_kernel" if kernel else "cc").double()
     ours, theirs = outputs(NETWORK), outputs(TEACHER)
     student, teacher = (
         o.embedding.numpy() @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
         for o, layer in ((ours, method.student_layer), (theirs, method.teacher_layer))
     )
-    expected = 100 * reference_cc(student, teacher, 0.4, 2)
+    expected = 0.02 * reference_cc(student, teacher)
+    if kernel:
+        expected = 100 * reference_kernel(student, teacher, 0.4, 2)
     assert method(ours, theirs, a_batch()).item() == near(expected)
+
+
+def test_cc_without_layers_compares_the_embeddings() -> None:
+    ours, theirs = outputs(NETWORK), outputs(TEACHER)
+    one, other = ours.embedding.numpy(), theirs.embedding.numpy()
     plain = built("cc_plain")(ours, theirs, a_batch())
-    expected = 100 * reference_cc(ours.embedding.numpy(), theirs.embedding.numpy(), 0.4, 2)
-    assert plain.item() == near(expected)
+    assert plain.item() == near(100 * reference_kernel(one, other, 0.4, 2))
+    alike = CC(feat_dim=None, weight=2.0)
+    with pytest.raises(MethodError, match="feat_dim"):
+        alike.build(NETWORK, TEACHER)
+    alike.build(NETWORK, NETWORK)
+    twin = outputs(NETWORK)
+    expected = 2 * reference_cc(one, twin.embedding.numpy())
+    assert alike(ours, twin, a_batch()).item() == near(expected)
 
 
 @pytest.mark.parametrize("relu", [True, False])

@@ -12,6 +12,28 @@ from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places
 from gpd_cli.methods.base import Batch, Method, check_weight
 from gpd_cli.methods.embeddings import check_embeddings, connect, cosines, embeddings
+from gpd_cli.methods.precision import in_float32
+
+_WEIGHT, _KERNEL_WEIGHT = 0.02, 100.0
+
+
+def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Correlation congruence as the tables of the CIFAR-100 literature have it.
+
+    ``mean_i(sum_f |d_i| |d_(i+1)|)`` over the neighbours in a batch, where d is the difference of
+    the embeddings. It is not the loss of the paper, but what Tian et al. (ICLR 2020) compare with
+    in their published code, which they had from the paper's authors.
+
+    Args:
+        student: embeddings, ``[B, F]``.
+        teacher: embeddings, ``[B, F]``.
+
+    Returns:
+        A scalar; 0 for a single image.
+    """
+    distances = (in_float32(student) - in_float32(teacher)).abs()
+    products = (distances[:-1] * distances[1:]).sum(dim=1)
+    return products.sum() / max(1, len(products))
 
 
 def correlations(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
@@ -33,8 +55,8 @@ def correlations(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tenso
     return math.exp(-2 * gamma) * torch.stack(terms).sum(dim=0)
 
 
-def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """Correlation congruence (Peng et al., ICCV 2019, arXiv 1904.01802).
+def kernel_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
+    """Correlation congruence as the paper has it (Peng et al., ICCV 2019, arXiv 1904.01802).
 
     The mean over all pairs in the batch of the squared difference of their `correlations`.
 
@@ -53,15 +75,19 @@ def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2
 class CC(Method):
     """Correlation congruence on embeddings, each behind a linear layer of its own.
 
-    Both layers are trained. As the kernel compares images of one network at a time, it needs no
-    common width: ``feat_dim: null`` compares the embeddings themselves, whose correlations no layer
-    can make alike. Labels are not used, so mixed images and label smoothing change nothing.
+    Both layers are trained, the static teacher's as well. By default the loss is `cc_loss`, that of
+    the CIFAR-100 literature; ``kernel: true`` chooses the paper's, `kernel_loss`. As the kernel
+    compares images of one network at a time, it needs no common width: there ``feat_dim: null``
+    compares the embeddings themselves, whose correlations no layer can make alike. Labels are not
+    used, so mixed images and label smoothing change nothing.
 
     Args:
         feat_dim: width of the linear layers; null for none.
-        gamma: of the Gaussian kernel, more than 0.
+        kernel: whether correlations by the Gaussian kernel are compared.
+        gamma: of that kernel, more than 0.
         order: of its Taylor series, 1 or more.
-        weight: of the loss; the default is ours, as the loss is a mean of squares of small numbers.
+        weight: of the loss; by default 0.02, that of the CIFAR-100 literature, and for the kernel
+            100, which is ours, as that loss is a mean of squares of small numbers.
     """
 
     needs = frozenset({"embedding"})
@@ -69,9 +95,10 @@ class CC(Method):
     def __init__(
         self,
         feat_dim: int | None = 128,
+        kernel: bool = False,
         gamma: float = 0.4,
         order: int = 2,
-        weight: float = 100.0,
+        weight: float | None = None,
     ) -> None:
         super().__init__()
         if feat_dim is not None and feat_dim < 1:
@@ -80,23 +107,35 @@ class CC(Method):
             raise MethodError(f"The kernel's gamma must be more than 0, not {gamma}.")
         if order < 1:
             raise MethodError(f"The order of the Taylor series must be 1 or more, not {order}.")
+        if weight is None:
+            weight = _KERNEL_WEIGHT if kernel else _WEIGHT
         check_weight(weight)
-        self.feat_dim, self.gamma, self.order, self.weight = feat_dim, gamma, order, weight
+        self.feat_dim, self.kernel, self.weight = feat_dim, kernel, weight
+        self.gamma, self.order = gamma, order
 
     def build(self, network: Places, teacher: Places) -> None:
         """Make the linear layers.
 
         Raises:
-            MethodError: when a network has no embedding.
+            MethodError: when a network has no embedding, or embeddings of two widths are to be
+                compared without linear layers.
         """
         check_embeddings(self, network, teacher)
+        if self.feat_dim is None and not self.kernel and network.embedding != teacher.embedding:
+            raise MethodError(
+                f"CC compares embeddings of one width, but the trained network has "
+                f"{network.embedding} channels and the static teacher {teacher.embedding}; set "
+                "feat_dim, or kernel to true."
+            )
         if self.feat_dim is not None:
             self.student_layer = nn.Linear(network.embedding, self.feat_dim)
             self.teacher_layer = nn.Linear(teacher.embedding, self.feat_dim)
 
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """See `cc_loss`."""
+        """See `cc_loss` and `kernel_loss`."""
         ours, theirs = embeddings(network, teacher)
         if self.feat_dim is not None:
             ours, theirs = connect(self.student_layer, ours), connect(self.teacher_layer, theirs)
-        return self.weight * cc_loss(ours, theirs, self.gamma, self.order)
+        if self.kernel:
+            return self.weight * kernel_loss(ours, theirs, self.gamma, self.order)
+        return self.weight * cc_loss(ours, theirs)
