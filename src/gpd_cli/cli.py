@@ -22,6 +22,7 @@ from gpd_cli.commands.expand import expand_command
 from gpd_cli.data import ImageData
 from gpd_cli.errors import GpdError
 from gpd_cli.loggers import csv_logger, settings_to_log, with_csv
+from gpd_cli.methods.pairs import for_pair
 from gpd_cli.subnormals import FlushedSubnormals, flushed_subnormals
 from gpd_cli.trainer import GpdTrainer
 from gpd_cli.training.callbacks import EpochLines, default_callbacks
@@ -136,11 +137,13 @@ class GpdCLI(LightningCLI):
         """Last changes to what the user asked for.
 
         Weights come from the checkpoint, where there is one, and not from the first file. A static
-        teacher and what belongs to it take no part in evaluation, and need not be at hand for it. A
-        run that logs elsewhere, or nowhere, has its CSV file nevertheless.
+        teacher and what belongs to it take no part in evaluation, and need not be at hand for it.
+        Settings that a method has by the pair become those of the pair. A run that logs elsewhere,
+        or nowhere, has its CSV file nevertheless.
 
         Raises:
             ArgumentError: when there is nowhere to write an expansion.
+            MethodError: when a setting by the pair has no entry for this one.
         """
         config = self.config.get(self.subcommand)
         if self.subcommand == "expand" and not (config.output or config.dry_run):
@@ -155,6 +158,9 @@ class GpdCLI(LightningCLI):
             for name in _OF_TRAINING:
                 config.model[name] = defaults[name]
             return
+        model = config.model
+        if model.static_teacher and model.method_args:
+            model.method_args = for_pair(model.method_args, model.static_teacher, model.student)
         options = config.trainer
         options.logger = with_csv(
             options.logger, self.trainer_defaults["logger"], options.default_root_dir

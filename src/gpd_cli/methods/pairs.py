@@ -1,0 +1,54 @@
+"""Settings of methods that the literature chooses by the pair of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpd_cli.errors import MethodError
+
+_ARROW = "->"
+_OTHERWISE = "otherwise"
+
+
+def for_pair(settings: Mapping[str, Any], teacher: str, student: str) -> dict[str, Any]:
+    """Settings of a method for one pair of networks.
+
+    A setting may be a table: a value by pair (``TEACHER -> STUDENT``), and one ``otherwise``.
+
+    Args:
+        settings: of the method.
+        teacher: name of the static teacher.
+        student: name of the student.
+
+    Returns:
+        The settings, with the pair's entry in place of each table.
+
+    Raises:
+        MethodError: when a table has no entry for the pair.
+
+    Example:
+        >>> table = {"resnet34 -> resnet18": 0.5, "otherwise": 8.0}
+        >>> for_pair({"alpha": 1.0, "beta": table}, "resnet34", "resnet18")
+        {'alpha': 1.0, 'beta': 0.5}
+    """
+    return {
+        name: _entry(name, value, teacher, student) if _is_table(value) else value
+        for name, value in settings.items()
+    }
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(_ARROW in str(key) for key in value)
+
+
+def _entry(name: str, table: Mapping[str, Any], teacher: str, student: str) -> Any:
+    for pair, value in table.items():
+        if [part.strip() for part in pair.split(_ARROW)] == [teacher, student]:
+            return value
+    if _OTHERWISE in table:
+        return table[_OTHERWISE]
+    raise MethodError(
+        f"The setting {name} is given by the pair of networks, and there is no entry for "
+        f"'{teacher} -> {student}' and none for '{_OTHERWISE}'; set --model.method_args.{name}."
+    )
