@@ -80,6 +80,26 @@ def test_pairs(path: Path, data: dict[int, Path], tmp_path: Path) -> None:
     two_steps(tmp_path, data[32], "-c", str(path), *options)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pair", "method"),
+    [  # stages with names of their own, before activations, of unequal sizes
+        ("vgg8", "reviewkd"),
+        ("mobilenetv2_half", "reviewkd"),
+        ("wrn_16_2", "reviewkd"),
+        ("shufflenetv2", "fitnets"),
+        ("shufflenetv1", "at"),
+        ("vgg8", "catkd"),
+    ],
+)
+def test_methods_of_pairs(pair: str, method: str, data: dict[int, Path], tmp_path: Path) -> None:
+    files = CONFIGS / "cifar100" / f"{pair}.yaml", CONFIGS / "methods" / f"{method}.yaml"
+    teacher = entry(files[0], "model.static_teacher")
+    assert teacher is not None
+    options = ["--model.static_teacher_weights", weights(tmp_path, teacher)]
+    two_steps(tmp_path, data[32], "-c", str(files[0]), "-c", str(files[1]), *options)
+
+
 @pytest.mark.parametrize("alone", [False, True], ids=["gpd", "alone"])
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_methods(path: Path, alone: bool, data: dict[int, Path], tmp_path: Path) -> None:
