@@ -65,6 +65,8 @@ def test_a_run_without_anything_to_learn_from_is_refused(
         ("gap_weight", "-1"),
         ("ce_weight", "-0.5"),
         ("gap_smoothing", "1"),
+        ("gap_temperature", "0"),
+        ("gap_warmup_epochs", "-1"),
         ("label_smoothing", "2"),
         ("static_weight", "-1"),
         ("static_weight", ".nan"),

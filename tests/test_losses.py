@@ -138,6 +138,22 @@ def test_objective_defaults_to_the_papers_weights() -> None:
     assert terms["gap"].item() == near(3.0 * reference_ce(student, soft, 0.1))
 
 
+def test_the_gap_term_softens_both_networks_by_its_temperature() -> None:
+    student, dynamic, target = logits(), logits(), labels()
+    terms = Objective(gap_smoothing=0.2, gap_temperature=4.0).terms(student, dynamic, target)
+    soft = [probabilities(row) for row in (dynamic / 4).tolist()]
+    assert terms["gap"].item() == near(3 * 16 * reference_ce(student / 4, soft, 0.2))
+
+
+def test_lambda_rises_over_its_warm_up() -> None:
+    student, dynamic, target = logits(), logits(), labels()
+    full = Objective().terms(student, dynamic, target, epoch=0)["gap"].item()
+    objective = Objective(gap_warmup_epochs=4)
+    terms = [objective.terms(student, dynamic, target, epoch) for epoch in (0, 2, 3, 9)]
+    assert [term["gap"].item() / full for term in terms] == near([0.25, 0.75, 1.0, 1.0])
+    assert all(term["student_ce"] == terms[0]["student_ce"] for term in terms)
+
+
 def test_objective_without_gap_weight_trains_the_two_apart() -> None:
     student, dynamic = logits().requires_grad_(), logits().requires_grad_()
     terms = Objective(gap_weight=0.0).terms(student, dynamic, labels())

@@ -22,6 +22,7 @@ from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.teacher import build_pair
 from gpd_cli.expansion.tensors import Storage
+from gpd_cli.expansion.unshared import Unshared
 from gpd_cli.files import save_tensors
 from gpd_cli.models import ModelSpec
 from gpd_cli.training.networks import Alone
@@ -43,6 +44,7 @@ class Description:
         shape: of the images it was trained or expanded on, ``(C, H, W)``.
         storage: at what scale shared weights are stored.
         branch_layers: which layers have branches.
+        shared: whether student and dynamic teacher share their weights.
     """
 
     spec: ModelSpec
@@ -51,6 +53,7 @@ class Description:
     branches: tuple[str, ...] = ()
     storage: Storage = "mixed"
     branch_layers: tuple[str, ...] = ALL_LAYERS
+    shared: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (JSON)."""
@@ -61,6 +64,7 @@ class Description:
             "branches": list(self.branches),
             "branch_layers": list(self.branch_layers),
             "storage": self.storage,
+            "shared": self.shared,
             "shape": list(self.shape),
         }
 
@@ -75,6 +79,7 @@ class Description:
             tuple(data["branches"]),
             data["storage"],
             tuple(data.get("branch_layers", ALL_LAYERS)),
+            data.get("shared", True),
         )
 
     def build(self) -> Pair | Alone:
@@ -82,13 +87,14 @@ class Description:
         student = self.spec.build()
         if self.plan is None:
             return Alone(student)
-        return build_pair(
+        pair = build_pair(
             student,
             self.plan,
             branches=self.branches,
             branch_layers=self.branch_layers,
             storage=self.storage,
         )
+        return pair if self.shared else Unshared.of(pair)
 
 
 def describe_run(
@@ -112,7 +118,13 @@ def describe_run(
     if isinstance(network, Alone):
         return Description(spec, None, shape).to_dict()
     return Description(
-        spec, network.plan, shape, tuple(branches), storage, tuple(branch_layers)
+        spec,
+        network.plan,
+        shape,
+        tuple(branches),
+        storage,
+        tuple(branch_layers),
+        shared=not isinstance(network, Unshared),
     ).to_dict()
 
 
@@ -132,6 +144,8 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
     def short(entry: Mapping[str, Any]) -> str:
         student, plan = entry["student"], entry["plan"]
         how = "alone" if plan is None else f"at ratio {plan['ratio']:g}"
+        if not entry["shared"]:
+            how += " with weights of its own"
         return (
             f"{student['name']} with {student['num_classes']} classes {how}, branches "
             f"{entry['branches']}{layers(entry)}, storage {entry['storage']}"
@@ -141,8 +155,9 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
         chosen = entry["branch_layers"]
         return "" if chosen == list(ALL_LAYERS) else f" on {chosen}"
 
-    found = {"branch_layers": list(ALL_LAYERS), **found}  # files written before there was a choice
-    keys = ("student", "plan", "branches", "branch_layers", "storage")
+    # Files written before there was a choice.
+    found = {"branch_layers": list(ALL_LAYERS), "shared": True, **found}
+    keys = ("student", "plan", "branches", "branch_layers", "storage", "shared")
     if any(found[key] != expected[key] for key in keys):
         if short(found) == short(expected) and found["student"] == expected["student"]:
             raise WeightsError(

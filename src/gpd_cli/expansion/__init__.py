@@ -9,6 +9,7 @@ from gpd_cli.expansion.probing.randomize import randomize
 from gpd_cli.expansion.probing.rules import RULES, Rule
 from gpd_cli.expansion.teacher import merged_teacher
 from gpd_cli.expansion.tensors import Storage, expand_tensor, slice_tensor
+from gpd_cli.expansion.unshared import Unshared
 
 __all__ = [
     "DEFAULT_NOISE",
@@ -19,6 +20,7 @@ __all__ = [
     "Rule",
     "Storage",
     "TensorPlan",
+    "Unshared",
     "WidthPlan",
     "certify",
     "expand",

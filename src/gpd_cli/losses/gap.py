@@ -22,18 +22,23 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) 
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
-def gap_loss(student: Tensor, dynamic_teacher: Tensor, smoothing: float = 0.1) -> Tensor:
+def gap_loss(
+    student: Tensor, dynamic_teacher: Tensor, smoothing: float = 0.1, temperature: float = 1.0
+) -> Tensor:
     """What the student learns from the dynamic teacher: SCE of Guo et al. (2025), section 3.2.
 
-    Smoothed cross-entropy with the dynamic teacher's softmax at temperature 1. No gradient reaches
-    the dynamic teacher.
+    Smoothed cross-entropy with the dynamic teacher's softmax. No gradient reaches the dynamic
+    teacher. Logits are divided by the temperature, and the loss is multiplied by its square, so
+    that gradients keep their size (Hinton et al., 2015).
 
     Args:
         student: logits, ``[B, C]``.
         dynamic_teacher: logits, ``[B, C]``.
         smoothing: weight of the uniform distribution (0.1 in the authors' runs).
+        temperature: of both softmaxes (1 in the authors' runs).
 
     Returns:
         A scalar.
     """
-    return soft_cross_entropy(student, dynamic_teacher.detach().softmax(dim=1), smoothing)
+    targets = (dynamic_teacher.detach() / temperature).softmax(dim=1)
+    return temperature**2 * soft_cross_entropy(student / temperature, targets, smoothing)

@@ -16,6 +16,7 @@ from gpd_cli.methods import Batch, Method, make_method
 from gpd_cli.methods.precision import in_float32
 from gpd_cli.models import check_images
 from gpd_cli.training.networks import Alone
+from gpd_cli.training.objective import warmed_up
 from gpd_cli.training.reuse import check_reused
 from gpd_cli.training.static_teacher import StaticTeacher
 
@@ -105,7 +106,7 @@ class Distillation(nn.Module):
             _in_float32(taps.take(teacher(images)))
             for teacher, taps in zip(self.teachers, self._teacher_taps, strict=True)
         ]
-        weight = self._weight * min(1.0, (epoch + 1) / max(1, self._warmup))
+        weight = self._weight * warmed_up(epoch, self._warmup)
         terms = {}
         for name, outputs in ours.items():
             methods = self._methods(name)

@@ -66,6 +66,8 @@ class GapPreservingDistillation(EvaluatedModule):
             OREPA (orepa), for training from scratch; or as in the code of the paper's authors
             (gpd), where both networks start as what the branches merge to, and not as the
             student's own weights.
+        shared: whether student and dynamic teacher share their weights; false trains both with
+            weights of their own, to see what sharing is worth.
         static_teacher: a frozen network to distil from, named like the student; by default none.
         static_teacher_weights: its state dict.
         static_teacher_args: further arguments of its constructor.
@@ -83,6 +85,8 @@ class GapPreservingDistillation(EvaluatedModule):
         ce_weight: weight of the labels' cross-entropy, for student and dynamic teacher.
         gap_weight: lambda, the weight of what the student learns from the dynamic teacher.
         gap_smoothing: share of the uniform distribution in the dynamic teacher's targets.
+        gap_temperature: temperature at which the student learns from the dynamic teacher.
+        gap_warmup_epochs: epochs over which lambda rises evenly from epoch to epoch.
         label_smoothing: smoothing of the labels in the cross-entropy terms.
         optimizer: optimizer and schedule.
         channels_last: keep kernels and images with their channels last, as tensor cores take them.
@@ -103,6 +107,7 @@ class GapPreservingDistillation(EvaluatedModule):
         width_multiple: int = 1,
         branch_layers: list[str] | str = "all",
         branch_init: BranchInit = "zero",
+        shared: bool = True,
         static_teacher: str | None = None,
         static_teacher_weights: str | None = None,
         static_teacher_args: dict[str, Any] | None = None,
@@ -116,6 +121,8 @@ class GapPreservingDistillation(EvaluatedModule):
         ce_weight: float = 1.0,
         gap_weight: float = 3.0,
         gap_smoothing: float = 0.1,
+        gap_temperature: float = 1.0,
+        gap_warmup_epochs: int = 0,
         label_smoothing: float = 0.0,
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 - frozen
         channels_last: bool = False,
@@ -154,6 +161,7 @@ class GapPreservingDistillation(EvaluatedModule):
             width_multiple=width_multiple,
             branch_layers=branch_layers,
             branch_init=branch_init,
+            shared=shared,
             generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
         freeze_classifier(self.network, teachers)
@@ -175,6 +183,8 @@ class GapPreservingDistillation(EvaluatedModule):
         self.objective = Objective(
             gap_weight=gap_weight,
             gap_smoothing=gap_smoothing,
+            gap_temperature=gap_temperature,
+            gap_warmup_epochs=gap_warmup_epochs,
             ce_weight=ce_weight,
             label_smoothing=label_smoothing,
         )
@@ -235,7 +245,7 @@ class GapPreservingDistillation(EvaluatedModule):
         images, labels, *indices = batch
         images = self._speed.arrange(images)
         student, teacher = self(images)
-        terms = self.objective.terms(student, teacher, labels)
+        terms = self.objective.terms(student, teacher, labels, self.current_epoch)
         logits = (
             {"student": student} if teacher is None else {"student": student, "teacher": teacher}
         )

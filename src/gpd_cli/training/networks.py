@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.expansion import Pair, expand
+from gpd_cli.expansion import Pair, Unshared, expand
 from gpd_cli.expansion.copying import copy_network
 
 _PROBE_BATCH = 2
@@ -42,6 +42,7 @@ def with_teacher(
     branches: int | str | Sequence[str],
     exclude: str | Sequence[str] | None = None,
     branch_layers: str | Sequence[str] = "all",
+    shared: bool = True,
     **options: Any,
 ) -> Pair | Alone:
     """Grow a student's dynamic teacher, or leave it alone where the two would be the same.
@@ -53,6 +54,7 @@ def with_teacher(
         branches: see there.
         exclude: see `layer_patterns`.
         branch_layers: likewise.
+        shared: whether the two share their weights, see `gpd_cli.expansion.Unshared`.
         options: further options of `gpd_cli.expand`.
 
     Raises:
@@ -61,7 +63,7 @@ def with_teacher(
     if ratio == 1 and branches in (1, ["kxk"]):
         return Alone(student)
     sample = torch.zeros(_PROBE_BATCH, *shape)
-    return expand(
+    pair = expand(
         student,
         sample=sample,
         ratio=ratio,
@@ -70,6 +72,7 @@ def with_teacher(
         branch_layers=layer_patterns(branch_layers),
         **options,
     )
+    return pair if shared else Unshared.of(pair)
 
 
 def layer_patterns(exclude: str | Sequence[str] | None) -> tuple[str, ...]:

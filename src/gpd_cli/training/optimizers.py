@@ -140,7 +140,7 @@ def configure(
         GpdError: when timm does not know one of them, or it does not take its arguments.
     """
     no_decay = (
-        undecayed(network.teacher, "0.teacher.")
+        undecayed(network.teacher, "0.teacher.") | undecayed(network.narrow, "0.narrow.")
         if isinstance(network, Pair)
         else undecayed(network.network, "0.network.")
     )
