@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpd_cli.errors import ExpansionError, GpdError
     from gpd_cli.expansion import Pair, WidthPlan, expand
+    from gpd_cli.training.ema import EMA
 
-__all__ = ["ExpansionError", "GpdError", "Pair", "WidthPlan", "expand"]
+__all__ = ["EMA", "ExpansionError", "GpdError", "Pair", "WidthPlan", "expand"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from gpd_cli import errors
 
         return getattr(errors, name)
+    if name == "EMA":
+        from gpd_cli.training import ema
+
+        return ema.EMA
     if name in __all__:
         from gpd_cli import expansion
 

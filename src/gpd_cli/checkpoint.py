@@ -28,6 +28,8 @@ from gpd_cli.models import ModelSpec
 from gpd_cli.training.networks import Alone
 
 FORMAT = 1
+TRAINED = "current_model_state"
+"""Where Lightning's callbacks put the trained weights; their average is in ``state_dict``."""
 _PREFIX = "network."
 
 Weights = Literal["ema", "raw"]
@@ -195,13 +197,22 @@ def load_networks(path: str | Path, weights: Weights = "ema") -> tuple[Pair | Al
     Raises:
         WeightsError: when the file is missing, damaged, or was not written by gpd.
     """
+    network, description, _ = load_chosen(path, weights)
+    return network, description
+
+
+def load_chosen(
+    path: str | Path, weights: Weights = "ema"
+) -> tuple[Pair | Alone, Description, str | None]:
+    """As `load_networks`, and in words which weights were taken, of a file that has both kinds."""
     path = Path(path)
+    taken = None
     if not path.is_file():
         raise WeightsError(f"There is no checkpoint {path}; give a file that fit or expand wrote.")
     if path.suffix == ".safetensors":
         entry, state = _read_expanded(path)
     else:
-        entry, state = _read_run(path, weights)
+        entry, state, taken = _read_run(path, weights)
     description = _description(path, entry)
     network = description.build()
     try:
@@ -212,7 +223,7 @@ def load_networks(path: str | Path, weights: Weights = "ema") -> tuple[Pair | Al
             f"({str(error).splitlines()[-1].strip()}); install the version of timm or torchvision "
             "that it was trained with."
         ) from error
-    return network.eval(), description
+    return network.eval(), description, taken
 
 
 def _description(path: Path, entry: Any) -> Description:
@@ -255,14 +266,17 @@ def read_run(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _read_run(path: Path, weights: Weights) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_run(path: Path, weights: Weights) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:
     content = read_run(path)
-    state = content["state_dict"]
-    if weights == "raw":
-        # Lightning's weight averaging puts the average first and the trained weights here.
-        state = content.get("current_model_state", state)
+    state, taken = content["state_dict"], None
+    if TRAINED in content:
+        begun = int(content["averaging_state"]["n_averaged"]) > 0
+        taken = "averaged" if weights == "ema" and begun else "raw"
+        if taken == "raw":
+            state = content[TRAINED]
+            taken += "" if begun else ", for the average had not begun"
     state = {k[len(_PREFIX) :]: v for k, v in state.items() if k.startswith(_PREFIX)}
-    return content["gpd"], state
+    return content["gpd"], state, taken
 
 
 def _read_expanded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -128,6 +128,7 @@ class GpdTrainer(Trainer):
             output: where to write: a state dict (.safetensors, .pth, .pt), or a program that needs
                 no source code (.pt2 of torch.export, .onnx).
             which: the student, or the merged wide teacher.
-            weights: averaged weights where the run kept them (ema), or the trained ones (raw).
+            weights: averaged weights where the run kept them and the average had begun (ema), or
+                the trained ones (raw).
         """
         extract_command(ckpt_path, output, which, weights)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from gpd_cli.checkpoint import Description, Weights, load_networks
+from gpd_cli.checkpoint import Description, Weights, load_chosen
 from gpd_cli.commands.report import cost, count, print_table
 from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.expansion.certificate import Certificate
@@ -36,7 +36,8 @@ def extract_command(
         output: where to write: a state dict (``.safetensors``, ``.pth``, ``.pt``), or a program
             that needs no source code (``.pt2`` of torch.export, ``.onnx``).
         which: the student, or the merged wide teacher.
-        weights: averaged weights where the run kept them, or the trained ones.
+        weights: averaged weights where the run kept them and the average had begun, or the trained
+            ones.
 
     Raises:
         GpdError: in one sentence, for everything a user can mend; nothing is written then.
@@ -46,7 +47,7 @@ def extract_command(
             f"The output {output} must end in one of {', '.join(STATE_DICTS + PROGRAMS)}."
         )
     check_writable(output)
-    network, description = load_networks(ckpt_path, weights)
+    network, description, taken = load_chosen(ckpt_path, weights)
     if which == "teacher" and isinstance(network, Alone):
         raise GpdError(f"{ckpt_path} holds a student trained alone: there is no teacher in it.")
     extracted = _extract(network, which)
@@ -71,6 +72,7 @@ def extract_command(
                 f"{certificate.difference:.1g}), top-1 agreement {certificate.agreement:.0%} on "
                 f"{certificate.images} images",
             ),
+            *([] if taken is None else [("weights", taken)]),
             ("file", str(output)),
         ],
     )

@@ -25,7 +25,7 @@ def default_callbacks(watched: bool) -> list[Callback]:
 
 
 class Best(ModelCheckpoint):
-    """Keep ``best.ckpt``, by the student's validation accuracy."""
+    """Keep ``best.ckpt``, by the student's validation accuracy, with the weights it exports."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -67,6 +67,12 @@ class _Fresh(Callback):
             for stage, is_new in scored.items()
             if is_new
         }
+
+    def raw_scores(self, trainer: Trainer) -> dict[str, float]:
+        """Scores of the trained weights in this epoch's validation, if it scored an average."""
+        metrics = trainer.callback_metrics
+        names = _SHOWN if self._validated else ()
+        return {n: float(metrics[k]) for n in names if (k := f"val/raw_{n}") in metrics}
 
 
 class GapHistory(_Fresh):
@@ -121,7 +127,8 @@ class EpochLines(_Fresh):
             return
         length = trainer.max_epochs or -1
         parts = [f"epoch {trainer.current_epoch + 1}" + (f"/{length}" if length > 0 else "")]
-        for stage, scores in self.scores(trainer).items():
+        stages = self.scores(trainer) | {"raw": self.raw_scores(trainer)}
+        for stage, scores in stages.items():
             values = [f"{name.removesuffix('_top1')} {v:.2f}" for name, v in scores.items()]
             if values:
                 parts.append(f"{stage}: {', '.join(values)}")

@@ -7,12 +7,16 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from gpd_cli.expansion import Pair, merged_teacher
+from gpd_cli.training.averages import find_average, has_begun, trained_weights
 from gpd_cli.training.metrics import Scores
 from gpd_cli.training.networks import Alone
 
 
 class EvaluatedModule(LightningModule):
     """Validation, test and prediction of a student and of its dynamic teacher, if it has one.
+
+    While a run keeps an average of its weights that has begun, validation scores the averaged
+    networks, and beside them the trained ones, as ``raw``.
 
     Args:
         network: what is trained.
@@ -22,7 +26,9 @@ class EvaluatedModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.network: Pair | Alone
-        self._plain: dict[str, nn.Module] = {}  # a dictionary, which Module does not look into
+        # Dictionaries, which Module does not look into.
+        self._plain: dict[str, nn.Module] = {}
+        self._raw: dict[str, nn.Module] = {}
 
     def score(self, num_classes: int) -> None:
         """Make the scores.
@@ -33,11 +39,14 @@ class EvaluatedModule(LightningModule):
         names = ("student", "teacher") if isinstance(self.network, Pair) else ("student",)
         self.train_scores = Scores(names, num_classes)
         self.val_scores = Scores(names, num_classes)
+        self.raw_scores = Scores(names, num_classes)
         self.test_scores = Scores(names, num_classes)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Score both networks on validation images."""
         self._evaluate("val", batch)
+        if self._raw:
+            self.raw_scores.update(_logits(self._raw, batch[0]), batch[1])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Score both networks on test images."""
@@ -45,25 +54,31 @@ class EvaluatedModule(LightningModule):
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Class probabilities of student and dynamic teacher, ``[B, C]`` each."""
-        logits = self._plain_logits(batch[0])
+        logits = _logits(self._plain, batch[0])
         return {name: value.float().softmax(dim=1).cpu() for name, value in logits.items()}
 
     def on_validation_epoch_start(self) -> None:
-        """Cut the networks to score."""
-        self._cut()
+        """Cut the networks to score, when Lightning has put the average in their place."""
+        self._plain = self._cut()
+        average = find_average(self.trainer)
+        if average is not None and has_begun(average):
+            with trained_weights(average, self):
+                self._raw = self._cut()
 
     def on_test_epoch_start(self) -> None:
         """Cut the networks to score."""
-        self._cut()
+        self._plain = self._cut()
 
     def on_predict_epoch_start(self) -> None:
         """Cut the networks to run."""
-        self._cut()
+        self._plain = self._cut()
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracies and the gap."""
         self.log_scores("val")
-        self._plain = {}
+        if self._raw:
+            self._log_scores("val/raw_", self.raw_scores)
+        self._plain, self._raw = {}, {}
 
     def on_test_epoch_end(self) -> None:
         """Log accuracies and the gap."""
@@ -95,26 +110,30 @@ class EvaluatedModule(LightningModule):
         Args:
             stage: train, val or test.
         """
-        scores = self._scores(stage)
-        values = {f"{stage}/{name}": value for name, value in scores.compute().items()}
+        self._log_scores(f"{stage}/", self._scores(stage))
+
+    def _log_scores(self, prefix: str, scores: Scores) -> None:
+        values = {f"{prefix}{name}": value for name, value in scores.compute().items()}
         # Every process has the same values already: the metrics are synchronized.
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
         scores.reset()
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        logits = self._plain_logits(images)
+        logits = _logits(self._plain, images)
         terms = {f"{name}_ce": F.cross_entropy(value, labels) for name, value in logits.items()}
         self.log_batch(stage, logits, terms, labels)
 
-    def _cut(self) -> None:
+    def _cut(self) -> dict[str, nn.Module]:
         """Take out the plain networks: what is scored is what is extracted, and merged once."""
-        self._plain = {"student": self.network.extract().eval()}
+        plain = {"student": self.network.extract().eval()}
         if isinstance(self.network, Pair):
-            self._plain["teacher"] = merged_teacher(self.network).eval()
-
-    def _plain_logits(self, images: Tensor) -> dict[str, Tensor]:
-        return {name: network(images) for name, network in self._plain.items()}
+            plain["teacher"] = merged_teacher(self.network).eval()
+        return plain
 
     def _scores(self, stage: str) -> Scores:
         return {"train": self.train_scores, "val": self.val_scores, "test": self.test_scores}[stage]
+
+
+def _logits(networks: dict[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
+    return {name: network(images) for name, network in networks.items()}

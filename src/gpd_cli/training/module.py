@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpd_cli.branches import BranchInit, branch_names
-from gpd_cli.checkpoint import check_same_network, describe_run
+from gpd_cli.checkpoint import TRAINED, check_same_network, describe_run
 from gpd_cli.errors import DataError
 from gpd_cli.expansion import DEFAULT_NOISE, Storage
 from gpd_cli.methods import Batch, method_class
 from gpd_cli.models import ModelSpec, check_images, count_classes, input_shape
+from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up
 from gpd_cli.training.checks import (
     check_same_parts,
     check_taught,
@@ -205,7 +206,9 @@ class GapPreservingDistillation(EvaluatedModule):
             DataError: when the numbers of classes or image channels differ.
             MethodError: when the data lacks what the distillation method needs.
             ModelError: when a network does not take images of the data's size.
+            TrainingError: when there is more than one average of the weights.
         """
+        find_average(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         classes = getattr(data, "num_classes", None)
         if classes is not None and classes != self.num_classes:
@@ -267,14 +270,31 @@ class GapPreservingDistillation(EvaluatedModule):
         """Count the epoch's accuracies from zero."""
         self.train_scores.reset()
 
-    def on_validation_epoch_start(self) -> None:
-        """Stop before a checkpoint of broken weights is written; cut the networks to score."""
+    def on_validation_start(self) -> None:
+        """Stop before a checkpoint of broken weights is written."""
         check_weights(self.network, self.trainer.global_step)
         self._watch.check(self.trainer.global_step)
-        super().on_validation_epoch_start()
+        self._hold_back_average()
+
+    def on_train_epoch_end(self) -> None:
+        """Lightning puts the average in the weights' place when training ends."""
+        self._hold_back_average()
+
+    def on_train_end(self) -> None:
+        """Say so if the average of the weights is of no use."""
+        average = find_average(self.trainer)
+        if average is not None and (remark := closing_remark(average)):
+            rank_zero_info(remark)
+
+    def _hold_back_average(self) -> None:
+        average = find_average(self.trainer)
+        if average is not None and not has_begun(average):
+            keep_up(average, self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything into the checkpoint that extraction needs: architecture and plan.
+
+        Of an average that has not begun it has the trained weights, by either name.
 
         Raises:
             TrainingError: instead of saving broken weights.
@@ -282,9 +302,15 @@ class GapPreservingDistillation(EvaluatedModule):
         self._watch.check(self.trainer.global_step)
         check_weights(self.network, self.trainer.global_step)
         checkpoint["gpd"] = self._description()
+        average = find_average(self.trainer)
+        if average is not None and not has_begun(average):
+            # The callbacks have been here before.
+            checkpoint["state_dict"] = checkpoint.get(TRAINED, checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network before its weights are tried.
+
+        A run that goes on without the average that it kept goes on from the trained weights.
 
         Raises:
             WeightsError: when student, ratio, branches or storage differ, or what is trained along.
@@ -293,6 +319,8 @@ class GapPreservingDistillation(EvaluatedModule):
         state, prefix = checkpoint["state_dict"], "distillation."
         parts = {n.removeprefix(prefix): state[n] for n in state if n.startswith(prefix)}
         if self.trainer.state.fn == TrainerFn.FITTING:
+            if find_average(self.trainer) is None:
+                checkpoint["state_dict"] = checkpoint.get(TRAINED, state)
             before = checkpoint.get("hyper_parameters", {}).get("method")
             check_same_parts(parts, self.distillation, before, self.hparams["method"])
         elif self.distillation is None:  # an evaluation needs nothing of what was trained along

@@ -1,0 +1,100 @@
+"""The running average of the weights, with a decay that warms up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from gpd_cli.errors import TrainingError
+
+
+def warmed_up_decay(updates: int, decay: float, gamma: float = 1.0, power: float = 2 / 3) -> float:
+    """The decay of timm's ModelEmaV3 with warm-up: ``1 - (1 + updates / gamma) ** -power``.
+
+    Args:
+        updates: of the average so far, the first one included, which only copies the weights.
+        decay: the most it becomes.
+        gamma: stretches the warm-up.
+        power: how fast it rises.
+
+    Example:
+        >>> [round(warmed_up_decay(n, decay=0.9999), 4) for n in (1, 10, 1000, 10_000_000)]
+        [0.37, 0.7978, 0.99, 0.9999]
+    """
+    return min(decay, 1 - (1 + updates / gamma) ** -power)
+
+
+class EMA(EMAWeightAveraging):
+    """Lightning's moving average of weights and buffers, with the warm-up of timm's ModelEmaV3.
+
+    At the k-th update after the first the decay is ``1 - (1 + k / gamma) ** -power``, and at most
+    `decay`. So the average forgets the start of training within a few updates, and remembers the
+    longer, the longer the run is: with gamma 1 and power 2/3 about the last 40 updates of 250, and
+    the last 700 of 20,000. Power 1 is the plain mean of all weights until `decay` is reached.
+
+    Args:
+        decay: the most the decay becomes.
+        gamma: stretches the warm-up.
+        power: how fast the decay rises.
+        update_every_n_steps: optimizer steps between updates.
+        update_starting_at_step: optimizer steps before the first update; by default none.
+        update_starting_at_epoch: epoch, counted from 0, from which on there is an update after
+            every epoch, too.
+        use_buffers: average running statistics as well; otherwise they are those of the trained
+            weights.
+        device: where to keep the average; by default where the network is trained.
+
+    Raises:
+        TrainingError: when gamma or power are not positive.
+        ValueError: when `decay` is not in [0, 1].
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.9999,
+        gamma: float = 1.0,
+        power: float = 2 / 3,
+        update_every_n_steps: int = 1,
+        update_starting_at_step: int | None = None,
+        update_starting_at_epoch: int | None = None,
+        use_buffers: bool = True,
+        device: str | int | None = None,
+    ) -> None:
+        if not (gamma > 0 and power > 0):
+            raise TrainingError(
+                f"The warm-up of an average needs gamma and power above 0, not {gamma} and {power}."
+            )
+        super().__init__(
+            device=device,
+            use_buffers=use_buffers,
+            decay=decay,
+            update_every_n_steps=update_every_n_steps,
+            update_starting_at_step=update_starting_at_step,
+            update_starting_at_epoch=update_starting_at_epoch,
+        )
+        # In place of a constant decay, for which the base class leaves no other way.
+        self._kwargs = {"multi_avg_fn": _averaging(decay, gamma, power)}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the average where training is: Lightning would look before the module is there."""
+        if self._device is None:
+            self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
+
+def _averaging(
+    decay: float, gamma: float, power: float
+) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """What `torch.optim.swa_utils.AveragedModel` calls with averages, weights and updates."""
+
+    def update(averages: list[Tensor], weights: list[Tensor], updates: Tensor | int) -> None:
+        now = warmed_up_decay(int(updates), decay, gamma, power)
+        # Weights may be trained in half precision and averaged in full.
+        weights = [w.to(a.dtype) for a, w in zip(averages, weights, strict=True)]
+        get_ema_multi_avg_fn(now)(averages, weights, updates)
+
+    return update
