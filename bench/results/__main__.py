@@ -43,11 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
             threads = max(1, (os.cpu_count() or 1) // options.jobs)
             work = options.work / table.name
             trainer = Trainer(table, work, options.data_root, extra, threads)
-            try:
-                failed += train_all(records, trainer.train, options.jobs, options.rows)
-            except BaseException:
-                trainer.stop()
-                raise
+            failed += train_all(
+                records, trainer.train, options.jobs, options.rows, stop=trainer.stop
+            )
         write_pages(Path())
     except TableError as error:
         print(f"bench.results: error: {error}", file=sys.stderr)

@@ -36,6 +36,7 @@ def train_all(
     train: Callable[[Run], Record],
     jobs: int,
     rows: Collection[str] | None = None,
+    stop: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Train what is missing, and write each record as it comes.
 
@@ -44,32 +45,34 @@ def train_all(
         train: trains one run.
         jobs: runs side by side.
         rows: keys of the rows that are asked for; by default all.
+        stop: ends the runs that are under way, when this process is told to end.
 
     Returns:
         What failed, one sentence for each run.
     """
     failed: dict[Run, str] = {}
-    running: dict[Future[Record], Run] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        while True:
-            taken = {*running.values(), *failed}
-            for run in missing(records, rows):
-                if len(running) < jobs and run not in taken:
-                    logging.info("%s/%s: learning rate %g", run.row, run.name, run.rate)
-                    running[pool.submit(train, run)] = run
-            if not running:
-                return list(failed.values())
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                run = running.pop(future)
-                try:
-                    record = future.result()
-                except Exception as error:
-                    failed[run] = f"{run.row}/{run.name}: {error}"
-                    logging.error(failed[run])
-                    continue
-                records.write(run, record)
-                logging.info("%s/%s: %s", run.row, run.name, _scores(record))
+        try:
+            running: dict[Future[Record], Run] = {}
+            while True:
+                for run in missing(records, rows):
+                    if len(running) < jobs and run not in {*running.values(), *failed}:
+                        logging.info("%s/%s: learning rate %g", run.row, run.name, run.rate)
+                        running[pool.submit(train, run)] = run
+                if not running:
+                    return list(failed.values())
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    run = running.pop(future)
+                    if error := future.exception():
+                        failed[run] = f"{run.row}/{run.name}: {error}"
+                        logging.error(failed[run])
+                    else:
+                        records.write(run, future.result())
+                        logging.info("%s/%s: %s", run.row, run.name, _scores(future.result()))
+        except BaseException:
+            stop()  # here, for the pool waits for its threads, and these for their processes
+            raise
 
 
 def _with_needs(records: Records, rows: Collection[str]) -> set[str]:
