@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,19 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) -> No
     assert len(records.finished(records.table.rows["gpd"])) == 2
     # What is trained further starts from this row, which is not complete.
     assert records.finished(records.table.rows["longer"]) == []
+
+
+def test_told_to_end_it_ends_the_runs_that_are_under_way(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def train(run: Run) -> Record:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ended.wait(20)
+        raise RuntimeError("ended")
+
+    with pytest.raises(KeyboardInterrupt):
+        train_all(records_in(tmp_path), train, jobs=1, stop=ended.set)
+    assert ended.is_set()
 
 
 def test_means_spreads_and_gains_are_those_of_the_seeds(tmp_path: Path) -> None:
