@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from gpd_cli.checkpoint import Weights
 from gpd_cli.commands.expand import expand_command
@@ -16,6 +17,7 @@ from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.files import check_writable
 from gpd_cli.training.cluster import launched, requeue_path
 from gpd_cli.training.interruptions import Interruptions
+from gpd_cli.training.resuming import FinishedError
 from gpd_cli.training.seeds import RankSeeds
 
 
@@ -57,9 +59,17 @@ class GpdTrainer(Trainer):
             weights_only: whether checkpoints may hold tensors and plain values only.
         """
         path = requeue_path(self.default_root_dir)
-        if path is not None and path.is_file():
-            ckpt_path = path
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        requeued = path is not None and path.is_file()
+        data = (train_dataloaders, val_dataloaders, datamodule)
+        try:
+            super().fit(model, *data, path if requeued else ckpt_path, weights_only)
+        except FinishedError as finished:
+            if path is None or not requeued:
+                raise
+            # The job was killed between its last epoch and its end: it has done its work.
+            rank_zero_info(str(finished))
+            if self.is_global_zero:
+                path.unlink(missing_ok=True)
 
     def predict(  # type: ignore[override]
         self,

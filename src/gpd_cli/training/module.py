@@ -29,7 +29,19 @@ from gpd_cli.training.evaluation import EvaluatedModule
 from gpd_cli.training.metrics import RunningAccuracy
 from gpd_cli.training.networks import layer_patterns, summary, with_teacher
 from gpd_cli.training.objective import Objective
-from gpd_cli.training.optimizers import OptimizerSettings, configure, suitable_storage
+from gpd_cli.training.optimizers import (
+    OptimizerSettings,
+    configure,
+    suitable_storage,
+    updates_in_epoch,
+)
+from gpd_cli.training.resuming import (
+    ScheduleClock,
+    check_same_optimizer,
+    check_unfinished,
+    group_settings,
+    keep_settings,
+)
 from gpd_cli.training.reuse import adopt_classifier, freeze_classifier
 from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_teacher import load_static_teachers
@@ -193,6 +205,9 @@ class GapPreservingDistillation(EvaluatedModule):
         self._speed = Speed(channels_last, compile)
         self._live = RunningAccuracy()
         self._watch = FiniteWatch()
+        self._clock = ScheduleClock()
+        self._resumed: dict[str, Any] | None = None
+        self._group_settings: list[dict[str, Any]] = []
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logits of student and dynamic teacher (None without one), ``[B, C]`` each."""
@@ -242,6 +257,20 @@ class GapPreservingDistillation(EvaluatedModule):
                 f"Without a static teacher (--model.static_teacher) {', '.join(ignored)} take no "
                 "effect."
             )
+        trainer = self.trainer
+        if trainer.lr_scheduler_configs and trainer.max_steps == -1:
+            self._clock.updates_per_epoch = updates_in_epoch(trainer)
+        # The optimizer is made by now, and has not read the checkpoint yet.
+        self._group_settings = group_settings(trainer.optimizers[0])
+
+    def on_train_start(self) -> None:
+        """Let a run that goes on do so by its own settings, where the checkpoint's schedule was."""
+        if self._resumed is None:
+            return
+        keep_settings(self.trainer.optimizers[0], self._group_settings)
+        self._clock.resume(self._resumed, self.trainer.global_step)
+        for config in self.trainer.lr_scheduler_configs:
+            self.lr_scheduler_step(config.scheduler, None)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """One joint step: both networks' losses, summed for one backward pass."""
@@ -302,17 +331,19 @@ class GapPreservingDistillation(EvaluatedModule):
         self._watch.check(self.trainer.global_step)
         check_weights(self.network, self.trainer.global_step)
         checkpoint["gpd"] = self._description()
+        checkpoint["schedule"] = self._clock.state(self.trainer.global_step)
         average = find_average(self.trainer)
         if average is not None and not has_begun(average):
             # The callbacks have been here before.
             checkpoint["state_dict"] = checkpoint.get(TRAINED, checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network before its weights are tried.
+        """Refuse a checkpoint that cannot be gone on from before its weights are tried.
 
         A run that goes on without the average that it kept goes on from the trained weights.
 
         Raises:
+            TrainingError: when the run is finished, or its optimizer another one.
             WeightsError: when student, ratio, branches or storage differ, or what is trained along.
         """
         check_same_network(checkpoint.get("gpd"), self._description())
@@ -321,8 +352,13 @@ class GapPreservingDistillation(EvaluatedModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             if find_average(self.trainer) is None:
                 checkpoint["state_dict"] = checkpoint.get(TRAINED, state)
-            before = checkpoint.get("hyper_parameters", {}).get("method")
-            check_same_parts(parts, self.distillation, before, self.hparams["method"])
+            before = checkpoint.get("hyper_parameters", {})
+            check_same_parts(parts, self.distillation, before.get("method"), self.hparams["method"])
+            check_unfinished(checkpoint, self.trainer.max_epochs, self.trainer.max_steps)
+            check_same_optimizer(before.get("optimizer", {}), self.settings)
+            # Schedules are functions of the settings and the number of updates.
+            checkpoint["lr_schedulers"] = []
+            self._resumed = checkpoint.get("schedule", {})
         elif self.distillation is None:  # an evaluation needs nothing of what was trained along
             for name in parts:
                 del state[prefix + name]
@@ -333,7 +369,7 @@ class GapPreservingDistillation(EvaluatedModule):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Schedules of timm are functions of the number of updates."""
-        scheduler.step_update(self.trainer.global_step)
+        scheduler.step_update(self._clock.updates(self.trainer.global_step))
 
     def _description(self) -> dict[str, Any]:
         chosen = self.hparams

@@ -156,8 +156,7 @@ def configure(
         return optimizer
     # With a length in steps the data has not been looked at yet.
     trainer.fit_loop.setup_data()
-    batches = trainer.num_training_batches / trainer.accumulate_grad_batches
-    updates_per_epoch = min(max(1, math.ceil(batches)), int(updates))
+    updates_per_epoch = min(updates_in_epoch(trainer), int(updates))
     scheduler = make_scheduler(
         optimizer,
         settings,
@@ -167,6 +166,11 @@ def configure(
     if scheduler is None:
         return optimizer
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def updates_in_epoch(trainer: Trainer) -> int:
+    """Optimizer steps in an epoch, once the data has been looked at."""
+    return max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
 
 
 def suitable_storage(opt: str) -> Storage:
