@@ -12,6 +12,7 @@ from gpd_cli.training.plot import plot_gap
 from gpd_cli.training.telemetry import Telemetry
 
 _SHOWN = ("student_top1", "teacher_top1", "gap")
+_FROZEN = ("val/static_top1", "val/assistant_")
 
 
 def default_callbacks(watched: bool) -> list[Callback]:
@@ -88,6 +89,12 @@ class GapHistory(_Fresh):
             f"{stage}/{name}": value
             for stage, values in self.scores(trainer).items()
             for name, value in values.items()
+        }
+        # Those of static teachers stay as they are.
+        self.epochs[trainer.current_epoch] |= {
+            key: float(value)
+            for key, value in trainer.callback_metrics.items()
+            if key.startswith(_FROZEN) and key.endswith("_top1")
         }
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

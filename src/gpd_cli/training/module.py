@@ -44,6 +44,7 @@ from gpd_cli.training.resuming import (
 )
 from gpd_cli.training.reuse import adopt_classifier, freeze_classifier
 from gpd_cli.training.speed import Speed
+from gpd_cli.training.static_scores import score_static_teachers
 from gpd_cli.training.static_teacher import load_static_teachers
 from gpd_cli.training.watch import FiniteWatch, check_weights
 
@@ -204,7 +205,8 @@ class GapPreservingDistillation(EvaluatedModule):
         self.score(self.num_classes)
         self._speed = Speed(channels_last, compile)
         self._live = RunningAccuracy()
-        self._watch = FiniteWatch()
+        self._watch = FiniteWatch(teachers)
+        self._static_scores: dict[str, float] = {}
         self._clock = ScheduleClock()
         self._resumed: dict[str, Any] | None = None
         self._group_settings: list[dict[str, Any]] = []
@@ -250,7 +252,6 @@ class GapPreservingDistillation(EvaluatedModule):
     def on_fit_start(self) -> None:
         """Train mode for both networks: Lightning keeps whatever mode it finds."""
         self.train()
-        self._speed.prepare(self.network, self.distillation)
         rank_zero_info(summary(self.spec.name, self.network))
         if ignored := ignored_settings(self.hparams, default_settings(GapPreservingDistillation)):
             rank_zero_info(
@@ -258,6 +259,10 @@ class GapPreservingDistillation(EvaluatedModule):
                 "effect."
             )
         trainer = self.trainer
+        if self.distillation is not None and not self._static_scores:
+            teachers = self.distillation.teachers
+            self._static_scores = score_static_teachers(trainer, self, teachers, self.num_classes)
+        self._speed.prepare(self.network, self.distillation)
         if trainer.lr_scheduler_configs and trainer.max_steps == -1:
             self._clock.updates_per_epoch = updates_in_epoch(trainer)
         # The optimizer is made by now, and has not read the checkpoint yet.
@@ -301,8 +306,8 @@ class GapPreservingDistillation(EvaluatedModule):
 
     def on_validation_start(self) -> None:
         """Stop before a checkpoint of broken weights is written."""
-        check_weights(self.network, self.trainer.global_step)
         self._watch.check(self.trainer.global_step)
+        check_weights(self.network, self.trainer.global_step)
         self._hold_back_average()
 
     def on_train_epoch_end(self) -> None:
@@ -320,6 +325,12 @@ class GapPreservingDistillation(EvaluatedModule):
         if average is not None and not has_begun(average):
             keep_up(average, self)
 
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracies and the gap, and beside them those of the static teachers."""
+        super().on_validation_epoch_end()
+        values = {f"val/{name}": value for name, value in self._static_scores.items()}
+        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything into the checkpoint that extraction needs: architecture and plan.
 
@@ -331,6 +342,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self._watch.check(self.trainer.global_step)
         check_weights(self.network, self.trainer.global_step)
         checkpoint["gpd"] = self._description()
+        checkpoint["static_scores"] = {"of": self._static_titles(), "values": self._static_scores}
         checkpoint["schedule"] = self._clock.state(self.trainer.global_step)
         average = find_average(self.trainer)
         if average is not None and not has_begun(average):
@@ -359,6 +371,9 @@ class GapPreservingDistillation(EvaluatedModule):
             # Schedules are functions of the settings and the number of updates.
             checkpoint["lr_schedulers"] = []
             self._resumed = checkpoint.get("schedule", {})
+            scored = checkpoint.get("static_scores", {})
+            if scored.get("of") == self._static_titles():
+                self._static_scores = scored["values"]
         elif self.distillation is None:  # an evaluation needs nothing of what was trained along
             for name in parts:
                 del state[prefix + name]
@@ -370,6 +385,9 @@ class GapPreservingDistillation(EvaluatedModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Schedules of timm are functions of the number of updates."""
         scheduler.step_update(self._clock.updates(self.trainer.global_step))
+
+    def _static_titles(self) -> list[str]:
+        return [] if self.distillation is None else [t.title for t in self.distillation.teachers]
 
     def _description(self) -> dict[str, Any]:
         chosen = self.hparams

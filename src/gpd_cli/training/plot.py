@@ -17,7 +17,8 @@ def plot_gap(epochs: Mapping[int, Mapping[str, float]], path: Path) -> None:
     """Draw accuracies above and the gap below.
 
     Args:
-        epochs: per epoch, values named like ``val/student_top1`` and ``val/gap``, in percent.
+        epochs: per epoch, values named like ``val/student_top1`` and ``val/gap``, in percent; those
+            of static teachers are drawn as horizontal lines.
         path: the PNG file to write.
     """
     # No pyplot: a figure of its own needs no display and leaves no global state.
@@ -28,6 +29,9 @@ def plot_gap(epochs: Mapping[int, Mapping[str, float]], path: Path) -> None:
         for network, colour in _COLOURS.items():
             _line(accuracy, epochs, f"{stage}/{network}_top1", f"{network}, {stage}", style, colour)
         _line(gap, epochs, f"{stage}/gap", stage, style, "tab:green")
+    for name, value in static_teachers(epochs).items():
+        accuracy.axhline(value, color="tab:red", linestyle="-" if name == "static" else ":")
+        accuracy.lines[-1].set_label(f"{name.replace('_', ' ')}, val")
     accuracy.set_ylabel("top-1 accuracy (%)")
     gap.set_ylabel("gap (points)")
     gap.axhline(0, color="grey", linewidth=0.8)
@@ -38,6 +42,22 @@ def plot_gap(epochs: Mapping[int, Mapping[str, float]], path: Path) -> None:
             axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+
+
+def static_teachers(epochs: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """The accuracies of the static teachers in the last epoch that has them, by name.
+
+    Args:
+        epochs: as `plot_gap` takes them, with ``val/static_top1`` and ``val/assistant_1_top1``.
+    """
+    networks = {f"{network}_top1" for network in _COLOURS}
+    return {
+        name.removesuffix("_top1"): value
+        for _, values in sorted(epochs.items())
+        for key, value in values.items()
+        for stage, _, name in [key.partition("/")]
+        if stage == "val" and name.endswith("_top1") and name not in networks
+    }
 
 
 def _line(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gpd_cli.errors import ModelError
 from gpd_cli.models import ModelSpec, count_classes, input_shape
+from gpd_cli.processes import everywhere
 
 
 class StaticTeacher:
@@ -23,6 +24,10 @@ class StaticTeacher:
         network: taken over.
         shape: of the images it was made for, ``(C, H, W)``.
         stages: modules whose outputs are its stages; by default found.
+        title: what messages call it.
+
+    Attributes:
+        finite: a scalar, whether all its logits so far were finite; None before the first ones.
     """
 
     def __init__(
@@ -30,9 +35,11 @@ class StaticTeacher:
         network: nn.Module,
         shape: tuple[int, int, int],
         stages: Sequence[str] | None = None,
+        title: str = "static teacher",
     ) -> None:
         self.network = network.eval().requires_grad_(False)
-        self.shape, self.stages = shape, stages
+        self.shape, self.stages, self.title = shape, stages, title
+        self.finite: Tensor | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """The teacher's logits, ``[B, C]``, without gradient."""
@@ -40,11 +47,29 @@ class StaticTeacher:
         if weight.device != images.device or weight.dtype != images.dtype:
             self.network.to(images.device, images.dtype)
         with torch.no_grad():
-            return cast(Tensor, self.network(images))
+            logits = cast(Tensor, self.network(images))
+            # Noted, not looked at: that would wait for the GPU.
+            finite = logits.isfinite().all()
+            self.finite = finite if self.finite is None else self.finite & finite
+            return logits
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StaticTeacher:
         # Lightning's weight averaging copies the module that holds it.
         return self
+
+
+def check_logits(teachers: Sequence[StaticTeacher]) -> None:
+    """Check that all logits of static teachers so far were finite, in all processes.
+
+    Raises:
+        ModelError: when those of one were not; it is named.
+    """
+    for teacher in teachers:
+        if teacher.finite is not None and not everywhere(teacher.finite):
+            raise ModelError(
+                f"The logits of the {teacher.title} are NaN or infinite; check its weights, "
+                "--data.mean, --data.std and --trainer.precision."
+            )
 
 
 def load_static_teacher(
@@ -54,6 +79,7 @@ def load_static_teacher(
     classes: int,
     channels: int,
     stages: Sequence[str] | None = None,
+    kind: str = "static teacher",
 ) -> StaticTeacher | None:
     """Load a static teacher and check that it tells the student's classes apart.
 
@@ -64,6 +90,7 @@ def load_static_teacher(
         classes: the student's number of classes.
         channels: of the student's images.
         stages: modules whose outputs are its stages; by default found.
+        kind: what it is, for messages.
 
     Raises:
         ModelError: when it has other classes or channels, or one of network and weights is missing.
@@ -94,7 +121,7 @@ def load_static_teacher(
             f"The static teacher {name} has {found} classes but the student has {classes}; give "
             "a static teacher trained on the same classes."
         )
-    return StaticTeacher(network, shape, stages)
+    return StaticTeacher(network, shape, stages, f"{kind} {name} ({Path(weights).name})")
 
 
 def load_static_teachers(
@@ -135,7 +162,9 @@ def load_static_teachers(
         return []
     teachers = [first]
     for assistant in assistants or ():
-        found = load_static_teacher(**_described(assistant), classes=classes, channels=channels)
+        found = load_static_teacher(
+            **_described(assistant), classes=classes, channels=channels, kind="assistant"
+        )
         if found is not None:
             teachers.append(found)
     return teachers

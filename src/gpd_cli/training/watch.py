@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from gpd_cli.errors import TrainingError
-from gpd_cli.processes import world_size
+from gpd_cli.processes import everywhere
+from gpd_cli.training.static_teacher import StaticTeacher, check_logits
 
 _EVERY = 50  # steps between looks: each one waits for the GPU
 
 
 class FiniteWatch:
-    """Notes at every step whether the loss is finite, and looks at the note now and then."""
+    """Notes at every step whether the loss is finite, and looks at the note now and then.
 
-    def __init__(self) -> None:
+    Args:
+        teachers: static teachers, whose logits may be to blame.
+    """
+
+    def __init__(self, teachers: Sequence[StaticTeacher] = ()) -> None:
         self._finite: Tensor | None = None
+        self._teachers = teachers
 
     def note(self, loss: Tensor, step: int) -> None:
         """Take note of a step's loss, a scalar.
 
         Raises:
-            TrainingError: when the loss is, or was since the last look, NaN or infinite.
+            ModelError: when the loss is, or was since the last look, NaN or infinite because the
+                logits of a static teacher were.
+            TrainingError: when it was for another reason.
         """
         finite = torch.isfinite(loss)
         self._finite = finite if self._finite is None else self._finite & finite
@@ -35,7 +44,8 @@ class FiniteWatch:
         Raises:
             TrainingError: as `note`.
         """
-        if self._finite is not None and not _everywhere(self._finite):
+        if self._finite is not None and not everywhere(self._finite):
+            check_logits(self._teachers)
             raise TrainingError(_remedy("The loss", step))
 
 
@@ -46,17 +56,8 @@ def check_weights(network: nn.Module, step: int) -> None:
         TrainingError: when one of them is NaN or infinite.
     """
     finite = [torch.isfinite(parameter).all() for parameter in network.parameters()]
-    if not _everywhere(torch.stack(finite).all()):
+    if not everywhere(torch.stack(finite).all()):
         raise TrainingError(_remedy("The weights", step))
-
-
-def _everywhere(finite: Tensor) -> bool:
-    """Whether all processes found so; all have to ask, after the same step."""
-    if world_size() == 1:
-        return bool(finite)
-    flag = finite.to(torch.int32)
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag)
 
 
 def _remedy(what: str, step: int) -> str:

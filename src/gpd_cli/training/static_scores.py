@@ -1,0 +1,126 @@
+"""How good the static teachers are: scored once on the validation images, when a run begins.
+
+A static teacher of another class order or preprocessing teaches nonsense, and no loss shows it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from gpd_cli.processes import world_size
+from gpd_cli.training.metrics import Scores
+from gpd_cli.training.static_teacher import StaticTeacher, check_logits
+
+_DEVIATIONS = 2  # above chance by less than so many standard deviations is chance
+
+
+def names_of(teachers: Sequence[StaticTeacher]) -> list[str]:
+    """What static teachers are called in the log: static, assistant_1, assistant_2, ..."""
+    return ["static", *(f"assistant_{k}" for k in range(1, len(teachers)))][: len(teachers)]
+
+
+def score_static_teachers(
+    trainer: Trainer,
+    module: LightningModule,
+    teachers: Sequence[StaticTeacher],
+    num_classes: int,
+) -> dict[str, float]:
+    """Score static teachers on the validation images, as many as validation looks at.
+
+    The state of the random generators stays as it is. To be called by all processes.
+
+    Args:
+        trainer: of the run.
+        module: what is trained, for its hooks on batches.
+        teachers: the static teachers.
+        num_classes: number of classes.
+
+    Returns:
+        Percent by name (``static_top1``, ``assistant_1_top1``, and top-5); empty where there are no
+        validation images.
+
+    Raises:
+        ModelError: when the logits of one are not finite.
+    """
+    names = names_of(teachers)
+    scores = Scores(names, num_classes).to(module.device)
+    counts = torch.zeros(num_classes, dtype=torch.long, device=module.device)
+    with isolate_rng(), torch.no_grad():
+        for images, labels in _validation_batches(trainer, module):
+            logits = {}
+            for name, teacher in zip(names, teachers, strict=True):
+                with trainer.precision_plugin.val_step_context():
+                    logits[name] = teacher(images)
+            scores.update(logits, labels)
+            classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
+            counts += torch.bincount(classes, minlength=num_classes)
+    check_logits(teachers)
+    if world_size() > 1:
+        dist.all_reduce(counts)
+    if not counts.sum():
+        return {}
+    values = {name: float(value) for name, value in scores.compute().items()}
+    for name, teacher in zip(names, teachers, strict=True):
+        _tell(teacher, values[f"{name}_top1"], counts)
+    return values
+
+
+def is_chance(accuracy: float, counts: Tensor) -> bool:
+    """Whether an accuracy is that of guessing.
+
+    Args:
+        accuracy: in percent.
+        counts: number of images of each class, ``[C]``.
+
+    Example:
+        >>> is_chance(12.0, torch.full((10,), 10)), is_chance(20.0, torch.full((10,), 10))
+        (True, False)
+    """
+    chance, images = 1 / int((counts > 0).sum()), int(counts.sum())
+    margin = _DEVIATIONS * math.sqrt(chance * (1 - chance) / images)
+    return accuracy / 100 <= chance + margin
+
+
+def _tell(teacher: StaticTeacher, accuracy: float, counts: Tensor) -> None:
+    text = f"{teacher.title}: {accuracy:.2f}% of {int(counts.sum()):,} validation images right"
+    if not is_chance(accuracy, counts):
+        rank_zero_info(text)
+        return
+    chance = 100 / int((counts > 0).sum())
+    rank_zero_info(
+        f"Warning: {text}, which is no better than guessing ({chance:.2f}%); it was probably "
+        "trained with another order of the classes, or on images that were prepared otherwise "
+        "(--data.mean, --data.std, --data.image_size)."
+    )
+
+
+def _validation_batches(
+    trainer: Trainer, module: LightningModule
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels as `validation_step` gets them."""
+    if not trainer.enable_validation:
+        return
+    trainer.validating = True  # for what data modules do to training batches only
+    try:
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.setup_data()
+        loaders = CombinedLoader(trainer.val_dataloaders, "sequential").flattened
+        for number, (loader, limit) in enumerate(
+            zip(loaders, trainer.num_val_batches, strict=True)
+        ):
+            for batch in islice(loader, None if limit == math.inf else int(limit)):
+                batch = trainer.precision_plugin.convert_input(batch)
+                batch = module._on_before_batch_transfer(batch, dataloader_idx=number)
+                images, labels, *_ = trainer.strategy.batch_to_device(batch, dataloader_idx=number)
+                yield images, labels
+    finally:
+        trainer.training = True
