@@ -177,6 +177,7 @@ class DataSpec:
                 f"No images in '{folder}'; put them into one folder per class, as "
                 f"{folder.name}/CLASS/IMAGE ({', '.join(EXTENSIONS)})."
             ) from error
+        _sort_as_torchvision(dataset.reader)
         source = FileSource(dataset)
         if "" in source.class_names:
             raise DataError(
@@ -267,6 +268,18 @@ class DataSpec:
             f"{name} has no split '{split}'; name another with {remedy} (there is: "
             f"{', '.join(found) or 'none'})."
         )
+
+
+def _sort_as_torchvision(reader: Any) -> None:
+    """Number the classes of a folder as torchvision's ImageFolder does: 1, 10, 2.
+
+    Networks trained elsewhere and files of labels have that order. timm's reader has 1, 2, 10, and
+    does not tell capitals from small letters.
+    """
+    names = sorted(reader.class_to_idx)
+    numbers = {reader.class_to_idx[name]: number for number, name in enumerate(names)}
+    reader.samples = [(path, numbers[label]) for path, label in reader.samples]
+    reader.class_to_idx = {name: number for number, name in enumerate(names)}
 
 
 def _is_remote(place: str) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
+from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
-from gpd_cli.errors import TrainingError, WeightsError
+from gpd_cli.errors import DataError, TrainingError, WeightsError
 
 OF_STATIC_TEACHERS = (
     "method",
@@ -85,3 +87,44 @@ def check_same_parts(
         "version of gpd that the run was started with, or start anew from the extracted student "
         "(--model.student_weights)."
     )
+
+
+def check_same_classes(found: Sequence[str] | None, names: Sequence[str], is_folder: bool) -> None:
+    """Check that the classes of the data have the numbers that they had in training.
+
+    Classes by other names may be the same ones renamed, which is only pointed out.
+
+    Args:
+        found: names in the order of class numbers, as the checkpoint has them; None in one that
+            was written before checkpoints had them, and image folders were sorted 1, 2, 10.
+        names: those of the data.
+        is_folder: whether they are the folders of images.
+
+    Raises:
+        DataError: when the order is another one.
+    """
+    if found is None:
+        before = sorted(names, key=natural_key)
+        if is_folder and before != list(names):
+            raise DataError(
+                f"The checkpoint is of a version that sorted class folders as {_listed(before)}, "
+                f"which are now sorted as {_listed(names)}; rename them so that both orders agree "
+                "(01, 02, 10), or train anew."
+            )
+        return
+    first = next(
+        ((k, a, b) for k, (a, b) in enumerate(zip(found, names, strict=False)) if a != b), None
+    )
+    if first is None:
+        return
+    text = f"class {first[0]} of the checkpoint is '{first[1]}', and of the data '{first[2]}'"
+    if sorted(found) == sorted(names):
+        raise DataError(
+            f"The classes are in another order: {text}; name the folders or classes as they were "
+            "when the checkpoint was trained."
+        )
+    rank_zero_info(f"Warning: {text}; results are right only if these are the same classes.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -19,6 +19,7 @@ from gpd_cli.methods import Batch, method_class
 from gpd_cli.models import ModelSpec, check_images, count_classes, input_shape
 from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up
 from gpd_cli.training.checks import (
+    check_same_classes,
     check_same_parts,
     check_taught,
     default_settings,
@@ -226,7 +227,7 @@ class GapPreservingDistillation(EvaluatedModule):
             TrainingError: when there is more than one average of the weights.
         """
         find_average(self.trainer)
-        data = getattr(self.trainer, "datamodule", None)
+        data = self._data()
         classes = getattr(data, "num_classes", None)
         if classes is not None and classes != self.num_classes:
             raise DataError(
@@ -342,6 +343,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self._watch.check(self.trainer.global_step)
         check_weights(self.network, self.trainer.global_step)
         checkpoint["gpd"] = self._description()
+        checkpoint["class_names"] = self._class_names()
         checkpoint["static_scores"] = {"of": self._static_titles(), "values": self._static_scores}
         checkpoint["schedule"] = self._clock.state(self.trainer.global_step)
         average = find_average(self.trainer)
@@ -355,10 +357,15 @@ class GapPreservingDistillation(EvaluatedModule):
         A run that goes on without the average that it kept goes on from the trained weights.
 
         Raises:
+            DataError: when the classes of the data have other numbers.
             TrainingError: when the run is finished, or its optimizer another one.
             WeightsError: when student, ratio, branches or storage differ, or what is trained along.
         """
         check_same_network(checkpoint.get("gpd"), self._description())
+        if (names := self._class_names()) is not None:
+            spec = getattr(self._data(), "spec", None)
+            is_folder = bool(getattr(spec, "is_folder", False))
+            check_same_classes(checkpoint.get("class_names"), names, is_folder)
         state, prefix = checkpoint["state_dict"], "distillation."
         parts = {n.removeprefix(prefix): state[n] for n in state if n.startswith(prefix)}
         if self.trainer.state.fn == TrainerFn.FITTING:
@@ -385,6 +392,14 @@ class GapPreservingDistillation(EvaluatedModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Schedules of timm are functions of the number of updates."""
         scheduler.step_update(self._clock.updates(self.trainer.global_step))
+
+    def _data(self) -> Any:
+        """The data module; None for a run without one."""
+        return getattr(self.trainer, "datamodule", None)
+
+    def _class_names(self) -> list[str] | None:
+        """Names of the classes in the order of their numbers, if the data module knows them."""
+        return getattr(self._data(), "class_names", None)
 
     def _static_titles(self) -> list[str]:
         return [] if self.distillation is None else [t.title for t in self.distillation.teachers]
