@@ -63,7 +63,7 @@ def score_static_teachers(
             scores.update(logits, labels)
             classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
             counts += torch.bincount(classes, minlength=num_classes)
-    check_logits(teachers)
+    check_logits(teachers, module.device)
     if world_size() > 1:
         dist.all_reduce(counts)
     if not counts.sum():

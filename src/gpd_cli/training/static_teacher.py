@@ -58,14 +58,19 @@ class StaticTeacher:
         return self
 
 
-def check_logits(teachers: Sequence[StaticTeacher]) -> None:
+def check_logits(teachers: Sequence[StaticTeacher], device: torch.device) -> None:
     """Check that all logits of static teachers so far were finite, in all processes.
+
+    Args:
+        teachers: the static teachers.
+        device: that processes talk over; one may have seen no images yet.
 
     Raises:
         ModelError: when those of one were not; it is named.
     """
     for teacher in teachers:
-        if teacher.finite is not None and not everywhere(teacher.finite):
+        finite = torch.tensor(True) if teacher.finite is None else teacher.finite
+        if not everywhere(finite.to(device)):
             raise ModelError(
                 f"The logits of the {teacher.title} are NaN or infinite; check its weights, "
                 "--data.mean, --data.std and --trainer.precision."

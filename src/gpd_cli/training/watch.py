@@ -45,7 +45,7 @@ class FiniteWatch:
             TrainingError: as `note`.
         """
         if self._finite is not None and not everywhere(self._finite):
-            check_logits(self._teachers)
+            check_logits(self._teachers, self._finite.device)
             raise TrainingError(_remedy("The loss", step))
 
 
