@@ -94,6 +94,7 @@ def pretend(run: Run) -> Record:
         ({"headline": ["best"]}, "headline names the row 'best'"),
         ({"rows": {"a": {"title": "a", "versus": "b"}}, "headline": []}, "a.versus names the row"),
         ({"rows": {"a": {"titel": "a"}}, "headline": []}, "unexpected keyword argument 'titel'"),
+        ({"reading": ["It is {best.gain}."]}, "reading names the row 'best'"),
         ({"seeds": []}, "alone has no learning rates or no seeds"),
         ({"rows": {"a": "b"}}, "has to be a mapping"),
     ],

@@ -124,10 +124,19 @@ def _section(records: Records) -> list[str]:
     ):
         lines += ["", f"![{text}](results/{table.name}_{name}.png)"]
     lines += ["", *_rates(records, found)]
-    if table.reading:
+    said = [text for sentence in table.reading if (text := _fill_in(sentence, found))]
+    if said:
         lines += ["", "What this says:", ""]
-        lines += [f"{k}. {text.format(**found)}" for k, text in enumerate(table.reading, 1)]
+        lines += [f"{number}. {text}" for number, text in enumerate(said, 1)]
     return lines
+
+
+def _fill_in(sentence: str, found: Mapping[str, Summary]) -> str | None:
+    """A sentence of the reading with its numbers; None while one of its rows is untrained."""
+    try:
+        return sentence.format(**found)
+    except (KeyError, TypeError):  # no such row yet, or None for what it is compared with
+        return None
 
 
 def _cells(summary: Summary, table: Table) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,12 +158,19 @@ def _tuples(entries: Any, *names: str) -> dict[str, Any]:
     }
 
 
+def _rows_in(sentence: str) -> list[str]:
+    """Keys of the rows whose numbers a sentence has."""
+    fields = (field for _, field, _, _ in string.Formatter().parse(sentence))
+    return [re.split(r"[.\[]", field)[0] for field in fields if field]
+
+
 def _check(path: Path, table: Table) -> None:
     named: Sequence[tuple[str, str | None]] = [
         *((f"{row.key}.versus", row.versus) for row in table.rows.values()),
         *((f"{row.key}.tuned_as", row.tuned_as) for row in table.rows.values()),
         *((f"{row.key}.files", key) for row in table.rows.values() for key in row.files.values()),
         *(("headline", key) for key in table.headline),
+        *(("reading", key) for sentence in table.reading for key in _rows_in(sentence)),
     ]
     for place, key in named:
         if key is not None and key not in table.rows:

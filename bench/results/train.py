@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import platform
@@ -23,7 +24,6 @@ import yaml
 from bench.results.records import Record, Run
 from bench.results.table import LEARNING_RATE, Row, Table, option_list
 
-_CURVES = ("student_top1", "teacher_top1", "gap", "static_top1")
 _LIBRARIES = ("gpd-cli", "torch", "torchvision", "lightning", "timm")
 _DATA = "DATA"  # what stands for the folder of the data in records, which is another one elsewhere
 
@@ -65,22 +65,40 @@ class Trainer:
         options = self.options(row, run)
         for key in row.files.values():
             self._extract(self.student_file(self.table.rows[key], run.seed))
+        seconds = folder / "seconds"
+        if not seconds.is_file():
+            seconds.write_text(str(self._fit(folder, options)))
+        return self._summarize(run, options, _attempts(folder), float(seconds.read_text()))
+
+    def _fit(self, folder: Path, options: Sequence[str]) -> float:
+        """Train to the end, from the newest checkpoint of earlier attempts.
+
+        Args:
+            folder: of the run; each attempt has one in it.
+            options: of ``gpd fit``.
+
+        Returns:
+            Seconds of the whole run: those of this attempt, scaled to all epochs, for what a killed
+            one took is not known.
+        """
         attempts = _attempts(folder)
-        if not (attempts and (attempts[-1] / "finished").is_file()):
-            attempt = folder / f"attempt_{len(attempts)}"
-            checkpoint = _newest_checkpoint(attempts)
-            resume = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
-            where = {"save_dir": str(folder.parent), "name": folder.name, "version": attempt.name}
-            logger = [f"--trainer.logger.init_args.{k}={v}" for k, v in where.items()]
-            seconds = self._gpd(["fit", *options, *self._here(), *logger, *resume], attempt)
-            (attempt / "finished").write_text(f"{seconds}\n")
-            attempts = _attempts(folder)
-        return self._summarize(run, options, attempts)
+        checkpoint = _newest_checkpoint(attempts)
+        if checkpoint is not None and _is_finished(checkpoint):
+            checkpoint = None  # killed before its time was written down: so it has to be done anew
+        attempt = folder / f"attempt_{len(attempts)}"
+        where = {"save_dir": str(folder.parent), "name": folder.name, "version": attempt.name}
+        logger = [f"--trainer.logger.init_args.{name}={value}" for name, value in where.items()]
+        resume = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
+        before = 0 if checkpoint is None else len(_history(checkpoint))
+        seconds = self._gpd(["fit", *options, *self._here(), *logger, *resume], attempt)
+        after = len(_history(attempt / "checkpoints" / "last.ckpt"))
+        return seconds * after / (after - before)
 
     def stop(self) -> None:
         """Let running processes save what they have and end."""
         for process in list(self._running):
-            os.kill(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
 
     def options(self, row: Row, run: Run) -> list[str]:
         """The options of ``gpd fit`` that make a run, without those of this machine.
@@ -119,13 +137,10 @@ class Trainer:
             command = ["extract", f"--ckpt_path={best}", f"--output={output}"]
             self._gpd(command, output.parent / "extract")
 
-    def _summarize(self, run: Run, options: Sequence[str], attempts: Sequence[Path]) -> Record:
+    def _summarize(
+        self, run: Run, options: Sequence[str], attempts: Sequence[Path], seconds: float
+    ) -> Record:
         last = attempts[-1]
-        curves = _curves(attempts)
-        epochs = len(curves["val/student_top1"])
-        first = 1 + min(int(row["epoch"]) for row in _rows(last))
-        # Of the last attempt, scaled to all epochs: what a killed one took is not known.
-        seconds = float((last / "finished").read_text()) * epochs / (epochs - first + 1)
         config = yaml.safe_load((last / "config.yaml").read_text())
         record = {
             "command": shlex.join(["gpd", "fit", *options, *self._root(_DATA)]),
@@ -133,7 +148,7 @@ class Trainer:
             "learning_rate": run.rate,
             "seed": run.seed,
             "seconds": round(seconds, 1),
-            "epochs": curves,
+            "epochs": _curves(_history(last / "checkpoints" / "last.ckpt")),
             "versions": {name: version(name).partition("+")[0] for name in _LIBRARIES},
             "hardware": _hardware(self.threads),
         }
@@ -224,27 +239,42 @@ def _attempts(folder: Path) -> list[Path]:
 
 def _newest_checkpoint(attempts: Sequence[Path]) -> Path | None:
     """The newest whole checkpoint to go on from."""
-    found = [
-        p
-        for a in attempts
-        for n in ("last", "stopped")
-        if (p := a / f"checkpoints/{n}.ckpt").is_file()
-    ]
-    whole = [path for path in found if zipfile.is_zipfile(path)]
+    names = ("last.ckpt", "stopped.ckpt")
+    paths = [attempt / "checkpoints" / name for attempt in attempts for name in names]
+    whole = [path for path in paths if path.is_file() and zipfile.is_zipfile(path)]
     return max(whole, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _best_checkpoint(attempts: Sequence[Path]) -> Path:
-    """``best.ckpt`` of the attempt that had the best epoch."""
-    scores = {}
-    for attempt in attempts:
-        path = attempt / "checkpoints" / "best.ckpt"
-        if path.is_file():
-            values = [float(r["val/student_top1"]) for r in _rows(attempt) if r["val/student_top1"]]
-            scores[path] = max(values, default=0.0)
-    if not scores:
+    """``best.ckpt`` of the attempt that had the best epoch; each has that of its own epochs."""
+    paths = [attempt / "checkpoints" / "best.ckpt" for attempt in attempts]
+    found = [path for path in paths if path.is_file()]
+    if not found:
         raise RunError("There is no best.ckpt to go on from; train the row that it is of first.")
-    return max(scores, key=lambda path: scores[path])
+    history = _history(attempts[-1] / "checkpoints" / "last.ckpt")
+    return max(found, key=lambda path: history[_load(path)["epoch"]]["val/student_top1"])
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    import torch
+
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)
+
+
+def _history(checkpoint: Path) -> dict[int, dict[str, float]]:
+    """Accuracies of all epochs up to a checkpoint's, in percent, by epoch and name."""
+    return _load(checkpoint)["callbacks"]["GapHistory"]["epochs"]
+
+
+def _is_finished(checkpoint: Path) -> bool:
+    config = yaml.safe_load((checkpoint.parents[1] / "config.yaml").read_text())
+    return len(_history(checkpoint)) >= config["trainer"]["max_epochs"]
+
+
+def _curves(history: Mapping[int, Mapping[str, float]]) -> dict[str, list[float]]:
+    """A value for each epoch, by name."""
+    epochs = [history[epoch] for epoch in sorted(history)]
+    return {name: [round(epoch[name], 4) for epoch in epochs] for name in epochs[-1]}
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
@@ -253,18 +283,6 @@ def _rows(folder: Path) -> list[dict[str, str]]:
         return []
     with path.open() as file:
         return list(csv.DictReader(file))
-
-
-def _curves(attempts: Sequence[Path]) -> dict[str, list[float]]:
-    """Accuracies by epoch, in percent; those of a later attempt replace those of an earlier one."""
-    by_epoch: dict[int, dict[str, float]] = {}
-    names = [f"{stage}/{name}" for stage in ("train", "val") for name in _CURVES]
-    for attempt in attempts:
-        for row in _rows(attempt):
-            values = {n: round(float(row[n]), 4) for n in names if row.get(n)}
-            by_epoch.setdefault(int(row["epoch"]), {}).update(values)
-    epochs = [by_epoch[epoch] for epoch in sorted(by_epoch)]
-    return {n: [e[n] for e in epochs if n in e] for n in names if any(n in e for e in epochs)}
 
 
 def _portable(config: Mapping[str, Any], root: str | None) -> dict[str, Any]:
