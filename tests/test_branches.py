@@ -1,7 +1,9 @@
 import copy
 import itertools
+import re
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
@@ -11,18 +13,21 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import gpd_cli
 from gpd_cli.branches import (
+    AUTHORS_BRANCHES,
     BRANCH_SETS,
     EXTRA_BRANCHES,
+    MAIN_GATE,
     PAPER_BRANCHES,
     BranchBank,
     accepts_branches,
     branch_kernel,
     branch_names,
+    branched_layers,
     frequency_filters,
     identity_channels,
     merge,
 )
-from gpd_cli.errors import GpdError
+from gpd_cli.errors import ExpansionError, GpdError
 
 CONV_BRANCHES = tuple(name for name in EXTRA_BRANCHES if name != "linear")
 
@@ -94,6 +99,8 @@ def run_branch(name, tensors, x, kernel_size, groups, stride, padding, dilation,
         group = torch.arange(out_channels) // (out_channels // groups)
         return kept[:, group * fan + torch.arange(out_channels) % fan]
     weight = tensors["weight"]
+    if name == "kxk_2":
+        return F.conv2d(x, weight, None, *last, groups)
     if name in ("1x1", "1xk", "kx1"):
         return run_smaller(x, weight, kernel_size, groups, *last)
     if name == "1x1_kxk":
@@ -320,6 +327,56 @@ def test_orepa_starts_with_its_gates_and_weights() -> None:
     torch.testing.assert_close(bank(stored), kernel, rtol=0, atol=1e-14)
 
 
+def test_the_authors_block_starts_as_in_their_code() -> None:
+    torch.manual_seed(0)
+    names = branch_names(6, "gpd")
+    assert names == AUTHORS_BRANCHES
+    bank = BranchBank((64, 32, 3, 3), 1, names, init="gpd", dtype=torch.float64)
+    gates = dict(zip(AUTHORS_BRANCHES, (0.25, 0.25, 0.0, 0.5, 0.05, 0.5), strict=True))
+    for name, gate in gates.items():
+        assert (bank.gates[name] == gate).all(), name
+    for name, weights in bank.weights.items():
+        weight = weights.weight
+        expected = (2 / weight[0].numel()) ** 0.5
+        assert weight.std().item() == pytest.approx(expected, rel=0.05), name
+    kernel = torch.randn(64, 32, 3, 3, dtype=torch.float64)
+    rest = bank(torch.zeros_like(kernel))
+    torch.testing.assert_close(bank(kernel) - rest, kernel / 4, rtol=0, atol=1e-15)
+    # As many inner channels as inputs, also in depthwise layers, where OREPA has twice as many.
+    depthwise = BranchBank((8, 1, 3, 3), 8, names, init="gpd")
+    assert depthwise.weights["1x1_kxk"].weight.shape == (8, 1, 3, 3)
+    # Their frequencies grow from channel to channel, and every sixth filter is zero.
+    dead = bank.filters[names.index("frequency") - 1].abs().flatten(1).amax(1) < 1e-9
+    assert dead.tolist() == [c % 6 == 2 for c in range(32)] * 2
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_authors_block_for_fine_tuning_leaves_the_kernel_to_the_last_bit(layer: str) -> None:
+    in_channels, out_channels, groups = LAYERS[layer]
+    kernel = torch.randn(out_channels, in_channels // groups, 3, 3)
+    bank = BranchBank(kernel.shape, groups, branch_names("gpd"))
+    assert bank.is_silent()
+    assert torch.equal(bank(kernel), kernel)
+    nn.init.constant_(bank.gates[MAIN_GATE], 0.5)
+    assert not bank.is_silent()
+
+
+@pytest.mark.parametrize(
+    ("spec", "init", "named"),
+    [
+        ("paper", "gpd", "main_gate"),
+        (["1x1_avg"], "gpd", "main_gate"),
+        (["main_gate", "1xk"], "gpd", "1xk"),
+        (["gpd", "acnet"], None, "1xk"),
+        ("gpd", "orepa", "zero"),
+    ],
+)
+def test_blocks_and_starts_that_do_not_go_together(spec, init, named: str) -> None:
+    with pytest.raises(GpdError, match=named) as error:
+        branch_names(spec, init)
+    assert "\n" not in str(error.value)
+
+
 def test_identity_follows_the_copies() -> None:
     # Copies side by side, handed on from copies end to end; groups; fewer inputs than outputs.
     assert identity_channels([0, 0, 1, 1], [0, 1, 0, 1], 2).tolist() == [0, 2, 1, 3]
@@ -464,9 +521,11 @@ NETWORKS = {"conv": TinyConvNet, "transformer": tiny_transformer}
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("init", ["zero", "orepa"])
+@pytest.mark.parametrize("init", ["zero", "orepa", "gpd"])
 @pytest.mark.parametrize("name", [*EXTRA_BRANCHES, *BRANCH_SETS])
 def test_expansion_with_each_branch_is_exact(name: str, init: str, network: str) -> None:
+    if init != "zero" and (name == "gpd") != (init == "gpd"):
+        pytest.skip("no such start")
     torch.manual_seed(0)
     student = NETWORKS[network]()
     x, target = torch.randn(4, 3, 12, 12), torch.tensor([0, 1, 2, 3])
@@ -476,7 +535,7 @@ def test_expansion_with_each_branch_is_exact(name: str, init: str, network: str)
     for key, tensor in student.state_dict().items():
         if init == "zero":
             assert torch.equal(extracted[key], tensor), key
-        else:
+        elif init == "orepa":
             torch.testing.assert_close(extracted[key], tensor, rtol=0, atol=2e-6)
     banks = {n: m for n, m in pair.named_modules() if isinstance(m, BranchBank)}
     suits = any(accepts_branches(module, branch_names(name)) for module in student.modules())
@@ -492,6 +551,52 @@ def test_expansion_with_each_branch_is_exact(name: str, init: str, network: str)
     pair.eval()
     with torch.no_grad():
         assert torch.equal(pair.extract().eval()(x), pair(x)[0])
+
+
+class ThreeConvs(nn.Sequential):
+    """A strided stem, plain and depthwise 3 x 3, and a 5 x 5."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=2),
+            nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8)),
+            nn.Conv2d(8, 8, 5),
+        )
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (("all",), {"0", "1.0", "1.1", "2"}),
+        (("3x3_stride1",), {"1.0", "1.1"}),
+        (("1.*",), {"1.0", "1.1"}),
+        (("1",), {"1.0", "1.1"}),
+        (("1.0", "2"), {"1.0", "2"}),
+        (("3x3_stride1", "2"), {"1.0", "1.1", "2"}),
+    ],
+)
+def test_a_choice_of_layers_gets_the_branches(layers: tuple[str, ...], expected: set[str]) -> None:
+    network = ThreeConvs()
+    found = branched_layers(network, branch_names(3), layers)
+    assert found.keys() == expected
+    assert {*found.values()} == {branch_names(3)}
+    assert branched_layers(network, (), layers) == {}
+
+
+def test_layers_that_cannot_be_chosen_are_named() -> None:
+    for network, entry in ((ThreeConvs(), "conv*"), (tiny_transformer(), "blocks.*")):
+        with pytest.raises(GpdError, match=f"'{re.escape(entry)}'.*3x3_stride1"):
+            branched_layers(network, branch_names(6), [entry])
+    with pytest.raises(ExpansionError, match="branch_layers must be a pattern"):
+        gpd_cli.expand(ThreeConvs(), sample=torch.zeros(2, 3, 9, 9), branch_layers=3)
+
+
+def test_the_papers_layers_are_13_of_resnet18s_and_9_of_mobilenet_v1s() -> None:
+    for name, count in (("resnet18", 13), ("mobilenetv1_100", 9)):
+        network = timm.create_model(name)
+        layers = branched_layers(network, branch_names(6), ["3x3_stride1"])
+        assert len(layers) == count
+        assert not {"conv1", "conv_stem"} & layers.keys()
 
 
 def test_averaging_of_weights_leaves_constants_alone() -> None:

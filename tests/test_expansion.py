@@ -477,6 +477,8 @@ def test_the_student_comes_back_bit_for_bit(name: str, ratio: float) -> None:
     student, sample = randomized(name, torch.float32), torch.randn(IMAGE)
     plan = find_plan(student, sample, ratio)
     for storage in get_args(Storage):
+        if storage == "teacher" and ratio not in (2, 4):
+            continue  # divided by another number than a power of two, and multiplied again
         pair = expand(student, sample=sample, ratio=ratio, branches=6, storage=storage, plan=plan)
         assert_extracts(student, CASES[name].build(), pair)
 
@@ -614,7 +616,7 @@ def test_a_single_pattern_may_be_excluded() -> None:
 
 
 def test_an_unknown_storage_is_an_error() -> None:
-    rejected(randomized("residual"), "storage", storage="teacher")
+    rejected(randomized("residual"), "storage", storage="wide")
 
 
 @pytest.mark.parametrize("branches", [0, 99, ["5x5"]])

@@ -21,6 +21,7 @@ from gpd_cli.expansion import (
     randomize,
 )
 from gpd_cli.expansion.kernel import split_kernel
+from gpd_cli.expansion.tensors import stored_scales
 
 SHAPE = (8, 3, 8, 8)
 STORAGES = get_args(Storage)
@@ -126,15 +127,18 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 # What is extracted is what was trained
 
 
-@pytest.mark.parametrize(("optimizer", "storage"), [("sgd", "mixed"), ("adamw", "student")])
-@pytest.mark.parametrize("branches", [1, 6])
+@pytest.mark.parametrize(
+    ("optimizer", "storage"), [("sgd", "mixed"), ("adamw", "student"), ("sgd", "teacher")]
+)
+@pytest.mark.parametrize("branches", [1, 6, "gpd"])
 @pytest.mark.parametrize(
     ("name", "ratio"), [*((name, r) for name in NETWORKS for r in (1, 2, 3)), ("cnn", 1.5)]
 )
 def test_the_extracted_student_is_the_trained_one(
-    name: str, ratio: float, branches: int, optimizer: str, storage: Storage
+    name: str, ratio: float, branches: int | str, optimizer: str, storage: Storage
 ) -> None:
-    pair = make_pair(name, ratio, branches, storage=storage)
+    init = "gpd" if branches == "gpd" else "zero"
+    pair = make_pair(name, ratio, branches, storage=storage, branch_init=init)
     before = pair.extract().state_dict()
     train(pair, optimizer=optimizer).eval()
     extracted = pair.extract()
@@ -200,7 +204,7 @@ def test_the_merged_teacher_is_the_trained_one(name: str) -> None:
     assert not torch.equal(teacher(images), pair.eval()(images)[1])
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("storage", ["mixed", "student"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("ratio", [1, 2, 3])
@@ -220,13 +224,36 @@ def test_without_the_teachers_loss_a_student_trains_as_it_would_alone(
     assert same(pair.extract().state_dict(), alone.state_dict())
 
 
+@pytest.mark.parametrize("ratio", [2, 3])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_in_the_teachers_storage_kernels_and_biases_move_by_the_square(
+    name: str, ratio: int
+) -> None:
+    alone = NETWORKS[name]().double()
+    randomize(alone, torch.Generator().manual_seed(1))
+    images, labels = next(batches(1))
+    images = images.double()
+    pair = expand(alone, sample=images, ratio=ratio, branches=1, storage="teacher")
+    before = {key: p.detach().clone() for key, p in alone.named_parameters()}
+    for module, forward in ((alone, alone), (pair, pair.student)):
+        optimizer = torch.optim.SGD(module.parameters(), 0.05)
+        F.cross_entropy(forward(images), labels).backward()
+        optimizer.step()
+    moved = dict(pair.extract().named_parameters())
+    still = ("bn", "norm", "act", "mlp.0", "depthwise", "cls_", "pos_", "gamma", "fc", "head")
+    for key, parameter in alone.named_parameters():
+        times = 1 if key.startswith(still) else ratio**2
+        expected = before[key] + times * (parameter - before[key])
+        torch.testing.assert_close(moved[key], expected, rtol=1e-9, atol=1e-12)
+
+
 # Gradients
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("branches", [1, 6])
+@pytest.mark.parametrize("branches", [1, 6, "gpd"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_weight_is_trained(name: str, branches: int, storage: Storage) -> None:
+def test_every_weight_is_trained(name: str, branches: int | str, storage: Storage) -> None:
     pair = make_pair(name, branches=branches, storage=storage)
     assert all(p.requires_grad for p in pair.parameters())
     assert {id(p) for p in pair.parameters()} == {id(p) for p in pair.teacher.parameters()}
@@ -269,7 +296,11 @@ PLANS = {
 
 
 def plain_split(
-    merged: Tensor, share: Tensor | None, plan: TensorPlan, storage: Storage
+    merged: Tensor,
+    share: Tensor | None,
+    plan: TensorPlan,
+    storage: Storage,
+    gain: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """What `split_kernel` computes, as operations that autograd knows."""
     student = merged
@@ -281,7 +312,7 @@ def plain_split(
         scale[plan.block] = share.expand(student.shape).clone()
     elif share is not None:
         scale *= share
-    return merged * scale, student
+    return merged * scale, student if gain is None else student * gain
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -293,8 +324,8 @@ def test_a_kernels_gradient_is_that_of_plain_operations(
     plan, shape = PLANS[name]
     narrow = torch.randn(shape, dtype=torch.float64)
     stored = expand_tensor(narrow, plan, noise=1.0)
-    counts = plan.copies(stored) if storage == "mixed" else plan.wide_copies(stored)
-    share = None if counts is None else 1 / counts
+    out_axis = None if plan.fan_in is None else 1 - plan.fan_in
+    share, gain = stored_scales(plan, storage, stored, out_axis)
     weights = torch.randn_like(stored), torch.randn_like(narrow)
 
     def gradient(split) -> tuple[Tensor, ...]:
@@ -305,13 +336,13 @@ def test_a_kernels_gradient_is_that_of_plain_operations(
         assert merged.grad is not None
         return (*(r.detach() for r in results), merged.grad)
 
-    actual = gradient(lambda merged: split_kernel(merged, share, plan.block, storage))
-    expected = gradient(lambda merged: plain_split(merged, share, plan, storage))
+    actual = gradient(lambda merged: split_kernel(merged, share, plan.block, storage, gain))
+    expected = gradient(lambda merged: plain_split(merged, share, plan, storage, gain))
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
 
     def function(merged: Tensor) -> tuple[Tensor, ...] | Tensor:
-        teacher, student = split_kernel(merged, share, plan.block, storage)
+        teacher, student = split_kernel(merged, share, plan.block, storage, gain)
         return {"both": (teacher, student), "teacher": teacher, "student": student}[used]
 
     assert torch.autograd.gradcheck(function, (stored.clone().requires_grad_(),))

@@ -359,3 +359,24 @@ def test_storage_says_at_what_scale_the_weights_are_stored(ratio: int, storage: 
         scale /= ratio
         scale[plan.block] = 1
     torch.testing.assert_close(stored, narrow[:, plan.axes[1].tensor] * scale)
+
+
+@pytest.mark.parametrize("ratio", [2, 3])
+def test_storage_teacher_is_that_of_the_authors(ratio: int) -> None:
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 6, 3, groups=6)),
+        *(nn.Conv2d(6, 6, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)),
+    ).double()
+    sample = torch.randn(2, 3, 6, 6)
+    pair = expand(network, sample=sample, ratio=ratio, noise=0, branches=1, storage="teacher")
+    stored = {
+        name.replace("parametrizations.", "").removesuffix(".original"): parameter
+        for name, parameter in pair.teacher.named_parameters()
+    }
+    divided = ("0.weight", "0.bias", "2.weight", "2.bias", "4.weight")
+    assert stored.keys() == dict(network.named_parameters()).keys()
+    for name, narrow in network.named_parameters():
+        plan = pair.plan.tensors.get(name)
+        expected = narrow.data if plan is None else expand_tensor(narrow, TensorPlan(plan.axes))
+        scale = ratio if name in divided else 1
+        torch.testing.assert_close(stored[name].data, expected / scale, rtol=1e-15, atol=0)

@@ -98,7 +98,7 @@ def frequency_filters(
 
     The first half of the channels varies along the height, the second along the width;
     neighbours differ in frequency. OREPA lets the frequency grow with the channel, and there the
-    filter of every multiple of the kernel's side is zero, so that such a channel never learns.
+    filter of every odd multiple of the kernel's side is zero, so that such a channel never learns.
     Cycling through ``0 .. k - 1`` gives the same filters, up to their sign, without the dead ones.
 
     Args:
