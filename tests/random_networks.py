@@ -25,6 +25,7 @@ from gpd_cli.expansion import randomize
 RATIOS = (2.0, 3.0, 4.0)
 ODD_RATIOS = (1.5, 2.5, 1.25)
 BRANCHES = (1, 3, 6, ("1xk", "kx1"))
+OF_THE_AUTHORS = {"zero": (*BRANCHES, "gpd"), "gpd": (1, 4, 6)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Case:
         batch: number of images in the sample.
         ratio: the expansion ratio.
         branches: how many branches, or which.
+        branch_layers: which layers get them.
         storage: at what scale weights are stored.
         branch_init: where the branches' gates start.
         width_multiple: what wide widths are rounded up to.
@@ -51,7 +53,8 @@ class Case:
     size: int
     batch: int
     ratio: float
-    branches: int | tuple[str, ...]
+    branches: int | str | tuple[str, ...]
+    branch_layers: str
     storage: str
     branch_init: str
     width_multiple: int
@@ -143,6 +146,7 @@ def cases(draw: st.DrawFn, usual: bool | None = None) -> Case:
     head = draw(one(*heads))
     shape = st.just(tuple(layers.x.shape[1:]))
     layers.add(f"head {head}", spec(heads[head], shape=shape, classes=one(5, 4, 8, 3)))
+    branch_init = draw(one("zero", "zero", "orepa", "gpd"))
     return Case(
         network=draw(
             spec(ends.Plain) | spec(ends.Listed) | spec(ends.Named) | spec(ends.Owner, width=width)
@@ -151,9 +155,10 @@ def cases(draw: st.DrawFn, usual: bool | None = None) -> Case:
         size=size,
         batch=draw(one(2, 4, 1)),
         ratio=draw(one(*RATIOS) if usual else one(*ODD_RATIOS, *RATIOS)),
-        branches=draw(one(*BRANCHES)),
-        storage=draw(one("mixed", "student")),
-        branch_init=draw(one("zero", "zero", "orepa")),
+        branches=draw(one(*(BRANCHES if branch_init == "orepa" else OF_THE_AUTHORS[branch_init]))),
+        branch_layers=draw(one("all", "all", "3x3_stride1")),
+        storage=draw(one("mixed", "student", "teacher")),
+        branch_init=branch_init,
         width_multiple=1 if usual else draw(one(1, 1, 8)),
         seed=draw(st.integers(0, 99)),
         usual=usual,

@@ -83,6 +83,7 @@ def outcome(case: Case) -> str:
             sample=images_of(case.batch, *image),
             ratio=case.ratio,
             branches=case.branches,
+            branch_layers=case.branch_layers,
             storage=case.storage,
             branch_init=case.branch_init,
             width_multiple=case.width_multiple,
@@ -92,6 +93,8 @@ def outcome(case: Case) -> str:
         assert message.endswith(".") and "\n" not in message and len(message) < 500, message
         assert not case.usual, f"refused: {message}"
         return "refused"
+    if case.branch_init == "gpd":  # which starts as what the branches merge to
+        student.load_state_dict(pair.extract().state_dict(), strict=True)
     assert_widened(pair, student, case.least)
     for shape in ((4, *image), (3, *image), (3, 3, 20, 20)):
         assert_exact(pair, student, images_of(*shape))

@@ -26,6 +26,7 @@ from gpd_cli.branches.names import (
     BranchInit,
     accepts_branches,
     branch_names,
+    count_branches,
 )
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "branch_names",
     "branched_layers",
     "centred",
+    "count_branches",
     "depthwise_separable",
     "expandnet",
     "frequency_filters",

@@ -61,12 +61,12 @@ def branched_layers(
         if entry in LAYER_SETS:
             chosen |= {n for n in accepted if LAYER_SETS[entry](network.get_submodule(n))}
             continue
-        found = {n for n in accepted if fnmatchcase(n, entry) or n.startswith(f"{entry}.")}
-        if not found:
+        named = {n for n in accepted if fnmatchcase(n, entry) or n.startswith(f"{entry}.")}
+        if not named:
             example = next(iter(accepted), "layer4.*")
             raise GpdError(
                 f"No layer that can take the branches is named '{entry}'; give one of "
                 f"{', '.join(LAYER_SETS)}, or patterns of layer names, such as '{example}'."
             )
-        chosen |= found
+        chosen |= named
     return {name: found for name, found in accepted.items() if name in chosen}

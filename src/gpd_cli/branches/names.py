@@ -119,6 +119,15 @@ def branch_names(
     return found
 
 
+def count_branches(names: Sequence[str]) -> int:
+    """How many branches a kernel has, the main kernel included.
+
+    Args:
+        names: as `branch_names` returns them.
+    """
+    return 1 + sum(name != MAIN_GATE for name in names)
+
+
 def _check_block(names: tuple[str, ...], init: BranchInit | None) -> None:
     """Refuse what is partly the authors' block, or begins as another one does."""
     others = [name for name in names if name not in AUTHORS_BRANCHES]

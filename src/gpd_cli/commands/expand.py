@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpd_cli.branches import BranchInit, branch_names
+from gpd_cli.branches import BranchInit, branch_names, count_branches
 from gpd_cli.checkpoint import Description, save_expanded
 from gpd_cli.commands.report import cost, count, print_table
 from gpd_cli.errors import GpdError
@@ -171,7 +171,7 @@ def _facts(
         ("multiply-adds", f"{count(before.macs)} -> {count(after.macs)}"),
         ("widened layers", str(len(widened))),
         *([("narrow inside", ", ".join(pair.plan.narrow))] if pair.plan.narrow else []),
-        ("branches", f"up to {1 + len(names)} on each of {branched} kernels"),
+        ("branches", f"up to {count_branches(names)} on each of {branched} kernels"),
         (
             "certificate",
             f"relative difference {certificate.difference:.1e} in float64, "

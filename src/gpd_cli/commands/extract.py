@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from gpd_cli.branches import count_branches
 from gpd_cli.checkpoint import Description, Weights, load_chosen
 from gpd_cli.commands.report import cost, count, print_table
 from gpd_cli.errors import GpdError, WeightsError
@@ -65,7 +66,7 @@ def extract_command(
             ("parameters", f"{count(whole)} trained -> {count(after.parameters)}"),
             ("multiply-adds", f"{count(before.macs)} -> {count(after.macs)}"),
             ("widened layers", str(len(widened))),
-            ("branches", f"{1 + len(description.branches)} merged"),
+            ("branches", f"{count_branches(description.branches)} merged"),
             (
                 "certificate",
                 f"equal to the trained network {exact} (relative difference "

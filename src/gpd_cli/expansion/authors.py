@@ -2,8 +2,9 @@
 
 In every other block the student's kernel is a slice of what the teacher's branches merge to. In the
 authors' code (guoyongcs/GPD) each factor is sliced, and the student's kernel is merged from the
-slices. For branches that are linear in one factor along the sliced axes that is the same; of a 1 x 1
-layer followed by a k x k one, the student has its own inner channels alone.
+slices. The two differ for a 1 x 1 layer followed by a k x k one alone, of whose inner channels the
+student has the first copies. What is extracted is the kernel that the student was trained with, to
+the last bit, as everywhere.
 """
 
 from __future__ import annotations
@@ -73,23 +74,26 @@ class AuthorsKernel(SharedKernel):
         for name, gate in bank.gates.items():
             bank.gates[name] = nn.Parameter(widen(gate, gates))
         self.factors = nn.ModuleDict()
-        for name, factors in bank.factors().items():
-            self.factors[name] = nn.ModuleDict()
-            for key, narrow in factors.items():
+        for name, weights in bank.weights.items():
+            assert isinstance(weights, nn.ParameterDict)
+            shared = nn.ModuleDict()
+            for key, narrow in weights.items():
                 factor = plans.get((name, key), plan)
                 # One filter or more per input channel: nothing is summed, so nothing is divided.
-                axis = None if key == "depthwise" else out_axis
-                self.factors[name][key] = Sharing(factor, storage, narrow, axis)
+                factor_sharing = Sharing(
+                    factor, storage, narrow, None if key == "depthwise" else out_axis
+                )
                 wide = expand_tensor(narrow, factor)
-                self.factors[name][key].store_(wide, narrow)
-                bank.weights[name][key] = nn.Parameter(wide)
+                factor_sharing.store_(wide, narrow)
+                shared[key], weights[key] = factor_sharing, nn.Parameter(wide)
+            self.factors[name] = shared
         bank.groups = wide_groups
         bank.filters = widen(bank.filters, TensorPlan((None, plan.axes[0], None, None)))
         if "1x1_kxk" in bank.weights:
             size = kernel.shape[1]
             eye = from_identity(kernel.new_zeros(groups * size, size, 1, 1), size)
-            shared = expand_tensor(eye, plans["1x1_kxk", "deviation"])
-            self.register_buffer("identity", shared, persistent=False)
+            eye = expand_tensor(eye, plans["1x1_kxk", "deviation"])
+            self.register_buffer("identity", eye, persistent=False)
 
     def split(self, stored: Tensor) -> tuple[Tensor, Tensor]:
         """Both networks' kernels, each merged from factors of its own scale and width."""
@@ -102,7 +106,7 @@ class AuthorsKernel(SharedKernel):
         for name, factors in bank.factors().items():
             wide[name], narrow[name] = {}, {}
             for key, factor in factors.items():
-                wide[name][key], narrow[name][key] = self.factors[name][key](factor)  # type: ignore[index, operator]
+                wide[name][key], narrow[name][key] = self.factors[name][key](factor)  # type: ignore[index]
         if "1x1_kxk" in wide:
             wide["1x1_kxk"]["identity"] = self.identity
         gates = dict(bank.gates.items())

@@ -23,6 +23,7 @@ from gpd_cli.models import (  # noqa: F401 - they register their networks with t
     cifar_shufflenet,
     cifar_vgg,
     cifar_wrn,
+    mobilenet,
     rvt,
 )
 from gpd_cli.models.reused import ReusedClassifier
