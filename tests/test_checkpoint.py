@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpd_cli.__main__ import main
-from gpd_cli.checkpoint import load_networks
+from gpd_cli.branches import AUTHORS_BRANCHES
+from gpd_cli.checkpoint import Description, load_networks
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.extract import extract_command
 from gpd_cli.errors import GpdError, WeightsError
@@ -45,6 +46,17 @@ def trained(folder: Path, *options: str) -> Path:
 @pytest.fixture(scope="module")
 def pair_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("pair"), "--model.branches", "6")
+
+
+AS_THE_AUTHORS = [
+    *("--model.storage", "teacher", "--model.branches", "gpd", "--model.branch_init", "gpd"),
+    *("--model.branch_layers", "3x3_stride1"),
+]
+
+
+@pytest.fixture(scope="module")
+def authors_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("authors"), *AS_THE_AUTHORS)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +108,47 @@ def test_run_rebuilds_the_pair_that_was_trained(pair_run: Path, images: Tensor) 
     assert logits.shape == wide.shape == (3, 10)
 
 
+def test_run_with_the_authors_settings_rebuilds_them(authors_run: Path) -> None:
+    network, description = load_networks(authors_run)
+    assert isinstance(network, Pair)
+    assert description.storage == "teacher"
+    assert description.branch_layers == ("3x3_stride1",)
+    assert description.branches == AUTHORS_BRANCHES
+    blocks = [name for name, _ in network.named_modules() if name.endswith(".branches")]
+    assert len(blocks) == 5  # of 9: a stem and three strided layers have none
+    older = description.to_dict()
+    del older["branch_layers"]
+    assert Description.from_dict(older).branch_layers == ("all",)
+
+
+def test_a_run_with_the_authors_settings_goes_on(authors_run: Path, tmp_path: Path) -> None:
+    options = ["--trainer.max_epochs", "2", "--ckpt_path", str(authors_run)]
+    before, after = (
+        torch.load(path, weights_only=True)
+        for path in (authors_run, trained(tmp_path, *AS_THE_AUTHORS, *options))
+    )
+    assert after["global_step"] == 2 * before["global_step"] > 0
+    assert after["gpd"] == before["gpd"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["--model.branch_layers", "all"],
+        ["--model.branches", "paper", "--model.branch_init", "zero"],
+        ["--model.storage", "mixed"],
+    ],
+    ids=lambda other: other[1],
+)
+def test_a_run_does_not_go_on_with_other_settings_than_the_authors(
+    other: list[str], authors_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*AS_THE_AUTHORS, *other, "--ckpt_path", str(authors_run)]
+    with pytest.raises(AssertionError):
+        trained(tmp_path, *options)
+    assert "resume with the configuration" in capsys.readouterr().err
+
+
 def test_run_of_a_student_alone_rebuilds_it(alone_run: Path) -> None:
     network, description = load_networks(alone_run)
     assert isinstance(network, Alone)
@@ -122,7 +175,7 @@ def test_expanded_file_opens_with_safetensors_alone(expanded: Path) -> None:
 # Extraction
 
 
-@pytest.mark.parametrize("source", ["pair_run", "alone_run", "expanded"])
+@pytest.mark.parametrize("source", ["pair_run", "authors_run", "alone_run", "expanded"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
 def test_extracted_student_is_the_trained_one_bit_for_bit(
     source: str, suffix: str, tmp_path: Path, images: Tensor, request: pytest.FixtureRequest

@@ -462,6 +462,22 @@ def test_branches_start_as_asked_for(say: Callable[..., str]) -> None:
     assert any((stored[1][name] != 0).any() for name in gates)
 
 
+def test_the_authors_start_is_what_their_branches_merge_to(say: Callable[..., str]) -> None:
+    torch.save(student().state_dict(), "in.pth")
+    given = torch.load("in.pth", weights_only=True)
+    for start, same in (("zero", True), ("gpd", False)):
+        options = ["--model.student_weights", "in.pth", "--model.branches", "gpd"]
+        options += ["--model.branch_init", start, "--model.branch_layers", "layer1.*"]
+        options += ["--model.storage", "teacher"]
+        printed = say("expand", *STUDENT, *options, "--output", "w.safetensors")
+        assert "up to 6 on each of 2 kernels" in printed
+        say("extract", "--ckpt_path", "w.safetensors", "--output", "out.pth")
+        weights = torch.load("out.pth", weights_only=True)
+        for name, tensor in given.items():
+            branched = name.startswith("layer1.0.conv")
+            assert torch.equal(weights[name], tensor) == (same or not branched), name
+
+
 @pytest.mark.slow
 def test_fit_takes_the_options_of_the_expansion(last: str, say: Callable[..., str]) -> None:
     options = ["--model.exclude", "layer4.*", "--model.width_multiple", "8"]
@@ -707,6 +723,16 @@ def test_width_multiple_below_one(multiple: str, refuse: Callable[..., str]) -> 
 def test_unknown_start_of_branches(refuse: Callable[..., str]) -> None:
     options = ["--model.branch_init", "ones", "--dry_run"]
     refuse("expand", *STUDENT, *options, naming="branch_init", code=2)
+
+
+def test_layers_without_branches(refuse: Callable[..., str]) -> None:
+    options = ["--model.branch_layers", "blocks.*", "--output", "w.safetensors"]
+    refuse("expand", *STUDENT, *options, naming=r"blocks\.\*")
+
+
+def test_branches_that_do_not_suit_their_start(refuse: Callable[..., str]) -> None:
+    options = ["--model.branches", "dbb", "--model.branch_init", "gpd", "--dry_run"]
+    refuse("expand", *STUDENT, *options, naming="branch_init gpd")
 
 
 def test_resuming_with_other_layers_excluded(last: str, refuse: Callable[..., str]) -> None:

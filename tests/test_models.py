@@ -667,3 +667,26 @@ def test_a_torchscript_archive_is_told_in_a_sentence(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), str(tmp_path / "x.pt"))
     with pytest.raises(WeightsError, match="is a TorchScript archive: save the state dict alone"):
         load_state_dict(tmp_path / "x.pt")
+
+
+# MobileNet V1 of the paper's authors
+
+
+def test_mobilenet_v1_has_relu_and_pytorchs_initialization() -> None:
+    torch.manual_seed(0)
+    model = create_model("mobilenetv1_relu", num_classes=10)
+    assert any(isinstance(module, nn.ReLU) for module in model.modules())
+    assert not any(isinstance(module, nn.ReLU6) for module in model.modules())
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == 28
+    for layer in layers:
+        fan_in = layer.weight[0].numel()
+        deviation = (1 / (3 * fan_in)) ** 0.5  # of PyTorch's, uniform up to 1 / sqrt(fan_in)
+        assert layer.weight.std().item() == pytest.approx(deviation, rel=0.1)
+        assert layer.weight.abs().max() <= fan_in**-0.5
+
+
+def test_mobilenet_v1_takes_timms_files() -> None:
+    model, theirs = (create_model(name) for name in ("mobilenetv1_relu", "mobilenetv1_100"))
+    assert model.load_state_dict(theirs.state_dict(), strict=True)
+    assert input_shape(model, "mobilenetv1_relu") == (3, 224, 224)
