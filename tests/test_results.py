@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from bench.results.page import (
 )
 from bench.results.queue import missing, train_all
 from bench.results.records import Record, Records, Run
-from bench.results.summary import Gain, Spread, summarize
-from bench.results.table import Row, TableError, Tuning, option_list, read_table
-from bench.results.train import Trainer
+from bench.results.summary import Spread, gain, summarize
+from bench.results.table import TableError, option_list, read_table
+from bench.results.train import only_one
 from gpd_cli.cli import run as run_command
 
 ROOT = Path(__file__).parents[1]
@@ -65,26 +66,32 @@ def records_in(folder: Path, **changes: Any) -> Records:
     return Records(read_table(path), path.with_suffix(""))
 
 
-def record(student: float, teacher: float | None = None, rate: float = 0.1) -> Record:
-    """What a run of one epoch might leave; validation and test scores are the same."""
-    scores = {"student_top1": student} | ({} if teacher is None else {"teacher_top1": teacher})
-    epochs = {f"val/{name}": [value] for name, value in scores.items()}
-    if teacher is not None:
-        epochs["val/gap"] = [teacher - student]
-    return {
-        "command": "gpd fit",
-        "learning_rate": rate,
-        "seconds": 120.0 if teacher else 60.0,
-        "epochs": epochs,
-        "test": scores,
-    }
+def pretend(records: Records) -> Callable[[Run], Record]:
+    """Train nothing: the learning rate 0.2 is the better one, but not for the student alone."""
+
+    def train(run: Run) -> Record:
+        assert run.rate is not None
+        sign = {"alone": -10, "gpd": 10, "longer": 0}[run.row]
+        scores = {"student_top1": 50 + sign * run.rate + run.seed}
+        if run.row == "gpd":
+            scores |= {"teacher_top1": 60.0, "gap": 60 - scores["student_top1"]}
+        return {
+            "command": shlex.join(["gpd", "fit", *records.options(run), "--data.root=DATA"]),
+            "learning_rate": run.rate,
+            "seed": run.seed,
+            "seconds": 120.0 if run.row == "gpd" else 60.0,
+            "epochs": {f"val/{name}": [value] for name, value in scores.items()},
+            "test": scores,
+        }
+
+    return train
 
 
-def pretend(run: Run) -> Record:
-    """A run for which the learning rate 0.2 is the better one, but not for the student alone."""
-    assert run.rate is not None
-    score = {"alone": -run.rate, "gpd": run.rate, "longer": 0.0}[run.row]
-    return record(50 + 10 * score + run.seed, 60.0 if run.row == "gpd" else None, run.rate)
+def pretended(folder: Path, rows: list[str] | None = None, **changes: Any) -> Records:
+    """Records of a table that has been trained."""
+    records = records_in(folder, **changes)
+    assert train_all(records, pretend(records), jobs=1, rows=rows) == []
+    return records
 
 
 @pytest.mark.parametrize(
@@ -134,7 +141,7 @@ def test_learning_rates_are_chosen_for_each_row_and_then_every_seed_is_trained(
 
     def train(run: Run) -> Record:
         trained.append(run)
-        return pretend(run)
+        return pretend(records)(run)
 
     assert train_all(records, train, jobs=1) == []
     rates = {(run.row, run.seed): run.rate for run in trained if not run.tuning}
@@ -151,14 +158,13 @@ def test_learning_rates_are_chosen_for_each_row_and_then_every_seed_is_trained(
 
 
 def test_only_what_is_missing_is_trained(tmp_path: Path) -> None:
-    records = records_in(tmp_path)
-    train_all(records, pretend, jobs=2)
+    records = pretended(tmp_path)
     (lost := Run("gpd", "1", 1).path(records.folder)).unlink()
     trained: list[Run] = []
 
     def train(run: Run) -> Record:
         trained.append(run)
-        return pretend(run)
+        return pretend(records)(run)
 
     train_all(records, train, jobs=2)
     assert [(run.row, run.name) for run in trained] == [("gpd", "1")]
@@ -171,7 +177,7 @@ def test_rows_that_are_asked_for_come_with_what_they_need(tmp_path: Path) -> Non
 
     def train(run: Run) -> Record:
         trained.add(run.row)
-        return pretend(run)
+        return pretend(records)(run)
 
     train_all(records, train, jobs=1, rows=["longer"])
     assert trained == {"alone", "longer"}
@@ -183,7 +189,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) -> No
     def train(run: Run) -> Record:
         if run.row == "alone" and run.name == "0":
             raise RuntimeError("the disk is full")
-        return pretend(run)
+        return pretend(records)(run)
 
     assert train_all(records, train, jobs=2) == ["alone/0: the disk is full"]
     assert len(records.finished(records.table.rows["gpd"])) == 2
@@ -205,40 +211,79 @@ def test_told_to_end_it_ends_the_runs_that_are_under_way(tmp_path: Path) -> None
 
 
 def test_means_spreads_and_gains_are_those_of_the_seeds(tmp_path: Path) -> None:
-    records = records_in(tmp_path)
-    train_all(records, pretend, jobs=1)
+    records = pretended(tmp_path)
     gpd = summarize(records)["gpd"]
-    # alone: 49 and 50; with GPD 52 and 53; deviations sqrt(1/2) each
+    # alone: 49 and 50; with GPD 52 and 53, three points more for each seed
     assert gpd.student.values == (52, 53)
     assert gpd.gain is not None and gpd.gain.mean == pytest.approx(3.0)
-    assert gpd.gain.error == pytest.approx((0.5 / 2 + 0.5 / 2) ** 0.5)
+    assert gpd.gain.error == pytest.approx(0.0)
     assert gpd.gap is not None and gpd.gap.mean == pytest.approx(7.5)
     assert gpd.time == pytest.approx(2.0)
     assert str(gpd.student) == "52.50 ± 0.71" and f"{gpd.gain:+.1f}" == "+3.0"
 
 
+def test_the_error_of_a_gain_is_that_of_the_differences_where_the_seeds_are_the_same() -> None:
+    paired = gain({0: 41.0, 1: 44.0}, {0: 40.0, 1: 41.0})  # differences 1 and 3
+    assert (paired.mean, paired.error) == (2.0, pytest.approx(1.0))
+    apart = gain({2: 41.0, 3: 44.0}, {0: 40.0, 1: 41.0})  # variances 4.5 and 0.5
+    assert (apart.mean, apart.error) == (2.0, pytest.approx((4.5 / 2 + 0.5 / 2) ** 0.5))
+
+
+def test_a_run_whose_time_is_not_known_does_not_count_for_the_time(tmp_path: Path) -> None:
+    records = pretended(tmp_path)
+    for name in ("0", "1"):
+        path = records.folder / "gpd" / f"{name}.json"
+        path.write_text(path.read_text().replace('"seconds": 120.0', '"seconds": null'))
+        found = summarize(records)["gpd"]
+        minutes = None if found.minutes is None else found.minutes.values
+        assert minutes == ((2.0,) if name == "0" else None)
+    assert found.time is None and found.gain is not None
+    assert "| with GPD | 52.50" in render_page([records])
+
+
+def test_a_row_that_is_changed_is_trained_again(tmp_path: Path) -> None:
+    records = pretended(tmp_path)
+    assert list(missing(records)) == []
+    rows = {**TABLE["rows"], "gpd": {**TABLE["rows"]["gpd"], "settings": {"model.noise": 0.5}}}
+    again = [(run.row, run.name) for run in missing(records_in(tmp_path, rows=rows))]
+    assert again == [("gpd", "lr-0.1"), ("gpd", "lr-0.2")]
+    # A better learning rate that joins the grid: the runs with the old one do not count any more.
+    changed = records_in(tmp_path, tuning={**TABLE["tuning"], "grid": [0.1, 0.2, 0.01]})
+    assert train_all(changed, pretend(changed), jobs=1) == []
+    assert {r["learning_rate"] for r in changed.finished(changed.table.rows["alone"])} == {0.01}
+    assert list(missing(changed)) == []
+
+
+def test_other_options_have_other_folders_for_checkpoints(tmp_path: Path) -> None:
+    records = pretended(tmp_path)
+    other = records_in(tmp_path, settings={**TABLE["settings"], "model.noise": 0.5})
+    run = Run("alone", "0", 0, 0.1)
+    assert records.work(run) != other.work(run)
+    assert records.work(run) == records_in(tmp_path).work(run)
+    assert not records.work(run).is_absolute()
+
+
 def test_a_single_seed_has_no_spread() -> None:
-    one, two = Spread((50.0,)), Spread((51.0, 53.0))
+    one = Spread((50.0,))
     assert one.deviation is None and str(one) == "50.00"
-    assert Gain(two, one).error is None and str(Gain(two, one)) == "+2.00"
+    assert str(gain({0: 51.0, 1: 53.0}, {0: 50.0})) == "+2.00"
 
 
 def test_the_page_and_the_readme_are_made_of_the_records(tmp_path: Path) -> None:
-    records = records_in(tmp_path)
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(
         "before\n<!-- results: python -m bench.results -->\nold\n<!-- end of results -->\nafter\n"
     )
-    train_all(records, pretend, jobs=1, rows=["alone", "gpd"])
+    pretended(tmp_path, rows=["alone", "gpd"])
     write_pages(tmp_path)
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert "| with GPD | 52.50 ± 0.71 | alone | +3.00 ± 0.71 | 60.00 ± 0.00 | 7.50 ± 0.71 |" in page
+    assert "| with GPD | 52.50 ± 0.71 | alone | +3.00 ± 0.00 | 60.00 ± 0.00 | 7.50 ± 0.71 |" in page
     assert "Still to be trained: trained further." in page
     assert "| alone | **49.00** | 48.00 |" in page and "| with GPD | 51.00 | **52.00** |" in page
     assert "1. GPD gains +3.0 points in 2.0 times the time." in page
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n") and readme.endswith("after\n") and "old" not in readme
-    assert "| with GPD | 52.50 ± 0.71 | +3.00 ± 0.71 | 2 min |" in readme
+    assert "| with GPD | 52.50 ± 0.71 | alone | +3.00 ± 0.00 | 2.0 (2.0 x) | 2 |" in readme
     for name in ("accuracy", "gap", "time"):
         assert (tmp_path / "docs" / "results" / f"digits_{name}.png").stat().st_size > 1000
 
@@ -250,24 +295,20 @@ def test_the_committed_page_and_readme_say_what_the_committed_records_say() -> N
     readme = (ROOT / "README.md").read_text()
     assert readme == with_headline(readme, render_headline(everything))
     for records in everything:
-        if records.table.headline:
+        if any(key in summarize(records) for key in records.table.headline):
             assert records.table.title in readme
 
 
 @pytest.mark.parametrize("records", all_records(ROOT), ids=lambda records: records.table.name)
 def test_committed_records_are_of_the_rows_as_they_are_now(records: Records) -> None:
-    table = records.table
-    known = set()
-    for row in table.rows.values():
-        trainer = Trainer(table, Path("runs/results") / table.name, data_root="DATA")
-        # The extracted student of another row lies in the folder that the records name.
-        for run in (*records.tuning(row), *records.scored(row)):
-            known.add(run.path(records.folder))
-            found = records.read(run)
-            if found is not None:
-                options = [*trainer.options(row, run), "--data.root=DATA"]
-                assert shlex.split(found["command"]) == ["gpd", "fit", *options]
-    assert set(records.folder.glob("*/*.json")) <= known
+    runs = [
+        run
+        for row in records.table.rows.values()
+        for run in (*records.tuning(row), *records.scored(row))
+    ]
+    paths = {run.path(records.folder): run for run in runs}
+    for path in records.folder.glob("*/*.json"):
+        assert records.read(paths[path]) is not None, path
 
 
 @pytest.mark.parametrize("records", all_records(ROOT), ids=lambda records: records.table.name)
@@ -275,21 +316,27 @@ def test_every_row_of_the_tables_is_a_command_line_that_is_understood(
     records: Records, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    trainer = Trainer(records.table, Path("runs/results") / records.table.name)
     for row in records.table.rows.values():
         run = Run(row.key, "0", 0, records.table.grid_of(row)[0])
-        assert run_command(["fit", *trainer.options(row, run), "--print_config"]) == 0
+        assert run_command(["fit", *records.options(run), "--print_config"]) == 0
         assert "max_epochs" in capsys.readouterr().out
 
 
-def test_a_tuning_run_takes_the_settings_of_tuning_last() -> None:
-    row = Row("a", "a", {"trainer.max_epochs": 90})
-    tuning = Tuning((0.1, 0.2), settings={"trainer.max_epochs": 10})
-    table = read_table(ROOT / "results" / "cifar100_16px.yaml")
-    table = type(table)(**{**vars(table), "rows": {"a": row}, "tuning": tuning})
-    trainer = Trainer(table, Path("runs"))
-    assert "--trainer.max_epochs=10" in trainer.options(row, Run("a", "lr-0.1", 0, 0.1, True))
-    assert "--trainer.max_epochs=90" in trainer.options(row, Run("a", "0", 0, 0.1))
+def test_a_tuning_run_takes_the_settings_of_tuning_last(tmp_path: Path) -> None:
+    records = records_in(tmp_path)
+    assert "--trainer.max_epochs=1" in records.options(Run("gpd", "lr-0.1", 0, 0.1, tuning=True))
+    assert "--trainer.max_epochs=3" in records.options(Run("gpd", "0", 0, 0.1))
+
+
+def test_one_command_at_a_time_trains_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = records_in(tmp_path).table
+    with only_one(table), pytest.raises(TableError, match="trained by another"), only_one(table):
+        pass
+    with only_one(table):
+        pass
 
 
 @pytest.mark.slow
@@ -297,13 +344,14 @@ def test_a_table_is_trained_through_the_command_and_goes_on_after_it_was_killed(
     tmp_path: Path,
 ) -> None:
     path = write_table(tmp_path, seeds=[1], tuning={"grid": [0.1]})
-    command = [sys.executable, "-m", "bench.results", str(path), "--work", str(tmp_path / "work")]
+    command = [sys.executable, "-m", "bench.results", str(path)]
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
     (tmp_path / "docs").mkdir()
-    first = tmp_path / "work" / "digits" / "alone" / "1" / "attempt_0"
+    records = Records(read_table(path), path.with_suffix(""))
+    first = tmp_path / records.work(Run("alone", "1", 1, 0.1)) / "attempt_0"
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
     try:
         deadline = time.monotonic() + 240
@@ -323,5 +371,6 @@ def test_a_table_is_trained_through_the_command_and_goes_on_after_it_was_killed(
     # It starts from the other row's student, and is ahead of that one's first epoch at once.
     assert further["epochs"]["val/student_top1"][0] > resumed["epochs"]["val/student_top1"][0] + 10
     assert set(further["test"]) == {"student_top1", "teacher_top1"}
-    assert further["seconds"] > 0 and further["hardware"]["clock"] in ("processor", "wall")
-    assert str(tmp_path) not in json.dumps({**further, "command": "", "config": ""})
+    assert further["seconds"] > 0 and further["attempts"] == 1
+    assert resumed["seconds"] is None and resumed["attempts"] == 2  # the killed one's time is lost
+    assert str(tmp_path) not in json.dumps([resumed["command"], further["command"]])

@@ -7,7 +7,8 @@ A TABLE is a file such as results/cifar100_16px.yaml; results/README.md says wha
 is one ``gpd fit`` in a process of its own. The command may be stopped, or killed, at any time: the
 same command goes on from there. OPTIONs are of this machine, such as --trainer.accelerator gpu: all
 of ``gpd fit`` and ``gpd test`` get them, and the commands in the records are without them. To be
-run in the folder of the checkout, whose docs/results.md and README.md are written.
+run in the folder of the checkout, whose docs/results.md and README.md are written; checkpoints and
+logs are in runs/results.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bench.results.page import write_pages
 from bench.results.queue import train_all
 from bench.results.records import Records
 from bench.results.table import TableError, read_table
-from bench.results.train import Trainer
+from bench.results.train import Trainer, only_one
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
                 raise TableError(f"{path} has no row {unknown[0]}; it has {', '.join(table.rows)}.")
             records = Records(table, path.with_suffix(""))
             threads = max(1, (os.cpu_count() or 1) // options.jobs)
-            work = options.work / table.name
-            trainer = Trainer(table, work, options.data_root, extra, threads)
-            failed += train_all(
-                records, trainer.train, options.jobs, options.rows, stop=trainer.stop
-            )
+            trainer = Trainer(records, options.data_root, extra, threads)
+            with only_one(table):
+                failed += train_all(
+                    records, trainer.train, options.jobs, options.rows, stop=trainer.stop
+                )
         write_pages(Path())
     except TableError as error:
         print(f"bench.results: error: {error}", file=sys.stderr)
@@ -66,7 +67,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data-root", help="folder of the data, as --data.root of gpd fit")
     parser.add_argument("--rows", nargs="+", help="rows to train; by default all")
     parser.add_argument("--only-page", action="store_true", help="train nothing")
-    parser.add_argument("--work", type=Path, default=Path("runs/results"), help="checkpoints, logs")
     return parser.parse_args(arguments)
 
 

@@ -82,7 +82,7 @@ def _time(found: Mapping[str, Summary]) -> Figure:
     axes = figure.subplots()
     for summary in found.values():
         curve = _mean(summary.records, "val/student_top1")
-        if curve is not None:
+        if curve is not None and summary.minutes is not None:
             minutes = summary.minutes.mean * _epochs(curve) / len(curve)
             axes.plot(minutes, curve, label=summary.row.title)
             axes.plot(minutes[-1], curve[-1], "k.", markersize=4)

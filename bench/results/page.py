@@ -45,11 +45,13 @@ def render_page(everything: Iterable[Records]) -> str:
         "- student, teacher: test accuracy (top-1, %) of the checkpoint that was best on held-out "
         "training images: mean and standard deviation over seeds; tested once;",
         "- gain: the student's mean minus that of the row it is compared with, in points, and the "
-        "standard error of that difference;",
+        "standard error of that difference (of the differences seed by seed, where the seeds are "
+        "the same);",
         "- gap: the dynamic teacher's accuracy minus the student's;",
-        "- time: of one training, in minutes (seconds of the processor on a CPU, of the clock on a "
-        "GPU), and relative to the row it is compared with;",
-        "- lr: the learning rate, chosen for each row from the same grid by validation accuracy.",
+        "- time: of one training, in minutes (of the processor on a CPU, of the clock on a GPU; "
+        "runs side by side slow each other down), and relative to the row it is compared with;",
+        "- lr: the learning rate with the best validation accuracy in the row's grid, or that of "
+        "another row, which is named.",
     ]
     for records in everything:
         lines += _section(records)
@@ -71,11 +73,22 @@ def render_headline(everything: Iterable[Records]) -> str:
         rows = [found[key] for key in records.table.headline if key in found]
         if rows:
             cells = [
-                (s.row.title, str(s.student), _text(s.gain), f"{s.minutes.mean:.0f} min")
+                [
+                    s.row.title,
+                    str(s.student),
+                    _against(s, records.table),
+                    _text(s.gain),
+                    _time(s),
+                    _seeds(s),
+                ]
                 for s in rows
             ]
-            head = ("test accuracy of the student, %", "accuracy", "gain", "time")
-            parts.append(f"{records.table.title}:\n\n" + "\n".join(_markdown(head, cells)))
+            head = ("row", "test accuracy, %", "against", "gain", "minutes", "seeds")
+            text = (
+                f"{records.table.title} (accuracy with its standard deviation over seeds, gain "
+                "with its standard error):"
+            )
+            parts.append(f"{text}\n\n" + "\n".join(_markdown(head, cells)))
     return "\n\n".join(parts)
 
 
@@ -140,25 +153,37 @@ def _fill_in(sentence: str, found: Mapping[str, Summary]) -> str | None:
 
 
 def _cells(summary: Summary, table: Table) -> list[str]:
-    versus = "" if summary.row.versus is None else table.rows[summary.row.versus].title
-    time = f"{summary.minutes.mean:.1f}"
-    if summary.time is not None:
-        time += f" ({summary.time:.1f} x)"
-    seeds = str(len(summary.records))
-    if len(summary.records) < summary.wanted:
-        seeds += f" of {summary.wanted}"
     return [
         summary.row.title,
         str(summary.student),
-        versus,
+        _against(summary, table),
         _text(summary.gain),
         _text(summary.teacher),
         _text(summary.gap),
         str(summary.epochs),
-        time,
-        f"{summary.rate:g}",
-        seeds,
+        _time(summary),
+        _rate(summary, table),
+        _seeds(summary),
     ]
+
+
+def _against(summary: Summary, table: Table) -> str:
+    return "" if summary.row.versus is None else table.rows[summary.row.versus].title
+
+
+def _rate(summary: Summary, table: Table) -> str:
+    tuned = summary.row.tuned_as
+    return f"{summary.rate:g}" + ("" if tuned is None else f" (of: {table.rows[tuned].title})")
+
+
+def _time(summary: Summary) -> str:
+    minutes = "" if summary.minutes is None else f"{summary.minutes.mean:.1f}"
+    return minutes + ("" if summary.time is None else f" ({summary.time:.1f} x)")
+
+
+def _seeds(summary: Summary) -> str:
+    trained = len(summary.records)
+    return str(trained) if trained == summary.wanted else f"{trained} of {summary.wanted}"
 
 
 def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.results.table import Row, Table
+from bench.results.table import LEARNING_RATE, Row, Table, option_list
 
 Record = dict[str, Any]
+
+WORK = Path("runs/results")
+"""Where checkpoints and logs are, below the folder of the checkout."""
+
+STUDENT = "student.safetensors"
+"""The extracted student in the folder of its run."""
+
+DATA = "DATA"
+"""What stands for the folder of the data in records: it is another one on every machine."""
+
+DATA_OPTION = f"--data.root={DATA}"
 
 
 @dataclass(frozen=True)
@@ -55,17 +68,22 @@ class Records:
     folder: Path
 
     def read(self, run: Run) -> Record | None:
-        """The record of a run; None while it has not been trained."""
+        """The record of a run.
+
+        Returns:
+            None while the run has not been trained, also where the record is of another command:
+            the row, or what its learning rate was chosen from, has been changed since.
+        """
         path = run.path(self.folder)
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        record = json.loads(path.read_text())
+        command = [part for part in shlex.split(record["command"]) if part != DATA_OPTION]
+        return record if command == ["gpd", "fit", *self.options(run)] else None
 
     def write(self, run: Run, record: Mapping[str, Any]) -> None:
         """Write the record of a run, atomically."""
-        path = run.path(self.folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(_dump(record) + "\n")
-        temporary.replace(path)
+        write_text(run.path(self.folder), _dump(record) + "\n")
 
     def tuning(self, row: Row) -> list[Run]:
         """The tuning runs of a row that chooses its own learning rate; none with a single rate."""
@@ -94,6 +112,52 @@ class Records:
     def finished(self, row: Row) -> list[Record]:
         """The records of a row's runs that count, as far as they have been trained."""
         return [record for run in self.scored(row) if (record := self.read(run)) is not None]
+
+    def source(self, row: Row, seed: int) -> Run:
+        """The run whose extracted student another row starts from, or learns from.
+
+        Args:
+            row: whose student it is.
+            seed: of the run that needs it; a row without that seed gives its first.
+        """
+        runs = self.scored(row)
+        return next((run for run in runs if run.seed == seed), runs[0])
+
+    def options(self, run: Run) -> list[str]:
+        """The options of ``gpd fit`` that make a run, without those of a machine.
+
+        Args:
+            run: of this table.
+        """
+        row = self.table.rows[run.row]
+        settings = {**self.table.settings, **row.settings}
+        if run.tuning:
+            settings |= self.table.tuning.settings
+        settings |= {LEARNING_RATE: run.rate, "seed_everything": run.seed}
+        for option, key in row.files.items():
+            source = self.source(self.table.rows[key], run.seed)
+            settings[option] = str(self.work(source) / STUDENT)
+        return ["-c", self.table.config, *option_list(settings)]
+
+    def work(self, run: Run) -> Path:
+        """The folder for a run's checkpoints and logs, which other options give another name.
+
+        Args:
+            run: of this table.
+
+        Returns:
+            A path relative to the checkout.
+        """
+        options = hashlib.sha256(shlex.join(self.options(run)).encode()).hexdigest()[:8]
+        return WORK / self.table.name / run.row / f"{run.name}-{options}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, atomically; missing folders above it are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _dump(record: Mapping[str, Any]) -> str:

@@ -42,34 +42,47 @@ class Spread:
 
 @dataclass(frozen=True)
 class Gain:
-    """Difference of two rows' means, in points.
+    """How far a row's student is ahead of another row's, in points.
 
     Args:
-        row: of the row.
-        other: of the row it is compared with.
+        mean: the difference of the means over seeds.
+        error: its standard error; None where a row has a single seed.
     """
 
-    row: Spread
-    other: Spread
-
-    @property
-    def mean(self) -> float:
-        """The row's mean minus the other's."""
-        return self.row.mean - self.other.mean
-
-    @property
-    def error(self) -> float | None:
-        """Standard error of the difference; None where a row has a single seed."""
-        parts = [(s.deviation, len(s.values)) for s in (self.row, self.other)]
-        if any(deviation is None for deviation, _ in parts):
-            return None
-        return math.sqrt(sum((deviation or 0.0) ** 2 / count for deviation, count in parts))
+    mean: float
+    error: float | None
 
     def __str__(self) -> str:
         return f"{self.mean:+.2f}" + ("" if self.error is None else f" ± {self.error:.2f}")
 
     def __format__(self, spec: str) -> str:
         return format(self.mean, spec) if spec else str(self)
+
+
+def gain(row: Mapping[int, float], other: Mapping[int, float]) -> Gain:
+    """Compare two rows.
+
+    Runs of one seed start from equal weights and see the images in the same order, and may share a
+    static teacher: where the seeds are the same, the standard error is that of the differences.
+
+    Args:
+        row: accuracy by seed, in percent.
+        other: that of the row it is compared with.
+
+    Example:
+        >>> str(gain({0: 41.0, 1: 43.0}, {0: 40.0, 1: 41.0}))
+        '+1.50 ± 0.50'
+        >>> str(gain({0: 41.0}, {0: 40.0, 1: 41.0}))
+        '+0.50'
+    """
+    mean = statistics.fmean(row.values()) - statistics.fmean(other.values())
+    if min(len(row), len(other)) < 2:
+        return Gain(mean, None)
+    if row.keys() == other.keys():
+        parts = [[row[seed] - other[seed] for seed in row]]
+    else:
+        parts = [list(row.values()), list(other.values())]
+    return Gain(mean, math.sqrt(sum(statistics.variance(part) / len(part) for part in parts)))
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,8 @@ class Summary:
         student: test accuracy of the student, in percent.
         teacher: that of the dynamic teacher, if there is one.
         gap: the dynamic teacher's minus the student's, in points.
-        minutes: of training, for one run.
+        minutes: of training, for one run; None where every run was killed once, which takes its
+            time with it.
         rate: the learning rate.
         gain: over the row it is compared with, if that has been trained.
         time: minutes relative to those of that row.
@@ -94,7 +108,7 @@ class Summary:
     student: Spread
     teacher: Spread | None
     gap: Spread | None
-    minutes: Spread
+    minutes: Spread | None
     rate: float
     gain: Gain | None
     time: float | None
@@ -131,8 +145,8 @@ def summarize(records: Records) -> dict[str, Summary]:
             gap=_gap(runs) if "teacher_top1" in runs[0]["test"] else None,
             minutes=minutes,
             rate=runs[0]["learning_rate"],
-            gain=Gain(student, _tested(other, "student")) if other else None,
-            time=minutes.mean / _minutes(other).mean if other else None,
+            gain=gain(_by_seed(runs), _by_seed(other)) if other else None,
+            time=_relative(minutes, _minutes(other)) if other else None,
             wanted=len(records.table.seeds_of(row)),
         )
     return found
@@ -156,5 +170,14 @@ def _gap(runs: Sequence[Record]) -> Spread:
     return Spread(tuple(r["test"]["teacher_top1"] - r["test"]["student_top1"] for r in runs))
 
 
-def _minutes(runs: Sequence[Record]) -> Spread:
-    return Spread(tuple(run["seconds"] / 60 for run in runs))
+def _by_seed(runs: Sequence[Record]) -> dict[int, float]:
+    return {run["seed"]: run["test"]["student_top1"] for run in runs}
+
+
+def _minutes(runs: Sequence[Record]) -> Spread | None:
+    values = tuple(run["seconds"] / 60 for run in runs if run["seconds"] is not None)
+    return Spread(values) if values else None
+
+
+def _relative(minutes: Spread | None, others: Spread | None) -> float | None:
+    return None if minutes is None or others is None else minutes.mean / others.mean

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
+import json
 import os
 import platform
-import resource
 import shlex
 import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from bench.results.records import Record, Run
-from bench.results.table import LEARNING_RATE, Row, Table, option_list
+from bench.results.records import DATA, DATA_OPTION, STUDENT, WORK, Record, Records, Run, write_text
+from bench.results.table import Table, TableError
 
 _LIBRARIES = ("gpd-cli", "torch", "torchvision", "lightning", "timm")
-_DATA = "DATA"  # what stands for the folder of the data in records, which is another one elsewhere
+_FINISHED, _SECONDS = "finished", "seconds.json"
 
 
 class RunError(Exception):
@@ -37,15 +39,13 @@ class Trainer:
     """Trains runs of a table.
 
     Args:
-        table: whose runs they are.
-        work: folder for checkpoints and logs, kept until all is done.
+        records: of the table.
         data_root: ``--data.root`` on this machine; None where the table's configuration has it.
         extra: options of this machine for every run, such as the accelerator.
         threads: threads of each process.
     """
 
-    table: Table
-    work: Path
+    records: Records
     data_root: str | None = None
     extra: tuple[str, ...] = ()
     threads: int = 1
@@ -60,39 +60,8 @@ class Trainer:
         Raises:
             RunError: when a command fails.
         """
-        row = self.table.rows[run.row]
-        folder = self.work / run.row / run.name
-        options = self.options(row, run)
-        for key in row.files.values():
-            self._extract(self.student_file(self.table.rows[key], run.seed))
-        seconds = folder / "seconds"
-        if not seconds.is_file():
-            seconds.write_text(str(self._fit(folder, options)))
-        return self._summarize(run, options, _attempts(folder), float(seconds.read_text()))
-
-    def _fit(self, folder: Path, options: Sequence[str]) -> float:
-        """Train to the end, from the newest checkpoint of earlier attempts.
-
-        Args:
-            folder: of the run; each attempt has one in it.
-            options: of ``gpd fit``.
-
-        Returns:
-            Seconds of the whole run: those of this attempt, scaled to all epochs, for what a killed
-            one took is not known.
-        """
-        attempts = _attempts(folder)
-        checkpoint = _newest_checkpoint(attempts)
-        if checkpoint is not None and _is_finished(checkpoint):
-            checkpoint = None  # killed before its time was written down: so it has to be done anew
-        attempt = folder / f"attempt_{len(attempts)}"
-        where = {"save_dir": str(folder.parent), "name": folder.name, "version": attempt.name}
-        logger = [f"--trainer.logger.init_args.{name}={value}" for name, value in where.items()]
-        resume = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
-        before = 0 if checkpoint is None else len(_history(checkpoint))
-        seconds = self._gpd(["fit", *options, *self._here(), *logger, *resume], attempt)
-        after = len(_history(attempt / "checkpoints" / "last.ckpt"))
-        return seconds * after / (after - before)
+        self._fit(run)
+        return self._summarize(run)
 
     def stop(self) -> None:
         """Let running processes save what they have and end."""
@@ -100,57 +69,61 @@ class Trainer:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
 
-    def options(self, row: Row, run: Run) -> list[str]:
-        """The options of ``gpd fit`` that make a run, without those of this machine.
+    def _fit(self, run: Run) -> None:
+        """Train to the end, from the newest checkpoint of earlier attempts, if there are any.
 
         Args:
-            row: what is trained.
-            run: how: seed, learning rate, whether for tuning.
-        """
-        settings = {**self.table.settings, **row.settings}
-        if run.tuning:
-            settings |= self.table.tuning.settings
-        settings |= {LEARNING_RATE: run.rate, "seed_everything": run.seed}
-        for option, key in row.files.items():
-            settings[option] = str(self.student_file(self.table.rows[key], run.seed))
-        return ["-c", self.table.config, *option_list(settings)]
-
-    def student_file(self, row: Row, seed: int) -> Path:
-        """Where the extracted student of a row is: that of a seed, or of the row's first.
-
-        Args:
-            row: whose student.
-            seed: wanted.
-        """
-        seeds = self.table.seeds_of(row)
-        run = str(seed if seed in seeds else seeds[0])
-        return self.work / row.key / run / "student.safetensors"
-
-    def _extract(self, output: Path) -> None:
-        """Extract the student of a run that has been trained into the run's folder.
+            run: nothing is done for one that has been trained here.
 
         Raises:
-            RunError: when its checkpoints are not here, or the command fails.
+            RunError: when the command fails.
         """
-        if not output.is_file():
-            best = _best_checkpoint(_attempts(output.parent))
-            command = ["extract", f"--ckpt_path={best}", f"--output={output}"]
-            self._gpd(command, output.parent / "extract")
+        folder = self.records.work(run)
+        if (folder / _FINISHED).is_file():
+            return
+        row = self.records.table.rows[run.row]
+        for key in row.files.values():
+            self._extract(self.records.source(self.records.table.rows[key], run.seed))
+        attempts = _attempts(folder)
+        checkpoint = _newest_checkpoint(attempts)
+        if checkpoint is None or not _is_finished(checkpoint):
+            attempt = folder / f"attempt_{len(attempts)}"
+            where = {"save_dir": folder.parent, "name": folder.name, "version": attempt.name}
+            logger = [f"--trainer.logger.init_args.{name}={value}" for name, value in where.items()]
+            resume = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
+            options = self.records.options(run)
+            self._gpd(["fit", *options, *self._here(), *logger, *resume], attempt)
+        write_text(folder / _FINISHED, "")
 
-    def _summarize(
-        self, run: Run, options: Sequence[str], attempts: Sequence[Path], seconds: float
-    ) -> Record:
+    def _extract(self, run: Run) -> None:
+        """Extract the student of a run, which is trained first where its checkpoints are not here.
+
+        Raises:
+            RunError: when a command fails.
+        """
+        folder = self.records.work(run)
+        if not (folder / STUDENT).is_file():
+            self._fit(run)
+            best = _best_checkpoint(_attempts(folder))
+            command = ["extract", f"--ckpt_path={best}", f"--output={folder / STUDENT}"]
+            self._gpd(command, folder / "extract")
+
+    def _summarize(self, run: Run) -> Record:
+        attempts = _attempts(self.records.work(run))
         last = attempts[-1]
         config = yaml.safe_load((last / "config.yaml").read_text())
+        on_gpu = config["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
+        root = [] if self.data_root is None else [DATA_OPTION]
         record = {
-            "command": shlex.join(["gpd", "fit", *options, *self._root(_DATA)]),
+            "command": shlex.join(["gpd", "fit", *self.records.options(run), *root]),
             "config": _portable(config, self.data_root),
             "learning_rate": run.rate,
             "seed": run.seed,
-            "seconds": round(seconds, 1),
+            "seconds": _seconds(attempts, "wall" if on_gpu else "processor"),
+            "attempts": len(attempts),
             "epochs": _curves(_history(last / "checkpoints" / "last.ckpt")),
             "versions": {name: version(name).partition("+")[0] for name in _LIBRARIES},
-            "hardware": _hardware(self.threads),
+            "hardware": _gpu() if on_gpu else {"device": _processor(), "threads": self.threads},
         }
         if not run.tuning:
             record["test"] = self._test(_best_checkpoint(attempts), last / "test")
@@ -169,23 +142,17 @@ class Trainer:
             if scores.get(name)
         }
 
-    def _root(self, shown: str | None = None) -> list[str]:
-        """The option that says where the data is; `shown` stands for it in records."""
-        return [] if self.data_root is None else [f"--data.root={shown or self.data_root}"]
-
     def _here(self) -> list[str]:
         """Options of this machine."""
-        return [*self._root(), *self.extra]
+        root = [] if self.data_root is None else [f"--data.root={self.data_root}"]
+        return [*root, *self.extra]
 
-    def _gpd(self, arguments: Sequence[str], folder: Path) -> float:
-        """Run a command to its end.
+    def _gpd(self, arguments: Sequence[str], folder: Path) -> None:
+        """Run a command to its end, and note how long it took.
 
         Args:
             arguments: of ``gpd``.
-            folder: where its output goes, into ``log.txt``.
-
-        Returns:
-            Processor seconds on a CPU, where other work may slow the clock; else wall seconds.
+            folder: where its output goes, into ``log.txt``, and its seconds.
 
         Raises:
             RunError: when it fails.
@@ -199,29 +166,53 @@ class Trainer:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                close_fds=False,  # the lock is the run's as well, see `only_one`
             )
             self._running.add(process)
             _, status, usage = os.wait4(process.pid, 0)
             self._running.discard(process)
+        seconds = {"processor": usage.ru_utime + usage.ru_stime, "wall": time.monotonic() - start}
+        write_text(folder / _SECONDS, json.dumps(seconds))
         code = os.waitstatus_to_exitcode(status)
         if code != 0:
             lines = log.read_text().strip().splitlines() or [""]
             raise RunError(f"gpd {arguments[0]} ended with {code}: {lines[-1]} (see {log})")
-        return _seconds(usage, time.monotonic() - start)
 
 
-def _seconds(usage: resource.struct_rusage, wall: float) -> float:
-    import torch
+@contextlib.contextmanager
+def only_one(table: Table) -> Iterator[None]:
+    """Let one command at a time train a table.
 
-    return wall if torch.cuda.is_available() else usage.ru_utime + usage.ru_stime
+    Args:
+        table: to be trained.
+
+    Raises:
+        TableError: when another command is at it, or a run that a killed one left behind.
+    """
+    lock = WORK / table.name / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TableError(
+                f"{table.name} is being trained by another command, or by a run that a killed one "
+                f"left behind (fuser {lock} shows which); wait for it, or end it."
+            ) from error
+        yield
 
 
-def _hardware(threads: int) -> dict[str, Any]:
-    import torch
+def _seconds(attempts: Sequence[Path], clock: str) -> float | None:
+    """Seconds of all attempts together; None where one was killed, and nobody knows."""
+    paths = [attempt / _SECONDS for attempt in attempts]
+    if not all(path.is_file() for path in paths):
+        return None
+    return round(sum(json.loads(path.read_text())[clock] for path in paths), 1)
 
-    if torch.cuda.is_available():
-        return {"device": torch.cuda.get_device_name(), "clock": "wall"}
-    return {"device": _processor(), "threads": threads, "clock": "processor"}
+
+def _gpu() -> dict[str, Any]:
+    return {"device": torch.cuda.get_device_name()}
 
 
 def _processor() -> str:
@@ -256,8 +247,6 @@ def _best_checkpoint(attempts: Sequence[Path]) -> Path:
 
 
 def _load(checkpoint: Path) -> dict[str, Any]:
-    import torch
-
     return torch.load(checkpoint, map_location="cpu", weights_only=True)
 
 
@@ -289,7 +278,7 @@ def _portable(config: Mapping[str, Any], root: str | None) -> dict[str, Any]:
     """Model, data and trainer of a configuration, without what is another on other machines."""
     kept = {name: dict(config[name]) for name in ("model", "data", "trainer")}
     if root is not None:
-        kept["data"]["root"] = _DATA
+        kept["data"]["root"] = DATA
     for name in ("logger", "callbacks", "default_root_dir"):
         kept["trainer"].pop(name, None)
     return {"seed_everything": config.get("seed_everything"), **_without_nulls(kept)}
