@@ -2,31 +2,38 @@
 
 import csv
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from PIL import Image
 from sklearn.datasets import load_digits
+from test_cluster import in_processes
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from gpd_cli import EMA
 from gpd_cli.__main__ import main
 from gpd_cli.checkpoint import load_networks
 from gpd_cli.data import ImageData
-from gpd_cli.training.averages import closing_remark, share_of_start
+from gpd_cli.training.averages import closing_remark, settle, share_of_start
 from gpd_cli.training.ema import warmed_up_decay
 
 ROOT = Path(__file__).parents[1]
 LIGHTNING = "lightning.pytorch.callbacks.EMAWeightAveraging"
+ALONE = ["--model.ratio", "1"]
+STILL = ["--data.no_aug", "true"]  # augmentation draws from the global random state
+SHORT = ["--trainer.limit_train_batches", "4"]
 
 
 def averaged_by(callback: str, **settings: Any) -> list[str]:
@@ -37,25 +44,37 @@ def averaged_by(callback: str, **settings: Any) -> list[str]:
     ]
 
 
+def arguments(*options: str, epochs: int = 3) -> list[str]:
+    """`fit` of a small student on the digits: 16 updates in each epoch."""
+    return [
+        *("fit", "--model.student", "resnet18", "--model.num_classes", "10"),
+        *("--model.student_args", "{in_chans: 1, layers: [1,1,1,1], channels: [4,8,16,16]}"),
+        *("--model.branches", "1", "--model.optimizer.lr", "0.2"),
+        *("--data.image_size", "16", "--data.batch_size", "64"),
+        *("--trainer.accelerator", "cpu", "--trainer.max_epochs", str(epochs), *options),
+    ]
+
+
 def fit(folder: Path, *options: str, epochs: int = 3) -> int:
-    """Train a small student on the digits: 16 updates in each epoch."""
+    """Train it."""
+    folder.mkdir(exist_ok=True)
     with chdir(folder):
-        return main(
-            [
-                *("fit", "--model.student", "resnet18", "--model.num_classes", "10"),
-                *(
-                    "--model.student_args",
-                    "{in_chans: 1, layers: [1,1,1,1], channels: [4,8,16,16]}",
-                ),
-                *("--model.branches", "1", "--model.optimizer.lr", "0.2"),
-                *("--data.image_size", "16", "--data.batch_size", "64"),
-                *("--trainer.accelerator", "cpu", "--trainer.max_epochs", str(epochs), *options),
-            ]
-        )
+        return main(arguments(*options, epochs=epochs))
 
 
 def run(folder: Path, version: int = 0) -> Path:
     return folder / "runs" / "gpd" / f"version_{version}"
+
+
+def saved(folder: Path, version: int = 0) -> dict[str, Any]:
+    """What a run saved at its end."""
+    path = run(folder, version) / "checkpoints" / "last.ckpt"
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert not [name for name in first if not torch.equal(first[name], second[name])]
 
 
 def scores(folder: Path, name: str, version: int = 0) -> list[float]:
@@ -87,6 +106,56 @@ def test_the_decay_warms_up_as_timms(gamma: float, power: float) -> None:
     for updates in (1, 5, 100, 10**6):
         expected = theirs.get_decay(updates + 1)  # theirs counts the update that copies
         assert warmed_up_decay(updates, 0.99, gamma, power) == pytest.approx(expected)
+
+
+class Little(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def trainer(step: int = 0) -> Any:
+    """What an average sees of a trainer after so many steps."""
+    return SimpleNamespace(global_step=step)
+
+
+def average_of(average: WeightAveraging) -> dict[str, Tensor]:
+    """The averaged weights, as they are saved."""
+    content: dict[str, Any] = {"state_dict": {}}
+    average.on_save_checkpoint(trainer(), Little(), content)
+    return content["state_dict"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"decay": 0.6}, {"decay": 0.9, "power": 1.0}])
+def test_weights_and_running_statistics_are_averaged_as_by_timm(settings: dict[str, Any]) -> None:
+    module, average = Little(), EMA(**settings)
+    average.setup(trainer(), module, "fit")
+    power = settings.get("power", 2 / 3)
+    decay = settings.get("decay", 0.9999)
+    theirs = ModelEmaV3(module, decay=decay, use_warmup=True, warmup_power=power)
+    for step in range(1, 7):
+        with torch.no_grad():
+            for tensor in module.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.add_(torch.randn_like(tensor))
+        average.on_train_batch_end(trainer(step), module, None, None, step)
+        theirs.update(module, step)
+    ours = average_of(average)
+    for name, tensor in theirs.module.state_dict().items():
+        torch.testing.assert_close(ours[name], tensor)
+
+
+def test_the_average_is_kept_on_the_device_that_trains() -> None:
+    """Where Lightning moves the module only after it has set up the callbacks."""
+    module = Little()
+    unplaced, placed = EMAWeightAveraging(), EMAWeightAveraging(device="cpu")
+    for average in (unplaced, placed):
+        average.setup(trainer(), module, "fit")
+    module.to("meta")
+    for average in (unplaced, placed):
+        settle(average, module)
+    assert {tensor.device.type for tensor in average_of(unplaced).values()} == {"meta"}
+    assert {tensor.device.type for tensor in average_of(placed).values()} == {"cpu"}
 
 
 def with_updates(average: WeightAveraging, updates: int) -> WeightAveraging:
@@ -161,17 +230,117 @@ def test_an_average_that_has_not_begun_is_neither_scored_nor_exported(
     assert "raw, for the average had not begun" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_an_average_begins_within_a_run_and_goes_on_after_it_was_resumed(tmp_path: Path) -> None:
     average = averaged_by("gpd_cli.EMA", decay=0.9, update_starting_at_step=20)  # in epoch 2
-    still = ("--data.no_aug", "true")
-    assert fit(tmp_path, *average, *still, epochs=4) == 0
+    assert fit(tmp_path, *average, *STILL, epochs=4) == 0
     assert len(scores(tmp_path, "val/raw_student_top1")) == 3
-    stopped = (*average, *still, "--trainer.callbacks+=test_training.StopAfterTwoEpochs")
+    stopped = (*average, *STILL, "--trainer.callbacks+=test_training.StopAfterTwoEpochs")
     assert fit(tmp_path, *stopped, epochs=4) == 0
     last = run(tmp_path, 1) / "checkpoints" / "last.ckpt"
-    assert fit(tmp_path, *average, *still, "--ckpt_path", str(last), epochs=4) == 0
+    assert fit(tmp_path, *average, *STILL, "--ckpt_path", str(last), epochs=4) == 0
     for name in ("val/student_top1", "val/raw_student_top1", "val/raw_teacher_top1"):
         assert scores(tmp_path, name, 2) == scores(tmp_path, name)[-2:]
+
+
+def test_an_average_leaves_training_as_it_is(tmp_path: Path) -> None:
+    """Validation takes the averaged weights; the trained ones are back, in train mode, after it."""
+    average, options = averaged_by(LIGHTNING, decay=0.9), [*STILL, *SHORT]
+    assert fit(tmp_path / "averaged", *average, *options, epochs=2) == 0
+    assert fit(tmp_path / "plain", *options, epochs=2) == 0
+    averaged, plain = saved(tmp_path / "averaged"), saved(tmp_path / "plain")
+    assert_same(averaged["current_model_state"], plain["state_dict"])
+    raw = scores(tmp_path / "averaged", "val/raw_student_top1")
+    assert raw == scores(tmp_path / "plain", "val/student_top1")
+
+
+class Keep(Callback):
+    """Stands for a program that goes on with the network after `fit`."""
+
+    state: dict[str, Tensor]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Keep.state = {name: t.clone() for name, t in pl_module.network.state_dict().items()}
+
+
+def test_the_network_in_memory_is_the_trained_one_where_no_average_began(tmp_path: Path) -> None:
+    late = averaged_by(LIGHTNING, update_starting_at_step=1000)
+    keep = "--trainer.callbacks+=test_averages.Keep"
+    assert fit(tmp_path, *ALONE, *late, keep, epochs=1) == 0
+    trained = saved(tmp_path)["current_model_state"]
+    assert_same(Keep.state, {name: trained[f"network.{name}"] for name in Keep.state})
+
+
+def test_a_checkpoint_without_a_begun_average_is_scored_by_its_trained_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = averaged_by(LIGHTNING, update_starting_at_step=1000)
+    assert fit(tmp_path, *ALONE, *late, epochs=2) == 0
+    capsys.readouterr()
+    with chdir(tmp_path):
+        last = str(run(tmp_path) / "checkpoints" / "last.ckpt")
+        assert main(["validate", "--ckpt_path", last, "--trainer.accelerator", "cpu"]) == 0
+    assert f"{scores(tmp_path, 'val/student_top1')[-1]:.4f}"[:6] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("start", [3, 10], ids=["begun", "not begun"])
+def test_a_resumed_average_is_that_of_an_uninterrupted_run(tmp_path: Path, start: int) -> None:
+    average = averaged_by("gpd_cli.EMA", update_starting_at_step=start)
+    options = [*ALONE, *average, *STILL, *SHORT]
+    assert fit(tmp_path / "whole", *options) == 0
+    stopped = "--trainer.callbacks+=test_training.StopAfterTwoEpochs"
+    assert fit(tmp_path / "parts", *options, stopped) == 0
+    last = run(tmp_path / "parts") / "checkpoints" / "last.ckpt"
+    assert fit(tmp_path / "parts", *options, "--ckpt_path", str(last)) == 0
+    resumed, expected = saved(tmp_path / "parts", 1), saved(tmp_path / "whole")
+    for key in ("state_dict", "current_model_state", "averaging_state"):
+        assert_same(resumed[key], expected[key])
+
+
+def test_what_is_said_at_the_end_counts_the_updates_before_a_resumption(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = [*ALONE, *SHORT, *averaged_by(LIGHTNING, decay=0.99996)]
+    assert fit(tmp_path, *options, epochs=1) == 0
+    assert "After 4 updates" in caplog.text
+    last = run(tmp_path) / "checkpoints" / "last.ckpt"
+    assert fit(tmp_path, *options, "--ckpt_path", str(last), epochs=2) == 0
+    assert "After 8 updates" in caplog.text
+
+
+def test_a_run_that_goes_on_without_its_average_goes_on_from_the_trained_weights(
+    tmp_path: Path,
+) -> None:
+    options = [*ALONE, *STILL, *SHORT]
+    stopped = "--trainer.callbacks+=test_training.StopAfterTwoEpochs"
+    assert fit(tmp_path / "whole", *options) == 0
+    average = averaged_by("gpd_cli.EMA")
+    assert fit(tmp_path / "parts", *options, *average, stopped) == 0
+    last = run(tmp_path / "parts") / "checkpoints" / "last.ckpt"
+    assert fit(tmp_path / "parts", *options, "--ckpt_path", str(last)) == 0
+    assert_same(saved(tmp_path / "parts", 1)["state_dict"], saved(tmp_path / "whole")["state_dict"])
+
+
+def test_weights_trained_in_half_precision_are_averaged_in_full(tmp_path: Path) -> None:
+    options = [*ALONE, "--trainer.precision", "bf16-true", "--data.image_size", "32"]
+    assert fit(tmp_path, *options, *averaged_by("gpd_cli.EMA"), epochs=1) == 0
+    content, name = saved(tmp_path), "network.network.fc.weight"
+    average, raw = content["state_dict"][name], content["current_model_state"][name]
+    assert (average.dtype, raw.dtype) == (torch.float32, torch.bfloat16)
+    assert not torch.equal(average, raw.float())
+
+
+@pytest.mark.slow
+def test_two_processes_score_both_weights_as_they_are_exported(tmp_path: Path) -> None:
+    options = [*averaged_by("gpd_cli.EMA"), "--trainer.devices", "2", "--data.batch_size", "32"]
+    command = arguments(*options, "--trainer.sync_batchnorm", "true", epochs=2)
+    (result,) = in_processes(tmp_path, [sys.executable, "-m", "gpd_cli", *command])
+    assert result.returncode == 0, result.stderr
+    last = run(tmp_path) / "checkpoints" / "last.ckpt"
+    for weights, prefix in (("ema", "val/"), ("raw", "val/raw_")):
+        logged = [scores(tmp_path, f"{prefix}{name}_top1")[-1] for name in ("student", "teacher")]
+        # An image more or less, for rounding.
+        assert validated(last, weights) == pytest.approx(logged, abs=0.3)
 
 
 def test_two_averages_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,19 @@ def has_begun(average: WeightAveraging) -> bool:
     return _updates(average) > 0
 
 
+def settle(average: WeightAveraging, module: LightningModule) -> None:
+    """Keep an average that was given no device where training is, and not in the CPU's memory.
+
+    Lightning makes it before it moves the module there, and every update would copy all weights.
+
+    Args:
+        average: of the run.
+        module: of the run, on its device.
+    """
+    if average._device is None:
+        _model(average).to(module.device)
+
+
 def keep_up(average: WeightAveraging, module: LightningModule) -> None:
     """Let an average that has not begun be the weights that are trained.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -78,12 +77,6 @@ class EMA(EMAWeightAveraging):
         )
         # In place of a constant decay, for which the base class leaves no other way.
         self._kwargs = {"multi_avg_fn": _averaging(decay, gamma, power)}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep the average where training is: Lightning would look before the module is there."""
-        if self._device is None:
-            self._device = trainer.strategy.root_device
-        super().setup(trainer, pl_module, stage)
 
 
 def _averaging(

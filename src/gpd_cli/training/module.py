@@ -17,7 +17,7 @@ from gpd_cli.errors import DataError
 from gpd_cli.expansion import DEFAULT_NOISE, Storage
 from gpd_cli.methods import Batch, method_class
 from gpd_cli.models import ModelSpec, check_images, count_classes, input_shape
-from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up
+from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up, settle
 from gpd_cli.training.checks import (
     check_same_classes,
     check_same_parts,
@@ -253,6 +253,8 @@ class GapPreservingDistillation(EvaluatedModule):
     def on_fit_start(self) -> None:
         """Train mode for both networks: Lightning keeps whatever mode it finds."""
         self.train()
+        if (average := find_average(self.trainer)) is not None:
+            settle(average, self)
         rank_zero_info(summary(self.spec.name, self.network))
         if ignored := ignored_settings(self.hparams, default_settings(GapPreservingDistillation)):
             rank_zero_info(
