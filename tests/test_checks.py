@@ -104,3 +104,13 @@ def test_a_run_goes_on_with_the_parts_it_was_started_with(
     assert re.search(r"\(fitnets\).*configuration and the version", refusal(capsys))
     assert fit(*start, *LAST, "--trainer.max_epochs", "2") == 0
     assert main(["test", *LAST]) == 0
+
+
+def test_a_trained_student_is_not_replaced_by_random_branches(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--model.student_weights", "student.pth", "--model.branch_init", "gpd")
+    assert fit(*options) == 1
+    assert "--model.branch_init zero" in refusal(capsys)
+    assert main(["expand", "--model.student", "resnet18", *options, "--dry_run"]) == 1
+    assert "--model.branch_init zero" in refusal(capsys)

@@ -16,6 +16,7 @@ from torch import nn
 from gpd_cli.data import ImageData
 from gpd_cli.files import save_tensors
 from gpd_cli.training.plot import plot_gap
+from gpd_cli.training.static_scores import is_chance
 
 LARGER = TINY | {"channels": [16, 32, 64, 128]}
 BATCHES = ["--trainer.limit_val_batches", "5"]
@@ -187,3 +188,10 @@ def test_processes_score_a_static_teacher_together(tmp_path: Path, capable: nn.M
     with (run_folder(tmp_path) / "metrics.csv").open() as file:
         (value,) = [v for row in csv.DictReader(file) if (v := row["val/static_top1"])]
     assert float(value) == pytest.approx(accuracy(capable, batches=100), abs=1e-3)
+
+
+def test_few_classes_among_the_validation_images_do_not_make_a_teacher_a_guesser() -> None:
+    counts = torch.zeros(100, dtype=torch.long)
+    counts[0] = 128  # a first batch of images that are sorted by class
+    assert not is_chance(100.0, counts)
+    assert is_chance(1.0, counts)

@@ -266,15 +266,31 @@ def read_run(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def exported_state(
+    content: Mapping[str, Any], weights: Weights = "ema"
+) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a checkpoint of `fit` that are exported.
+
+    Args:
+        content: of the checkpoint.
+        weights: averaged weights where the run kept them and the average had begun, or the trained
+            ones.
+
+    Returns:
+        The tensors by name, and in words which weights they are, of a checkpoint with both kinds.
+    """
+    if TRAINED not in content:
+        return content["state_dict"], None
+    if not int(content["averaging_state"]["n_averaged"]):
+        return content[TRAINED], "raw, for the average had not begun"
+    if weights == "raw":
+        return content[TRAINED], "raw"
+    return content["state_dict"], "averaged"
+
+
 def _read_run(path: Path, weights: Weights) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:
     content = read_run(path)
-    state, taken = content["state_dict"], None
-    if TRAINED in content:
-        begun = int(content["averaging_state"]["n_averaged"]) > 0
-        taken = "averaged" if weights == "ema" and begun else "raw"
-        if taken == "raw":
-            state = content[TRAINED]
-            taken += "" if begun else ", for the average had not begun"
+    state, taken = exported_state(content, weights)
     state = {k[len(_PREFIX) :]: v for k, v in state.items() if k.startswith(_PREFIX)}
     return content["gpd"], state, taken
 

@@ -29,6 +29,7 @@ from gpd_cli.expansion import (
 from gpd_cli.expansion.describe import plan_text
 from gpd_cli.files import atomic_path, check_writable
 from gpd_cli.models import ModelSpec, input_shape
+from gpd_cli.training.checks import check_start
 from gpd_cli.training.networks import layer_patterns
 
 _PROBE_BATCH = 4
@@ -74,6 +75,7 @@ def expand_command(
         GpdError: in one sentence, for everything a user can mend; nothing is written then.
     """
     _check_paths(output, plan)
+    check_start(student_weights, branch_init)
     names, layers = branch_names(branches, branch_init), layer_patterns(branch_layers)
     excluded = layer_patterns(exclude)
     spec = ModelSpec(student, num_classes, dict(student_args or {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -45,6 +46,24 @@ def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> Non
     if not distilled:
         remedy = "name a static teacher (--model.static_teacher), or set --model.ce_weight above 0"
     raise TrainingError(f"There are neither labels nor a static teacher to learn from; {remedy}.")
+
+
+def check_start(student_weights: str | Path | None, branch_init: str) -> None:
+    """Check that a student which is given its weights starts from these.
+
+    Args:
+        student_weights: the file of its weights, if there is one.
+        branch_init: where the branches start.
+
+    Raises:
+        TrainingError: when the branches would be its start instead.
+    """
+    if student_weights is not None and branch_init == "gpd":
+        raise TrainingError(
+            "With --model.branch_init gpd both networks start as what the random branches merge "
+            "to, and not as --model.student_weights; for a trained student set "
+            "--model.branch_init zero."
+        )
 
 
 def ignored_settings(hparams: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:

@@ -16,11 +16,8 @@ class EvaluatedModule(LightningModule):
     """Validation, test and prediction of a student and of its dynamic teacher, if it has one.
 
     While a run keeps an average of its weights that has begun, validation scores the averaged
-    networks, and beside them the trained ones, as ``raw``.
-
-    Args:
-        network: what is trained.
-        num_classes: number of classes.
+    networks, and beside them the trained ones, as ``raw``. Subclasses set ``network``, and call
+    `score` with the number of classes.
     """
 
     def __init__(self) -> None:

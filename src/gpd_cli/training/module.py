@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpd_cli.branches import BranchInit, branch_names
-from gpd_cli.checkpoint import TRAINED, check_same_network, describe_run
+from gpd_cli.checkpoint import TRAINED, check_same_network, describe_run, exported_state
 from gpd_cli.errors import DataError
 from gpd_cli.expansion import DEFAULT_NOISE, Storage
 from gpd_cli.methods import Batch, method_class
@@ -21,6 +21,7 @@ from gpd_cli.training.averages import closing_remark, find_average, has_begun, k
 from gpd_cli.training.checks import (
     check_same_classes,
     check_same_parts,
+    check_start,
     check_taught,
     default_settings,
     ignored_settings,
@@ -148,6 +149,7 @@ class GapPreservingDistillation(EvaluatedModule):
         # Plain values only: checkpoints are loaded with weights_only=True.
         self.hparams["optimizer"] = asdict(optimizer)
         self.settings = optimizer
+        check_start(student_weights, branch_init)
         spec = ModelSpec(student, num_classes, student_args or {})
         network = spec.build(student_weights)
         shape = input_shape(network, spec.name, spec.model_args)
@@ -227,6 +229,8 @@ class GapPreservingDistillation(EvaluatedModule):
             TrainingError: when there is more than one average of the weights.
         """
         find_average(self.trainer)
+        # Nothing is left of an earlier fit of the same module.
+        self._clock, self._resumed, self._static_scores = ScheduleClock(), None, {}
         data = self._data()
         classes = getattr(data, "num_classes", None)
         if classes is not None and classes != self.num_classes:
@@ -368,6 +372,8 @@ class GapPreservingDistillation(EvaluatedModule):
             spec = getattr(self._data(), "spec", None)
             is_folder = bool(getattr(spec, "is_folder", False))
             check_same_classes(checkpoint.get("class_names"), names, is_folder)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            checkpoint["state_dict"], _ = exported_state(checkpoint)
         state, prefix = checkpoint["state_dict"], "distillation."
         parts = {n.removeprefix(prefix): state[n] for n in state if n.startswith(prefix)}
         if self.trainer.state.fn == TrainerFn.FITTING:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from gpd_cli.errors import ModelError
-from gpd_cli.expansion import Pair
+from gpd_cli.expansion import Pair, Unshared
 from gpd_cli.features import find_places
 from gpd_cli.models import ReusedClassifier
 from gpd_cli.training.networks import Alone
@@ -63,11 +63,14 @@ def freeze_classifier(network: Pair | Alone, teachers: Sequence[StaticTeacher]) 
         network: what is trained.
         teachers: the static teachers.
     """
-    owner = _owner(network)
-    if teachers and isinstance(owner, ReusedClassifier):
-        owner.classifier.requires_grad_(False)
+    owners = [_owner(network)]
+    if isinstance(network, Unshared):
+        owners.append(network.narrow)  # which has a classifier of its own
+    for owner in owners:
+        if teachers and isinstance(owner, ReusedClassifier):
+            owner.classifier.requires_grad_(False)
 
 
 def _owner(network: Pair | Alone) -> nn.Module:
-    """What has the parameters that are trained."""
+    """The module that owns the trained parameters."""
     return network.teacher if isinstance(network, Pair) else network.network

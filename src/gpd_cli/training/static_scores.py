@@ -85,7 +85,7 @@ def is_chance(accuracy: float, counts: Tensor) -> bool:
         >>> is_chance(12.0, torch.full((10,), 10)), is_chance(20.0, torch.full((10,), 10))
         (True, False)
     """
-    chance, images = 1 / int((counts > 0).sum()), int(counts.sum())
+    chance, images = 1 / len(counts), int(counts.sum())
     margin = _DEVIATIONS * math.sqrt(chance * (1 - chance) / images)
     return accuracy / 100 <= chance + margin
 
@@ -95,7 +95,7 @@ def _tell(teacher: StaticTeacher, accuracy: float, counts: Tensor) -> None:
     if not is_chance(accuracy, counts):
         rank_zero_info(text)
         return
-    chance = 100 / int((counts > 0).sum())
+    chance = 100 / len(counts)
     rank_zero_info(
         f"Warning: {text}, which is no better than guessing ({chance:.2f}%); it was probably "
         "trained with another order of the classes, or on images that were prepared otherwise "
