@@ -88,7 +88,9 @@ def render_headline(everything: Iterable[Records]) -> str:
                 f"{records.table.title} (accuracy with its standard deviation over seeds, gain "
                 "with its standard error):"
             )
-            parts.append(f"{text}\n\n" + "\n".join(_markdown(head, cells)))
+            lines = [text, "", *_markdown(head, cells)]
+            lines += _untrained(records.table, records.table.headline, found)
+            parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
@@ -127,9 +129,7 @@ def _section(records: Records) -> list[str]:
     if not found:
         return [*lines, "", "Nothing has been trained yet."]
     lines += ["", *_markdown(_HEAD, [_cells(s, table) for s in found.values()])]
-    untrained = [row.title for key, row in table.rows.items() if key not in found]
-    if untrained:
-        lines += ["", f"Still to be trained: {'; '.join(untrained)}."]
+    lines += _untrained(table, table.rows, found)
     for name, text in (
         ("accuracy", "Test accuracy of students, each seed a point"),
         ("gap", "Validation accuracy and gap over epochs, means over seeds"),
@@ -142,6 +142,12 @@ def _section(records: Records) -> list[str]:
         lines += ["", "What this says:", ""]
         lines += [f"{number}. {text}" for number, text in enumerate(said, 1)]
     return lines
+
+
+def _untrained(table: Table, keys: Iterable[str], found: Mapping[str, Summary]) -> list[str]:
+    """Which of some rows are missing."""
+    titles = [table.rows[key].title for key in keys if key not in found]
+    return ["", f"Still to be trained: {'; '.join(titles)}."] if titles else []
 
 
 def _fill_in(sentence: str, found: Mapping[str, Summary]) -> str | None:
