@@ -350,6 +350,7 @@ def test_a_table_is_trained_through_the_command_and_goes_on_after_it_was_killed(
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
     (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("")
     records = Records(read_table(path), path.with_suffix(""))
     first = tmp_path / records.work(Run("alone", "1", 1, 0.1)) / "attempt_0"
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)

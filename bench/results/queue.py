@@ -91,4 +91,5 @@ def _scores(record: Record) -> str:
     curves = record["epochs"]
     last = ", ".join(f"{name} {values[-1]:.2f}" for name, values in curves.items() if "val" in name)
     tested = ", ".join(f"{name} {value:.2f}" for name, value in record.get("test", {}).items())
-    return f"{last}{'; test: ' if tested else ''}{tested} ({record['seconds']:.0f} s)"
+    seconds = "" if record["seconds"] is None else f" ({record['seconds']:.0f} s)"
+    return f"{last}{'; test: ' if tested else ''}{tested}{seconds}"
