@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.results.table import LEARNING_RATE, Row, Table, option_list
+from gpd_cli.files import atomic_path
 
 Record = dict[str, Any]
 
@@ -154,10 +154,8 @@ class Records:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, atomically; missing folders above it are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
 
 
 def _dump(record: Mapping[str, Any]) -> str:
