@@ -16,6 +16,7 @@ from gpd_cli import Pair, expand
 from gpd_cli.errors import ExpansionError, ModelError
 from gpd_cli.expansion import randomize
 from gpd_cli.expansion.compare import relative_difference
+from gpd_cli.expansion.double import in_double
 from gpd_cli.models import create_model
 from gpd_cli.models.factory import count_classes, input_shape
 
@@ -225,7 +226,7 @@ def _error(pair: Pair, student: nn.Module, x: Tensor, training: bool) -> float:
     """Largest relative difference of both networks' logits from those of the network itself."""
     pair.train(training)
     student.train(training)
-    with torch.no_grad():
+    with torch.no_grad(), in_double():
         expected = student(x)
         narrow, wide = pair.one_by_one(x)
     return max(relative_difference(narrow, expected), relative_difference(wide, expected))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpd_cli.errors import ExpansionError
 from gpd_cli.expansion.compare import relative_difference
+from gpd_cli.expansion.double import in_double
 from gpd_cli.expansion.kernel import SharedKernel
 from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.probing.locate import short_text
@@ -58,7 +60,7 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
     """
     generator = torch.Generator().manual_seed(sample.shape[0])
     images = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _as_before(pair):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_double(), _as_before(pair):
         student = pair.eval().student(images)
         teacher = _teacher(pair, images, "In eval mode")
         difference = relative_difference(teacher, student)
@@ -160,7 +162,7 @@ def _without_dropout(pair: Pair) -> Iterator[None]:
 
 @contextmanager
 def _as_before(pair: Pair) -> Iterator[None]:
-    """Put modes and buffers (running statistics) back afterwards.
+    """Put modes, buffers (running statistics) and tensors kept as attributes back afterwards.
 
     Meanwhile branches whose gates are zero are left out: they change nothing to the last bit, and
     merging them takes most of the time.
@@ -170,6 +172,7 @@ def _as_before(pair: Pair) -> Iterator[None]:
     for kernel in silent:
         kernel.branches = None
     modes = {module: module.training for module in pair.modules()}
+    attributes = {module: dict(vars(module)) for module in pair.modules()}
     buffers = {buffer: buffer.clone() for buffer in pair.buffers()}
     try:
         yield
@@ -178,7 +181,23 @@ def _as_before(pair: Pair) -> Iterator[None]:
             kernel.branches = branches
         for module, mode in modes.items():
             module.training = mode
+        for module, before in attributes.items():
+            _put_tensors_back(module, before)
         for buffer, value in buffers.items():
             buffer.copy_(value)
         pair.forget()
         refresh(pair)
+
+
+def _put_tensors_back(module: nn.Module, before: Mapping[str, Any]) -> None:
+    """Drop tensors that a module's own code has kept as attributes: they are of float64.
+
+    Args:
+        module: what has run.
+        before: its attributes before that.
+    """
+    for name, value in list(vars(module).items()):
+        if isinstance(value, Tensor) and value is not before.get(name):
+            del vars(module)[name]
+            if name in before:
+                vars(module)[name] = before[name]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gpd_cli.errors import ExpansionError
 from gpd_cli.expansion.copying import copy_network
+from gpd_cli.expansion.double import in_double
 from gpd_cli.expansion.layers import is_leaf
 from gpd_cli.expansion.layout import Scale
 from gpd_cli.expansion.plan import WidthPlan
@@ -65,7 +66,7 @@ def find_plan(
     scale = Scale(ratio, width_multiple)
     whole = torch.Size((min(_BATCH, len(sample)), *sample.shape[1:]))
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), in_double():
             for shape in [*_smaller(whole)] if shrink else []:
                 images = torch.randn(shape, generator=generator, dtype=torch.float64)
                 try:
