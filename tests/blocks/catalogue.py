@@ -213,6 +213,7 @@ TOKEN_BLOCKS: Blocks = {
     "mixer": lambda c, n: spec(tokens.Mixer, width=c, tokens=n, hidden=one(4, c, 6)),
     "local": lambda c, n: spec(tokens.LocalMlp, width=c),
     "along tokens": lambda c, n: spec(tokens.AlongTokens, width=c, depthwise=BOTH),
+    "table": lambda c, n: spec(tokens.Table, width=c, tokens=n),
     "one module": lambda c, n: spec(tokens.OneModule, width=c, heads=divisors(c)),
     "thrice": lambda c, n: spec(
         attention.Attention, width=c, heads=divisors(c), order="HD3", sdpa=BOTH
@@ -242,7 +243,6 @@ ODD_TOKEN_BLOCKS: Blocks = {
         attention.OneHead, width=c, scale=one("shape", "attribute", "none")
     ),
     "recurrent": lambda c, n: spec(tokens.Recurrent, width=c),
-    "table": lambda c, n: spec(tokens.Table, width=c, tokens=n),
 }
 
 STAYING = {

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from gpd_cli.expansion.layers.attention import plan_attention
 from gpd_cli.expansion.layers.base import Axes, LayerPlan, UnsupportedLayerError
 from gpd_cli.expansion.layers.convolution import mixes_channels, plan_convolution
+from gpd_cli.expansion.layers.embedding import Table, plan_embedding
 from gpd_cli.expansion.layers.linear import linear_tensors, plan_linear
 from gpd_cli.expansion.layers.norm import plan_norm
 from gpd_cli.expansion.layout import Layout, Scale
@@ -29,7 +30,7 @@ __all__ = [
     "plan_layer",
 ]
 
-_LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
+_LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU, Table)
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -45,6 +46,8 @@ def output_size(module: nn.Module) -> int | None:
     """The number of output channels of a layer that chooses it, else None."""
     if isinstance(module, nn.MultiheadAttention):
         return module.embed_dim
+    if isinstance(module, Table):
+        return module.embedding_dim
     if not mixes_channels(module):
         return None
     size = getattr(module, "out_features" if isinstance(module, nn.Linear) else "out_channels")
@@ -66,7 +69,8 @@ def plan_layer(
 
     Args:
         module: the narrow leaf.
-        axes: per axis of its input, the index map, or None where the axis has not grown.
+        axes: per axis of its input, the index map, or None where the axis has not grown; none at
+            all where the input is numbers of rows.
         scale: how much wider.
         keep_output: whether its output has to keep its width (the classifier).
         layout: how its outputs widen; by default copies side by side.
@@ -83,4 +87,6 @@ def plan_layer(
         return plan_linear(module, axes, scale, keep_output, layout)
     if isinstance(module, nn.MultiheadAttention):
         return plan_attention(module, axes, scale, keep_output)
+    if isinstance(module, Table):
+        return plan_embedding(module, axes, scale, keep_output, layout)
     return plan_norm(module, axes)

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from gpd_cli.expansion.layers.base import Axes, LayerPlan, UnsupportedLayerError
+from gpd_cli.expansion.layers.embedding import Table
 from gpd_cli.expansion.layers.groups import copied_groups, shared_by_groups
 from gpd_cli.expansion.layers.linear import linear_tensors, outputs
 from gpd_cli.expansion.layout import Layout, Scale
@@ -20,10 +21,10 @@ _WEIGHT_STANDARDIZED = {
 
 
 def mixes_channels(module: nn.Module) -> bool:
-    """Whether a layer's output channels are sums over input channels."""
+    """Whether a layer's output channels are none of its input: sums over channels, or a table's."""
     if isinstance(module, _ConvNd):
         return module.in_channels // module.groups > 1 or module.groups == 1
-    return isinstance(module, nn.Linear | nn.MultiheadAttention)
+    return isinstance(module, nn.Linear | nn.MultiheadAttention | Table)
 
 
 def plan_convolution(

@@ -11,7 +11,7 @@ from gpd_cli.expansion.layers import LayerPlan, is_leaf
 from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.tensors import expand_tensor
 
-_LAYER_WIDTHS = {"in_features", "out_features", "in_channels", "out_channels"}
+_LAYER_WIDTHS = {"in_features", "out_features", "in_channels", "out_channels", "embedding_dim"}
 
 
 class WideNetwork:

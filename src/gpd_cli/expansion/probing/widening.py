@@ -101,7 +101,7 @@ class Widening(Tracer):
     def _layer_hook(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             x = first_tensor(args, kwargs)
-            axes = None if x is None else self._axes(name, x)
+            axes = () if x is None else self._axes(name, x)  # a table is given numbers of rows
             if axes is None:
                 return
             try:
