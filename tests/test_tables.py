@@ -114,7 +114,7 @@ class Relative(Tokens):
         lambda: Bags(nn.EmbeddingBag(TOKENS, WIDTH, mode="mean")),
         lambda: Bags(nn.EmbeddingBag(TOKENS, WIDTH, mode="max")),
     ],
-    ids="plain padding frozen offset token twice weight mean max".split(),
+    ids=["plain", "padding", "frozen", "offset", "token", "twice", "weight", "mean", "max"],
 )
 def test_tables_widen_with_what_they_are_added_to(build: Callable[[], nn.Module]) -> None:
     pair = assert_exact(build(), images())

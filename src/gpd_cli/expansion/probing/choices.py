@@ -9,7 +9,7 @@ from gpd_cli.expansion.layout import Layout, Scale, Segment
 from gpd_cli.expansion.plan import IndexMap
 from gpd_cli.expansion.probing.alike import splits_by_container
 from gpd_cli.expansion.probing.record import Reads, Recording
-from gpd_cli.expansion.probing.rules import rule_for
+from gpd_cli.expansion.probing.rules import COUNTS, rule_for
 from gpd_cli.expansion.probing.splits import Split
 from gpd_cli.expansion.probing.variables import (
     Variable,
@@ -77,10 +77,27 @@ class Choices:
             and tensor not in self._wide.plan.tensors
             and not self._is_layers(tensor)
         ]
+        heads = self._heads_in(prefix)
+        for variable in tensors:
+            # A table that a module inside hands out to attention, perhaps to that of every block.
+            if variable.first == "keep" and variable.names[0].rpartition(".")[0] != name:
+                labels = [label for label, sizes in variable.counts.items() if sizes & heads]
+                variable.first = labels[0] if labels else "keep"
         # One that can only stay as it is leaves nothing to decide.
         decided = ("keep", "plain")
         everything = (*numbers, *tensors, *lying)
         return [v for v in everything if len(v.options) > 1 or v.first not in decided]
+
+    def _heads_in(self, prefix: str) -> set[int]:
+        """Numbers of heads that containers inside of one read, by the usual names."""
+        return {
+            value
+            for container, reads in self._recording.reads.items()
+            for attribute, value in reads.numbers.items()
+            if container.startswith(prefix)
+            and attribute.rpartition(".")[2] in COUNTS
+            and isinstance(value, int)
+        }
 
     def _alike(
         self, name: str, ruled: Iterable[str], layouts: Mapping[str, Layout]

@@ -224,7 +224,7 @@ def _reads(network: nn.Module, position: Position, recording: Recording) -> Iter
     own = {id(t) for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()}
 
     def tensors(owner: str, name: str, value: Any) -> None:
-        container = position.container
+        container = position.reader
         if container is not None and id(value) in own:
             reads = recording.reads.setdefault(container, Reads())
             reads.tensors[f"{owner}.{name}" if owner else name] = value

@@ -92,6 +92,7 @@ class Position:
 
     def __init__(self, network: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> None:
         self.stack: list[str] = []
+        self._fed: list[bool] = []  # of each, whether it was handed a floating-point tensor
         self._leaves = {name for name, module in network.named_modules() if is_leaf(module)}
 
     @property
@@ -101,15 +102,30 @@ class Position:
             return None
         return self.stack[-1]
 
+    @property
+    def reader(self) -> str | None:
+        """The container that decides how a tensor widens that the running code has just read.
+
+        It is the innermost one that was handed a floating-point tensor. A module that makes a table
+        out of nothing (a bias that all blocks share) would be content with any width; how wide it
+        has to be shows where the table is used.
+        """
+        if self.container is None:
+            return None
+        fed = [name for name, fed in zip(self.stack, self._fed, strict=True) if fed]
+        return fed[-1] if fed else self.stack[0]
+
     def hooks(self, network: nn.Module) -> Iterable[Any]:
         """Register the hooks that keep the stack; first in, so that others see it up to date."""
         for name, module in network.named_modules():
 
-            def enter(module: nn.Module, args: Any, name: str = name) -> None:
+            def enter(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
                 self.stack.append(name)
+                self._fed.append(first_tensor(args, kwargs) is not None)
 
             def leave(module: nn.Module, args: Any, output: Any) -> None:
                 self.stack.pop()
+                self._fed.pop()
 
-            yield module.register_forward_pre_hook(enter)
+            yield module.register_forward_pre_hook(enter, with_kwargs=True)
             yield module.register_forward_hook(leave)
