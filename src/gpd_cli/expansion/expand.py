@@ -16,6 +16,7 @@ from gpd_cli.expansion.pair import Pair
 from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.probing.probe import find_plan
 from gpd_cli.expansion.refresh import refresh
+from gpd_cli.expansion.students import check_student
 from gpd_cli.expansion.teacher import build_pair, check_plan
 from gpd_cli.expansion.tensors import Storage
 
@@ -72,8 +73,7 @@ def expand(
         ExpansionError: when the student does not run on the sample or cannot be expanded exactly;
             the message names the module and the remedy.
     """
-    dtype, device = _dtype_and_device(student)
-    _refuse_hidden_weights(student)
+    dtype, device = _checked_type(student)
     if not isinstance(sample, Tensor) or sample.ndim < 2 or not sample.is_floating_point():
         raise ExpansionError(
             "The sample must be a floating-point batch of images, [B, C, H, W], not "
@@ -131,15 +131,6 @@ def _patterns(given: str | Sequence[str], what: str) -> Sequence[str]:
     return patterns
 
 
-def _refuse_hidden_weights(student: nn.Module) -> None:
-    for name, module in student.named_modules():
-        if isinstance(module, nn.RNNBase):
-            raise ExpansionError(
-                f"{name or 'the network'} ({type(module).__name__}) keeps its weights a second "
-                "time, out of reach of an expansion; build the network without recurrent layers."
-            )
-
-
 def _grow(student: nn.Module, plan: WidthPlan, sample: Tensor, **options: Any) -> Pair:
     # In float64 the noise cancels to 1e-15, so that the certificate is about the algebra and
     # not about rounding; the result is rounded to the student's own type afterwards.
@@ -149,12 +140,13 @@ def _grow(student: nn.Module, plan: WidthPlan, sample: Tensor, **options: Any) -
     return pair
 
 
-def _dtype_and_device(student: nn.Module) -> tuple[torch.dtype, torch.device]:
+def _checked_type(student: nn.Module) -> tuple[torch.dtype, torch.device]:
     if not isinstance(student, nn.Module):
         raise ExpansionError(
             f"The student must be a module, not {_describe(student)}; timm.create_model and "
             "torchvision.models.get_model make one from a name."
         )
+    check_student(student)
     tensors = [*student.parameters(), *student.buffers()]
     floating = [t for t in tensors if t.is_floating_point()]
     if not floating:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,14 @@ from gpd_cli.expansion.double import in_double
 from gpd_cli.expansion.layers import is_leaf
 from gpd_cli.expansion.layout import Scale
 from gpd_cli.expansion.plan import WidthPlan
+from gpd_cli.expansion.probing.checkpointing import refuse_checkpointing
 from gpd_cli.expansion.probing.locate import located, short_text
 from gpd_cli.expansion.probing.randomize import calibrate, randomize
 from gpd_cli.expansion.probing.record import Recording, record
 from gpd_cli.expansion.probing.rules import check_rules
 from gpd_cli.expansion.probing.widening import Widening
 from gpd_cli.expansion.refresh import refresh
+from gpd_cli.expansion.students import check_student
 
 _SEED = 20410
 _BATCH = 2
@@ -58,6 +61,7 @@ def find_plan(
         raise ExpansionError(f"The expansion ratio must be 1 or more, not {ratio}.")
     if not isinstance(width_multiple, int) or width_multiple < 1:
         raise ExpansionError(f"The width multiple must be 1 or more, not {width_multiple}.")
+    check_student(student)
     check_rules(student)
     generator = torch.Generator().manual_seed(_SEED)
     refresh(student)
@@ -71,7 +75,7 @@ def find_plan(
                 images = torch.randn(shape, generator=generator, dtype=torch.float64)
                 try:
                     return _plan(narrow, images, scale, exclude)
-                except Exception:
+                except ExpansionError:
                     continue  # of a fixed size, too deep for this one, or to be explained below
             images = torch.randn(whole, generator=generator, dtype=torch.float64)
             return _plan(narrow, images, scale, exclude)
@@ -110,6 +114,8 @@ def _record(narrow: nn.Module, images: Tensor) -> Recording:
         try:
             calibrate(narrow, images.clone(), torch.Generator().manual_seed(_SEED))
             recording = record(narrow, images.clone())
+        except ExpansionError:
+            raise
         except Exception as error:
             raise ExpansionError(
                 f"{type(narrow).__name__} does not run on a sample of shape "
@@ -126,15 +132,18 @@ def _record(narrow: nn.Module, images: Tensor) -> Recording:
 
 
 def _runs_in_training_only(network: nn.Module, images: Tensor, known: set[str]) -> str | None:
-    """The name of a layer that runs in train mode and not in eval mode, if there is one."""
+    """The name of a layer that runs in train mode and not in eval mode, if there is one.
+
+    Raises:
+        ExpansionError: when a backward pass would run a part of the network again.
+    """
     called: list[str] = []
     network = copy_network(network).train()
     for name, module in network.named_modules():
         if is_leaf(module) and name not in known:
             module.register_forward_pre_hook(lambda m, args, name=name: called.append(name))
-    try:
-        with torch.no_grad():
-            network(images.clone())
-    except Exception:
-        pass  # statistics of a single pixel, say: what matters is which layers ran
+    output = None
+    with suppress(Exception):  # statistics of a single pixel, say: what matters is which layers ran
+        output = network(images.clone())
+    refuse_checkpointing(network, output)
     return called[0] if called else None

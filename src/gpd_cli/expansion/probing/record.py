@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.expansion.layers import input_size, is_leaf, mixes_channels, output_size
+from gpd_cli.expansion.probing.checkpointing import refuse_checkpointing
 from gpd_cli.expansion.probing.graph import last_layers
 from gpd_cli.expansion.probing.rules import COUNTS, FACTORS
 from gpd_cli.expansion.probing.splits import Split, splits_of
@@ -86,6 +87,9 @@ def record(network: nn.Module, images: Tensor) -> Recording:
 
     Returns:
         The recording.
+
+    Raises:
+        ExpansionError: when a backward pass would run a part of the network again.
     """
     position = Position(network, is_leaf)
     recorder = _Recorder(network, position)
@@ -96,6 +100,7 @@ def record(network: nn.Module, images: Tensor) -> Recording:
     finally:
         for handle in handles:
             handle.remove()
+    refuse_checkpointing(network, output)
     recording = recorder.recording
     if not isinstance(output, Tensor) or output.grad_fn is None:
         return recording
