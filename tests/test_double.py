@@ -112,6 +112,23 @@ def test_errors_leave_the_default_type_as_it_was() -> None:
     assert torch.get_default_dtype() == torch.float32
 
 
+class Averages(nn.Module):
+    """A student whose own code makes a matrix, without saying of which type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu().flatten(2)
+        return self.head((x @ torch.full((x.shape[2], 1), 1 / x.shape[2])).squeeze(2))
+
+
+def test_tensors_that_forward_makes_are_of_the_type_that_it_runs_in() -> None:
+    pair = expand(Averages(), sample=SAMPLE)
+    assert pair.teacher.get_submodule("conv").out_channels == 16
+
+
 class Caches(nn.Module):
     """A student that keeps a table it has made, as rotary embeddings do."""
 

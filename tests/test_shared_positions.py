@@ -14,8 +14,7 @@ def images(side: int = 32) -> Tensor:
     return torch.randn(3, 3, side, side, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "written out"])
-@pytest.mark.parametrize("own", [True, False], ids=["and its own", "alone"])
+@pytest.mark.parametrize(("own", "fused"), [(True, True), (False, True), (True, False)])
 def test_beit_with_a_shared_table(own: bool, fused: bool) -> None:
     student = timm.create_model(
         "beit_base_patch16_224",
@@ -94,9 +93,9 @@ class Net(nn.Module):
         return self.head(x.mean(1))
 
 
-@pytest.mark.parametrize("heads", [2, 4])
-@pytest.mark.parametrize("reshapes", [False, True])
-@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize(
+    ("heads", "reshapes", "numbered"), [(2, False, False), (2, True, False), (4, True, True)]
+)
 def test_a_table_of_ones_own_for_all_blocks(heads: int, reshapes: bool, numbered: bool) -> None:
     pair = assert_exact(Net(heads, reshapes, numbered), images(16))
     assert not pair.plan.narrow
