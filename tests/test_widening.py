@@ -200,7 +200,9 @@ class Transformer(nn.Module):
 @pytest.mark.parametrize("order", ["parts first", "heads first"])
 @pytest.mark.parametrize("name", ["num_heads", "my_number"])
 @pytest.mark.parametrize("buffer", [True, False])
-def test_attention_of_ones_own_is_found_by_trial(name: str, order: str, buffer: bool) -> None:
+def test_attention_of_ones_own_widens_by_what_its_code_says(
+    name: str, order: str, buffer: bool
+) -> None:
     student = Transformer(Attention(9, 3, name, order), buffer=buffer)
     if not buffer:
         student.position.data.normal_()
@@ -227,7 +229,8 @@ class OneHead(nn.Module):
 
 def test_where_nothing_else_is_exact_the_inside_stays_narrow_and_the_plan_says_so() -> None:
     pair = exact(Transformer(OneHead(9)))
-    assert pair.plan.narrow == ("attention",)
+    assert list(pair.plan.narrow) == ["attention"]
+    assert "is not a replication" in pair.plan.narrow["attention"]
     found = widths(pair)
     assert (found["attention.q"], found["attention.out"], found["patch"]) == (9, 18, 18)
 
@@ -258,8 +261,8 @@ def test_a_rule_settles_what_trial_does_not(rules: dict[str, Rule]) -> None:
     without = exact(student)
     rules["Mixed"] = Rule(blocks={"up": 2})
     pair = exact(student)
-    assert without.plan.narrow == ("attention",)
-    assert pair.plan.narrow == ()
+    assert list(without.plan.narrow) == ["attention"]
+    assert not pair.plan.narrow
     assert widths(pair)["attention.up"] == 24
 
 
@@ -280,10 +283,18 @@ class Numbers(nn.Module):
         return self.linear(x) if self.number else x
 
 
-@pytest.mark.parametrize(("rule", "number"), [(Rule(), 18), (Rule(keep=["number"]), 9)])
-def test_a_rule_keeps_a_number(rules: dict[str, Rule], rule: Rule, number: int) -> None:
+@pytest.mark.parametrize(("rule", "number"), [(Rule(), 9), (Rule(grow=["number"]), 18)])
+def test_a_number_that_no_call_is_made_with_changes_by_a_rule_only(
+    rules: dict[str, Rule], rule: Rule, number: int
+) -> None:
     rules["Numbers"] = rule
     assert exact(Transformer(Numbers(9))).teacher.attention.number == number
+
+
+def test_a_number_that_a_rule_keeps_is_named_where_it_is_in_the_way(rules: dict[str, Rule]) -> None:
+    rules["Attention"] = Rule(keep=["num_heads"])
+    with pytest.raises(ExpansionError, match=r"self\.num_heads = 3 would have to be 6"):
+        exact(Transformer(Attention(9, 3, "num_heads", "parts first")))
 
 
 @pytest.mark.parametrize(

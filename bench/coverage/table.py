@@ -11,7 +11,7 @@ Result = Mapping[str, Any]
 FAILED = ("inexact", "error")
 """Outcomes that are bugs: a refusal and a limit are none."""
 
-_HEAD = ("family", "network", "image", "relative error", "parameter ratio", "extraction")
+_HEAD = ("family", "network", "image", "relative error", "parameter ratio", "trials", "extraction")
 
 
 def read_results(path: Path, key: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -96,6 +96,7 @@ def render(
         "the steps;",
         "- parameter ratio: the teacher's parameters, branches merged, over the student's "
         "(4 where every layer widens on both sides);",
+        "- trials: runs of parts of the network that led to nothing while its widening was found;",
         "- extraction: whether the extracted network and a fresh one that loads its weights, "
         "strictly, equal the student bit for bit after the steps.",
     ]
@@ -111,6 +112,13 @@ def render(
             rows = sorted(rows, key=lambda r: (r["family"], r["name"]))
             lines += ["", f"## {title}", "", _row(_HEAD), _row(["---"] * len(_HEAD))]
             lines += [_row(_cells(row)) for row in rows]
+    reasons = [
+        f"- {result['name']}, `{module}`: {reason}."
+        for result in results
+        for module, reason in (result.get("narrow") or {}).items()
+    ]
+    if reasons:
+        lines += ["", "## Modules that stay narrow inside", "", *reasons]
     return "\n".join(lines) + "\n"
 
 
@@ -130,9 +138,10 @@ def _cells(result: Result) -> list[str]:
     if result["outcome"] == "exact":
         worst = max(result["eval_error"], result["train_error"])
         ratio = result["wide_parameters"] / result["parameters"]
-        return [*cells, f"{worst:.0e}", f"{ratio:.2f}", "exact"]
+        trials = str(result.get("trials", ""))
+        return [*cells, f"{worst:.0e}", f"{ratio:.2f}", trials, "exact"]
     reason = str(result["reason"]).replace("|", "\\|").replace("\n", " ")
-    return [*cells, f"{result['outcome']}: {reason}", "", ""]
+    return [*cells, f"{result['outcome']}: {reason}", "", "", ""]
 
 
 def _row(cells: Iterable[str]) -> str:

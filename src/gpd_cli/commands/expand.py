@@ -172,7 +172,7 @@ def _facts(
         ("trainable", f"{count(trained)} with branches"),
         ("multiply-adds", f"{count(before.macs)} -> {count(after.macs)}"),
         ("widened layers", str(len(widened))),
-        *([("narrow inside", ", ".join(pair.plan.narrow))] if pair.plan.narrow else []),
+        *(("narrow inside", f"{name}: {reason}") for name, reason in pair.plan.narrow.items()),
         ("branches", f"up to {count_branches(names)} on each of {branched} kernels"),
         (
             "certificate",

@@ -40,9 +40,9 @@ def describe_plan(plan: WidthPlan, student: nn.Module) -> dict[str, Any]:
         student: the network that it is a plan of.
 
     Returns:
-        ``ratio``, ``widened`` (totals), ``narrow`` (modules that stay narrow inside, where there
-        are any) and ``modules``: per module its class, the tensors that widen, and the attributes
-        that change.
+        ``ratio``, ``widened`` (totals), ``narrow`` (modules that stay narrow inside, each with the
+        reason, where there are any) and ``modules``: per module its class, the tensors that widen,
+        and the attributes that change.
     """
     modules: dict[str, Any] = {}
     for name, module in student.named_modules():
@@ -60,7 +60,7 @@ def describe_plan(plan: WidthPlan, student: nn.Module) -> dict[str, Any]:
             entry |= {"tensors": tensors} if tensors else {}
             entry |= {"attributes": changes} if changes else {}
             modules[name or "(the network itself)"] = entry
-    narrow = {"narrow": list(plan.narrow)} if plan.narrow else {}
+    narrow = {"narrow": dict(plan.narrow)} if plan.narrow else {}
     return {
         "ratio": float(plan.ratio),
         "widened": _totals(plan, student),

@@ -174,12 +174,15 @@ class WidthPlan:
         tensors: per qualified parameter or buffer name that widens, its plan.
         attributes: per qualified module name, the attributes whose value changes, with the wide
             value (``out_channels``, ``num_heads``, ...).
+        narrow: modules that stay narrow inside, each with the reason.
+        trials: runs of parts of the network that led to nothing while the plan was found.
     """
 
     ratio: float
     tensors: dict[str, TensorPlan] = field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    narrow: tuple[str, ...] = ()
+    narrow: dict[str, str] = field(default_factory=dict)
+    trials: int = field(default=0, compare=False)
 
     def __iter__(self) -> Iterator[tuple[str, TensorPlan]]:
         return iter(self.tensors.items())
@@ -203,7 +206,7 @@ class WidthPlan:
             "ratio": self.ratio,
             "tensors": tensors,
             "attributes": self.attributes,
-            "narrow": list(self.narrow),
+            "narrow": dict(self.narrow),
             "maps": [{"narrow": m.narrow, "index": _pack(m.index)} for m in maps],
         }
 
@@ -226,7 +229,10 @@ class WidthPlan:
             }
             for module, values in data["attributes"].items()
         }
-        return cls(data["ratio"], tensors, attributes, tuple(data.get("narrow", ())))
+        narrow = data.get("narrow", {})
+        if not isinstance(narrow, Mapping):  # plans of before had no reasons
+            narrow = dict.fromkeys(narrow, "")
+        return cls(data["ratio"], tensors, attributes, dict(narrow))
 
 
 def _pack(index: Sequence[int]) -> list[list[int]]:

@@ -96,7 +96,7 @@ def layer_patterns(exclude: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def summary(name: str, network: Pair | Alone) -> str:
-    """One line on what is trained.
+    """A line on what is trained, and one for each module that stays narrow inside.
 
     Args:
         name: of the student.
@@ -108,7 +108,10 @@ def summary(name: str, network: Pair | Alone) -> str:
     if certificate is None:
         return f"{text}, trained alone"
     trained = sum(p.numel() for p in network.parameters())
-    return (
+    lines = [
         f"{text}; with its dynamic teacher {trained:,}; their logits differ by "
         f"{certificate.difference:.0e} (relative, float64) at the start"
-    )
+    ]
+    if isinstance(network, Pair):
+        lines += [f"{name} stays narrow inside: {why}" for name, why in network.plan.narrow.items()]
+    return "\n".join(lines)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gpd_cli.expansion.layers import is_leaf
 from gpd_cli.expansion.layout import Layout, Scale, Segment
 from gpd_cli.expansion.plan import IndexMap
 from gpd_cli.expansion.probing.alike import splits_by_container
 from gpd_cli.expansion.probing.record import Reads, Recording
-from gpd_cli.expansion.probing.rules import COUNTS, rule_for
+from gpd_cli.expansion.probing.rules import rule_for
 from gpd_cli.expansion.probing.splits import Split
 from gpd_cli.expansion.probing.variables import (
     Variable,
@@ -41,21 +41,27 @@ class Choices:
         self._wide, self._recording, self._scale, self._kept = wide, recording, scale, kept
         self._splits = splits_by_container(recording, scale)
 
-    def variables(self, name: str, sizes: Sizes, layouts: Mapping[str, Layout]) -> list[Variable]:
-        """What may widen in a container besides its layers.
+    def variables(
+        self, name: str, sizes: Callable[[], Sizes], layouts: Mapping[str, Layout], *, solved: bool
+    ) -> list[Variable]:
+        """What is to be decided in a container before its own code runs.
 
         Args:
             name: the container.
-            sizes: which sizes widen around it, and which do not.
+            sizes: gives which sizes widen around it, and which do not.
             layouts: of layers that are settled already.
+            solved: whether its numbers and tensors are solved for, so that only the layouts of its
+                layers are to be decided, and what a rule says.
         """
-        known, fixed = sizes
         rule, prefix = rule_for(self._wide.modules[name]), f"{name}." if name else ""
         reads = self._recording.reads.get(name, Reads())
         lying = []
         for (size, splits), layers in self._alike(name, rule.blocks, layouts).items():
             local = layers[0].removeprefix(prefix)
             lying.append(layout_variable(layers, size, splits, self._scale, rule, local))
+        if solved and not rule.grow and not rule.axes:
+            return [v for v in lying if len(v.options) > 1 or v.first != "plain"]
+        known, fixed = sizes()
         # Numbers may also tell how many inputs a layer inside has.
         widths = dict(known)
         for layer, width in self._recording.widths.items():
@@ -77,27 +83,13 @@ class Choices:
             and tensor not in self._wide.plan.tensors
             and not self._is_layers(tensor)
         ]
-        heads = self._heads_in(prefix)
-        for variable in tensors:
-            # A table that a module inside hands out to attention, perhaps to that of every block.
-            if variable.first == "keep" and variable.names[0].rpartition(".")[0] != name:
-                labels = [label for label, sizes in variable.counts.items() if sizes & heads]
-                variable.first = labels[0] if labels else "keep"
+        if solved:
+            numbers = [v for v in numbers if _local(v) in rule.grow]
+            tensors = [v for v in tensors if _local(v) in rule.axes]
         # One that can only stay as it is leaves nothing to decide.
         decided = ("keep", "plain")
         everything = (*numbers, *tensors, *lying)
         return [v for v in everything if len(v.options) > 1 or v.first not in decided]
-
-    def _heads_in(self, prefix: str) -> set[int]:
-        """Numbers of heads that containers inside of one read, by the usual names."""
-        return {
-            value
-            for container, reads in self._recording.reads.items()
-            for attribute, value in reads.numbers.items()
-            if container.startswith(prefix)
-            and attribute.rpartition(".")[2] in COUNTS
-            and isinstance(value, int)
-        }
 
     def _alike(
         self, name: str, ruled: Iterable[str], layouts: Mapping[str, Layout]
@@ -124,3 +116,8 @@ class Choices:
         """Whether a tensor belongs to a layer that is planned when it runs."""
         owner = tensor.rpartition(".")[0]
         return owner in self._recording.inputs and is_leaf(self._wide.modules[owner])
+
+
+def _local(variable: Variable) -> str:
+    """The name of an attribute or tensor inside of its module."""
+    return variable.names[0].rpartition(".")[2]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from gpd_cli.expansion.plan import IndexMap, spread
 
 _TIE = 1e-10  # channels closer than this, relative to the largest, are told apart by position
-_EXACT = 1e-8  # a wide activation must equal its narrow one to this, relative to the largest
+_EXACT = 1e-6  # a wide activation must equal its narrow one to this, relative to the largest:
+# attention that divides by small sums rounds that much; the certificate is stricter
 
 
 def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | None:
@@ -26,7 +29,6 @@ def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | No
         return None
     grown = [k for k in range(narrow.ndim) if narrow.shape[k] != wide.shape[k]]
     maps: list[IndexMap | None] = [None] * narrow.ndim
-    replica = narrow
     for axis in grown:
         # The mean over the other grown axes does not change when every position is copied alike.
         others = [k for k in grown if k != axis]
@@ -34,11 +36,33 @@ def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | No
         if map_ is None:
             return None
         maps[axis] = map_
-        replica = replica.index_select(axis, map_.tensor)
-    tolerance = _EXACT * float(narrow.abs().max().clamp(min=torch.finfo(narrow.dtype).tiny))
-    if not float((replica - wide).abs().max()) <= tolerance:  # NaN is no replication either
+    if len(grown) == 1:
+        return tuple(maps)  # each position was compared with the one that it copies
+    replica, wide = _projected(narrow, grown), _projected(wide, grown)
+    for axis, map_ in enumerate(maps):
+        replica = replica if map_ is None else replica.index_select(axis, map_.tensor)
+    tolerance = _EXACT * float(replica.abs().max().clamp(min=torch.finfo(narrow.dtype).tiny))
+    if not float((replica - wide).abs_().max()) <= tolerance:  # NaN is no replication either
         return None
     return tuple(maps)
+
+
+def _projected(activation: Tensor, grown: list[int]) -> Tensor:
+    """A random projection of the axes that have not grown, which tells what differs in them."""
+    if not grown:
+        return activation
+    kept = [k for k in range(activation.ndim) if k not in grown]
+    moved = activation.movedim(grown, list(range(len(grown)))).flatten(len(grown))
+    projected = moved @ _direction(moved.shape[-1]).to(moved.dtype) if kept else moved
+    shape = [activation.shape[k] if k in grown else 1 for k in range(activation.ndim)]
+    return projected.reshape(shape)
+
+
+@lru_cache(maxsize=64)
+def _direction(size: int) -> Tensor:
+    """A random direction, the same for equal sizes."""
+    generator = torch.Generator().manual_seed(size)
+    return torch.randn(size, generator=generator, dtype=torch.float64)
 
 
 def _mean(activation: Tensor, axes: list[int]) -> Tensor:
@@ -49,8 +73,7 @@ def _match_axis(narrow: Tensor, wide: Tensor, axis: int) -> IndexMap | None:
     """Match one axis by a random projection of all others."""
     a = narrow.movedim(axis, 0).flatten(1)
     b = wide.movedim(axis, 0).flatten(1)
-    generator = torch.Generator().manual_seed(a.shape[1])
-    direction = torch.randn(a.shape[1], generator=generator, dtype=a.dtype)
+    direction = _direction(a.shape[1]).to(a.dtype)
     a, b = a @ direction, b @ direction
     tie = _TIE * float(a.abs().max())
     order = a.argsort(stable=True)
@@ -60,8 +83,8 @@ def _match_axis(narrow: Tensor, wide: Tensor, axis: int) -> IndexMap | None:
     right = torch.searchsorted(ranked, b).clamp(max=len(ranked) - 1)
     left = (right - 1).clamp(min=0)
     nearest = torch.where((ranked[left] - b).abs() < (ranked[right] - b).abs(), left, right)
-    if float((ranked[nearest] - b).abs().max()) > 100 * tie:
-        return None
+    if not float((ranked[nearest] - b).abs().max()) <= _EXACT * float(a.abs().max()):
+        return None  # NaN is no replication either
     found = group[nearest]
     if int(group[-1]) + 1 == len(ranked):  # no ties: the common case
         return IndexMap(len(ranked), tuple(order[nearest].tolist()))

@@ -18,10 +18,12 @@ from gpd_cli.expansion.layout import Scale
 from gpd_cli.expansion.plan import WidthPlan
 from gpd_cli.expansion.probing.checkpointing import refuse_checkpointing
 from gpd_cli.expansion.probing.locate import located, short_text
+from gpd_cli.expansion.probing.mismatch import Mismatch
+from gpd_cli.expansion.probing.ours import unmarked
 from gpd_cli.expansion.probing.randomize import calibrate, randomize
 from gpd_cli.expansion.probing.record import Recording, record
 from gpd_cli.expansion.probing.rules import check_rules
-from gpd_cli.expansion.probing.widening import Widening
+from gpd_cli.expansion.probing.widening import Widening, title
 from gpd_cli.expansion.refresh import refresh
 from gpd_cli.expansion.students import check_student
 
@@ -70,7 +72,7 @@ def find_plan(
     scale = Scale(ratio, width_multiple)
     whole = torch.Size((min(_BATCH, len(sample)), *sample.shape[1:]))
     try:
-        with torch.random.fork_rng(devices=[]), in_double():
+        with torch.random.fork_rng(devices=[]), in_double(), unmarked():
             for shape in [*_smaller(whole)] if shrink else []:
                 images = torch.randn(shape, generator=generator, dtype=torch.float64)
                 try:
@@ -100,13 +102,33 @@ def _plan(narrow: nn.Module, images: Tensor, scale: Scale, exclude: Sequence[str
             f"{overlooked} ({type(narrow.get_submodule(overlooked)).__name__}) runs in train mode "
             "only, where no student can be compared with its teacher; build the network without it."
         )
-    plan = Widening(narrow, recording, scale, exclude).run(images)
+    plan = _widen(narrow, recording, scale, exclude, images)
     if not plan.tensors:
         reason = "every layer is excluded" if exclude else "its layers give the output directly"
         raise ExpansionError(
             f"Nothing in {type(narrow).__name__} can be widened: {reason}; choose ratio 1."
         )
     return plan
+
+
+def _widen(
+    narrow: nn.Module, recording: Recording, scale: Scale, exclude: Sequence[str], images: Tensor
+) -> WidthPlan:
+    """Widen; what is not confirmed once all is done is found by trial instead."""
+    plain: set[str] = set()
+    while True:
+        widening = Widening(narrow, recording, scale, exclude, plain)
+        try:
+            return widening.run(images)
+        except Mismatch as failure:
+            if widening.confirming and failure.name not in plain:
+                plain.add(failure.name)
+                continue
+            raise ExpansionError(
+                f"{title(failure.name, dict(narrow.named_modules()))} cannot be widened: "
+                f"{failure.reason}; keep the layers that feed it narrow (exclude), choose another "
+                "ratio, or give a rule for its class (RULES)."
+            ) from failure
 
 
 def _record(narrow: nn.Module, images: Tensor) -> Recording:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.expansion.layers import input_size, is_leaf, mixes_channels, output_size
+from gpd_cli.expansion.probing.arithmetic import Attribute, remember
+from gpd_cli.expansion.probing.calls import INDEXES, NUMBERED, Call
 from gpd_cli.expansion.probing.checkpointing import refuse_checkpointing
+from gpd_cli.expansion.probing.constants import Constants
 from gpd_cli.expansion.probing.graph import last_layers
+from gpd_cli.expansion.probing.meeting import meets
+from gpd_cli.expansion.probing.ours import own_errors
+from gpd_cli.expansion.probing.reads import reading
 from gpd_cli.expansion.probing.rules import COUNTS, FACTORS
 from gpd_cli.expansion.probing.splits import Split, splits_of
 from gpd_cli.expansion.probing.tracing import (
@@ -27,6 +32,22 @@ _ELEMENTWISE = {
     *(Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__, torch.add),
     *(Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__imul__, Tensor.__rmul__, torch.mul),
 }
+
+
+@dataclass
+class Event:
+    """A call in a container's own code whose numbers or constants may have to follow the copies.
+
+    Args:
+        function: what was called.
+        tensors: its floating-point arguments as they were: copies of those that depend on the
+            images, and the others themselves, with their graph.
+        result: the shape of what it returned, or a list of shapes where it returned several.
+    """
+
+    function: Any
+    tensors: list[Tensor]
+    result: Any
 
 
 @dataclass
@@ -56,7 +77,9 @@ class Recording:
         sizes: per layer that mixes channels, its number of outputs.
         widths: likewise its number of inputs.
         direct: weights that linear functions were called with directly, with their bias.
+        biases: of such weights, biases that code computed, with their graph.
         reads: per container what its own code read.
+        events: per container and number of its call, what happened in its own code.
         splits: per layer, how code took its outputs apart, with the container that did.
         kept: layers whose output reaches the network's output without another layer that mixes
             channels in between: they keep their width.
@@ -70,7 +93,9 @@ class Recording:
     sizes: dict[str, int] = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
     direct: dict[str, str | None] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
     reads: dict[str, Reads] = field(default_factory=dict)
+    events: dict[tuple[str, int], list[Event]] = field(default_factory=dict)
     splits: dict[str, list[tuple[str, Split]]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     ends: dict[str, set[str]] = field(default_factory=dict)
@@ -95,7 +120,7 @@ def record(network: nn.Module, images: Tensor) -> Recording:
     recorder = _Recorder(network, position)
     handles = [*position.hooks(network), *recorder.hooks(network)]
     try:
-        with torch.enable_grad(), recorder, _reads(network, position, recorder.recording):
+        with torch.enable_grad(), recorder, reading(network, recorder.number, recorder.tensor):
             output = network(images.requires_grad_())
     finally:
         for handle in handles:
@@ -123,6 +148,9 @@ class _Recorder(Tracer):
         self._seen_splits: list[tuple[str, Any, Split]] = []
         self._sums: list[Any] = []
         self._copies: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._constants = Constants()
+        # What forward replaces is no state: it is computed again, from what has widened.
+        self._own = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
 
     def hooks(self, network: nn.Module) -> Iterator[Any]:
         """Register what records each module's inputs and outputs."""
@@ -157,16 +185,61 @@ class _Recorder(Tracer):
             yield module.register_forward_pre_hook(enter, with_kwargs=True)
             yield module.register_forward_hook(leave_layer if leaf else leave)
 
-    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def number(self, owner: str, name: str, value: Any) -> Any:
+        """Note an attribute that a container's own code reads."""
         container = self._position.container
+        if container is None or name.startswith("__"):
+            return value
+        if not name.startswith("_") and _is_numeric(name, value):
+            reads = self.recording.reads.setdefault(container, Reads())
+            reads.numbers[f"{owner}.{name}" if owner else name] = value
+        return remember(Attribute(owner, name), value)
+
+    def tensor(self, owner: str, name: str, value: Tensor) -> Tensor:
+        """Note a parameter or buffer that a container's own code reads."""
+        container = self._position.container
+        if container is not None and id(value) in self._own:
+            full = f"{owner}.{name}" if owner else name
+            self._constants.add(value, [full])
+            if value.is_floating_point():
+                if value.is_leaf:
+                    value.requires_grad_(True)  # of buffers, too, to see what comes of them
+                self.recording.reads.setdefault(container, Reads()).tensors[full] = value
+        return value
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        execution = self._position.execution
+        if execution is None:
+            return func(*args, **kwargs)
+        with own_errors():
+            event = self._event(func, args, kwargs)
         result = func(*args, **kwargs)
-        if container is None:
-            return result
+        with own_errors():
+            self._note(execution, event, func, args, kwargs, result)
+        return result
+
+    def _note(
+        self,
+        execution: tuple[str, int],
+        event: Event | None,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        result: Any,
+    ) -> None:
+        """Note what a call in a container's own code did."""
+        container, _ = execution
+        if event is not None:
+            event.result = shapes(result)
+            self.recording.events.setdefault(execution, []).append(event)
+        self._constants.derive((args, kwargs), result)
         linear = linear_call(func, args, kwargs)
         weight = None if linear is None else self._parameters.get(id(linear[1]))
         if linear is not None and weight is not None:
             self.recording.inputs.setdefault(weight, []).append([self._copy(linear[0])])
             self.recording.direct[weight] = self._parameters.get(id(linear[2]))
+            if isinstance(linear[2], Tensor) and self.recording.direct[weight] is None:
+                self.recording.biases[weight] = linear[2]
             self.recording.sizes[weight] = len(linear[1])
             self.recording.widths[weight] = linear[1].shape[1]
             self._nodes[result.grad_fn] = weight
@@ -175,7 +248,20 @@ class _Recorder(Tracer):
         for split in splits_of(func, args, kwargs, result):
             x = args[0] if args else kwargs["input"]
             self._seen_splits.append((container, x.grad_fn, split))
-        return result
+
+    def _event(self, func: Any, args: Any, kwargs: Any) -> Event | None:
+        """What has to be known of a call before it is made."""
+        if not is_event(func, args, kwargs, self._constants):
+            return None
+        tensors = list(tensors_in((args, kwargs)))
+        if func in NUMBERED:
+            tensors = tensors[:1]
+        if func in INDEXES and not _takes_a_part(Call(func, args, kwargs)):
+            tensors = []
+        constant = [self._constants.names(t) is not None for t in tensors]
+        return Event(
+            func, [t if c else self._copy(t) for t, c in zip(tensors, constant, strict=True)], None
+        )
 
     def finish(self, logits: Tensor) -> None:
         """Draw the conclusions that need the whole graph."""
@@ -215,50 +301,34 @@ def _split_by_groups(module: nn.Module) -> Split | None:
     return Split(size, (groups, size // groups), layer=True) if 1 < groups < size else None
 
 
-@contextmanager
-def _reads(network: nn.Module, position: Position, recording: Recording) -> Iterator[None]:
-    """Record which attributes and tensors the own code of each container reads."""
-
-    def numbers(owner: str, name: str, value: Any) -> None:
-        container = position.container
-        if container is not None and name[:1] != "_" and _is_numeric(name, value):
-            reads = recording.reads.setdefault(container, Reads())
-            reads.numbers[f"{owner}.{name}" if owner else name] = value
-
-    # What forward replaces is no state: it is computed again, from what has widened.
-    own = {id(t) for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()}
-
-    def tensors(owner: str, name: str, value: Any) -> None:
-        container = position.reader
-        if container is not None and id(value) in own:
-            reads = recording.reads.setdefault(container, Reads())
-            reads.tensors[f"{owner}.{name}" if owner else name] = value
-
-    classes = {module: type(module) for module in network.modules()}
-    for name, module in network.named_modules():
-        module.__class__ = _reading(type(module), name, numbers, tensors)
-    try:
-        yield
-    finally:
-        for module, cls in classes.items():
-            module.__class__ = cls
+def is_event(func: Any, args: Any, kwargs: Any, constants: Constants) -> bool:
+    """Whether the numbers or the constants of a call may have to follow the copies."""
+    if func in NUMBERED:
+        return True
+    if not meets(func):
+        return False
+    tensors = list(tensors_in((args, kwargs)))
+    if len(tensors) < 2:
+        return False
+    constant = [constants.names(tensor) is not None for tensor in tensors]
+    large = any(c and t.numel() > 1 for c, t in zip(constant, tensors, strict=True))
+    return large and not all(constant)
 
 
-def _reading(cls: type, owner: str, numbers: Callable[..., None], tensors: Any) -> type:
-    """A subclass whose attribute reads are reported: numbers, parameters and buffers."""
+def shapes(result: Any) -> Any:
+    """The shape of a tensor, or a list of shapes of several."""
+    if isinstance(result, Tensor):
+        return tuple(result.shape)
+    return [tuple(tensor.shape) for tensor in result]
 
-    def get(self: Any, name: str) -> Any:
-        value = cls.__getattribute__(self, name)  # type: ignore[call-arg]
-        if type(value) in (int, float, tuple, list):
-            numbers(owner, name, value)
-        return value
 
-    def missing(self: Any, name: str) -> Any:
-        value = cls.__getattr__(self, name)  # type: ignore[attr-defined]
-        tensors(owner, name, value)
-        return value
-
-    return type(cls.__name__, (cls,), {"__getattribute__": get, "__getattr__": missing})
+def _takes_a_part(call: Call) -> bool:
+    """Whether an index may cut channels."""
+    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+    return any(
+        (isinstance(p, slice) and p != slice(None)) or (type(p) is not bool and isinstance(p, int))
+        for p in index
+    )
 
 
 def _is_numeric(name: str, value: Any) -> bool:

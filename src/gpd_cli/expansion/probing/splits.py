@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpd_cli.expansion.probing.arithmetic import Number, text
+from gpd_cli.expansion.probing.rules import COUNTS
+
 
 @dataclass(frozen=True)
 class Split:
@@ -20,12 +23,30 @@ class Split:
         factors: into which it was reshaped, outermost first; or
         segments: into which it was cut.
         layer: whether a grouped layer did so, not code.
+        names: per factor how the code computes it, as far as it does so from attributes.
     """
 
     size: int
     factors: tuple[int, ...] = ()
     segments: tuple[int, ...] = ()
     layer: bool = False
+    names: tuple[str | None, ...] = ()
+
+    @property
+    def heads(self) -> int | None:
+        """Which of the factors counts heads, as far as the names say: these grow before widths."""
+        for k, name in enumerate(self.names):
+            if name in COUNTS:
+                return k
+        for k, name in enumerate(self.names):
+            if k and name is not None and "dim" in name:
+                return k - 1  # what comes before the width of a head
+        return None
+
+    def may_count(self, factor: int) -> bool:
+        """Whether a factor may be a number of heads, and not what another name says."""
+        name = self.names[factor] if self.names else None
+        return name is None or name in COUNTS
 
 
 _RESHAPES = {Tensor.reshape, Tensor.view, Tensor.unflatten, torch.reshape, torch.unflatten}
@@ -56,7 +77,11 @@ def splits_of(
     if not isinstance(x, Tensor):
         return []
     if func in _RESHAPES and isinstance(result, Tensor):
-        return [Split(size, factors) for size, factors in factorizations(x.shape, result.shape)]
+        names = [_name(size) for size in _targets(args, kwargs)]
+        return [
+            Split(size, factors, names=tuple(names[first : first + len(factors)]))
+            for size, factors, first in factorizations(x.shape, result.shape)
+        ]
     if func in (Tensor.unbind, torch.unbind) and len(result) > 1:
         return [Split(len(result), segments=(1,) * len(result))]
     if func in _CUTS and len(result) > 1:
@@ -70,8 +95,23 @@ def splits_of(
     return []
 
 
-def factorizations(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Which single axes of a shape become several in another: their size and its factors.
+def _targets(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The sizes that a reshape was given, as the code computed them."""
+    rest = args[1:] or tuple(kwargs.values())
+    if len(rest) == 2 and isinstance(rest[1], tuple | list):  # of unflatten
+        return [None] * (int(rest[0]) % args[0].ndim) + list(rest[1])
+    return list(rest[0]) if rest and isinstance(rest[0], tuple | list) else list(rest)
+
+
+def _name(size: Any) -> str | None:
+    """The attribute that a size was read from, or the expression that it was computed by."""
+    return text(size.expression).removeprefix("self.") if isinstance(size, Number) else None
+
+
+def factorizations(
+    old: Sequence[int], new: Sequence[int]
+) -> Iterator[tuple[int, tuple[int, ...], int]]:
+    """Which single axes of a shape become several in another: size, factors, and the first's axis.
 
     Args:
         old: the shape before, of as many elements as
@@ -95,10 +135,10 @@ def factorizations(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[int
         if max(sources) == 1 or len(targets) == 1:
             continue
         if len([s for s in sources if s > 1]) == 1:
-            yield max(sources), tuple(targets)
+            yield max(sources), tuple(targets), j - len(targets)
         elif sources[-1] > targets[-1] > 1 and sources[-1] % targets[-1] == 0:
             # The outer factor went to the axis before: heads that join the batch.
-            yield sources[-1], (sources[-1] // targets[-1], targets[-1])
+            yield sources[-1], (sources[-1] // targets[-1], targets[-1]), j - 2
 
 
 def _product(sizes: Sequence[int]) -> int:

@@ -91,41 +91,34 @@ class Position:
     """Which module runs: a stack that hooks keep."""
 
     def __init__(self, network: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> None:
-        self.stack: list[str] = []
-        self._fed: list[bool] = []  # of each, whether it was handed a floating-point tensor
+        self._stack: list[tuple[str, int]] = []
+        self._calls: dict[str, int] = {}
         self._leaves = {name for name, module in network.named_modules() if is_leaf(module)}
+
+    @property
+    def execution(self) -> tuple[str, int] | None:
+        """The container whose own code runs, and the number of its call; None inside of a leaf."""
+        if not self._stack or any(name in self._leaves for name, _ in self._stack):
+            return None
+        return self._stack[-1]
 
     @property
     def container(self) -> str | None:
         """The name of the container whose own code runs; None inside of a leaf."""
-        if not self.stack or any(name in self._leaves for name in self.stack):
-            return None
-        return self.stack[-1]
-
-    @property
-    def reader(self) -> str | None:
-        """The container that decides how a tensor widens that the running code has just read.
-
-        It is the innermost one that was handed a floating-point tensor. A module that makes a table
-        out of nothing (a bias that all blocks share) would be content with any width; how wide it
-        has to be shows where the table is used.
-        """
-        if self.container is None:
-            return None
-        fed = [name for name, fed in zip(self.stack, self._fed, strict=True) if fed]
-        return fed[-1] if fed else self.stack[0]
+        execution = self.execution
+        return None if execution is None else execution[0]
 
     def hooks(self, network: nn.Module) -> Iterable[Any]:
         """Register the hooks that keep the stack; first in, so that others see it up to date."""
         for name, module in network.named_modules():
 
-            def enter(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                self.stack.append(name)
-                self._fed.append(first_tensor(args, kwargs) is not None)
+            def enter(module: nn.Module, args: Any, name: str = name) -> None:
+                call = self._calls.get(name, 0)
+                self._calls[name] = call + 1
+                self._stack.append((name, call))
 
             def leave(module: nn.Module, args: Any, output: Any) -> None:
-                self.stack.pop()
-                self._fed.pop()
+                self._stack.pop()
 
-            yield module.register_forward_pre_hook(enter, with_kwargs=True)
+            yield module.register_forward_pre_hook(enter)
             yield module.register_forward_hook(leave)

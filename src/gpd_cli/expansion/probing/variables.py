@@ -35,6 +35,7 @@ class Variable:
         options: by label, what becomes of it; None for staying as it is.
         counts: by label, the sizes that widen there, where they may count something (heads).
         first: label of the option to try first.
+        named: whether that is the one that the code itself names, as its number of heads.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Variable:
     options: dict[str, Any]
     counts: dict[str, set[int]]
     first: str
+    named: bool = False
 
     @property
     def is_count(self) -> bool:
@@ -55,6 +57,8 @@ class Variable:
             count: the size.
             inner: whether, where it occurs more than once, the inner one widens.
         """
+        if self.named:
+            return self.first
         labels = [label for label, counts in self.counts.items() if count in counts]
         return labels[-1 if inner else 0] if labels else self.first
 
@@ -196,15 +200,18 @@ def layout_variable(
     """
     options: dict[str, Any] = {"plain": (Segment(size),)}
     counts: dict[str, set[int]] = {}
-    first = "plain"
+    first, named = "plain", False
     for number, split in enumerate(splits):
         for label, layout, sizes in _layouts(size, split):
             same = [n for n, other in options.items() if _same(other, layout, scale)]
-            name_here = same[0] if same else f"{label} of split {number}"
+            full = f"{label} of split {number}"
+            name_here = same[0] if same else full if full not in options else f"{full}, unfolded"
             options.setdefault(name_here, layout)
             counts.setdefault(name_here, set()).update(sizes)
             if label == "segments" and 1 in split.segments:
                 first = name_here
+            if not named and label == f"factor {split.heads}":
+                first, named = name_here, True
     if not all(split.layer for split in splits):
         options["keep"] = (Segment(size, grows=False),)
     single = any(split.segments == (1,) * size for split in splits)
@@ -214,7 +221,7 @@ def layout_variable(
         block = rule.blocks[local]
         options = {"rule": (Segment(size, block=block) if block else Segment(size, grows=False),)}
         first = "rule"
-    return Variable("layout", names, options, counts, first)
+    return Variable("layout", names, options, counts, first, named and first in options)
 
 
 def blocks_in(variables: Sequence[Variable]) -> dict[int, set[int]]:
@@ -238,14 +245,20 @@ def _layouts(size: int, split: Split) -> Iterator[tuple[str, Layout, set[int]]]:
             parts *= f
         for f in split.factors[k + 1 :]:
             block *= f
-        if size >= split.size and size % split.size == 0:
+        counts = {factor} if split.may_count(k) else set()
+        if size < split.size and split.size % size == 0:
+            # It was joined with others before, or unfolded.
+            if size % (parts * block) == 0:
+                yield f"factor {k}", (Segment(size, parts, block),), counts
+            block, rest = divmod(block, split.size // size)
+            if rest:
+                continue
+        elif size % split.size == 0:
             parts *= size // split.size  # it was cut into parts before
-        elif split.size % size == 0 and block % (split.size // size) == 0:
-            block //= split.size // size  # it was unfolded before
         else:
             continue
         if size % (parts * block) == 0:
-            yield f"factor {k}", (Segment(size, parts, block),), {factor}
+            yield f"factor {k}", (Segment(size, parts, block),), counts
 
 
 def _segmented(sizes: Sequence[int]) -> Iterator[tuple[str, Layout, set[int]]]:

@@ -48,7 +48,9 @@ class WideNetwork:
     def state(self) -> WidthPlan:
         """What has been widened so far, for `restore`."""
         attributes = {name: dict(values) for name, values in self.plan.attributes.items()}
-        return WidthPlan(self.plan.ratio, dict(self.plan.tensors), attributes, self.plan.narrow)
+        return WidthPlan(
+            self.plan.ratio, dict(self.plan.tensors), attributes, dict(self.plan.narrow)
+        )
 
     def restore(self, state: WidthPlan) -> None:
         """Undo what was widened since.
@@ -79,6 +81,10 @@ class WideNetwork:
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer as it is now."""
         return _tensor(self.network, name)
+
+    def source(self, name: str) -> Tensor:
+        """A parameter or buffer as it was."""
+        return _tensor(self.narrow, name)
 
     def is_tensor(self, value: Any, name: str) -> bool:
         """Whether a value is a certain parameter, as it is now or as it was."""

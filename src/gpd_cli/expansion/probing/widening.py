@@ -1,4 +1,4 @@
-"""Run a network while it is widened, module by module, and try again where a guess was wrong.
+"""Run a network while it is widened, module by module.
 
 Just before a layer runs, the channels of its actual input are matched by value with the recorded
 ones: that says which wide channel copies which narrow one, through whatever concatenation,
@@ -10,13 +10,13 @@ follows the copies in its input; what worked is remembered for other modules of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.errors import ExpansionError
 from gpd_cli.expansion.layers import (
     LayerPlan,
     UnsupportedLayerError,
@@ -26,18 +26,26 @@ from gpd_cli.expansion.layers import (
 )
 from gpd_cli.expansion.layout import Layout, Scale, Segment, layout_map
 from gpd_cli.expansion.plan import IndexMap, WidthPlan
-from gpd_cli.expansion.probing.budget import Budget
+from gpd_cli.expansion.probing.arithmetic import Attribute, remember
+from gpd_cli.expansion.probing.calls import Call
 from gpd_cli.expansion.probing.choices import Choices, Sizes
 from gpd_cli.expansion.probing.exclusion import excluded_layers
 from gpd_cli.expansion.probing.fallback import inner_layers, stream_layers
+from gpd_cli.expansion.probing.following import Following, Frame
 from gpd_cli.expansion.probing.guesses import Assignment, assignments, counts_in
 from gpd_cli.expansion.probing.locate import short_text
-from gpd_cli.expansion.probing.mismatch import Mismatch, check_output, match_input
+from gpd_cli.expansion.probing.mismatch import Mismatch
+from gpd_cli.expansion.probing.ours import own_errors
+from gpd_cli.expansion.probing.reads import reading
 from gpd_cli.expansion.probing.record import Recording
+from gpd_cli.expansion.probing.rules import Rule, rule_for
 from gpd_cli.expansion.probing.tracing import Tracer, first_tensor, linear_call, tensors_in
 from gpd_cli.expansion.probing.variables import Variable
 from gpd_cli.expansion.probing.wide import WideNetwork
 from gpd_cli.expansion.refresh import refresh
+
+_MOST_TRIALS = 12  # of one container, with those of the containers in it
+_MOST_ARITHMETIC = 4  # where no numbers do
 
 
 class Widening(Tracer):
@@ -48,10 +56,16 @@ class Widening(Tracer):
         recording: what its run on the probe batch showed.
         scale: how much wider.
         exclude: patterns of layer names whose outputs keep their width.
+        plain: containers whose numbers are found by trial, since solving for them did not do.
     """
 
     def __init__(
-        self, narrow: nn.Module, recording: Recording, scale: Scale, exclude: Sequence[str] = ()
+        self,
+        narrow: nn.Module,
+        recording: Recording,
+        scale: Scale,
+        exclude: Sequence[str] = (),
+        plain: Collection[str] = (),
     ) -> None:
         super().__init__()
         self._wide = WideNetwork(narrow, scale.ratio)
@@ -60,12 +74,18 @@ class Widening(Tracer):
         self._scale = scale
         self._kept = recording.kept | excluded_layers(self._layers(), exclude)
         self._choices = Choices(self._wide, recording, scale, self._kept)
+        self._plain = plain
         self._calls: dict[str, int] = {}
         self._found: dict[str, tuple[IndexMap | None, ...]] = {}
         self._layouts: dict[str, Layout] = {}
         self._settled: set[str] = set()
         self._remembered: dict[type, list[Mapping[str, str]]] = {}
-        self._budget = Budget()
+        self._frames: list[Frame | None] = []
+        self._failed: Frame | None = None
+        self._following = Following(self._wide)
+        self._hopeless: set[type] = set()
+        self.trials = 0
+        self.confirming = False
         self._given_up: Mismatch | None = None
 
     def run(self, images: Tensor) -> WidthPlan:
@@ -75,50 +95,102 @@ class Widening(Tracer):
             images: the probe batch that was recorded.
 
         Raises:
-            ExpansionError: when a module cannot be widened exactly.
+            Mismatch: when a module cannot be widened exactly.
         """
         for name, module in self._wide.network.named_modules():
             if is_leaf(module):
                 module.register_forward_pre_hook(self._layer_hook(name), with_kwargs=True)
+                module.register_forward_hook(self._leave_layer)
             elif getattr(module.forward, "__func__", None) is not nn.Module.forward:
                 module.forward = self._container(name, module.forward)
-        try:
-            with torch.no_grad(), self:
-                self._wide.network(images.clone())
+        with torch.no_grad(), self, reading(self._wide.network, self._number, self._tensor):
+            self._wide.network(images.clone())
             if self._given_up is not None and not self._wide.plan.tensors:
                 raise self._given_up  # that nothing widens at all is no way out
-        except Mismatch as failure:
-            title = _title(failure.name, self._modules)
-            raise ExpansionError(
-                f"{title} cannot be widened: {failure.reason}; keep the layers that feed it narrow "
-                "(exclude), choose another ratio, or give a rule for its class (RULES)."
-            ) from failure
-        self._wide.drop_idle_attributes()
+            self._wide.drop_idle_attributes()
+            self._confirm(images)
+        self._wide.plan.trials = self.trials
         return self._wide.plan
+
+    def _confirm(self, images: Tensor) -> None:
+        """Run once more, with what was found and with what the code itself computes.
+
+        Raises:
+            Mismatch: when that is not what the student computes.
+        """
+        self.confirming, self._calls, self._frames = True, {}, []
+        refresh(self._wide.network)
+        self._wide.network(images.clone())
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Let code of this class call torch without being watched itself."""
+        depth = len(self._frames)
+        self._frames.append(None)
+        try:
+            with own_errors():
+                yield
+        finally:
+            del self._frames[depth:]
+
+    # What code reads
+
+    def _number(self, owner: str, name: str, value: Any) -> Any:
+        if not self._frames or self._frames[-1] is None or name.startswith("__"):
+            return value
+        return remember(Attribute(owner, name), value)
+
+    def _tensor(self, owner: str, name: str, value: Tensor) -> Tensor:
+        if self._frames and self._frames[-1] is not None:
+            self._following.read(f"{owner}.{name}" if owner else name, value)
+        return value
 
     # Layers
 
     def _layer_hook(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            x = first_tensor(args, kwargs)
-            axes = () if x is None else self._axes(name, x)  # a table is given numbers of rows
-            if axes is None:
+            self._frames.append(None)
+            if self.confirming:
                 return
-            try:
-                layer = plan_layer(
-                    self._modules[name],
-                    axes,
-                    self._scale,
-                    keep_output=name in self._kept,
-                    layout=self._layout(name),
-                )
-            except UnsupportedLayerError as error:
-                raise Mismatch(name, str(error)) from error
-            self._wide.apply(name, layer)
+            with own_errors():
+                self._widen_layer(name, first_tensor(args, kwargs))
 
         return hook
 
+    def _widen_layer(self, name: str, x: Tensor | None) -> None:
+        """Widen a layer as its input says."""
+        axes = () if x is None else self._axes(name, x)  # a table is given numbers of rows
+        if axes is None:
+            return
+        try:
+            layer = plan_layer(
+                self._modules[name],
+                axes,
+                self._scale,
+                keep_output=name in self._kept,
+                layout=self._layout(name),
+            )
+        except UnsupportedLayerError as error:
+            raise Mismatch(name, str(error)) from error
+        self._wide.apply(name, layer)
+
+    def _leave_layer(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._frames.pop()
+
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let numbers, constants and the weights of linear functions follow the copies."""
+        frame = self._frames[-1] if self._frames else None
+        if frame is None or self.confirming:
+            return func(*args, **kwargs)
+        if not frame.plain:
+            with own_errors():
+                call = self._following.prepare(frame, Call(func, args, kwargs))
+            func, args, kwargs = call.function, call.args, dict(call.kwargs)
+        result = self._linear(func, args, kwargs)
+        self._following.constants.derive((args, kwargs), result)
+        return result
+
+    def _linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Widen weights that a linear function is called with directly."""
         linear = linear_call(func, args, kwargs) if self._recording.direct else None
         name = None if linear is None else self._direct_name(linear[1])
@@ -133,6 +205,9 @@ class Widening(Tracer):
             if inputs is None and any(axes):
                 out = None
             tensors = linear_tensors(weight.ndim, owns, out, inputs)
+            if out is not None and isinstance(bias, Tensor) and not owns:
+                with own_errors():
+                    bias = self._computed_bias(name, bias, out)
             if "bias" in tensors:
                 tensors[self._recording.direct[name] or ""] = tensors.pop("bias")
             if "weight" in tensors:
@@ -143,6 +218,15 @@ class Widening(Tracer):
             named["bias"] = self._wide.tensor(self._recording.direct[name] or "")
         rest = {k: v for k, v in kwargs.items() if k not in named}
         return func(named["input"], named["weight"], named["bias"], *args[3:], **rest)
+
+    def _computed_bias(self, name: str, bias: Tensor, out: IndexMap) -> Tensor:
+        """A bias that code computes from parameters, as wide as the outputs it is added to."""
+        frame, derived = self._frames[-1], self._recording.biases.get(name)
+        names = self._following.constants.names(bias)
+        if frame is None or frame.plain or derived is None or names is None:
+            return bias
+        self._following.note_sources(frame, derived, names, 0, out)
+        return bias if len(bias) == len(out) else bias[out.tensor]
 
     def _direct_name(self, weight: Any) -> str | None:
         for name in self._recording.direct:
@@ -157,7 +241,7 @@ class Widening(Tracer):
         recorded = self._recording.inputs.get(name, [])
         if call >= len(recorded) or not recorded[call]:
             return None
-        axes = match_input(name, recorded[call][0], x)
+        axes = self._following.matches.input(name, recorded[call][0], x)
         if call == 0:
             self._found[name] = axes
             return axes
@@ -185,51 +269,114 @@ class Widening(Tracer):
             if call >= len(recorded):
                 return forward(*args, **kwargs)
 
-            def attempt() -> Any:
-                output = forward(*args, **kwargs)
-                check_output(name, recorded[call], tensors_in(output))
+            def attempt(plain: bool) -> Any:
+                events = self._recording.events.get((name, call), ())
+                depth, frame = len(self._frames), Frame(name, call, plain, events)
+                self._frames.append(frame)
+                try:
+                    output = forward(*args, **kwargs)
+                    with self._aside():
+                        self._following.matches.check_output(
+                            name, recorded[call], tensors_in(output)
+                        )
+                except Exception as error:
+                    self._failed = frame
+                    if self.confirming and not isinstance(error, Mismatch):
+                        reason = f"its forward does not run ({short_text(error)})"
+                        raise Mismatch(name, reason) from error
+                    raise
+                finally:
+                    del self._frames[depth:]
+                if not plain and not self.confirming:
+                    with self._aside():
+                        self._following.settle(frame, self._rule(frame.name))
                 return output
 
-            if name in self._settled:
-                return attempt()
-            return self._try(name, attempt, self._known(name, call, (args, kwargs)))
+            if self.confirming or name in self._settled:
+                return attempt(plain=False)
+            depth = len(self._frames)
+            self._frames.append(None)
+            try:
+                return self._try(name, attempt, lambda: self._known(name, call, (args, kwargs)))
+            finally:
+                del self._frames[depth:]
 
         return run
 
-    def _try(self, name: str, attempt: Callable[[], Any], known: Sizes) -> Any:
+    def _try(self, name: str, attempt: Callable[[bool], Any], known: Callable[[], Sizes]) -> Any:
         """Run a container with one guess after the other."""
         before = self._state()
-        variables = self._choices.variables(name, known, self._layouts)
-        reads = self._recording.reads.get(name)
-        cls = type(self._modules[name])
-        share = self._layers_in(name) / max(1, len(self._recording.sizes))
-        containers = self._containers_in(name)
         failure: Mismatch | None = None
-        fails_inside = False
-        guesses = assignments(variables, counts_in(variables, reads), self._remembered.get(cls, ()))
-        for number, guess in enumerate(guesses):
-            if not self._budget.allows(number, fails_inside=fails_inside):
+        containers, cls = self._containers_in(name), type(self._modules[name])
+        spent = self.trials
+        for plain in (False, True) if name not in self._plain else (True,):
+            with own_errors():
+                variables, guesses = self._guesses(name, known, solved=not plain)
+            fails_inside = False
+            for guess in guesses:
+                if failure is not None and self.trials - spent >= self._patience(cls, failure):
+                    break
+                refresh(self._wide.network.get_submodule(name))
+                try:
+                    with own_errors():
+                        self._adopt(variables, guess)
+                    output = self._attempt(name, attempt, plain)
+                    if not name and failure is not None and not self._wide.plan.tensors:
+                        raise failure
+                except Mismatch as mismatch:
+                    failure = failure or mismatch
+                    fails_inside = fails_inside or mismatch.name in containers
+                except Exception as error:
+                    reason = f"at this width its forward does not run ({short_text(error)})"
+                    failure = failure or Mismatch(name, reason)
+                else:
+                    self._settled.add(name)
+                    self._remember(cls, name, variables, guess)
+                    return output
+                self.trials += 1
+                self._restore(before)
+            if fails_inside or (failure is not None and failure.arithmetic):
                 break
-            self._budget.spend(share)
-            refresh(self._wide.network.get_submodule(name))
-            try:
-                self._adopt(variables, guess)
-                output = attempt()
-                if not name and failure is not None and not self._wide.plan.tensors:
-                    raise failure
-            except Mismatch as mismatch:
-                failure = failure or mismatch
-                fails_inside = fails_inside or mismatch.name in containers
-            except Exception as error:
-                reason = f"at this width its forward does not run ({short_text(error)})"
-                failure = failure or Mismatch(name, reason)
-            else:
-                self._settled.add(name)
-                self._remember(cls, name, variables, guess)
-                return output
-            self._restore(before)
         assert failure is not None
-        return self._keep_narrow(name, attempt, before, failure)
+        self._hopeless.add(cls)
+        return self._keep_narrow(name, lambda: self._attempt(name, attempt, False), before, failure)
+
+    def _patience(self, cls: type, failure: Mismatch) -> int:
+        """How many trials a container is worth."""
+        if cls in self._hopeless:
+            return 1
+        return _MOST_ARITHMETIC if failure.arithmetic else _MOST_TRIALS
+
+    def _guesses(
+        self, name: str, known: Callable[[], Sizes], *, solved: bool
+    ) -> tuple[list[Variable], Iterator[Assignment]]:
+        """What is to be decided in a container, and how to try it, the likeliest way first."""
+        variables = self._choices.variables(name, known, self._layouts, solved=solved)
+        remembered = [
+            {f"{name}.{local}" if name else local: label for local, label in labels.items()}
+            for labels in self._remembered.get(type(self._modules[name]), ())
+        ]
+        counts = counts_in(variables, self._recording.reads.get(name))
+        return variables, assignments(variables, counts, remembered)
+
+    def _attempt(self, name: str, attempt: Callable[[bool], Any], plain: bool) -> Any:
+        """Run a container; where its code needs attributes before all are known, once more."""
+        before = self._state()
+        try:
+            return attempt(plain)
+        except Mismatch:
+            raise
+        except Exception:
+            frame = self._failed
+            if plain or frame is None or frame.name != name:
+                raise
+            adopted = self._state()[0]
+            self._restore(before)
+            if not self._following.settle(frame, self._rule(frame.name)):
+                self._wide.restore(adopted)
+                raise
+            self.trials += 1
+            return attempt(plain)
 
     def _keep_narrow(
         self, name: str, attempt: Callable[[], Any], before: tuple[Any, ...], failure: Mismatch
@@ -246,11 +393,13 @@ class Widening(Tracer):
         if not name or not narrow:
             raise failure
         self._layouts.update(narrow)
-        self._wide.plan.narrow += (name,)
+        where = "" if failure.name == name else f"in {failure.name}, "
+        self._wide.plan.narrow[name] = f"{where}{failure.reason}"
         refresh(self._wide.network.get_submodule(name))
         try:
             output = attempt()
         except Exception:
+            self.trials += 1
             self._restore(before)
             raise failure from None
         self._given_up = self._given_up or failure
@@ -268,7 +417,7 @@ class Widening(Tracer):
         fixed: set[int] = set()
         recorded = self._recording.inputs.get(name, [])[call]
         for narrow, wide in zip(recorded, tensors_in(arguments), strict=False):
-            axes = match_input(name, narrow, wide)
+            axes = self._following.matches.input(name, narrow, wide)
             for size, map_ in zip(narrow.shape, axes, strict=True):
                 add(map_)
                 fixed.update({size} if map_ is None else ())
@@ -318,12 +467,12 @@ class Widening(Tracer):
         prefix = f"{name}." if name else ""
         return {c for c in self._recording.outputs if c.startswith(prefix) and c != name}
 
-    def _layers_in(self, name: str) -> int:
-        prefix = f"{name}." if name else ""
-        return sum(layer.startswith(prefix) for layer in self._recording.sizes)
+    def _rule(self, name: str) -> Rule:
+        return rule_for(self._modules[name])
 
 
-def _title(name: str, modules: Mapping[str, nn.Module]) -> str:
+def title(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """What a message calls a module, or the weight of one: its name and class."""
     if name not in modules:
         name = name.rpartition(".")[0]
     return f"{name or 'the network'} ({type(modules[name]).__name__})"

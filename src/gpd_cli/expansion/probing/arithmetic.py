@@ -1,0 +1,216 @@
+"""Integers that remember which attributes of which modules they were computed from."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": operator.floordiv,
+    "%": operator.mod,
+}
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute of a module that holds an integer, or one entry of a tuple or list of them.
+
+    Args:
+        owner: qualified name of the module; empty for the network itself.
+        name: name of the attribute.
+        entry: position in the tuple or list; None where the attribute is the integer itself.
+    """
+
+    owner: str
+    name: str
+    entry: int | None = None
+
+    def __str__(self) -> str:
+        entry = "" if self.entry is None else f"[{self.entry}]"
+        return f"{self.owner}.{self.name}{entry}" if self.owner else f"{self.name}{entry}"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An arithmetic operation on two expressions.
+
+    Args:
+        sign: ``+``, ``-``, ``*``, ``//`` or ``%``.
+        left: the first operand.
+        right: the second operand.
+    """
+
+    sign: str
+    left: Expression
+    right: Expression
+
+
+Expression = Attribute | Operation | int
+"""How an integer was computed: from attributes and from plain integers."""
+
+
+class Number(int):
+    """An integer with the expression that it was computed by.
+
+    Sums, differences, products, quotients and remainders with other integers are such numbers
+    again. Whatever else is done with one gives a plain integer.
+    """
+
+    expression: Expression
+
+    def __new__(cls, value: int, expression: Expression) -> Number:
+        """Make a number of a value and the expression that gave it."""
+        number = super().__new__(cls, value)
+        number.expression = expression
+        return number
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy of a module holds plain integers
+        return int, (int(self),)
+
+    def __neg__(self) -> Any:
+        return 0 - self
+
+
+def _operator(sign: str, reflected: bool) -> Callable[[Number, Any], Any]:
+    operation = _OPERATIONS[sign]
+
+    def apply(self: Number, other: Any) -> Any:
+        if not isinstance(other, int):
+            return NotImplemented
+        left, right = (other, self) if reflected else (self, other)
+        value = operation(int(left), int(right))
+        return Number(value, Operation(sign, expression_of(left), expression_of(right)))
+
+    return apply
+
+
+for _sign, _name in (
+    ("+", "add"),
+    ("-", "sub"),
+    ("*", "mul"),
+    ("//", "floordiv"),
+    ("%", "mod"),
+):
+    setattr(Number, f"__{_name}__", _operator(_sign, reflected=False))
+    setattr(Number, f"__r{_name}__", _operator(_sign, reflected=True))
+
+
+def expression_of(value: int) -> Expression:
+    """The expression of a number; a plain integer is its own."""
+    return value.expression if isinstance(value, Number) else int(value)
+
+
+def remember(attribute: Attribute, value: Any) -> Any:
+    """A value of an attribute whose integers remember where they come from.
+
+    Args:
+        attribute: where the value was read.
+        value: an integer, or a tuple or list of integers; anything else is returned as it is.
+    """
+    if type(value) is int:
+        return Number(value, attribute)
+    if type(value) in (tuple, list) and value and all(type(v) is int for v in value):
+        owner, name = attribute.owner, attribute.name
+        return type(value)(Number(v, Attribute(owner, name, k)) for k, v in enumerate(value))
+    return value
+
+
+def attributes_in(expression: Expression) -> Iterator[Attribute]:
+    """The attributes that an expression is computed from, each as often as it occurs."""
+    if isinstance(expression, Attribute):
+        yield expression
+    elif isinstance(expression, Operation):
+        yield from attributes_in(expression.left)
+        yield from attributes_in(expression.right)
+
+
+def evaluate(expression: Expression, values: Mapping[Attribute, int]) -> int | None:
+    """The value of an expression; None where it divides by zero.
+
+    Args:
+        expression: to be evaluated.
+        values: of all attributes in it.
+    """
+    if isinstance(expression, int):
+        return expression
+    if isinstance(expression, Attribute):
+        return values[expression]
+    left, right = evaluate(expression.left, values), evaluate(expression.right, values)
+    if left is None or right is None or (right == 0 and expression.sign in ("//", "%")):
+        return None
+    return _OPERATIONS[expression.sign](left, right)
+
+
+def invert(
+    expression: Expression, wanted: int, attribute: Attribute, values: Mapping[Attribute, int]
+) -> int | None:
+    """The value of an attribute at which an expression has a wanted value.
+
+    Args:
+        expression: in which the attribute occurs once.
+        wanted: the value that the expression is to have.
+        attribute: whose value is looked for.
+        values: of all other attributes.
+
+    Returns:
+        The value, or None where no integer fits. A quotient is taken to leave no remainder.
+
+    Example:
+        >>> heads, width = Attribute("attn", "num_heads"), Attribute("attn", "dim")
+        >>> quotient = Operation("//", width, heads)
+        >>> invert(quotient, 32, width, {heads: 6})
+        192
+    """
+    if isinstance(expression, Attribute):
+        return wanted if expression == attribute else None
+    if isinstance(expression, int):
+        return None
+    inside_left = attribute in attributes_in(expression.left)
+    inner, outer = expression.left, expression.right
+    if not inside_left:
+        inner, outer = outer, inner
+    if attribute in attributes_in(outer):
+        return None
+    known = evaluate(outer, values)
+    if known is None:
+        return None
+    target = _inverse(expression.sign, wanted, known, inside_left)
+    return None if target is None else invert(inner, target, attribute, values)
+
+
+def _inverse(sign: str, wanted: int, known: int, unknown_is_left: bool) -> int | None:
+    """The operand that gives the wanted result together with a known operand."""
+    if sign == "+":
+        return wanted - known
+    if sign == "-":
+        return wanted + known if unknown_is_left else known - wanted
+    if sign == "*":
+        return wanted // known if known and wanted % known == 0 else None
+    if sign == "//" and unknown_is_left:
+        return wanted * known
+    if sign == "//":
+        return known // wanted if wanted and known % wanted == 0 else None
+    return None
+
+
+def text(expression: Expression) -> str:
+    """An expression as one would write it in ``forward``, such as ``self.dim // self.num_heads``.
+
+    Args:
+        expression: of attributes of any modules; they are named without their modules.
+    """
+    if isinstance(expression, int):
+        return str(expression)
+    if isinstance(expression, Attribute):
+        entry = "" if expression.entry is None else f"[{expression.entry}]"
+        return f"self.{expression.name}{entry}"
+    sides = (
+        f"({text(side)})" if isinstance(side, Operation) else text(side)
+        for side in (expression.left, expression.right)
+    )
+    return f" {expression.sign} ".join(sides)

@@ -1,0 +1,113 @@
+"""Where parameters that code uses directly meet activations: which axes of both lie together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Their operands are summed over, or looked up, and not laid over each other.
+_UNALIGNED = {
+    torch.einsum,
+    F.linear,
+    F.bilinear,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    F.conv_transpose2d,
+    F.embedding,
+    F.grid_sample,
+    Tensor.__getitem__,
+    Tensor.__setitem__,
+    Tensor.index_select,
+    torch.index_select,
+    Tensor.gather,
+    torch.gather,
+    Tensor.copy_,
+    Tensor.type_as,
+    Tensor.to,
+    Tensor.expand_as,
+    Tensor.view_as,
+}
+_PRODUCTS = {
+    Tensor.matmul,
+    Tensor.__matmul__,
+    torch.matmul,
+    Tensor.bmm,
+    torch.bmm,
+    Tensor.mm,
+    torch.mm,
+}
+_BY_CHANNEL = {F.batch_norm, F.instance_norm, F.group_norm, F.prelu, torch.prelu, torch.batch_norm}
+_JOINING = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack}
+
+
+def meets(function: Callable[..., Any]) -> bool:
+    """Whether a function lays its tensors over each other, as element-wise functions do."""
+    return function not in _UNALIGNED
+
+
+def aligned(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    x: Tensor,
+    constant: Tensor,
+) -> dict[int, int]:
+    """Which axes of a constant lie over which axes of an activation in a call.
+
+    Args:
+        function: what both are passed to.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        x: the activation.
+        constant: the constant.
+
+    Returns:
+        Per axis of the constant the axis of the activation; others are left out.
+    """
+    if function in _PRODUCTS:
+        return {}
+    if function in _BY_CHANNEL:
+        return {0: 1} if constant.ndim == 1 and x.ndim > 1 else {}
+    if function in _JOINING and function not in (torch.stack, torch.hstack, torch.vstack):
+        joined = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+        return {k: k for k in range(constant.ndim) if k != joined % constant.ndim}
+    if function is F.scaled_dot_product_attention:
+        # The mask lies over the products of queries and keys: [..., heads, queries, keys].
+        last = constant.ndim - 2
+        return {
+            k: k - constant.ndim + x.ndim for k in range(last) if k - constant.ndim + x.ndim >= 0
+        }
+    return {
+        k: k - constant.ndim + x.ndim
+        for k in range(constant.ndim)
+        if k - constant.ndim + x.ndim >= 0
+    }
+
+
+def summed(
+    function: Callable[..., Any], args: tuple[Any, ...], x: Tensor, constant: Tensor
+) -> tuple[int, int] | None:
+    """Over which axis of a constant a matrix product with an activation sums.
+
+    Args:
+        function: what both are passed to.
+        args: its arguments.
+        x: the activation.
+        constant: the constant.
+
+    Returns:
+        The axis of the constant and that of the activation, or None where it is no such product.
+    """
+    if function not in _PRODUCTS or len(args) < 2:
+        return None
+    if args[0] is x:
+        return max(0, constant.ndim - 2), x.ndim - 1
+    return constant.ndim - 1, max(0, x.ndim - 2)

@@ -1,0 +1,45 @@
+"""Watch which attributes, parameters and buffers the own code of a network's modules reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+Reader = Callable[[str, str, Any], Any]
+"""Gets the module's name, the attribute's name and the value, and returns what the code gets."""
+
+
+@contextmanager
+def reading(network: nn.Module, number: Reader, tensor: Reader) -> Iterator[None]:
+    """Show every attribute read of a network's modules for a while.
+
+    Args:
+        network: the network.
+        number: is shown integers, floats, tuples and lists.
+        tensor: is shown parameters and buffers.
+    """
+    classes = {module: type(module) for module in network.modules()}
+    for name, module in network.named_modules():
+        module.__class__ = _reading(type(module), name, number, tensor)
+    try:
+        yield
+    finally:
+        for module, cls in classes.items():
+            module.__class__ = cls
+
+
+def _reading(cls: type, owner: str, number: Reader, tensor: Reader) -> type:
+    """A subclass whose attribute reads are shown."""
+
+    def get(self: Any, name: str) -> Any:
+        value = cls.__getattribute__(self, name)  # type: ignore[call-arg]
+        return number(owner, name, value) if type(value) in (int, float, tuple, list) else value
+
+    def missing(self: Any, name: str) -> Any:
+        value = cls.__getattr__(self, name)  # type: ignore[attr-defined]
+        return tensor(owner, name, value) if isinstance(value, Tensor) else value
+
+    return type(cls.__name__, (cls,), {"__getattribute__": get, "__getattr__": missing})
