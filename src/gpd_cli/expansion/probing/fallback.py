@@ -17,10 +17,15 @@ def inner_layers(recording: Recording, name: str) -> dict[str, Layout]:
 
 
 def stream_layers(recording: Recording, name: str, container: nn.Module) -> dict[str, Layout]:
-    """The layers inside of a container whose outputs leave one of its parts, kept narrow."""
+    """The layers inside of a container whose outputs leave one of its parts, kept narrow.
+
+    So are those whose outputs are added to theirs.
+    """
     parts = [part for part, _ in container.named_children()]
-    ends = [recording.ends.get(f"{name}.{part}", set()) for part in parts]
-    return _kept_narrow(recording, name, set().union(*ends))
+    stream = set().union(*(recording.ends.get(f"{name}.{part}", set()) for part in parts))
+    while added := [layers for layers in recording.sums if layers & stream and layers - stream]:
+        stream = stream.union(*added)
+    return _kept_narrow(recording, name, stream)
 
 
 def _kept_narrow(recording: Recording, name: str, layers: Iterable[str]) -> dict[str, Layout]:
