@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 
 from gpd_cli.expansion.layout import Scale
@@ -26,7 +27,9 @@ def splits_by_container(recording: Recording, scale: Scale) -> dict[str, dict[st
         if len(layers) == 1:
             for container, split in splits:
                 common = _common(container, parents[0])
-                found.setdefault(common, {}).setdefault(layers[0], []).append(split)
+                # What a module elsewhere calls its heads are plain channels to those in between.
+                known = split if common == container else replace(split, names=())
+                found.setdefault(common, {}).setdefault(layers[0], []).append(known)
             continue
         common = reduce(_common, [*parents, *(container for container, _ in splits)])
         for layer in layers:

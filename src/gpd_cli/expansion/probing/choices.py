@@ -59,8 +59,13 @@ class Choices:
         for (size, splits), layers in self._alike(name, rule.blocks, layouts).items():
             local = layers[0].removeprefix(prefix)
             lying.append(layout_variable(layers, size, splits, self._scale, rule, local))
+        factors = [
+            factor_variable(attribute, value, self._scale, rule)
+            for attribute, value in reads.numbers.items()
+            if isinstance(value, float) and self._is_open(attribute)
+        ]
         if solved and not rule.grow and not rule.axes:
-            return [v for v in lying if len(v.options) > 1 or v.first != "plain"]
+            return [v for v in (*factors, *lying) if len(v.options) > 1 or v.first != "plain"]
         known, fixed = sizes()
         # Numbers may also tell how many inputs a layer inside has.
         widths = dict(known)
@@ -68,11 +73,9 @@ class Choices:
             if layer.startswith(prefix) and width > 1 and width not in fixed:
                 widths.setdefault(width, [Segment(width).map(self._scale)])
         numbers = [
-            factor_variable(attribute, value, self._scale, rule)
-            if isinstance(value, float)
-            else number_variable(attribute, value, widths, self._scale, rule)
+            number_variable(attribute, value, widths, self._scale, rule)
             for attribute, value in reads.numbers.items()
-            if self._is_open(attribute)
+            if not isinstance(value, float) and self._is_open(attribute)
         ]
         blocks = blocks_in(lying)
         direct = {*self._recording.direct, *self._recording.direct.values()}
@@ -88,7 +91,7 @@ class Choices:
             tensors = [v for v in tensors if _local(v) in rule.axes]
         # One that can only stay as it is leaves nothing to decide.
         decided = ("keep", "plain")
-        everything = (*numbers, *tensors, *lying)
+        everything = (*factors, *numbers, *tensors, *lying)
         return [v for v in everything if len(v.options) > 1 or v.first not in decided]
 
     def _alike(

@@ -48,6 +48,8 @@ def assignments(
         pairs = zip(known, variables, strict=True)
         old.append(tuple(label if label in v.options else v.first for label, v in pairs))
     bases = [_base(variables, count, inner) for count in counts for inner in (True, False)]
+    # Second: widths of heads grow, not their number, and the factor of products makes up for it.
+    bases[1:1] = [_widths(variables, factor) for factor in ("keep", "shared")]
     bases.append(tuple(v.first if v.kind == "layout" else "keep" for v in variables))
     bases = [
         base for base in bases if all(g in v.options for g, v in zip(base, variables, strict=True))
@@ -71,6 +73,14 @@ def _base(variables: Sequence[Variable], count: int | None, inner: bool) -> Assi
     return tuple(
         # Other numbers that happen to equal the number of heads are something else.
         v.first if named and v.kind == "number" and not v.is_count else v.preferred(count, inner)
+        for v in variables
+    )
+
+
+def _widths(variables: Sequence[Variable], factor: str) -> Assignment:
+    """All layers with their copies side by side, and factors as they are or shared by copies."""
+    return tuple(
+        "plain" if "plain" in v.options else factor if "shared" in v.options else v.first
         for v in variables
     )
 
