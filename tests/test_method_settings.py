@@ -148,5 +148,8 @@ def test_a_method_that_is_chosen_starts_from_its_own_defaults(
     assert method("--model.method", "DKD")[1]["temperature"] == 1.0
     (tmp_path / "nkd.yaml").write_text("model: {method: {class_path: gpd_cli.methods.NKD}}")
     assert method("-c", str(tmp_path / "nkd.yaml"))[1] == {"gamma": 1.5, "temperature": 1.0}
-    assert method("--model.method.temperature", "2")[1] == {"temperature": 2.0, "standardize": False}
+    assert method("--model.method.temperature", "2")[1] == {
+        "temperature": 2.0,
+        "standardize": False,
+    }
     assert method() == ("gpd_cli.methods.KD", {"temperature": 4.0, "standardize": False})

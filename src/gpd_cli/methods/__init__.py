@@ -11,6 +11,7 @@ from gpd_cli.methods.fitnets import FitNets
 from gpd_cli.methods.kd import KD
 from gpd_cli.methods.mlld import MLLD
 from gpd_cli.methods.nkd import NKD
+from gpd_cli.methods.pairs import ByPair
 from gpd_cli.methods.pkt import PKT
 from gpd_cli.methods.reviewkd import ReviewKD
 from gpd_cli.methods.rkd import RKD
@@ -51,6 +52,7 @@ __all__ = [
     "RKD",
     "SRRL",
     "Batch",
+    "ByPair",
     "FitNets",
     "Method",
     "ReviewKD",
