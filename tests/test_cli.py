@@ -617,12 +617,12 @@ def test_networks_of_one_image_size_name_it(refuse: Callable[..., str]) -> None:
         "--model.static_teacher.weights",
         "v.pth",
     ]
-    refuse("fit", *STUDENT, *teacher, *FAST, naming=r"static_teacher_args '{img_size: 16}'")
+    refuse("fit", *STUDENT, *teacher, *FAST, naming=r"static_teacher\.args '{img_size: 16}'")
 
 
 def test_static_teacher_without_weights_teaches_nothing(refuse: Callable[..., str]) -> None:
     options = ["--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(TINY)]
-    refuse("fit", *STUDENT, *FAST, *options, naming="static_teacher_weights")
+    refuse("fit", *STUDENT, *FAST, *options, naming=r"static_teacher\.weights")
 
 
 def test_weights_of_no_static_teacher(refuse: Callable[..., str]) -> None:

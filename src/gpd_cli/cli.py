@@ -223,6 +223,9 @@ def run(arguments: Sequence[str]) -> int:
     computes = not any(command in arguments[:1] for command in STANDALONE)
     try:
         with flushed_subnormals(computes):
+            if arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
+                known = ", ".join(COMMANDS)
+                raise ArgumentError(None, f"no command '{arguments[0]}': choose from {known}")
             if arguments[:1] == ["extract"]:
                 _extract(arguments[1:])
             else:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-_KEY = r'Parser key "(data|model\.method)": '
+_KEY = r'Parser key "(data|model\.method|model\.assistants)": '
 _CLASS = r"class_path[ =]'([\w.]+)'"
 # The innermost reason; around it stand the types that were tried.
 _REASONS = (
     r"Option '\w+' is not accepted",
-    r'Parser key "(?!data"|model\.method")\w+": .*?'
+    r'Parser key "(?!data"|model\.)\w+": .*?'
     r"(?=\. Got value: Namespace| - Expected a <class 'NoneType'>|$)",
     r"the following arguments are required: [\w, ]+",
     r"No module named '[\w.]+'",
@@ -38,6 +38,8 @@ def in_short(text: str) -> tuple[str, str]:
         return text, "--help"
     said = re.sub(r"<class '([\w.]+)'>", r"\1", reason[0]).removeprefix("Parser key ")
     path = re.search(_CLASS, text)
+    if key[1] == "model.assistants":  # all of one class
+        return f"--{key[1]}: {said}", f"--{key[1]}.help"
     if path is None:
         return f"--{key[1]}: {said}", "--help"
     name = path[1].rpartition(".")[2] if path[1].startswith("gpd_cli.") else path[1]

@@ -59,7 +59,8 @@ class GapPreservingDistillation(EvaluatedModule):
 
     Args:
         student: the network to train: a timm model (resnet18), a torchvision classification model
-            (torchvision/resnet18), or one of ours (cifar_resnet20).
+            (torchvision/resnet18), one of ours (cifar_resnet20), or the path of a class or function
+            that builds one (mine.Net).
         student_weights: a timm or torchvision state dict to start from (.pth, .pt, .safetensors),
             for fine-tuning; by default the student starts from scratch.
         student_args: further arguments of the student's constructor.
