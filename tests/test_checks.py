@@ -23,8 +23,8 @@ model:
 data: {{image_size: 16, batch_size: 32}}
 trainer: {{accelerator: cpu, max_epochs: 1, limit_train_batches: 2, limit_val_batches: 1}}
 """
-TAUGHT = ["--model.static_teacher", "resnet18", "--model.static_teacher_args", str(SMALL)]
-TAUGHT += ["--model.static_teacher_weights", "static.safetensors"]
+TAUGHT = ["--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(SMALL)]
+TAUGHT += ["--model.static_teacher.weights", "static.safetensors"]
 LAST = ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"]
 
 
@@ -91,7 +91,9 @@ def test_settings_of_a_method_without_static_teacher_are_pointed_out(
     assert "take no effect" not in caplog.text
 
 
-@pytest.mark.parametrize("other", [["--model.static_teacher", "null"], ["--model.method", "kd"]])
+@pytest.mark.parametrize(
+    "other", [["--model.static_teacher.name", "null"], ["--model.method", "kd"]]
+)
 def test_a_run_goes_on_with_the_parts_it_was_started_with(
     folder: Path, capsys: pytest.CaptureFixture[str], other: list[str]
 ) -> None:
@@ -99,9 +101,9 @@ def test_a_run_goes_on_with_the_parts_it_was_started_with(
     assert fit(*start) == 0
     capsys.readouterr()
     if "null" in other:
-        other = [*other, "--model.static_teacher_weights", "null"]
+        other = [*other, "--model.static_teacher.weights", "null"]
     assert fit(*start, *LAST, "--trainer.max_epochs", "2", *other) == 1
-    assert re.search(r"\(fitnets\).*configuration and the version", refusal(capsys))
+    assert re.search(r"\(FitNets\).*configuration and the version", refusal(capsys))
     assert fit(*start, *LAST, "--trainer.max_epochs", "2") == 0
     assert main(["test", *LAST]) == 0
 

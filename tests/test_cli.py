@@ -168,15 +168,16 @@ def test_module_and_program_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_method_of_ones_own_is_found_beside_the_configuration(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(# mine\.py\n.*?)```", readme, flags=re.DOTALL)
+    examples = re.findall(r"```python\n(# mine\.py\n.*?)```", readme, flags=re.DOTALL)
+    (example,) = (text for text in examples if "class Cosine" in text)
     (tmp_path / "mine.py").write_text(example)
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     torch.save(student().state_dict(), tmp_path / "static.pth")
-    static = ["--model.static_teacher", "resnet18", "--model.static_teacher_args", str(TINY)]
+    static = ["--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(TINY)]
     program = "import sys; from gpd_cli.__main__ import main; sys.exit(main())"
     fit = [sys.executable, "-P", "-c", program, "fit", "-c", "tiny.yaml", *static]
-    weights = ["--model.static_teacher_weights", "static.pth"]
-    method = ["--model.method", "mine.Cosine", "--model.method_args", "{weight: 2}"]
+    weights = ["--model.static_teacher.weights", "static.pth"]
+    method = ["--model.method", "mine.Cosine", "--model.method.weight", "2"]
     command = [*fit, *weights, *method, "--trainer.limit_val_batches", "1"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -582,8 +583,8 @@ def static(args: dict[str, object], classes: int = 10) -> list[str]:
     network = timm.create_model("resnet18", num_classes=classes, **args)
     torch.save(network.state_dict(), "static.pth")
     return [
-        *("--model.static_teacher", "resnet18", "--model.static_teacher_args", str(args)),
-        *("--model.static_teacher_weights", "static.pth"),
+        *("--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(args)),
+        *("--model.static_teacher.weights", "static.pth"),
     ]
 
 
@@ -609,29 +610,31 @@ def test_networks_of_one_image_size_name_it(refuse: Callable[..., str]) -> None:
     torch.save(
         timm.create_model("vit_tiny_patch16_224", num_classes=10, **small).state_dict(), "v.pth"
     )
-    teacher = ["--model.static_teacher", "vit_tiny_patch16_224"]
+    teacher = ["--model.static_teacher.name", "vit_tiny_patch16_224"]
     teacher += [
-        "--model.static_teacher_args",
+        "--model.static_teacher.args",
         str(small),
-        "--model.static_teacher_weights",
+        "--model.static_teacher.weights",
         "v.pth",
     ]
-    refuse("fit", *STUDENT, *teacher, *FAST, naming=r"static_teacher_args '{img_size: 16}'")
+    refuse("fit", *STUDENT, *teacher, *FAST, naming=r"static_teacher\.args '{img_size: 16}'")
 
 
 def test_static_teacher_without_weights_teaches_nothing(refuse: Callable[..., str]) -> None:
-    options = ["--model.static_teacher", "resnet18", "--model.static_teacher_args", str(TINY)]
-    refuse("fit", *STUDENT, *FAST, *options, naming="static_teacher_weights")
+    options = ["--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(TINY)]
+    refuse("fit", *STUDENT, *FAST, *options, naming=r"static_teacher\.weights")
 
 
 def test_weights_of_no_static_teacher(refuse: Callable[..., str]) -> None:
-    options = ["--model.static_teacher_weights", "static.pth"]
-    refuse("fit", *STUDENT, *FAST, *options, naming=r"--model\.static_teacher NAME")
+    options = ["--model.static_teacher.weights", "static.pth"]
+    refuse("fit", *STUDENT, *FAST, *options, naming=r"--model\.static_teacher\.name NAME")
 
 
 def test_unknown_setting_of_the_method(refuse: Callable[..., str]) -> None:
-    options = [*static(TINY), "--model.method_args", "{tau: 2}"]
-    refuse("fit", *STUDENT, *FAST, *options, naming="tau")
+    options = [*static(TINY), "--model.method.tau", "2"]
+    refuse(
+        "fit", *STUDENT, *FAST, *options, naming="'tau'.* gpd fit --model.method.help KD", code=2
+    )
 
 
 def test_unknown_method(refuse: Callable[..., str]) -> None:

@@ -29,11 +29,12 @@ from gpd_cli.data.transforms import Preprocessing
 from gpd_cli.errors import ModelError
 from gpd_cli.expansion import Pair, expand
 from gpd_cli.files import save_tensors
-from gpd_cli.methods import Batch
+from gpd_cli.methods import Batch, ReviewKD
 from gpd_cli.methods.crd import CRD
 from gpd_cli.training.interruptions import skip_once
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.speed import Speed
+from gpd_cli.training.static_teacher import StaticTeacherSettings
 from gpd_cli.training.sync_norm import SyncedNorms
 
 RESNET = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
@@ -110,8 +111,8 @@ def static_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def static_options(weights: Path, method: str = "reviewkd") -> list[str]:
     return [
-        *("--model.static_teacher", "resnet18", "--model.static_teacher_args", str(RESNET)),
-        *("--model.static_teacher_weights", str(weights), "--model.method", method),
+        *("--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(RESNET)),
+        *("--model.static_teacher.weights", str(weights), "--model.method", method),
     ]
 
 
@@ -122,10 +123,8 @@ def distiller(weights: Path, **options: Any) -> GapPreservingDistillation:
         student_args=RESNET,
         num_classes=10,
         branches=2,
-        static_teacher="resnet18",
-        static_teacher_args=RESNET,
-        static_teacher_weights=str(weights),
-        method="reviewkd",
+        static_teacher=StaticTeacherSettings("resnet18", str(weights), RESNET),
+        method=ReviewKD,
         **options,
     )
 
@@ -240,7 +239,7 @@ class Ranks(Callback):
 def test_processes_draw_their_own_numbers_and_remember_the_same(
     static_weights: Path, tmp_path: Path
 ) -> None:
-    crd = ["--model.method_args", "{num_images: 1077, nce_k: 64, feat_dim: 8}"]
+    crd = ["--model.method.init_args", "{num_images: 1077, nce_k: 64, feat_dim: 8}"]
     options = arguments(*static_options(static_weights, "crd"), *crd, batch=16)
     extra = ["--trainer.callbacks", "test_cluster.Ranks", "--trainer.devices", "2"]
     command = [sys.executable, "-m", "gpd_cli", *options, *extra]

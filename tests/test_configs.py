@@ -48,7 +48,8 @@ def test_configuration_is_one_of_fit(path: Path) -> None:
             continue
         found: Any = config
         for part in key:
-            found = found[part]
+            # Settings of a class are written with and without init_args.
+            found = found[part] if part in found else found["init_args"][part]
         assert found == value, ".".join(key)
 
 
@@ -58,7 +59,7 @@ def test_command_line_goes_before_the_configuration() -> None:
     config = printed("fit", "-c", str(digits), *options)
     assert config["model"]["ratio"] == 1
     assert config["model"]["branches"] == 1
-    assert config["data"]["batch_size"] == 7
+    assert config["data"]["init_args"]["batch_size"] == 7
     assert config["model"]["student"] == "resnet18"
 
 

@@ -1,6 +1,8 @@
 """How methods meet the networks of a run: features, widths, assistants, labels."""
 
 from collections.abc import Callable
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 from gpd_cli.errors import MethodError, ModelError
 from gpd_cli.features import Outputs, Places
 from gpd_cli.files import save_tensors
-from gpd_cli.methods import Batch, Method
+from gpd_cli.methods import KD, Batch, FitNets, Method, SimKD
 from gpd_cli.methods.kd import kd_loss
 from gpd_cli.methods.reviewkd import ReviewKD
 from gpd_cli.training.module import GapPreservingDistillation
+from gpd_cli.training.static_teacher import StaticTeacherSettings
 
 STUDENT = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 TEACHER = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [6, 6, 12, 12]}
@@ -74,9 +77,7 @@ def make(tmp_path: Path) -> Callable[..., GapPreservingDistillation]:
             "student_args": STUDENT,
             "num_classes": CLASSES,
             "branches": 1,
-            "static_teacher": "resnet18",
-            "static_teacher_args": TEACHER,
-            "static_teacher_weights": str(path),
+            "static_teacher": StaticTeacherSettings("resnet18", str(path), TEACHER),
         }
         return GapPreservingDistillation(**{**settings, **options})
 
@@ -97,11 +98,8 @@ def run(
 
 
 @pytest.mark.parametrize("ratio", [1, 2])
-def test_own_method_by_class_path(
-    make: Callable[..., GapPreservingDistillation], ratio: int
-) -> None:
-    path = "test_distillation.Hints"
-    module = make(method=path, ratio=ratio, method_args={"scale": 2.0}, static_weight=0.5).train()
+def test_own_method(make: Callable[..., GapPreservingDistillation], ratio: int) -> None:
+    module = make(method=partial(Hints, scale=2.0), ratio=ratio, static_weight=0.5).train()
     _, terms = run(module)
     assert list(terms) == ["student_static", "teacher_static"][:ratio]
     assert module.distillation is not None
@@ -110,7 +108,7 @@ def test_own_method_by_class_path(
         # Every trained part takes part, and so does what lies before the last features.
         if name.startswith("distillation.") or name.split(".")[2] == "conv1":
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-    once = make(method=path, ratio=ratio).train()
+    once = make(method=Hints, ratio=ratio).train()
     _, plain = run(once)
     assert terms["student_static"].item() == pytest.approx(plain["student_static"].item())
 
@@ -118,7 +116,7 @@ def test_own_method_by_class_path(
 def test_dynamic_teacher_has_trained_parts_of_its_own_width(
     make: Callable[..., GapPreservingDistillation],
 ) -> None:
-    module = make(method="test_distillation.Hints", ratio=2)
+    module = make(method=Hints, ratio=2)
     widths = {
         name: parameter.shape[1]
         for name, parameter in module.named_parameters()
@@ -145,7 +143,7 @@ def test_maps_of_either_side_are_taken_before_or_after_their_activation(
     student: bool,
     static: bool,
 ) -> None:
-    module = make(method="reviewkd", method_args=settings).eval()
+    module = make(method=partial(ReviewKD, **settings)).eval()
     seen: list[tuple[Outputs, Outputs]] = []
     monkeypatch.setattr(ReviewKD, "forward", lambda _, *given: seen.append(given[:2]) or ZERO)
     run(module)
@@ -155,18 +153,23 @@ def test_maps_of_either_side_are_taken_before_or_after_their_activation(
         assert {bool(maps.min() < 0) for maps in theirs.stages} == {static}
 
 
-def test_stages_can_be_named(make: Callable[..., GapPreservingDistillation]) -> None:
+def test_stages_can_be_named(
+    make: Callable[..., GapPreservingDistillation], tmp_path: Path
+) -> None:
+    def static(stages: list[str]) -> StaticTeacherSettings:
+        return StaticTeacherSettings("resnet18", str(static_weights(tmp_path)), TEACHER, stages)
+
     module = make(
-        method="test_distillation.Hints",
+        method=Hints,
         stages=["layer1", "layer4"],
-        static_teacher_stages=["layer2", "layer4"],
+        static_teacher=static(stages=["layer2", "layer4"]),
     )
     with pytest.raises(RuntimeError):  # maps of different size: this method compares none
         run(module)
     with pytest.raises(MethodError, match="layer9"):
-        make(method="test_distillation.Hints", stages=["layer9"])
+        make(method=Hints, stages=["layer9"])
     with pytest.raises(MethodError, match=r"--model\.stages"):
-        make(method="test_distillation.Hints", stages=["layer1"])
+        make(method=Hints, stages=["layer1"])
 
 
 def test_static_term_is_the_mean_over_teacher_and_assistants(
@@ -174,7 +177,7 @@ def test_static_term_is_the_mean_over_teacher_and_assistants(
 ) -> None:
     second = static_weights(tmp_path, 1, channels=[8, 8, 8, 8])
     args = {**TEACHER, "channels": [8, 8, 8, 8]}
-    assistant = {"name": "resnet18", "weights": str(second), "args": args}
+    assistant = StaticTeacherSettings("resnet18", str(second), args)
     module = make(ratio=1, assistants=[assistant])
     logits, terms = run(module)
     assert module.distillation is not None
@@ -186,33 +189,26 @@ def test_static_term_is_the_mean_over_teacher_and_assistants(
     assert terms["student_static"].item() == pytest.approx(float(sum(losses) / 2))
 
 
-@pytest.mark.parametrize(
-    ("assistants", "naming"),
-    [
-        ([{"name": "resnet18"}], "weights"),
-        ([{"wheels": 4}], "wheels"),
-        ([{"name": None, "weights": "w.pth"}], "None"),
-        ([{"name": "resnet18", "weights": "w.pth", "stages": "layer1"}], "list of stages"),
-        (["resnet18"], "not by 'resnet18'"),
-    ],
-)
-def test_assistants_that_are_not_described_are_refused(
-    make: Callable[..., GapPreservingDistillation], assistants: list[Any], naming: str
+@pytest.mark.parametrize("told", [{"name": "resnet18"}, {"weights": "w.pth"}])
+def test_assistants_have_a_name_and_weights(
+    make: Callable[..., GapPreservingDistillation], told: dict[str, str]
 ) -> None:
-    with pytest.raises(ModelError, match=naming):
-        make(assistants=assistants)
+    with pytest.raises(ModelError, match="name and weights"):
+        make(assistants=[StaticTeacherSettings(**told)])
 
 
 def test_assistants_have_stages_of_their_own(
     make: Callable[..., GapPreservingDistillation], tmp_path: Path
 ) -> None:
-    weights = str(static_weights(tmp_path, 1))
-    assistant = {"name": "resnet18", "weights": weights, "args": TEACHER, "stages": ["layer3"]}
-    options = {"stages": ["layer2"], "static_teacher_stages": ["layer4"]}
-    module = make(method="fitnets", assistants=[assistant], **options)
+    def described(seed: int, stage: str) -> StaticTeacherSettings:
+        weights = str(static_weights(tmp_path, seed))
+        return StaticTeacherSettings("resnet18", weights, TEACHER, [stage])
+
+    options = {"stages": ["layer2"], "static_teacher": described(0, "layer4"), "method": FitNets}
+    module = make(assistants=[described(1, "layer3")], **options)
     assert [teacher.stages for teacher in module.distillation.teachers] == [["layer4"], ["layer3"]]
     with pytest.raises(MethodError, match="layer9"):
-        make(method="fitnets", assistants=[{**assistant, "stages": ["layer9"]}], **options)
+        make(assistants=[described(1, "layer9")], **options)
 
 
 def test_simkd_needs_a_student_that_ends_in_the_static_teachers_classifier(
@@ -220,66 +216,68 @@ def test_simkd_needs_a_student_that_ends_in_the_static_teachers_classifier(
 ) -> None:
     for ratio in (1, 2):
         with pytest.raises(ModelError, match="simkd/NAME"):
-            make(method="simkd", ratio=ratio)
+            make(method=SimKD, ratio=ratio)
     width = TEACHER["channels"][-1]
     student = {"student": "simkd/resnet18", "student_args": {**STUDENT, "features": width}}
-    module = make(method="simkd", **student)
+    module = make(method=SimKD, **student)
     assert module.distillation is not None
     weight = module.distillation.teachers[0].network.fc.weight
     reused = module.network.extract()
     assert torch.equal(reused.classifier.weight, weight)
-    for trained in (module, make(method="simkd", shared=False, **student)):
+    for trained in (module, make(method=SimKD, shared=False, **student)):
         named = trained.named_parameters()
         assert [n for n, p in named if "classifier" in n and p.requires_grad] == []
     images = torch.randn(64, 1, 32, 32)
     plain = make(
-        method="simkd",
+        method=SimKD,
         student="simkd/resnet18",
         student_args={**student["student_args"], "relu": False},
     ).network.extract()
     assert reused.projector(reused.body(images)).min() == 0
     assert plain.projector(plain.body(images)).min() < 0
     with pytest.raises(ModelError, match="features"):
-        make(method="simkd", student="simkd/resnet18", student_args={**STUDENT, "features": 0})
+        make(method=SimKD, student="simkd/resnet18", student_args={**STUDENT, "features": 0})
 
 
 def test_assistants_need_a_teacher(make: Callable[..., GapPreservingDistillation]) -> None:
-    with pytest.raises(ModelError, match=r"--model\.static_teacher NAME"):
+    with pytest.raises(ModelError, match=r"--model\.static_teacher\.name NAME"):
         make(
-            static_teacher=None,
-            static_teacher_weights=None,
-            assistants=[{"name": "resnet18", "weights": "w.pth"}],
+            static_teacher=StaticTeacherSettings(),
+            assistants=[StaticTeacherSettings("resnet18", "w.pth")],
         )
 
 
 def test_method_for_one_label_refuses_mixed_ones(
     make: Callable[..., GapPreservingDistillation],
 ) -> None:
-    module = make(method="test_distillation.OneLabel", ratio=1)
+    module = make(method=OneLabel, ratio=1)
     run(module)
     with pytest.raises(MethodError, match=r"OneLabel.*--data\.mixup 0"):
         run(module, torch.full((IMAGES, CLASSES), 1 / CLASSES))
 
 
-@pytest.mark.parametrize(
-    ("method", "naming"),
-    [
-        ("nope", "choose one of"),
-        ("test_distillation.Nope", r"test_distillation\.Nope"),
-        ("no_such_module.Nope", "PYTHONPATH"),
-        ("torch.nn.Linear", "subclass"),
-    ],
-)
-def test_unknown_methods_are_refused(
-    make: Callable[..., GapPreservingDistillation], method: str, naming: str
+def test_a_method_without_loss_is_refused(
+    make: Callable[..., GapPreservingDistillation],
 ) -> None:
-    with pytest.raises(MethodError, match=naming):
-        make(method=method)
+    class WithoutLoss(Method):
+        pass
+
+    with pytest.raises(MethodError, match="WithoutLoss has no forward"):
+        make(method=WithoutLoss)
 
 
-def test_unknown_settings_are_refused(make: Callable[..., GapPreservingDistillation]) -> None:
-    with pytest.raises(MethodError, match=r"'warmth'.*temperature"):
-        make(method="kd", method_args={"warmth": 3})
+def test_settings_are_kept_as_plain_values(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    kept = make(method=partial(KD, temperature=2.0)).hparams
+    path, settings = kept["method"].values()
+    assert path == "gpd_cli.methods.kd.KD"
+    assert settings == {"temperature": 2.0, "standardize": False}
+    assert kept["static_teacher"]["args"] == TEACHER
+    stream = BytesIO()
+    torch.save(dict(kept), stream)
+    stream.seek(0)
+    assert torch.load(stream, weights_only=True) == kept
 
 
 def test_half_precision_logits_reach_the_method_in_float32(

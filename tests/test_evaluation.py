@@ -57,12 +57,12 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(timm.create_model("resnet18", num_classes=10, **TINY).state_dict(), file)
     network = f"args: {TINY}, weights: {file}"
     static = [
-        *("--model.static_teacher", "resnet18", "--model.static_teacher_args", str(TINY)),
-        *("--model.static_teacher_weights", str(file), "--model.ce_weight", "0"),
+        *("--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(TINY)),
+        *("--model.static_teacher.weights", str(file), "--model.ce_weight", "0"),
         *("--model.assistants", f"[{{name: resnet18, {network}}}]"),
-        *("--model.method", "dkd", "--model.method_args", "{temperature: 2.0}"),
+        *("--model.method", "DKD", "--model.method.temperature", "2.0"),
         *("--model.static_warmup_epochs", "2", "--model.stages", "[layer1]"),
-        *("--model.static_teacher_stages", "[layer1]"),
+        *("--model.static_teacher.stages", "[layer1]"),
     ]
     last = fit(folder, *static)
     file.unlink()

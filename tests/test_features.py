@@ -20,7 +20,7 @@ from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places, Taps, find_places
 from gpd_cli.features.stage import Layout
 from gpd_cli.methods import Batch, Method
-from gpd_cli.methods.attention import AttentionTransfer
+from gpd_cli.methods.attention import AT
 from gpd_cli.methods.catkd import CATKD
 from gpd_cli.methods.fitnets import FitNets
 from gpd_cli.methods.reviewkd import ReviewKD
@@ -538,7 +538,7 @@ def test_nothing_to_look_at_gives_logits_only() -> None:
 # ---- methods on what is caught ----
 
 
-@pytest.mark.parametrize("make", [FitNets, AttentionTransfer, CATKD, lambda: ReviewKD(width=8)])
+@pytest.mark.parametrize("make", [FitNets, AT, CATKD, lambda: ReviewKD(width=8)])
 @pytest.mark.parametrize("name", ["cifar_resnet8", "vit"])
 def test_student_and_dynamic_teacher_learn_from_a_static_teacher(
     make: Callable[[], Method], name: str

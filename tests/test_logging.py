@@ -78,7 +78,7 @@ def test_gradient_norm_is_that_before_clipping(folder: Path) -> None:
 def test_resolved_configuration_is_saved_whole(folder: Path) -> None:
     assert fit("--trainer.max_epochs", "1", "--data.hflip", "0.25") == 0
     saved = yaml.safe_load((folder / "runs/tiny/version_0/config.yaml").read_text())
-    assert saved["data"]["hflip"] == 0.25
+    assert saved["data"]["init_args"]["hflip"] == 0.25
     assert saved["model"]["gap_weight"] == 3.0
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places, Stage
 from gpd_cli.methods import Batch, Method
-from gpd_cli.methods.attention import AttentionTransfer, attention_loss
+from gpd_cli.methods.attention import AT, attention_loss
 from gpd_cli.methods.catkd import CATKD, class_activation, class_attention_loss
 from gpd_cli.methods.fitnets import FitNets, hint_loss, regressor
 from gpd_cli.methods.maps import pool_to, same_size
@@ -25,7 +25,7 @@ Array = npt.NDArray[np.float64]
 
 MAKE: dict[str, Callable[[], Method]] = {
     "fitnets": FitNets,
-    "at": AttentionTransfer,
+    "at": AT,
     "reviewkd": lambda: ReviewKD(width=6),
     "catkd": CATKD,
 }
@@ -319,7 +319,7 @@ def test_fitnets_refuses_unknown_stages() -> None:
         FitNets(4).build(NETWORK, TEACHER)
 
 
-@pytest.mark.parametrize("make", [FitNets, AttentionTransfer, ReviewKD, CATKD])
+@pytest.mark.parametrize("make", [FitNets, AT, ReviewKD, CATKD])
 def test_weights_scale_the_loss_and_are_not_negative(make: Callable[..., Method]) -> None:
     ours, theirs, losses = outputs(NETWORK), outputs(TEACHER), []
     for weight in (1.0, 3.0):

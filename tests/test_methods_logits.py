@@ -16,9 +16,9 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpd_cli.errors import GpdError, MethodError
+from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places
-from gpd_cli.methods import Batch, Method, make_method
+from gpd_cli.methods import Batch, Method
 from gpd_cli.methods.cc import CC, cc_loss, correlations, kernel_loss
 from gpd_cli.methods.crd import CRD, nce_loss, remember, similarities
 from gpd_cli.methods.dist import DIST, dist_loss, pearson
@@ -677,7 +677,7 @@ def test_crd_draws_fewer_negatives_than_there_are_images() -> None:
 
 def test_crd_needs_the_number_of_images_and_their_indices() -> None:
     with pytest.raises(MethodError, match="num_images"):
-        make_method_of(CRD, {})
+        CRD()
     with pytest.raises(MethodError, match="which image"):
         built("crd")(outputs(NETWORK), outputs(TEACHER), Batch(labels()))
     assert CRD(IMAGES).num_images == IMAGES
@@ -904,18 +904,14 @@ def test_networks_without_a_linear_classifier_are_refused(name: str) -> None:
 # ---- settings ----
 
 
-def make_method_of(cls: type[Method], settings: dict[str, Any]) -> Method:
-    return make_method(f"{cls.__module__}.{cls.__qualname__}", settings)
-
-
-def test_methods_are_made_by_name_and_settings() -> None:
+def test_settings_reach_the_losses() -> None:
     ours, theirs, batch = outputs(NETWORK), outputs(TEACHER), a_batch()
-    kd = make_method("kd", {"temperature": 2.0})
+    kd = KD(temperature=2.0)
     assert torch.equal(kd(ours, theirs, batch), kd_loss(ours.logits, theirs.logits, 2.0))
-    dkd = make_method("dkd", {"alpha": 0.5, "beta": 2.0, "temperature": 3.0})
+    dkd = DKD(alpha=0.5, beta=2.0, temperature=3.0)
     expected = dkd_loss(ours.logits, theirs.logits, batch.labels, 0.5, 2.0, 3.0)
     assert torch.equal(dkd(ours, theirs, batch), expected)
-    mine = make_method_of(MLLD, {"temperatures": [3, 5]})
+    mine = MLLD(temperatures=[3, 5])
     expected = mlld_loss(ours.logits, theirs.logits, (3.0, 5.0))
     assert torch.equal(mine(ours, theirs, batch), expected)
 
@@ -935,21 +931,6 @@ def test_methods_default_to_the_published_settings() -> None:
     expected["pkt"] = 30000 * reference_pkt(one, other)
     for name, value in expected.items():
         assert built(name)(ours, theirs, batch).item() == near(value), name
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "named"),
-    [
-        ("no_such", None, "no_such"),
-        ("kd", {"tau": 2.0}, "tau"),
-        ("dkd", {"temperature": 2.0, "gamma": 1.0}, "gamma"),
-    ],
-)
-def test_unknown_methods_and_settings_are_named(
-    name: str, settings: dict[str, float] | None, named: str
-) -> None:
-    with pytest.raises(GpdError, match=named):
-        make_method(name, settings)
 
 
 @pytest.mark.parametrize(
@@ -976,4 +957,4 @@ def test_settings_out_of_range_are_named(
     cls: type[Method], settings: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(MethodError, match=named):
-        make_method_of(cls, settings)
+        cls(**settings)

@@ -46,11 +46,11 @@ def test_every_pair_of_the_folder_is_published_here() -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_each_pair_has_the_settings_of_the_literature(name: str) -> None:
     pair = read(f"cifar100/{name}.yaml")
-    teacher, student = pair["model.static_teacher"], pair["model.student"]
+    teacher, student = pair["model.static_teacher.name"], pair["model.student"]
     for method, setting, value in zip(
         ("dkd", "reviewkd"), ("beta", "weight"), PUBLISHED[name], strict=True
     ):
-        settings = read(f"methods/{method}.yaml")["model.method_args"]
+        settings = read(f"methods/{method}.yaml")["model.method"]["init_args"]
         assert for_pair(settings, teacher, student)[setting] == value
 
 
@@ -58,8 +58,8 @@ def test_each_pair_has_the_settings_of_the_literature(name: str) -> None:
     ("options", "expected"),
     [
         ([], {"alpha": 1.0, "beta": 2.0, "temperature": 4.0}),
-        (["--model.method_args.beta", "3"], {"alpha": 1.0, "beta": 3, "temperature": 4.0}),
-        (["--model.static_teacher", "cifar_resnet20"], {"beta": 8.0}),
+        (["--model.method.beta", "3"], {"alpha": 1.0, "beta": 3, "temperature": 4.0}),
+        (["--model.static_teacher.name", "cifar_resnet20"], {"beta": 8.0}),
     ],
 )
 def test_a_run_has_the_settings_of_its_pair(
@@ -80,9 +80,9 @@ def test_a_run_has_the_settings_of_its_pair(
     small += ["--model.num_classes", "10", "--model.ratio", "1", "--model.branches", "1"]
     files = [f"{CONFIGS}/cifar100/resnet20.yaml", f"{CONFIGS}/methods/dkd.yaml"]
     command = ["fit", "-c", files[0], "-c", files[1], *options, *small]
-    assert main([*command, "--model.static_teacher_weights", "t.safetensors"]) == 0
+    assert main([*command, "--model.static_teacher.weights", "t.safetensors"]) == 0
     (written,) = Path("runs").rglob("config.yaml")
-    settings = yaml.safe_load(written.read_text())["model"]["method_args"]
+    settings = yaml.safe_load(written.read_text())["model"]["method"]["init_args"]
     assert {name: settings[name] for name in expected} == expected
 
 
@@ -94,5 +94,5 @@ def test_other_settings_stay_as_they_are() -> None:
 def test_a_pair_without_an_entry_is_named() -> None:
     table = {"beta": {"a->b": 2.0}}
     assert for_pair(table, "a", "b") == {"beta": 2.0}
-    with pytest.raises(MethodError, match=r"beta .*'b -> a'.*--model\.method_args\.beta"):
+    with pytest.raises(MethodError, match=r"beta .*'b -> a'.*--model\.method\.beta"):
         for_pair(table, "b", "a")

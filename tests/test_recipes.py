@@ -60,9 +60,9 @@ def entry(path: Path, key: str) -> str | None:
 @pytest.mark.parametrize("path", IMAGENET, ids=lambda path: f"{path.parent.stem}-{path.stem}")
 def test_imagenet(path: Path, data: dict[int, Path], tmp_path: Path) -> None:
     options = ["-c", str(path)]
-    teacher, student = entry(path, "model.static_teacher"), entry(path, "model.student")
+    teacher, student = entry(path, "model.static_teacher.name"), entry(path, "model.student")
     if teacher is not None:
-        options += ["--model.static_teacher_weights", weights(tmp_path, teacher)]
+        options += ["--model.static_teacher.weights", weights(tmp_path, teacher)]
     elif path.parent.stem == "finetune":
         assert student is not None
         options += ["--model.student_weights", weights(tmp_path, student)]
@@ -72,11 +72,11 @@ def test_imagenet(path: Path, data: dict[int, Path], tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.stem)
 def test_pairs(path: Path, data: dict[int, Path], tmp_path: Path) -> None:
-    teacher = entry(path, "model.static_teacher")
+    teacher = entry(path, "model.static_teacher.name")
     if teacher is None:
         options = ["--model.student", "cifar_resnet8"]
     else:
-        options = ["--model.static_teacher_weights", weights(tmp_path, teacher)]
+        options = ["--model.static_teacher.weights", weights(tmp_path, teacher)]
     two_steps(tmp_path, data[32], "-c", str(path), *options)
 
 
@@ -94,23 +94,23 @@ def test_pairs(path: Path, data: dict[int, Path], tmp_path: Path) -> None:
 )
 def test_methods_of_pairs(pair: str, method: str, data: dict[int, Path], tmp_path: Path) -> None:
     files = CONFIGS / "cifar100" / f"{pair}.yaml", CONFIGS / "methods" / f"{method}.yaml"
-    teacher = entry(files[0], "model.static_teacher")
+    teacher = entry(files[0], "model.static_teacher.name")
     assert teacher is not None
-    options = ["--model.static_teacher_weights", weights(tmp_path, teacher)]
+    options = ["--model.static_teacher.weights", weights(tmp_path, teacher)]
     two_steps(tmp_path, data[32], "-c", str(files[0]), "-c", str(files[1]), *options)
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["gpd", "alone"])
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_methods(path: Path, alone: bool, data: dict[int, Path], tmp_path: Path) -> None:
-    options = ["--model.static_teacher_weights", weights(tmp_path, "cifar_resnet14")]
-    options += ["--model.static_teacher", "cifar_resnet14", "--model.student", "cifar_resnet8"]
+    options = ["--model.static_teacher.weights", weights(tmp_path, "cifar_resnet14")]
+    options += ["--model.static_teacher.name", "cifar_resnet14", "--model.student", "cifar_resnet8"]
     options += ["--model.branches", "1"]
     if path.stem == "simkd":
         options += ["--model.student", "simkd/cifar_resnet8"]
         options += ["--model.student_args", "{features: 64}"]
     if path.stem == "crd":
-        options += ["--model.method_args", f"{{num_images: {SPLITS['train'] * len(CLASSES)}}}"]
+        options += ["--model.method.num_images", str(SPLITS["train"] * len(CLASSES))]
     if alone:
         options += ["--model.ratio", "1"]
     recipe = CONFIGS / "cifar100" / "resnet20.yaml"

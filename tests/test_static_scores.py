@@ -65,8 +65,13 @@ def overflow(classifier: nn.Module) -> None:
 
 
 def taught(path: str, *assistants: str) -> list[str]:
-    options = ["--model.static_teacher", "resnet18", "--model.static_teacher_args", str(LARGER)]
-    options += ["--model.static_teacher_weights", path]
+    options = [
+        "--model.static_teacher.name",
+        "resnet18",
+        "--model.static_teacher.args",
+        str(LARGER),
+    ]
+    options += ["--model.static_teacher.weights", path]
     if assistants:
         more = [f"{{name: resnet18, weights: {a}, args: {LARGER}}}" for a in assistants]
         options += ["--model.assistants", f"[{', '.join(more)}]"]

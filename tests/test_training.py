@@ -3,8 +3,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gpd_cli.data import ImageData
 from gpd_cli.errors import GpdError
 from gpd_cli.expansion import Pair, expand
 from gpd_cli.files import save_tensors
-from gpd_cli.methods import Batch
+from gpd_cli.methods import DKD, KD, Batch, Method
 from gpd_cli.methods.dkd import dkd_loss
 from gpd_cli.methods.kd import kd_loss
 from gpd_cli.trainer import GpdTrainer
@@ -31,6 +32,7 @@ from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.networks import Alone
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
+from gpd_cli.training.static_teacher import StaticTeacherSettings
 
 TINY = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 PAIRED = ["--model.ratio", "2", "--model.branches", "3"]
@@ -315,19 +317,19 @@ def static_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def static_options(weights: Path, method: str) -> list[str]:
     return [
-        *("--model.static_teacher", "resnet18", "--model.static_teacher_args", str(TINY)),
-        *("--model.static_teacher_weights", str(weights), "--model.method", method),
+        *("--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(TINY)),
+        *("--model.static_teacher.weights", str(weights), "--model.method", method),
     ]
 
 
-def distiller(weights: Path, method: str, **options: Any) -> GapPreservingDistillation:
+def distiller(
+    weights: Path, method: Callable[[], Method], **options: Any
+) -> GapPreservingDistillation:
     return GapPreservingDistillation(
         "resnet18",
         student_args=TINY,
         num_classes=10,
-        static_teacher="resnet18",
-        static_teacher_args=TINY,
-        static_teacher_weights=str(weights),
+        static_teacher=StaticTeacherSettings("resnet18", str(weights), TINY),
         method=method,
         **options,
     )
@@ -355,9 +357,9 @@ def test_static_teacher_takes_part_in_training_and_leaves_no_trace(
     assert not any(torch.equal(current[name], plain_state[name]) for name in trainable)
 
 
-@pytest.mark.parametrize("method", ["kd", "dkd"])
+@pytest.mark.parametrize("method", [KD, DKD])
 def test_static_teacher_stays_frozen_in_eval_mode(
-    static_weights: Path, tmp_path: Path, method: str
+    static_weights: Path, tmp_path: Path, method: type[Method]
 ) -> None:
     module = distiller(static_weights, method, ratio=1, branches=1)
     assert module.distillation is not None
@@ -374,7 +376,7 @@ def test_static_teacher_stays_frozen_in_eval_mode(
     assert_same(frozen.state_dict(), before)  # running statistics included
     expected = (
         kd_loss(logits, teacher, 4.0)
-        if method == "kd"
+        if method is KD
         else dkd_loss(logits, teacher, labels, 1.0, 0.5, 1.0)
     )
     assert torch.equal(terms["student_static"], expected)
@@ -386,10 +388,9 @@ def test_static_teacher_stays_frozen_in_eval_mode(
 def test_method_settings_reach_the_loss(static_weights: Path) -> None:
     module = distiller(
         static_weights,
-        "kd",
+        partial(KD, temperature=2.0),
         ratio=1,
         branches=1,
-        method_args={"temperature": 2.0},
         static_weight=0.5,
     )
     assert module.distillation is not None

@@ -278,7 +278,7 @@ def _portable(config: Mapping[str, Any], root: str | None) -> dict[str, Any]:
     """Model, data and trainer of a configuration, without what is another on other machines."""
     kept = {name: dict(config[name]) for name in ("model", "data", "trainer")}
     if root is not None:
-        kept["data"]["root"] = DATA
+        kept["data"]["init_args"]["root"] = DATA
     for name in ("logger", "callbacks", "default_root_dir"):
         kept["trainer"].pop(name, None)
     return {"seed_everything": config.get("seed_everything"), **_without_nulls(kept)}

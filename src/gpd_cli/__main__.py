@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Huge pages for tensors on the CPU: a training step allocates every kernel and gradient anew,
     # and spends a good part of its time on page faults otherwise. Torch reads this once.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # A method of one's own lies beside its configuration. Python looks there for `python -m` only.
+    # Classes of one's own lie beside the configuration. Python looks there for `python -m` only.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:

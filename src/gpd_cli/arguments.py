@@ -11,6 +11,10 @@ import yaml
 from gpd_cli.checkpoint import read_run
 
 CONFIGURATION = ("-c", "--config")
+IMAGE_DATA = "gpd_cli.data.ImageData"
+"""The data module of runs that do not name another one."""
+# Settings that only training knows a use for.
+_OF_TRAINING = ("static_", "assistants", "ce_weight", "method", "stages")
 _CHECKPOINT = "--ckpt_path"
 
 
@@ -56,6 +60,8 @@ def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
 def settings_of_checkpoint(path: str) -> dict[str, Any]:
     """Model and data of the run that wrote a checkpoint, as options without hyphens.
 
+    What only training knows a use for, such as the static teacher, is left out.
+
     Args:
         path: of the checkpoint.
 
@@ -63,16 +69,18 @@ def settings_of_checkpoint(path: str) -> dict[str, Any]:
         WeightsError: when it cannot be read.
     """
     content = read_run(path)
-    groups = {
-        "model": content["hyper_parameters"],
-        "data": content.get("datamodule_hyper_parameters", {}),
+    model, data = content["hyper_parameters"], content.get("datamodule_hyper_parameters", {})
+    settings = {
+        f"model.{name}": value
+        for name, value in model.items()
+        if not name.startswith(("_", *_OF_TRAINING))
     }
-    return {
-        f"{group}.{name}": value
-        for group, values in groups.items()
-        for name, value in values.items()
-        if not name.startswith("_")
+    arguments = {name: value for name, value in data.items() if not name.startswith("_")}
+    settings["data"] = {
+        "class_path": data.get("_class_path", IMAGE_DATA),
+        "init_args": arguments,
     }
+    return settings
 
 
 def _configured(path: str, key: str) -> Any:

@@ -9,37 +9,40 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from yaml import YAMLError
 
-from gpd_cli.arguments import chosen_checkpoint, settings_of_checkpoint, with_values
+from gpd_cli.arguments import (
+    IMAGE_DATA,
+    chosen_checkpoint,
+    settings_of_checkpoint,
+    with_values,
+)
 from gpd_cli.commands.expand import expand_command
-from gpd_cli.data import ImageData
+from gpd_cli.commands.extract import extract_command
 from gpd_cli.errors import GpdError
 from gpd_cli.loggers import csv_logger, settings_to_log, with_csv
 from gpd_cli.methods.pairs import for_pair
+from gpd_cli.old_forms import current_arguments, current_settings
+from gpd_cli.parser import Parser
+from gpd_cli.parser_errors import in_short
 from gpd_cli.subnormals import FlushedSubnormals, flushed_subnormals
 from gpd_cli.trainer import GpdTrainer
 from gpd_cli.training.callbacks import EpochLines, default_callbacks
-from gpd_cli.training.checks import OF_STATIC_TEACHERS, default_settings
 from gpd_cli.training.module import GapPreservingDistillation
 
 EVALUATIONS = ("validate", "test", "predict")
 STANDALONE = ("expand", "extract")
-# Settings that only training knows a use for.
-_OF_TRAINING = (
-    "static_teacher",
-    "static_teacher_weights",
-    "static_teacher_args",
-    "assistants",
-    "ce_weight",
-    *OF_STATIC_TEACHERS,
-)
+COMMANDS = ("fit", *EVALUATIONS, *STANDALONE)
+# YAML, also with settings in their old form.
+_YAML = "gpd"
+_PARSER: dict[str, Any] = {"parser_mode": _YAML, "exit_on_error": False}
 _CHATTER = (
     "Tip:",
     "Loading `train_dataloader`",
@@ -72,7 +75,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class GpdCLI(LightningCLI):
-    """LightningCLI, told what `expand` and `extract` need and what a checkpoint knows."""
+    """LightningCLI, told what `expand` needs and what a checkpoint knows."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._command = next((a for a in arguments if not a.startswith("-")), "")
@@ -83,19 +86,21 @@ class GpdCLI(LightningCLI):
             self._settings = settings_of_checkpoint(self._checkpoint)
         super().__init__(
             GapPreservingDistillation,
-            ImageData,
+            LightningDataModule,
+            subclass_mode_data=True,
+            parser_class=Parser,
             trainer_class=GpdTrainer,
             trainer_defaults=_trainer_defaults(self._command, arguments),
             seed_everything_default=0,
             save_config_callback=SaveConfig if self._command == "fit" else None,
             save_config_kwargs={"overwrite": True},
-            args=with_values(arguments),
+            args=with_values(current_arguments(arguments)),
             auto_configure_optimizers=False,
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises: its own messages begin with a page of usage."""
-        return super().init_parser(**{"prog": "gpd", **kwargs, "exit_on_error": False})
+        return super().init_parser(**_PARSER, **{"prog": "gpd", **kwargs})
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -105,33 +110,24 @@ class GpdCLI(LightningCLI):
             "validate": {"model", "dataloaders", "datamodule", "weights_only"},
             "test": {"model", "dataloaders", "datamodule", "weights_only"},
             "predict": {"model", "datamodule"},
-            "expand": {"model"},
-            "extract": set(),
+            "expand": {"model", "datamodule"},
         }
-
-    def _prepare_subcommand_parser(
-        self, klass: type, subcommand: str, **kwargs: Any
-    ) -> LightningArgumentParser:
-        if subcommand != "extract":
-            parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-            if subcommand == "expand":
-                # So that the config.yaml of a run is welcome.
-                parser.add_argument("--ckpt_path", help="not used", type=str | None)
-            return parser
-        # The architecture and the plan are in the file: no model, data or trainer to describe.
-        parser = self.init_parser(**kwargs)
-        self._subcommand_method_arguments[subcommand] = parser.add_method_arguments(
-            klass, subcommand
-        )
-        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let a checkpoint's settings be the defaults, under configuration and command line."""
+        parser.set_defaults({"data": {"class_path": IMAGE_DATA}})
         if self._settings and self._command in EVALUATIONS:
             parser.set_defaults(self._settings)
 
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: a checkpoint's settings never override what the user asked for."""
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and keep the checkpoint apart.
+
+        LightningCLI would put the settings of a checkpoint above what the user asked for.
+        """
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        self._checkpoint = config.ckpt_path or self._checkpoint
+        config.ckpt_path = None
 
     def before_instantiate_classes(self) -> None:
         """Last changes to what the user asked for.
@@ -145,37 +141,46 @@ class GpdCLI(LightningCLI):
             ArgumentError: when there is nowhere to write an expansion.
             MethodError: when a setting by the pair has no entry for this one.
         """
-        config = self.config.get(self.subcommand)
-        if self.subcommand == "expand" and not (config.output or config.dry_run):
-            raise ArgumentError(None, "add --output FILE.safetensors, or --dry_run to plan only")
-        if self.subcommand in STANDALONE:
-            return
-        config.ckpt_path = config.ckpt_path or self._checkpoint
-        if config.ckpt_path:
-            config.model.student_weights = None
-        if self.subcommand in EVALUATIONS:
-            defaults = default_settings(GapPreservingDistillation)
-            for name in _OF_TRAINING:
-                config.model[name] = defaults[name]
-            return
+        config = self.config[self.subcommand]
         model = config.model
-        if model.static_teacher and model.method_args:
-            model.method_args = for_pair(model.method_args, model.static_teacher, model.student)
+        if self.subcommand == "expand":
+            if not (config.output or config.dry_run):
+                raise ArgumentError(
+                    None, "add --output FILE.safetensors, or --dry_run to plan only"
+                )
+            return
+        config.ckpt_path = self._checkpoint
+        if config.ckpt_path:
+            model.student_weights = None
+        if self.subcommand in EVALUATIONS:
+            model.static_teacher.name = model.static_teacher.weights = model.assistants = None
+            model.ce_weight = 1.0  # without static teacher there have to be labels
+            return
+        if model.static_teacher.name and "init_args" in model.method:
+            settings = model.method.init_args.as_dict()
+            found = for_pair(settings, model.static_teacher.name, model.student)
+            model.method.init_args = Namespace(**found)
         options = config.trainer
         options.logger = with_csv(
             options.logger, self.trainer_defaults["logger"], options.default_root_dir
         )
 
-    def _set_seed(self) -> None:
-        if self.subcommand != "extract":  # which draws nothing
-            super()._set_seed()
-
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer for the commands that have them."""
-        if self.subcommand not in STANDALONE:
-            super().instantiate_classes()
-            # `SaveConfig` logs all settings; the module's own lack the optimizer's.
-            self.model.save_hyperparameters([], logger=False)
+        """Make model, data and trainer; an expansion has none of them."""
+        if self.subcommand == "expand":
+            # A configuration of fit is welcome; what expansion does not need of it is left out.
+            wanted = inspect.signature(expand_command).parameters
+            settings = self.config.expand.model.as_dict()
+            self.config_init, self.datamodule = self.config, None
+            self.trainer: Any = GpdTrainer
+            self.model = {name: value for name, value in settings.items() if name in wanted}
+            return
+        super().instantiate_classes()
+        # `SaveConfig` logs all settings; the module's own lack the optimizer's.
+        self.model.save_hyperparameters([], logger=False)
+        # Evaluation needs to know the data, also where its class saves no settings.
+        data = self.config_dump["data"]
+        self.datamodule.hparams.update(_class_path=data["class_path"], **data["init_args"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with those of the default callbacks that its options leave room for."""
@@ -198,21 +203,6 @@ class GpdCLI(LightningCLI):
         callbacks.append(FlushedSubnormals())
         return trainer
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        if subcommand not in STANDALONE:
-            super()._run_subcommand(subcommand)
-            return
-        config = self.config[subcommand]
-        if subcommand == "expand":
-            # A configuration of fit is welcome; what expansion does not need of it is left out.
-            wanted = inspect.signature(expand_command).parameters
-            model = {k: v for k, v in config.model.as_dict().items() if k in wanted}
-            plan = config.plan and Path(config.plan)
-            GpdTrainer.expand(model, config.output and Path(config.output), plan, config.dry_run)
-            return
-        names = self._subcommand_method_arguments[subcommand]
-        GpdTrainer.extract(**{name: config[name] for name in names})
-
 
 def _trainer_defaults(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     logger = csv_logger(arguments) if command == "fit" else False
@@ -233,24 +223,53 @@ def run(arguments: Sequence[str]) -> int:
     computes = not any(command in arguments[:1] for command in STANDALONE)
     try:
         with flushed_subnormals(computes):
-            GpdCLI(arguments)
+            if arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
+                known = ", ".join(COMMANDS)
+                raise ArgumentError(None, f"no command '{arguments[0]}': choose from {known}")
+            if arguments[:1] == ["extract"]:
+                _extract(arguments[1:])
+            else:
+                GpdCLI(arguments)
     except SystemExit as stop:  # after --help or --print_config
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits after Ctrl-C
             return _interrupted()
         return stop.code if isinstance(stop.code, int) else 2
     except ArgumentError as error:
-        text = " ".join(str(error).split()).rstrip(".")
-        command = f"gpd {arguments[0]}" if arguments[0] in GpdCLI.subcommands() else "gpd"
-        print(f"gpd: error: {text}; see {command} --help.", file=sys.stderr)
+        if (mendable := _mendable(error)) is not None:
+            return _fail(mendable)
+        text, remedy = in_short(" ".join(str(error).split()).rstrip("."))
+        command = f"gpd {arguments[0]}" if arguments[0] in COMMANDS else "gpd"
+        print(f"gpd: error: {text}; see {command} {remedy}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return _interrupted()
     except Exception as error:
         if os.environ.get("GPD_DEBUG"):
             raise
-        print(f"gpd: error: {_sentence(error)}", file=sys.stderr)
-        return 1
+        return _fail(error)
     return 0
+
+
+def _fail(error: BaseException) -> int:
+    print(f"gpd: error: {_sentence(error)}", file=sys.stderr)
+    return 1
+
+
+def _extract(arguments: Sequence[str]) -> None:
+    """Run `extract`: architecture and plan are in the file, there is nothing else to describe."""
+    parser = ArgumentParser(prog="gpd extract", **_PARSER)
+    parser.add_argument("-c", "--config", action="config", help="a file with these options (YAML)")
+    parser.add_function_arguments(extract_command)
+    config = parser.parse_args(list(arguments)).as_dict()
+    del config["config"]
+    extract_command(**config)
+
+
+def _load_yaml(text: str) -> Any:
+    return current_settings(get_loader("yaml")(text))
+
+
+set_loader(_YAML, _load_yaml, (YAMLError,))
 
 
 def _interrupted() -> int:

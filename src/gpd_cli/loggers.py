@@ -98,10 +98,11 @@ def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in config["trainer"].items()
         if isinstance(value, bool | int | float | str)
     }
+    data = config["data"]
     return {
         "seed_everything": config.get("seed_everything"),
         "model": _plain(config["model"]),
-        "data": _plain(config["data"]),
+        "data": {"class_path": data["class_path"], **_plain(data["init_args"])},
         "trainer": trainer,
     }
 

@@ -9,9 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from gpd_cli.checkpoint import Weights
 from gpd_cli.commands.expand import expand_command
-from gpd_cli.commands.extract import Which, extract_command
 from gpd_cli.commands.predictions import PredictionTable
 from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.files import check_writable
@@ -22,7 +20,7 @@ from gpd_cli.training.seeds import RankSeeds
 
 
 class GpdTrainer(Trainer):
-    """Lightning's Trainer, with `expand` and `extract` beside `fit`, `validate` and `test`.
+    """Lightning's Trainer, with `expand` beside `fit`, `validate`, `test` and `predict`.
 
     Runs that torchrun or SLURM started need no numbers of devices and nodes, and stop and go on as
     `Interruptions` says.
@@ -115,6 +113,7 @@ class GpdTrainer(Trainer):
         output: Path | None = None,
         plan: Path | None = None,
         dry_run: bool = False,
+        ckpt_path: str | None = None,
     ) -> None:
         """Inflate a student into a dynamic teacher that computes the same function.
 
@@ -124,21 +123,10 @@ class GpdTrainer(Trainer):
             plan: where to write, for people to read and compare, what is widened and how (.yaml);
                 by default nowhere.
             dry_run: print that plan and stop: nothing is built and no output is written.
+            ckpt_path: not used; the config.yaml of a run has it, and is welcome here.
         """
-        expand_command(None if dry_run else output, plan=plan, **model)
-
-    @staticmethod
-    def extract(
-        ckpt_path: Path, output: Path, which: Which = "student", weights: Weights = "ema"
-    ) -> None:
-        """Cut the trained student out of a checkpoint, for deployment.
-
-        Args:
-            ckpt_path: a checkpoint of fit (best.ckpt, last.ckpt) or a file of expand.
-            output: where to write: a state dict (.safetensors, .pth, .pt), or a program that needs
-                no source code (.pt2 of torch.export, .onnx).
-            which: the student, or the merged wide teacher.
-            weights: averaged weights where the run kept them and the average had begun (ema), or
-                the trained ones (raw).
-        """
-        extract_command(ckpt_path, output, which, weights)
+        expand_command(
+            None if dry_run or output is None else Path(output),
+            plan=None if plan is None else Path(plan),
+            **model,
+        )

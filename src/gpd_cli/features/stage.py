@@ -67,7 +67,7 @@ class Stage:
             raise MethodError(
                 f"Module '{self.name}' gives {output.shape[1]} tokens, which are no map of the "
                 f"aspect of {self.height} x {self.width} as in images of the network's own size; "
-                "name other modules in --model.stages and --model.static_teacher_stages."
+                "name other modules in --model.stages and --model.static_teacher.stages."
             )
         return patches.unflatten(2, (height, count // height))
 

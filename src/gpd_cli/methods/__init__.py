@@ -1,6 +1,60 @@
 """Static-teacher methods: what student and dynamic teacher learn from a frozen network."""
 
+from gpd_cli.methods.attention import AT
 from gpd_cli.methods.base import Batch, Method
-from gpd_cli.methods.registry import METHODS, make_method, method_class
+from gpd_cli.methods.catkd import CATKD
+from gpd_cli.methods.cc import CC
+from gpd_cli.methods.crd import CRD
+from gpd_cli.methods.dist import DIST
+from gpd_cli.methods.dkd import DKD
+from gpd_cli.methods.fitnets import FitNets
+from gpd_cli.methods.kd import KD
+from gpd_cli.methods.mlld import MLLD
+from gpd_cli.methods.nkd import NKD
+from gpd_cli.methods.pairs import ByPair
+from gpd_cli.methods.pkt import PKT
+from gpd_cli.methods.reviewkd import ReviewKD
+from gpd_cli.methods.rkd import RKD
+from gpd_cli.methods.simkd import SimKD
+from gpd_cli.methods.srrl import SRRL
 
-__all__ = ["METHODS", "Batch", "Method", "make_method", "method_class"]
+METHODS: tuple[type[Method], ...] = (
+    AT,
+    CATKD,
+    CC,
+    CRD,
+    DIST,
+    DKD,
+    FitNets,
+    KD,
+    MLLD,
+    NKD,
+    PKT,
+    ReviewKD,
+    RKD,
+    SimKD,
+    SRRL,
+)
+"""The methods that come with the program; on the command line they go by their class's name."""
+
+__all__ = [
+    "AT",
+    "CATKD",
+    "CC",
+    "CRD",
+    "DIST",
+    "DKD",
+    "KD",
+    "METHODS",
+    "MLLD",
+    "NKD",
+    "PKT",
+    "RKD",
+    "SRRL",
+    "Batch",
+    "ByPair",
+    "FitNets",
+    "Method",
+    "ReviewKD",
+    "SimKD",
+]

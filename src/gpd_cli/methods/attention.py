@@ -37,7 +37,7 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
     return torch.stack(losses).sum()
 
 
-class AttentionTransfer(Method):
+class AT(Method):
     """Attention transfer.
 
     Args:

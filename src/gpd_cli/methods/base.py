@@ -37,7 +37,8 @@ class Method(nn.Module):
 
     One instance serves the student and another one the dynamic teacher, each with trained parts
     (connectors) of its own, made in `build` for the widths of its network. A method of one's own
-    is a subclass with a `forward`, chosen by its class path.
+    is a subclass with a `forward`, chosen by its class path; its settings are the arguments of its
+    constructor, with type hints, which the command line checks them by.
 
     Attributes:
         needs: what has to be caught besides logits: ``stages`` (feature maps), ``pooled`` (as the
@@ -97,7 +98,7 @@ class Method(nn.Module):
             raise MethodError(
                 f"{type(self).__name__} compares networks stage by stage, but the trained network "
                 f"has {ours} and the static teacher {theirs}; name as many modules in "
-                "--model.stages as in --model.static_teacher_stages."
+                "--model.stages as in --model.static_teacher.stages."
             )
 
 

@@ -82,7 +82,7 @@ class CATKD(Method):
         """
         for places, which, option in (
             (network, "trained network", "stages"),
-            (teacher, "static teacher", "static_teacher_stages"),
+            (teacher, "static teacher", "static_teacher.stages"),
         ):
             last = places.stages[-1] if places.stages else None
             if last is None or last.channels != places.embedding or last.positions == 1:

@@ -119,7 +119,7 @@ class CRD(Method):
         if num_images is None or num_images < 2:
             raise MethodError(
                 "CRD keeps a memory of every training image, two or more; give their number, as in "
-                "--model.method_args '{num_images: 50000}'."
+                "--model.method.num_images 50000."
             )
         if feat_dim < 1 or nce_k < 1:
             raise MethodError(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpd_cli.features import Outputs
 from gpd_cli.methods.base import Batch, Method, check_temperature, check_weight
+from gpd_cli.methods.pairs import ByPair, one_value
 from gpd_cli.methods.precision import in_float32
 from gpd_cli.methods.standardize import standardize_logits
 
@@ -63,7 +64,8 @@ class DKD(Method):
 
     Args:
         alpha: weight of the target-class term.
-        beta: weight of the non-target term (0.5 for ResNet-18, 2 for MobileNet V1).
+        beta: weight of the non-target term (0.5 for ResNet-18, 2 for MobileNet V1), in a
+            configuration also a table by the pair of networks.
         temperature: softens both distributions.
         standardize: compare standardized logits (see `standardize_logits`).
     """
@@ -71,16 +73,16 @@ class DKD(Method):
     def __init__(
         self,
         alpha: float = 1.0,
-        beta: float = 0.5,
+        beta: float | ByPair = 0.5,
         temperature: float = 1.0,
         standardize: bool = False,
     ) -> None:
         super().__init__()
         check_temperature(temperature)
-        for weight in (alpha, beta):
+        self.alpha, self.beta = alpha, one_value("beta", beta)
+        for weight in (self.alpha, self.beta):
             check_weight(weight)
-        self.alpha, self.beta, self.temperature = alpha, beta, temperature
-        self.standardize = standardize
+        self.temperature, self.standardize = temperature, standardize
 
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """See `dkd_loss`."""

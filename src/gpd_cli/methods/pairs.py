@@ -7,6 +7,9 @@ from typing import Any
 
 from gpd_cli.errors import MethodError
 
+ByPair = dict[str, float]
+"""A table of values by the pair of networks, which takes the place of a number."""
+
 _ARROW = "->"
 _OTHERWISE = "otherwise"
 
@@ -38,6 +41,24 @@ def for_pair(settings: Mapping[str, Any], teacher: str, student: str) -> dict[st
     }
 
 
+def one_value(name: str, value: float | ByPair) -> float:
+    """The value of a setting that a configuration may give by the pair of networks.
+
+    Args:
+        name: of the setting.
+        value: what the constructor of a method was given.
+
+    Raises:
+        MethodError: when it is a table still.
+    """
+    if isinstance(value, Mapping):
+        raise MethodError(
+            f"The setting {name} is a number, or in a configuration a table of TEACHER -> STUDENT: "
+            f"VALUE, not {value!r}."
+        )
+    return value
+
+
 def _is_table(value: Any) -> bool:
     return isinstance(value, Mapping) and any(_ARROW in str(key) for key in value)
 
@@ -50,5 +71,5 @@ def _entry(name: str, table: Mapping[str, Any], teacher: str, student: str) -> A
         return table[_OTHERWISE]
     raise MethodError(
         f"The setting {name} is given by the pair of networks, and there is no entry for "
-        f"'{teacher} -> {student}' and none for '{_OTHERWISE}'; set --model.method_args.{name}."
+        f"'{teacher} -> {student}' and none for '{_OTHERWISE}'; set --model.method.{name}."
     )

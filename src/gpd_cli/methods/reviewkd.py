@@ -12,6 +12,7 @@ from gpd_cli.errors import MethodError
 from gpd_cli.features import Outputs, Places
 from gpd_cli.methods.base import Batch, Method, check_weight
 from gpd_cli.methods.maps import pool_to
+from gpd_cli.methods.pairs import ByPair, one_value
 from gpd_cli.methods.precision import in_float32
 
 _LEVELS = (4, 2, 1)
@@ -109,7 +110,8 @@ class ReviewKD(Method):
             before their activation; not so in the authors' runs on CIFAR-100.
         static_preactivation: whether those of the static teacher are, as in the same runs; of a
             Wide ResNet these are the outputs of the norms that follow its stages.
-        weight: of the loss; the authors set it by the pair, see ``configs/methods/reviewkd.yaml``.
+        weight: of the loss; the authors set it by the pair of networks, by a table of which a
+            configuration can give it, see ``configs/methods/reviewkd.yaml``.
     """
 
     needs = frozenset({"stages", "embedding"})
@@ -120,13 +122,14 @@ class ReviewKD(Method):
         use_embedding: bool = True,
         student_preactivation: bool = False,
         static_preactivation: bool = True,
-        weight: float = 1.0,
+        weight: float | ByPair = 1.0,
     ) -> None:
         super().__init__()
-        check_weight(weight)
+        self.weight = one_value("weight", weight)
+        check_weight(self.weight)
         if width is not None and width < 1:
             raise MethodError(f"The width of the fusion must be 1 or more, not {width}.")
-        self.width, self.use_embedding, self.weight = width, use_embedding, weight
+        self.width, self.use_embedding = width, use_embedding
         self.student_preactivation = student_preactivation
         self.static_preactivation = static_preactivation
         self.fusions = nn.ModuleList()

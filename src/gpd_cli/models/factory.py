@@ -26,6 +26,7 @@ from gpd_cli.models import (  # noqa: F401 - they register their networks with t
     mobilenet,
     rvt,
 )
+from gpd_cli.models.own import find_maker, is_path, takes
 from gpd_cli.models.reused import ReusedClassifier
 from gpd_cli.models.weights import load_weights
 
@@ -53,9 +54,10 @@ def create_model(
     """Build a network. Nothing is ever downloaded.
 
     Args:
-        name: a timm model (``resnet18``), ours included (``cifar_resnet20``), or a classification
-            model of torchvision (``torchvision/resnet18``); with ``simkd/`` in front, one that is
-            to end in its static teacher's classifier (see `ReusedClassifier`).
+        name: a timm model (``resnet18``), ours included (``cifar_resnet20``), a classification
+            model of torchvision (``torchvision/resnet18``), or the path of a class or function that
+            builds one (``mine.Net``); with ``simkd/`` in front, one that is to end in its static
+            teacher's classifier (see `ReusedClassifier`).
         num_classes: number of classes; by default what the network comes with.
         weights: a state dict to load, strictly; see `gpd_cli.models.weights`.
         model_args: further arguments of the constructor.
@@ -202,9 +204,19 @@ class ModelSpec:
         )
 
     def resolve(self, model: nn.Module) -> ModelSpec:
-        """The same with the number of classes of the network that was built from it."""
+        """The same with the number of classes of the network that was built from it.
+
+        Raises:
+            ModelError: when it is another one than was asked for.
+        """
         shape = input_shape(model, self.name, self.model_args)
-        return replace(self, num_classes=count_classes(model, shape))
+        classes = count_classes(model, shape)
+        if self.num_classes not in (None, classes):
+            raise ModelError(
+                f"{self.name} has {classes} classes and not {self.num_classes}: let it take the "
+                f"number as num_classes, or set --model.num_classes {classes}."
+            )
+        return replace(self, num_classes=classes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -241,17 +253,29 @@ def _build(name: str, args: dict[str, Any]) -> nn.Module:
         classes = count_classes(body, input_shape(body, body_name, own))
         return ReusedClassifier(body, args["features"], classes, args.get("relu", True))
     if not name.startswith(_TORCHVISION):
-        return timm.create_model(name, **args)
+        return timm.create_model(name, **args) if timm.is_model(name) else _build_own(name, args)
     architecture = name.removeprefix(_TORCHVISION)
     defaults = {"weights": None, **_TORCHVISION_ARGS.get(architecture, {})}
     return torchvision.models.get_model(architecture, **{**defaults, **args})
 
 
+def _build_own(path: str, args: dict[str, Any]) -> nn.Module:
+    """A network of a class or function that need not take its number of classes."""
+    maker = find_maker(path)
+    own = dict(args)
+    if not takes(maker, "num_classes"):
+        own.pop("num_classes", None)
+    return maker(**own)
+
+
 def _check_name(name: str) -> None:
-    """Raise a ModelError for a name that neither library knows."""
+    """Raise a ModelError for a name that neither library knows and nothing is imported by."""
     name = name.removeprefix(_REUSED)
     theirs = [_TORCHVISION + known for known in list_models(module=torchvision.models)]
     if name in theirs or timm.is_model(name):
+        return
+    if is_path(name):
+        find_maker(name)
         return
     if ":" in name:
         raise ModelError(

@@ -16,9 +16,7 @@ from gpd_cli.errors import DataError, TrainingError, WeightsError
 
 OF_STATIC_TEACHERS = (
     "method",
-    "method_args",
     "stages",
-    "static_teacher_stages",
     "static_weight",
     "static_warmup_epochs",
 )
@@ -44,7 +42,9 @@ def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> Non
         return
     remedy = "set --model.static_weight or --model.ce_weight above 0"
     if not distilled:
-        remedy = "name a static teacher (--model.static_teacher), or set --model.ce_weight above 0"
+        remedy = (
+            "name a static teacher (--model.static_teacher.name), or set --model.ce_weight above 0"
+        )
     raise TrainingError(f"There are neither labels nor a static teacher to learn from; {remedy}.")
 
 
@@ -70,12 +70,21 @@ def ignored_settings(hparams: Mapping[str, Any], defaults: Mapping[str, Any]) ->
     """Names of settings that take no effect, as there is no static teacher.
 
     Args:
-        hparams: of the run.
-        defaults: of all settings, see `default_settings`.
+        hparams: of the run, as plain values.
+        defaults: of all settings, likewise.
     """
-    if hparams["static_teacher"] is not None:
+    if hparams["static_teacher"]["name"] is not None:
         return []
-    return [name for name in OF_STATIC_TEACHERS if hparams[name] != defaults[name]]
+    return [
+        name for name in OF_STATIC_TEACHERS if _settings(hparams[name]) != _settings(defaults[name])
+    ]
+
+
+def _settings(value: Any) -> Any:
+    """Of a method its class's name and settings: the class goes by several paths."""
+    if isinstance(value, Mapping):
+        return value["class_path"].rpartition(".")[2], value["init_args"]
+    return value
 
 
 def default_settings(cls: type) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gpd_cli.errors import MethodError
 from gpd_cli.expansion import Pair
 from gpd_cli.features import Outputs, Places, Taps, find_places
-from gpd_cli.methods import Batch, Method, make_method
+from gpd_cli.methods import Batch, Method
 from gpd_cli.methods.precision import in_float32
 from gpd_cli.models import check_images
 from gpd_cli.training.networks import Alone
@@ -32,15 +32,14 @@ class Distillation(nn.Module):
     Args:
         network: what is trained; hooks are put into it where the method needs features.
         teachers: the static teachers, one or more.
-        method: name or class path, see `make_method`.
-        settings: of the method.
+        method: makes the method, without arguments; it is called for each pair.
         shape: of the images the network was made for, ``(C, H, W)``.
         stages: modules whose outputs are the student's stages; by default found.
         weight: of the terms.
         warmup_epochs: epochs over which the weight rises, by an equal step in each.
 
     Raises:
-        MethodError: when the method is unknown or does not suit the networks.
+        MethodError: when the method does not suit the networks, or is none.
     """
 
     def __init__(
@@ -48,8 +47,7 @@ class Distillation(nn.Module):
         network: Pair | Alone,
         teachers: Sequence[StaticTeacher],
         *,
-        method: str,
-        settings: Mapping[str, Any] | None,
+        method: Callable[[], Method],
         shape: tuple[int, int, int],
         stages: Sequence[str] | None = None,
         weight: float = 1.0,
@@ -60,7 +58,7 @@ class Distillation(nn.Module):
             raise MethodError(f"There must be 0 warm-up epochs or more, not {warmup_epochs}.")
         self._weight, self._warmup = weight, warmup_epochs
         self.teachers = list(teachers)
-        kind = make_method(method, settings)
+        kind = _checked(method())
         self.needs, self._one_label, self._name = kind.needs, kind.one_label, type(kind).__name__
         self._num_images = getattr(kind, "num_images", None)
         if kind.reuses_classifier:
@@ -76,7 +74,7 @@ class Distillation(nn.Module):
         theirs = [self._places(t.network, t.shape, t.stages, before) for t in self.teachers]
         self.methods = nn.ModuleDict()
         for name in trained:
-            made = [make_method(method, settings) for _ in theirs]
+            made = [method() for _ in theirs]
             for one, there in zip(made, theirs, strict=True):
                 one.build(places[name], there)
             self.methods[name] = nn.ModuleList(made)
@@ -128,7 +126,7 @@ class Distillation(nn.Module):
         if shape is not None:
             for teacher in self.teachers:
                 if shape != teacher.shape:
-                    check_images(teacher.network, shape, "--model.static_teacher_args")
+                    check_images(teacher.network, shape, "--model.static_teacher.args")
         if "indices" not in self.needs:
             return
         if not hasattr(data, "with_indices"):
@@ -140,7 +138,7 @@ class Distillation(nn.Module):
         if self._num_images != data.num_train:
             raise MethodError(
                 f"{self._name} keeps a memory of every training image, and there are "
-                f"{data.num_train}; set --model.method_args '{{num_images: {data.num_train}}}'."
+                f"{data.num_train}; set --model.method.num_images {data.num_train}."
             )
 
     def same_everywhere(self) -> list[str]:
@@ -176,6 +174,19 @@ class Distillation(nn.Module):
         if "embedding" not in self.needs:
             found = replace(found, classifier=None)
         return found
+
+
+def _checked(method: Method) -> Method:
+    """A method that has a loss.
+
+    Raises:
+        MethodError: when it has none.
+    """
+    if type(method).forward is Method.forward:
+        raise MethodError(
+            f"{type(method).__name__} has no forward, which computes the loss; give it one."
+        )
+    return method
 
 
 def _trained(network: Pair | Alone) -> dict[str, nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from gpd_cli.branches import BranchInit, branch_names
 from gpd_cli.checkpoint import TRAINED, check_same_network, describe_run, exported_state
 from gpd_cli.errors import DataError
 from gpd_cli.expansion import DEFAULT_NOISE, Storage
-from gpd_cli.methods import Batch, method_class
-from gpd_cli.models import ModelSpec, check_images, count_classes, input_shape
+from gpd_cli.methods import KD, Batch, Method
+from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up, settle
 from gpd_cli.training.checks import (
     check_same_classes,
@@ -45,9 +45,10 @@ from gpd_cli.training.resuming import (
     keep_settings,
 )
 from gpd_cli.training.reuse import adopt_classifier, freeze_classifier
+from gpd_cli.training.settings import method_name, plain_settings
 from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_scores import score_static_teachers
-from gpd_cli.training.static_teacher import load_static_teachers
+from gpd_cli.training.static_teacher import StaticTeacherSettings, load_static_teachers
 from gpd_cli.training.watch import FiniteWatch, check_weights
 
 
@@ -58,7 +59,8 @@ class GapPreservingDistillation(EvaluatedModule):
 
     Args:
         student: the network to train: a timm model (resnet18), a torchvision classification model
-            (torchvision/resnet18), or one of ours (cifar_resnet20).
+            (torchvision/resnet18), one of ours (cifar_resnet20), or the path of a class or function
+            that builds one (mine.Net).
         student_weights: a timm or torchvision state dict to start from (.pth, .pt, .safetensors),
             for fine-tuning; by default the student starts from scratch.
         student_args: further arguments of the student's constructor.
@@ -84,17 +86,13 @@ class GapPreservingDistillation(EvaluatedModule):
             student's own weights.
         shared: whether student and dynamic teacher share their weights; false trains both with
             weights of their own, to see what sharing is worth.
-        static_teacher: a frozen network to distil from, named like the student; by default none.
-        static_teacher_weights: its state dict.
-        static_teacher_args: further arguments of its constructor.
-        assistants: teacher assistants, further frozen networks to distil from, each {name: NAME,
-            weights: FILE, args: {...}, stages: [...]}; the static terms are the mean over all.
-        method: how to distil from the static teacher: a name (kd, dkd, reviewkd, dist, crd, ...;
-            the README lists them) or the class path of a method of one's own.
-        method_args: settings of the method, such as {temperature: 4.0}.
+        static_teacher: a frozen network to distil from; by default none.
+        assistants: teacher assistants, further frozen networks to distil from; the static terms
+            are the mean over all.
+        method: how to distil from the static teacher: the class of a method, or the path of a class
+            of one's own.
         stages: modules of the student whose outputs the method compares, from shallow to deep; by
             default the ends of its stages.
-        static_teacher_stages: likewise for the static teacher.
         static_weight: weight of the static teacher's terms.
         static_warmup_epochs: epochs over which that weight rises evenly from epoch to epoch (20 is
             usual for DKD and ReviewKD on CIFAR-100).
@@ -124,14 +122,10 @@ class GapPreservingDistillation(EvaluatedModule):
         branch_layers: list[str] | str = "all",
         branch_init: BranchInit = "zero",
         shared: bool = True,
-        static_teacher: str | None = None,
-        static_teacher_weights: str | None = None,
-        static_teacher_args: dict[str, Any] | None = None,
-        assistants: list[dict[str, Any]] | None = None,
-        method: str = "kd",
-        method_args: dict[str, Any] | None = None,
+        static_teacher: StaticTeacherSettings = StaticTeacherSettings(),  # noqa: B008 - frozen
+        assistants: list[StaticTeacherSettings] | None = None,
+        method: Callable[[], Method] = KD,
         stages: list[str] | None = None,
-        static_teacher_stages: list[str] | None = None,
         static_weight: float = 1.0,
         static_warmup_epochs: int = 0,
         ce_weight: float = 1.0,
@@ -145,27 +139,20 @@ class GapPreservingDistillation(EvaluatedModule):
         compile: bool | str = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer"])
-        # Plain values only: checkpoints are loaded with weights_only=True.
-        self.hparams["optimizer"] = asdict(optimizer)
+        self.save_hyperparameters()
+        # Checkpoints are loaded with weights_only=True.
+        self.hparams.update(plain_settings(self.hparams))
         self.settings = optimizer
         check_start(student_weights, branch_init)
         spec = ModelSpec(student, num_classes, student_args or {})
         network = spec.build(student_weights)
         shape = input_shape(network, spec.name, spec.model_args)
-        self.num_classes = count_classes(network, shape)
-        self.spec = replace(spec, num_classes=self.num_classes)
+        self.spec = spec.resolve(network)
+        assert self.spec.num_classes is not None
+        self.num_classes = self.spec.num_classes
         self.image_shape = shape
         self.storage: Storage = storage or suitable_storage(optimizer.opt)
-        teachers = load_static_teachers(
-            static_teacher,
-            static_teacher_weights,
-            static_teacher_args,
-            assistants,
-            self.num_classes,
-            shape[0],
-            static_teacher_stages,
-        )
+        teachers = load_static_teachers(static_teacher, assistants, self.num_classes, shape[0])
         adopt_classifier(network, teachers)
         self.network = with_teacher(
             network,
@@ -183,15 +170,12 @@ class GapPreservingDistillation(EvaluatedModule):
         )
         freeze_classifier(self.network, teachers)
         check_taught(ce_weight, static_weight, bool(teachers))
-        if "." not in method:  # a name that is misspelled, also where there is no static teacher
-            method_class(method)
         self.distillation = None
         if teachers:
             self.distillation = Distillation(
                 self.network,
                 teachers,
                 method=method,
-                settings=method_args,
                 shape=shape,
                 stages=stages,
                 weight=static_weight,
@@ -260,10 +244,11 @@ class GapPreservingDistillation(EvaluatedModule):
         if (average := find_average(self.trainer)) is not None:
             settle(average, self)
         rank_zero_info(summary(self.spec.name, self.network))
-        if ignored := ignored_settings(self.hparams, default_settings(GapPreservingDistillation)):
+        defaults = plain_settings(default_settings(GapPreservingDistillation))
+        if ignored := ignored_settings(self.hparams, defaults):
             rank_zero_info(
-                f"Without a static teacher (--model.static_teacher) {', '.join(ignored)} take no "
-                "effect."
+                f"Without a static teacher (--model.static_teacher.name) {', '.join(ignored)} take "
+                "no effect."
             )
         trainer = self.trainer
         if self.distillation is not None and not self._static_scores:
@@ -380,7 +365,12 @@ class GapPreservingDistillation(EvaluatedModule):
             if find_average(self.trainer) is None:
                 checkpoint["state_dict"] = checkpoint.get(TRAINED, state)
             before = checkpoint.get("hyper_parameters", {})
-            check_same_parts(parts, self.distillation, before.get("method"), self.hparams["method"])
+            check_same_parts(
+                parts,
+                self.distillation,
+                method_name(before.get("method")),
+                method_name(self.hparams["method"]),
+            )
             check_unfinished(checkpoint, self.trainer.max_epochs, self.trainer.max_steps)
             check_same_optimizer(before.get("optimizer", {}), self.settings)
             # Schedules are functions of the settings and the number of updates.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,23 @@ from torch import Tensor, nn
 from gpd_cli.errors import ModelError
 from gpd_cli.models import ModelSpec, count_classes, input_shape
 from gpd_cli.processes import everywhere
+
+
+@dataclass(frozen=True)
+class StaticTeacherSettings:
+    """A trained network that a student learns from.
+
+    Args:
+        name: the network, as for the student.
+        weights: its state dict (.pth, .pt, .safetensors).
+        args: further arguments of its constructor.
+        stages: names of the modules whose outputs are its stages; by default found.
+    """
+
+    name: str | None = None
+    weights: str | None = None
+    args: dict[str, Any] | None = None
+    stages: list[str] | None = None
 
 
 class StaticTeacher:
@@ -77,44 +95,61 @@ def check_logits(teachers: Sequence[StaticTeacher], device: torch.device) -> Non
             )
 
 
-def load_static_teacher(
-    name: str | None,
-    weights: str | Path | None,
-    model_args: dict[str, Any] | None,
+def load_static_teachers(
+    first: StaticTeacherSettings,
+    assistants: Sequence[StaticTeacherSettings] | None,
     classes: int,
     channels: int,
-    stages: Sequence[str] | None = None,
-    kind: str = "static teacher",
-) -> StaticTeacher | None:
-    """Load a static teacher and check that it tells the student's classes apart.
+) -> list[StaticTeacher]:
+    """Load a static teacher and the assistants beside it.
 
     Args:
-        name: the network; None for no static teacher.
-        weights: its state dict.
-        model_args: further arguments of its constructor.
+        first: the static teacher; without a name there is none.
+        assistants: further frozen networks.
         classes: the student's number of classes.
         channels: of the student's images.
-        stages: modules whose outputs are its stages; by default found.
-        kind: what it is, for messages.
+
+    Returns:
+        The static teacher first; nothing at all without one.
 
     Raises:
-        ModelError: when it has other classes or channels, or one of network and weights is missing.
-        WeightsError: when the weights cannot be read or do not fit.
+        ModelError: when one does not suit the student, or its name or weights are missing.
+        WeightsError: when weights cannot be read or do not fit.
     """
-    if name is None:
-        if weights is not None:
+    if first.name is None:
+        if first.weights is not None:
             raise ModelError(
-                "--model.static_teacher_weights needs the network they are for: add "
-                "--model.static_teacher NAME."
+                "--model.static_teacher.weights needs the network they are for: add "
+                "--model.static_teacher.name NAME."
             )
-        return None
+        if assistants:
+            raise ModelError(
+                "Teacher assistants stand between a static teacher and the student: add "
+                "--model.static_teacher.name NAME."
+            )
+        return []
+    teachers = [_load(first, classes, channels, "static teacher")]
+    for assistant in assistants or ():
+        if assistant.name is None or assistant.weights is None:
+            raise ModelError(
+                "A teacher assistant is a trained network: give each of --model.assistants a name "
+                "and weights."
+            )
+        teachers.append(_load(assistant, classes, channels, "assistant"))
+    return teachers
+
+
+def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: str) -> StaticTeacher:
+    """Load one, and check that it tells the student's classes apart."""
+    name, weights, args = settings.name, settings.weights, settings.args or {}
+    assert name is not None
     if weights is None:
         raise ModelError(
             f"The static teacher {name} has to be a trained one: add "
-            "--model.static_teacher_weights FILE."
+            "--model.static_teacher.weights FILE."
         )
-    network = ModelSpec(name, classes, model_args or {}).build(weights)
-    shape = input_shape(network, name, model_args or {})
+    network = ModelSpec(name, classes, args).build(weights)
+    shape = input_shape(network, name, args)
     found = count_classes(network, shape)
     if shape[0] != channels:
         raise ModelError(
@@ -126,76 +161,4 @@ def load_static_teacher(
             f"The static teacher {name} has {found} classes but the student has {classes}; give "
             "a static teacher trained on the same classes."
         )
-    return StaticTeacher(network, shape, stages, f"{kind} {name} ({Path(weights).name})")
-
-
-def load_static_teachers(
-    name: str | None,
-    weights: str | Path | None,
-    model_args: dict[str, Any] | None,
-    assistants: Sequence[Mapping[str, Any]] | None,
-    classes: int,
-    channels: int,
-    stages: Sequence[str] | None = None,
-) -> list[StaticTeacher]:
-    """Load a static teacher and the assistants beside it.
-
-    Args:
-        name: see `load_static_teacher`.
-        weights: see there.
-        model_args: see there.
-        assistants: further frozen networks, each with ``name``, ``weights`` and, if it needs them,
-            ``args`` and ``stages``.
-        classes: the student's number of classes.
-        channels: of the student's images.
-        stages: modules whose outputs are the static teacher's stages; by default found.
-
-    Returns:
-        The static teacher first; nothing at all without one.
-
-    Raises:
-        ModelError: when one does not suit the student, or an assistant is not described so.
-        WeightsError: when weights cannot be read or do not fit.
-    """
-    first = load_static_teacher(name, weights, model_args, classes, channels, stages)
-    if first is None:
-        if assistants:
-            raise ModelError(
-                "Teacher assistants stand between a static teacher and the student: add "
-                "--model.static_teacher NAME."
-            )
-        return []
-    teachers = [first]
-    for assistant in assistants or ():
-        found = load_static_teacher(
-            **_described(assistant), classes=classes, channels=channels, kind="assistant"
-        )
-        if found is not None:
-            teachers.append(found)
-    return teachers
-
-
-def _described(assistant: Any) -> dict[str, Any]:
-    """How an assistant is loaded.
-
-    Raises:
-        ModelError: when it is not described as it should be.
-    """
-    given = assistant if isinstance(assistant, Mapping) else {}
-    described = bool(given.get("name") and given.get("weights"))
-    stages = given.get("stages")
-    if (
-        not described
-        or not given.keys() <= {"name", "weights", "args", "stages"}
-        or not isinstance(stages, list | None)
-    ):
-        raise ModelError(
-            "A teacher assistant is described by name, weights and, if need be, args and a list of "
-            f"stages, not by {assistant!r}."
-        )
-    return {
-        "name": given["name"],
-        "weights": given["weights"],
-        "model_args": given.get("args"),
-        "stages": stages,
-    }
+    return StaticTeacher(network, shape, settings.stages, f"{kind} {name} ({Path(weights).name})")

@@ -1,0 +1,46 @@
+"""What jsonargparse says of a class's settings, in one sentence."""
+
+from __future__ import annotations
+
+import re
+
+_KEY = r'Parser key "(data|model\.method|model\.assistants)": '
+_CLASS = r"class_path[ =]'([\w.]+)'"
+# The innermost reason; around it stand the types that were tried.
+_REASONS = (
+    r"Option '\w+' is not accepted",
+    r'Parser key "(?!data"|model\.)\w+": .*?'
+    r"(?=\. Got value: Namespace| - Expected a <class 'NoneType'>|$)",
+    r"the following arguments are required: [\w, ]+",
+    r"No module named '[\w.]+'",
+    r"[Mm]odule '[\w.]+' has no attribute '\w+'",
+    r"Expected '[\w.]+' to be a subclass of <class '\w+'>",
+)
+
+
+def in_short(text: str) -> tuple[str, str]:
+    """An error of the parser, and the option that shows what would be right.
+
+    Args:
+        text: of the error, on one line.
+
+    Returns:
+        What is wrong with a setting of the data's or the method's class; any other text as it is.
+
+    Example:
+        >>> error = "Type expects a class: Option 'tau' is not accepted. Got value: Namespace("
+        >>> in_short('Parser key "data": ' + error + "class_path='mine.Data')")
+        ("--data mine.Data: Option 'tau' is not accepted", '--data.help mine.Data')
+    """
+    key = re.match(_KEY, text)
+    reason = next((found for r in _REASONS if (found := re.search(r, text))), None)
+    if key is None or reason is None:
+        return text, "--help"
+    said = re.sub(r"<class '([\w.]+)'>", r"\1", reason[0]).removeprefix("Parser key ")
+    path = re.search(_CLASS, text)
+    if key[1] == "model.assistants":  # all of one class
+        return f"--{key[1]}: {said}", f"--{key[1]}.help"
+    if path is None:
+        return f"--{key[1]}: {said}", "--help"
+    name = path[1].rpartition(".")[2] if path[1].startswith("gpd_cli.") else path[1]
+    return f"--{key[1]} {path[1]}: {said}", f"--{key[1]}.help {name}"

@@ -1,0 +1,55 @@
+"""A run's settings as plain values, which is what checkpoints may hold."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from functools import partial
+from typing import Any
+
+from gpd_cli.methods import Method
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with mappings in the place of dataclasses and of the method.
+
+    Args:
+        settings: arguments of `GapPreservingDistillation`, by name; plain values stay as they are.
+    """
+    plain = {name: _plain(value) for name, value in settings.items()}
+    if callable(method := plain["method"]):
+        plain["method"] = method_settings(method)
+    return plain
+
+
+def method_settings(method: Callable[[], Method]) -> dict[str, Any]:
+    """A method as a configuration writes it, with ``class_path`` and ``init_args``.
+
+    Args:
+        method: the class, or a `functools.partial` of it with its settings.
+    """
+    made, given = (method.func, method.keywords) if isinstance(method, partial) else (method, {})
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(made).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    path = f"{made.__module__}.{made.__qualname__}"
+    return {"class_path": path, "init_args": {**defaults, **given}}
+
+
+def method_name(method: Any) -> str | None:
+    """The name of a method's class, from a checkpoint's settings.
+
+    Args:
+        method: as `method_settings` gives it; checkpoints of before have a string.
+    """
+    path = method["class_path"] if isinstance(method, Mapping) else method
+    return path and str(path).rpartition(".")[2]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
