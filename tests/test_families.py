@@ -56,7 +56,9 @@ def build(name: str) -> nn.Module:
 
 
 def images(name: str, dtype: torch.dtype) -> Tensor:
-    size = 224 if "vit_tiny" in name or "efficientvit" in name or "swin" in name else 64
+    size = (
+        224 if any(part in name for part in ("vit_tiny", "levit", "efficientvit", "swin")) else 64
+    )
     batch = 2 if size == 224 else 4
     return torch.randn(batch, 3, size, size, dtype=dtype)
 
