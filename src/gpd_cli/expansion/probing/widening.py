@@ -364,19 +364,25 @@ class Widening(Tracer):
         before = self._state()
         try:
             return attempt(plain)
-        except Mismatch:
-            raise
-        except Exception:
+        except Exception as error:
             frame = self._failed
-            if plain or frame is None or frame.name != name:
+            elsewhere = isinstance(error, Mismatch) and (error.name != name or error.arithmetic)
+            if plain or elsewhere or frame is None or frame.name != name:
                 raise
             adopted = self._state()[0]
             self._restore(before)
-            if not self._following.settle(frame, self._rule(frame.name)):
+            if not self._settles(frame):
                 self._wide.restore(adopted)
                 raise
             self.trials += 1
             return attempt(plain)
+
+    def _settles(self, frame: Frame) -> bool:
+        """Whether what is known so far of a container's numbers and constants changes anything."""
+        try:
+            return self._following.settle(frame, self._rule(frame.name))
+        except Mismatch:
+            return False
 
     def _keep_narrow(
         self, name: str, attempt: Callable[[], Any], before: tuple[Any, ...], failure: Mismatch
