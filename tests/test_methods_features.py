@@ -366,7 +366,7 @@ def test_class_activation_averages_to_the_logits() -> None:
 def test_class_attention_refuses_networks_it_is_not_defined_for(unsuitable: Places) -> None:
     with pytest.raises(MethodError, match=r"trained network .*--model\.stages"):
         CATKD().build(unsuitable, TEACHER)
-    with pytest.raises(MethodError, match=r"static teacher .*--model\.static_teacher_stages"):
+    with pytest.raises(MethodError, match=r"static teacher .*--model\.static_teacher\.stages"):
         CATKD().build(NETWORK, unsuitable)
 
 
