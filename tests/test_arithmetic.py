@@ -170,6 +170,16 @@ def test_parts_that_are_copied_in_orders_of_their_own_can_be_taken_apart() -> No
     assert reshaped((8,), (2, 4), (16,), lambda: [map_]) == [2, 8]
 
 
+def test_of_several_ways_to_take_an_axis_apart_heads_grow_before_their_width() -> None:
+    heads = spread(3, 6, block=4)
+    assert reshaped((12,), (3, 4), (24,), lambda: [heads], (3, -1)) == [6, 4]
+
+
+def test_an_open_size_of_one_is_there_for_copies() -> None:
+    assert reshaped((6,), (2, 3, 1), (12,), lambda: [spread(6, 12)], (2, 3, -1)) == [2, 3, 2]
+    assert reshaped((6,), (2, 3, 1), (12,), lambda: [spread(6, 12)], (2, 3, 1)) == [2, 6, 1]
+
+
 def test_a_reshape_across_copies_has_no_sizes() -> None:
     assert reshaped((6,), (4, 3), (12,), lambda: [spread(6, 12)]) is None  # not as many elements
     assert reshaped((6,), (2, 3), (9,), lambda: [spread(6, 9)]) is None

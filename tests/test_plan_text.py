@@ -211,4 +211,5 @@ def test_tied_weights_count_once() -> None:
 
 
 def test_modules_that_stay_narrow_inside_are_named(network: Attention) -> None:
-    assert describe_plan(WidthPlan(2, narrow=("blocks.0",)), network)["narrow"] == ["blocks.0"]
+    narrow = {"blocks.0": "self.heads = 3 would have to be 6"}
+    assert describe_plan(WidthPlan(2, narrow=narrow), network)["narrow"] == narrow

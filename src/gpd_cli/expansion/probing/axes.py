@@ -30,6 +30,7 @@ def reshaped(
     new: Sequence[int],
     wide: Sequence[int],
     maps: Callable[[], Sequence[IndexMap | None]],
+    given: Sequence[int] | None = None,
 ) -> list[int] | None:
     """The wide sizes of a reshaped tensor.
 
@@ -39,6 +40,8 @@ def reshaped(
         wide: the wide shape before.
         maps: gives per axis before the reshape its index map, or None where the axis keeps its
             size; asked for only where an axis that has grown is taken apart.
+        given: the sizes that the code asks for, -1 where it leaves one open. Of several ways to
+            take an axis apart, the outermost grows, unless an open size of 1 is there for copies.
 
     Returns:
         One size for each axis of the new shape, or None where the copies do not lie along axes
@@ -61,7 +64,8 @@ def reshaped(
         else:
             axes = maps()
             merged = _merge([axes[k] for k in before], [old[k] for k in before])
-            parts = _take_apart(merged, sizes)
+            asked = [-1 if given is None else given[k] for k in after]
+            parts = _take_apart(merged, sizes, asked)
             if parts is None:
                 return None
             result += parts
@@ -109,11 +113,11 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int],
             else:
                 after.append(j)
                 b, j = b * new[j], j + 1
-        # Axes of one element at the end belong to the last group.
-        if i == len(old) or j == len(new):
-            before += range(i, len(old)) if prod(old[i:]) == prod(new[j:]) == 1 else ()
-            after += range(j, len(new)) if prod(old[i:]) == prod(new[j:]) == 1 else ()
-            i, j = max(i, *(k + 1 for k in before), 0), max(j, *(k + 1 for k in after), 0)
+        # Axes of one element belong to what comes before them, unless both shapes have one.
+        while j < len(new) and new[j] == 1 and (i == len(old) or old[i] != 1):
+            after, j = [*after, j], j + 1
+        while i < len(old) and old[i] == 1 and (j == len(new) or new[j] != 1):
+            before, i = [*before, i], i + 1
         yield before, after
 
 
@@ -126,13 +130,20 @@ def _merge(maps: Sequence[IndexMap | None], sizes: Sequence[int]) -> IndexMap:
     return IndexMap(prod(sizes), tuple(flat.tolist()))
 
 
-def _take_apart(merged: IndexMap, sizes: Sequence[int]) -> tuple[int, ...] | None:
+def _take_apart(
+    merged: IndexMap, sizes: Sequence[int], asked: Sequence[int]
+) -> tuple[int, ...] | None:
     """The wide sizes of the axes into which an axis is unflattened.
 
     Copies lie along one or two of them. Parts that were laid end to end may be copied in orders
     of their own: then one axis grows, though not by the same map everywhere along the others.
     """
-    candidates = list(_wide_sizes(sizes, len(merged)))
+    candidates = sorted(
+        _wide_sizes(sizes, len(merged)),
+        key=lambda wide: (
+            (1, -1) not in [(n, a) for n, w, a in zip(sizes, wide, asked, strict=True) if w > n]
+        ),
+    )
     for wide in candidates:
         if _is_separable(merged, sizes, wide):
             return wide

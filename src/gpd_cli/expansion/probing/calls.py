@@ -135,18 +135,18 @@ def _follow_reshape(
     new: Sequence[int],
     equations: list[Equation],
 ) -> Call:
-    sizes = reshaped(old, new, call.input.shape, axes)
+    if call.function in UNFLATTENS:
+        numbers = list(call.argument(2, "sizes"))
+        dim = call.argument(1, "dim") % len(old)
+        given = [*[-1] * dim, *numbers, *[-1] * (len(new) - dim - len(numbers))]
+    else:
+        given = call.numbers("shape", "size")
+    sizes = reshaped(old, new, call.input.shape, axes, given)
     if sizes is None:
         raise Unfollowed(
             f"it reshapes {_shown(old)} to {_shown(new)} across the copies of its channels"
         )
-    if call.function in UNFLATTENS:
-        given = list(call.argument(2, "sizes"))
-        dim = call.argument(1, "dim") % len(old)
-        concerned = sizes[dim : dim + len(given)]
-    else:
-        given, concerned = call.numbers("shape", "size"), sizes
-    for number, size in zip(given, concerned, strict=True):
+    for number, size in zip(given, sizes, strict=True):
         if number != -1:
             _note(equations, number, size)
     function = Tensor.view if call.function is Tensor.view else Tensor.reshape

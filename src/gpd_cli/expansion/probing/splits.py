@@ -78,6 +78,7 @@ def splits_of(
         return []
     if func in _RESHAPES and isinstance(result, Tensor):
         names = [_name(size) for size in _targets(args, kwargs)]
+        names += [None] * (result.ndim - len(names))  # what unflatten leaves as it is
         return [
             Split(size, factors, names=tuple(names[first : first + len(factors)]))
             for size, factors, first in factorizations(x.shape, result.shape)
@@ -99,7 +100,8 @@ def _targets(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """The sizes that a reshape was given, as the code computed them."""
     rest = args[1:] or tuple(kwargs.values())
     if len(rest) == 2 and isinstance(rest[1], tuple | list):  # of unflatten
-        return [None] * (int(rest[0]) % args[0].ndim) + list(rest[1])
+        x = args[0] if args else kwargs["input"]
+        return [None] * (int(rest[0]) % x.ndim) + list(rest[1])
     return list(rest[0]) if rest and isinstance(rest[0], tuple | list) else list(rest)
 
 
