@@ -25,8 +25,10 @@ def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | No
         Per axis its index map, or None where the axis keeps its size; None altogether when
         ``wide`` is no replication of ``narrow``.
     """
-    if narrow.ndim != wide.ndim:
+    if narrow.ndim != wide.ndim or (wide.numel() == 0) != (narrow.numel() == 0):
         return None
+    if narrow.numel() == 0:
+        return (None,) * narrow.ndim if narrow.shape == wide.shape else None
     grown = [k for k in range(narrow.ndim) if narrow.shape[k] != wide.shape[k]]
     maps: list[IndexMap | None] = [None] * narrow.ndim
     for axis in grown:
