@@ -172,7 +172,11 @@ def test_parts_that_are_copied_in_orders_of_their_own_can_be_taken_apart() -> No
 
 def test_of_several_ways_to_take_an_axis_apart_heads_grow_before_their_width() -> None:
     heads = spread(3, 6, block=4)
-    assert reshaped((12,), (3, 4), (24,), lambda: [heads], (3, -1)) == [6, 4]
+    asked = number(HEADS, 3)
+    assert reshaped((12,), (3, 4), (24,), lambda: [heads], (asked, -1)) == [6, 4]
+    one = stack(spread(1, 2, block=4), 3)  # queries, keys and values of a single head
+    asked = number(HEADS, 1)
+    assert reshaped((12,), (3, 1, 4), (24,), lambda: [one], (3, asked, -1)) == [3, 2, 4]
 
 
 def test_an_open_size_of_one_is_there_for_copies() -> None:

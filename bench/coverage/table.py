@@ -11,7 +11,7 @@ Result = Mapping[str, Any]
 FAILED = ("inexact", "error")
 """Outcomes that are bugs: a refusal and a limit are none."""
 
-_HEAD = ("family", "network", "image", "relative error", "parameter ratio", "trials", "extraction")
+_HEAD = ("family", "network", "image", "relative error", "parameter ratio", "extraction", "trials")
 
 
 def read_results(path: Path, key: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -139,7 +139,7 @@ def _cells(result: Result) -> list[str]:
         worst = max(result["eval_error"], result["train_error"])
         ratio = result["wide_parameters"] / result["parameters"]
         trials = str(result.get("trials", ""))
-        return [*cells, f"{worst:.0e}", f"{ratio:.2f}", trials, "exact"]
+        return [*cells, f"{worst:.0e}", f"{ratio:.2f}", "exact", trials]
     reason = str(result["reason"]).replace("|", "\\|").replace("\n", " ")
     return [*cells, f"{result['outcome']}: {reason}", "", "", ""]
 

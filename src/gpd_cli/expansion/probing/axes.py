@@ -10,6 +10,8 @@ from math import prod
 import torch
 
 from gpd_cli.expansion.plan import IndexMap
+from gpd_cli.expansion.probing.arithmetic import Attribute, Number
+from gpd_cli.expansion.probing.rules import COUNTS
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def reshaped(
         maps: gives per axis before the reshape its index map, or None where the axis keeps its
             size; asked for only where an axis that has grown is taken apart.
         given: the sizes that the code asks for, -1 where it leaves one open. Of several ways to
-            take an axis apart, the outermost grows, unless an open size of 1 is there for copies.
+            take an axis apart, that counts where heads grow, then the outermost axis whose size is
+            open or comes from an attribute, and last one whose size the code spells out.
 
     Returns:
         One size for each axis of the new shape, or None where the copies do not lie along axes
@@ -140,8 +143,8 @@ def _take_apart(
     """
     candidates = sorted(
         _wide_sizes(sizes, len(merged)),
-        key=lambda wide: (
-            (1, -1) not in [(n, a) for n, w, a in zip(sizes, wide, asked, strict=True) if w > n]
+        key=lambda wide: max(
+            (_rank(n, a) for n, w, a in zip(sizes, wide, asked, strict=True) if w != n), default=0
         ),
     )
     for wide in candidates:
@@ -152,6 +155,16 @@ def _take_apart(
         if len(grown) == 1 and _is_apart(merged, sizes, wide, grown[0]):
             return wide
     return None
+
+
+def _rank(size: int, asked: int) -> int:
+    """How unlikely it is that an axis grows, by how the code asks for its size."""
+    if isinstance(asked, Number):
+        expression = asked.expression
+        return 1 if isinstance(expression, Attribute) and expression.name in COUNTS else 2
+    if asked == -1:
+        return 0 if size == 1 else 2  # an open size of 1 is there for copies
+    return 3  # written in the code, or a size of something else
 
 
 def _is_apart(merged: IndexMap, sizes: Sequence[int], wide: Sequence[int], grown: int) -> bool:
