@@ -151,6 +151,7 @@ RESHAPES = [
     ((3, 12, 5), (12, 3, 5), [None, spread(4, 8, 3), None], [24, 3, 5]),  # heads join the batch
     ((1, 6), (6,), [None, spread(6, 12)], [12]),
     ((6, 1, 1), (2, 3), [spread(6, 12), None, None], [2, 6]),
+    ((5, 4, 1, 3), (5, 4, 3), [None, None, spread(1, 2), None], [5, 4, 6]),  # a single head
 ]
 
 

@@ -116,10 +116,11 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int],
             else:
                 after.append(j)
                 b, j = b * new[j], j + 1
-        # Axes of one element belong to what comes before them, unless both shapes have one.
+        # New axes of one element belong to the axis before them, old ones (a single head) to the
+        # axis after them, where there is one.
         while j < len(new) and new[j] == 1 and (i == len(old) or old[i] != 1):
             after, j = [*after, j], j + 1
-        while i < len(old) and old[i] == 1 and (j == len(new) or new[j] != 1):
+        while j == len(new) and i < len(old) and old[i] == 1:
             before, i = [*before, i], i + 1
         yield before, after
 
