@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
 from gpd_cli.errors import DataError, TrainingError, WeightsError
+from gpd_cli.training.settings import method_name
 
 OF_STATIC_TEACHERS = (
     "method",
@@ -71,7 +71,7 @@ def ignored_settings(hparams: Mapping[str, Any], defaults: Mapping[str, Any]) ->
 
     Args:
         hparams: of the run, as plain values.
-        defaults: of all settings, likewise.
+        defaults: of all settings that have one, likewise.
     """
     if hparams["static_teacher"]["name"] is not None:
         return []
@@ -83,13 +83,8 @@ def ignored_settings(hparams: Mapping[str, Any], defaults: Mapping[str, Any]) ->
 def _settings(value: Any) -> Any:
     """Of a method its class's name and settings: the class goes by several paths."""
     if isinstance(value, Mapping):
-        return value["class_path"].rpartition(".")[2], value["init_args"]
+        return method_name(value), value["init_args"]
     return value
-
-
-def default_settings(cls: type) -> dict[str, Any]:
-    """The defaults of a constructor's arguments, by name."""
-    return {name: p.default for name, p in inspect.signature(cls).parameters.items()}
 
 
 def check_same_parts(

@@ -23,7 +23,6 @@ from gpd_cli.training.checks import (
     check_same_parts,
     check_start,
     check_taught,
-    default_settings,
     ignored_settings,
 )
 from gpd_cli.training.distillation import Distillation
@@ -45,7 +44,7 @@ from gpd_cli.training.resuming import (
     keep_settings,
 )
 from gpd_cli.training.reuse import adopt_classifier, freeze_classifier
-from gpd_cli.training.settings import method_name, plain_settings
+from gpd_cli.training.settings import default_settings, method_name, plain_settings
 from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_scores import score_static_teachers
 from gpd_cli.training.static_teacher import StaticTeacherSettings, load_static_teachers

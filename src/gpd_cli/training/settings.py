@@ -30,13 +30,14 @@ def method_settings(method: Callable[[], Method]) -> dict[str, Any]:
         method: the class, or a `functools.partial` of it with its settings.
     """
     made, given = (method.func, method.keywords) if isinstance(method, partial) else (method, {})
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(made).parameters.items()
-        if parameter.default is not parameter.empty
-    }
     path = f"{made.__module__}.{made.__qualname__}"
-    return {"class_path": path, "init_args": {**defaults, **given}}
+    return {"class_path": path, "init_args": {**default_settings(made), **given}}
+
+
+def default_settings(made: Callable[..., Any]) -> dict[str, Any]:
+    """The defaults of a constructor's arguments, by name; arguments without one are left out."""
+    parameters = inspect.signature(made).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def method_name(method: Any) -> str | None:
