@@ -96,9 +96,9 @@ def render(
         "the steps;",
         "- parameter ratio: the teacher's parameters, branches merged, over the student's "
         "(4 where every layer widens on both sides);",
-        "- trials: runs of parts of the network that led to nothing while its widening was found;",
         "- extraction: whether the extracted network and a fresh one that loads its weights, "
-        "strictly, equal the student bit for bit after the steps.",
+        "strictly, equal the student bit for bit after the steps;",
+        "- trials: runs of parts of the network that led to nothing while its widening was found.",
     ]
     sections = {
         "timm: the smallest network of each module": [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -12,19 +11,6 @@ import torch
 from gpd_cli.expansion.plan import IndexMap
 from gpd_cli.expansion.probing.arithmetic import Attribute, Number
 from gpd_cli.expansion.probing.rules import COUNTS
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A wide axis.
-
-    Args:
-        size: its wide size.
-        map: its index map, or None where it keeps its size.
-    """
-
-    size: int
-    map: IndexMap | None = None
 
 
 def reshaped(
@@ -75,15 +61,15 @@ def reshaped(
     return result
 
 
-def cut(map_: IndexMap, sizes: Sequence[int]) -> list[Axis] | None:
-    """The wide pieces of an axis that is cut into pieces.
+def cut(map_: IndexMap, sizes: Sequence[int]) -> list[IndexMap] | None:
+    """The index maps of the pieces of an axis that is cut into pieces.
 
     Args:
         map_: the index map of the axis.
         sizes: narrow sizes of the pieces, from the axis's first position on.
 
     Returns:
-        One entry for each piece, or None where the copies of some piece are not all next to each
+        One map for each piece, or None where the copies of some piece are not all next to each
         other, in the order of the pieces.
     """
     pieces, start, first = [], 0, 0
@@ -91,10 +77,10 @@ def cut(map_: IndexMap, sizes: Sequence[int]) -> list[Axis] | None:
         stop = start
         while stop < len(map_) and first <= map_.index[stop] < first + size:
             stop += 1
-        inner = IndexMap(size, tuple(i - first for i in map_.index[start:stop]))
-        if not inner.is_onto():
+        piece = IndexMap(size, tuple(i - first for i in map_.index[start:stop]))
+        if not piece.is_onto():
             return None
-        pieces.append(Axis(stop - start, inner))
+        pieces.append(piece)
         start, first = stop, first + size
     return pieces if start == len(map_) else None
 

@@ -65,9 +65,17 @@ class Call:
             rest = tuple(rest[0])
         return list(rest)
 
-    def run(self) -> Any:
-        """Make the call as it is."""
-        return self.function(*self.args, **self.kwargs)
+    def asked(self, ndim: int) -> list[int]:
+        """The sizes that a reshape is asked for, -1 for those that it leaves open.
+
+        Args:
+            ndim: of what it returns; ``unflatten`` leaves all but a few axes as they are.
+        """
+        if self.function not in UNFLATTENS:
+            return self.numbers("shape", "size")
+        sizes = list(self.argument(2, "sizes"))
+        dim = self.argument(1, "dim") % (ndim - len(sizes) + 1)
+        return [*[-1] * dim, *sizes, *[-1] * (ndim - dim - len(sizes))]
 
 
 class Unfollowed(Exception):  # noqa: N818 - an outcome, not an error
@@ -135,12 +143,7 @@ def _follow_reshape(
     new: Sequence[int],
     equations: list[Equation],
 ) -> Call:
-    if call.function in UNFLATTENS:
-        numbers = list(call.argument(2, "sizes"))
-        dim = call.argument(1, "dim") % len(old)
-        given = [*[-1] * dim, *numbers, *[-1] * (len(new) - dim - len(numbers))]
-    else:
-        given = call.numbers("shape", "size")
+    given = call.asked(len(new))
     sizes = reshaped(old, new, call.input.shape, axes, given)
     if sizes is None:
         raise Unfollowed(
@@ -166,7 +169,7 @@ def _follow_split(
             f"it cuts {old[dim]} channels into {_shown([shape[dim] for shape in new])} across "
             "their copies"
         )
-    sizes = [piece.size for piece in pieces]
+    sizes = [len(piece) for piece in pieces]
     given = call.argument(1, "split_size_or_sections", "split_size", "split_sizes", "chunks")
     if call.function in CHUNKS:
         natural = torch.empty(len(map_)).chunk(len(sizes))
@@ -220,8 +223,8 @@ def _range(
     pieces = cut(map_, [start, stop - start, map_.narrow - stop])
     if pieces is None:
         raise Unfollowed(f"it takes channels {start} to {stop - 1} across their copies")
-    first = pieces[0].size
-    last = first + pieces[1].size
+    first = len(pieces[0])
+    last = first + len(pieces[1])
     for number, position in zip(given, (first, last), strict=True):
         if number is not None:
             _note(equations, number, position - len(map_) if number < 0 else position)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from gpd_cli.expansion.probing.tracing import all_tensors_in
 
 
 class Constants:
@@ -38,25 +40,13 @@ class Constants:
             result: what it returned, likewise.
         """
         names: set[str] = set()
-        for tensor in _tensors(arguments):
+        for tensor in all_tensors_in(arguments):
             known = self.names(tensor)
             if known is None:
                 return
             names |= known
-        for tensor in _tensors(result):
+        for tensor in all_tensors_in(result):
             self.add(tensor, names)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in a nested structure, of whatever type."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from _tensors(inner)
 
 
 def source_axes(derived: Tensor, axis: int, source: Tensor) -> dict[int, int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpd_cli.expansion.layers import LayerPlan, is_leaf
 from gpd_cli.expansion.plan import IndexMap, TensorPlan
@@ -20,6 +20,7 @@ from gpd_cli.expansion.probing.calls import (
     RESHAPES,
     SPLITS,
     UNFLATTENS,
+    Axes,
     Call,
     Unfollowed,
     follow,
@@ -41,7 +42,6 @@ class Frame:
 
     Args:
         name: the container.
-        call: number of its call.
         plain: whether its code gets what it asks for, as it would without being watched.
         events: what the student's run saw of the same call.
         equations: what the numbers in its code have to be.
@@ -50,7 +50,6 @@ class Frame:
     """
 
     name: str
-    call: int
     plain: bool = False
     events: Sequence[Event] = ()
     position: int = 0
@@ -82,7 +81,8 @@ class Following:
         self.matches = Matches()
         self.constants = Constants()
         self._deferred: list[tuple[Call, Event, frozenset[str]]] = []
-        self._own = {id(tensor) for _, tensor in _tensors_of(wide.narrow)}
+        own = (*wide.narrow.parameters(), *wide.narrow.buffers())
+        self._own = {id(tensor) for tensor in own}
 
     def read(self, name: str, tensor: Tensor) -> None:
         """Note a parameter or buffer that the code of a container reads.
@@ -152,7 +152,7 @@ class Following:
         """Note what the numbers of calls on a constant have to be, now that its source widens."""
         source = self._wide.source(name)
         for call, event, names in self._deferred:
-            if name not in names or call.function not in NUMBERED:
+            if name not in names:
                 continue
             derived = event.tensors[0]
             axes: list[IndexMap | None] = [None] * derived.ndim
@@ -166,10 +166,7 @@ class Following:
                 for size, map_ in zip(derived.shape, axes, strict=True)
             ]
             stand_in = Call(call.function, (derived.new_empty(wide), *call.args[1:]), call.kwargs)
-            try:
-                follow(stand_in, partial(tuple, axes), derived.shape, event.result, frame.equations)
-            except Unfollowed as reason:
-                raise Mismatch(frame.name, str(reason), arithmetic=True) from None
+            _fit(frame, event, stand_in, partial(tuple, axes))
 
     def _follow(self, frame: Frame, event: Event, call: Call) -> Call:
         """A call with the numbers that fit the copies in its input."""
@@ -181,16 +178,7 @@ class Following:
             # What it is computed from has not widened yet: its numbers are the narrow ones so far.
             self._deferred.append((call, event, names))
             return _as_recorded(call, event)
-        try:
-            return follow(
-                call,
-                lambda: self.matches.input(frame.name, narrow, x),
-                narrow.shape,
-                event.result,
-                frame.equations,
-            )
-        except Unfollowed as reason:
-            raise Mismatch(frame.name, str(reason), arithmetic=True) from None
+        return _fit(frame, event, call, partial(self.matches.input, frame.name, narrow, x))
 
     def _meet(self, frame: Frame, event: Event, func: Any, args: Any, kwargs: Any) -> Any:
         """Copy constants along the axes that lie over axes of activations that have grown."""
@@ -254,14 +242,14 @@ class Following:
             for k, offset in sources.items():
                 rest = map_.narrow - offset - source.shape[k]
                 pieces = cut(map_, [offset, source.shape[k], rest])
-                if pieces is None or pieces[1].map is None:
+                if pieces is None:
                     raise Mismatch(frame.name, f"{name} is used across the copies of its channels")
-                if pieces[1].map.is_identity:
+                if pieces[1].is_identity:
                     continue
                 if shares:
                     frame.fan_in[name] = k
-                before = frame.maps.setdefault(name, {}).setdefault(k, pieces[1].map)
-                if before != pieces[1].map:
+                before = frame.maps.setdefault(name, {}).setdefault(k, pieces[1])
+                if before != pieces[1]:
                     raise Mismatch(frame.name, f"{name} would have to widen in two ways")
 
     def _value(self, attribute: Attribute) -> int:
@@ -283,9 +271,12 @@ class Following:
         return {attribute.name: kind(int(v) for v in whole)}
 
 
-def _tensors_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from network.named_parameters()
-    yield from network.named_buffers()
+def _fit(frame: Frame, event: Event, call: Call, axes: Callable[[], Axes]) -> Call:
+    """A call with the numbers that fit the copies, with equations for what the code computes."""
+    try:
+        return follow(call, axes, event.tensors[0].shape, event.result, frame.equations)
+    except Unfollowed as reason:
+        raise Mismatch(frame.name, str(reason), arithmetic=True) from None
 
 
 def _as_recorded(call: Call, event: Event) -> Call:

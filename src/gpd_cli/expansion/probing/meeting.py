@@ -45,7 +45,7 @@ _PRODUCTS = {
     torch.mm,
 }
 _BY_CHANNEL = {F.batch_norm, F.instance_norm, F.group_norm, F.prelu, torch.prelu, torch.batch_norm}
-_JOINING = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack}
+_JOINING = {torch.cat, torch.concat, torch.concatenate}
 
 
 def meets(function: Callable[..., Any]) -> bool:
@@ -76,20 +76,14 @@ def aligned(
         return {}
     if function in _BY_CHANNEL:
         return {0: 1} if constant.ndim == 1 and x.ndim > 1 else {}
-    if function in _JOINING and function not in (torch.stack, torch.hstack, torch.vstack):
+    if function in _JOINING:
         joined = args[1] if len(args) > 1 else kwargs.get("dim", 0)
         return {k: k for k in range(constant.ndim) if k != joined % constant.ndim}
-    if function is F.scaled_dot_product_attention:
-        # The mask lies over the products of queries and keys: [..., heads, queries, keys].
-        last = constant.ndim - 2
-        return {
-            k: k - constant.ndim + x.ndim for k in range(last) if k - constant.ndim + x.ndim >= 0
-        }
-    return {
-        k: k - constant.ndim + x.ndim
-        for k in range(constant.ndim)
-        if k - constant.ndim + x.ndim >= 0
-    }
+    # A mask of attention lies over products of queries and keys, [..., heads, queries, keys]: with
+    # queries it has all but the last two axes in common.
+    common = constant.ndim - 2 * (function is F.scaled_dot_product_attention)
+    offset = x.ndim - constant.ndim
+    return {k: k + offset for k in range(common) if k + offset >= 0}
 
 
 def summed(

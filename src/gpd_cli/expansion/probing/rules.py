@@ -1,7 +1,8 @@
 """What can be said by hand about the modules of a model of one's own.
 
-Most networks need no rule: which attributes and tensors of a module widen is found by trial
-(`gpd_cli.expansion.probing.widening`). A rule settles it where trial finds nothing, or too late.
+Most networks need no rule: which attributes and tensors of a module widen is solved from what its
+code does with them (`gpd_cli.expansion.probing.following`). A rule settles what does not show
+there.
 """
 
 from __future__ import annotations

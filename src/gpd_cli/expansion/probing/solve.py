@@ -98,22 +98,21 @@ def _reason(
 ) -> str:
     """What keeps the equations from being solved, in a clause for a message."""
     for equation in equations:
-        shown = text(equation.expression)
         for other in equations:
             if other.expression == equation.expression and other.wanted > equation.wanted:
-                return (
-                    f"{shown} = {equation.given} must be both {equation.wanted} and {other.wanted}"
-                )
-    for equation in equations:
-        shown = text(equation.expression)
-        if evaluate(equation.expression, values) == equation.wanted:
-            continue
-        if isinstance(equation.expression, int):
-            return f"the {shown} that its code computes would have to be {equation.wanted}"
+                return f"{_shown(equation)} must be both {equation.wanted} and {other.wanted}"
+    broken = [e for e in equations if evaluate(e.expression, values) != e.wanted]
+    for equation in broken:
         if not _unknowns(equation, (), fixed):
-            return f"{shown} = {equation.given} would have to be {equation.wanted}"
-    broken = next(e for e in equations if evaluate(e.expression, values) != e.wanted)
+            return f"{_shown(equation)} would have to be {equation.wanted}"
     return (
-        f"{text(broken.expression)} = {broken.given} would have to be {broken.wanted}, and other "
-        "numbers of its code do not allow that"
+        f"{_shown(broken[0])} would have to be {broken[0].wanted}, and other numbers of its code "
+        "do not allow that"
     )
+
+
+def _shown(equation: Equation) -> str:
+    """A number as a message names it, with its value."""
+    if isinstance(equation.expression, int):
+        return f"the {equation.given} that its code computes"
+    return f"{text(equation.expression)} = {equation.given}"

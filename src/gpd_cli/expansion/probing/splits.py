@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpd_cli.expansion.probing.arithmetic import Number, text
+from gpd_cli.expansion.probing.calls import CHUNKS, RESHAPES, SPLITS, UNFLATTENS, Call
 from gpd_cli.expansion.probing.rules import COUNTS
 
 
@@ -49,19 +50,6 @@ class Split:
         return name is None or name in COUNTS
 
 
-_RESHAPES = {Tensor.reshape, Tensor.view, Tensor.unflatten, torch.reshape, torch.unflatten}
-_CUTS = {
-    Tensor.split,
-    Tensor.split_with_sizes,
-    Tensor.chunk,
-    Tensor.tensor_split,
-    torch.split,
-    torch.split_with_sizes,
-    torch.chunk,
-    torch.tensor_split,
-}
-
-
 def splits_of(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[Split]:
@@ -76,16 +64,15 @@ def splits_of(
     x = args[0] if args else kwargs.get("input")
     if not isinstance(x, Tensor):
         return []
-    if func in _RESHAPES and isinstance(result, Tensor):
-        names = [_name(size) for size in _targets(args, kwargs)]
-        names += [None] * (result.ndim - len(names))  # what unflatten leaves as it is
+    if func in RESHAPES | UNFLATTENS and isinstance(result, Tensor):
+        names = [_name(size) for size in Call(func, args, kwargs).asked(result.ndim)]
         return [
             Split(size, factors, names=tuple(names[first : first + len(factors)]))
             for size, factors, first in factorizations(x.shape, result.shape)
         ]
     if func in (Tensor.unbind, torch.unbind) and len(result) > 1:
         return [Split(len(result), segments=(1,) * len(result))]
-    if func in _CUTS and len(result) > 1:
+    if func in SPLITS | CHUNKS and len(result) > 1:
         axes = [k for k in range(x.ndim) if result[0].shape[k] != x.shape[k]]
         return [Split(x.shape[k], segments=tuple(int(r.shape[k]) for r in result)) for k in axes]
     if func is F.channel_shuffle and isinstance(result, Tensor):
@@ -94,15 +81,6 @@ def splits_of(
     if func is F.pixel_shuffle and isinstance(result, Tensor):
         return [Split(x.shape[-3], (result.shape[-3], x.shape[-3] // result.shape[-3]))]
     return []
-
-
-def _targets(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The sizes that a reshape was given, as the code computed them."""
-    rest = args[1:] or tuple(kwargs.values())
-    if len(rest) == 2 and isinstance(rest[1], tuple | list):  # of unflatten
-        x = args[0] if args else kwargs["input"]
-        return [None] * (int(rest[0]) % x.ndim) + list(rest[1])
-    return list(rest[0]) if rest and isinstance(rest[0], tuple | list) else list(rest)
 
 
 def _name(size: Any) -> str | None:

@@ -69,17 +69,21 @@ def linear_call(
     return (x, weight, bias) if isinstance(x, Tensor) else None
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in a nested structure of tuples, lists and dictionaries."""
+def all_tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of any type in a nested structure of tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
+        yield value
     elif isinstance(value, Mapping):
         for inner in value.values():
-            yield from tensors_in(inner)
+            yield from all_tensors_in(inner)
     elif isinstance(value, tuple | list):
         for inner in value:
-            yield from tensors_in(inner)
+            yield from all_tensors_in(inner)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in such a structure."""
+    return (tensor for tensor in all_tensors_in(value) if tensor.is_floating_point())
 
 
 def first_tensor(*values: Any) -> Tensor | None:

@@ -1,9 +1,10 @@
 """What may widen in a container besides its layers, and in which order to try it.
 
 A container (a module with a forward of its own) reads attributes, tokens and tables, and takes
-the outputs of its layers apart. Each of these is a variable with a few options. The first guess
-goes by the sizes that are known to widen, and by the usual names of head counts; what does not
-work out is tried in another way, few changes first.
+the outputs of its layers apart. Each of these is a variable with a few options. As a rule only the
+outputs and the factors of products are left to be decided, for numbers and tensors are solved; all
+are tried where that does not do. The first guess goes by the sizes that are known to widen, and by
+the names of head counts; what does not work out is tried in another way, few changes first.
 """
 
 from __future__ import annotations

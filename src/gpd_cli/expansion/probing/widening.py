@@ -2,9 +2,11 @@
 
 Just before a layer runs, the channels of its actual input are matched by value with the recorded
 ones: that says which wide channel copies which narrow one, through whatever concatenation,
-shuffle or transposition led there, and the layer is widened then and there. A container tries how
-its attributes, tokens and tables widen until everything inside of it works and its own output
-follows the copies in its input; what worked is remembered for other modules of its class.
+shuffle or transposition led there, and the layer is widened then and there. The own code of a
+container gets the numbers and constants that fit the copies (`following`); from these its
+attributes, tokens and tables are solved once it has run. How the outputs of its layers lie is left
+to be decided, and tried, the likeliest first; what worked is remembered for other modules of its
+class.
 """
 
 from __future__ import annotations
@@ -123,15 +125,14 @@ class Widening(Tracer):
         self._wide.network(images.clone())
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Let code of this class call torch without being watched itself."""
+    def _top(self, frame: Frame | None) -> Iterator[None]:
+        """Let what runs be code of a container, or, with None, nothing that is to be watched."""
         depth = len(self._frames)
-        self._frames.append(None)
+        self._frames.append(frame)
         try:
-            with own_errors():
-                yield
+            yield
         finally:
-            del self._frames[depth:]
+            del self._frames[depth:]  # with those of layers that failed
 
     # What code reads
 
@@ -271,11 +272,11 @@ class Widening(Tracer):
 
             def attempt(plain: bool) -> Any:
                 events = self._recording.events.get((name, call), ())
-                depth, frame = len(self._frames), Frame(name, call, plain, events)
-                self._frames.append(frame)
+                frame = Frame(name, plain, events)
                 try:
-                    output = forward(*args, **kwargs)
-                    with self._aside():
+                    with self._top(frame):
+                        output = forward(*args, **kwargs)
+                    with own_errors():
                         self._following.matches.check_output(
                             name, recorded[call], tensors_in(output)
                         )
@@ -285,21 +286,15 @@ class Widening(Tracer):
                         reason = f"its forward does not run ({short_text(error)})"
                         raise Mismatch(name, reason) from error
                     raise
-                finally:
-                    del self._frames[depth:]
                 if not plain and not self.confirming:
-                    with self._aside():
+                    with own_errors():
                         self._following.settle(frame, self._rule(frame.name))
                 return output
 
-            if self.confirming or name in self._settled:
-                return attempt(plain=False)
-            depth = len(self._frames)
-            self._frames.append(None)
-            try:
+            with self._top(None):
+                if self.confirming or name in self._settled:
+                    return attempt(plain=False)
                 return self._try(name, attempt, lambda: self._known(name, call, (args, kwargs)))
-            finally:
-                del self._frames[depth:]
 
         return run
 
