@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from gpd_cli import expand
-from gpd_cli.expansion import merged_teacher
+from gpd_cli.distill.objective import Objective
 from gpd_cli.models import create_model
-from gpd_cli.training.objective import Objective
+from gpd_cli.teacher.build import merged_teacher
 
 
 def main() -> None:

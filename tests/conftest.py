@@ -8,7 +8,7 @@ import torch
 # Before the tests import anything else, as in the program: Python keeps one object for the types
 # `int | float` and `float | int`, so that otherwise what is imported first decides whether the
 # option --trainer.limit_train_batches 1 is one batch or all of them.
-import gpd_cli.cli  # noqa: F401
+import gpd_cli.cli.command_line  # noqa: F401
 
 
 def pytest_configure() -> None:

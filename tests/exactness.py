@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli import Pair, expand
-from gpd_cli.expansion import randomize
-from gpd_cli.expansion.compare import relative_difference
-from gpd_cli.expansion.double import in_double
+from gpd_cli.teacher.compare import relative_difference
+from gpd_cli.widening.running.double import in_double
+from gpd_cli.widening.running.randomize import randomize
 
 
 def assert_exact(student: nn.Module, x: Tensor, **options: object) -> Pair:

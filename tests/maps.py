@@ -1,7 +1,7 @@
 """Index maps that several tests need."""
 
-from gpd_cli.expansion import IndexMap
-from gpd_cli.expansion.layout import Scale, Segment
+from gpd_cli.widening.layout import Scale, Segment
+from gpd_cli.widening.plan import IndexMap
 
 
 def copies(size: int, ratio: float, block: int = 1) -> IndexMap:

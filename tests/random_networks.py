@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import nn
 
-from gpd_cli.expansion import randomize
+from gpd_cli.widening.running.randomize import randomize
 
 RATIOS = (2.0, 3.0, 4.0)
 ODD_RATIOS = (1.5, 2.5, 1.25)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from gpd_cli import Pair, expand
 from gpd_cli.errors import ExpansionError, ModelError
-from gpd_cli.expansion import randomize
-from gpd_cli.expansion.compare import relative_difference
-from gpd_cli.expansion.double import in_double
 from gpd_cli.models import create_model
 from gpd_cli.models.factory import count_classes, input_shape
+from gpd_cli.teacher.compare import relative_difference
+from gpd_cli.widening.running.double import in_double
+from gpd_cli.widening.running.randomize import randomize
 
 TOLERANCE = 1e-9
 """Largest relative difference of the logits, in float64, that counts as exact."""

@@ -7,28 +7,28 @@ The library's front door is `expand`::
     pair = expand(student, ratio=2, branches=6, sample=torch.randn(2, 3, 224, 224))
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpd_cli.errors import ExpansionError, GpdError
-    from gpd_cli.expansion import Pair, WidthPlan, expand
+    from gpd_cli.teacher import Pair, expand
     from gpd_cli.training.ema import EMA
+    from gpd_cli.widening import RULES, Rule, WidthPlan
 
-__all__ = ["EMA", "ExpansionError", "GpdError", "Pair", "WidthPlan", "expand"]
+__all__ = ["EMA", "RULES", "ExpansionError", "GpdError", "Pair", "Rule", "WidthPlan", "expand"]
+
+_ROOMS = {
+    "errors": ("ExpansionError", "GpdError"),
+    "teacher": ("Pair", "expand"),
+    "training.ema": ("EMA",),
+    "widening": ("RULES", "Rule", "WidthPlan"),
+}
 
 
 def __getattr__(name: str) -> Any:
     # On demand, so that `gpd --help` does not wait for torch.
-    if name in ("ExpansionError", "GpdError"):
-        from gpd_cli import errors
-
-        return getattr(errors, name)
-    if name == "EMA":
-        from gpd_cli.training import ema
-
-        return ema.EMA
-    if name in __all__:
-        from gpd_cli import expansion
-
-        return getattr(expansion, name)
+    for room, names in _ROOMS.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{room}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

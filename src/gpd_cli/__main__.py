@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        from gpd_cli.cli import run
+        from gpd_cli.cli.command_line import run
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise

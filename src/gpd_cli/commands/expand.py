@@ -14,23 +14,20 @@ import torch
 from torch import nn
 
 from gpd_cli.branches import BranchInit, branch_names, count_branches
-from gpd_cli.checkpoint import Description, save_expanded
 from gpd_cli.commands.report import cost, count, print_table
 from gpd_cli.errors import GpdError
-from gpd_cli.expansion import (
-    DEFAULT_NOISE,
-    Pair,
-    Storage,
-    WidthPlan,
-    expand,
-    find_plan,
-    merged_teacher,
-)
-from gpd_cli.expansion.describe import plan_text
 from gpd_cli.files import atomic_path, check_writable
 from gpd_cli.models import ModelSpec, input_shape
+from gpd_cli.teacher.build import merged_teacher
+from gpd_cli.teacher.checkpoint import Description, save_expanded
+from gpd_cli.teacher.expand import DEFAULT_NOISE, expand
+from gpd_cli.teacher.networks import layer_patterns
+from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.checks import check_start
-from gpd_cli.training.networks import layer_patterns
+from gpd_cli.widening.describe import plan_text
+from gpd_cli.widening.plan import WidthPlan
+from gpd_cli.widening.search.find import find_plan
+from gpd_cli.widening.tensors import Storage
 
 _PROBE_BATCH = 4
 

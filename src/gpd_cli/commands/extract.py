@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from gpd_cli.branches import count_branches
-from gpd_cli.checkpoint import Description, Weights, load_chosen
 from gpd_cli.commands.report import cost, count, print_table
 from gpd_cli.errors import GpdError, WeightsError
-from gpd_cli.expansion.certificate import Certificate
-from gpd_cli.expansion.compare import relative_difference
-from gpd_cli.expansion.pair import Pair
-from gpd_cli.expansion.teacher import merged_teacher
 from gpd_cli.files import atomic_path, check_writable, save_tensors
-from gpd_cli.training.networks import Alone
+from gpd_cli.teacher.build import merged_teacher
+from gpd_cli.teacher.certificate import Certificate
+from gpd_cli.teacher.checkpoint import Description, Weights, load_chosen
+from gpd_cli.teacher.compare import relative_difference
+from gpd_cli.teacher.networks import Alone
+from gpd_cli.teacher.pair import Pair
 
 Which = Literal["student", "teacher"]
 STATE_DICTS = (".safetensors", ".pth", ".pt")

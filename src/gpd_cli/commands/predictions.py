@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from gpd_cli.distributed.world import world_size
 from gpd_cli.errors import DataError
 from gpd_cli.files import atomic_path
-from gpd_cli.processes import world_size
 
 Top = tuple[int, float]
 """A network's class for an image, and its probability."""

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from gpd_cli.expansion import RULES, Rule
 from gpd_cli.models.classifier import Classifier, cifar_configs
 
 __all__ = ["CifarShuffleNetV1", "CifarShuffleNetV2"]
@@ -27,8 +26,8 @@ _GROUPS_V1 = 3
 _WIDTHS_V2 = (116, 232, 464)
 _LAST_V2 = 1024
 
-# Copies of a channel are dealt together, so the numbers dealt by stay those of the student.
-RULES["SplitUnit"] = RULES["DownUnit"] = Rule(keep=("halves",))
+_RULE = {"keep": ("halves",)}
+"""Copies of a channel are dealt together, so the numbers dealt by stay those of the student."""
 
 
 class ShuffleUnit(nn.Module):
@@ -79,6 +78,8 @@ class SplitUnit(nn.Module):
         chans: C.
     """
 
+    widening_rule = _RULE
+
     def __init__(self, chans: int) -> None:
         super().__init__()
         half = chans // 2
@@ -106,6 +107,8 @@ class DownUnit(nn.Module):
         in_chans: channels of the input.
         out_chans: channels of the output, half of them from each of two paths.
     """
+
+    widening_rule = _RULE
 
     def __init__(self, in_chans: int, out_chans: int) -> None:
         super().__init__()

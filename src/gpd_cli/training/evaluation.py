@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from gpd_cli.expansion import Pair, merged_teacher
+from gpd_cli.teacher.build import merged_teacher
+from gpd_cli.teacher.networks import Alone
+from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.averages import find_average, has_begun, trained_weights
 from gpd_cli.training.metrics import Scores
-from gpd_cli.training.networks import Alone
 
 
 class EvaluatedModule(LightningModule):

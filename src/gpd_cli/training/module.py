@@ -12,11 +12,16 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpd_cli.branches import BranchInit, branch_names
-from gpd_cli.checkpoint import TRAINED, check_same_network, describe_run, exported_state
+from gpd_cli.distill.distillation import Distillation
+from gpd_cli.distill.methods import KD, Batch, Method
+from gpd_cli.distill.methods.simkd import adopt_classifier, freeze_classifier
+from gpd_cli.distill.objective import Objective
+from gpd_cli.distill.static_teacher import StaticTeacherSettings, load_static_teachers
 from gpd_cli.errors import DataError
-from gpd_cli.expansion import DEFAULT_NOISE, Storage
-from gpd_cli.methods import KD, Batch, Method
 from gpd_cli.models import ModelSpec, check_images, input_shape
+from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
+from gpd_cli.teacher.expand import DEFAULT_NOISE
+from gpd_cli.teacher.networks import layer_patterns, summary, with_teacher
 from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up, settle
 from gpd_cli.training.checks import (
     check_same_classes,
@@ -25,11 +30,8 @@ from gpd_cli.training.checks import (
     check_taught,
     ignored_settings,
 )
-from gpd_cli.training.distillation import Distillation
 from gpd_cli.training.evaluation import EvaluatedModule
 from gpd_cli.training.metrics import RunningAccuracy
-from gpd_cli.training.networks import layer_patterns, summary, with_teacher
-from gpd_cli.training.objective import Objective
 from gpd_cli.training.optimizers import (
     OptimizerSettings,
     configure,
@@ -43,12 +45,11 @@ from gpd_cli.training.resuming import (
     group_settings,
     keep_settings,
 )
-from gpd_cli.training.reuse import adopt_classifier, freeze_classifier
 from gpd_cli.training.settings import default_settings, method_name, plain_settings
 from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_scores import score_static_teachers
-from gpd_cli.training.static_teacher import StaticTeacherSettings, load_static_teachers
 from gpd_cli.training.watch import FiniteWatch, check_weights
+from gpd_cli.widening.tensors import Storage
 
 
 class GapPreservingDistillation(EvaluatedModule):

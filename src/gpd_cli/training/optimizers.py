@@ -14,8 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gpd_cli.errors import GpdError
-from gpd_cli.expansion import Pair, Storage
-from gpd_cli.training.networks import Alone
+from gpd_cli.teacher.networks import Alone
+from gpd_cli.teacher.pair import Pair
+from gpd_cli.widening.tensors import Storage
 
 
 @dataclass(frozen=True)

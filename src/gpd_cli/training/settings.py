@@ -8,7 +8,7 @@ from dataclasses import asdict, is_dataclass
 from functools import partial
 from typing import Any
 
-from gpd_cli.methods import Method
+from gpd_cli.distill.methods import Method
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gpd_cli.distill.distillation import Distillation
 from gpd_cli.errors import ModelError
-from gpd_cli.expansion import Pair
-from gpd_cli.training.distillation import Distillation
-from gpd_cli.training.networks import Alone
+from gpd_cli.teacher.networks import Alone
+from gpd_cli.teacher.pair import Pair
 
 
 @dataclass(frozen=True)

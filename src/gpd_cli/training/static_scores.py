@@ -16,9 +16,9 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from gpd_cli.processes import world_size
+from gpd_cli.distill.static_teacher import StaticTeacher, check_logits
+from gpd_cli.distributed.world import world_size
 from gpd_cli.training.metrics import Scores
-from gpd_cli.training.static_teacher import StaticTeacher, check_logits
 
 _DEVIATIONS = 2  # above chance by less than so many standard deviations is chance
 

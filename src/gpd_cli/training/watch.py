@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gpd_cli.distill.static_teacher import StaticTeacher, check_logits
+from gpd_cli.distributed.world import everywhere
 from gpd_cli.errors import TrainingError
-from gpd_cli.processes import everywhere
-from gpd_cli.training.static_teacher import StaticTeacher, check_logits
 
 _EVERY = 50  # steps between looks: each one waits for the GPU
 

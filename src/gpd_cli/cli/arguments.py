@@ -1,0 +1,92 @@
+"""What has to be known of a command line before it is parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpd_cli.teacher.checkpoint import read_run
+
+CONFIGURATION = ("-c", "--config")
+IMAGE_DATA = "gpd_cli.data.ImageData"
+"""The data module of runs that do not name another one."""
+# Settings that only training knows a use for.
+_OF_TRAINING = ("static_", "assistants", "ce_weight", "method", "stages")
+_CHECKPOINT = "--ckpt_path"
+
+
+def occurrences(arguments: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The options of these names, each with its value, in the order of the command line.
+
+    Args:
+        arguments: the command line.
+        names: of the options, with their hyphens.
+    """
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            yield name, value if equals else following
+
+
+def with_values(arguments: Sequence[str]) -> list[str]:
+    """The command line with a value for `--dry_run`, which may stand alone."""
+    following = [*arguments[1:], "-"]
+    return [
+        f"{argument}=true" if argument == "--dry_run" and after.startswith("-") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
+
+
+def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
+    """The checkpoint that a command line names: as everywhere, the last one.
+
+    A configuration without checkpoint (those that runs save say null) does not undo an earlier one.
+
+    Args:
+        arguments: the command line.
+    """
+    found: str | None = None
+    for name, value in occurrences(arguments, (_CHECKPOINT, *CONFIGURATION)):
+        if name == _CHECKPOINT:
+            found = None if value in ("", "null") else value
+        else:
+            found = _configured(value, _CHECKPOINT.removeprefix("--")) or found
+    return found
+
+
+def settings_of_checkpoint(path: str) -> dict[str, Any]:
+    """Model and data of the run that wrote a checkpoint, as options without hyphens.
+
+    What only training knows a use for, such as the static teacher, is left out.
+
+    Args:
+        path: of the checkpoint.
+
+    Raises:
+        WeightsError: when it cannot be read.
+    """
+    content = read_run(path)
+    model, data = content["hyper_parameters"], content.get("datamodule_hyper_parameters", {})
+    settings = {
+        f"model.{name}": value
+        for name, value in model.items()
+        if not name.startswith(("_", *_OF_TRAINING))
+    }
+    arguments = {name: value for name, value in data.items() if not name.startswith("_")}
+    settings["data"] = {
+        "class_path": data.get("_class_path", IMAGE_DATA),
+        "init_args": arguments,
+    }
+    return settings
+
+
+def _configured(path: str, key: str) -> Any:
+    """An entry of a configuration file, if it can be read."""
+    try:
+        content = yaml.safe_load(Path(path).read_text()) if path else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None  # the parser will say what is wrong with it
+    return content.get(key) if isinstance(content, dict) else None

@@ -1,0 +1,116 @@
+"""Loggers of a run: a CSV file always, and whatever the user adds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from gpd_cli.cli.arguments import CONFIGURATION, occurrences
+from gpd_cli.errors import GpdError
+
+_CSV = "lightning.pytorch.loggers.CSVLogger"
+_PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
+_RUNS = "runs"
+_SHIPPED = "configs"
+
+
+def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
+    """The logger every run has: ``runs/NAME/version_N``, NAME being that of its configurations.
+
+    Args:
+        arguments: the command line.
+    """
+    files = [file for _, file in occurrences(arguments, CONFIGURATION) if file]
+    name = "_".join(run_name(file) for file in files) or "gpd"
+    return {"class_path": _CSV, "init_args": {"save_dir": _RUNS, "name": name}}
+
+
+def run_name(file: str | Path) -> str:
+    """What a configuration calls its runs: its own name, without ending.
+
+    A file two or more folders below one that is named ``configs`` has its folder's name in front,
+    as ``configs/imagenet/scratch/resnet18.yaml`` and ``.../finetune/resnet18.yaml`` are different
+    runs: ``scratch_resnet18`` and ``finetune_resnet18``.
+
+    Args:
+        file: the configuration.
+    """
+    path = Path(file).absolute()
+    folders = [folder.name for folder in path.parents]
+    if _SHIPPED in folders[2:]:
+        return f"{folders[0]}_{path.stem}"
+    return path.stem
+
+
+def with_csv(
+    chosen: Any, default: Mapping[str, Any], root: str | Path | None = None
+) -> list[Namespace]:
+    """The chosen loggers with a CSV file in front, which then names the run's folder.
+
+    Without any logger the CSV file stays, too: the folder that it makes keeps a run's checkpoints
+    apart from those of other runs.
+
+    Args:
+        chosen: ``trainer.logger`` as parsed.
+        default: as `csv_logger` gives it.
+        root: ``trainer.default_root_dir``: runs are then in the folder ``runs`` there, instead of
+            in the working directory.
+
+    Raises:
+        GpdError: when the package behind a logger is not installed.
+    """
+    loggers = list(chosen) if isinstance(chosen, list) else [chosen]
+    loggers = [logger for logger in loggers if not (logger is None or isinstance(logger, bool))]
+    for logger in loggers:
+        name = logger.get("class_path", "").rpartition(".")[2]
+        package = _PACKAGES.get(name)
+        if package is not None and find_spec(package) is None:
+            raise GpdError(
+                f"{name} needs the package {package}, which is not installed: pip install "
+                f"'gpd-cli[{package}]'."
+            )
+    files = [logger for logger in loggers if logger.get("class_path", "").endswith("CSVLogger")]
+    if not files:
+        files = [Namespace(class_path=_CSV, init_args=Namespace(**default["init_args"]))]
+    for logger in files:
+        if root and str(logger.init_args.get("save_dir")) == _RUNS:
+            logger.init_args["save_dir"] = os.path.join(root, _RUNS)  # noqa: PTH118 - or a URL
+    return files + [logger for logger in loggers if logger not in files]
+
+
+def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs are compared by: the settings of model, optimizer, data and trainer.
+
+    Args:
+        config: the configuration of a run, resolved.
+
+    Returns:
+        A nested dictionary, which each logger flattens in its own way; of the trainer's settings
+        those that are numbers or names.
+    """
+    trainer = {
+        name: value
+        for name, value in config["trainer"].items()
+        if isinstance(value, bool | int | float | str)
+    }
+    data = config["data"]
+    return {
+        "seed_everything": config.get("seed_everything"),
+        "model": _plain(config["model"]),
+        "data": {"class_path": data["class_path"], **_plain(data["init_args"])},
+        "trainer": trainer,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Without tuples, which YAML has only Python's own tag for."""
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value

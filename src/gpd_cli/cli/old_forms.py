@@ -1,0 +1,151 @@
+"""Options and settings as they were before methods and static teachers had settings of their own.
+
+Old forms go on working where they say the same; what does not is refused with its new form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpd_cli.cli.arguments import IMAGE_DATA
+from gpd_cli.distill.methods import METHODS
+from gpd_cli.errors import MethodError
+
+_METHOD, _STATIC = "--model.method", "--model.static_teacher"
+_OF_STATIC = ("weights", "args", "stages")
+_OF_CLASS = {"class_path", "init_args"}
+_NAMES = {cls.__name__.lower(): cls.__name__ for cls in METHODS}
+
+
+def current_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line with old forms of options in their new form.
+
+    Args:
+        arguments: the command line.
+
+    Raises:
+        MethodError: when an old form has no new one that says the same, or a method is unknown.
+
+    Example:
+        >>> current_arguments(["fit", "--model.static_teacher", "resnet34", "--model.method=dkd"])
+        ['fit', '--model.static_teacher.name', 'resnet34', '--model.method=DKD']
+    """
+    following = [*arguments[1:], ""]
+    current: list[str] = []
+    takes_method = False
+    for argument, after in zip(arguments, following, strict=True):
+        if takes_method:
+            current.append(_class_name(argument))
+            takes_method = False
+            continue
+        name, equals, value = argument.partition("=")
+        value = value if equals else after
+        name = _option(name, value)
+        if name in (_METHOD, f"{_METHOD}.class_path", f"{_METHOD}.help"):
+            takes_method = not equals
+            value = _class_name(value) if equals else value
+        current.append(f"{name}={value}" if equals else name)
+    return current
+
+
+def current_settings(content: Any) -> Any:
+    """A configuration with old and short forms of settings in their full form.
+
+    Settings of the data without a class are those of `ImageData`.
+
+    Args:
+        content: what was read from YAML: of a configuration, or of the value of an option, which
+            stays as it is.
+
+    Raises:
+        MethodError: when an old form has no new one that says the same, or a method is unknown.
+    """
+    if not isinstance(content, Mapping):
+        return content
+    current: dict[str, Any] = {}
+    dotted: dict[str, Any] = {}
+    for key, value in content.items():
+        group, dot, name = str(key).partition(".")
+        if group == "model" and dot:
+            dotted[name] = value
+        elif key == "model" and isinstance(value, Mapping):
+            current[key] = _nested(_current(value))
+        elif key == "data" and isinstance(value, Mapping) and not value.keys() & _OF_CLASS:
+            current[key] = {"class_path": IMAGE_DATA, "init_args": value}
+        elif group == "data" and dot and name.partition(".")[0] not in _OF_CLASS:
+            current[f"data.init_args.{name}"] = value
+        else:
+            current[key] = value
+    return {**current, **{f"model.{name}": value for name, value in _current(dotted).items()}}
+
+
+def _option(name: str, value: str) -> str:
+    """The name of an option that has this value."""
+    if name == f"{_METHOD}_args":
+        raise _lost_settings()
+    if name.startswith(f"{_METHOD}_args."):
+        return name.replace("method_args.", "method.", 1)
+    if name == _STATIC:
+        is_name = not value.startswith("{") and not value.endswith((".yaml", ".yml", ".json"))
+        return f"{_STATIC}.name" if is_name else name
+    for part in _OF_STATIC:
+        old = f"{_STATIC}_{part}"
+        if name in (old, f"{old}+") or name.startswith(f"{old}."):
+            return name.replace(old, f"{_STATIC}.{part}", 1)
+    return name
+
+
+def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the model by names with dots."""
+    current: dict[str, Any] = {}
+    settings = dict(settings)
+    arguments = settings.pop("method_args", None)
+    for name, value in settings.items():
+        if name == "method" and isinstance(value, str):
+            value = _class_name(value)
+            if arguments:
+                value, arguments = {"class_path": value, "init_args": arguments}, None
+        elif name.startswith("method_args."):
+            name = name.replace("method_args.", "method.init_args.", 1)
+        elif name == "static_teacher" and not isinstance(value, Mapping):
+            name = "static_teacher.name"
+        elif name.startswith("static_teacher_"):
+            name = name.replace("_teacher_", "_teacher.", 1)
+        current[name] = value
+    if arguments:
+        raise _lost_settings()
+    return current
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with a mapping for each dot."""
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        *groups, last = name.split(".")
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return nested
+
+
+def _class_name(method: str) -> str:
+    """The name of a method's class; what is no plain name stays as it is."""
+    if method in _NAMES.values() or not method.isidentifier():
+        return method
+    if method.lower() not in _NAMES:
+        raise MethodError(
+            f"Unknown distillation method '{method}': choose one of "
+            f"{', '.join(sorted(_NAMES.values(), key=str.lower))}, or give the path of a class of "
+            "your own (package.module.Class)."
+        )
+    return _NAMES[method.lower()]
+
+
+def _lost_settings() -> MethodError:
+    return MethodError(
+        "method_args has become settings of the method's class: write --model.method.beta 2 in the "
+        "place of --model.method_args '{beta: 2}', and in YAML model.method with class_path and "
+        "init_args."
+    )

@@ -1,0 +1,132 @@
+"""The Trainer whose methods are the subcommands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from gpd_cli.commands.expand import expand_command
+from gpd_cli.commands.predictions import PredictionTable
+from gpd_cli.distributed.cluster import launched, requeue_path
+from gpd_cli.distributed.interruptions import Interruptions
+from gpd_cli.distributed.seeds import RankSeeds
+from gpd_cli.errors import DataError, TrainingError
+from gpd_cli.files import check_writable
+from gpd_cli.training.resuming import FinishedError
+
+
+class GpdTrainer(Trainer):
+    """Lightning's Trainer, with `expand` beside `fit`, `validate`, `test` and `predict`.
+
+    Runs that torchrun or SLURM started need no numbers of devices and nodes, and stop and go on as
+    `Interruptions` says.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("barebones"):
+            raise TrainingError(
+                "Every run keeps a log and checkpoints, which --trainer.barebones is without; "
+                "leave it out."
+            )
+        kwargs.update(launched(kwargs))
+        super().__init__(*args, **kwargs)
+        # After those that act on every batch.
+        self.callbacks += [RankSeeds(), Interruptions()]  # type: ignore[attr-defined]
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train student and dynamic teacher.
+
+        Args:
+            model: the module.
+            train_dataloaders: the data, unless there is a data module.
+            val_dataloaders: likewise.
+            datamodule: the data.
+            ckpt_path: a checkpoint of fit to go on from; a requeued SLURM job goes on from its own.
+            weights_only: whether checkpoints may hold tensors and plain values only.
+        """
+        path = requeue_path(self.default_root_dir)
+        requeued = path is not None and path.is_file()
+        data = (train_dataloaders, val_dataloaders, datamodule)
+        try:
+            super().fit(model, *data, path if requeued else ckpt_path, weights_only)
+        except FinishedError as finished:
+            if path is None or not requeued:
+                raise
+            # The job was killed between its last epoch and its end: it has done its work.
+            rank_zero_info(str(finished))
+            if self.is_global_zero:
+                path.unlink(missing_ok=True)
+
+    def predict(  # type: ignore[override]
+        self,
+        model: LightningModule | None = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        output: Path = Path("predictions.csv"),
+    ) -> None:
+        """Write the predictions of student and dynamic teacher for the test images.
+
+        Several processes share the images; the table has all of them, in order.
+
+        Args:
+            model: the module.
+            datamodule: the data.
+            ckpt_path: a checkpoint of fit.
+            output: the table to write (.csv): per image its number, and each network's class and
+                probability.
+
+        Raises:
+            DataError: when several processes are to read a stream, which numbers no images, or
+                there are none.
+        """
+        check_writable(output)
+        table = PredictionTable(output)
+        callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
+        callbacks.append(table)
+        try:
+            super().predict(
+                model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path
+            )
+        finally:
+            callbacks.remove(table)
+        if not table.images:
+            raise DataError(
+                "There were no images to predict; look at --trainer.limit_predict_batches and "
+                "--data.test_split."
+            )
+
+    @staticmethod
+    def expand(
+        model: Mapping[str, Any],
+        output: Path | None = None,
+        plan: Path | None = None,
+        dry_run: bool = False,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Inflate a student into a dynamic teacher that computes the same function.
+
+        Args:
+            model: the student and how to expand it, see `expand_command`.
+            output: the file to write (.safetensors); needed unless dry_run.
+            plan: where to write, for people to read and compare, what is widened and how (.yaml);
+                by default nowhere.
+            dry_run: print that plan and stop: nothing is built and no output is written.
+            ckpt_path: not used; the config.yaml of a run has it, and is welcome here.
+        """
+        expand_command(
+            None if dry_run or output is None else Path(output),
+            plan=None if plan is None else Path(plan),
+            **model,
+        )

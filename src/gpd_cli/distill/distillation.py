@@ -1,0 +1,211 @@
+"""What student and dynamic teacher learn from frozen networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.distill.features import Outputs, Places, Taps, find_places
+from gpd_cli.distill.methods import Batch, Method
+from gpd_cli.distill.methods.precision import in_float32
+from gpd_cli.distill.methods.simkd import check_reused
+from gpd_cli.distill.objective import warmed_up
+from gpd_cli.distill.static_teacher import StaticTeacher
+from gpd_cli.errors import MethodError
+from gpd_cli.models import check_images
+from gpd_cli.teacher.networks import Alone
+from gpd_cli.teacher.pair import Pair
+
+_CAUGHT = {"stages", "pooled", "embedding"}
+
+
+class Distillation(nn.Module):
+    """A method for each pair of a trained network and a static teacher, and the hooks they need.
+
+    The loss of a trained network is the mean over the static teachers: with teacher assistants
+    among them this is densely guided distillation (Son et al., ICCV 2021).
+
+    Args:
+        network: what is trained; hooks are put into it where the method needs features.
+        teachers: the static teachers, one or more.
+        method: makes the method, without arguments; it is called for each pair.
+        shape: of the images the network was made for, ``(C, H, W)``.
+        stages: modules whose outputs are the student's stages; by default found.
+        weight: of the terms.
+        warmup_epochs: epochs over which the weight rises, by an equal step in each.
+
+    Raises:
+        MethodError: when the method does not suit the networks, or is none.
+    """
+
+    def __init__(
+        self,
+        network: Pair | Alone,
+        teachers: Sequence[StaticTeacher],
+        *,
+        method: Callable[[], Method],
+        shape: tuple[int, int, int],
+        stages: Sequence[str] | None = None,
+        weight: float = 1.0,
+        warmup_epochs: int = 0,
+    ) -> None:
+        super().__init__()
+        if warmup_epochs < 0:
+            raise MethodError(f"There must be 0 warm-up epochs or more, not {warmup_epochs}.")
+        self._weight, self._warmup = weight, warmup_epochs
+        self.teachers = list(teachers)
+        kind = _checked(method())
+        self.needs, self._one_label, self._name = kind.needs, kind.one_label, type(kind).__name__
+        self._num_images = getattr(kind, "num_images", None)
+        if kind.reuses_classifier:
+            check_reused(network, self._name)
+        trained = _trained(network)
+        # The student's own module has its weights for the time of a run only.
+        before = kind.student_preactivation
+        places = {"student": self._places(network.extract(), shape, stages, before)}
+        if isinstance(network, Pair):
+            like = places["student"]
+            places["teacher"] = self._places(network.teacher, shape, None, before, like)
+        before = kind.static_preactivation
+        theirs = [self._places(t.network, t.shape, t.stages, before) for t in self.teachers]
+        self.methods = nn.ModuleDict()
+        for name in trained:
+            made = [method() for _ in theirs]
+            for one, there in zip(made, theirs, strict=True):
+                one.build(places[name], there)
+            self.methods[name] = nn.ModuleList(made)
+        self._taps = {name: Taps(module, places[name]) for name, module in trained.items()}
+        self._teacher_taps = [
+            Taps(t.network, p) for t, p in zip(self.teachers, theirs, strict=True)
+        ]
+
+    def forward(
+        self, logits: Mapping[str, Tensor], images: Tensor, batch: Batch, epoch: int = 0
+    ) -> dict[str, Tensor]:
+        """The weighted terms, ``student_static`` and ``teacher_static``.
+
+        Args:
+            logits: of the trained networks, right after they ran on the images.
+            images: ``[B, C, H, W]``.
+            batch: labels, and indices if the method needs them.
+            epoch: epochs that are done.
+        """
+        if self._one_label and batch.labels.ndim > 1:
+            raise MethodError(
+                f"{self._name} needs one class per image; turn mixing off (--data.mixup 0 "
+                "--data.cutmix 0)."
+            )
+        ours = {name: _in_float32(self._taps[name].take(value)) for name, value in logits.items()}
+        theirs = [
+            _in_float32(taps.take(teacher(images)))
+            for teacher, taps in zip(self.teachers, self._teacher_taps, strict=True)
+        ]
+        weight = self._weight * warmed_up(epoch, self._warmup)
+        terms = {}
+        for name, outputs in ours.items():
+            methods = self._methods(name)
+            losses = [m(outputs, t, batch) for m, t in zip(methods, theirs, strict=True)]
+            terms[f"{name}_static"] = weight * torch.stack(losses).mean()
+        return terms
+
+    def prepare(self, data: Any, shape: tuple[int, int, int] | None = None) -> None:
+        """Ask the data for what the method needs of it, and the static teachers for its images.
+
+        Args:
+            data: the data module.
+            shape: of its images, ``(C, H, W)``, if that is known.
+
+        Raises:
+            MethodError: when the data cannot give it, or has another number of images.
+            ModelError: when a static teacher does not take images of this size.
+        """
+        if shape is not None:
+            for teacher in self.teachers:
+                if shape != teacher.shape:
+                    check_images(teacher.network, shape, "--model.static_teacher.args")
+        if "indices" not in self.needs:
+            return
+        if not hasattr(data, "with_indices"):
+            raise MethodError(
+                f"{self._name} needs to know which image is which; train it on gpd's own data "
+                "module (ImageData), or on one with the attribute with_indices."
+            )
+        data.with_indices = True
+        if self._num_images != data.num_train:
+            raise MethodError(
+                f"{self._name} keeps a memory of every training image, and there are "
+                f"{data.num_train}; set --model.method.num_images {data.num_train}."
+            )
+
+    def same_everywhere(self) -> list[str]:
+        """Names of the buffers that all processes keep equal by themselves."""
+        return [
+            f"methods.{name}.{k}.{buffer}"
+            for name in self.methods
+            for k, method in enumerate(self._methods(name))
+            for buffer in method.same_everywhere
+        ]
+
+    def _methods(self, name: str) -> list[Method]:
+        methods = self.methods[name]
+        assert isinstance(methods, nn.ModuleList)
+        return [m for m in methods if isinstance(m, Method)]
+
+    def _places(
+        self,
+        network: nn.Module,
+        shape: tuple[int, int, int],
+        names: Sequence[str] | None,
+        preactivation: bool,
+        like: Places | None = None,
+    ) -> Places:
+        if not self.needs & _CAUGHT:
+            return Places()
+        pooled = "pooled" in self.needs
+        if not pooled and "stages" not in self.needs:
+            names, like = [], None
+        found = find_places(
+            network, shape, names=names, like=like, pooled=pooled, preactivation=preactivation
+        )
+        if "embedding" not in self.needs:
+            found = replace(found, classifier=None)
+        return found
+
+
+def _checked(method: Method) -> Method:
+    """A method that has a loss.
+
+    Raises:
+        MethodError: when it has none.
+    """
+    if type(method).forward is Method.forward:
+        raise MethodError(
+            f"{type(method).__name__} has no forward, which computes the loss; give it one."
+        )
+    return method
+
+
+def _trained(network: Pair | Alone) -> dict[str, nn.Module]:
+    """The modules that run, by the names of their terms."""
+    if isinstance(network, Pair):
+        return {"student": network.narrow, "teacher": network.teacher}
+    return {"student": network.network}
+
+
+def _in_float32(outputs: Outputs) -> Outputs:
+    """Everything but feature maps in float32 at least: losses need more than half precision."""
+
+    def wide(value: Tensor | None) -> Tensor | None:
+        return None if value is None else in_float32(value)
+
+    return replace(
+        outputs,
+        logits=in_float32(outputs.logits),
+        embedding=wide(outputs.embedding),
+        weight=wide(outputs.weight),
+        bias=wide(outputs.bias),
+    )

@@ -1,0 +1,56 @@
+"""Stages that are told by what a network computes there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from gpd_cli.distill.features.running import Run
+from gpd_cli.distill.features.stage import Stage
+
+
+def pooled_stage(seen: Run, stages: Iterable[Stage]) -> Stage | None:
+    """The last of some stages whose map, averaged over its positions, is what the classifier sees.
+
+    Args:
+        seen: a run of the network.
+        stages: of it, outputs of modules, in the order in which they ended.
+
+    Returns:
+        None if there is no such stage.
+    """
+    for stage in reversed(list(stages)):
+        given = seen.outputs[stage.name]
+        if seen.embedding is None or stage.positions == 1 or given.overwritten:
+            continue
+        mean = stage.as_map(given.tensor).mean(dim=(2, 3))
+        if mean.shape == seen.embedding.shape and torch.allclose(
+            mean, seen.embedding, rtol=1e-3, atol=1e-4 * float(seen.embedding.abs().max())
+        ):
+            return stage
+    return None
+
+
+def before_activation(seen: Run, stage: Stage) -> Stage:
+    """What the activation is given that a stage ends in.
+
+    A stage of pre-activation blocks (Wide ResNet) ends in a sum that the next norm normalizes for
+    the next activation: what that one is given. A stage with neither is left as it is.
+
+    Args:
+        seen: a run of the network.
+        stage: of it.
+    """
+    end = seen.outputs[stage.name]
+    for name in seen.inputs:
+        if seen.outputs[name].same(end):
+            return replace(stage, name=name, before=True)
+    norms = [norm for norm, given in seen.norm_inputs.items() if given.same(end)]
+    for name, given in seen.inputs.items():
+        for norm in norms:
+            # timm's norms have their activations inside.
+            if seen.outputs[norm].same(given) or name.startswith(f"{norm}."):
+                return replace(stage, name=name, before=True)
+    return stage

@@ -1,0 +1,69 @@
+"""Attention transfer (Zagoruyko and Komodakis, ICLR 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.methods.base import Batch, Method, check_weight
+from gpd_cli.distill.methods.maps import same_size
+from gpd_cli.distill.methods.precision import in_float32
+
+
+def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Activation-based attention transfer (Zagoruyko and Komodakis, 2017, arXiv 1612.03928).
+
+    A stage's attention is the sum of squares over its channels, at each position; the sum over
+    the stages of ``mean((q_s / |q_s| - q_t / |q_t|)^2)`` is what equation 2 minimizes, up to the
+    number of positions and its factor of a half, as in the authors' code. Of two sizes, the larger
+    map is pooled to the smaller one, before it is squared, as in the code behind the tables of the
+    CIFAR-100 literature (Tian et al., ICLR 2020).
+
+    Args:
+        student: maps, each ``[B, C, H, W]``.
+        teacher: as many, each ``[B, C', H', W']``.
+
+    Returns:
+        A scalar.
+    """
+    losses = []
+    for ours, theirs in zip(student, teacher, strict=True):
+        one, other = same_size(in_float32(ours), in_float32(theirs))
+        losses.append(F.mse_loss(_attention(one), _attention(other)))
+    return torch.stack(losses).sum()
+
+
+class AT(Method):
+    """Attention transfer.
+
+    Args:
+        weight: of the loss; 1000 is the authors'.
+    """
+
+    needs = frozenset({"stages"})
+
+    def __init__(self, weight: float = 1000.0) -> None:
+        super().__init__()
+        check_weight(weight)
+        self.weight = weight
+
+    def build(self, network: Places, teacher: Places) -> None:
+        """Nothing is trained.
+
+        Raises:
+            MethodError: when the numbers of stages differ.
+        """
+        self.same_stages(network, teacher)
+
+    def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """See `attention_loss`; labels are not used."""
+        return self.weight * attention_loss(network.stages, teacher.stages)
+
+
+def _attention(maps: Tensor) -> Tensor:
+    """Mean of squares over the channels, as unit vectors of positions: ``[B, H W]``."""
+    return F.normalize(maps.square().mean(dim=1).flatten(1))

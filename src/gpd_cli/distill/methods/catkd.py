@@ -1,0 +1,103 @@
+"""Class attention transfer (Guo et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.methods.base import Batch, Method, check_weight
+from gpd_cli.distill.methods.maps import pool_to
+from gpd_cli.distill.methods.precision import full_precision, in_float32
+from gpd_cli.errors import MethodError
+
+
+def class_activation(maps: Tensor, weight: Tensor, resolution: int = 2) -> Tensor:
+    """Class activation maps, pooled.
+
+    Where global pooling and a linear classifier follow a map, its rows applied at each position
+    say how much that position speaks for each class; their mean is the logit less the bias.
+
+    Args:
+        maps: ``[B, F, H, W]``.
+        weight: of the classifier, ``[C, F]``.
+        resolution: of the result.
+
+    Returns:
+        ``[B, C, resolution, resolution]``.
+    """
+    maps, weight = in_float32(maps), in_float32(weight)
+    with full_precision(maps):
+        # Pooled first: the order does not matter to the result, and so it costs less.
+        return torch.einsum("cf,bfhw->bchw", weight, pool_to(maps, (resolution, resolution)))
+
+
+def class_attention_loss(student: Tensor, teacher: Tensor, normalize: bool = True) -> Tensor:
+    """Class attention transfer (Guo et al., CVPR 2023, section 3.3).
+
+    ``mean((a_s / |a_s| - a_t / |a_t|)^2)`` for class activation maps a of each image and class.
+
+    Args:
+        student: pooled class activation maps, ``[B, C, n, n]``.
+        teacher: likewise.
+        normalize: whether each is divided by its norm.
+
+    Returns:
+        A scalar.
+    """
+    student, teacher = student.flatten(2), teacher.flatten(2)
+    if normalize:
+        student, teacher = F.normalize(student, dim=2), F.normalize(teacher, dim=2)
+    return F.mse_loss(student, teacher)
+
+
+class CATKD(Method):
+    """Class attention transfer: the student learns where the teacher sees each class.
+
+    Args:
+        resolution: of the class activation maps, 2 or more (4 in the authors' ImageNet runs).
+        normalize: whether only their form counts. The authors do so where they train on attention
+            alone; on top of labels their runs do not, with weights between 0.5 and 15.
+        weight: of the loss; the authors' with normalization.
+    """
+
+    needs = frozenset({"pooled", "embedding"})
+
+    def __init__(self, resolution: int = 2, normalize: bool = True, weight: float = 50.0) -> None:
+        super().__init__()
+        check_weight(weight)
+        if resolution < 2:
+            raise MethodError(
+                f"Class attention needs a resolution of 2 or more to differ by place, not "
+                f"{resolution}."
+            )
+        self.resolution, self.normalize, self.weight = resolution, normalize, weight
+
+    def build(self, network: Places, teacher: Places) -> None:
+        """Nothing is trained.
+
+        Raises:
+            MethodError: when a classifier does not see the mean of a map.
+        """
+        for places, which, option in (
+            (network, "trained network", "stages"),
+            (teacher, "static teacher", "static_teacher.stages"),
+        ):
+            last = places.stages[-1] if places.stages else None
+            if last is None or last.channels != places.embedding or last.positions == 1:
+                raise MethodError(
+                    "Class attention is the classifier applied to each position of the map that is "
+                    f"averaged for it, and the {which} has no module that gives such a map, or "
+                    f"--model.{option} names another one; make that map a module's output, or "
+                    "choose another method on feature maps, such as reviewkd."
+                )
+
+    def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """See `class_activation` and `class_attention_loss`; labels are not used."""
+        ours, theirs = self._activation(network), self._activation(teacher)
+        return self.weight * class_attention_loss(ours, theirs, self.normalize)
+
+    def _activation(self, outputs: Outputs) -> Tensor:
+        assert outputs.weight is not None
+        return class_activation(outputs.stages[-1], outputs.weight, self.resolution)

@@ -1,0 +1,141 @@
+"""Correlation congruence (Peng et al., ICCV 2019)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.methods.base import Batch, Method, check_weight
+from gpd_cli.distill.methods.embeddings import check_embeddings, connect, cosines, embeddings
+from gpd_cli.distill.methods.precision import in_float32
+from gpd_cli.errors import MethodError
+
+_WEIGHT, _KERNEL_WEIGHT = 0.02, 100.0
+
+
+def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Correlation congruence as the tables of the CIFAR-100 literature have it.
+
+    ``mean_i(sum_f |d_i| |d_(i+1)|)`` over the neighbours in a batch, where d is the difference of
+    the embeddings. It is not the loss of the paper, but what Tian et al. (ICLR 2020) compare with
+    in their published code, which they had from the paper's authors.
+
+    Args:
+        student: embeddings, ``[B, F]``.
+        teacher: embeddings, ``[B, F]``.
+
+    Returns:
+        A scalar; 0 for a single image.
+    """
+    distances = (in_float32(student) - in_float32(teacher)).abs()
+    products = (distances[:-1] * distances[1:]).sum(dim=1)
+    return products.sum() / max(1, len(products))
+
+
+def correlations(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
+    """A Gaussian kernel of unit vectors, by its Taylor series.
+
+    ``exp(-gamma |x - y|^2)`` is ``exp(-2 gamma) * exp(2 gamma x.y)`` where x and y are of length 1,
+    and the second factor is ``sum_p (2 gamma)^p / p! (x.y)^p``, here up to the order.
+
+    Args:
+        embedding: ``[B, F]``; their lengths do not matter.
+        gamma: of the kernel.
+        order: the largest power.
+
+    Returns:
+        ``[B, B]``.
+    """
+    similarity = cosines(embedding)
+    terms = [(2 * gamma) ** p / math.factorial(p) * similarity**p for p in range(order + 1)]
+    return math.exp(-2 * gamma) * torch.stack(terms).sum(dim=0)
+
+
+def kernel_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
+    """Correlation congruence as the paper has it (Peng et al., ICCV 2019, arXiv 1904.01802).
+
+    The mean over all pairs in the batch of the squared difference of their `correlations`.
+
+    Args:
+        student: embeddings, ``[B, F]``.
+        teacher: embeddings, ``[B, F']``.
+        gamma: of the kernel.
+        order: of the Taylor series.
+
+    Returns:
+        A scalar.
+    """
+    return F.mse_loss(correlations(student, gamma, order), correlations(teacher, gamma, order))
+
+
+class CC(Method):
+    """Correlation congruence on embeddings, each behind a linear layer of its own.
+
+    Both layers are trained, the static teacher's as well. By default the loss is `cc_loss`, that of
+    the CIFAR-100 literature; ``kernel: true`` chooses the paper's, `kernel_loss`. As the kernel
+    compares images of one network at a time, it needs no common width: there ``feat_dim: null``
+    compares the embeddings themselves, whose correlations no layer can make alike. Labels are not
+    used, so mixed images and label smoothing change nothing.
+
+    Args:
+        feat_dim: width of the linear layers; null for none.
+        kernel: whether correlations by the Gaussian kernel are compared.
+        gamma: of that kernel, more than 0.
+        order: of its Taylor series, 1 or more.
+        weight: of the loss; by default 0.02, that of the CIFAR-100 literature, and for the kernel
+            100, which is ours, as that loss is a mean of squares of small numbers.
+    """
+
+    needs = frozenset({"embedding"})
+
+    def __init__(
+        self,
+        feat_dim: int | None = 128,
+        kernel: bool = False,
+        gamma: float = 0.4,
+        order: int = 2,
+        weight: float | None = None,
+    ) -> None:
+        super().__init__()
+        if feat_dim is not None and feat_dim < 1:
+            raise MethodError(f"The width of the linear layers must be 1 or more, not {feat_dim}.")
+        if not gamma > 0:
+            raise MethodError(f"The kernel's gamma must be more than 0, not {gamma}.")
+        if order < 1:
+            raise MethodError(f"The order of the Taylor series must be 1 or more, not {order}.")
+        if weight is None:
+            weight = _KERNEL_WEIGHT if kernel else _WEIGHT
+        check_weight(weight)
+        self.feat_dim, self.kernel, self.weight = feat_dim, kernel, weight
+        self.gamma, self.order = gamma, order
+
+    def build(self, network: Places, teacher: Places) -> None:
+        """Make the linear layers.
+
+        Raises:
+            MethodError: when a network has no embedding, or embeddings of two widths are to be
+                compared without linear layers.
+        """
+        check_embeddings(self, network, teacher)
+        if self.feat_dim is None and not self.kernel and network.embedding != teacher.embedding:
+            raise MethodError(
+                f"CC compares embeddings of one width, but the trained network has "
+                f"{network.embedding} channels and the static teacher {teacher.embedding}; set "
+                "feat_dim, or kernel to true."
+            )
+        if self.feat_dim is not None:
+            self.student_layer = nn.Linear(network.embedding, self.feat_dim)
+            self.teacher_layer = nn.Linear(teacher.embedding, self.feat_dim)
+
+    def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """See `cc_loss` and `kernel_loss`."""
+        ours, theirs = embeddings(network, teacher)
+        if self.feat_dim is not None:
+            ours, theirs = connect(self.student_layer, ours), connect(self.teacher_layer, theirs)
+        if self.kernel:
+            return self.weight * kernel_loss(ours, theirs, self.gamma, self.order)
+        return self.weight * cc_loss(ours, theirs)

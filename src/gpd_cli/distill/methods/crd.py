@@ -1,0 +1,209 @@
+"""Contrastive representation distillation (Tian et al., ICLR 2020)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.methods.base import Batch, Method, check_temperature, check_weight
+from gpd_cli.distill.methods.embeddings import check_embeddings, connect, embeddings, unit_vectors
+from gpd_cli.distill.methods.precision import full_precision, in_float32
+from gpd_cli.distributed.world import world_size
+from gpd_cli.errors import MethodError
+
+
+def similarities(embedding: Tensor, memory: Tensor, drawn: Tensor) -> Tensor:
+    """Scalar products of each embedding with the entries of a memory drawn for it.
+
+    Computed with the whole memory first: N products for an image take less memory and time than
+    copies of K entries of D numbers.
+
+    Args:
+        embedding: ``[B, D]``.
+        memory: ``[N, D]``.
+        drawn: entries for each embedding, ``[B, K]``.
+
+    Returns:
+        ``[B, K]``.
+    """
+    with full_precision(embedding):
+        everywhere = embedding @ memory.to(embedding.dtype).T
+    rows = torch.arange(len(embedding), device=drawn.device)[:, None]
+    # In one dimension, where the gradient is deterministic on every device if that is asked for.
+    return everywhere.flatten().gather(0, (rows * len(memory) + drawn).flatten()).view_as(drawn)
+
+
+def nce_loss(scores: Tensor, num_images: int) -> Tensor:
+    """Noise-contrastive estimation (Tian et al., ICLR 2020, arXiv 1910.10699, equation 18).
+
+    With p the exponential of a score and ``c = K / num_images``, what K uniform draws expect of an
+    entry, the critic says ``p / (p + c)`` that a pair belongs together; the loss is minus the log
+    of that for the pair that does, and of one minus that for the K that need not.
+
+    Args:
+        scores: logarithms of estimated probabilities, ``[B, 1 + K]``, of the image itself first.
+        num_images: N, in the noise distribution ``1 / N``.
+
+    Returns:
+        A scalar: a sum over the draws, a mean over the batch.
+    """
+    odds = scores - math.log((scores.shape[1] - 1) / num_images)
+    return -(F.logsigmoid(odds[:, 0]) + F.logsigmoid(-odds[:, 1:]).sum(dim=1)).mean()
+
+
+def remember(memory: Tensor, indices: Tensor, embedding: Tensor, momentum: float = 0.5) -> None:
+    """Move entries of a memory towards embeddings, in place, and back to length 1.
+
+    Of images that are there more than once the last embedding counts, on every device.
+
+    Args:
+        memory: ``[N, D]``.
+        indices: of the images, ``[B]``.
+        embedding: ``[B, D]``.
+        momentum: the share of what is remembered.
+    """
+    same = indices[:, None] == indices[None, :]
+    last = (same * torch.arange(1, 1 + len(indices), device=indices.device)).argmax(dim=1)
+    old = in_float32(memory[indices])
+    new = unit_vectors(momentum * old + (1 - momentum) * embedding[last])
+    memory.index_copy_(0, indices, new.to(memory.dtype))
+
+
+class CRD(Method):
+    """Contrastive representation distillation.
+
+    Both networks' embeddings are mapped to unit vectors by linear layers that are trained. Each is
+    contrasted with a memory of the other's: one entry for each training image, on the device and
+    in checkpoints (two of N x 128 numbers: 51 MB for CIFAR-100, 1.3 GB for ImageNet-1k, twice that
+    with a dynamic teacher). All processes keep the same memory. Negatives are drawn uniformly from
+    all images; the authors' CIFAR-100 runs leave the image's own class out.
+
+    Every image needs its own number, so mixed images are refused; labels are not used, and label
+    smoothing changes nothing.
+
+    Args:
+        num_images: N, the number of training images.
+        feat_dim: width of the unit vectors.
+        nce_k: K, how many negatives are drawn for each image; at most N - 1 are.
+        nce_t: the temperature that similarities are divided by.
+        momentum: of the memory's entries, from 0 up to but not including 1.
+        weight: of the loss (0.8 in the authors' runs).
+    """
+
+    needs = frozenset({"embedding", "indices"})
+    one_label = True
+    same_everywhere = frozenset({"student_memory", "teacher_memory"})
+
+    student_memory: Tensor
+    teacher_memory: Tensor
+    log_norms: Tensor
+    normed: Tensor
+
+    def __init__(
+        self,
+        num_images: int | None = None,
+        feat_dim: int = 128,
+        nce_k: int = 16384,
+        nce_t: float = 0.07,
+        momentum: float = 0.5,
+        weight: float = 0.8,
+    ) -> None:
+        super().__init__()
+        check_temperature(nce_t)
+        check_weight(weight)
+        if num_images is None or num_images < 2:
+            raise MethodError(
+                "CRD keeps a memory of every training image, two or more; give their number, as in "
+                "--model.method.num_images 50000."
+            )
+        if feat_dim < 1 or nce_k < 1:
+            raise MethodError(
+                f"CRD's feat_dim and nce_k must be 1 or more, not {feat_dim} and {nce_k}."
+            )
+        if not 0 <= momentum < 1:
+            raise MethodError(f"The momentum must be at least 0 and less than 1, not {momentum}.")
+        self.num_images, self.feat_dim = num_images, feat_dim
+        self.nce_k = min(nce_k, num_images - 1)
+        self.nce_t, self.momentum, self.weight = nce_t, momentum, weight
+        bound = math.sqrt(3 / feat_dim)  # entries of length 1 on average
+        generator = torch.Generator().manual_seed(0)  # the same in all processes
+        for name in ("student_memory", "teacher_memory"):
+            memory = torch.empty(num_images, feat_dim)
+            self.register_buffer(name, memory.uniform_(-bound, bound, generator=generator))
+        self.register_buffer("log_norms", torch.zeros(2))
+        self.register_buffer("normed", torch.tensor(False))
+        self._is_normed = False
+
+    def build(self, network: Places, teacher: Places) -> None:
+        """Make the linear layers.
+
+        Raises:
+            MethodError: when a network has no embedding.
+        """
+        check_embeddings(self, network, teacher)
+        self.student_layer = nn.Linear(network.embedding, self.feat_dim)
+        self.teacher_layer = nn.Linear(teacher.embedding, self.feat_dim)
+
+    def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """The sum of two `nce_loss`, student to teacher and teacher to student.
+
+        In train mode the memory is updated afterwards.
+
+        Raises:
+            MethodError: when the data does not say which image is which.
+        """
+        indices = batch.indices
+        if indices is None:
+            raise MethodError(
+                "CRD needs to know which image is which; train it on data that gives their indices."
+            )
+        ours, theirs = embeddings(network, teacher)
+        student = unit_vectors(connect(self.student_layer, ours))
+        reference = unit_vectors(connect(self.teacher_layer, theirs))
+        drawn = torch.randint(self.num_images, (len(indices), self.nce_k), device=indices.device)
+        drawn = torch.cat([indices[:, None], drawn], dim=1)
+        # Copies: the memory changes below, before the gradient is computed.
+        scores = (
+            similarities(student, self.teacher_memory.clone(), drawn) / self.nce_t,
+            similarities(reference, self.student_memory.clone(), drawn) / self.nce_t,
+        )
+        self._find_norms(scores)
+        losses = [
+            nce_loss(score - norm, self.num_images)
+            for score, norm in zip(scores, in_float32(self.log_norms), strict=True)
+        ]
+        if self.training:
+            self._remember(indices, student.detach(), reference.detach())
+        return self.weight * (losses[0] + losses[1])
+
+    @torch.no_grad()
+    def _find_norms(self, scores: tuple[Tensor, Tensor]) -> None:
+        """Estimate, once, what makes the exponentials of scores sum to 1 over all images."""
+        if not self._is_normed and not bool(self.normed):
+            means = torch.stack([score.exp().mean() for score in scores])
+            if world_size() > 1:
+                dist.all_reduce(means)
+                means /= world_size()
+            self.log_norms.copy_((means * self.num_images).log())
+            self.normed.fill_(True)
+        self._is_normed = True
+
+    @torch.no_grad()
+    def _remember(self, indices: Tensor, student: Tensor, teacher: Tensor) -> None:
+        indices, student, teacher = (_from_all(value) for value in (indices, student, teacher))
+        remember(self.student_memory, indices, student, self.momentum)
+        remember(self.teacher_memory, indices, teacher, self.momentum)
+
+
+def _from_all(values: Tensor) -> Tensor:
+    """The values of all processes, in one order everywhere; batches are of one size."""
+    if world_size() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)

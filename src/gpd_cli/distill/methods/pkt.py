@@ -1,0 +1,74 @@
+"""Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.methods.base import Batch, Method, check_weight
+from gpd_cli.distill.methods.embeddings import check_embeddings, cosines, embeddings
+
+_EPSILON = 1e-7
+
+
+def affinities(embedding: Tensor) -> Tensor:
+    """The probability that an image picks another for its neighbour, by the cosine kernel.
+
+    Args:
+        embedding: ``[B, F]``.
+
+    Returns:
+        ``(1 + cos(x_i, x_j)) / 2``, each row divided by its sum: ``[B, B]``.
+    """
+    kernel = (1 + cosines(embedding)) / 2
+    # Itself included, as in the authors' code: a row is never empty.
+    return kernel / kernel.sum(dim=1, keepdim=True)
+
+
+def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, arXiv 1803.10837).
+
+    ``mean_ij(t_ij log(t_ij / s_ij))`` for the `affinities` t of the teacher and s of the student:
+    the divergence of the conditional distributions with a cosine kernel.
+    As in the authors' code it is a mean over all pairs.
+
+    Args:
+        student: embeddings, ``[B, F]``.
+        teacher: embeddings, ``[B, F']``.
+
+    Returns:
+        A scalar.
+    """
+    ours, theirs = affinities(student) + _EPSILON, affinities(teacher)
+    return (theirs * torch.log((theirs + _EPSILON) / ours)).mean()
+
+
+class PKT(Method):
+    """Probabilistic knowledge transfer on embeddings.
+
+    Labels are not used, so mixed images and label smoothing change nothing.
+
+    Args:
+        weight: of the loss, a mean over pairs of small numbers; the default is what the literature
+            compares with on CIFAR-100 (Tian et al., ICLR 2020), where a batch is 64 images.
+    """
+
+    needs = frozenset({"embedding"})
+
+    def __init__(self, weight: float = 30000.0) -> None:
+        super().__init__()
+        check_weight(weight)
+        self.weight = weight
+
+    def build(self, network: Places, teacher: Places) -> None:
+        """Nothing is trained.
+
+        Raises:
+            MethodError: when a network has no embedding.
+        """
+        check_embeddings(self, network, teacher)
+
+    def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """See `pkt_loss`."""
+        return self.weight * pkt_loss(*embeddings(network, teacher))

@@ -1,0 +1,153 @@
+"""Knowledge distillation with the reused teacher classifier: SimKD (Chen et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpd_cli.distill.features import Outputs, Places, find_places
+from gpd_cli.distill.methods.base import Batch, Method, check_weight
+from gpd_cli.distill.methods.embeddings import check_embeddings, embeddings
+from gpd_cli.distill.methods.precision import in_float32
+from gpd_cli.distill.static_teacher import StaticTeacher
+from gpd_cli.errors import MethodError, ModelError
+from gpd_cli.models import ReusedClassifier
+from gpd_cli.teacher import Pair, Unshared
+from gpd_cli.teacher.networks import Alone
+
+
+def mean_of_copies(embedding: Tensor, width: int) -> Tensor:
+    """A wide embedding, narrowed: the mean over the copies of each channel.
+
+    The dynamic teacher's channels are copies side by side (``c0 c0 c1 c1 ...``), and its classifier
+    starts with the student's weight shared equally among them: their mean is what it sees of a
+    channel. Right after the expansion that is the student's embedding.
+
+    Args:
+        embedding: ``[B, r * width]``.
+        width: of the result.
+
+    Returns:
+        ``[B, width]``; the embedding itself where it has this width.
+    """
+    return embedding.unflatten(1, (width, -1)).mean(dim=2)
+
+
+def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """SimKD (Chen et al., CVPR 2022, arXiv 2203.14001).
+
+    ``mean((P(f_s) - f_t)^2)``, where the student's embedding is the projector's output already.
+
+    Args:
+        student: embeddings, ``[B, r * F]``, of copies where r is more than 1.
+        teacher: embeddings, ``[B, F]``.
+
+    Returns:
+        A scalar.
+    """
+    student, teacher = in_float32(student), in_float32(teacher)
+    return F.mse_loss(mean_of_copies(student, teacher.shape[1]), teacher)
+
+
+class SimKD(Method):
+    """SimKD: the student learns to give the features that the teacher's own classifier needs.
+
+    The student ends in a projector and the teacher's classifier (``--model.student simkd/NAME``).
+    In the authors' runs this is the only loss (``--model.ce_weight 0``). Labels are not used, so
+    mixed images and label smoothing change nothing.
+
+    Args:
+        weight: of the loss.
+    """
+
+    needs = frozenset({"embedding"})
+    reuses_classifier = True
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        check_weight(weight)
+        self.weight = weight
+
+    def build(self, network: Places, teacher: Places) -> None:
+        """Nothing is trained here: the projector is part of the student.
+
+        Raises:
+            MethodError: when a network has no embedding, or the trained one's is no multiple of the
+                static teacher's.
+        """
+        check_embeddings(self, network, teacher)
+        if network.embedding % teacher.embedding:
+            raise MethodError(
+                f"SimKD compares embeddings of one width, but the trained network has "
+                f"{network.embedding} channels and the static teacher {teacher.embedding}; train "
+                "a student with a projector (--model.student simkd/NAME), at a whole expansion "
+                "ratio (--model.ratio 2)."
+            )
+
+    def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """See `simkd_loss`."""
+        return self.weight * simkd_loss(*embeddings(network, teacher))
+
+
+def adopt_classifier(student: nn.Module, teachers: Sequence[StaticTeacher]) -> None:
+    """Give a student that is built for it the first static teacher's classifier.
+
+    Args:
+        student: any network; only a `ReusedClassifier` is changed.
+        teachers: the static teachers; without one the student keeps its own classifier.
+
+    Raises:
+        ModelError: when the teacher has no linear classifier, or one of another width.
+    """
+    if not isinstance(student, ReusedClassifier) or not teachers:
+        return
+    network = teachers[0].network
+    name = find_places(network, teachers[0].shape, names=[]).classifier
+    if name is None:
+        raise ModelError(
+            f"The static teacher ({type(network).__name__}) has no linear classifier to reuse; "
+            "choose another one, or a student without simkd/."
+        )
+    classifier = network.get_submodule(name)
+    assert isinstance(classifier, nn.Linear)
+    student.adopt(classifier)
+
+
+def check_reused(network: Pair | Alone, method: str) -> None:
+    """Check that the student ends in the static teacher's classifier.
+
+    Args:
+        network: what is trained.
+        method: that needs it.
+
+    Raises:
+        ModelError: when it does not.
+    """
+    if not isinstance(_trained(network), ReusedClassifier):
+        raise ModelError(
+            f"{method} trains a student that ends in a projector and the static teacher's "
+            "classifier; name it --model.student simkd/NAME, with --model.student_args "
+            "'{features: F}', F being the width of that classifier."
+        )
+
+
+def freeze_classifier(network: Pair | Alone, teachers: Sequence[StaticTeacher]) -> None:
+    """Keep a reused classifier, in student and dynamic teacher, as it is.
+
+    Args:
+        network: what is trained.
+        teachers: the static teachers.
+    """
+    owners = [_trained(network)]
+    if isinstance(network, Unshared):
+        owners.append(network.narrow)  # which has a classifier of its own
+    for owner in owners:
+        if teachers and isinstance(owner, ReusedClassifier):
+            owner.classifier.requires_grad_(False)
+
+
+def _trained(network: Pair | Alone) -> nn.Module:
+    """The module that owns the trained parameters."""
+    return network.teacher if isinstance(network, Pair) else network.network

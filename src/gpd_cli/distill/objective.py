@@ -1,0 +1,98 @@
+"""The joint objective of student and dynamic teacher, as a pure function of logits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpd_cli.distill.gap import gap_loss
+from gpd_cli.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the terms that need no static teacher (Guo et al., 2025, equation 2).
+
+    ``L = v * (CE(p_s, y) + CE(p_d, y)) + lambda * SCE(p_s, p_d)``; to these come the terms of
+    `Distillation` where there is a static teacher (section 3.4).
+
+    Args:
+        gap_weight: lambda, the weight of what the student learns from the dynamic teacher.
+        gap_smoothing: the share of the uniform distribution in that target.
+        gap_temperature: temperature of that term.
+        gap_warmup_epochs: epochs over which lambda rises to its value, by an equal step in each.
+        ce_weight: v, the weight of the labels.
+        label_smoothing: smoothing of the labels.
+
+    Raises:
+        TrainingError: when a weight or a number of epochs is negative, a smoothing is not in
+            [0, 1), or the temperature is not above 0.
+    """
+
+    gap_weight: float = 3.0
+    gap_smoothing: float = 0.1
+    gap_temperature: float = 1.0
+    gap_warmup_epochs: int = 0
+    ce_weight: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("gap_weight", "ce_weight", "gap_warmup_epochs"):
+            if not getattr(self, name) >= 0:
+                raise TrainingError(f"--model.{name} must not be negative.")
+        for name in ("gap_smoothing", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainingError(f"--model.{name} must be in [0, 1), not {getattr(self, name)}.")
+
+        if not 0 < self.gap_temperature < math.inf:
+            raise TrainingError(
+                f"--model.gap_temperature must be above 0, not {self.gap_temperature}."
+            )
+
+    def terms(
+        self,
+        student: Tensor,
+        dynamic_teacher: Tensor | None,
+        labels: Tensor,
+        epoch: int | None = None,
+    ) -> dict[str, Tensor]:
+        """The weighted terms by name; the loss is their sum.
+
+        Args:
+            student: logits, ``[B, C]``.
+            dynamic_teacher: logits, ``[B, C]``, or None for a student trained alone.
+            labels: class numbers, ``[B]``, or soft labels, ``[B, C]``.
+            epoch: epochs that are done; None for after the warm-up of lambda.
+
+        Returns:
+            Scalars: ``student_ce``, and where they apply ``teacher_ce`` and ``gap``.
+        """
+        networks = {"student": student}
+        if dynamic_teacher is not None:
+            networks["teacher"] = dynamic_teacher
+        terms: dict[str, Tensor] = {}
+        if self.ce_weight:
+            for name, logits in networks.items():
+                loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+                terms[f"{name}_ce"] = self.ce_weight * loss
+        if dynamic_teacher is not None and self.gap_weight:
+            loss = gap_loss(student, dynamic_teacher, self.gap_smoothing, self.gap_temperature)
+            terms["gap"] = self.gap_weight * warmed_up(epoch, self.gap_warmup_epochs) * loss
+        return terms
+
+
+def warmed_up(epoch: int | None, epochs: int) -> float:
+    """The share of its weight that a term has, which rises by an equal step in each epoch.
+
+    Args:
+        epoch: epochs that are done; None for after the warm-up.
+        epochs: of the warm-up; the last of them has the whole weight.
+
+    Example:
+        >>> [warmed_up(epoch, 4) for epoch in range(6)]
+        [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    """
+    return 1.0 if epoch is None else min(1.0, (epoch + 1) / max(1, epochs))

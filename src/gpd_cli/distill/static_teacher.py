@@ -1,0 +1,164 @@
+"""Frozen networks to distil from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.distributed.world import everywhere
+from gpd_cli.errors import ModelError
+from gpd_cli.models import ModelSpec, count_classes, input_shape
+
+
+@dataclass(frozen=True)
+class StaticTeacherSettings:
+    """A trained network that a student learns from.
+
+    Args:
+        name: the network, as for the student.
+        weights: its state dict (.pth, .pt, .safetensors).
+        args: further arguments of its constructor.
+        stages: names of the modules whose outputs are its stages; by default found.
+    """
+
+    name: str | None = None
+    weights: str | None = None
+    args: dict[str, Any] | None = None
+    stages: list[str] | None = None
+
+
+class StaticTeacher:
+    """A frozen network, always in eval mode.
+
+    It is no module on purpose: so it stays out of checkpoints, weight averages, optimizers and
+    what DDP broadcasts, and nobody can put it into train mode.
+
+    Args:
+        network: taken over.
+        shape: of the images it was made for, ``(C, H, W)``.
+        stages: modules whose outputs are its stages; by default found.
+        title: what messages call it.
+
+    Attributes:
+        finite: a scalar, whether all its logits so far were finite; None before the first ones.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, int, int],
+        stages: Sequence[str] | None = None,
+        title: str = "static teacher",
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.shape, self.stages, self.title = shape, stages, title
+        self.finite: Tensor | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The teacher's logits, ``[B, C]``, without gradient."""
+        weight = next(self.network.parameters())
+        if weight.device != images.device or weight.dtype != images.dtype:
+            self.network.to(images.device, images.dtype)
+        with torch.no_grad():
+            logits = cast(Tensor, self.network(images))
+            # Noted, not looked at: that would wait for the GPU.
+            finite = logits.isfinite().all()
+            self.finite = finite if self.finite is None else self.finite & finite
+            return logits
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StaticTeacher:
+        # Lightning's weight averaging copies the module that holds it.
+        return self
+
+
+def check_logits(teachers: Sequence[StaticTeacher], device: torch.device) -> None:
+    """Check that all logits of static teachers so far were finite, in all processes.
+
+    Args:
+        teachers: the static teachers.
+        device: that processes talk over; one may have seen no images yet.
+
+    Raises:
+        ModelError: when those of one were not; it is named.
+    """
+    for teacher in teachers:
+        finite = torch.tensor(True) if teacher.finite is None else teacher.finite
+        if not everywhere(finite.to(device)):
+            raise ModelError(
+                f"The logits of the {teacher.title} are NaN or infinite; check its weights, "
+                "--data.mean, --data.std and --trainer.precision."
+            )
+
+
+def load_static_teachers(
+    first: StaticTeacherSettings,
+    assistants: Sequence[StaticTeacherSettings] | None,
+    classes: int,
+    channels: int,
+) -> list[StaticTeacher]:
+    """Load a static teacher and the assistants beside it.
+
+    Args:
+        first: the static teacher; without a name there is none.
+        assistants: further frozen networks.
+        classes: the student's number of classes.
+        channels: of the student's images.
+
+    Returns:
+        The static teacher first; nothing at all without one.
+
+    Raises:
+        ModelError: when one does not suit the student, or its name or weights are missing.
+        WeightsError: when weights cannot be read or do not fit.
+    """
+    if first.name is None:
+        if first.weights is not None:
+            raise ModelError(
+                "--model.static_teacher.weights needs the network they are for: add "
+                "--model.static_teacher.name NAME."
+            )
+        if assistants:
+            raise ModelError(
+                "Teacher assistants stand between a static teacher and the student: add "
+                "--model.static_teacher.name NAME."
+            )
+        return []
+    teachers = [_load(first, classes, channels, "static teacher")]
+    for assistant in assistants or ():
+        if assistant.name is None or assistant.weights is None:
+            raise ModelError(
+                "A teacher assistant is a trained network: give each of --model.assistants a name "
+                "and weights."
+            )
+        teachers.append(_load(assistant, classes, channels, "assistant"))
+    return teachers
+
+
+def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: str) -> StaticTeacher:
+    """Load one, and check that it tells the student's classes apart."""
+    name, weights, args = settings.name, settings.weights, settings.args or {}
+    assert name is not None
+    if weights is None:
+        raise ModelError(
+            f"The static teacher {name} has to be a trained one: add "
+            "--model.static_teacher.weights FILE."
+        )
+    network = ModelSpec(name, classes, args).build(weights)
+    shape = input_shape(network, name, args)
+    found = count_classes(network, shape)
+    if shape[0] != channels:
+        raise ModelError(
+            f"The static teacher {name} takes images of {shape[0]} channels but the student of "
+            f"{channels}; give a static teacher for the same images."
+        )
+    if found != classes:
+        raise ModelError(
+            f"The static teacher {name} has {found} classes but the student has {classes}; give "
+            "a static teacher trained on the same classes."
+        )
+    return StaticTeacher(network, shape, settings.stages, f"{kind} {name} ({Path(weights).name})")

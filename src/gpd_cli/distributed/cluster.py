@@ -1,0 +1,86 @@
+"""What a launcher (torchrun, SLURM) has decided already, so that no option need repeat it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.plugins.environments import ClusterEnvironment
+
+from gpd_cli.distributed.sync_norm import SyncedNorms
+from gpd_cli.errors import TrainingError
+
+
+def launched(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A Trainer's options, completed by what the launcher has decided.
+
+    Numbers of devices and of nodes are the launcher's unless they were asked for. Under SLURM,
+    saving and requeueing are left to `Interruptions`. Batch normalization over all processes is
+    ours (`SyncedNorms`).
+
+    Args:
+        options: of `lightning.pytorch.Trainer`.
+
+    Raises:
+        TrainingError: when SLURM was told of tasks, but not how many there are on a node.
+    """
+    options = dict(options)
+    sizes = _launched_sizes()
+    if sizes and options.get("devices", "auto") == "auto":
+        options["devices"] = sizes[0]
+        if options.get("num_nodes", 1) == 1:
+            options["num_nodes"] = sizes[1]
+    plugins = options.get("plugins") or []
+    plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+    if options.get("sync_batchnorm") and not any(isinstance(p, LayerSync) for p in plugins):
+        options["sync_batchnorm"] = False
+        plugins.append(SyncedNorms())
+    if slurm_job() and not any(isinstance(p, ClusterEnvironment) for p in plugins):
+        plugins.append(_slurm())
+    options["plugins"] = plugins or None
+    return options
+
+
+def slurm_job() -> str | None:
+    """The job that ``srun`` started this process for, as ``scontrol`` names it; None without."""
+    if "SLURM_JOB_ID" not in os.environ or not SLURMEnvironment.detect():
+        return None
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def requeue_path(folder: str | Path) -> Path | None:
+    """Where this job's checkpoint is kept from one start to the next; None outside of SLURM.
+
+    Args:
+        folder: the Trainer's ``default_root_dir``.
+    """
+    job = slurm_job()
+    step = os.environ.get("SLURM_STEP_ID", "0")
+    return None if job is None else Path(folder) / f"requeue_{job}_{step}.ckpt"
+
+
+def _slurm() -> SLURMEnvironment:
+    try:
+        return SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"SLURM started {os.environ.get('SLURM_NTASKS')} tasks without saying how many run on "
+            "a node; give --ntasks-per-node instead of --ntasks."
+        ) from error
+
+
+def _launched_sizes() -> tuple[int, int] | None:
+    """Processes per node and nodes."""
+    environment = os.environ
+    if TorchElasticEnvironment.detect():
+        local = int(environment["LOCAL_WORLD_SIZE"])
+        return local, int(environment["WORLD_SIZE"]) // local
+    if slurm_job() and "SLURM_NTASKS_PER_NODE" in environment:
+        nodes = int(environment.get("SLURM_NNODES", "1"))
+        return int(environment["SLURM_NTASKS_PER_NODE"]), nodes
+    return None

@@ -1,1 +1,0 @@
-"""How a network's width plan is found, by running it."""

@@ -1,0 +1,18 @@
+"""The dynamic teacher: grown out of a student, trained with it, and cut back to it."""
+
+from gpd_cli.teacher.build import merged_teacher
+from gpd_cli.teacher.certificate import Certificate
+from gpd_cli.teacher.certify import certify
+from gpd_cli.teacher.expand import DEFAULT_NOISE, expand
+from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.unshared import Unshared
+
+__all__ = [
+    "DEFAULT_NOISE",
+    "Certificate",
+    "Pair",
+    "Unshared",
+    "certify",
+    "expand",
+    "merged_teacher",
+]

@@ -1,0 +1,153 @@
+"""The block of the paper's authors: teacher and student share its factors, one by one.
+
+In every other block the student's kernel is a slice of what the teacher's branches merge to. In the
+authors' code (guoyongcs/GPD) each factor is sliced, and the student's kernel is merged from the
+slices. The two differ for a 1 x 1 layer followed by a k x k one alone, of whose inner channels the
+student has the first copies. What is extracted is the kernel that the student was trained with, to
+the last bit, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.branches import BranchBank, BranchInit, from_identity, merge
+from gpd_cli.branches.initial import MULTIPLIER
+from gpd_cli.teacher.kernel import SharedKernel, Sharing
+from gpd_cli.widening.plan import IndexMap, TensorPlan, stack
+from gpd_cli.widening.tensors import Storage, expand_tensor, widen
+
+
+class AuthorsKernel(SharedKernel):
+    """The parametrization of a kernel with the authors' block.
+
+    Teacher and student start as the same function, which is what the student's branches merge to;
+    it is not the given kernel alone, unless the gates start at ``zero``.
+
+    Args:
+        kernel: the given kernel of the student, ``[O, I/g, kh, kw]``; gives device and dtype.
+        plan: how it widens.
+        groups: groups of the student's layer.
+        wide_groups: groups of the teacher's.
+        names: the branches, see `gpd_cli.branches.AUTHORS_BRANCHES`.
+        sharing: of the main kernel.
+        storage: at what scale factors are stored.
+        out_axis: the axis of outputs, where storage ``teacher`` divides by their copies.
+        init: where gates and weights start.
+        generator: source of the branches' initial weights.
+    """
+
+    identity: Tensor
+
+    def __init__(
+        self,
+        kernel: Tensor,
+        plan: TensorPlan,
+        *,
+        groups: int,
+        wide_groups: int,
+        names: tuple[str, ...],
+        sharing: Sharing,
+        storage: Storage,
+        out_axis: int | None,
+        init: BranchInit,
+        generator: torch.Generator | None,
+    ) -> None:
+        # The student's block, as their code makes it; then each of its tensors is widened.
+        bank = BranchBank(
+            kernel.shape,
+            groups,
+            names,
+            init=init,
+            device=kernel.device,
+            dtype=kernel.dtype,
+            generator=generator,
+        )
+        super().__init__(sharing, bank)
+        self.groups = groups
+        plans = _factor_plans(plan, kernel.shape, groups, wide_groups)
+        gates = TensorPlan(plan.axes[:1])
+        self.outputs = gates.block
+        for name, gate in bank.gates.items():
+            bank.gates[name] = nn.Parameter(widen(gate, gates))
+        self.factors = nn.ModuleDict()
+        for name, weights in bank.weights.items():
+            assert isinstance(weights, nn.ParameterDict)
+            shared = nn.ModuleDict()
+            for key, narrow in weights.items():
+                factor = plans.get((name, key), plan)
+                # One filter or more per input channel: nothing is summed, so nothing is divided.
+                factor_sharing = Sharing(
+                    factor, storage, narrow, None if key == "depthwise" else out_axis
+                )
+                wide = expand_tensor(narrow, factor)
+                factor_sharing.store_(wide, narrow)
+                shared[key], weights[key] = factor_sharing, nn.Parameter(wide)
+            self.factors[name] = shared
+        bank.groups = wide_groups
+        bank.filters = widen(bank.filters, TensorPlan((None, plan.axes[0], None, None)))
+        if "1x1_kxk" in bank.weights:
+            size = kernel.shape[1]
+            eye = from_identity(kernel.new_zeros(groups * size, size, 1, 1), size)
+            eye = expand_tensor(eye, plans["1x1_kxk", "deviation"])
+            self.register_buffer("identity", eye, persistent=False)
+
+    def split(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """Both networks' kernels, each merged from factors of its own scale and width."""
+        bank = self.branches
+        if bank is None:
+            return super().split(stored)
+        kernels: tuple[Tensor, Tensor] = self.sharing(stored)
+        wide: dict[str, dict[str, Tensor]] = {}
+        narrow: dict[str, dict[str, Tensor]] = {}
+        for name, factors in bank.factors().items():
+            wide[name], narrow[name] = {}, {}
+            for key, factor in factors.items():
+                wide[name][key], narrow[name][key] = self.factors[name][key](factor)  # type: ignore[index]
+        if "1x1_kxk" in wide:
+            wide["1x1_kxk"]["identity"] = self.identity
+        gates = dict(bank.gates.items())
+        own = {name: gate[self.outputs] for name, gate in gates.items()}
+        filters = bank.filters[:, *self.outputs]
+        return (
+            merge(kernels[0], gates, wide, bank.filters, bank.groups),
+            merge(kernels[1], own, narrow, filters, self.groups),
+        )
+
+
+def _factor_plans(
+    plan: TensorPlan, shape: Sequence[int], groups: int, wide_groups: int
+) -> dict[tuple[str, str], TensorPlan]:
+    """How the factors widen that do not widen as the kernel itself.
+
+    Args:
+        plan: of the kernel.
+        shape: of the student's kernel, ``[O, I/g, kh, kw]``.
+        groups: g of the student's layer.
+        wide_groups: g of the teacher's: as many, each perhaps wider, or more, which are copies.
+
+    Returns:
+        Plans by branch and tensor.
+    """
+    (outputs, inputs), fan = plan.axes[:2], shape[1]
+    every = None if inputs is None else stack(inputs, groups)  # the channels of all groups
+    if wide_groups != groups:
+        assert outputs is not None and inputs is None
+        width = shape[0] // groups
+        copied = [place // width for place in outputs.index[:: len(outputs) // wide_groups]]
+        every = IndexMap(groups * fan, tuple(g * fan + i for g in copied for i in range(fan)))
+    filters = None
+    if inputs is not None:
+        index = tuple(i * MULTIPLIER + m for i in inputs.index for m in range(MULTIPLIER))
+        filters = IndexMap(fan * MULTIPLIER, index)
+    # The copies of an inner channel share their weight once, in the 1 x 1 layer, also where the
+    # k x k kernel is only copied.
+    divided = None if inputs is None else 1
+    return {
+        ("1x1_kxk", "deviation"): TensorPlan((every, inputs, None, None), divided),
+        ("depthwise_separable", "depthwise"): TensorPlan((every, None, None, None)),
+        ("depthwise_separable", "weight"): TensorPlan((outputs, filters, None, None), plan.fan_in),
+    }

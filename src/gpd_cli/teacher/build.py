@@ -1,0 +1,263 @@
+"""Build the dynamic teacher from a student and a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
+
+from gpd_cli.branches import (
+    ALL_LAYERS,
+    MAIN_GATE,
+    BranchBank,
+    BranchInit,
+    branched_layers,
+    identity_channels,
+)
+from gpd_cli.errors import ExpansionError
+from gpd_cli.teacher.authors_kernel import AuthorsKernel
+from gpd_cli.teacher.kernel import SharedKernel, Sharing
+from gpd_cli.teacher.pair import Pair, tied_names
+from gpd_cli.widening.plan import TensorPlan, WidthPlan
+from gpd_cli.widening.running.copying import copy_network
+from gpd_cli.widening.tensors import Storage, expand_tensor
+
+
+def widen_module(
+    network: nn.Module,
+    plan: WidthPlan,
+    *,
+    noise: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Widen a network in place: attributes, parameters and buffers, at the teacher's scale.
+
+    Modules are kept, with their hooks, ``eps``, momentum and class: only sizes change.
+
+    Args:
+        network: a copy of the student.
+        plan: what to widen.
+        noise: size of the zero-sum noise (see `expand_tensor`).
+        generator: source of the noise.
+    """
+    for name, attributes in plan.attributes.items():
+        module = network.get_submodule(name)
+        for key, value in attributes.items():
+            # A plan that was read from a file has tuples where the network may have lists.
+            old = getattr(module, key)
+            setattr(module, key, list(value) if isinstance(old, list) else value)
+    for name, tensor_plan in plan:
+        owner, _, leaf = name.rpartition(".")
+        module = network.get_submodule(owner)
+        tensor = getattr(module, leaf)
+        wide = expand_tensor(tensor, tensor_plan, noise=noise, generator=generator)
+        if leaf in module._buffers:
+            module._buffers[leaf] = wide
+        else:
+            module._parameters[leaf] = nn.Parameter(wide, tensor.requires_grad)
+
+
+def check_plan(student: nn.Module, plan: WidthPlan) -> None:
+    """Check that a plan is one of this network.
+
+    Raises:
+        ExpansionError: when a tensor of the plan is missing or has another size.
+    """
+    tensors: dict[str, torch.Tensor] = dict(student.named_buffers(remove_duplicate=False))
+    tensors.update(student.named_parameters(remove_duplicate=False))
+    for name, tensor_plan in plan:
+        planned = [None if axis is None else axis.narrow for axis in tensor_plan.axes]
+        shape = list(tensors[name].shape) if name in tensors else None
+        if shape is None or len(shape) != len(planned):
+            fits = False
+        else:
+            fits = all(p is None or p == s for p, s in zip(planned, shape, strict=True))
+        if not fits:
+            raise ExpansionError(
+                f"The plan is one of another network: it has {name} of shape {planned}, and "
+                f"{type(student).__name__} has {shape}; find a new one with find_plan."
+            )
+
+
+def build_pair(
+    student: nn.Module,
+    plan: WidthPlan,
+    *,
+    branches: Sequence[str] = (),
+    branch_layers: Sequence[str] = ALL_LAYERS,
+    branch_init: BranchInit = "zero",
+    noise: float = 0.0,
+    storage: Storage = "mixed",
+    generator: torch.Generator | None = None,
+) -> Pair:
+    """Grow the dynamic teacher out of a student and pair the two.
+
+    Args:
+        student: the network to expand; it is copied, not touched.
+        plan: its width plan.
+        branches: names of the extra branches; each layer gets those it accepts.
+        branch_layers: which layers get them, see `gpd_cli.branches.branched_layers`.
+        branch_init: where they start: gates at ``zero``, which leaves every kernel as it is to the
+            last bit; as in ``orepa``, where the main kernels take up the difference and both
+            networks are what they were up to rounding; or as in ``gpd``, where both networks start
+            as what the branches merge to.
+        noise: size of the zero-sum noise (see `expand_tensor`).
+        storage: at what scale shared kernels are stored.
+        generator: source of noise and of the branches' initial weights.
+
+    Returns:
+        The pair; each module is in the mode that the student's is in.
+
+    Raises:
+        GpdError: when `branch_layers` names a layer that there is not.
+    """
+    taken = branched_layers(student, branches, branch_layers)
+    teacher = copy_network(student)
+    widen_module(teacher, plan, noise=noise, generator=generator)
+    narrow = dict(student.named_parameters(remove_duplicate=False))
+    kernels: dict[str, SharedKernel] = {}
+    for name, first in tied_names(student).items():
+        owner, _, leaf = name.rpartition(".")
+        module = teacher.get_submodule(owner)
+        if first != name:
+            _tie(teacher, module, leaf, first, kernels)
+            continue
+        parameter, tensor_plan = getattr(module, leaf), plan.tensors.get(name)
+        # A frozen kernel has to stay what it is: branches would go on learning.
+        takes = leaf == "weight" and parameter.requires_grad
+        extra = taken.get(owner, ()) if takes else ()
+        tensor_plan = tensor_plan or TensorPlan((None,) * parameter.ndim)
+        out_axis = output_axis(student, plan, name)
+        sharing = Sharing(tensor_plan, storage, parameter, out_axis)
+        if not extra and sharing.is_plain:
+            continue
+        sharing.store_(parameter, narrow[name])
+        if MAIN_GATE in extra:
+            kernels[name] = AuthorsKernel(
+                narrow[name].detach(),
+                tensor_plan,
+                groups=getattr(student.get_submodule(owner), "groups", 1),
+                wide_groups=getattr(module, "groups", 1),
+                names=extra,
+                sharing=sharing,
+                storage=storage,
+                out_axis=out_axis,
+                init=branch_init,
+                generator=generator,
+            )
+        else:
+            bank = None
+            if extra:
+                bank = _branch_bank(
+                    parameter, tensor_plan, narrow[name], module, extra, branch_init, generator
+                )
+                if branch_init != "zero":
+                    with torch.no_grad():
+                        parameter.copy_(bank.absorb(parameter))
+            kernels[name] = SharedKernel(sharing, bank)
+        # Unchecked: the check would merge every kernel once, and shapes are right by construction.
+        parametrize.register_parametrization(module, leaf, kernels[name], unsafe=True)
+        module.parametrizations.train(module.training)  # type: ignore[union-attr]
+    return Pair(teacher, copy_network(student), plan)
+
+
+def output_axis(student: nn.Module, plan: WidthPlan, name: str) -> int | None:
+    """The axis of outputs that storage ``teacher`` divides by their copies.
+
+    As in the authors' code these are the outputs of weights that sum over channels, and of their
+    biases. Depthwise kernels and groups that are copied as a whole have none, and neither have
+    norms, tokens and kernels that are standardized before use.
+
+    Args:
+        student: the network that the plan is of.
+        plan: its width plan.
+        name: of a parameter.
+
+    Returns:
+        An axis of the parameter, or None.
+    """
+    owner, _, leaf = name.rpartition(".")
+    if leaf.endswith("bias"):
+        weight = f"{name.removesuffix('bias')}weight"
+        return None if output_axis(student, plan, weight) is None else 0
+    tensor_plan = plan.tensors.get(name)
+    if tensor_plan is None or len(tensor_plan.axes) < 2:
+        return None
+    if tensor_plan.fan_in is not None:
+        return 1 - tensor_plan.fan_in
+    module = student.get_submodule(owner)
+    in_axis = int(not isinstance(module, _ConvTransposeNd))
+    dense = isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and module.groups == 1)
+    # A stem: nothing of its inputs is copied.
+    return 1 - in_axis if dense and tensor_plan.axes[in_axis] is None else None
+
+
+def _branch_bank(
+    wide: nn.Parameter,
+    plan: TensorPlan,
+    narrow: torch.Tensor,
+    module: nn.Module,
+    names: Sequence[str],
+    init: BranchInit,
+    generator: torch.Generator | None,
+) -> BranchBank:
+    """The branches of a wide kernel."""
+    channels = None
+    if "identity" in names:
+        outputs, inputs = (
+            range(size) if axis is None else axis.index
+            for size, axis in zip(narrow.shape[:2], plan.axes, strict=False)
+        )
+        channels = identity_channels(outputs, inputs, narrow.shape[1])
+    return BranchBank(
+        wide.shape,
+        getattr(module, "groups", 1),
+        names,
+        init=init,
+        channels=channels,
+        device=wide.device,
+        dtype=wide.dtype,
+        generator=generator,
+    )
+
+
+def _tie(
+    teacher: nn.Module, module: nn.Module, leaf: str, first: str, kernels: dict[str, SharedKernel]
+) -> None:
+    """Let a wide layer share the weight of the layer that its student shares it with."""
+    owner, _, first_leaf = first.rpartition(".")
+    source = teacher.get_submodule(owner)
+    if first not in kernels:
+        module._parameters[leaf] = source._parameters[first_leaf]
+        return
+    parametrize.register_parametrization(module, leaf, kernels[first], unsafe=True)
+    shared = source.parametrizations[first_leaf].original  # type: ignore[index, union-attr]
+    module.parametrizations[leaf].original = shared  # type: ignore[index, union-attr]
+
+
+def merged_teacher(pair: Pair) -> nn.Module:
+    """A plain copy of the dynamic teacher, its branches merged: the student's class, but wide.
+
+    Args:
+        pair: student and dynamic teacher.
+    """
+    # Not a copy of the teacher with its parametrizations removed: copies share the class that
+    # parametrization made for them, and removing it from one breaks the other.
+    network = pair.extract()
+    ties = tied_names(network)
+    with torch.inference_mode(False):
+        widen_module(network, pair.plan)
+    for name, first in ties.items():
+        if name != first:
+            owner, _, leaf = name.rpartition(".")
+            _tie(network, network.get_submodule(owner), leaf, first, {})
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    with torch.no_grad(), parametrize.cached():
+        for name, tensor in tensors:
+            owner, _, leaf = name.rpartition(".")
+            tensor.copy_(getattr(pair.teacher.get_submodule(owner), leaf))
+    pair.forget()
+    return network

@@ -1,0 +1,189 @@
+"""Proof on the spot that a dynamic teacher computes its student's function."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.errors import ExpansionError
+from gpd_cli.teacher.certificate import Certificate
+from gpd_cli.teacher.compare import relative_difference
+from gpd_cli.teacher.kernel import SharedKernel
+from gpd_cli.teacher.pair import Pair
+from gpd_cli.widening.running.double import in_double
+from gpd_cli.widening.running.locate import short_text
+from gpd_cli.widening.running.refresh import refresh
+
+TOLERANCE = 1e-9
+"""Largest relative difference of the logits, in float64, that passes for equal."""
+
+_TRAINING_TOLERANCE = 1e-6  # statistics of a small batch can blow up rounding, but not to this
+
+_TRAINING_BATCH = 2
+
+_ROUNDING = 1e-15  # of float64, some units in the last place
+_MOST_RESPONSE = 1e-12  # of logits to such a change, in networks that do not amplify rounding
+
+
+def certify(pair: Pair, sample: Tensor) -> Certificate:
+    """Compare both networks on random images.
+
+    Args:
+        pair: in float64; left in the mode it is in.
+        sample: a batch whose shape the images take.
+
+    Returns:
+        The certificate.
+
+    Raises:
+        ExpansionError: when the relative difference exceeds `TOLERANCE`.
+    """
+    generator = torch.Generator().manual_seed(sample.shape[0])
+    images = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_double(), _as_before(pair):
+        student = pair.eval().student(images)
+        teacher = _teacher(pair, images, "In eval mode")
+        difference = relative_difference(teacher, student)
+        response = 0.0 if difference <= TOLERANCE else _response(pair, images, student)
+        pair.forget()
+        in_training = _training_difference(pair, images)
+    if not bool(torch.isfinite(student).all()):
+        raise ExpansionError(
+            f"{type(pair.narrow).__name__} gives NaN or infinite logits on random images; check "
+            "its weights."
+        )
+    if not difference <= TOLERANCE:
+        reason = "this network cannot be expanded exactly"
+        if response > _MOST_RESPONSE:
+            reason = (
+                f"this cannot be told from rounding, as a change of the images by {_ROUNDING:.0e} "
+                f"changes the student's own logits by {response:.0e}; train it first, or begin "
+                "with weights and statistics under which its activations do not grow from layer "
+                "to layer"
+            )
+        raise ExpansionError(
+            f"The expanded teacher differs from the student by {difference:.1e} (relative, "
+            f"float64), more than {TOLERANCE:.0e}: {reason}."
+        )
+    if not in_training <= _TRAINING_TOLERANCE:
+        raise ExpansionError(
+            f"In train mode the expanded teacher differs from the student by {in_training:.1e} "
+            "(relative, float64), though not in eval mode: something in "
+            f"{type(pair.narrow).__name__} that runs in train mode only cannot be expanded."
+        )
+    agreement = (student.flatten(1).argmax(1) == teacher.flatten(1).argmax(1)).double().mean()
+    return Certificate(difference, float(agreement), len(images))
+
+
+def _response(pair: Pair, images: Tensor, logits: Tensor) -> float:
+    """By how much the student's logits change when the images do by a rounding error."""
+    pair.forget()
+    changed = images * (1 + _ROUNDING * torch.randn_like(images).sign())
+    return relative_difference(pair.student(changed), logits)
+
+
+def _teacher(pair: Pair, images: Tensor, when: str) -> Tensor:
+    """The teacher's logits, where the student has given its own."""
+    # The student merged every kernel before it ran, so what fails here is the network's own code.
+    try:
+        logits: Tensor = pair.teacher(images)
+    except Exception as error:
+        raise ExpansionError(
+            f"{when} the expanded teacher does not run ({short_text(error)}) though the student "
+            f"does: {type(pair.narrow).__name__} cannot be expanded, or only with the layers "
+            "concerned kept narrow (exclude)."
+        ) from error
+    return logits
+
+
+def _training_difference(pair: Pair, images: Tensor) -> float:
+    """The relative difference of the logits in train mode, 0 where that says nothing.
+
+    Dropout and stochastic depth are switched off. It says nothing with other randomness, and where
+    the batch is too small for statistics.
+    """
+    images = images[:_TRAINING_BATCH]
+    pair.train()
+    with _without_dropout(pair):
+        before = _random_state()
+        try:
+            student = pair.student(images)
+        except Exception:
+            return 0.0  # too few values for statistics
+        if not isinstance(student, Tensor) or not bool(student.isfinite().all()):
+            return 0.0  # several heads in train mode
+        is_random = _random_state() != before
+        teacher = _teacher(pair, images, "In train mode")
+    return 0.0 if is_random else relative_difference(teacher, student)
+
+
+def _random_state() -> tuple[object, ...]:
+    """State of torch's and Python's random generators."""
+    return torch.get_rng_state().numpy().tobytes(), random.getstate()
+
+
+@contextmanager
+def _without_dropout(pair: Pair) -> Iterator[None]:
+    """Set every probability of dropping something to zero for a while."""
+    before = [
+        (module, name, value)
+        for module in pair.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float)
+        and ("drop" in name or ("drop" in type(module).__name__.lower() and name in ("p", "prob")))
+    ]
+    for module, name, _ in before:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+@contextmanager
+def _as_before(pair: Pair) -> Iterator[None]:
+    """Put modes, buffers (running statistics) and tensors kept as attributes back afterwards.
+
+    Meanwhile branches whose gates are zero are left out: they change nothing to the last bit, and
+    merging them takes most of the time.
+    """
+    kernels = [module for module in pair.modules() if isinstance(module, SharedKernel)]
+    silent = {k: k.branches for k in kernels if k.branches is not None and k.branches.is_silent()}
+    for kernel in silent:
+        kernel.branches = None
+    modes = {module: module.training for module in pair.modules()}
+    attributes = {module: dict(vars(module)) for module in pair.modules()}
+    buffers = {buffer: buffer.clone() for buffer in pair.buffers()}
+    try:
+        yield
+    finally:
+        for kernel, branches in silent.items():
+            kernel.branches = branches
+        for module, mode in modes.items():
+            module.training = mode
+        for module, before in attributes.items():
+            _put_tensors_back(module, before)
+        for buffer, value in buffers.items():
+            buffer.copy_(value)
+        pair.forget()
+        refresh(pair)
+
+
+def _put_tensors_back(module: nn.Module, before: Mapping[str, Any]) -> None:
+    """Drop tensors that a module's own code has kept as attributes: they are of float64.
+
+    Args:
+        module: what has run.
+        before: its attributes before that.
+    """
+    for name, value in list(vars(module).items()):
+        if isinstance(value, Tensor) and value is not before.get(name):
+            del vars(module)[name]
+            if name in before:
+                vars(module)[name] = before[name]

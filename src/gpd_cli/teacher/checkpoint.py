@@ -1,0 +1,316 @@
+"""What `fit` and `expand` write and `extract` reads: weights, architecture and width plan.
+
+A checkpoint of `fit` is Lightning's, with a ``gpd`` entry; the file of `expand` is safetensors,
+with the same entry as JSON in its metadata. Either rebuilds the pair with nothing else at hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gpd_cli.branches import ALL_LAYERS
+from gpd_cli.errors import WeightsError
+from gpd_cli.files import save_tensors
+from gpd_cli.models import ModelSpec
+from gpd_cli.teacher.build import build_pair
+from gpd_cli.teacher.networks import Alone
+from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.unshared import Unshared
+from gpd_cli.widening.plan import WidthPlan
+from gpd_cli.widening.tensors import Storage
+
+FORMAT = 1
+TRAINED = "current_model_state"
+"""Where Lightning's callbacks put the trained weights; their average is in ``state_dict``."""
+_PREFIX = "network."
+
+Weights = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What rebuilds the networks of a checkpoint, as plain values.
+
+    Args:
+        spec: the student's architecture.
+        plan: how the student was expanded; None for a student trained alone.
+        branches: names of the extra branches.
+        shape: of the images it was trained or expanded on, ``(C, H, W)``.
+        storage: at what scale shared weights are stored.
+        branch_layers: which layers have branches.
+        shared: whether student and dynamic teacher share their weights.
+    """
+
+    spec: ModelSpec
+    plan: WidthPlan | None
+    shape: tuple[int, int, int]
+    branches: tuple[str, ...] = ()
+    storage: Storage = "mixed"
+    branch_layers: tuple[str, ...] = ALL_LAYERS
+    shared: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (JSON)."""
+        return {
+            "format": FORMAT,
+            "student": self.spec.to_dict(),
+            "plan": None if self.plan is None else self.plan.to_dict(),
+            "branches": list(self.branches),
+            "branch_layers": list(self.branch_layers),
+            "storage": self.storage,
+            "shared": self.shared,
+            "shape": list(self.shape),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Description:
+        """Read what `to_dict` wrote."""
+        plan = data["plan"]
+        return cls(
+            ModelSpec.from_dict(data["student"]),
+            None if plan is None else WidthPlan.from_dict(plan),
+            tuple(data["shape"]),
+            tuple(data["branches"]),
+            data["storage"],
+            tuple(data.get("branch_layers", ALL_LAYERS)),
+            data.get("shared", True),
+        )
+
+    def build(self) -> Pair | Alone:
+        """Rebuild the networks, with weights still to be loaded."""
+        student = self.spec.build()
+        if self.plan is None:
+            return Alone(student)
+        pair = build_pair(
+            student,
+            self.plan,
+            branches=self.branches,
+            branch_layers=self.branch_layers,
+            storage=self.storage,
+        )
+        return pair if self.shared else Unshared.of(pair)
+
+
+def describe_run(
+    network: Pair | Alone,
+    spec: ModelSpec,
+    shape: tuple[int, int, int],
+    branches: Sequence[str],
+    branch_layers: Sequence[str],
+    storage: Storage,
+) -> dict[str, Any]:
+    """The ``gpd`` entry of a training checkpoint.
+
+    Args:
+        network: what is trained.
+        spec: the student's architecture.
+        shape: of its images, ``(C, H, W)``.
+        branches: names of the extra branches.
+        branch_layers: see `gpd_cli.expand`.
+        storage: see there.
+    """
+    if isinstance(network, Alone):
+        return Description(spec, None, shape).to_dict()
+    return Description(
+        spec,
+        network.plan,
+        shape,
+        tuple(branches),
+        storage,
+        tuple(branch_layers),
+        shared=not isinstance(network, Unshared),
+    ).to_dict()
+
+
+def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> None:
+    """Check that a checkpoint is of the network that is to take its weights.
+
+    Args:
+        found: the checkpoint's ``gpd`` entry.
+        expected: that of the run.
+
+    Raises:
+        WeightsError: when they differ in more than the size of the images.
+    """
+    if found is None:
+        raise WeightsError("The checkpoint is not one of gpd fit; give last.ckpt of a run.")
+
+    def short(entry: Mapping[str, Any]) -> str:
+        student, plan = entry["student"], entry["plan"]
+        how = "alone" if plan is None else f"at ratio {plan['ratio']:g}"
+        if not entry["shared"]:
+            how += " with weights of its own"
+        return (
+            f"{student['name']} with {student['num_classes']} classes {how}, branches "
+            f"{entry['branches']}{layers(entry)}, storage {entry['storage']}"
+        )
+
+    def layers(entry: Mapping[str, Any]) -> str:
+        chosen = entry["branch_layers"]
+        return "" if chosen == list(ALL_LAYERS) else f" on {chosen}"
+
+    # Files written before there was a choice.
+    found = {"branch_layers": list(ALL_LAYERS), "shared": True, **found}
+    keys = ("student", "plan", "branches", "branch_layers", "storage", "shared")
+    if any(found[key] != expected[key] for key in keys):
+        if short(found) == short(expected) and found["student"] == expected["student"]:
+            raise WeightsError(
+                f"The checkpoint is of {short(found)}, as is this run, but other channels were "
+                "widened (--model.exclude, --model.width_multiple); resume with the configuration "
+                "that the run was started with."
+            )
+        raise WeightsError(
+            f"The checkpoint is of {short(found)}, and this run of {short(expected)}; resume with "
+            "the configuration that the run was started with."
+        )
+
+
+def save_expanded(path: Path, pair: Pair, description: Description) -> None:
+    """Write an expanded student as safetensors, atomically.
+
+    Args:
+        path: a file name that ends in ``.safetensors``.
+        pair: student and dynamic teacher.
+        description: what rebuilds them.
+    """
+    save_tensors(path, pair.state_dict(), {"gpd": json.dumps(description.to_dict())})
+
+
+def load_networks(path: str | Path, weights: Weights = "ema") -> tuple[Pair | Alone, Description]:
+    """Rebuild the networks of a checkpoint of `fit` or a file of `expand`, in eval mode.
+
+    Args:
+        path: the file.
+        weights: averaged weights where the run kept them (``ema``), or the trained ones (``raw``).
+
+    Returns:
+        The networks with their weights, and their description.
+
+    Raises:
+        WeightsError: when the file is missing, damaged, or was not written by gpd.
+    """
+    network, description, _ = load_chosen(path, weights)
+    return network, description
+
+
+def load_chosen(
+    path: str | Path, weights: Weights = "ema"
+) -> tuple[Pair | Alone, Description, str | None]:
+    """As `load_networks`, and in words which weights were taken, of a file that has both kinds."""
+    path = Path(path)
+    taken = None
+    if not path.is_file():
+        raise WeightsError(f"There is no checkpoint {path}; give a file that fit or expand wrote.")
+    if path.suffix == ".safetensors":
+        entry, state = _read_expanded(path)
+    else:
+        entry, state, taken = _read_run(path, weights)
+    description = _description(path, entry)
+    network = description.build()
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"The weights in {path} do not fit {description.spec.name} as it is built here "
+            f"({str(error).splitlines()[-1].strip()}); install the version of timm or torchvision "
+            "that it was trained with."
+        ) from error
+    return network.eval(), description, taken
+
+
+def _description(path: Path, entry: Any) -> Description:
+    found = entry.get("format") if isinstance(entry, Mapping) else None
+    if found != FORMAT:
+        raise WeightsError(
+            f"{path} has format {found}, this version reads format {FORMAT}; use the version of "
+            "gpd that wrote it."
+        )
+    try:
+        return Description.from_dict(entry)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise WeightsError(
+            f"The description in {path} is damaged ({type(error).__name__}: {error}); write the "
+            "file again with gpd fit or gpd expand."
+        ) from error
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of `fit` safely.
+
+    Raises:
+        WeightsError: when the file is missing, damaged, or no checkpoint of `fit`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"There is no checkpoint {path}; give a file that fit wrote.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for damaged files
+        raise WeightsError(
+            f"{path} cannot be read as a checkpoint of gpd fit: it is damaged or something else; "
+            "give best.ckpt or last.ckpt of a run."
+        ) from error
+    if not isinstance(content, dict) or "gpd" not in content or "state_dict" not in content:
+        raise WeightsError(
+            f"{path} is no checkpoint of gpd fit; give best.ckpt or last.ckpt of a run, or a file "
+            "that gpd expand wrote."
+        )
+    return content
+
+
+def exported_state(
+    content: Mapping[str, Any], weights: Weights = "ema"
+) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a checkpoint of `fit` that are exported.
+
+    Args:
+        content: of the checkpoint.
+        weights: averaged weights where the run kept them and the average had begun, or the trained
+            ones.
+
+    Returns:
+        The tensors by name, and in words which weights they are, of a checkpoint with both kinds.
+    """
+    if TRAINED not in content:
+        return content["state_dict"], None
+    if not int(content["averaging_state"]["n_averaged"]):
+        return content[TRAINED], "raw, for the average had not begun"
+    if weights == "raw":
+        return content[TRAINED], "raw"
+    return content["state_dict"], "averaged"
+
+
+def _read_run(path: Path, weights: Weights) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:
+    content = read_run(path)
+    state, taken = exported_state(content, weights)
+    state = {k[len(_PREFIX) :]: v for k, v in state.items() if k.startswith(_PREFIX)}
+    return content["gpd"], state, taken
+
+
+def _read_expanded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "gpd" not in metadata:
+                raise WeightsError(
+                    f"{path} was not written by gpd expand; give that file, or a checkpoint of "
+                    "gpd fit."
+                )
+            entry = json.loads(metadata["gpd"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read ({_first_line(error)}).") from error
+    return entry, state
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

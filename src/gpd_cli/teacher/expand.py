@@ -1,0 +1,170 @@
+"""The library's front door: grow a dynamic teacher out of any module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.branches import BranchInit, branch_names
+from gpd_cli.errors import ExpansionError
+from gpd_cli.teacher.build import build_pair, check_plan
+from gpd_cli.teacher.certify import certify
+from gpd_cli.teacher.pair import Pair
+from gpd_cli.widening.plan import WidthPlan
+from gpd_cli.widening.running.copying import copy_network
+from gpd_cli.widening.running.refresh import refresh
+from gpd_cli.widening.search.find import find_plan
+from gpd_cli.widening.search.unsupported import check_student
+from gpd_cli.widening.tensors import Storage
+
+DEFAULT_NOISE = 1.0
+"""Size of the symmetry-breaking noise, in units of each weight's own standard deviation."""
+
+
+def expand(
+    student: nn.Module,
+    *,
+    sample: Tensor,
+    ratio: float = 2.0,
+    branches: int | str | Sequence[str] = 6,
+    noise: float = DEFAULT_NOISE,
+    storage: Storage = "mixed",
+    exclude: str | Sequence[str] = (),
+    width_multiple: int = 1,
+    branch_layers: str | Sequence[str] = "all",
+    branch_init: BranchInit = "zero",
+    plan: WidthPlan | None = None,
+    generator: torch.Generator | None = None,
+) -> Pair:
+    """Grow a dynamic teacher that computes exactly the student's function.
+
+    Inverse reparameterization of Guo et al. (2025), section 3.3, with copies that are not
+    rescaled and noise that cancels, so that any layer between two weights stays exact.
+
+    Args:
+        student: the network; it is left untouched.
+        sample: a batch of the shape it takes, ``[B, C, H, W]``; only the shape matters.
+        ratio: how many times as wide the teacher is, 1 or more.
+        branches: the first so many of the paper's six, the main kernel included; or names, of
+            branches or of published blocks (dbb), of which each layer takes those it can.
+        noise: size of the zero-sum noise that lets copies diverge; it changes no output.
+        storage: at what scale shared weights are stored: ``mixed`` for SGD, ``student`` for Adam
+            and its like, ``teacher`` for the step that the paper's authors took.
+        exclude: a pattern of names (``layer4.*``) of layers that keep their output width, or more.
+        width_multiple: what wide widths are rounded up to a multiple of (8 for tensor cores).
+        branch_layers: which layers get branches: ``all`` that can take them; the paper's,
+            ``3x3_stride1``; or a pattern of layer names, or more.
+        branch_init: where the branches' gates start: at ``zero``, or at the values of ``orepa``,
+            for training from scratch. With ``gpd`` they start as in the code of the paper's
+            authors, and student and teacher as what the branches then merge to: equal, but not the
+            student that was given.
+        plan: a plan found before; by default it is found by running the student.
+        generator: source of noise and of the branches' weights; by default a fixed one, and the
+            global random state is left alone.
+
+    Returns:
+        Student and dynamic teacher as one module, certified equal to 1e-9 in float64 (see its
+        ``certificate``).
+
+    Raises:
+        ExpansionError: when the student does not run on the sample or cannot be expanded exactly;
+            the message names the module and the remedy.
+    """
+    dtype, device = _checked_type(student)
+    if not isinstance(sample, Tensor) or sample.ndim < 2 or not sample.is_floating_point():
+        raise ExpansionError(
+            "The sample must be a floating-point batch of images, [B, C, H, W], not "
+            f"{_describe(sample)}."
+        )
+    if not isinstance(noise, int | float) or not noise >= 0:
+        raise ExpansionError(f"The noise must be 0 or more, not {noise}.")
+    if storage not in get_args(Storage):
+        raise ExpansionError(f"The storage must be one of {get_args(Storage)}, not {storage!r}.")
+    if branch_init not in get_args(BranchInit):
+        raise ExpansionError(
+            f"The branch_init must be one of {get_args(BranchInit)}, not {branch_init!r}."
+        )
+    if not isinstance(plan, WidthPlan | None):
+        raise ExpansionError(f"The plan must be a WidthPlan, not {_describe(plan)}.")
+    names = branch_names(branches, branch_init)
+    patterns = _patterns(exclude, "What to exclude")
+    layers = _patterns(branch_layers, "The branch_layers")
+    generator = generator or torch.Generator().manual_seed(0)
+
+    def grow(plan: WidthPlan) -> Pair:
+        return _grow(
+            student,
+            plan,
+            sample,
+            branches=names,
+            branch_layers=layers,
+            noise=noise,
+            storage=storage,
+            branch_init=branch_init,
+            generator=generator,
+        )
+
+    if plan is not None:
+        check_plan(student, plan)
+        return grow(plan).to(device, dtype)
+    options: dict[str, Any] = {"exclude": patterns, "width_multiple": width_multiple}
+    plan = find_plan(student, sample, ratio, **options)
+    try:
+        return grow(plan).to(device, dtype)
+    except ExpansionError:
+        # Found at a smaller image, where the network may take another path.
+        again = find_plan(student, sample, ratio, shrink=False, **options)
+        if again == plan:
+            raise
+        return grow(again).to(device, dtype)
+
+
+def _patterns(given: str | Sequence[str], what: str) -> Sequence[str]:
+    patterns = (given,) if isinstance(given, str) else given
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise ExpansionError(
+            f"{what} must be a pattern of layer names, or a list of them, not {given!r}."
+        )
+    return patterns
+
+
+def _grow(student: nn.Module, plan: WidthPlan, sample: Tensor, **options: Any) -> Pair:
+    # In float64 the noise cancels to 1e-15, so that the certificate is about the algebra and
+    # not about rounding; the result is rounded to the student's own type afterwards.
+    refresh(student)
+    pair = build_pair(copy_network(student).to("cpu", torch.float64), plan, **options)
+    pair.certificate = certify(pair, sample)
+    return pair
+
+
+def _checked_type(student: nn.Module) -> tuple[torch.dtype, torch.device]:
+    if not isinstance(student, nn.Module):
+        raise ExpansionError(
+            f"The student must be a module, not {_describe(student)}; timm.create_model and "
+            "torchvision.models.get_model make one from a name."
+        )
+    check_student(student)
+    tensors = [*student.parameters(), *student.buffers()]
+    floating = [t for t in tensors if t.is_floating_point()]
+    if not floating:
+        raise ExpansionError(f"{type(student).__name__} has no weights to expand.")
+    if any(t.is_meta for t in floating):
+        raise ExpansionError(
+            f"{type(student).__name__} has weights on the meta device; initialize them first."
+        )
+    dtypes = {t.dtype for t in floating}
+    if len(dtypes) > 1:
+        raise ExpansionError(
+            f"{type(student).__name__} mixes the types {sorted(map(str, dtypes))}; convert it to "
+            "one of them first, for example with .float()."
+        )
+    return floating[0].dtype, floating[0].device
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {list(value.shape)}"
+    return type(value).__name__

@@ -1,0 +1,119 @@
+"""What is trained: a student with its dynamic teacher or on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.teacher.expand import expand
+from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.unshared import Unshared
+from gpd_cli.widening.running.copying import copy_network
+
+_PROBE_BATCH = 2
+
+
+class Alone(nn.Module):
+    """A student without a dynamic teacher: plain training, with the interface of `Pair`."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.network = student
+
+    def forward(self, images: Tensor) -> tuple[Tensor, None]:
+        """The student's logits, ``[B, C]``, and None for those of a dynamic teacher."""
+        return self.network(images), None
+
+    def student(self, images: Tensor) -> Tensor:
+        """The student's logits, ``[B, C]``."""
+        return cast(Tensor, self.network(images))
+
+    def extract(self) -> nn.Module:
+        """A copy of the student."""
+        return copy_network(self.network)
+
+
+def with_teacher(
+    student: nn.Module,
+    shape: tuple[int, int, int],
+    *,
+    ratio: float,
+    branches: int | str | Sequence[str],
+    exclude: str | Sequence[str] | None = None,
+    branch_layers: str | Sequence[str] = "all",
+    shared: bool = True,
+    **options: Any,
+) -> Pair | Alone:
+    """Grow a student's dynamic teacher, or leave it alone where the two would be the same.
+
+    Args:
+        student: the network to train.
+        shape: of its images, ``(C, H, W)``.
+        ratio: see `gpd_cli.expand`.
+        branches: see there.
+        exclude: see `layer_patterns`.
+        branch_layers: likewise.
+        shared: whether the two share their weights, see `gpd_cli.teacher.Unshared`.
+        options: further options of `gpd_cli.expand`.
+
+    Raises:
+        ExpansionError: when the student cannot be expanded exactly.
+    """
+    if ratio == 1 and branches in (1, ["kxk"]):
+        return Alone(student)
+    sample = torch.zeros(_PROBE_BATCH, *shape)
+    pair = expand(
+        student,
+        sample=sample,
+        ratio=ratio,
+        branches=branches,
+        exclude=layer_patterns(exclude),
+        branch_layers=layer_patterns(branch_layers),
+        **options,
+    )
+    return pair if shared else Unshared.of(pair)
+
+
+def layer_patterns(exclude: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Patterns of layer names as a user gives them: one, several with commas, or a list.
+
+    Args:
+        exclude: what was given.
+
+    Example:
+        >>> layer_patterns("layer4.*")
+        ('layer4.*',)
+        >>> layer_patterns("[*.conv1, head]")  # no YAML: a star begins an alias there
+        ('*.conv1', 'head')
+    """
+    if not isinstance(exclude, str):
+        return tuple(exclude or ())
+    if exclude.startswith("[") and exclude.endswith("]"):
+        exclude = exclude[1:-1]
+    patterns = (pattern.strip().strip("'\"") for pattern in exclude.split(","))
+    return tuple(pattern for pattern in patterns if pattern)
+
+
+def summary(name: str, network: Pair | Alone) -> str:
+    """A line on what is trained, and one for each module that stays narrow inside.
+
+    Args:
+        name: of the student.
+        network: what is trained.
+    """
+    student = sum(p.numel() for p in network.extract().parameters())
+    text = f"{name}: {student:,} parameters"
+    certificate = network.certificate if isinstance(network, Pair) else None
+    if certificate is None:
+        return f"{text}, trained alone"
+    trained = sum(p.numel() for p in network.parameters())
+    lines = [
+        f"{text}; with its dynamic teacher {trained:,}; their logits differ by "
+        f"{certificate.difference:.0e} (relative, float64) at the start"
+    ]
+    if isinstance(network, Pair):
+        lines += [f"{name} stays narrow inside: {why}" for name, why in network.plan.narrow.items()]
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""Student and dynamic teacher as one module that owns every weight once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+
+from gpd_cli.teacher.certificate import Certificate
+from gpd_cli.teacher.kernel import SharedKernel
+from gpd_cli.widening.plan import WidthPlan
+from gpd_cli.widening.running.copying import copy_network
+from gpd_cli.widening.running.refresh import refresh
+
+
+class Pair(nn.Module):
+    """A dynamic teacher that owns every trainable weight, and the student that is cut out of it.
+
+    The teacher is an ordinary module. The student is a module of the user's own class whose
+    parameters are taken away; it runs on slices of the teacher's merged kernels (channel-branch
+    reparameterization, Guo et al. 2025, section 3.3) and keeps buffers (running statistics) of
+    its own. Call the pair for both networks' logits: the branches are then merged once.
+
+    Args:
+        teacher: the wide network, kernels parametrized by `SharedKernel`.
+        student: the narrow network, which this pair takes over; its parameters are removed.
+        plan: how the one becomes the other.
+    """
+
+    def __init__(self, teacher: nn.Module, student: nn.Module, plan: WidthPlan) -> None:
+        super().__init__()
+        self.certificate: Certificate | None = None  # of the expansion, see `expand`
+        self.training = student.training
+        self.teacher = teacher
+        self.narrow = student
+        self.plan = plan
+        self._tied = tied_names(student)
+        self._requires_grad = {n: student.get_parameter(n).requires_grad for n in self._tied}
+        for name in self._tied:
+            owner, _, leaf = name.rpartition(".")
+            student.get_submodule(owner)._parameters[leaf] = None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Both networks' logits.
+
+        Args:
+            images: a batch, ``[B, C, H, W]``.
+
+        Returns:
+            The student's and the dynamic teacher's logits, each ``[B, classes]``.
+        """
+        with self._merged_once():
+            weights = self._weights()
+            teacher = self.teacher(images)
+            student = functional_call(self.narrow, weights, (images,))
+        return student, teacher
+
+    def one_by_one(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As a call of the pair, but every kernel is merged when a layer needs it: less memory."""
+        student, teacher = self.student(images), self.teacher(images)
+        self.forget()
+        return student, teacher
+
+    def student(self, images: Tensor) -> Tensor:
+        """The student's logits alone, ``[B, classes]``."""
+        weights = self._weights()
+        self.forget()
+        return cast(Tensor, functional_call(self.narrow, weights, (images,)))
+
+    def extract(self) -> nn.Module:
+        """Cut the student out: a new plain module of the user's own class, weights copied.
+
+        Its output equals that of `student` bit for bit.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            refresh(self.narrow)
+            student = copy_network(self.narrow)
+            weights = {
+                name: nn.Parameter(weight.detach().clone(), self._requires_grad[name])
+                for name, weight in self._weights().items()
+                if self._tied[name] == name
+            }
+        self.forget()
+        for name, first in self._tied.items():
+            owner, _, leaf = name.rpartition(".")
+            student.get_submodule(owner)._parameters[leaf] = weights[first]
+        return student
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The student's weights by name: slices of what the teacher runs with."""
+        # Not as inference tensors, for which torch may choose other arithmetic.
+        grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            weights = {n: self._weight(n) for n, first in self._tied.items() if n == first}
+            if not grad:
+                # Torch chooses a product's arithmetic by this flag among others.
+                for name, weight in weights.items():
+                    weights[name] = weight.detach().requires_grad_(self._requires_grad[name])
+        return {name: weights[first] for name, first in self._tied.items()}
+
+    def _weight(self, name: str) -> Tensor:
+        owner, _, leaf = name.rpartition(".")
+        module = self.teacher.get_submodule(owner)
+        weight = cast(Tensor, getattr(module, leaf))  # merges, or finds it merged
+        if parametrize.is_parametrized(module, leaf):
+            kernel = module.parametrizations[leaf][-1]  # type: ignore[index]
+            assert isinstance(kernel, SharedKernel)
+            stored = module.parametrizations[leaf].original  # type: ignore[index, union-attr]
+            weight = kernel.student(cast(Tensor, stored))
+        elif name in self.plan.tensors:
+            # Contiguous, as extracted weights are: then both run the same arithmetic.
+            weight = weight[self.plan.tensors[name].block].contiguous()
+        return weight
+
+    @contextmanager
+    def _merged_once(self) -> Iterator[None]:
+        with parametrize.cached():
+            try:
+                yield
+            finally:
+                self.forget()
+
+    def forget(self) -> None:
+        """Drop kernels that were cut for the student, so that no graph outlives its step."""
+        for module in self.teacher.modules():
+            if isinstance(module, SharedKernel):
+                module.forget()
+
+
+def tied_names(network: nn.Module) -> dict[str, str]:
+    """For each parameter name the first name of the same tensor: itself, unless weights are tied.
+
+    Modules that are reached by several names count once.
+    """
+    first: dict[int, str] = {}
+    return {
+        f"{module_name}.{name}" if module_name else name: first.setdefault(
+            id(parameter), f"{module_name}.{name}" if module_name else name
+        )
+        for module_name, module in network.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    }

@@ -1,0 +1,261 @@
+"""A width plan on paper: per module what widens and how, in words that a person can read and diff.
+
+A plan's own `to_dict` is for machines; this text is for people, and is not read back. It says the
+same, though: every index map can be told from its words and the two sizes of its axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import groupby
+from math import gcd, prod
+from typing import Any, NamedTuple
+
+import yaml
+from torch import nn
+
+from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan, identity, spread
+
+_MOST_PIECES = 6  # before an index map is written out instead
+
+
+def plan_text(plan: WidthPlan, student: nn.Module, heading: Mapping[str, Any]) -> str:
+    """The plan as YAML. Equal plans of equal networks give equal text.
+
+    Args:
+        plan: what to describe.
+        student: the network that it is a plan of; only names, classes and sizes matter.
+        heading: what else to say at the top (the network's name, a version).
+    """
+    content = {**heading, **describe_plan(plan, student)}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10**6)
+
+
+def describe_plan(plan: WidthPlan, student: nn.Module) -> dict[str, Any]:
+    """The plan as nested dictionaries of words, modules in the network's order.
+
+    Args:
+        plan: what to describe.
+        student: the network that it is a plan of.
+
+    Returns:
+        ``ratio``, ``widened`` (totals), ``narrow`` (modules that stay narrow inside, each with the
+        reason, where there are any) and ``modules``: per module its class, the tensors that widen,
+        and the attributes that change.
+    """
+    modules: dict[str, Any] = {}
+    for name, module in student.named_modules():
+        tensors = {
+            local: _tensor(tuple(tensor.shape), plan.tensors[full])
+            for local, tensor in _own_tensors(module)
+            if (full := f"{name}.{local}" if name else local) in plan.tensors
+        }
+        changes = {
+            attribute: f"{_plain(getattr(module, attribute))} -> {_plain(value)}"
+            for attribute, value in sorted(plan.attributes.get(name, {}).items())
+        }
+        if tensors or changes:
+            entry: dict[str, Any] = {"class": type(module).__name__}
+            entry |= {"tensors": tensors} if tensors else {}
+            entry |= {"attributes": changes} if changes else {}
+            modules[name or "(the network itself)"] = entry
+    narrow = {"narrow": dict(plan.narrow)} if plan.narrow else {}
+    return {
+        "ratio": float(plan.ratio),
+        "widened": _totals(plan, student),
+        **narrow,
+        "modules": modules,
+    }
+
+
+@lru_cache(maxsize=1024)  # a network has few maps, each on many tensors
+def axis_words(map_: IndexMap) -> str:
+    """An index map in words, of which, with the sizes of its axis, no other map has the same.
+
+    Args:
+        map_: how a wide axis copies a narrow one.
+
+    Example:
+        >>> axis_words(spread(4, 8))
+        'side by side x2'
+        >>> axis_words(spread(3, 6, block=64))
+        'blocks of 64 x2'
+        >>> axis_words(spread(4, 6))
+        'side by side x1.5 (1 or 2 copies each)'
+        >>> axis_words(IndexMap(4, (0, 0, 1, 1, 2, 3)))
+        'channels 0-1 side by side x2; channels 2-3 kept'
+        >>> axis_words(IndexMap(8, (0, 2, 0, 2, 1, 3, 1, 3, 4, 6, 4, 6, 5, 7, 5, 7)))
+        'blocks of 4, each in the order 0-2 by 2, 0-2 by 2, 1-3 by 2, 1-3 by 2'
+    """
+    if map_ == identity(map_.narrow):
+        return "kept"
+    common = gcd(map_.narrow, len(map_))
+    for block in (b for b in range(1, common + 1) if common % b == 0):
+        if map_ == spread(map_.narrow // block, len(map_) // block, block):
+            return _phrase(map_.narrow // block, len(map_) // block, block)
+    units = list(_units(map_.index))
+    pieces = _runs(units)
+    if len(pieces) > _MOST_PIECES:
+        pieces = _stretches(units)
+    if len(pieces) > _MOST_PIECES:
+        return f"in the order {_order(map_.index)}"
+    if len(pieces) == 1:
+        return pieces[0][2]
+    return "; ".join(
+        f"channel {first} {words}" if first == last else f"channels {first}-{last} {words}"
+        for first, last, words in pieces
+    )
+
+
+def _phrase(units: int, wide: int, block: int) -> str:
+    how = "side by side" if block == 1 else f"blocks of {block}"
+    if wide % units == 0:
+        return "kept" if wide == units else f"{how} x{wide // units}"
+    least = wide // units
+    return f"{how} x{wide / units:g} ({least} or {least + 1} copies each)"
+
+
+class _Unit(NamedTuple):
+    """Neighbours whose copies stay among themselves: one channel, or a block of them.
+
+    Args:
+        size: number of narrow channels.
+        pattern: the wide channels' sources, counted from the first of these.
+    """
+
+    size: int
+    pattern: tuple[int, ...]
+
+    @property
+    def copies(self) -> int | None:
+        """How often the unit as a whole is repeated; None where its order is another."""
+        times, rest = divmod(len(self.pattern), self.size)
+        return times if not rest and self.pattern == (*range(self.size),) * times else None
+
+
+def _units(index: Sequence[int]) -> Iterator[_Unit]:
+    """Cut a map wherever everything before copies lower channels than everything after."""
+    lowest_after = [*index]
+    for k in range(len(index) - 2, -1, -1):
+        lowest_after[k] = min(index[k], lowest_after[k + 1])
+    start, first, highest = 0, 0, -1
+    for k, source in enumerate(index):
+        highest = max(highest, source)
+        if k + 1 == len(index) or lowest_after[k + 1] > highest:
+            yield _Unit(highest + 1 - first, tuple(i - first for i in index[start : k + 1]))
+            start, first = k + 1, highest + 1
+
+
+_Piece = tuple[int, int, str]  # first and last narrow channel, and how they are copied
+
+
+def _runs(units: Sequence[_Unit]) -> list[_Piece]:
+    """Pieces of equal units."""
+    pieces, first = [], 0
+    for unit, run in groupby(units):
+        length = len(list(run))
+        last = first + length * unit.size - 1
+        if unit.copies is not None:
+            words = _phrase(length, length * unit.copies, unit.size)
+        elif length > 1:
+            words = f"blocks of {unit.size}, each in the order {_order(unit.pattern)}"
+        else:
+            words = f"in the order {_order([first + i for i in unit.pattern])}"
+        pieces.append((first, last, words))
+        first = last + 1
+    return pieces
+
+
+def _stretches(units: Sequence[_Unit]) -> list[_Piece]:
+    """Pieces of single channels, each as long as the copies in it are spread evenly."""
+    pieces: list[_Piece] = []
+    start = 0
+    counts = [len(unit.pattern) for unit in units]
+    if any(unit.size > 1 for unit in units):
+        return _runs(units)
+    while start < len(units) and len(pieces) <= _MOST_PIECES:
+        wide = sum(counts[start:])
+        for end in range(len(units), start, -1):
+            if _spread_evenly(counts, start, end, wide):
+                pieces.append((start, end - 1, _phrase(end - start, wide, 1)))
+                start = end
+                break
+            wide -= counts[end - 1]
+    return pieces
+
+
+def _spread_evenly(counts: Sequence[int], start: int, end: int, wide: int) -> bool:
+    """Whether a stretch has the numbers of copies that `spread` gives."""
+    units = end - start
+    return all(
+        counts[start + c] == -(-(c + 1) * wide // units) + (-c * wide // units)
+        for c in range(units)
+    )
+
+
+def _order(index: Sequence[int]) -> str:
+    """Sources written out: ranges of narrow channels, and how often each is repeated."""
+    map_ = IndexMap(max(index) + 1, tuple(index))
+    packed = WidthPlan(1, {"": TensorPlan((map_,))}).to_dict()["maps"][0]["index"]
+    return ", ".join(_range(*run) for run in packed)
+
+
+def _range(start: int, step: int, length: int, repeats: int) -> str:
+    text = str(start) if length == 1 else f"{start}-{start + step * (length - 1)}"
+    text += f" by {step}" if length > 1 and step != 1 else ""
+    return f"{text} x{repeats}" if repeats > 1 else text
+
+
+def _tensor(shape: tuple[int, ...], plan: TensorPlan) -> str | dict[str, str]:
+    words = {}
+    for axis, map_ in enumerate(plan.axes):
+        if map_ is not None:
+            words[f"axis {axis}"] = axis_words(map_) + _division(plan, axis)
+    share = f"divided by {plan.share}" if plan.share > 1 else ""
+    sizes = f"{_sizes(shape)} -> {_sizes(_wide_shape(shape, plan))}"
+    if len(shape) == 1:
+        return ", ".join(filter(None, (sizes, *words.values(), share)))
+    return {"shape": sizes, **words} | ({"weight": share} if share else {})
+
+
+def _division(plan: TensorPlan, axis: int) -> str:
+    if axis != plan.fan_in or plan.share > 1 or plan.divided is None:
+        return ""
+    counts = plan.divided.counts
+    by = int(counts[0]) if plan.divided.is_uniform else "the number of copies"
+    return "" if by == 1 else f", weight divided by {by}"
+
+
+def _totals(plan: WidthPlan, student: nn.Module) -> dict[str, str]:
+    """How many tensors widen, and how many parameters there are before and after."""
+    tensors = sum(1 for module in student.modules() for _ in _own_tensors(module))
+    narrow = wide = 0
+    for name, parameter in student.named_parameters():  # tied ones count once
+        narrow += parameter.numel()
+        shape = tuple(parameter.shape)
+        wide += prod(_wide_shape(shape, plan.tensors[name]) if name in plan.tensors else shape)
+    return {
+        "tensors": f"{len(plan.tensors)} of {tensors}",
+        "parameters": f"{narrow} -> {wide}",
+    }
+
+
+def _wide_shape(shape: tuple[int, ...], plan: TensorPlan) -> tuple[int, ...]:
+    return tuple(
+        size if axis is None else len(axis) for size, axis in zip(shape, plan.axes, strict=True)
+    )
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _plain(value: Any) -> str:
+    """A value without the name of its class: a `torch.Size` looks like a tuple."""
+    return str(tuple(value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,40 @@
+"""Torch's own multi-head attention, which is one layer."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from gpd_cli.widening.layers.base import Axes, LayerPlan, UnsupportedLayerError
+from gpd_cli.widening.layout import Scale, Segment
+from gpd_cli.widening.plan import TensorPlan, stack
+
+
+def plan_attention(
+    module: nn.MultiheadAttention, axes: Axes, scale: Scale, keep_output: bool
+) -> LayerPlan:
+    """Plan torch's attention, heads copied as a whole; arguments as for `plan_layer`."""
+    inputs = axes[-1]
+    if inputs is None:
+        return LayerPlan()
+    if not module._qkv_same_embed_dim or module.bias_k is not None:
+        raise UnsupportedLayerError("keys and values of other widths are not supported")
+    if keep_output:
+        raise UnsupportedLayerError("its output cannot keep its width when its input widens")
+    size, width = module.embed_dim, module.head_dim
+    heads = Segment(size, block=width).map(scale)
+    out = Segment(size).map(scale)
+    if not len(heads) == len(out) == len(inputs):
+        raise UnsupportedLayerError(
+            f"ratio {scale.ratio:g} does not give a whole number of heads of its {module.num_heads}"
+        )
+    plan = LayerPlan()
+    qkv = stack(heads, 3)
+    plan.tensors["in_proj_weight"] = TensorPlan((qkv, inputs), 1)
+    plan.tensors["out_proj.weight"] = TensorPlan((out, heads), 1)
+    if module.in_proj_bias is not None:
+        plan.tensors["in_proj_bias"] = TensorPlan((qkv,))
+        plan.tensors["out_proj.bias"] = TensorPlan((out,))
+    for name in ("embed_dim", "kdim", "vdim"):
+        plan.attributes[name] = len(inputs)
+    plan.attributes["num_heads"] = len(inputs) // width
+    return plan

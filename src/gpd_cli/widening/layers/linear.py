@@ -1,0 +1,54 @@
+"""Linear layers, and what every layer with a weight ``[O, I, ...]`` has in common."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from gpd_cli.widening.layers.base import Axes, LayerPlan
+from gpd_cli.widening.layout import Layout, Scale, Segment, layout_map
+from gpd_cli.widening.plan import IndexMap, TensorPlan
+
+
+def plan_linear(
+    module: nn.Linear, axes: Axes, scale: Scale, keep_output: bool, layout: Layout | None
+) -> LayerPlan:
+    """Plan a linear layer; arguments as for `plan_layer`."""
+    inputs = axes[-1]
+    if inputs is None and any(axes):
+        return LayerPlan()  # it mixes another axis (tokens), whose copies it carries along
+    out = None if keep_output else outputs(module.out_features, scale, layout)
+    plan = LayerPlan(linear_tensors(module.weight.ndim, module.bias is not None, out, inputs))
+    plan.resize(module, "in_features", inputs)
+    plan.resize(module, "out_features", out)
+    return plan
+
+
+def linear_tensors(
+    ndim: int,
+    has_bias: bool,
+    out: IndexMap | None,
+    inputs: IndexMap | None,
+    transposed: bool = False,
+) -> dict[str, TensorPlan]:
+    """Plans of a weight ``[O, I, ...]`` and its bias.
+
+    Args:
+        ndim: axes of the weight.
+        has_bias: whether there is a bias.
+        out: index map of the outputs, or None.
+        inputs: index map of the inputs, or None.
+        transposed: whether the weight is ``[I, O, ...]``.
+    """
+    tensors = {}
+    if out is not None or inputs is not None:
+        first = (inputs, out) if transposed else (out, inputs)
+        fan_in = None if inputs is None else int(not transposed)
+        tensors["weight"] = TensorPlan((*first, *(None,) * (ndim - 2)), fan_in)
+    if out is not None and has_bias:
+        tensors["bias"] = TensorPlan((out,))
+    return tensors
+
+
+def outputs(size: int, scale: Scale, layout: Layout | None) -> IndexMap | None:
+    """The index map of a layer's outputs: by its layout, or else copies side by side."""
+    return layout_map(layout or (Segment(size),), scale)

@@ -1,0 +1,77 @@
+"""Norms and other layers without channel mixing."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from gpd_cli.widening.layers.base import Axes, LayerPlan, UnsupportedLayerError
+from gpd_cli.widening.layers.groups import copied_groups, shared_by_groups
+from gpd_cli.widening.plan import IndexMap, TensorPlan
+
+_SIZES = ("num_features", "num_channels", "num_parameters")
+
+
+def plan_norm(module: nn.Module, axes: Axes) -> LayerPlan:
+    """Norms and other layers without channel mixing: their tensors follow the input's copies."""
+    plan = LayerPlan()
+    if not any(axes):
+        return plan
+    shape = getattr(module, "normalized_shape", None)
+    if isinstance(shape, tuple):
+        # LayerNorm2d and its like normalize the channels of [B, C, H, W] by the same rule.
+        last = axes[-len(shape) :]
+        fits = all(map_ is None or map_.narrow == n for map_, n in zip(last, shape, strict=True))
+        if len(shape) == 1 and not (fits and last[0] is not None) and len(axes) > 1:
+            channels = axes[1]
+            if last[0] is None and channels is not None and channels.narrow == shape[0]:
+                last = (channels,)
+        if any(map_ is not None and not map_.is_uniform for map_ in last):
+            raise UnsupportedLayerError(
+                "it normalizes over channels that are not all copied equally often"
+            )
+        plan.attributes["normalized_shape"] = tuple(
+            n if map_ is None else len(map_) for map_, n in zip(last, shape, strict=True)
+        )
+        maps = tuple(last)
+    else:
+        channels = axes[1] if len(axes) > 1 else axes[0]
+        others = [map_ for k, map_ in enumerate(axes) if k != 1 and map_ is not None]
+        if isinstance(module, _NormBase | nn.GroupNorm) and not all(m.is_uniform for m in others):
+            raise UnsupportedLayerError(
+                "it takes statistics over positions that are not all copied equally often"
+            )
+        if isinstance(module, nn.GroupNorm) and channels is not None:
+            _plan_group_norm(plan, channels, module.num_groups)
+        maps = (channels,)
+    if not any(maps):
+        plan.attributes.clear()
+        return plan
+    own: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False))
+    own.update(module.named_buffers(recurse=False))
+    for name, tensor in own.items():
+        _follow(plan, name, tensor, maps)
+    for name in _SIZES:
+        size = getattr(module, name, None)
+        if maps[0] is not None and size == maps[0].narrow:
+            plan.attributes[name] = len(maps[0])
+    return plan
+
+
+def _plan_group_norm(plan: LayerPlan, channels: IndexMap, count: int) -> None:
+    local = shared_by_groups(channels, count)
+    if local is not None and local.is_uniform:
+        return  # as many groups, each wider
+    groups = copied_groups(channels, channels.narrow // count)
+    if groups is None:
+        raise UnsupportedLayerError("its groups do not hold equally many copies of each")
+    plan.attributes["num_groups"] = len(groups)
+
+
+def _follow(plan: LayerPlan, name: str, tensor: torch.Tensor, maps: Axes) -> None:
+    if tensor.ndim != len(maps):
+        return
+    pairs = list(zip(maps, tensor.shape, strict=True))
+    if all(map_ is None or map_.narrow == size for map_, size in pairs):
+        plan.tensors[name] = TensorPlan(tuple(maps))

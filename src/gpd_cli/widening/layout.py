@@ -1,0 +1,79 @@
+"""In which order a layer's wide outputs lie: what is copied, in what blocks, and how often."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gpd_cli.widening.plan import IndexMap, identity, spread, stack
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much wider a network gets.
+
+    Args:
+        ratio: the expansion ratio, 1 or more.
+        multiple: what widths are rounded up to a multiple of. Counts (of attention heads, of
+            groups) are not rounded: they are no widths of matrix products.
+    """
+
+    ratio: float
+    multiple: int = 1
+
+    def count(self, size: int) -> int:
+        """A wide number of heads or groups."""
+        return max(size, math.floor(size * self.ratio + 0.5))
+
+    def width(self, size: int) -> int:
+        """A wide number of channels."""
+        wide = self.count(size)
+        if wide == size:
+            return size
+        return math.ceil(wide / self.multiple) * self.multiple
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of a layer's outputs that widens in one way.
+
+    Args:
+        size: number of narrow outputs.
+        parts: how many equal parts it has that widen one by one (queries, keys, values).
+        block: how many neighbours are copied together (the width of an attention head).
+        grows: whether it widens at all.
+    """
+
+    size: int
+    parts: int = 1
+    block: int = 1
+    grows: bool = True
+
+    def map(self, scale: Scale) -> IndexMap:
+        """Its index map: copies side by side, ``c0 c0 c1 c1 ...``, in blocks, part by part."""
+        if not self.grows:
+            return identity(self.size)
+        units = self.size // (self.parts * self.block)
+        plain = self.parts == self.block == 1
+        wide = scale.width(units) if plain else scale.count(units)
+        return stack(spread(units, wide, self.block), self.parts)
+
+
+Layout = tuple[Segment, ...]
+"""The outputs of one layer, segment by segment."""
+
+
+def layout_map(layout: Layout, scale: Scale) -> IndexMap | None:
+    """The index map of a layer's outputs, or None where none of them widens.
+
+    Args:
+        layout: its segments.
+        scale: how much wider.
+    """
+    index: list[int] = []
+    start = 0
+    for segment in layout:
+        index += [start + i for i in segment.map(scale).index]
+        start += segment.size
+    map_ = IndexMap(start, tuple(index))
+    return None if map_.is_identity else map_

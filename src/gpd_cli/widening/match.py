@@ -1,0 +1,124 @@
+"""Find, by value, which wide channel copies which narrow one."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from gpd_cli.widening.plan import IndexMap, spread
+
+_TIE = 1e-10  # channels closer than this, relative to the largest, are told apart by position
+_EXACT = 1e-6  # a wide activation must equal its narrow one to this, relative to the largest:
+# attention that divides by small sums rounds that much; the certificate is stricter
+
+
+def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | None:
+    """Index maps that make ``wide`` a replication of ``narrow``.
+
+    Args:
+        narrow: an activation of the student, float64.
+        wide: the same activation of the teacher, with as many axes.
+
+    Returns:
+        Per axis its index map, or None where the axis keeps its size; None altogether when
+        ``wide`` is no replication of ``narrow``.
+    """
+    if narrow.ndim != wide.ndim or (wide.numel() == 0) != (narrow.numel() == 0):
+        return None
+    if narrow.numel() == 0:
+        return (None,) * narrow.ndim if narrow.shape == wide.shape else None
+    grown = [k for k in range(narrow.ndim) if narrow.shape[k] != wide.shape[k]]
+    maps: list[IndexMap | None] = [None] * narrow.ndim
+    for axis in grown:
+        # The mean over the other grown axes does not change when every position is copied alike.
+        others = [k for k in grown if k != axis]
+        map_ = _match_axis(_mean(narrow, others), _mean(wide, others), axis)
+        if map_ is None:
+            return None
+        maps[axis] = map_
+    if len(grown) == 1:
+        return tuple(maps)  # each position was compared with the one that it copies
+    replica, wide = _projected(narrow, grown), _projected(wide, grown)
+    for axis, map_ in enumerate(maps):
+        replica = replica if map_ is None else replica.index_select(axis, map_.tensor)
+    tolerance = _EXACT * float(replica.abs().max().clamp(min=torch.finfo(narrow.dtype).tiny))
+    if not float((replica - wide).abs_().max()) <= tolerance:  # NaN is no replication either
+        return None
+    return tuple(maps)
+
+
+def _projected(activation: Tensor, grown: list[int]) -> Tensor:
+    """A random projection of the axes that have not grown, which tells what differs in them."""
+    if not grown:
+        return activation
+    kept = [k for k in range(activation.ndim) if k not in grown]
+    moved = activation.movedim(grown, list(range(len(grown)))).flatten(len(grown))
+    projected = moved @ _direction(moved.shape[-1]).to(moved.dtype) if kept else moved
+    shape = [activation.shape[k] if k in grown else 1 for k in range(activation.ndim)]
+    return projected.reshape(shape)
+
+
+@lru_cache(maxsize=64)
+def _direction(size: int) -> Tensor:
+    """A random direction, the same for equal sizes."""
+    generator = torch.Generator().manual_seed(size)
+    return torch.randn(size, generator=generator, dtype=torch.float64)
+
+
+def _mean(activation: Tensor, axes: list[int]) -> Tensor:
+    return activation.mean(axes, keepdim=True) if axes else activation
+
+
+def _match_axis(narrow: Tensor, wide: Tensor, axis: int) -> IndexMap | None:
+    """Match one axis by a random projection of all others."""
+    a = narrow.movedim(axis, 0).flatten(1)
+    b = wide.movedim(axis, 0).flatten(1)
+    direction = _direction(a.shape[1]).to(a.dtype)
+    a, b = a @ direction, b @ direction
+    tie = _TIE * float(a.abs().max())
+    order = a.argsort(stable=True)
+    ranked = a[order]
+    group = torch.cat([order.new_zeros(1), (ranked.diff() > tie).cumsum(0)])
+    # Nearest ranked value of each wide channel.
+    right = torch.searchsorted(ranked, b).clamp(max=len(ranked) - 1)
+    left = (right - 1).clamp(min=0)
+    nearest = torch.where((ranked[left] - b).abs() < (ranked[right] - b).abs(), left, right)
+    if not float((ranked[nearest] - b).abs().max()) <= _EXACT * float(a.abs().max()):
+        return None  # NaN is no replication either
+    found = group[nearest]
+    if int(group[-1]) + 1 == len(ranked):  # no ties: the common case
+        return IndexMap(len(ranked), tuple(order[nearest].tolist()))
+    regular = _regular(group[order.argsort()], found)
+    if regular is not None:
+        return regular
+    index = torch.empty(len(b), dtype=torch.int64)
+    for g in found.unique().tolist():
+        # Equal channels keep their order, each with as many copies as the next.
+        sources = order[group == g].sort().values
+        targets = (found == g).nonzero().flatten()
+        share = torch.arange(len(targets)) * len(sources) // len(targets)
+        index[targets] = sources[share]
+    return IndexMap(len(ranked), tuple(index.tolist()))
+
+
+def _regular(narrow: Tensor, wide: Tensor) -> IndexMap | None:
+    """The map by whole blocks, as large as they can be, that fits channels of which some are equal.
+
+    Which channels are equal can depend on the input (maxima of overlapping windows); a block that
+    is copied as a whole (a channel's pixels, flattened) does not.
+
+    Args:
+        narrow: per narrow channel, the number of its group of equal channels.
+        wide: likewise per wide channel.
+    """
+    size = len(narrow)
+    for count in range(1, size + 1):
+        if size % count or len(wide) % (size // count):
+            continue
+        block = size // count
+        map_ = spread(count, len(wide) // block, block)
+        if torch.equal(narrow[map_.tensor], wide):
+            return map_
+    return None

@@ -1,0 +1,198 @@
+"""How copies along axes go through reshapes and cuts, as pure functions of shapes and maps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+
+import torch
+
+from gpd_cli.widening.numbers.arithmetic import Attribute, Number
+from gpd_cli.widening.plan import IndexMap
+from gpd_cli.widening.rules import COUNTS
+
+
+def reshaped(
+    old: Sequence[int],
+    new: Sequence[int],
+    wide: Sequence[int],
+    maps: Callable[[], Sequence[IndexMap | None]],
+    given: Sequence[int] | None = None,
+) -> list[int] | None:
+    """The wide sizes of a reshaped tensor.
+
+    Args:
+        old: the narrow shape before.
+        new: the narrow shape after.
+        wide: the wide shape before.
+        maps: gives per axis before the reshape its index map, or None where the axis keeps its
+            size; asked for only where an axis that has grown is taken apart.
+        given: the sizes that the code asks for, -1 where it leaves one open. Of several ways to
+            take an axis apart, that counts where heads grow, then the outermost axis whose size is
+            open or comes from an attribute, and last one whose size the code spells out.
+
+    Returns:
+        One size for each axis of the new shape, or None where the copies do not lie along axes
+        of the new shape.
+
+    Example:
+        >>> from gpd_cli.widening.plan import spread
+        >>> reshaped((5, 6), (5, 2, 3), (5, 12), lambda: (None, spread(2, 4, block=3)))
+        [5, 4, 3]
+    """
+    if prod(old) == 0 or prod(old) != prod(new):
+        return None
+    result: list[int] = []
+    for before, after in _groups(old, new):
+        sizes = [new[k] for k in after]
+        if all(wide[k] == old[k] for k in before):
+            result += sizes
+        elif len(after) == 1:
+            result.append(prod(wide[k] for k in before))
+        else:
+            axes = maps()
+            merged = _merge([axes[k] for k in before], [old[k] for k in before])
+            asked = [-1 if given is None else given[k] for k in after]
+            parts = _take_apart(merged, sizes, asked)
+            if parts is None:
+                return None
+            result += parts
+    return result
+
+
+def cut(map_: IndexMap, sizes: Sequence[int]) -> list[IndexMap] | None:
+    """The index maps of the pieces of an axis that is cut into pieces.
+
+    Args:
+        map_: the index map of the axis.
+        sizes: narrow sizes of the pieces, from the axis's first position on.
+
+    Returns:
+        One map for each piece, or None where the copies of some piece are not all next to each
+        other, in the order of the pieces.
+    """
+    pieces, start, first = [], 0, 0
+    for size in sizes:
+        stop = start
+        while stop < len(map_) and first <= map_.index[stop] < first + size:
+            stop += 1
+        piece = IndexMap(size, tuple(i - first for i in map_.index[start:stop]))
+        if not piece.is_onto():
+            return None
+        pieces.append(piece)
+        start, first = stop, first + size
+    return pieces if start == len(map_) else None
+
+
+def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Axes before and after a reshape that have the same elements, as few together as possible."""
+    i = j = 0
+    while i < len(old) or j < len(new):
+        before, after = [], []
+        a = b = 1
+        if i < len(old):
+            before, a, i = [i], old[i], i + 1
+        if j < len(new):
+            after, b, j = [j], new[j], j + 1
+        while a != b:
+            if a < b:
+                before.append(i)
+                a, i = a * old[i], i + 1
+            else:
+                after.append(j)
+                b, j = b * new[j], j + 1
+        # New axes of one element belong to the axis before them, old ones (a single head) to the
+        # axis after them, where there is one.
+        while j < len(new) and new[j] == 1 and (i == len(old) or old[i] != 1):
+            after, j = [*after, j], j + 1
+        while j == len(new) and i < len(old) and old[i] == 1:
+            before, i = [*before, i], i + 1
+        yield before, after
+
+
+def _merge(maps: Sequence[IndexMap | None], sizes: Sequence[int]) -> IndexMap:
+    """The index map of several axes that are flattened into one."""
+    flat = torch.zeros(1, dtype=torch.int64)
+    for map_, size in zip(maps, sizes, strict=True):
+        index = torch.arange(size) if map_ is None else map_.tensor
+        flat = (flat[:, None] * size + index).flatten()
+    return IndexMap(prod(sizes), tuple(flat.tolist()))
+
+
+def _take_apart(
+    merged: IndexMap, sizes: Sequence[int], asked: Sequence[int]
+) -> tuple[int, ...] | None:
+    """The wide sizes of the axes into which an axis is unflattened.
+
+    Copies lie along one or two of them. Parts that were laid end to end may be copied in orders
+    of their own: then one axis grows, though not by the same map everywhere along the others.
+    """
+    candidates = sorted(
+        _wide_sizes(sizes, len(merged)),
+        key=lambda wide: max(
+            (_rank(n, a) for n, w, a in zip(sizes, wide, asked, strict=True) if w != n), default=0
+        ),
+    )
+    for wide in candidates:
+        if _is_separable(merged, sizes, wide):
+            return wide
+    for wide in candidates:
+        grown = [k for k, size in enumerate(sizes) if wide[k] != size]
+        if len(grown) == 1 and _is_apart(merged, sizes, wide, grown[0]):
+            return wide
+    return None
+
+
+def _rank(size: int, asked: int) -> int:
+    """How unlikely it is that an axis grows, by how the code asks for its size."""
+    if isinstance(asked, Number):
+        expression = asked.expression
+        return 1 if isinstance(expression, Attribute) and expression.name in COUNTS else 2
+    if asked == -1:
+        return 0 if size == 1 else 2  # an open size of 1 is there for copies
+    return 3  # written in the code, or a size of something else
+
+
+def _is_apart(merged: IndexMap, sizes: Sequence[int], wide: Sequence[int], grown: int) -> bool:
+    """Whether copies lie along one axis only, and none of its positions is without a copy."""
+    digits = torch.stack(torch.unravel_index(merged.tensor.reshape(*wide), tuple(sizes)))
+    for k, size in enumerate(sizes):
+        own = torch.arange(size).reshape([-1 if axis == k else 1 for axis in range(len(sizes))])
+        if k != grown and not bool((digits[k] == own).all()):
+            return False
+    ordered = digits[grown].movedim(grown, 0).flatten(1).sort(0).values
+    steps = ordered.diff(dim=0)
+    return bool(
+        (ordered[0] == 0).all() and (ordered[-1] == sizes[grown] - 1).all() and (steps <= 1).all()
+    )
+
+
+def _wide_sizes(sizes: Sequence[int], total: int) -> Iterator[tuple[int, ...]]:
+    """Sizes of the same number of axes with another product, few of them other than before."""
+    narrow = prod(sizes)
+    if total == narrow:
+        yield tuple(sizes)
+    for k, size in enumerate(sizes):
+        if total != narrow and (size * total) % narrow == 0:
+            yield (*sizes[:k], size * total // narrow, *sizes[k + 1 :])
+    if total % narrow:
+        return
+    factor = total // narrow
+    for j, k in itertools.combinations(range(len(sizes)), 2):
+        for first in (f for f in range(2, factor) if factor % f == 0):
+            wide = list(sizes)
+            wide[j], wide[k] = wide[j] * first, wide[k] * (factor // first)
+            yield tuple(wide)
+
+
+def _is_separable(merged: IndexMap, sizes: Sequence[int], wide: Sequence[int]) -> bool:
+    """Whether each axis has an index map of its own, by which all positions along it are copied."""
+    digits = torch.stack(torch.unravel_index(merged.tensor.reshape(*wide), tuple(sizes)))
+    for k, size in enumerate(sizes):
+        digit = digits[k].movedim(k, 0).flatten(1)
+        if not bool((digit == digit[:, :1]).all()):
+            return False
+        if not IndexMap(size, tuple(digit[:, 0].tolist())).is_onto():
+            return False
+    return True

@@ -1,0 +1,261 @@
+"""Calls whose numbers have to follow the copies: read apart, and made again for wide tensors.
+
+What a container's own code passes to ``reshape``, ``split`` or ``expand`` are narrow numbers, as
+long as nobody knows which of its attributes widen. Each of these calls is therefore made with the
+numbers that fit the copies in its wide input, and what they have to be is noted as an equation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpd_cli.widening.numbers.arithmetic import expression_of
+from gpd_cli.widening.numbers.axes import cut, reshaped
+from gpd_cli.widening.numbers.solve import Equation
+from gpd_cli.widening.plan import IndexMap
+
+Axes = Sequence[IndexMap | None]
+
+RESHAPES = {Tensor.reshape, Tensor.view, torch.reshape}
+UNFLATTENS = {Tensor.unflatten, torch.unflatten}
+SPLITS = {Tensor.split, Tensor.split_with_sizes, torch.split, torch.split_with_sizes}
+CHUNKS = {Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split}
+NARROWS = {Tensor.narrow, torch.narrow}
+INDEXES = {Tensor.__getitem__}
+EXPANDS = {Tensor.expand, Tensor.broadcast_to, torch.broadcast_to}
+NORMS = {F.layer_norm, F.rms_norm}
+NUMBERED = RESHAPES | UNFLATTENS | SPLITS | CHUNKS | NARROWS | INDEXES | EXPANDS | NORMS
+
+
+@dataclass
+class Call:
+    """A call of a torch function in a container's own code.
+
+    Args:
+        function: the function.
+        args: its arguments.
+        kwargs: its keyword arguments.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def input(self) -> Any:
+        """The tensor that it is made on."""
+        return self.args[0] if self.args else self.kwargs.get("input")
+
+    def argument(self, position: int, *names: str) -> Any:
+        """An argument by its position or one of its names; None where it is not given."""
+        if position < len(self.args):
+            return self.args[position]
+        return next((self.kwargs[name] for name in names if name in self.kwargs), None)
+
+    def numbers(self, *names: str) -> list[int]:
+        """The sizes after the first argument, given one by one or as a tuple."""
+        rest = self.args[1:] or tuple(self.kwargs[n] for n in names if n in self.kwargs)
+        if len(rest) == 1 and isinstance(rest[0], tuple | list):
+            rest = tuple(rest[0])
+        return list(rest)
+
+    def asked(self, ndim: int) -> list[int]:
+        """The sizes that a reshape is asked for, -1 for those that it leaves open.
+
+        Args:
+            ndim: of what it returns; ``unflatten`` leaves all but a few axes as they are.
+        """
+        if self.function not in UNFLATTENS:
+            return self.numbers("shape", "size")
+        sizes = list(self.argument(2, "sizes"))
+        dim = self.argument(1, "dim") % (ndim - len(sizes) + 1)
+        return [*[-1] * dim, *sizes, *[-1] * (ndim - dim - len(sizes))]
+
+
+class Unfollowed(Exception):  # noqa: N818 - an outcome, not an error
+    """The copies do not lie as a call would need; the message says how."""
+
+
+def follow(
+    call: Call, axes: Callable[[], Axes], old: Sequence[int], new: Any, equations: list[Equation]
+) -> Call:
+    """A call with the numbers that fit the copies in its wide input.
+
+    Args:
+        call: one of the functions in ``NUMBERED``, with a wide tensor and any numbers.
+        axes: gives the index maps of the wide tensor.
+        old: its narrow shape.
+        new: the narrow shape of what the call returned, or a list of shapes.
+        equations: to which is added what the numbers have to be.
+
+    Returns:
+        The call to make instead.
+
+    Raises:
+        Unfollowed: when no numbers fit.
+    """
+    function, x = call.function, call.input
+    if function in RESHAPES or function in UNFLATTENS:
+        return _follow_reshape(call, axes, old, new, equations)
+    if tuple(x.shape) == tuple(old):
+        return call  # and its numbers stay what they are
+    return _follow_map(call, axes(), old, new, equations)
+
+
+def _follow_map(
+    call: Call, axes: Axes, old: Sequence[int], new: Any, equations: list[Equation]
+) -> Call:
+    function, x = call.function, call.input
+    if function in SPLITS or function in CHUNKS:
+        return _follow_split(call, axes, old, new, equations)
+    if function in NARROWS:
+        dim, start, length = (
+            call.argument(k, n) for k, n in ((1, "dim"), (2, "start"), (3, "length"))
+        )
+        map_ = axes[dim]
+        if map_ is None:
+            return call
+        first, stop = _range(map_, int(start), int(start) + int(length), equations, start, None)
+        _note(equations, length, stop - first)
+        return Call(torch.narrow, (x, dim, first, stop - first))
+    if function in INDEXES:
+        return Call(function, (x, _follow_index(call.args[1], axes, old, equations)))
+    if function in EXPANDS:
+        return _follow_expand(call, axes, new, equations)
+    return _follow_norm(call, axes, equations)
+
+
+def _note(equations: list[Equation], given: Any, wanted: int) -> None:
+    if isinstance(given, int):
+        equations.append(Equation(expression_of(given), wanted, int(given)))
+
+
+def _follow_reshape(
+    call: Call,
+    axes: Callable[[], Axes],
+    old: Sequence[int],
+    new: Sequence[int],
+    equations: list[Equation],
+) -> Call:
+    given = call.asked(len(new))
+    sizes = reshaped(old, new, call.input.shape, axes, given)
+    if sizes is None:
+        raise Unfollowed(
+            f"it reshapes {_shown(old)} to {_shown(new)} across the copies of its channels"
+        )
+    for number, size in zip(given, sizes, strict=True):
+        if number != -1:
+            _note(equations, number, size)
+    function = Tensor.view if call.function is Tensor.view else Tensor.reshape
+    return Call(function, (call.input, sizes))
+
+
+def _follow_split(
+    call: Call, axes: Axes, old: Sequence[int], new: Sequence[Sequence[int]], equations: Any
+) -> Call:
+    dim = call.argument(2, "dim") or 0
+    map_ = axes[dim]
+    if map_ is None:
+        return call
+    pieces = cut(map_, [shape[dim] for shape in new])
+    if pieces is None:
+        raise Unfollowed(
+            f"it cuts {old[dim]} channels into {_shown([shape[dim] for shape in new])} across "
+            "their copies"
+        )
+    sizes = [len(piece) for piece in pieces]
+    given = call.argument(1, "split_size_or_sections", "split_size", "split_sizes", "chunks")
+    if call.function in CHUNKS:
+        natural = torch.empty(len(map_)).chunk(len(sizes))
+        if isinstance(given, int) and [len(part) for part in natural] != sizes:
+            raise Unfollowed(f"it cuts its channels into {len(sizes)} parts across their copies")
+    elif isinstance(given, int):
+        if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]:
+            raise Unfollowed(f"its pieces of {given} channels widen to different sizes")
+        _note(equations, given, sizes[0])
+    else:
+        for number, size in zip(given, sizes, strict=True):
+            _note(equations, number, size)
+    return Call(torch.split, (call.input, sizes, dim))
+
+
+def _follow_index(index: Any, axes: Axes, old: Sequence[int], equations: Any) -> Any:
+    """An index whose slices and positions follow the copies."""
+    parts = index if isinstance(index, tuple) else (index,)
+    taken = sum(1 for p in parts if p is not None and p is not Ellipsis and not isinstance(p, bool))
+    axis, followed = 0, list[Any]()
+    for part in parts:
+        if part is None or isinstance(part, bool):
+            followed.append(part)
+            continue
+        if part is Ellipsis:
+            axis += len(old) - taken
+            followed.append(part)
+            continue
+        map_ = axes[axis] if axis < len(axes) else None
+        size = old[axis] if axis < len(old) else 0
+        axis += 1
+        if map_ is not None and isinstance(part, slice) and part != slice(None):
+            start, stop, step = part.indices(size)
+            if step == 1:
+                first, last = _range(map_, start, stop, equations, part.start, part.stop)
+                part = slice(first, last)
+            elif start >= abs(step) or part.stop is not None:
+                raise Unfollowed(f"it takes channels {start} to {stop} in steps of {step}")
+            # Else it takes the same one of every few neighbours: right where these are copied
+            # together, which shows in what is made of it.
+        elif map_ is not None and isinstance(part, int):
+            raise Unfollowed(f"it takes channel {part} by its position")
+        followed.append(part)
+    return tuple(followed)
+
+
+def _range(
+    map_: IndexMap, start: int, stop: int, equations: list[Equation], *given: Any
+) -> tuple[int, int]:
+    """The wide positions of a range of channels, with equations for its ends as far as given."""
+    pieces = cut(map_, [start, stop - start, map_.narrow - stop])
+    if pieces is None:
+        raise Unfollowed(f"it takes channels {start} to {stop - 1} across their copies")
+    first = len(pieces[0])
+    last = first + len(pieces[1])
+    for number, position in zip(given, (first, last), strict=True):
+        if number is not None:
+            _note(equations, number, position - len(map_) if number < 0 else position)
+    return first, last
+
+
+def _follow_expand(call: Call, axes: Axes, new: Sequence[int], equations: list[Equation]) -> Call:
+    x: Tensor = call.input
+    given = call.numbers("size")
+    offset = len(given) - x.ndim
+    sizes = []
+    for k, number in enumerate(given):
+        map_ = axes[k - offset] if k >= offset else None
+        if map_ is not None and map_.narrow > 1 and number != -1:
+            _note(equations, number, len(map_))
+            number = len(map_)
+        sizes.append(number)
+    return Call(Tensor.expand, (x, sizes))
+
+
+def _follow_norm(call: Call, axes: Axes, equations: list[Equation]) -> Call:
+    shape = call.argument(1, "normalized_shape")
+    given = list(shape) if isinstance(shape, tuple | list) else [shape]
+    wide = list(call.input.shape[len(axes) - len(given) :])
+    for number, size in zip(given, wide, strict=True):
+        _note(equations, number, size)
+    names = ("input", "normalized_shape", "weight", "bias", "eps")
+    named = dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
+    named |= {"normalized_shape": wide}
+    return Call(call.function, (), named)
+
+
+def _shown(sizes: Sequence[int]) -> str:
+    return " x ".join(str(int(size)) for size in sizes)

@@ -1,0 +1,118 @@
+"""Which attributes have to change, and to what: solved from the numbers that code has to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from gpd_cli.widening.numbers.arithmetic import (
+    Attribute,
+    Expression,
+    attributes_in,
+    evaluate,
+    invert,
+    text,
+)
+from gpd_cli.widening.rules import COUNTS
+
+_MOST_STEPS = 500  # of the search; the equations of one container are a handful
+
+
+class Unsolvable(Exception):  # noqa: N818 - an outcome, not an error
+    """No values of the attributes give the wanted numbers; the message says which do not."""
+
+
+@dataclass(frozen=True)
+class Equation:
+    """A number that a call was given, and what it has to be in the wide network.
+
+    Args:
+        expression: how the code computed it.
+        wanted: the wide value.
+        given: the narrow value.
+    """
+
+    expression: Expression
+    wanted: int
+    given: int
+
+
+def solve(
+    equations: Sequence[Equation],
+    values: Mapping[Attribute, int],
+    fixed: Collection[Attribute] = (),
+) -> dict[Attribute, int]:
+    """Find values of attributes under which every equation holds.
+
+    Args:
+        equations: of one container.
+        values: of all attributes in them, as they are now.
+        fixed: attributes that cannot change: those of layers, which follow from their tensors.
+
+    Returns:
+        The attributes that change, with their new values; as few as the search finds.
+
+    Raises:
+        Unsolvable: when there are no such values; the message names the number in the way.
+    """
+    steps = 0
+
+    def search(changed: dict[Attribute, int]) -> dict[Attribute, int] | None:
+        nonlocal steps
+        steps += 1
+        now = {**values, **changed}
+        broken = [e for e in equations if evaluate(e.expression, now) != e.wanted]
+        if not broken:
+            return changed
+        if steps > _MOST_STEPS:
+            return None
+        # The equation with the fewest unknowns leaves the least to be guessed.
+        equation = min(broken, key=lambda e: len(_unknowns(e, changed, fixed)))
+        for attribute in _unknowns(equation, changed, fixed):
+            value = invert(equation.expression, equation.wanted, attribute, now)
+            if value is not None and value >= 0:
+                found = search({**changed, attribute: value})
+                if found is not None:
+                    return found
+        return None
+
+    solution = search({})
+    if solution is None:
+        raise Unsolvable(_reason(equations, values, fixed))
+    return solution
+
+
+def _unknowns(
+    equation: Equation, changed: Collection[Attribute], fixed: Collection[Attribute]
+) -> list[Attribute]:
+    """Attributes of an equation that may still change, counts (of heads) first."""
+    found = dict.fromkeys(attributes_in(equation.expression))
+    unknown = [a for a in found if a not in changed and a not in fixed]
+    return sorted(unknown, key=lambda attribute: attribute.name not in COUNTS)
+
+
+def _reason(
+    equations: Sequence[Equation],
+    values: Mapping[Attribute, int],
+    fixed: Collection[Attribute],
+) -> str:
+    """What keeps the equations from being solved, in a clause for a message."""
+    for equation in equations:
+        for other in equations:
+            if other.expression == equation.expression and other.wanted > equation.wanted:
+                return f"{_shown(equation)} must be both {equation.wanted} and {other.wanted}"
+    broken = [e for e in equations if evaluate(e.expression, values) != e.wanted]
+    for equation in broken:
+        if not _unknowns(equation, (), fixed):
+            return f"{_shown(equation)} would have to be {equation.wanted}"
+    return (
+        f"{_shown(broken[0])} would have to be {broken[0].wanted}, and other numbers of its code "
+        "do not allow that"
+    )
+
+
+def _shown(equation: Equation) -> str:
+    """A number as a message names it, with its value."""
+    if isinstance(equation.expression, int):
+        return f"the {equation.given} that its code computes"
+    return f"{text(equation.expression)} = {equation.given}"

@@ -1,0 +1,128 @@
+"""How code takes an axis apart: reshapes, splits and shuffles, as factors and segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpd_cli.widening.numbers.arithmetic import Number, text
+from gpd_cli.widening.numbers.calls import CHUNKS, RESHAPES, SPLITS, UNFLATTENS, Call
+from gpd_cli.widening.rules import COUNTS
+
+
+@dataclass(frozen=True)
+class Split:
+    """An axis that was taken apart.
+
+    Args:
+        size: of the axis.
+        factors: into which it was reshaped, outermost first; or
+        segments: into which it was cut.
+        layer: whether a grouped layer did so, not code.
+        names: per factor how the code computes it, as far as it does so from attributes.
+    """
+
+    size: int
+    factors: tuple[int, ...] = ()
+    segments: tuple[int, ...] = ()
+    layer: bool = False
+    names: tuple[str | None, ...] = ()
+
+    @property
+    def heads(self) -> int | None:
+        """Which of the factors counts heads, as far as the names say: these grow before widths."""
+        for k, name in enumerate(self.names):
+            if name in COUNTS:
+                return k
+        for k, name in enumerate(self.names):
+            if k and name is not None and "dim" in name:
+                return k - 1  # what comes before the width of a head
+        return None
+
+    def may_count(self, factor: int) -> bool:
+        """Whether a factor may be a number of heads, and not what another name says."""
+        name = self.names[factor] if self.names else None
+        return name is None or name in COUNTS
+
+
+def splits_of(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> list[Split]:
+    """The axes that a call took apart.
+
+    Args:
+        func: a torch function.
+        args: its arguments, the tensor first.
+        kwargs: its keyword arguments.
+        result: what it returned.
+    """
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(x, Tensor):
+        return []
+    if func in RESHAPES | UNFLATTENS and isinstance(result, Tensor):
+        names = [_name(size) for size in Call(func, args, kwargs).asked(result.ndim)]
+        return [
+            Split(size, factors, names=tuple(names[first : first + len(factors)]))
+            for size, factors, first in factorizations(x.shape, result.shape)
+        ]
+    if func in (Tensor.unbind, torch.unbind) and len(result) > 1:
+        return [Split(len(result), segments=(1,) * len(result))]
+    if func in SPLITS | CHUNKS and len(result) > 1:
+        axes = [k for k in range(x.ndim) if result[0].shape[k] != x.shape[k]]
+        return [Split(x.shape[k], segments=tuple(int(r.shape[k]) for r in result)) for k in axes]
+    if func is F.channel_shuffle and isinstance(result, Tensor):
+        groups = int(args[1] if len(args) > 1 else kwargs["groups"])
+        return [Split(x.shape[1], (groups, x.shape[1] // groups))]
+    if func is F.pixel_shuffle and isinstance(result, Tensor):
+        return [Split(x.shape[-3], (result.shape[-3], x.shape[-3] // result.shape[-3]))]
+    return []
+
+
+def _name(size: Any) -> str | None:
+    """The attribute that a size was read from, or the expression that it was computed by."""
+    return text(size.expression).removeprefix("self.") if isinstance(size, Number) else None
+
+
+def factorizations(
+    old: Sequence[int], new: Sequence[int]
+) -> Iterator[tuple[int, tuple[int, ...], int]]:
+    """Which single axes of a shape become several in another: size, factors, and the first's axis.
+
+    Args:
+        old: the shape before, of as many elements as
+        new: the shape after.
+    """
+    i = j = 0
+    while i < len(old) and j < len(new):
+        sources, targets = [old[i]], [new[j]]
+        while (a := _product(sources)) != (b := _product(targets)):
+            if a < b:
+                i += 1
+                if i == len(old):
+                    return
+                sources.append(old[i])
+            else:
+                j += 1
+                if j == len(new):
+                    return
+                targets.append(new[j])
+        i, j = i + 1, j + 1
+        if max(sources) == 1 or len(targets) == 1:
+            continue
+        if len([s for s in sources if s > 1]) == 1:
+            yield max(sources), tuple(targets), j - len(targets)
+        elif sources[-1] > targets[-1] > 1 and sources[-1] % targets[-1] == 0:
+            # The outer factor went to the axis before: heads that join the batch.
+            yield sources[-1], (sources[-1] // targets[-1], targets[-1]), j - 2
+
+
+def _product(sizes: Sequence[int]) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

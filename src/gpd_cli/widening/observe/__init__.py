@@ -1,0 +1,1 @@
+"""One run of the student, recorded: layers, reads, calls, constants."""

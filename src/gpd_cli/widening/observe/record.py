@@ -1,0 +1,339 @@
+"""Run the student once and record what planning needs to know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.widening.layers import input_size, is_leaf, mixes_channels, output_size
+from gpd_cli.widening.numbers.arithmetic import Attribute, remember
+from gpd_cli.widening.numbers.calls import INDEXES, NUMBERED, Call
+from gpd_cli.widening.numbers.meeting import meets
+from gpd_cli.widening.numbers.splits import Split, splits_of
+from gpd_cli.widening.observe.constants import Constants
+from gpd_cli.widening.observe.graph import last_layers
+from gpd_cli.widening.observe.reads import reading
+from gpd_cli.widening.rules import COUNTS, FACTORS
+from gpd_cli.widening.running.checkpointing import refuse_checkpointing
+from gpd_cli.widening.running.ours import own_errors
+from gpd_cli.widening.running.tracing import (
+    Position,
+    Tracer,
+    first_tensor,
+    linear_call,
+    tensors_in,
+)
+
+_ELEMENTWISE = {
+    *(Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__, torch.add),
+    *(Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__imul__, Tensor.__rmul__, torch.mul),
+}
+
+
+@dataclass
+class Event:
+    """A call in a container's own code whose numbers or constants may have to follow the copies.
+
+    Args:
+        function: what was called.
+        tensors: its floating-point arguments as they were: copies of those that depend on the
+            images, and the others themselves, with their graph.
+        result: the shape of what it returned, or a list of shapes where it returned several.
+    """
+
+    function: Any
+    tensors: list[Tensor]
+    result: Any
+
+
+@dataclass
+class Reads:
+    """What the own code of one container read, on whatever module it found it.
+
+    Args:
+        numbers: per qualified name of an attribute, its value: integers, tuples and lists of them,
+            and factors.
+        tensors: qualified names of parameters and buffers.
+    """
+
+    numbers: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Recording:
+    """What one run of the student showed.
+
+    A *layer* is a leaf module by its name, or a weight that a linear function was called with
+    directly, by the weight's name.
+
+    Args:
+        inputs: per layer the input of each call, per container all of its tensor arguments.
+        outputs: per container the tensors it returned in each call.
+        sizes: per layer that mixes channels, its number of outputs.
+        widths: likewise its number of inputs.
+        direct: weights that linear functions were called with directly, with their bias.
+        biases: of such weights, biases that code computed, with their graph.
+        reads: per container what its own code read.
+        events: per container and number of its call, what happened in its own code.
+        splits: per layer, how code took its outputs apart, with the container that did.
+        kept: layers whose output reaches the network's output without another layer that mixes
+            channels in between: they keep their width.
+        ends: likewise per container, the layers inside of it that its output comes from.
+        sums: sets of layers whose outputs are added or multiplied, so that they have to lie alike.
+        output: the network's output.
+    """
+
+    inputs: dict[str, list[list[Tensor]]] = field(default_factory=dict)
+    outputs: dict[str, list[list[Tensor]]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
+    direct: dict[str, str | None] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    reads: dict[str, Reads] = field(default_factory=dict)
+    events: dict[tuple[str, int], list[Event]] = field(default_factory=dict)
+    splits: dict[str, list[tuple[str, Split]]] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    ends: dict[str, set[str]] = field(default_factory=dict)
+    sums: list[set[str]] = field(default_factory=list)
+    output: Tensor | None = None
+
+
+def record(network: nn.Module, images: Tensor) -> Recording:
+    """Run a network on a probe batch.
+
+    Args:
+        network: the student, float64, in eval mode.
+        images: the probe batch, ``[B, C, H, W]``.
+
+    Returns:
+        The recording.
+
+    Raises:
+        ExpansionError: when a backward pass would run a part of the network again.
+    """
+    position = Position(network, is_leaf)
+    recorder = _Recorder(network, position)
+    handles = [*position.hooks(network), *recorder.hooks(network)]
+    try:
+        with torch.enable_grad(), recorder, reading(network, recorder.number, recorder.tensor):
+            output = network(images.requires_grad_())
+    finally:
+        for handle in handles:
+            handle.remove()
+    refuse_checkpointing(network, output)
+    recording = recorder.recording
+    if not isinstance(output, Tensor) or output.grad_fn is None:
+        return recording
+    recording.output = output.detach()
+    recorder.finish(output)
+    return recording
+
+
+class _Recorder(Tracer):
+    """Fills a recording while the network runs."""
+
+    def __init__(self, network: nn.Module, position: Position) -> None:
+        super().__init__()
+        self.recording = Recording()
+        self._position = position
+        self._modules = dict(network.named_modules())
+        self._parameters = {id(p): name for name, p in network.named_parameters()}
+        self._nodes: dict[Any, str] = {}
+        self._ends: dict[str, list[Any]] = {}
+        self._seen_splits: list[tuple[str, Any, Split]] = []
+        self._sums: list[Any] = []
+        self._copies: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._constants = Constants()
+        # What forward replaces is no state: it is computed again, from what has widened.
+        self._own = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
+
+    def hooks(self, network: nn.Module) -> Iterator[Any]:
+        """Register what records each module's inputs and outputs."""
+        for name, module in network.named_modules():
+            # Looked up now: what hooks read would be taken for reads of the module around.
+            leaf, sizes = is_leaf(module), (output_size(module), input_size(module))
+            split = _split_by_groups(module) if leaf else None
+
+            def enter(
+                module: nn.Module, args: Any, kwargs: Any, name: str = name, split: Any = split
+            ) -> None:
+                tensors = [self._copy(t) for t in tensors_in([args, kwargs])]
+                self.recording.inputs.setdefault(name, []).append(tensors)
+                x = first_tensor(args, kwargs)
+                if split is not None and x is not None:
+                    self._seen_splits.append((name.rpartition(".")[0], x.grad_fn, split))
+
+            def leave_layer(
+                module: nn.Module, args: Any, output: Any, name: str = name, sizes: Any = sizes
+            ) -> None:
+                y = first_tensor(output)
+                if y is not None and y.grad_fn is not None:
+                    self._nodes[y.grad_fn] = name
+                if sizes[0] is not None:
+                    self.recording.sizes[name], self.recording.widths[name] = sizes
+
+            def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                tensors = list(tensors_in(output))
+                self.recording.outputs.setdefault(name, []).append([self._copy(t) for t in tensors])
+                self._ends.setdefault(name, []).extend(t.grad_fn for t in tensors)
+
+            yield module.register_forward_pre_hook(enter, with_kwargs=True)
+            yield module.register_forward_hook(leave_layer if leaf else leave)
+
+    def number(self, owner: str, name: str, value: Any) -> Any:
+        """Note an attribute that a container's own code reads."""
+        container = self._position.container
+        if container is None or name.startswith("__"):
+            return value
+        if not name.startswith("_") and _is_numeric(name, value):
+            reads = self.recording.reads.setdefault(container, Reads())
+            reads.numbers[f"{owner}.{name}" if owner else name] = value
+        return remember(Attribute(owner, name), value)
+
+    def tensor(self, owner: str, name: str, value: Tensor) -> Tensor:
+        """Note a parameter or buffer that a container's own code reads."""
+        container = self._position.container
+        if container is not None and id(value) in self._own:
+            full = f"{owner}.{name}" if owner else name
+            self._constants.add(value, [full])
+            if value.is_floating_point():
+                if value.is_leaf:
+                    value.requires_grad_(True)  # of buffers, too, to see what comes of them
+                self.recording.reads.setdefault(container, Reads()).tensors[full] = value
+        return value
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        execution = self._position.execution
+        if execution is None:
+            return func(*args, **kwargs)
+        with own_errors():
+            event = self._event(func, args, kwargs)
+        result = func(*args, **kwargs)
+        with own_errors():
+            self._note(execution, event, func, args, kwargs, result)
+        return result
+
+    def _note(
+        self,
+        execution: tuple[str, int],
+        event: Event | None,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        result: Any,
+    ) -> None:
+        """Note what a call in a container's own code did."""
+        container, _ = execution
+        if event is not None:
+            event.result = shapes(result)
+            self.recording.events.setdefault(execution, []).append(event)
+        self._constants.derive((args, kwargs), result)
+        linear = linear_call(func, args, kwargs)
+        weight = None if linear is None else self._parameters.get(id(linear[1]))
+        if linear is not None and weight is not None:
+            self.recording.inputs.setdefault(weight, []).append([self._copy(linear[0])])
+            self.recording.direct[weight] = self._parameters.get(id(linear[2]))
+            if isinstance(linear[2], Tensor) and self.recording.direct[weight] is None:
+                self.recording.biases[weight] = linear[2]
+            self.recording.sizes[weight] = len(linear[1])
+            self.recording.widths[weight] = linear[1].shape[1]
+            self._nodes[result.grad_fn] = weight
+        if func in _ELEMENTWISE:
+            self._sums.append(result.grad_fn)
+        for split in splits_of(func, args, kwargs, result):
+            x = args[0] if args else kwargs["input"]
+            self._seen_splits.append((container, x.grad_fn, split))
+
+    def _event(self, func: Any, args: Any, kwargs: Any) -> Event | None:
+        """What has to be known of a call before it is made."""
+        if not is_event(func, args, kwargs, self._constants):
+            return None
+        tensors = list(tensors_in((args, kwargs)))
+        if func in NUMBERED:
+            tensors = tensors[:1]
+        if func in INDEXES and not _takes_a_part(Call(func, args, kwargs)):
+            tensors = []
+        constant = [self._constants.names(t) is not None for t in tensors]
+        return Event(
+            func, [t if c else self._copy(t) for t, c in zip(tensors, constant, strict=True)], None
+        )
+
+    def finish(self, logits: Tensor) -> None:
+        """Draw the conclusions that need the whole graph."""
+        self.recording.kept = last_layers([logits.grad_fn], self._nodes, self._mixes)
+        for name, nodes in self._ends.items():
+            self.recording.ends[name] = last_layers(nodes, self._nodes, self._mixes)
+        for node in self._sums:
+            layers = last_layers([node], self._nodes, self._mixes) & self.recording.sizes.keys()
+            for size in {self.recording.sizes[layer] for layer in layers}:
+                alike = {layer for layer in layers if self.recording.sizes[layer] == size}
+                if len(alike) > 1 and alike not in self.recording.sums:
+                    self.recording.sums.append(alike)
+        for container, node, split in self._seen_splits:
+            for layer in last_layers([node], self._nodes, self._mixes):
+                if layer in self.recording.sizes:
+                    found = self.recording.splits.setdefault(layer, [])
+                    if (container, split) not in found:
+                        found.append((container, split))
+
+    def _mixes(self, layer: str) -> bool:
+        return layer in self.recording.direct or mixes_channels(self._modules[layer])
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        """A copy that later changes in place leave alone, one for each state of a tensor."""
+        key = (id(tensor), tensor._version)
+        if key not in self._copies:
+            # The tensor itself is kept as well, so that no other one gets its identity.
+            self._copies[key] = (tensor, tensor.detach().clone())
+        return self._copies[key][1]
+
+
+def _split_by_groups(module: nn.Module) -> Split | None:
+    """How a grouped layer takes its input apart."""
+    groups = getattr(module, "groups", getattr(module, "num_groups", 1))
+    size = getattr(module, "in_channels", getattr(module, "num_channels", 0))
+    # Depthwise layers follow their input in whatever order.
+    return Split(size, (groups, size // groups), layer=True) if 1 < groups < size else None
+
+
+def is_event(func: Any, args: Any, kwargs: Any, constants: Constants) -> bool:
+    """Whether the numbers or the constants of a call may have to follow the copies."""
+    if func in NUMBERED:
+        return True
+    if not meets(func):
+        return False
+    tensors = list(tensors_in((args, kwargs)))
+    if len(tensors) < 2:
+        return False
+    constant = [constants.names(tensor) is not None for tensor in tensors]
+    large = any(c and t.numel() > 1 for c, t in zip(constant, tensors, strict=True))
+    return large and not all(constant)
+
+
+def shapes(result: Any) -> Any:
+    """The shape of a tensor, or a list of shapes of several."""
+    if isinstance(result, Tensor):
+        return tuple(result.shape)
+    return [tuple(tensor.shape) for tensor in result]
+
+
+def _takes_a_part(call: Call) -> bool:
+    """Whether an index may cut channels."""
+    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+    return any(
+        (isinstance(p, slice) and p != slice(None)) or (type(p) is not bool and isinstance(p, int))
+        for p in index
+    )
+
+
+def _is_numeric(name: str, value: Any) -> bool:
+    if type(value) is float:
+        return name in FACTORS
+    if type(value) is int:
+        return value > 1 or (value == 1 and name in COUNTS)
+    return bool(value) and all(type(v) is int for v in value)

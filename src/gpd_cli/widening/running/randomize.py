@@ -1,0 +1,78 @@
+"""Random weights and statistics, under which no error of an expansion can hide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gpd_cli.widening.running.refresh import refresh
+from gpd_cli.widening.running.tracing import Tracer
+
+
+def randomize(network: nn.Module, generator: torch.Generator) -> None:
+    """Give every parameter and running statistic a random value, in place.
+
+    Fresh networks hide errors: statistics of 0 and 1, gates of zero, tokens of zero.
+
+    Args:
+        network: the network to change.
+        generator: source of the values.
+    """
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1:
+                fan_in = max(1, parameter[0].numel())
+                parameter.copy_(normal(parameter) / fan_in**0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(0.3 * normal(parameter))
+            else:
+                parameter.copy_(1 + 0.3 * normal(parameter).clamp(-3, 3))
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.3 * normal(buffer))
+            elif name.endswith("running_var"):
+                buffer.copy_(1 + 0.15 * normal(buffer).clamp(-3, 3))
+
+
+def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) -> None:
+    """Give batch norms running statistics near those of their inputs, in place.
+
+    With statistics that have nothing to do with its inputs a deep network drifts off until
+    attention is all or nothing, where many an error hides.
+
+    Args:
+        network: the network, in eval mode.
+        images: a batch, ``[B, C, H, W]``.
+        generator: source of the deviations from the statistics.
+    """
+
+    def near(like: Tensor) -> Tensor:
+        deviation = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+        return 1 + 0.15 * deviation.clamp(-3, 3).to(like)
+
+    def hook(module: nn.Module, args: Any) -> None:
+        if not isinstance(module, _BatchNorm) or module.running_mean is None:
+            return
+        x = args[0].detach().transpose(0, 1).flatten(1)
+        mean, var = x.mean(1), x.var(1, correction=0)
+        # Channels that hardly vary on a few pixels would make rounding grow from layer to layer.
+        var = var.clamp(min=0.25 * float(var.mean()) + 1e-6)
+        module.running_mean.copy_(mean * near(mean))
+        assert module.running_var is not None
+        module.running_var.copy_(var * near(var))
+
+    handles = [module.register_forward_pre_hook(hook) for module in network.modules()]
+    try:
+        with torch.no_grad(), Tracer():  # with the activations that the network is probed with
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        refresh(network)

@@ -1,0 +1,171 @@
+"""Find a network's width plan by running it: once narrow, then wide (see `widening`)."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.errors import ExpansionError
+from gpd_cli.widening.layers import is_leaf
+from gpd_cli.widening.layout import Scale
+from gpd_cli.widening.mismatch import Mismatch
+from gpd_cli.widening.observe.record import Recording, record
+from gpd_cli.widening.plan import WidthPlan
+from gpd_cli.widening.rules import check_rules
+from gpd_cli.widening.running.checkpointing import refuse_checkpointing
+from gpd_cli.widening.running.copying import copy_network
+from gpd_cli.widening.running.double import in_double
+from gpd_cli.widening.running.locate import located, short_text
+from gpd_cli.widening.running.ours import unmarked
+from gpd_cli.widening.running.randomize import calibrate, randomize
+from gpd_cli.widening.running.refresh import refresh
+from gpd_cli.widening.search.unsupported import check_student
+from gpd_cli.widening.search.widen import Widening, title
+
+_SEED = 20410
+_BATCH = 2
+_SMALL = (96, 128)  # image sides to probe with, where the network takes them
+
+
+def find_plan(
+    student: nn.Module,
+    sample: Tensor,
+    ratio: float,
+    *,
+    exclude: Sequence[str] = (),
+    width_multiple: int = 1,
+    shrink: bool = True,
+) -> WidthPlan:
+    """Find which tensors of a network widen, and how.
+
+    Args:
+        student: the network; it is copied, not touched.
+        sample: a batch of the shape the network takes, ``[B, C, H, W]``; only its shape matters.
+        ratio: the expansion ratio, 1 or more.
+        exclude: patterns of layer names that keep their output width.
+        width_multiple: what wide widths are rounded up to a multiple of.
+        shrink: whether to probe at a smaller image where the network takes one: which channel
+            copies which does not depend on the image's size.
+
+    Returns:
+        The plan; for ratio 1 an empty one.
+
+    Raises:
+        ExpansionError: when the network does not run on the sample, or a module cannot be widened
+            exactly; the message names the module and the remedy.
+    """
+    if not isinstance(ratio, int | float) or not math.isfinite(ratio) or ratio < 1:
+        raise ExpansionError(f"The expansion ratio must be 1 or more, not {ratio}.")
+    if not isinstance(width_multiple, int) or width_multiple < 1:
+        raise ExpansionError(f"The width multiple must be 1 or more, not {width_multiple}.")
+    check_student(student)
+    check_rules(student)
+    generator = torch.Generator().manual_seed(_SEED)
+    refresh(student)
+    narrow = copy_network(student).to("cpu", torch.float64).eval().requires_grad_(True)
+    randomize(narrow, generator)
+    scale = Scale(ratio, width_multiple)
+    whole = torch.Size((min(_BATCH, len(sample)), *sample.shape[1:]))
+    try:
+        with torch.random.fork_rng(devices=[]), in_double(), unmarked():
+            for shape in [*_smaller(whole)] if shrink else []:
+                images = torch.randn(shape, generator=generator, dtype=torch.float64)
+                try:
+                    return _plan(narrow, images, scale, exclude)
+                except ExpansionError:
+                    continue  # of a fixed size, too deep for this one, or to be explained below
+            images = torch.randn(whole, generator=generator, dtype=torch.float64)
+            return _plan(narrow, images, scale, exclude)
+    finally:
+        gc.collect()  # hooks and networks refer to each other, and hold large tensors
+
+
+def _smaller(shape: torch.Size) -> Iterator[torch.Size]:
+    if len(shape) == 4:
+        for side in _SMALL:
+            if side < min(shape[2:]):
+                yield torch.Size((*shape[:2], side, side))
+
+
+def _plan(narrow: nn.Module, images: Tensor, scale: Scale, exclude: Sequence[str]) -> WidthPlan:
+    recording = _record(narrow, images)
+    if scale.ratio == 1 and scale.multiple == 1:
+        return WidthPlan(scale.ratio)
+    overlooked = _runs_in_training_only(narrow, images, set(recording.inputs))
+    if overlooked:
+        raise ExpansionError(
+            f"{overlooked} ({type(narrow.get_submodule(overlooked)).__name__}) runs in train mode "
+            "only, where no student can be compared with its teacher; build the network without it."
+        )
+    plan = _widen(narrow, recording, scale, exclude, images)
+    if not plan.tensors:
+        reason = "every layer is excluded" if exclude else "its layers give the output directly"
+        raise ExpansionError(
+            f"Nothing in {type(narrow).__name__} can be widened: {reason}; choose ratio 1."
+        )
+    return plan
+
+
+def _widen(
+    narrow: nn.Module, recording: Recording, scale: Scale, exclude: Sequence[str], images: Tensor
+) -> WidthPlan:
+    """Widen; what is not confirmed once all is done is found by trial instead."""
+    plain: set[str] = set()
+    while True:
+        widening = Widening(narrow, recording, scale, exclude, plain)
+        try:
+            return widening.run(images)
+        except Mismatch as failure:
+            if widening.confirming and failure.name not in plain:
+                plain.add(failure.name)
+                continue
+            raise ExpansionError(
+                f"{title(failure.name, dict(narrow.named_modules()))} cannot be widened: "
+                f"{failure.reason}; keep the layers that feed it narrow (exclude), choose another "
+                "ratio, or give a rule for its class (RULES)."
+            ) from failure
+
+
+def _record(narrow: nn.Module, images: Tensor) -> Recording:
+    with located(narrow) as where:
+        try:
+            calibrate(narrow, images.clone(), torch.Generator().manual_seed(_SEED))
+            recording = record(narrow, images.clone())
+        except ExpansionError:
+            raise
+        except Exception as error:
+            raise ExpansionError(
+                f"{type(narrow).__name__} does not run on a sample of shape "
+                f"{list(images.shape)} ({where()}: {short_text(error)}); pass a sample of the "
+                "shape that the network takes."
+            ) from error
+    refresh(narrow)
+    if recording.output is None or recording.output.ndim < 2:
+        raise ExpansionError(
+            f"{type(narrow).__name__} returns no batch of logits that depends on its input; pass "
+            "a network that returns one tensor, [B, classes]."
+        )
+    return recording
+
+
+def _runs_in_training_only(network: nn.Module, images: Tensor, known: set[str]) -> str | None:
+    """The name of a layer that runs in train mode and not in eval mode, if there is one.
+
+    Raises:
+        ExpansionError: when a backward pass would run a part of the network again.
+    """
+    called: list[str] = []
+    network = copy_network(network).train()
+    for name, module in network.named_modules():
+        if is_leaf(module) and name not in known:
+            module.register_forward_pre_hook(lambda m, args, name=name: called.append(name))
+    output = None
+    with suppress(Exception):  # statistics of a single pixel, say: what matters is which layers ran
+        output = network(images.clone())
+    refuse_checkpointing(network, output)
+    return called[0] if called else None

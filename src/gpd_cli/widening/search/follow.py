@@ -1,0 +1,304 @@
+"""Make calls of a container's own code follow the copies, and solve for what it has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpd_cli.widening.layers import LayerPlan, is_leaf
+from gpd_cli.widening.mismatch import Matches, Mismatch
+from gpd_cli.widening.numbers.arithmetic import Attribute, attributes_in
+from gpd_cli.widening.numbers.axes import cut
+from gpd_cli.widening.numbers.calls import (
+    EXPANDS,
+    NUMBERED,
+    RESHAPES,
+    SPLITS,
+    UNFLATTENS,
+    Axes,
+    Call,
+    Unfollowed,
+    follow,
+)
+from gpd_cli.widening.numbers.meeting import aligned, summed
+from gpd_cli.widening.numbers.solve import Equation, Unsolvable, solve
+from gpd_cli.widening.observe.constants import Constants, source_axes
+from gpd_cli.widening.observe.record import Event, is_event
+from gpd_cli.widening.plan import IndexMap, TensorPlan
+from gpd_cli.widening.rules import Rule
+from gpd_cli.widening.running.tracing import tensors_in
+from gpd_cli.widening.search.wide_network import WideNetwork
+from gpd_cli.widening.tensors import expand_tensor
+
+
+@dataclass
+class Frame:
+    """One call of a container, while its own code runs.
+
+    Args:
+        name: the container.
+        plain: whether its code gets what it asks for, as it would without being watched.
+        events: what the student's run saw of the same call.
+        equations: what the numbers in its code have to be.
+        maps: per parameter or buffer that it uses directly, per axis, how that axis widens.
+        fan_in: per parameter, which of these axes its products sum over.
+    """
+
+    name: str
+    plain: bool = False
+    events: Sequence[Event] = ()
+    position: int = 0
+    equations: list[Equation] = field(default_factory=list)
+    maps: dict[str, dict[int, IndexMap]] = field(default_factory=dict)
+    fan_in: dict[str, int] = field(default_factory=dict)
+
+    def next(self, function: Any) -> Event:
+        """What the student's run saw of the next call.
+
+        Raises:
+            Mismatch: when it took another path.
+        """
+        if self.position >= len(self.events) or self.events[self.position].function != function:
+            raise Mismatch(self.name, "its code takes another path when its layers are wider")
+        self.position += 1
+        return self.events[self.position - 1]
+
+
+class Following:
+    """What the own code of containers is given in the place of narrow numbers and constants.
+
+    Args:
+        wide: the network that is widened.
+    """
+
+    def __init__(self, wide: WideNetwork) -> None:
+        self._wide = wide
+        self.matches = Matches()
+        self.constants = Constants()
+        self._deferred: list[tuple[Call, Event, frozenset[str]]] = []
+        own = (*wide.narrow.parameters(), *wide.narrow.buffers())
+        self._own = {id(tensor) for tensor in own}
+
+    def read(self, name: str, tensor: Tensor) -> None:
+        """Note a parameter or buffer that the code of a container reads.
+
+        Args:
+            name: its qualified name.
+            tensor: its value, narrow or wide.
+        """
+        # What forward replaces is no state: it is computed again, from what has widened.
+        if id(tensor) in self._own or name in self._wide.plan.tensors:
+            self.constants.add(tensor, [name])
+
+    def prepare(self, frame: Frame, call: Call) -> Call:
+        """A call as it has to be made for the copies in the wide network.
+
+        Args:
+            frame: whose code makes it.
+            call: as the code makes it.
+
+        Raises:
+            Mismatch: when the copies do not lie as the code needs them.
+        """
+        if not is_event(call.function, call.args, call.kwargs, self.constants):
+            return call
+        event = frame.next(call.function)
+        if call.function in NUMBERED:
+            return self._follow(frame, event, call)
+        args, kwargs = self._meet(frame, event, call.function, call.args, call.kwargs)
+        return Call(call.function, args, kwargs)
+
+    def settle(self, frame: Frame, rule: Rule) -> bool:
+        """Change what the equations and constants of a container's code say, if anything.
+
+        Args:
+            frame: of the container, after its code has run.
+            rule: what is said about its class by hand.
+
+        Raises:
+            Mismatch: when no values of its attributes fit.
+        """
+        for name in frame.maps.keys() - self._wide.plan.tensors.keys():
+            self._catch_up(frame, name)
+        attributes = {a for e in frame.equations for a in attributes_in(e.expression)}
+        values = {a: self._value(a) for a in attributes}
+        fixed = {a for a in attributes if not self._may_change(a) or a.name in rule.keep}
+        try:
+            solution = solve(frame.equations, values, fixed)
+        except Unsolvable as reason:
+            raise Mismatch(frame.name, str(reason)) from None
+        for attribute, value in solution.items():
+            self._wide.apply(attribute.owner, LayerPlan(attributes=self._changed(attribute, value)))
+        changed = bool(solution)
+        for name, maps in frame.maps.items():
+            axes = tuple(maps.get(k) for k in range(self._wide.source(name).ndim))
+            owner, _, local = name.rpartition(".")
+            before = self._wide.plan.tensors.get(name)
+            if before is not None and before.axes != axes:
+                raise Mismatch(frame.name, f"{name} would have to widen in two ways")
+            if before is None:
+                self._wide.apply(
+                    owner, LayerPlan({local: TensorPlan(axes, frame.fan_in.get(name))})
+                )
+                changed = True
+        return changed
+
+    def _catch_up(self, frame: Frame, name: str) -> None:
+        """Note what the numbers of calls on a constant have to be, now that its source widens."""
+        source = self._wide.source(name)
+        for call, event, names in self._deferred:
+            if name not in names:
+                continue
+            derived = event.tensors[0]
+            axes: list[IndexMap | None] = [None] * derived.ndim
+            with torch.enable_grad():
+                for axis in range(derived.ndim):
+                    for k, offset in source_axes(derived, axis, source).items():
+                        if offset == 0 and derived.shape[axis] == source.shape[k]:
+                            axes[axis] = frame.maps[name].get(k)
+            wide = [
+                size if map_ is None else len(map_)
+                for size, map_ in zip(derived.shape, axes, strict=True)
+            ]
+            stand_in = Call(call.function, (derived.new_empty(wide), *call.args[1:]), call.kwargs)
+            _fit(frame, event, stand_in, partial(tuple, axes))
+
+    def _follow(self, frame: Frame, event: Event, call: Call) -> Call:
+        """A call with the numbers that fit the copies in its input."""
+        x = call.input
+        if not event.tensors or not isinstance(x, Tensor):
+            return call
+        narrow, names = event.tensors[0], self.constants.names(x)
+        if names is not None and not names & self._wide.plan.tensors.keys():
+            # What it is computed from has not widened yet: its numbers are the narrow ones so far.
+            self._deferred.append((call, event, names))
+            return _as_recorded(call, event)
+        return _fit(frame, event, call, partial(self.matches.input, frame.name, narrow, x))
+
+    def _meet(self, frame: Frame, event: Event, func: Any, args: Any, kwargs: Any) -> Any:
+        """Copy constants along the axes that lie over axes of activations that have grown."""
+        tensors = list(tensors_in((args, kwargs)))
+        constant = [self.constants.names(t) for t in tensors]
+        replaced: dict[int, Tensor] = {}
+        for c, names in enumerate(constant):
+            if names is None or tensors[c].numel() < 2:
+                continue
+            wide = tensors[c]
+            for a, other in enumerate(constant):
+                if other is not None or tensors[a].shape == event.tensors[a].shape:
+                    continue
+                axes = self.matches.input(frame.name, event.tensors[a], tensors[a])
+                over = aligned(func, args, kwargs, tensors[a], event.tensors[c])
+                sums = summed(func, args, tensors[a], tensors[c])
+                if sums is not None:
+                    over[sums[0]] = sums[1]
+                for axis, below in over.items():
+                    map_, size = axes[below], event.tensors[c].shape[axis]
+                    if map_ is None or size != map_.narrow or (size == 1 and sums is None):
+                        continue
+                    shares = sums is not None and axis == sums[0]
+                    self.note_sources(frame, event.tensors[c], names, axis, map_, shares)
+                    if wide.shape[axis] == size != len(map_):
+                        axes_ = [map_ if k == axis else None for k in range(wide.ndim)]
+                        plan = TensorPlan(tuple(axes_), axis if shares else None)
+                        wide = expand_tensor(wide, plan)
+            if wide is not tensors[c]:
+                replaced[id(tensors[c])] = wide
+        return _replace((args, kwargs), replaced) if replaced else (args, kwargs)
+
+    def note_sources(
+        self,
+        frame: Frame,
+        derived: Tensor,
+        names: Iterable[str],
+        axis: int,
+        map_: IndexMap,
+        shares: bool = False,
+    ) -> None:
+        """Note which axes of parameters follow a map that an axis derived from them follows.
+
+        Args:
+            frame: whose code uses the derived tensor.
+            derived: the narrow tensor, with its graph.
+            names: of the parameters and buffers that it was computed from.
+            axis: of the derived tensor.
+            map_: how that axis widens.
+            shares: whether it is summed over, so that copies share the weight.
+
+        Raises:
+            Mismatch: when a parameter would have to widen in two ways.
+        """
+        for name in names:
+            source = self._wide.source(name)
+            if not source.is_floating_point():
+                continue
+            with torch.enable_grad():
+                sources = source_axes(derived, axis, source)
+            for k, offset in sources.items():
+                rest = map_.narrow - offset - source.shape[k]
+                pieces = cut(map_, [offset, source.shape[k], rest])
+                if pieces is None:
+                    raise Mismatch(frame.name, f"{name} is used across the copies of its channels")
+                if pieces[1].is_identity:
+                    continue
+                if shares:
+                    frame.fan_in[name] = k
+                before = frame.maps.setdefault(name, {}).setdefault(k, pieces[1])
+                if before != pieces[1]:
+                    raise Mismatch(frame.name, f"{name} would have to widen in two ways")
+
+    def _value(self, attribute: Attribute) -> int:
+        value = getattr(self._wide.network.get_submodule(attribute.owner), attribute.name)
+        return int(value if attribute.entry is None else value[attribute.entry])
+
+    def _may_change(self, attribute: Attribute) -> bool:
+        """Whether an attribute is a container's own and not settled yet."""
+        module = self._wide.modules[attribute.owner]
+        settled = attribute.name in self._wide.plan.attributes.get(attribute.owner, {})
+        return not settled and not is_leaf(module) and attribute.name in module.__dict__
+
+    def _changed(self, attribute: Attribute, value: int) -> dict[str, Any]:
+        if attribute.entry is None:
+            return {attribute.name: value}
+        whole = list(getattr(self._wide.network.get_submodule(attribute.owner), attribute.name))
+        whole[attribute.entry] = value
+        kind = type(getattr(self._wide.modules[attribute.owner], attribute.name))
+        return {attribute.name: kind(int(v) for v in whole)}
+
+
+def _fit(frame: Frame, event: Event, call: Call, axes: Callable[[], Axes]) -> Call:
+    """A call with the numbers that fit the copies, with equations for what the code computes."""
+    try:
+        return follow(call, axes, event.tensors[0].shape, event.result, frame.equations)
+    except Unfollowed as reason:
+        raise Mismatch(frame.name, str(reason), arithmetic=True) from None
+
+
+def _as_recorded(call: Call, event: Event) -> Call:
+    """A call on a constant, with the numbers that the student's run gave it."""
+    if call.function is Tensor.view:
+        return Call(Tensor.view, (call.input, event.result))
+    if call.function in RESHAPES or call.function in UNFLATTENS:
+        return Call(Tensor.reshape, (call.input, event.result))
+    if call.function in EXPANDS:
+        return Call(Tensor.expand, (call.input, event.result))
+    if call.function in SPLITS:
+        dim = call.argument(2, "dim") or 0
+        return Call(torch.split, (call.input, [shape[dim] for shape in event.result], dim))
+    return call
+
+
+def _replace(value: Any, replaced: Mapping[int, Tensor]) -> Any:
+    """A nested structure in which some tensors are others."""
+    if isinstance(value, Tensor):
+        return replaced.get(id(value), value)
+    if isinstance(value, dict):
+        return {key: _replace(inner, replaced) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_replace(inner, replaced) for inner in value)
+    return value

@@ -1,0 +1,112 @@
+"""In which order to try how the variables of a container are settled: the likeliest first."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+from gpd_cli.widening.observe.record import Reads
+from gpd_cli.widening.rules import COUNTS
+from gpd_cli.widening.search.variables import Variable
+
+Assignment = tuple[str, ...]
+"""One label for each variable."""
+
+_MOST_CHANGES = 3
+
+
+def counts_in(variables: Sequence[Variable], reads: Reads | None) -> list[int | None]:
+    """Sizes to try as a count that widens: those under a usual name first, then none, then all."""
+    found: dict[int | None, None] = {}
+    if reads is not None:
+        for name, value in reads.numbers.items():
+            if name.rpartition(".")[2] in COUNTS and isinstance(value, int):
+                found[value] = None
+    found[None] = None
+    for variable in variables:
+        if variable.kind == "layout":
+            for sizes in variable.counts.values():
+                found.update(dict.fromkeys(sorted(sizes)))
+    return list(found)
+
+
+def assignments(
+    variables: Sequence[Variable],
+    counts: Sequence[int | None],
+    remembered: Sequence[Mapping[str, str]] = (),
+) -> Iterator[Assignment]:
+    """All ways to settle the variables that are worth a trial, the likeliest first.
+
+    Args:
+        variables: what is to be settled.
+        counts: sizes that may be counts that widen.
+        remembered: labels by variable name that worked for other modules of the class.
+    """
+    old: list[Assignment] = []
+    for labels in remembered:
+        known = [labels.get(v.names[0], "") for v in variables]
+        pairs = zip(known, variables, strict=True)
+        old.append(tuple(label if label in v.options else v.first for label, v in pairs))
+    bases = [_base(variables, count, inner) for count in counts for inner in (True, False)]
+    # Second: widths of heads grow, not their number, and the factor of products makes up for it.
+    bases[1:1] = [_widths(variables, factor) for factor in ("keep", "shared")]
+    bases.append(tuple(v.first if v.kind == "layout" else "keep" for v in variables))
+    bases = [
+        base for base in bases if all(g in v.options for g, v in zip(base, variables, strict=True))
+    ]
+    full = [base for base in bases if _is_full(variables, base)]
+    seen: set[Assignment] = set()
+    # What worked before; then what widens everything; only then what leaves some of it narrow.
+    for candidate in itertools.chain(
+        old,
+        (c for c in _around(variables, full, _MOST_CHANGES - 1) if _is_full(variables, c)),
+        _around(variables, [*bases, *old], _MOST_CHANGES),
+    ):
+        if candidate not in seen:
+            seen.add(candidate)
+            yield candidate
+
+
+def _base(variables: Sequence[Variable], count: int | None, inner: bool) -> Assignment:
+    """The first guess when sizes equal to a count are taken to widen."""
+    named = any(v.is_count and count in set().union(*v.counts.values()) for v in variables)
+    return tuple(
+        # Other numbers that happen to equal the number of heads are something else.
+        v.first if named and v.kind == "number" and not v.is_count else v.preferred(count, inner)
+        for v in variables
+    )
+
+
+def _widths(variables: Sequence[Variable], factor: str) -> Assignment:
+    """All layers with their copies side by side, and factors as they are or shared by copies."""
+    return tuple(
+        "plain" if "plain" in v.options else factor if "shared" in v.options else v.first
+        for v in variables
+    )
+
+
+def _around(
+    variables: Sequence[Variable], bases: Sequence[Assignment], most: int
+) -> Iterator[Assignment]:
+    """Some assignments with up to so many changes, few changes first."""
+    for changes in range(most + 1):
+        for base in bases:
+            for which in itertools.combinations(range(len(variables)), changes):
+                others = [
+                    [label for label in variables[k].options if label != base[k]] for k in which
+                ]
+                for changed in itertools.product(*others):
+                    candidate = list(base)
+                    for k, label in zip(which, changed, strict=True):
+                        candidate[k] = label
+                    yield tuple(candidate)
+
+
+def _is_full(variables: Sequence[Variable], assignment: Assignment) -> bool:
+    """Whether all outputs of layers widen, apart from single ones."""
+    return all(
+        segment.grows or segment.size == 1
+        for variable, label in zip(variables, assignment, strict=True)
+        if variable.kind == "layout"
+        for segment in variable.options[label]
+    )

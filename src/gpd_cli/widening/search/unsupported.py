@@ -1,0 +1,116 @@
+"""Students that no expansion can be exact for, because of how they are wrapped or keep weights.
+
+An expansion copies a module and widens the parameters that its layers compute with. Here are the
+kinds of modules where that does not reach what is computed, each refused with what to do instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from gpd_cli.errors import ExpansionError
+from gpd_cli.widening.layers import is_leaf
+
+_REMOVERS = {
+    WeightNorm: "torch.nn.utils.remove_weight_norm",
+    SpectralNorm: "torch.nn.utils.remove_spectral_norm",
+    BasePruningMethod: "torch.nn.utils.prune.remove (its zeros are then trained like all weights)",
+}
+
+
+def check_student(student: nn.Module) -> None:
+    """Check that all of a student is within reach of an expansion.
+
+    Args:
+        student: the network to expand.
+
+    Raises:
+        ExpansionError: when it is not; the message names the module, the cause and the remedy.
+    """
+    for name, module in student.named_modules():
+        reason = _wrapped(module) or _uninitialized(module) or _hidden(module) or _table(module)
+        if reason is not None:
+            raise ExpansionError(f"{name or 'the student'} ({type(module).__name__}) {reason}.")
+
+
+def _wrapped(module: nn.Module) -> str | None:
+    """Modules that run another one in a way of their own."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return (
+            "is compiled by TorchScript, whose code cannot be widened; pass the module that it was "
+            "scripted or traced from"
+        )
+    if isinstance(getattr(module, "_orig_mod", None), nn.Module):
+        return (
+            "is compiled by torch.compile for the student's widths; pass the module that was "
+            "compiled (its _orig_mod); --model.compile true compiles for training"
+        )
+    parallel = isinstance(module, nn.DataParallel | DistributedDataParallel)
+    if parallel or type(module).__name__ == "FullyShardedDataParallel":
+        return (
+            "spreads a network over devices; pass the network without it (its .module), and "
+            "spread the pair instead (--trainer.devices does)"
+        )
+    return None
+
+
+def _uninitialized(module: nn.Module) -> str | None:
+    """Lazy layers before their first batch."""
+    own = [*module._parameters.values(), *module._buffers.values()]
+    if any(tensor is not None and is_lazy(tensor) for tensor in own):
+        return "does not know its width yet; run the student once on a batch before"
+    return None
+
+
+def _hidden(module: nn.Module) -> str | None:
+    """Layers that compute with something else than the parameters they own."""
+    if isinstance(module, nn.RNNBase):
+        return (
+            "keeps its weights a second time, out of reach of an expansion; build the network "
+            "without recurrent layers"
+        )
+    if parametrize.is_parametrized(module):
+        weight = next(iter(module.parametrizations))  # type: ignore[arg-type]
+        kinds = [type(kind).__name__ for kind in module.parametrizations[weight]]  # type: ignore
+        return (
+            f"computes its {weight} by a parametrization of its own ({', '.join(kinds)}), which "
+            "student and teacher cannot share; make the result permanent with "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    for hook in module._forward_pre_hooks.values():
+        for kind, remover in _REMOVERS.items():
+            if isinstance(hook, kind):
+                return (
+                    f"has its weight computed by a hook ({type(hook).__name__}) from tensors that "
+                    f"an expansion does not know; make the result permanent with {remover}"
+                )
+    if is_leaf(module) and isinstance(vars(module).get("weight"), Tensor):
+        return (
+            "has a weight that is no parameter but is computed by code around it (a hook); make "
+            "the result its parameter, torch.nn.Parameter, first"
+        )
+    return None
+
+
+def _table(module: nn.Module) -> str | None:
+    """Tables whose rows depend on their width, or whose gradients cannot be cut."""
+    if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return None
+    if module.max_norm is not None:
+        return (
+            "rescales its rows in place when they are used, by a norm that changes with their "
+            "width; build it without max_norm"
+        )
+    if module.sparse:
+        return (
+            "has sparse gradients, which the student's share of it cannot have; build it with "
+            "sparse=False"
+        )
+    return None

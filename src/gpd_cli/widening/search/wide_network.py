@@ -1,0 +1,107 @@
+"""The copy that is widened step by step, and can be put back to an earlier step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from gpd_cli.widening.layers import LayerPlan, is_leaf
+from gpd_cli.widening.plan import WidthPlan
+from gpd_cli.widening.running.copying import copy_network
+from gpd_cli.widening.tensors import expand_tensor
+
+_LAYER_WIDTHS = {"in_features", "out_features", "in_channels", "out_channels", "embedding_dim"}
+
+
+class WideNetwork:
+    """A network that is widened along with a plan of what was done.
+
+    Args:
+        narrow: the student; its tensors are shared until they are widened, and never changed.
+        ratio: the expansion ratio.
+    """
+
+    def __init__(self, narrow: nn.Module, ratio: float) -> None:
+        self.narrow = narrow
+        self.modules = dict(narrow.named_modules())
+        self.plan = WidthPlan(ratio)
+        memo = {id(t): t for t in (*narrow.parameters(), *narrow.buffers())}
+        self.network = copy_network(narrow, memo)
+
+    def apply(self, name: str, layer: LayerPlan) -> None:
+        """Widen tensors and attributes of one module.
+
+        Args:
+            name: the module.
+            layer: what changes.
+        """
+        prefix = f"{name}." if name else ""
+        module = self.network.get_submodule(name)
+        for attribute, value in layer.attributes.items():
+            setattr(module, attribute, value)
+            self.plan.attributes.setdefault(name, {})[attribute] = value
+        for local, plan in layer.tensors.items():
+            self._set(prefix + local, expand_tensor(_tensor(self.narrow, prefix + local), plan))
+            self.plan.tensors[prefix + local] = plan
+
+    def state(self) -> WidthPlan:
+        """What has been widened so far, for `restore`."""
+        attributes = {name: dict(values) for name, values in self.plan.attributes.items()}
+        return WidthPlan(
+            self.plan.ratio, dict(self.plan.tensors), attributes, dict(self.plan.narrow)
+        )
+
+    def restore(self, state: WidthPlan) -> None:
+        """Undo what was widened since.
+
+        Args:
+            state: what `state` returned then.
+        """
+        for name, values in self.plan.attributes.items():
+            for attribute in values:
+                narrow = getattr(self.modules[name], attribute)
+                value = state.attributes.get(name, {}).get(attribute, narrow)
+                setattr(self.network.get_submodule(name), attribute, value)
+        for name in self.plan.tensors.keys() - state.tensors.keys():
+            self._set(name, _tensor(self.narrow, name))
+        self.plan = state
+        self.plan = self.state()  # a copy, so that it can be restored once more
+
+    def drop_idle_attributes(self) -> None:
+        """Undo the widths that a guess set on layers that did not widen after all."""
+        for name, attributes in self.plan.attributes.items():
+            tensors = dict(self.modules[name].named_parameters(recurse=False))
+            widened = any(f"{name}.{local}" in self.plan.tensors for local in tensors)
+            if is_leaf(self.modules[name]) and tensors and not widened:
+                for attribute in _LAYER_WIDTHS & attributes.keys():
+                    del attributes[attribute]
+        self.plan.attributes = {name: a for name, a in self.plan.attributes.items() if a}
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer as it is now."""
+        return _tensor(self.network, name)
+
+    def source(self, name: str) -> Tensor:
+        """A parameter or buffer as it was."""
+        return _tensor(self.narrow, name)
+
+    def is_tensor(self, value: Any, name: str) -> bool:
+        """Whether a value is a certain parameter, as it is now or as it was."""
+        return value is self.tensor(name) or value is _tensor(self.narrow, name)
+
+    def _set(self, name: str, tensor: Tensor) -> None:
+        owner, _, local = name.rpartition(".")
+        module = self.network.get_submodule(owner)
+        if local in module._buffers:
+            module._buffers[local] = tensor
+        else:
+            parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
+            module.register_parameter(local, parameter)
+
+
+def _tensor(network: nn.Module, name: str) -> Tensor:
+    owner, _, local = name.rpartition(".")
+    tensor = getattr(network.get_submodule(owner), local)
+    assert isinstance(tensor, Tensor)
+    return tensor

@@ -1,0 +1,479 @@
+"""Run a network while it is widened, module by module.
+
+Just before a layer runs, the channels of its actual input are matched by value with the recorded
+ones: that says which wide channel copies which narrow one, through whatever concatenation,
+shuffle or transposition led there, and the layer is widened then and there. The own code of a
+container gets the numbers and constants that fit the copies (`following`); from these its
+attributes, tokens and tables are solved once it has run. How the outputs of its layers lie is left
+to be decided, and tried, the likeliest first; what worked is remembered for other modules of its
+class.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.widening.layers import (
+    LayerPlan,
+    UnsupportedLayerError,
+    is_leaf,
+    linear_tensors,
+    plan_layer,
+)
+from gpd_cli.widening.layout import Layout, Scale, Segment, layout_map
+from gpd_cli.widening.mismatch import Mismatch
+from gpd_cli.widening.numbers.arithmetic import Attribute, remember
+from gpd_cli.widening.numbers.calls import Call
+from gpd_cli.widening.observe.reads import reading
+from gpd_cli.widening.observe.record import Recording
+from gpd_cli.widening.plan import IndexMap, WidthPlan
+from gpd_cli.widening.rules import Rule, rule_for
+from gpd_cli.widening.running.locate import short_text
+from gpd_cli.widening.running.ours import own_errors
+from gpd_cli.widening.running.refresh import refresh
+from gpd_cli.widening.running.tracing import Tracer, first_tensor, linear_call, tensors_in
+from gpd_cli.widening.search.choices import Choices, Sizes
+from gpd_cli.widening.search.exclusion import excluded_layers
+from gpd_cli.widening.search.follow import Following, Frame
+from gpd_cli.widening.search.kept_narrow import inner_layers, stream_layers
+from gpd_cli.widening.search.order import Assignment, assignments, counts_in
+from gpd_cli.widening.search.variables import Variable
+from gpd_cli.widening.search.wide_network import WideNetwork
+
+_MOST_TRIALS = 12  # of one container, with those of the containers in it
+_MOST_ARITHMETIC = 4  # where no numbers do
+
+
+class Widening(Tracer):
+    """One run of a copy of the network that is widened on the way.
+
+    Args:
+        narrow: the student, float64, in eval mode.
+        recording: what its run on the probe batch showed.
+        scale: how much wider.
+        exclude: patterns of layer names whose outputs keep their width.
+        plain: containers whose numbers are found by trial, since solving for them did not do.
+    """
+
+    def __init__(
+        self,
+        narrow: nn.Module,
+        recording: Recording,
+        scale: Scale,
+        exclude: Sequence[str] = (),
+        plain: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        self._wide = WideNetwork(narrow, scale.ratio)
+        self._modules = self._wide.modules
+        self._recording = recording
+        self._scale = scale
+        self._kept = recording.kept | excluded_layers(self._layers(), exclude)
+        self._choices = Choices(self._wide, recording, scale, self._kept)
+        self._plain = plain
+        self._calls: dict[str, int] = {}
+        self._found: dict[str, tuple[IndexMap | None, ...]] = {}
+        self._layouts: dict[str, Layout] = {}
+        self._settled: set[str] = set()
+        self._remembered: dict[type, list[Mapping[str, str]]] = {}
+        self._frames: list[Frame | None] = []
+        self._failed: Frame | None = None
+        self._following = Following(self._wide)
+        self._hopeless: set[type] = set()
+        self.trials = 0
+        self.confirming = False
+        self._given_up: Mismatch | None = None
+
+    def run(self, images: Tensor) -> WidthPlan:
+        """Widen while running.
+
+        Args:
+            images: the probe batch that was recorded.
+
+        Raises:
+            Mismatch: when a module cannot be widened exactly.
+        """
+        for name, module in self._wide.network.named_modules():
+            if is_leaf(module):
+                module.register_forward_pre_hook(self._layer_hook(name), with_kwargs=True)
+                module.register_forward_hook(self._leave_layer)
+            elif getattr(module.forward, "__func__", None) is not nn.Module.forward:
+                module.forward = self._container(name, module.forward)
+        with torch.no_grad(), self, reading(self._wide.network, self._number, self._tensor):
+            self._wide.network(images.clone())
+            if self._given_up is not None and not self._wide.plan.tensors:
+                raise self._given_up  # that nothing widens at all is no way out
+            self._wide.drop_idle_attributes()
+            self._confirm(images)
+        self._wide.plan.trials = self.trials
+        return self._wide.plan
+
+    def _confirm(self, images: Tensor) -> None:
+        """Run once more, with what was found and with what the code itself computes.
+
+        Raises:
+            Mismatch: when that is not what the student computes.
+        """
+        self.confirming, self._calls, self._frames = True, {}, []
+        refresh(self._wide.network)
+        self._wide.network(images.clone())
+
+    @contextmanager
+    def _top(self, frame: Frame | None) -> Iterator[None]:
+        """Let what runs be code of a container, or, with None, nothing that is to be watched."""
+        depth = len(self._frames)
+        self._frames.append(frame)
+        try:
+            yield
+        finally:
+            del self._frames[depth:]  # with those of layers that failed
+
+    # What code reads
+
+    def _number(self, owner: str, name: str, value: Any) -> Any:
+        if not self._frames or self._frames[-1] is None or name.startswith("__"):
+            return value
+        return remember(Attribute(owner, name), value)
+
+    def _tensor(self, owner: str, name: str, value: Tensor) -> Tensor:
+        if self._frames and self._frames[-1] is not None:
+            self._following.read(f"{owner}.{name}" if owner else name, value)
+        return value
+
+    # Layers
+
+    def _layer_hook(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._frames.append(None)
+            if self.confirming:
+                return
+            with own_errors():
+                self._widen_layer(name, first_tensor(args, kwargs))
+
+        return hook
+
+    def _widen_layer(self, name: str, x: Tensor | None) -> None:
+        """Widen a layer as its input says."""
+        axes = () if x is None else self._axes(name, x)  # a table is given numbers of rows
+        if axes is None:
+            return
+        try:
+            layer = plan_layer(
+                self._modules[name],
+                axes,
+                self._scale,
+                keep_output=name in self._kept,
+                layout=self._layout(name),
+            )
+        except UnsupportedLayerError as error:
+            raise Mismatch(name, str(error)) from error
+        self._wide.apply(name, layer)
+
+    def _leave_layer(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._frames.pop()
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let numbers, constants and the weights of linear functions follow the copies."""
+        frame = self._frames[-1] if self._frames else None
+        if frame is None or self.confirming:
+            return func(*args, **kwargs)
+        if not frame.plain:
+            with own_errors():
+                call = self._following.prepare(frame, Call(func, args, kwargs))
+            func, args, kwargs = call.function, call.args, dict(call.kwargs)
+        result = self._linear(func, args, kwargs)
+        self._following.constants.derive((args, kwargs), result)
+        return result
+
+    def _linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Widen weights that a linear function is called with directly."""
+        linear = linear_call(func, args, kwargs) if self._recording.direct else None
+        name = None if linear is None else self._direct_name(linear[1])
+        if linear is None or name is None:
+            return func(*args, **kwargs)
+        x, weight, bias = linear
+        axes = self._axes(name, x)
+        owns = bias is not None and self._recording.direct[name] is not None
+        if axes is not None:
+            inputs = axes[x.ndim - weight.ndim + 1] if weight.ndim > 2 else axes[-1]
+            out = None if name in self._kept else self._map(name)
+            if inputs is None and any(axes):
+                out = None
+            tensors = linear_tensors(weight.ndim, owns, out, inputs)
+            if out is not None and isinstance(bias, Tensor) and not owns:
+                with own_errors():
+                    bias = self._computed_bias(name, bias, out)
+            if "bias" in tensors:
+                tensors[self._recording.direct[name] or ""] = tensors.pop("bias")
+            if "weight" in tensors:
+                tensors[name] = tensors.pop("weight")
+            self._wide.apply("", LayerPlan(tensors))
+        named = {"input": x, "weight": self._wide.tensor(name), "bias": bias}
+        if owns:
+            named["bias"] = self._wide.tensor(self._recording.direct[name] or "")
+        rest = {k: v for k, v in kwargs.items() if k not in named}
+        return func(named["input"], named["weight"], named["bias"], *args[3:], **rest)
+
+    def _computed_bias(self, name: str, bias: Tensor, out: IndexMap) -> Tensor:
+        """A bias that code computes from parameters, as wide as the outputs it is added to."""
+        frame, derived = self._frames[-1], self._recording.biases.get(name)
+        names = self._following.constants.names(bias)
+        if frame is None or frame.plain or derived is None or names is None:
+            return bias
+        self._following.note_sources(frame, derived, names, 0, out)
+        return bias if len(bias) == len(out) else bias[out.tensor]
+
+    def _direct_name(self, weight: Any) -> str | None:
+        for name in self._recording.direct:
+            if self._wide.is_tensor(weight, name):
+                return name
+        return None
+
+    def _axes(self, name: str, x: Tensor) -> tuple[IndexMap | None, ...] | None:
+        """How the input of a layer widened; None where the layer is planned already."""
+        call = self._calls.get(name, 0)
+        self._calls[name] = call + 1
+        recorded = self._recording.inputs.get(name, [])
+        if call >= len(recorded) or not recorded[call]:
+            return None
+        axes = self._following.matches.input(name, recorded[call][0], x)
+        if call == 0:
+            self._found[name] = axes
+            return axes
+        if axes != self._found[name]:
+            raise Mismatch(name, "it is called several times, with inputs that widen differently")
+        return None
+
+    def _layout(self, name: str) -> Layout | None:
+        size = self._recording.sizes.get(name)
+        if name in self._layouts or size is None:
+            return self._layouts.get(name)
+        return (Segment(size, grows=size > 1),)
+
+    def _map(self, name: str) -> IndexMap | None:
+        layout = self._layout(name)
+        return None if layout is None else layout_map(layout, self._scale)
+
+    # Containers
+
+    def _container(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            call = self._calls.get(name, 0)
+            self._calls[name] = call + 1
+            recorded = self._recording.outputs.get(name, [])
+            if call >= len(recorded):
+                return forward(*args, **kwargs)
+
+            def attempt(plain: bool) -> Any:
+                events = self._recording.events.get((name, call), ())
+                frame = Frame(name, plain, events)
+                try:
+                    with self._top(frame):
+                        output = forward(*args, **kwargs)
+                    with own_errors():
+                        self._following.matches.check_output(
+                            name, recorded[call], tensors_in(output)
+                        )
+                except Exception as error:
+                    self._failed = frame
+                    if self.confirming and not isinstance(error, Mismatch):
+                        reason = f"its forward does not run ({short_text(error)})"
+                        raise Mismatch(name, reason) from error
+                    raise
+                if not plain and not self.confirming:
+                    with own_errors():
+                        self._following.settle(frame, self._rule(frame.name))
+                return output
+
+            with self._top(None):
+                if self.confirming or name in self._settled:
+                    return attempt(plain=False)
+                return self._try(name, attempt, lambda: self._known(name, call, (args, kwargs)))
+
+        return run
+
+    def _try(self, name: str, attempt: Callable[[bool], Any], known: Callable[[], Sizes]) -> Any:
+        """Run a container with one guess after the other."""
+        before = self._state()
+        failure: Mismatch | None = None
+        containers, cls = self._containers_in(name), type(self._modules[name])
+        spent = self.trials
+        for plain in (False, True) if name not in self._plain else (True,):
+            with own_errors():
+                variables, guesses = self._guesses(name, known, solved=not plain)
+            fails_inside = False
+            for guess in guesses:
+                if failure is not None and self.trials - spent >= self._patience(cls, failure):
+                    break
+                refresh(self._wide.network.get_submodule(name))
+                try:
+                    with own_errors():
+                        self._adopt(variables, guess)
+                    output = self._attempt(name, attempt, plain)
+                    if not name and failure is not None and not self._wide.plan.tensors:
+                        raise failure
+                except Mismatch as mismatch:
+                    failure = failure or mismatch
+                    fails_inside = fails_inside or mismatch.name in containers
+                except Exception as error:
+                    reason = f"at this width its forward does not run ({short_text(error)})"
+                    failure = failure or Mismatch(name, reason)
+                else:
+                    self._settled.add(name)
+                    self._remember(cls, name, variables, guess)
+                    return output
+                self.trials += 1
+                self._restore(before)
+            if fails_inside or (failure is not None and failure.arithmetic):
+                break
+        assert failure is not None
+        self._hopeless.add(cls)
+        return self._keep_narrow(name, lambda: self._attempt(name, attempt, False), before, failure)
+
+    def _patience(self, cls: type, failure: Mismatch) -> int:
+        """How many trials a container is worth."""
+        if cls in self._hopeless:
+            return 1
+        return _MOST_ARITHMETIC if failure.arithmetic else _MOST_TRIALS
+
+    def _guesses(
+        self, name: str, known: Callable[[], Sizes], *, solved: bool
+    ) -> tuple[list[Variable], Iterator[Assignment]]:
+        """What is to be decided in a container, and how to try it, the likeliest way first."""
+        variables = self._choices.variables(name, known, self._layouts, solved=solved)
+        remembered = [
+            {f"{name}.{local}" if name else local: label for local, label in labels.items()}
+            for labels in self._remembered.get(type(self._modules[name]), ())
+        ]
+        counts = counts_in(variables, self._recording.reads.get(name))
+        return variables, assignments(variables, counts, remembered)
+
+    def _attempt(self, name: str, attempt: Callable[[bool], Any], plain: bool) -> Any:
+        """Run a container; where its code needs attributes before all are known, once more."""
+        before = self._state()
+        try:
+            return attempt(plain)
+        except Exception as error:
+            frame = self._failed
+            elsewhere = isinstance(error, Mismatch) and (error.name != name or error.arithmetic)
+            if plain or elsewhere or frame is None or frame.name != name:
+                raise
+            adopted = self._state()[0]
+            self._restore(before)
+            if not self._settles(frame):
+                self._wide.restore(adopted)
+                raise
+            self.trials += 1
+            return attempt(plain)
+
+    def _settles(self, frame: Frame) -> bool:
+        """Whether what is known so far of a container's numbers and constants changes anything."""
+        try:
+            return self._following.settle(frame, self._rule(frame.name))
+        except Mismatch:
+            return False
+
+    def _keep_narrow(
+        self, name: str, attempt: Callable[[], Any], before: tuple[Any, ...], failure: Mismatch
+    ) -> Any:
+        """The last resort: what fails inside of a container, or is handed on in it, stays as it is.
+
+        Raises:
+            Mismatch: the failure itself, where that does not help either.
+        """
+        if failure.name in self._containers_in(name):
+            narrow = stream_layers(self._recording, name, self._modules[name])
+        else:
+            narrow = inner_layers(self._recording, name)
+        if not name or not narrow:
+            raise failure
+        self._layouts.update(narrow)
+        where = "" if failure.name == name else f"in {failure.name}, "
+        self._wide.plan.narrow[name] = f"{where}{failure.reason}"
+        refresh(self._wide.network.get_submodule(name))
+        try:
+            output = attempt()
+        except Exception:
+            self.trials += 1
+            self._restore(before)
+            raise failure from None
+        self._given_up = self._given_up or failure
+        self._settled.add(name)
+        return output
+
+    def _known(self, name: str, call: int, arguments: Any) -> Sizes:
+        """By what maps axes of each size widen around here, and which sizes of inputs do not."""
+        known: dict[int, list[IndexMap]] = {}
+
+        def add(map_: IndexMap | None) -> None:
+            if map_ is not None and map_ not in known.setdefault(map_.narrow, []):
+                known[map_.narrow].append(map_)
+
+        fixed: set[int] = set()
+        recorded = self._recording.inputs.get(name, [])[call]
+        for narrow, wide in zip(recorded, tensors_in(arguments), strict=False):
+            axes = self._following.matches.input(name, narrow, wide)
+            for size, map_ in zip(narrow.shape, axes, strict=True):
+                add(map_)
+                fixed.update({size} if map_ is None else ())
+        prefix = f"{name}." if name else ""
+        for layer, size in self._recording.sizes.items():
+            if layer.startswith(prefix) and layer not in self._kept and size > 1:
+                add(layout_map((Segment(size),), self._scale))
+        return known, fixed
+
+    def _adopt(self, variables: Sequence[Variable], guess: Assignment) -> None:
+        for variable, label in zip(variables, guess, strict=True):
+            value = variable.options[label]
+            owner, _, local = variable.names[0].rpartition(".")
+            if variable.kind == "layout":
+                if label != "plain":  # else it is left to containers further inside
+                    self._layouts.update(dict.fromkeys(variable.names, value))
+            elif value is not None and variable.kind == "number":
+                self._wide.apply(owner, LayerPlan(attributes={local: value}))
+            elif value is not None:
+                self._wide.apply(owner, LayerPlan({local: value}))
+
+    def _remember(
+        self, cls: type, name: str, variables: Sequence[Variable], guess: Assignment
+    ) -> None:
+        prefix = f"{name}." if name else ""
+        labels = {v.names[0].removeprefix(prefix): g for v, g in zip(variables, guess, strict=True)}
+        known = self._remembered.setdefault(cls, [])
+        if labels not in known:
+            known.insert(0, labels)
+
+    # State
+
+    def _state(self) -> tuple[Any, ...]:
+        tracked = (self._calls, self._found, self._layouts, self._settled)
+        return (self._wide.state(), *(copy.copy(value) for value in tracked))
+
+    def _restore(self, state: tuple[Any, ...]) -> None:
+        wide, *tracked = state
+        self._wide.restore(wide)
+        self._calls, self._found, self._layouts, self._settled = map(copy.copy, tracked)
+
+    def _layers(self) -> list[str]:
+        leaves = [name for name, module in self._modules.items() if is_leaf(module)]
+        return [*leaves, *self._recording.direct]
+
+    def _containers_in(self, name: str) -> set[str]:
+        prefix = f"{name}." if name else ""
+        return {c for c in self._recording.outputs if c.startswith(prefix) and c != name}
+
+    def _rule(self, name: str) -> Rule:
+        return rule_for(self._modules[name])
+
+
+def title(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """What a message calls a module, or the weight of one: its name and class."""
+    if name not in modules:
+        name = name.rpartition(".")[0]
+    return f"{name or 'the network'} ({type(modules[name]).__name__})"

@@ -1,0 +1,182 @@
+"""Inverse and channel-branch reparameterization of single tensors (Guo et al., 2025, section 3).
+
+With index maps ``out``, ``in``, n(c) copies of c, and a(c) the first of them::
+
+    teacher[o', i'] = student[out(o'), in(i')] / n(in(i')) + d[o', i']
+    student[o, i]   = n(i) * teacher[a(o), a(i)]
+
+where the noise ``d`` sums to zero over the copies of each input channel and vanishes on the
+student's block ``[a(o), a(i)]``. It breaks the symmetry between copies at no cost in exactness.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gpd_cli.widening.plan import IndexMap, TensorPlan
+
+Storage = Literal["mixed", "student", "teacher"]
+"""At what scale a weight is stored. It changes no function, only how fast an optimizer moves it.
+
+``mixed`` keeps the student's block at the student's scale and the rest at the teacher's: every
+weight then moves under SGD as it would in plain training of its own network. ``student`` keeps all
+of it at the student's scale: then steps of one size, as Adam takes them, are of one relative size.
+
+``teacher`` is the storage of the paper's authors (guoyongcs/GPD): kernels and biases are divided by
+the number of copies of each output. Inside the network that is the teacher's scale, and under SGD
+the student moves ratio^2 times as fast as it would alone. In the stem, whose inputs have no copies,
+both networks do. The classifier, whose outputs have no copies, is at the student's scale, and so is
+all that has no fan-in to share: depthwise kernels, norms, tokens.
+"""
+
+_CHUNK = 2**24  # elements of noise drawn at a time
+
+
+def widen(narrow: Tensor, plan: TensorPlan) -> Tensor:
+    """Gather a tensor along its index maps, not yet divided: ``s[out(o'), in(i')]``.
+
+    Args:
+        narrow: the student's tensor.
+        plan: its plan.
+
+    Returns:
+        A new tensor of the wide shape.
+    """
+    wide = narrow.detach()
+    for axis, map_ in enumerate(plan.axes):
+        if map_ is not None:
+            wide = wide.index_select(axis, map_.tensor.to(wide.device))
+    return wide.clone() if wide.data_ptr() == narrow.data_ptr() else wide
+
+
+def expand_tensor(
+    narrow: Tensor,
+    plan: TensorPlan,
+    *,
+    noise: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Inverse reparameterization of one tensor: the teacher's weight, at the teacher's scale.
+
+    Args:
+        narrow: the student's tensor.
+        plan: its plan.
+        noise: standard deviation of the zero-sum noise, in units of the wide weight's own.
+        generator: source of the noise.
+
+    Returns:
+        A new tensor of the wide shape. A network that is fed copies computes with it copies of
+        what the narrow one computes, up to rounding.
+    """
+    wide = widen(narrow, plan)
+    copies = plan.wide_copies(wide)
+    if copies is None:
+        return wide
+    wide /= copies
+    if noise > 0 and plan.divided is not None and wide.numel() > 1:
+        add_zero_sum_noise_(wide, plan, noise * float(wide.std()), generator)
+    return wide
+
+
+def add_zero_sum_noise_(
+    wide: Tensor, plan: TensorPlan, scale: float, generator: torch.Generator | None = None
+) -> None:
+    """Add noise whose sum over the copies of each input channel is zero, in place.
+
+    It vanishes on the student's block; with two copies of each input that leaves the whole row
+    of every first output copy without noise.
+
+    Args:
+        wide: the teacher's tensor.
+        plan: a plan that divides (``plan.divided`` is not None).
+        scale: standard deviation of the noise.
+        generator: source of the noise.
+    """
+    map_, fan_in = plan.divided, plan.fan_in or 0
+    if map_ is None:
+        raise ValueError("zero-sum noise needs a tensor with a widened fan-in axis")
+    out_axis = 1 - fan_in
+    rows = wide.movedim((out_axis, fan_in), (0, 1))
+    out = plan.axes[out_axis]
+    is_first = torch.ones(len(rows), dtype=torch.bool)
+    if out is not None:
+        is_first[:] = False
+        is_first[out.firsts] = True
+    everywhere = torch.ones(len(map_), dtype=wide.dtype)
+    but_first = everywhere.clone()
+    but_first[map_.firsts] = 0
+    # Row by row, in chunks: the noise of a large layer at once would double the memory.
+    chunk = max(1, _CHUNK // max(1, rows[0].numel()))
+    for member, which in ((but_first, is_first), (everywhere, ~is_first)):
+        if float(member.sum()) == 0 or (map_.counts.max() == 2 and member is but_first):
+            continue  # nothing but first copies, or a single other copy: no noise sums to zero
+        for part in which.nonzero().flatten().split(chunk):
+            noise = torch.randn((len(part), *rows.shape[1:]), generator=generator, dtype=wide.dtype)
+            rows[part.to(wide.device)] += _centred(noise, map_, member, scale).to(wide.device)
+
+
+def _centred(noise: Tensor, map_: IndexMap, member: Tensor, scale: float) -> Tensor:
+    """Let the noise of each group of copies (axis 1) sum to zero over the group's members."""
+    shape = [1, -1] + [1] * (noise.ndim - 2)
+    index, member = map_.tensor, member.reshape(shape)
+    size = member.new_zeros(map_.narrow).index_add_(0, index, member.flatten())
+    noise *= member
+    total = noise.new_zeros(len(noise), map_.narrow, *noise.shape[2:]).index_add_(1, index, noise)
+    total /= size.clamp(min=1).reshape(shape)
+    noise -= total[:, index] * member
+    # n centred unit normals have variance (n - 1) / n; a single one is left with none.
+    deviation = (size / (size - 1).clamp(min=1)).sqrt()[index].reshape(shape)
+    return noise.mul_(deviation * scale)
+
+
+def stored_scales(
+    plan: TensorPlan, storage: Storage, like: Tensor, out_axis: int | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What a stored tensor is multiplied by to give the teacher's tensor, and the student's.
+
+    Args:
+        plan: of the tensor.
+        storage: at what scale it is stored.
+        like: a tensor that gives device and dtype.
+        out_axis: the axis of outputs whose copies count for storage ``teacher``; None for tensors
+            that it leaves at the student's scale, see `gpd_cli.teacher.build.output_axis`.
+
+    Returns:
+        ``(share, gain)``, each None where it would be one. The share turns what is stored into the
+        teacher's tensor: it broadcasts against the student's block for ``mixed``, else against
+        the whole. The gain turns the stored block into the student's tensor.
+    """
+    if storage == "mixed":
+        copies = plan.copies(like)
+        return (None if copies is None else 1 / copies), None
+    copies = plan.wide_copies(like)
+    out = plan.axes[out_axis] if storage == "teacher" and out_axis is not None else None
+    if out is None or out_axis is None:
+        return (None if copies is None else 1 / copies), None
+    shape = [1] * len(plan.axes)
+    shape[out_axis] = -1
+    gain = out.counts.to(like).reshape(shape)
+    wide_gain = out.counts[out.tensor].to(like).reshape(shape)
+    share = wide_gain if copies is None else wide_gain / copies
+    return _unless_one(share), _unless_one(gain)
+
+
+def _unless_one(scale: Tensor) -> Tensor | None:
+    return None if bool((scale == 1).all()) else scale
+
+
+def slice_tensor(teacher: Tensor, plan: TensorPlan) -> Tensor:
+    """Channel-branch reparameterization of one merged tensor: ``n(i) * t[a(o), a(i)]``.
+
+    Args:
+        teacher: the teacher's (merged) tensor at the teacher's scale.
+        plan: its plan.
+
+    Returns:
+        The student's tensor, contiguous.
+    """
+    copies, block = plan.copies(teacher), teacher[plan.block]
+    return block.contiguous() if copies is None else block * copies

@@ -1,0 +1,375 @@
+"""The command that trains tables of runs: what it trains, how it goes on, what it writes."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.results.page import (
+    all_records,
+    render_headline,
+    render_page,
+    with_headline,
+    write_pages,
+)
+from bench.results.queue import missing, train_all
+from bench.results.records import Record, Records, Run
+from bench.results.summary import Spread, gain, summarize
+from bench.results.table import TableError, option_list, read_table
+from bench.results.train import only_one
+from gpd_cli.cli.command_line import run as run_command
+
+ROOT = Path(__file__).parents[2]
+TABLE: dict[str, Any] = {
+    "title": "Digits",
+    "about": "A small one.",
+    "config": str(ROOT / "configs" / "digits.yaml"),
+    "settings": {"model.branches": 1, "trainer.max_epochs": 3},
+    "tuning": {"grid": [0.1, 0.2], "seed": 0, "settings": {"trainer.max_epochs": 1}},
+    "seeds": [0, 1],
+    "rows": {
+        "alone": {"title": "alone", "settings": {"model.ratio": 1}},
+        "gpd": {"title": "with GPD", "versus": "alone"},
+        "longer": {
+            "title": "trained further",
+            "tuned_as": "alone",
+            "files": {"model.student_weights": "alone"},
+            "seeds": [1],
+        },
+    },
+    "headline": ["alone", "gpd"],
+    "reading": ["GPD gains {gpd.gain:+.1f} points in {gpd.time:.1f} times the time."],
+}
+
+
+def write_table(folder: Path, **changes: Any) -> Path:
+    path = folder / "results" / "digits.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(TABLE | changes))
+    return path
+
+
+def records_in(folder: Path, **changes: Any) -> Records:
+    path = write_table(folder, **changes)
+    return Records(read_table(path), path.with_suffix(""))
+
+
+def pretend(records: Records) -> Callable[[Run], Record]:
+    """Train nothing: the learning rate 0.2 is the better one, but not for the student alone."""
+
+    def train(run: Run) -> Record:
+        assert run.rate is not None
+        sign = {"alone": -10, "gpd": 10, "longer": 0}[run.row]
+        scores = {"student_top1": 50 + sign * run.rate + run.seed}
+        if run.row == "gpd":
+            scores |= {"teacher_top1": 60.0, "gap": 60 - scores["student_top1"]}
+        return {
+            "command": shlex.join(["gpd", "fit", *records.options(run), "--data.root=DATA"]),
+            "learning_rate": run.rate,
+            "seed": run.seed,
+            "seconds": 120.0 if run.row == "gpd" else 60.0,
+            "epochs": {f"val/{name}": [value] for name, value in scores.items()},
+            "test": scores,
+        }
+
+    return train
+
+
+def pretended(folder: Path, rows: list[str] | None = None, **changes: Any) -> Records:
+    """Records of a table that has been trained."""
+    records = records_in(folder, **changes)
+    assert train_all(records, pretend(records), jobs=1, rows=rows) == []
+    return records
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 3}, "unexpected keyword argument 'seed'"),
+        ({"headline": ["best"]}, "headline names the row 'best'"),
+        ({"rows": {"a": {"title": "a", "versus": "b"}}, "headline": []}, "a.versus names the row"),
+        ({"rows": {"a": {"titel": "a"}}, "headline": []}, "unexpected keyword argument 'titel'"),
+        ({"reading": ["It is {best.gain}."]}, "reading names the row 'best'"),
+        ({"seeds": []}, "alone has no learning rates or no seeds"),
+        ({"rows": {"a": "b"}}, "has to be a mapping"),
+    ],
+)
+def test_a_table_with_a_mistake_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TableError, match=message):
+        read_table(write_table(tmp_path, **changes))
+
+
+def test_a_missing_table_is_said_in_a_sentence(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.results", str(tmp_path / "none.yaml")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "none.yaml cannot be read" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_settings_become_options_that_the_command_reads_back() -> None:
+    settings = {"a.b": 2, "c": [0.1, 0.2], "d": {"e": True}, "f": None, "g": "name", "h": ["dbb"]}
+    options = option_list(settings)
+    found = {
+        o.removeprefix("--").split("=")[0]: yaml.safe_load(o.split("=", 1)[1]) for o in options
+    }
+    assert found == settings
+
+
+def test_learning_rates_are_chosen_for_each_row_and_then_every_seed_is_trained(
+    tmp_path: Path,
+) -> None:
+    records = records_in(tmp_path)
+    trained: list[Run] = []
+
+    def train(run: Run) -> Record:
+        trained.append(run)
+        return pretend(records)(run)
+
+    assert train_all(records, train, jobs=1) == []
+    rates = {(run.row, run.seed): run.rate for run in trained if not run.tuning}
+    assert rates == {
+        ("alone", 0): 0.1,
+        ("alone", 1): 0.1,
+        ("gpd", 0): 0.2,
+        ("gpd", 1): 0.2,
+        ("longer", 1): 0.1,  # as that of the row it is tuned as
+    }
+    assert sum(run.tuning for run in trained) == 4
+    assert len(trained) == len(set(trained))
+    assert list(missing(records)) == []
+
+
+def test_only_what_is_missing_is_trained(tmp_path: Path) -> None:
+    records = pretended(tmp_path)
+    (lost := Run("gpd", "1", 1).path(records.folder)).unlink()
+    trained: list[Run] = []
+
+    def train(run: Run) -> Record:
+        trained.append(run)
+        return pretend(records)(run)
+
+    train_all(records, train, jobs=2)
+    assert [(run.row, run.name) for run in trained] == [("gpd", "1")]
+    assert lost.is_file()
+
+
+def test_rows_that_are_asked_for_come_with_what_they_need(tmp_path: Path) -> None:
+    records = records_in(tmp_path)
+    trained: set[str] = set()
+
+    def train(run: Run) -> Record:
+        trained.add(run.row)
+        return pretend(records)(run)
+
+    train_all(records, train, jobs=1, rows=["longer"])
+    assert trained == {"alone", "longer"}
+
+
+def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
+    records = records_in(tmp_path)
+
+    def train(run: Run) -> Record:
+        if run.row == "alone" and run.name == "0":
+            raise RuntimeError("the disk is full")
+        return pretend(records)(run)
+
+    assert train_all(records, train, jobs=2) == ["alone/0: the disk is full"]
+    assert len(records.finished(records.table.rows["gpd"])) == 2
+    # What is trained further starts from this row, which is not complete.
+    assert records.finished(records.table.rows["longer"]) == []
+
+
+def test_told_to_end_it_ends_the_runs_that_are_under_way(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def train(run: Run) -> Record:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ended.wait(20)
+        raise RuntimeError("ended")
+
+    with pytest.raises(KeyboardInterrupt):
+        train_all(records_in(tmp_path), train, jobs=1, stop=ended.set)
+    assert ended.is_set()
+
+
+def test_means_spreads_and_gains_are_those_of_the_seeds(tmp_path: Path) -> None:
+    records = pretended(tmp_path)
+    gpd = summarize(records)["gpd"]
+    # alone: 49 and 50; with GPD 52 and 53, three points more for each seed
+    assert gpd.student.values == (52, 53)
+    assert gpd.gain is not None and gpd.gain.mean == pytest.approx(3.0)
+    assert gpd.gain.error == pytest.approx(0.0)
+    assert gpd.gap is not None and gpd.gap.mean == pytest.approx(7.5)
+    assert gpd.time == pytest.approx(2.0)
+    assert str(gpd.student) == "52.50 ± 0.71" and f"{gpd.gain:+.1f}" == "+3.0"
+
+
+def test_the_error_of_a_gain_is_that_of_the_differences_where_the_seeds_are_the_same() -> None:
+    paired = gain({0: 41.0, 1: 44.0}, {0: 40.0, 1: 41.0})  # differences 1 and 3
+    assert (paired.mean, paired.error) == (2.0, pytest.approx(1.0))
+    apart = gain({2: 41.0, 3: 44.0}, {0: 40.0, 1: 41.0})  # variances 4.5 and 0.5
+    assert (apart.mean, apart.error) == (2.0, pytest.approx((4.5 / 2 + 0.5 / 2) ** 0.5))
+
+
+def test_a_run_whose_time_is_not_known_does_not_count_for_the_time(tmp_path: Path) -> None:
+    records = pretended(tmp_path)
+    for name in ("0", "1"):
+        path = records.folder / "gpd" / f"{name}.json"
+        path.write_text(path.read_text().replace('"seconds": 120.0', '"seconds": null'))
+        found = summarize(records)["gpd"]
+        minutes = None if found.minutes is None else found.minutes.values
+        assert minutes == ((2.0,) if name == "0" else None)
+    assert found.time is None and found.gain is not None
+    assert "| with GPD | 52.50" in render_page([records])
+
+
+def test_a_row_that_is_changed_is_trained_again(tmp_path: Path) -> None:
+    records = pretended(tmp_path)
+    assert list(missing(records)) == []
+    rows = {**TABLE["rows"], "gpd": {**TABLE["rows"]["gpd"], "settings": {"model.noise": 0.5}}}
+    again = [(run.row, run.name) for run in missing(records_in(tmp_path, rows=rows))]
+    assert again == [("gpd", "lr-0.1"), ("gpd", "lr-0.2")]
+    # A better learning rate that joins the grid: the runs with the old one do not count any more.
+    changed = records_in(tmp_path, tuning={**TABLE["tuning"], "grid": [0.1, 0.2, 0.01]})
+    assert train_all(changed, pretend(changed), jobs=1) == []
+    assert {r["learning_rate"] for r in changed.finished(changed.table.rows["alone"])} == {0.01}
+    assert list(missing(changed)) == []
+
+
+def test_other_options_have_other_folders_for_checkpoints(tmp_path: Path) -> None:
+    records = pretended(tmp_path)
+    other = records_in(tmp_path, settings={**TABLE["settings"], "model.noise": 0.5})
+    run = Run("alone", "0", 0, 0.1)
+    assert records.work(run) != other.work(run)
+    assert records.work(run) == records_in(tmp_path).work(run)
+    assert not records.work(run).is_absolute()
+
+
+def test_a_single_seed_has_no_spread() -> None:
+    one = Spread((50.0,))
+    assert one.deviation is None and str(one) == "50.00"
+    assert str(gain({0: 51.0, 1: 53.0}, {0: 50.0})) == "+2.00"
+
+
+def test_the_page_and_the_readme_are_made_of_the_records(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(
+        "before\n<!-- results: python -m bench.results -->\nold\n<!-- end of results -->\nafter\n"
+    )
+    pretended(tmp_path, rows=["alone", "gpd"])
+    write_pages(tmp_path)
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "| with GPD | 52.50 ± 0.71 | alone | +3.00 ± 0.00 | 60.00 ± 0.00 | 7.50 ± 0.71 |" in page
+    assert "Still to be trained: trained further." in page
+    assert "| alone | **49.00** | 48.00 |" in page and "| with GPD | 51.00 | **52.00** |" in page
+    assert "1. GPD gains +3.0 points in 2.0 times the time." in page
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("before\n") and readme.endswith("after\n") and "old" not in readme
+    assert "| with GPD | 52.50 ± 0.71 | alone | +3.00 ± 0.00 | 2.0 (2.0 x) | 2 |" in readme
+    for name in ("accuracy", "gap", "time"):
+        assert (tmp_path / "docs" / "results" / f"digits_{name}.png").stat().st_size > 1000
+
+
+def test_the_committed_page_and_readme_say_what_the_committed_records_say() -> None:
+    everything = all_records(ROOT)
+    assert everything
+    assert (ROOT / "docs" / "results.md").read_text() == render_page(everything)
+    readme = (ROOT / "README.md").read_text()
+    assert readme == with_headline(readme, render_headline(everything))
+    for records in everything:
+        if any(key in summarize(records) for key in records.table.headline):
+            assert records.table.title in readme
+
+
+@pytest.mark.parametrize("records", all_records(ROOT), ids=lambda records: records.table.name)
+def test_committed_records_are_of_the_rows_as_they_are_now(records: Records) -> None:
+    runs = [
+        run
+        for row in records.table.rows.values()
+        for run in (*records.tuning(row), *records.scored(row))
+    ]
+    paths = {run.path(records.folder): run for run in runs}
+    for path in records.folder.glob("*/*.json"):
+        assert records.read(paths[path]) is not None, path
+
+
+@pytest.mark.parametrize("records", all_records(ROOT), ids=lambda records: records.table.name)
+def test_every_row_of_the_tables_is_a_command_line_that_is_understood(
+    records: Records, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for row in records.table.rows.values():
+        run = Run(row.key, "0", 0, records.table.grid_of(row)[0])
+        assert run_command(["fit", *records.options(run), "--print_config"]) == 0
+        assert "max_epochs" in capsys.readouterr().out
+
+
+def test_a_tuning_run_takes_the_settings_of_tuning_last(tmp_path: Path) -> None:
+    records = records_in(tmp_path)
+    assert "--trainer.max_epochs=1" in records.options(Run("gpd", "lr-0.1", 0, 0.1, tuning=True))
+    assert "--trainer.max_epochs=3" in records.options(Run("gpd", "0", 0, 0.1))
+
+
+def test_one_command_at_a_time_trains_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = records_in(tmp_path).table
+    with only_one(table), pytest.raises(TableError, match="trained by another"), only_one(table):
+        pass
+    with only_one(table):
+        pass
+
+
+@pytest.mark.slow
+def test_a_table_is_trained_through_the_command_and_goes_on_after_it_was_killed(
+    tmp_path: Path,
+) -> None:
+    path = write_table(tmp_path, seeds=[1], tuning={"grid": [0.1]})
+    command = [sys.executable, "-m", "bench.results", str(path)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("")
+    records = Records(read_table(path), path.with_suffix(""))
+    first = tmp_path / records.work(Run("alone", "1", 1, 0.1)) / "attempt_0"
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 240
+        while not (first / "checkpoints" / "last.ckpt").is_file():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # with the run under way
+        process.wait()
+    assert not (path.with_suffix("") / "alone" / "1.json").exists()
+    subprocess.run([*command, "--rows", "longer"], cwd=tmp_path, env=environment, check=True)
+    resumed = json.loads((path.with_suffix("") / "alone" / "1.json").read_text())
+    assert len(resumed["epochs"]["val/student_top1"]) == 3
+    assert (first.parent / "attempt_1").is_dir()
+    assert set(resumed["test"]) == {"student_top1"}
+    further = json.loads((path.with_suffix("") / "longer" / "1.json").read_text())
+    # It starts from the other row's student, and is ahead of that one's first epoch at once.
+    assert further["epochs"]["val/student_top1"][0] > resumed["epochs"]["val/student_top1"][0] + 10
+    assert set(further["test"]) == {"student_top1", "teacher_top1"}
+    assert further["seconds"] > 0 and further["attempts"] == 1
+    assert resumed["seconds"] is None and resumed["attempts"] == 2  # the killed one's time is lost
+    assert str(tmp_path) not in json.dumps([resumed["command"], further["command"]])

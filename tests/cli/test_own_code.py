@@ -1,0 +1,129 @@
+"""A student and data of a user's own, by the path of their class."""
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from gpd_cli.__main__ import main
+from gpd_cli.errors import ModelError
+from gpd_cli.models import ModelSpec, create_model
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+LAST = "runs/gpd/version_0/checkpoints/last.ckpt"
+CPU = ["--trainer.accelerator", "cpu"]
+
+
+class Fixed(nn.Module):
+    """A network that does not take its number of classes."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, width, 3), nn.Linear(width, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.convolution(images).mean(dim=(2, 3)))
+
+
+def build(width: int) -> nn.Module:
+    return Fixed(width)
+
+
+def unannotated(width: int):  # type: ignore[no-untyped-def]
+    raise AssertionError("this must not be called")
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the README's example."""
+    examples = re.findall(r"```python\n(# mine\.py\n.*?)```", README, flags=re.DOTALL)
+    (example,) = (text for text in examples if "class Squares" in text)
+    (tmp_path / "mine.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("mine", None)
+    yield tmp_path
+    sys.modules.pop("mine", None)
+
+
+def test_a_student_and_data_of_ones_own(mine: Path) -> None:
+    (command,) = re.findall(r"^gpd (fit --model\.student mine\.Net .*?[^\\])$", README, re.M | re.S)
+    arguments = shlex.split(command.replace("\\\n", " "))
+    assert main([*arguments, *CPU]) == 0
+    # Only the checkpoint says what network and data there were.
+    for evaluation in ("validate", "test", "predict"):
+        assert main([evaluation, "--ckpt_path", LAST, *CPU]) == 0
+    assert len(Path("predictions.csv").read_text().splitlines()) == 129
+    assert main(["extract", "--ckpt_path", LAST, "--output", "student.pth"]) == 0
+    from mine import Net
+
+    Net(16, 4).load_state_dict(torch.load("student.pth", weights_only=True))
+    assert main([*arguments, *CPU, "--ckpt_path", LAST, "--trainer.max_epochs", "3"]) == 0
+    expand = ["--model.student", "mine.Net", "--model.student_weights", "student.pth"]
+    expand += ["--model.student_args", "{width: 16}", "--model.num_classes", "4"]
+    assert main(["expand", *expand, "--output", "wide.safetensors"]) == 0
+    assert main(["extract", "--ckpt_path", "wide.safetensors", "--output", "again.pth"]) == 0
+    first, again = (torch.load(f"{n}.pth", weights_only=True) for n in ("student", "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_static_teacher_of_ones_own(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = create_model("mine.Net", num_classes=4)
+    torch.save(network.state_dict(), "static.pth")
+    options = ["--model.static_teacher.name", "mine.Net", "--data", "mine.Squares", *CPU]
+    options += ["--model.static_teacher.weights", "static.pth", "--trainer.fast_dev_run", "1"]
+    options += ["--model.student", "mine.Net", "--model.num_classes", "4"]
+    assert main(["fit", *options, "--model.method", "PKT"]) == 0
+    assert main(["fit", *options, "--data.batch_size", "many"]) == 2
+    assert '--data mine.Squares: "batch_size": Expected a int' in capsys.readouterr().err
+
+
+def test_data_of_ones_own_have_their_own_defaults(mine: Path) -> None:
+    Path("folder.yaml").write_text("data: {batch_size: 64, image_size: 8}")
+    Path("squares.yaml").write_text("data: {class_path: mine.Squares}")
+    for options, batch_size in (
+        (["--data", "mine.Squares"], 16),
+        (["-c", "squares.yaml"], 16),
+        (["-c", "squares.yaml", "--data.batch_size", "4"], 4),
+        (["-c", "folder.yaml", "--data", "mine.Squares"], 64),  # as it was set by hand
+    ):
+        output = StringIO()
+        with redirect_stdout(output):
+            assert main(["fit", "--model.student", "mine.Net", *options, "--print_config"]) == 0
+        data = yaml.safe_load(output.getvalue())["data"]
+        assert data == {"class_path": "mine.Squares", "init_args": {"batch_size": batch_size}}
+
+
+@pytest.mark.parametrize("name", ["test_own_code.Fixed", "test_own_code.build"])
+def test_classes_and_functions_build_networks(name: str) -> None:
+    spec = ModelSpec(name, model_args={"width": 6})
+    network = spec.build()
+    assert isinstance(network, Fixed) and network.head.in_features == 6
+    known = spec.resolve(network)
+    assert known.num_classes == 5
+    assert isinstance(ModelSpec.from_dict(known.to_dict()).build(), Fixed)
+    with pytest.raises(ModelError, match=r"5 classes and not 7.*--model\.num_classes 5"):
+        ModelSpec(name, 7, {"width": 6}).resolve(network)
+
+
+@pytest.mark.parametrize(
+    ("name", "naming"),
+    [
+        ("test_own_code.Missing", "no attribute 'Missing'.*PYTHONPATH"),
+        ("no_such_module.Net", "no_such_module.*PYTHONPATH"),
+        ("test_own_code.unannotated", "annotated"),
+        ("os.system", "no class of torch.nn.Module"),  # nothing else is ever called
+        ("torch.optim.SGD", "no class of torch.nn.Module"),
+    ],
+)
+def test_what_builds_no_network_is_refused(name: str, naming: str) -> None:
+    with pytest.raises(ModelError, match=naming):
+        create_model(name, model_args={"width": 4})

@@ -1,0 +1,317 @@
+"""How methods meet the networks of a run: features, widths, assistants, labels."""
+
+from collections.abc import Callable
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.methods import KD, Batch, FitNets, Method, SimKD
+from gpd_cli.distill.methods.kd import kd_loss
+from gpd_cli.distill.methods.reviewkd import ReviewKD
+from gpd_cli.distill.static_teacher import StaticTeacherSettings
+from gpd_cli.errors import MethodError, ModelError
+from gpd_cli.files import save_tensors
+from gpd_cli.training.module import GapPreservingDistillation
+
+STUDENT = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+TEACHER = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [6, 6, 12, 12]}
+IMAGES, CLASSES = 4, 10
+ZERO = torch.zeros(())
+
+
+class Hints(Method):
+    """A method of a user's own, with trained parts and everything it can ask for."""
+
+    needs = frozenset({"stages", "embedding"})
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def build(self, network: Places, teacher: Places) -> None:
+        self.same_stages(network, teacher)
+        pairs = zip(network.stages, teacher.stages, strict=True)
+        self.fit = nn.ModuleList(nn.Conv2d(a.channels, b.channels, 1) for a, b in pairs)
+        self.project = nn.Linear(network.embedding, teacher.embedding)
+
+    def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        assert network.embedding is not None and teacher.embedding is not None
+        assert network.weight is not None
+        assert network.weight.shape == (CLASSES, network.embedding.shape[1])
+        loss = (self.project(network.embedding) - teacher.embedding).square().mean()
+        for fit, ours, theirs in zip(self.fit, network.stages, teacher.stages, strict=True):
+            loss = loss + (fit(ours) - theirs).square().mean()
+        return self.scale * loss
+
+
+class OneLabel(Method):
+    one_label = True
+
+    def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return network.logits.sum()
+
+
+def static_weights(folder: Path, seed: int = 0, **args: Any) -> Path:
+    torch.manual_seed(seed)
+    network = timm.create_model("resnet18", num_classes=CLASSES, **{**TEACHER, **args})
+    path = folder / f"teacher{seed}.safetensors"
+    save_tensors(path, network.state_dict())
+    return path
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., GapPreservingDistillation]:
+    path = static_weights(tmp_path)
+
+    def module(**options: Any) -> GapPreservingDistillation:
+        torch.manual_seed(0)
+        settings = {
+            "student": "resnet18",
+            "student_args": STUDENT,
+            "num_classes": CLASSES,
+            "branches": 1,
+            "static_teacher": StaticTeacherSettings("resnet18", str(path), TEACHER),
+        }
+        return GapPreservingDistillation(**{**settings, **options})
+
+    return module
+
+
+def run(
+    module: GapPreservingDistillation, labels: Tensor | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The logits and the static terms for a batch."""
+    torch.manual_seed(1)
+    images = torch.randn(IMAGES, 1, 32, 32)
+    student, teacher = module(images)
+    logits = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+    assert module.distillation is not None
+    batch = Batch(torch.arange(IMAGES) if labels is None else labels)
+    return logits, module.distillation(logits, images, batch)
+
+
+@pytest.mark.parametrize("ratio", [1, 2])
+def test_own_method(make: Callable[..., GapPreservingDistillation], ratio: int) -> None:
+    module = make(method=partial(Hints, scale=2.0), ratio=ratio, static_weight=0.5).train()
+    _, terms = run(module)
+    assert list(terms) == ["student_static", "teacher_static"][:ratio]
+    assert module.distillation is not None
+    sum(terms.values(), torch.zeros(())).backward()
+    for name, parameter in module.named_parameters():
+        # Every trained part takes part, and so does what lies before the last features.
+        if name.startswith("distillation.") or name.split(".")[2] == "conv1":
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    once = make(method=Hints, ratio=ratio).train()
+    _, plain = run(once)
+    assert terms["student_static"].item() == pytest.approx(plain["student_static"].item())
+
+
+def test_dynamic_teacher_has_trained_parts_of_its_own_width(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    module = make(method=Hints, ratio=2)
+    widths = {
+        name: parameter.shape[1]
+        for name, parameter in module.named_parameters()
+        if name.endswith("project.weight")
+    }
+    assert widths == {
+        "distillation.methods.student.0.project.weight": 8,
+        "distillation.methods.teacher.0.project.weight": 16,
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "student", "static"),
+    [
+        ({}, False, True),
+        ({"student_preactivation": True}, True, True),
+        ({"static_preactivation": False}, False, False),
+    ],
+)
+def test_maps_of_either_side_are_taken_before_or_after_their_activation(
+    make: Callable[..., GapPreservingDistillation],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, bool],
+    student: bool,
+    static: bool,
+) -> None:
+    module = make(method=partial(ReviewKD, **settings)).eval()
+    seen: list[tuple[Outputs, Outputs]] = []
+    monkeypatch.setattr(ReviewKD, "forward", lambda _, *given: seen.append(given[:2]) or ZERO)
+    run(module)
+    assert len(seen) == 2  # student and dynamic teacher
+    for ours, theirs in seen:
+        assert {bool(maps.min() < 0) for maps in ours.stages} == {student}
+        assert {bool(maps.min() < 0) for maps in theirs.stages} == {static}
+
+
+def test_stages_can_be_named(
+    make: Callable[..., GapPreservingDistillation], tmp_path: Path
+) -> None:
+    def static(stages: list[str]) -> StaticTeacherSettings:
+        return StaticTeacherSettings("resnet18", str(static_weights(tmp_path)), TEACHER, stages)
+
+    module = make(
+        method=Hints,
+        stages=["layer1", "layer4"],
+        static_teacher=static(stages=["layer2", "layer4"]),
+    )
+    with pytest.raises(RuntimeError):  # maps of different size: this method compares none
+        run(module)
+    with pytest.raises(MethodError, match="layer9"):
+        make(method=Hints, stages=["layer9"])
+    with pytest.raises(MethodError, match=r"--model\.stages"):
+        make(method=Hints, stages=["layer1"])
+
+
+def test_static_term_is_the_mean_over_teacher_and_assistants(
+    make: Callable[..., GapPreservingDistillation], tmp_path: Path
+) -> None:
+    second = static_weights(tmp_path, 1, channels=[8, 8, 8, 8])
+    args = {**TEACHER, "channels": [8, 8, 8, 8]}
+    assistant = StaticTeacherSettings("resnet18", str(second), args)
+    module = make(ratio=1, assistants=[assistant])
+    logits, terms = run(module)
+    assert module.distillation is not None
+    torch.manual_seed(1)
+    images = torch.randn(IMAGES, 1, 32, 32)
+    losses = [kd_loss(logits["student"], t(images)) for t in module.distillation.teachers]
+    assert len(losses) == 2
+    assert losses[0] != losses[1]
+    assert terms["student_static"].item() == pytest.approx(float(sum(losses) / 2))
+
+
+@pytest.mark.parametrize("told", [{"name": "resnet18"}, {"weights": "w.pth"}])
+def test_assistants_have_a_name_and_weights(
+    make: Callable[..., GapPreservingDistillation], told: dict[str, str]
+) -> None:
+    with pytest.raises(ModelError, match="name and weights"):
+        make(assistants=[StaticTeacherSettings(**told)])
+
+
+def test_assistants_have_stages_of_their_own(
+    make: Callable[..., GapPreservingDistillation], tmp_path: Path
+) -> None:
+    def described(seed: int, stage: str) -> StaticTeacherSettings:
+        weights = str(static_weights(tmp_path, seed))
+        return StaticTeacherSettings("resnet18", weights, TEACHER, [stage])
+
+    options = {"stages": ["layer2"], "static_teacher": described(0, "layer4"), "method": FitNets}
+    module = make(assistants=[described(1, "layer3")], **options)
+    assert [teacher.stages for teacher in module.distillation.teachers] == [["layer4"], ["layer3"]]
+    with pytest.raises(MethodError, match="layer9"):
+        make(assistants=[described(1, "layer9")], **options)
+
+
+def test_simkd_needs_a_student_that_ends_in_the_static_teachers_classifier(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    for ratio in (1, 2):
+        with pytest.raises(ModelError, match="simkd/NAME"):
+            make(method=SimKD, ratio=ratio)
+    width = TEACHER["channels"][-1]
+    student = {"student": "simkd/resnet18", "student_args": {**STUDENT, "features": width}}
+    module = make(method=SimKD, **student)
+    assert module.distillation is not None
+    weight = module.distillation.teachers[0].network.fc.weight
+    reused = module.network.extract()
+    assert torch.equal(reused.classifier.weight, weight)
+    for trained in (module, make(method=SimKD, shared=False, **student)):
+        named = trained.named_parameters()
+        assert [n for n, p in named if "classifier" in n and p.requires_grad] == []
+    images = torch.randn(64, 1, 32, 32)
+    plain = make(
+        method=SimKD,
+        student="simkd/resnet18",
+        student_args={**student["student_args"], "relu": False},
+    ).network.extract()
+    assert reused.projector(reused.body(images)).min() == 0
+    assert plain.projector(plain.body(images)).min() < 0
+    with pytest.raises(ModelError, match="features"):
+        make(method=SimKD, student="simkd/resnet18", student_args={**STUDENT, "features": 0})
+
+
+def test_assistants_need_a_teacher(make: Callable[..., GapPreservingDistillation]) -> None:
+    with pytest.raises(ModelError, match=r"--model\.static_teacher\.name NAME"):
+        make(
+            static_teacher=StaticTeacherSettings(),
+            assistants=[StaticTeacherSettings("resnet18", "w.pth")],
+        )
+
+
+def test_method_for_one_label_refuses_mixed_ones(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    module = make(method=OneLabel, ratio=1)
+    run(module)
+    with pytest.raises(MethodError, match=r"OneLabel.*--data\.mixup 0"):
+        run(module, torch.full((IMAGES, CLASSES), 1 / CLASSES))
+
+
+def test_a_method_without_loss_is_refused(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    class WithoutLoss(Method):
+        pass
+
+    with pytest.raises(MethodError, match="WithoutLoss has no forward"):
+        make(method=WithoutLoss)
+
+
+def test_settings_are_kept_as_plain_values(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    kept = make(method=partial(KD, temperature=2.0)).hparams
+    path, settings = kept["method"].values()
+    assert path == "gpd_cli.distill.methods.kd.KD"
+    assert settings == {"temperature": 2.0, "standardize": False}
+    assert kept["static_teacher"]["args"] == TEACHER
+    stream = BytesIO()
+    torch.save(dict(kept), stream)
+    stream.seek(0)
+    assert torch.load(stream, weights_only=True) == kept
+
+
+def test_half_precision_logits_reach_the_method_in_float32(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    seen = []
+
+    class Spy(Method):
+        def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+            seen.extend([network.logits.dtype, teacher.logits.dtype])
+            return network.logits.sum()
+
+    module = make(ratio=1)
+    assert module.distillation is not None
+    module.distillation.methods["student"] = nn.ModuleList([Spy()])
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, _ = run(module)
+    assert logits["student"].dtype == torch.bfloat16
+    assert seen == [torch.float32, torch.float32]
+
+
+def test_static_weight_rises_over_the_warm_up(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    module = make(ratio=1, static_warmup_epochs=4)
+    assert module.distillation is not None
+    images, batch = torch.randn(IMAGES, 1, 32, 32), Batch(torch.arange(IMAGES))
+    logits, _ = module.eval()(images)
+    terms = [
+        module.distillation({"student": logits}, images, batch, epoch=epoch)["student_static"]
+        for epoch in (0, 1, 3, 9)
+    ]
+    expected = kd_loss(logits, module.distillation.teachers[0](images))
+    shares = [float(term / expected) for term in terms]
+    assert shares == pytest.approx([0.25, 0.5, 1.0, 1.0])
+    with pytest.raises(MethodError, match="0 warm-up epochs or more"):
+        make(static_warmup_epochs=-1)

@@ -1,0 +1,141 @@
+"""What the certificate catches: teachers that are wrong, or do not run, somewhere."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpd_cli.errors import ExpansionError
+from gpd_cli.teacher.expand import expand
+from gpd_cli.widening.plan import WidthPlan
+
+SAMPLE = torch.zeros(2, 3, 16, 16)
+
+
+class Student(nn.Module):
+    """A student whose forward does something more in train mode."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, width, 3), nn.Conv2d(width, width, 3)
+        self.head, self.width = nn.Linear(width, 5), width
+
+    def between(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.between(F.relu(self.a(x)))
+        return self.head(F.relu(self.b(x)).mean((2, 3)))
+
+
+class Counts(Student):
+    def between(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), self.width, *x.shape[2:]) if self.training else x
+
+
+class Mixes(Student):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.1)
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.drop(x + x.sum(1, keepdim=True)) if self.training else x
+
+
+class Drops(Student):
+    def between(self, x: Tensor) -> Tensor:
+        return x * (torch.rand(len(x), self.width, 1, 1) > 0.1) if self.training else x
+
+
+class Chaotic(Student):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(F.relu(self.a(x))).sigmoid()
+        for _ in range(18):  # each doubles what differs
+            x = 4 * x * (1 - x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(Student, "cannot be expanded exactly"), (Chaotic, "cannot be told from rounding, as a chan")],
+)
+def test_a_student_that_amplifies_rounding_is_told_apart(
+    kind: type[Student], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Chaos that the certificate sees is mostly found by the search before it.
+    monkeypatch.setattr("gpd_cli.teacher.certify.TOLERANCE", -1.0)
+    with pytest.raises(ExpansionError, match=reason):
+        expand(kind(), sample=SAMPLE, branches=1)
+
+
+@pytest.mark.parametrize("kind", [Counts, Mixes, Drops])
+def test_what_happens_in_train_mode_only_is_certified_too(kind: type[Student]) -> None:
+    with pytest.raises(ExpansionError, match="train mode"):
+        expand(kind(), sample=SAMPLE, branches=1)
+
+
+def test_dropout_alone_is_no_reason_to_refuse() -> None:
+    student = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.Dropout(0.5), nn.Linear(8, 4))
+    pair = expand(student, sample=SAMPLE, branches=1)
+    assert [m.p for m in pair.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
+
+
+class Large(Student):
+    """Runs one of its layers on large images only."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.more(x) if x.shape[-1] > 100 else x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Conv2d(8, 8, 1)
+
+
+def test_layers_of_large_images_are_found_at_the_second_try() -> None:
+    pair = expand(Large(), sample=torch.zeros(2, 3, 136, 136), branches=1)
+    assert pair.teacher.more.out_channels == 16
+
+
+class Keeps(Student):
+    """Keeps an activation, as networks do for auxiliary losses."""
+
+    def between(self, x: Tensor) -> Tensor:
+        self.kept = x
+        return x
+
+
+def test_a_student_that_keeps_its_activations() -> None:
+    student = Keeps()
+    student(torch.randn(SAMPLE.shape)).sum().backward()
+    pair = expand(student, sample=SAMPLE, branches=1)
+    images = torch.randn(SAMPLE.shape)
+    torch.stack([logits.sum() for logits in pair(images)]).sum().backward()
+    extracted = pair.eval().extract()
+    assert torch.equal(extracted(images), pair.student(images))
+
+
+class Splits(Student):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [4, 4]
+
+    def between(self, x: Tensor) -> Tensor:
+        first, second, _ = torch.split(x, self.sizes + [0], 1)  # noqa: RUF005 - lists alone add
+        return torch.cat([first, second], 1)
+
+
+def test_lists_are_still_lists_when_a_plan_was_read_from_a_file() -> None:
+    student = Splits()
+    plan = expand(student, sample=SAMPLE, branches=1).plan
+    read = WidthPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert expand(student, sample=SAMPLE, branches=1, plan=read).teacher.sizes == [8, 8]
+
+
+def test_a_plan_whose_teacher_does_not_run_is_refused() -> None:
+    student = Splits()
+    plan = expand(student, sample=SAMPLE, branches=1).plan
+    plan.attributes.clear()
+    with pytest.raises(ExpansionError, match="does not run"):
+        expand(student, sample=SAMPLE, branches=1, plan=plan)

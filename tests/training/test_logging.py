@@ -1,0 +1,266 @@
+"""What a run logs about itself, and where."""
+
+import csv
+import sys
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+
+from gpd_cli.__main__ import main
+from gpd_cli.cli.loggers import csv_logger, run_name
+
+CONFIG = """
+model:
+  student: resnet18
+  student_args: {in_chans: 1, layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}
+  num_classes: 10
+  ratio: 1
+  branches: 1
+  optimizer: {lr: 0.05, sched: none}
+data: {image_size: 16, batch_size: 32}
+trainer: {accelerator: cpu, max_epochs: 2, limit_train_batches: 6, limit_val_batches: 1,
+  log_every_n_steps: 2}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    with chdir(tmp_path):
+        yield tmp_path
+
+
+def fit(*options: str) -> int:
+    return main(["fit", "-c", "tiny.yaml", *options])
+
+
+def steps(path: Path) -> list[dict[str, float]]:
+    """The rows of single steps, without their empty cells."""
+    with path.open() as file:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [row for row in rows if "lr" in row]
+
+
+def test_run_is_named_by_its_configuration_and_logs_itself(folder: Path) -> None:
+    assert fit() == 0
+    rows = steps(folder / "runs/tiny/version_0/metrics.csv")
+    assert [row["step"] for row in rows] == [1, 3, 5, 7, 9, 11]
+    for row in rows:
+        assert row["lr"] == pytest.approx(0.05)
+        assert row["grad_norm"] > 0
+        assert row["images_per_second"] > 1
+        assert 0.01 < row["memory_gib"] < 1000
+
+
+def test_rerun_makes_a_new_version(folder: Path) -> None:
+    assert fit("--trainer.max_epochs", "1") == 0
+    before = (folder / "runs/tiny/version_0/metrics.csv").read_bytes()
+    assert fit("--trainer.max_epochs", "1") == 0
+    assert (folder / "runs/tiny/version_0/metrics.csv").read_bytes() == before
+    for name in ("metrics.csv", "config.yaml", "hparams.yaml", "checkpoints/last.ckpt"):
+        assert (folder / "runs/tiny/version_1" / name).is_file()
+
+
+def test_gradient_norm_is_that_before_clipping(folder: Path) -> None:
+    one = ["--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]
+    assert fit(*one) == 0
+    assert fit(*one, "--trainer.gradient_clip_val", "1e-9") == 0
+    first = [steps(folder / f"runs/tiny/version_{k}/metrics.csv")[0] for k in (0, 1)]
+    assert first[0]["step"] == 0
+    assert first[1]["grad_norm"] == first[0]["grad_norm"] > 0.1
+
+
+def test_resolved_configuration_is_saved_whole(folder: Path) -> None:
+    assert fit("--trainer.max_epochs", "1", "--data.hflip", "0.25") == 0
+    saved = yaml.safe_load((folder / "runs/tiny/version_0/config.yaml").read_text())
+    assert saved["data"]["init_args"]["hflip"] == 0.25
+    assert saved["model"]["gap_weight"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("logger", "package", "option"),
+    [
+        ("TensorBoardLogger", "tensorboard", ["--trainer.logger.save_dir", "boards"]),
+        ("WandbLogger", "wandb", ["--trainer.logger.offline", "true"]),
+        ("MLFlowLogger", "mlflow", ["--trainer.logger.tracking_uri", "sqlite:///mlflow.db"]),
+    ],
+)
+def test_other_loggers_come_beside_the_csv_file(
+    folder: Path, logger: str, package: str, option: list[str]
+) -> None:
+    pytest.importorskip(package)
+    assert fit("--trainer.max_epochs", "1", "--trainer.logger", logger, *option) == 0
+    assert steps(folder / "runs/tiny/version_0/metrics.csv")
+    written = {str(path) for path in folder.rglob("*") if path.is_file()}
+    kinds = {"tensorboard": "tfevents", "wandb": ".wandb", "mlflow": "mlflow.db"}
+    assert any(kinds[package] in name for name in written)
+
+
+def test_the_csv_file_names_the_folder_wherever_it_stands(folder: Path) -> None:
+    pytest.importorskip("tensorboard")
+    loggers = "[{class_path: TensorBoardLogger, init_args: {save_dir: boards}}, "
+    loggers += "{class_path: CSVLogger, init_args: {save_dir: own, name: run}}]"
+    (folder / "loggers.yaml").write_text(f"trainer: {{max_epochs: 1, logger: {loggers}}}")
+    assert fit("-c", "loggers.yaml") == 0
+    files = {path.name for path in (folder / "own/run/version_0").rglob("*")}
+    assert {"metrics.csv", "config.yaml", "gap.png", "last.ckpt"} <= files
+    assert any("tfevents" in path.name for path in (folder / "boards").rglob("*"))
+    assert not (folder / "runs").exists()
+
+
+def test_missing_package_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpd_cli.cli.loggers.find_spec", lambda name: None)
+    assert fit("--trainer.logger", "WandbLogger") == 1
+    error = capsys.readouterr().err
+    assert "gpd-cli[wandb]" in error
+    assert "Traceback" not in error
+    assert not Path("runs").exists()
+
+
+def test_run_without_logger_has_a_folder_of_its_own(folder: Path) -> None:
+    options = ["--trainer.max_epochs", "1", "--trainer.logger", "false"]
+    assert fit(*options) == 0
+    first = folder / "runs/tiny/version_0"
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    assert first / "checkpoints/best.ckpt" in before
+    assert fit(*options, "--model.optimizer.lr", "0.01") == 0
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+    assert (folder / "runs/tiny/version_1/checkpoints/best.ckpt").is_file()
+    assert {path.name for path in folder.iterdir()} == {"tiny.yaml", "runs"}
+
+
+@pytest.mark.parametrize("others", [[], ["--trainer.logger", "TensorBoardLogger"]])
+def test_root_folder_moves_the_run(folder: Path, others: list[str]) -> None:
+    if others:
+        pytest.importorskip("tensorboard")
+        others = [*others, "--trainer.logger.save_dir", "far/boards"]
+    options = ["--trainer.max_epochs", "1", "--trainer.default_root_dir", "far/away"]
+    assert fit(*options, *others) == 0
+    for name in ("metrics.csv", "config.yaml", "gap.png", "checkpoints/last.ckpt"):
+        assert (folder / "far/away/runs/tiny/version_0" / name).is_file()
+    assert {path.name for path in folder.iterdir()} == {"tiny.yaml", "far"}
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("configs/digits.yaml", "digits"),
+        ("configs/cifar100/alone.yaml", "alone"),
+        ("configs/imagenet/scratch/resnet18.yaml", "scratch_resnet18"),
+        ("configs/imagenet/finetune/resnet18.yaml", "finetune_resnet18"),
+        ("experiments/monday/mine.yaml", "mine"),
+    ],
+)
+def test_name_of_a_run(file: str, name: str, folder: Path) -> None:
+    for path in (file, folder / file):
+        logger = csv_logger(["fit", "-c", str(path)])
+        assert logger["init_args"]["name"] == name
+
+
+def test_recipes_have_names_of_their_own() -> None:
+    folder = Path(__file__).parents[2] / "configs"
+    names = [run_name(path) for path in folder.rglob("*.yaml")]
+    recipes = [run_name(path) for path in (folder / "imagenet").glob("*/*.yaml")]
+    assert len(recipes) == len(set(recipes)) > 10
+    assert all(names.count(name) == 1 for name in recipes)
+
+
+CHANGED = [
+    *("--trainer.max_epochs", "1", "--model.optimizer.lr", "0.0125"),
+    *("--data.batch_size", "24", "--trainer.gradient_clip_val", "7.5"),
+]
+
+
+def test_settings_of_a_run_are_beside_its_metrics(folder: Path) -> None:
+    assert fit(*CHANGED) == 0
+    logged = yaml.safe_load((folder / "runs/tiny/version_0/hparams.yaml").read_text())
+    assert logged["model"]["optimizer"]["lr"] == 0.0125
+    assert logged["model"]["optimizer"]["momentum"] == 0.9  # a default
+    assert logged["model"]["student"] == "resnet18"
+    assert logged["data"]["batch_size"] == 24
+    assert logged["trainer"]["gradient_clip_val"] == 7.5
+    assert logged["seed_everything"] == 0
+
+
+def test_settings_of_a_run_are_on_its_board(folder: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    board = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "boards"]
+    assert fit(*CHANGED, *board) == 0
+    (file,) = folder.glob("boards/**/*tfevents*")
+    events = EventAccumulator(str(file.parent)).Reload()
+    # As the board reads them: what is said first counts.
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    logged = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert logged["model/optimizer/lr"].number_value == 0.0125
+    assert logged["data/batch_size"].number_value == 24
+    assert logged["model/student"].string_value == "resnet18"
+    assert "student" not in logged
+
+
+# What the terminal shows, and checkpoints
+
+
+def test_run_without_checkpoints(folder: Path) -> None:
+    options = ["--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false"]
+    assert fit(*options) == 0
+    assert steps(folder / "runs/tiny/version_0/metrics.csv")
+    assert not list(folder.rglob("*.ckpt"))
+
+
+def test_run_without_bar_on_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    options = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
+    assert fit(*options) == 0
+    assert "epoch 1/1" in capsys.readouterr().out
+
+
+class Bar(ProgressBar):
+    shown = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Bar.shown += self.enabled
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_bar_of_the_users_own_replaces_ours(
+    folder: Path,
+    watched: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: watched)
+    monkeypatch.setattr(Bar, "shown", 0)
+    assert fit("--trainer.max_epochs", "1", "--trainer.callbacks+=test_logging.Bar") == 0
+    assert sys.modules["test_logging"].Bar.shown == 1
+    assert "epoch 1/1" not in capsys.readouterr().out
+    saved = yaml.safe_load((folder / "runs/tiny/version_0/config.yaml").read_text())
+    assert saved["trainer"]["enable_progress_bar"] is None  # another terminal may be watched
+
+
+def test_live_bar_on_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert fit("--trainer.max_epochs", "1") == 0
+    output = capsys.readouterr().out
+    assert "Epoch 0/0" in output
+    assert "epoch 1/1" not in output

@@ -1,0 +1,197 @@
+"""Runs that go on by other settings than they were started with."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import JOB, SLURM
+from runs import ALONE, BATCHES, PAIRED, STOP, checkpoint, fit, logged, run_folder
+from torch import Tensor, nn
+
+from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
+from gpd_cli.training.resuming import group_settings, keep_settings
+
+EVERY = ["--trainer.log_every_n_steps", "1", "--trainer.limit_val_batches", "1"]
+
+
+def last(folder: Path, version: int = 0) -> list[str]:
+    return ["--ckpt_path", str(run_folder(folder, version) / "checkpoints" / "last.ckpt")]
+
+
+def rates(folder: Path, version: int = 0) -> dict[int, float]:
+    """Learning rates by update."""
+    return {int(row["step"]): float(row["lr"]) for row in logged(folder, version) if row.get("lr")}
+
+
+def groups(folder: Path, version: int = 0) -> list[dict[str, Any]]:
+    (state,) = checkpoint(folder, version=version)["optimizer_states"]
+    return state["param_groups"]
+
+
+def optimizer(**settings: Any) -> list[str]:
+    return [x for name, v in settings.items() for x in (f"--model.optimizer.{name}", str(v))]
+
+
+SHORT = optimizer(lr=0.02, weight_decay=1e-4, warmup_epochs=1)
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        SHORT,
+        optimizer(lr=0.5, weight_decay=0.01, momentum=0.5),
+        optimizer(lr=0.5, min_lr=0.1, warmup_epochs=3),
+        optimizer(lr=0.5, sched="step", sched_args="{decay_epochs: 3, decay_rate: 0.1}"),
+        optimizer(lr=0.5, sched="none"),
+    ],
+    ids=["longer", "other settings", "other warm-up", "other schedule", "no schedule"],
+)
+def test_a_run_that_goes_on_follows_its_own_length_and_settings(
+    tmp_path: Path, now: list[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    assert fit(parts, *ALONE, *EVERY, *SHORT, epochs=2) == 0
+    assert fit(parts, *ALONE, *EVERY, *now, *last(parts), epochs=4) == 0
+    assert fit(whole, *ALONE, *EVERY, *now, epochs=4) == 0
+    expected = {step: rate for step, rate in rates(whole).items() if step >= 2 * BATCHES}
+    assert len(expected) == 2 * BATCHES
+    assert rates(parts, 1) == expected
+    assert max(expected.values()) > 0
+    assert groups(parts, 1) == groups(whole)
+    told = checkpoint(parts, version=1)["hyper_parameters"]["optimizer"]
+    assert told == checkpoint(whole)["hyper_parameters"]["optimizer"]
+
+
+def test_a_run_that_goes_on_by_other_settings_keeps_the_momentum(tmp_path: Path) -> None:
+    options = [*ALONE, "--data.no_aug", "true"]
+    assert fit(tmp_path, *options, epochs=1) == 0
+    resume = [*options, *last(tmp_path), "--trainer.limit_train_batches", "1"]
+    assert fit(tmp_path, *resume, epochs=2) == 0
+    assert fit(tmp_path, *resume, *optimizer(lr=0.5, sched="none"), epochs=2) == 0
+    same, other = (checkpoint(tmp_path, version=k)["optimizer_states"][0] for k in (1, 2))
+    assert [g["lr"] for g in same["param_groups"]] != [g["lr"] for g in other["param_groups"]]
+    # One update on: the gradients are those of the same weights, the buffers before the same, too.
+    for number, state in same["state"].items():
+        assert torch.equal(state["momentum_buffer"], other["state"][number]["momentum_buffer"])
+
+
+def test_a_run_that_goes_on_twice_is_the_run_itself(tmp_path: Path) -> None:
+    """The place in the schedule is handed on from run to run."""
+    half = ["--trainer.limit_train_batches", "2"]
+    assert fit(tmp_path, *ALONE, *EVERY, *STOP, "--trainer.limit_train_batches", "4", epochs=8) == 0
+    assert fit(tmp_path, *ALONE, *EVERY, *half, *last(tmp_path), epochs=4) == 0
+    assert fit(tmp_path, *ALONE, *EVERY, *half, *last(tmp_path, 1), epochs=8) == 0
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert fit(whole, *ALONE, *EVERY, *half, epochs=8) == 0
+    # Two epochs of four updates and two of two are behind the last run: 12 updates, 4 of 8 epochs.
+    expected = {step + 4: rate for step, rate in rates(whole).items() if step >= 8}
+    assert rates(tmp_path, 2) == pytest.approx(expected)
+
+
+def test_a_length_in_steps_is_that_of_the_schedule(tmp_path: Path) -> None:
+    steps = ["--trainer.max_steps", "8"]
+    assert fit(tmp_path, *ALONE, *EVERY, *STOP, *steps, epochs=-1) == 0
+    other = ["--trainer.limit_train_batches", "1"]
+    assert fit(tmp_path, *ALONE, *EVERY, *steps, *other, *last(tmp_path), epochs=-1) == 0
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert fit(whole, *ALONE, *EVERY, *steps, epochs=-1) == 0
+    updates = [*rates(tmp_path).values(), *rates(tmp_path, 1).values()]
+    assert updates == list(rates(whole).values())
+
+
+@pytest.mark.parametrize(
+    ("now", "named"),
+    [
+        (optimizer(opt="adamw"), "sgd"),
+        (optimizer(momentum=0), "momentum 0.9"),
+        (optimizer(decay_all="true"), "decay_all false"),
+    ],
+)
+def test_another_optimizer_is_refused_in_a_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], now: list[str], named: str
+) -> None:
+    assert fit(tmp_path, *ALONE, epochs=1) == 0
+    capfd.readouterr()
+    assert fit(tmp_path, *ALONE, *now, *last(tmp_path), epochs=2) == 1
+    (error,) = capfd.readouterr().err.splitlines()
+    assert error.startswith("gpd: error: The checkpoint's optimizer")
+    assert named in error
+
+
+def test_arguments_that_change_what_an_optimizer_remembers_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path, *ALONE, *optimizer(opt="adamw"), epochs=1) == 0
+    more = optimizer(opt="adamw", opt_args="{amsgrad: true}")
+    assert fit(tmp_path, *ALONE, *more, *last(tmp_path), epochs=2) == 1
+    assert "amsgrad" in capfd.readouterr().err.splitlines()[-1]
+    others = optimizer(opt="adamw", opt_args="{betas: [0.8, 0.99]}")
+    assert fit(tmp_path, *ALONE, *others, *last(tmp_path), epochs=2) == 0
+    assert {tuple(group["betas"]) for group in groups(tmp_path, 2)} == {(0.8, 0.99)}
+
+
+@pytest.mark.parametrize(
+    ("length", "named"),
+    [
+        (["--trainer.max_epochs", "2"], "max_epochs is 2"),
+        (["--trainer.max_epochs", "1"], "max_epochs is 1"),
+        (["--trainer.max_steps", str(2 * BATCHES)], f"max_steps is {2 * BATCHES}"),
+    ],
+)
+def test_a_finished_run_says_so_and_how_to_go_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], length: list[str], named: str
+) -> None:
+    assert fit(tmp_path, *PAIRED, epochs=2) == 0
+    capfd.readouterr()
+    assert fit(tmp_path, *PAIRED, *last(tmp_path), *length, epochs=9) == 1
+    (error,) = capfd.readouterr().err.splitlines()
+    assert "is finished" in error
+    assert named in error
+    assert not (run_folder(tmp_path, 1) / "config.yaml").exists()
+
+
+def test_a_job_that_is_requeued_after_its_last_epoch_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    assert fit(tmp_path, *ALONE) == 0
+    requeued = tmp_path / f"requeue_{JOB}_0.ckpt"
+    requeued.symlink_to(run_folder(tmp_path) / "checkpoints" / "last.ckpt")
+    assert fit(tmp_path, *ALONE) == 0
+    assert not requeued.is_symlink()
+
+
+@pytest.mark.parametrize("opt", ["sgd", "adamw", "lamb", "adan", "lookahead_sgd", "muon"])
+def test_counters_of_an_optimizer_go_on(opt: str) -> None:
+    """Some keep the number of updates beside their settings."""
+    settings = OptimizerSettings(opt=opt)
+    images = torch.randn(8, 4)
+
+    def train(network: nn.Module, optimizer: torch.optim.Optimizer, updates: int) -> None:
+        for _ in range(updates):
+            optimizer.zero_grad()
+            network(images).square().sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    network = nn.Linear(4, 4)
+    first = make_optimizer(network, settings, set())
+    train(network, first, 5)
+    other = nn.Linear(4, 4)
+    other.load_state_dict(network.state_dict())
+    second = make_optimizer(other, settings, set())
+    own = group_settings(second)
+    second.load_state_dict(deepcopy(first.state_dict()))
+    keep_settings(second, own)
+    train(network, first, 4)
+    train(other, second, 4)
+    for a, b in zip(network.parameters(), other.parameters(), strict=True):
+        assert isinstance(a, Tensor)
+        assert torch.equal(a, b)
