@@ -53,7 +53,7 @@ def method(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
 
 def test_numbers_written_as_text_are_numbers(method: Callable[..., Any]) -> None:
     options = ["--model.method", "PKT", "--model.method.weight", "3e4"]
-    assert method(*options) == ("gpd_cli.methods.PKT", {"weight": 30000.0})
+    assert method(*options) == ("gpd_cli.distill.methods.PKT", {"weight": 30000.0})
     options = ["--model.method=DKD", "--model.method.alpha=1", "--model.method.standardize=true"]
     _, settings = method(*options)
     assert settings == {"alpha": 1.0, "beta": 0.5, "temperature": 1.0, "standardize": True}

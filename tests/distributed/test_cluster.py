@@ -32,7 +32,7 @@ from gpd_cli.distributed.interruptions import skip_once
 from gpd_cli.distributed.sync_norm import SyncedNorms
 from gpd_cli.errors import ModelError
 from gpd_cli.files import save_tensors
-from gpd_cli.teacher.expand import expand
+from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.speed import Speed

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpd_cli.errors import ExpansionError
-from gpd_cli.teacher.expand import expand
+from gpd_cli.teacher.expansion import expand
 from gpd_cli.widening.plan import WidthPlan
 
 SAMPLE = torch.zeros(2, 3, 16, 16)
@@ -65,7 +65,7 @@ def test_a_student_that_amplifies_rounding_is_told_apart(
     kind: type[Student], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Chaos that the certificate sees is mostly found by the search before it.
-    monkeypatch.setattr("gpd_cli.teacher.certify.TOLERANCE", -1.0)
+    monkeypatch.setattr("gpd_cli.teacher.certification.TOLERANCE", -1.0)
     with pytest.raises(ExpansionError, match=reason):
         expand(kind(), sample=SAMPLE, branches=1)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gpd_cli import ExpansionError, GpdError, Pair, expand
 from gpd_cli.teacher.build import merged_teacher
-from gpd_cli.teacher.certify import certify
+from gpd_cli.teacher.certification import certify
 from gpd_cli.teacher.compare import relative_difference
 from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan
 from gpd_cli.widening.running.randomize import randomize

@@ -41,7 +41,7 @@ from gpd_cli.distill.static_teacher import StaticTeacherSettings
 from gpd_cli.errors import GpdError
 from gpd_cli.files import save_tensors
 from gpd_cli.teacher.checkpoint import load_networks
-from gpd_cli.teacher.expand import expand
+from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.callbacks import default_callbacks

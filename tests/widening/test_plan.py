@@ -7,7 +7,7 @@ from maps import copies
 from torch import Tensor, nn
 
 from gpd_cli.teacher.build import merged_teacher
-from gpd_cli.teacher.expand import expand
+from gpd_cli.teacher.expansion import expand
 from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan, stack
 from gpd_cli.widening.search.find import find_plan
 from gpd_cli.widening.tensors import Storage, expand_tensor, slice_tensor

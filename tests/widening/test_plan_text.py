@@ -147,7 +147,7 @@ def test_every_tensor_and_attribute_of_the_plan_is_described(
 
 def test_totals_are_those_of_the_widened_network(network: Attention, plan: WidthPlan) -> None:
     from gpd_cli.teacher.build import merged_teacher
-    from gpd_cli.teacher.expand import expand
+    from gpd_cli.teacher.expansion import expand
 
     pair = expand(network, sample=torch.zeros(2, 3, 16, 16), plan=plan, branches=1)
     sizes = [sum(p.numel() for p in n.parameters()) for n in (network, merged_teacher(pair))]

@@ -20,7 +20,7 @@ from gpd_cli.files import atomic_path, check_writable
 from gpd_cli.models import ModelSpec, input_shape
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.checkpoint import Description, save_expanded
-from gpd_cli.teacher.expand import DEFAULT_NOISE, expand
+from gpd_cli.teacher.expansion import DEFAULT_NOISE, expand
 from gpd_cli.teacher.networks import layer_patterns
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.checks import check_start

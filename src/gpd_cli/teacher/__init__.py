@@ -2,8 +2,8 @@
 
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.certificate import Certificate
-from gpd_cli.teacher.certify import certify
-from gpd_cli.teacher.expand import DEFAULT_NOISE, expand
+from gpd_cli.teacher.certification import certify
+from gpd_cli.teacher.expansion import DEFAULT_NOISE, expand
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.teacher.unshared import Unshared
 

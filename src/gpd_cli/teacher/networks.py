@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.teacher.expand import expand
+from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.teacher.unshared import Unshared
 from gpd_cli.widening.running.copying import copy_network

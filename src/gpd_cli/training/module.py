@@ -20,7 +20,7 @@ from gpd_cli.distill.static_teacher import StaticTeacherSettings, load_static_te
 from gpd_cli.errors import DataError
 from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
-from gpd_cli.teacher.expand import DEFAULT_NOISE
+from gpd_cli.teacher.expansion import DEFAULT_NOISE
 from gpd_cli.teacher.networks import layer_patterns, summary, with_teacher
 from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up, settle
 from gpd_cli.training.checks import (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gpd_cli.branches import BranchInit, branch_names
 from gpd_cli.errors import ExpansionError
 from gpd_cli.teacher.build import build_pair, check_plan
-from gpd_cli.teacher.certify import certify
+from gpd_cli.teacher.certification import certify
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.running.copying import copy_network
