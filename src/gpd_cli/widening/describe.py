@@ -1,7 +1,7 @@
-"""A width plan on paper: per module what widens and how, in words that a person can read and diff.
+"""A width plan as text: per module what widens and how, in words that a person can read and diff.
 
-A plan's own `to_dict` is for machines; this text is for people, and is not read back. It says the
-same, though: every index map can be told from its words and the two sizes of its axis.
+`WidthPlan.to_dict` is for machines; this text is for people, and is not read back. The text is
+complete all the same: its words and the two sizes of an axis determine the index map.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import nn
 
 from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan, identity, spread
 
-_MOST_PIECES = 6  # before an index map is written out instead
+_MOST_PIECES = 6  # an index map with more pieces is written out instead
 
 
 def plan_text(plan: WidthPlan, student: nn.Module, heading: Mapping[str, Any]) -> str:
     """The plan as YAML. Equal plans of equal networks give equal text.
 
     Args:
-        plan: what to describe.
-        student: the network that it is a plan of; only names, classes and sizes matter.
-        heading: what else to say at the top (the network's name, a version).
+        plan: the plan to describe.
+        student: the network that the plan was made for; only names, classes and sizes matter.
+        heading: further entries for the top (the network's name, a version).
     """
     content = {**heading, **describe_plan(plan, student)}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10**6)
@@ -36,8 +36,8 @@ def describe_plan(plan: WidthPlan, student: nn.Module) -> dict[str, Any]:
     """The plan as nested dictionaries of words, modules in the network's order.
 
     Args:
-        plan: what to describe.
-        student: the network that it is a plan of.
+        plan: the plan to describe.
+        student: the network that the plan was made for.
 
     Returns:
         ``ratio``, ``widened`` (totals), ``narrow`` (modules that stay narrow inside, each with the
@@ -60,21 +60,21 @@ def describe_plan(plan: WidthPlan, student: nn.Module) -> dict[str, Any]:
             entry |= {"tensors": tensors} if tensors else {}
             entry |= {"attributes": changes} if changes else {}
             modules[name or "(the network itself)"] = entry
-    narrow = {"narrow": dict(plan.narrow)} if plan.narrow else {}
+    kept_narrow = {"narrow": dict(plan.narrow)} if plan.narrow else {}
     return {
         "ratio": float(plan.ratio),
         "widened": _totals(plan, student),
-        **narrow,
+        **kept_narrow,
         "modules": modules,
     }
 
 
 @lru_cache(maxsize=1024)  # a network has few maps, each on many tensors
 def axis_words(map_: IndexMap) -> str:
-    """An index map in words, of which, with the sizes of its axis, no other map has the same.
+    """An index map in words; no other map between axes of these two sizes has the same words.
 
     Args:
-        map_: how a wide axis copies a narrow one.
+        map_: the index map of a wide axis.
 
     Example:
         >>> axis_words(spread(4, 8))
@@ -117,11 +117,12 @@ def _phrase(units: int, wide: int, block: int) -> str:
 
 
 class _Unit(NamedTuple):
-    """Neighbours whose copies stay among themselves: one channel, or a block of them.
+    """Neighbouring channels whose copies are neighbours, too: one channel, or a block of channels.
 
     Args:
         size: number of narrow channels.
-        pattern: the wide channels' sources, counted from the first of these.
+        pattern: for each wide channel the narrow channel that it copies, counted from the unit's
+            first one.
     """
 
     size: int
@@ -129,13 +130,13 @@ class _Unit(NamedTuple):
 
     @property
     def copies(self) -> int | None:
-        """How often the unit as a whole is repeated; None where its order is another."""
+        """How often the unit is repeated as a whole; None where its copies lie in another order."""
         times, rest = divmod(len(self.pattern), self.size)
         return times if not rest and self.pattern == (*range(self.size),) * times else None
 
 
 def _units(index: Sequence[int]) -> Iterator[_Unit]:
-    """Cut a map wherever everything before copies lower channels than everything after."""
+    """Cut a map wherever all positions before copy lower channels than all positions after."""
     lowest_after = [*index]
     for k in range(len(index) - 2, -1, -1):
         lowest_after[k] = min(index[k], lowest_after[k + 1])
@@ -168,7 +169,7 @@ def _runs(units: Sequence[_Unit]) -> list[_Piece]:
 
 
 def _stretches(units: Sequence[_Unit]) -> list[_Piece]:
-    """Pieces of single channels, each as long as the copies in it are spread evenly."""
+    """Pieces of single channels, each the longest run whose copies are spread evenly."""
     pieces: list[_Piece] = []
     start = 0
     counts = [len(unit.pattern) for unit in units]
@@ -186,7 +187,7 @@ def _stretches(units: Sequence[_Unit]) -> list[_Piece]:
 
 
 def _spread_evenly(counts: Sequence[int], start: int, end: int, wide: int) -> bool:
-    """Whether a stretch has the numbers of copies that `spread` gives."""
+    """Whether the units ``start`` to ``end`` have the numbers of copies that `spread` gives."""
     units = end - start
     return all(
         counts[start + c] == -(-(c + 1) * wide // units) + (-c * wide // units)
@@ -195,7 +196,7 @@ def _spread_evenly(counts: Sequence[int], start: int, end: int, wide: int) -> bo
 
 
 def _order(index: Sequence[int]) -> str:
-    """Sources written out: ranges of narrow channels, and how often each is repeated."""
+    """An index map written out: ranges of narrow channels, and how often each is repeated."""
     map_ = IndexMap(max(index) + 1, tuple(index))
     packed = WidthPlan(1, {"": TensorPlan((map_,))}).to_dict()["maps"][0]["index"]
     return ", ".join(_range(*run) for run in packed)
@@ -212,11 +213,11 @@ def _tensor(shape: tuple[int, ...], plan: TensorPlan) -> str | dict[str, str]:
     for axis, map_ in enumerate(plan.axes):
         if map_ is not None:
             words[f"axis {axis}"] = axis_words(map_) + _division(plan, axis)
-    share = f"divided by {plan.share}" if plan.share > 1 else ""
+    divisor = f"divided by {plan.share}" if plan.share > 1 else ""
     sizes = f"{_sizes(shape)} -> {_sizes(_wide_shape(shape, plan))}"
     if len(shape) == 1:
-        return ", ".join(filter(None, (sizes, *words.values(), share)))
-    return {"shape": sizes, **words} | ({"weight": share} if share else {})
+        return ", ".join(filter(None, (sizes, *words.values(), divisor)))
+    return {"shape": sizes, **words} | ({"weight": divisor} if divisor else {})
 
 
 def _division(plan: TensorPlan, axis: int) -> str:
@@ -231,7 +232,7 @@ def _totals(plan: WidthPlan, student: nn.Module) -> dict[str, str]:
     """How many tensors widen, and how many parameters there are before and after."""
     tensors = sum(1 for module in student.modules() for _ in _own_tensors(module))
     narrow = wide = 0
-    for name, parameter in student.named_parameters():  # tied ones count once
+    for name, parameter in student.named_parameters():  # tied parameters count once
         narrow += parameter.numel()
         shape = tuple(parameter.shape)
         wide += prod(_wide_shape(shape, plan.tensors[name]) if name in plan.tensors else shape)
@@ -257,5 +258,5 @@ def _sizes(shape: Sequence[int]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value without the name of its class: a `torch.Size` looks like a tuple."""
+    """The text of a value without the name of its class: a `torch.Size` looks like a tuple."""
     return str(tuple(value)) if isinstance(value, tuple) else str(value)

@@ -1,4 +1,4 @@
-"""In which order a layer's wide outputs lie: what is copied, in what blocks, and how often."""
+"""The order of a layer's wide outputs: which outputs are copied, in what blocks, how often."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Scale:
 
     Args:
         ratio: the expansion ratio, 1 or more.
-        multiple: what widths are rounded up to a multiple of. Counts (of attention heads, of
-            groups) are not rounded: they are no widths of matrix products.
+        multiple: widths are rounded up to a multiple of this number. Counts (of attention heads,
+            of groups) are not rounded: they are no widths of matrix products.
     """
 
     ratio: float
@@ -39,9 +39,9 @@ class Segment:
 
     Args:
         size: number of narrow outputs.
-        parts: how many equal parts it has that widen one by one (queries, keys, values).
+        parts: number of equal parts that widen one by one (queries, keys, values).
         block: how many neighbours are copied together (the width of an attention head).
-        grows: whether it widens at all.
+        grows: whether the segment widens at all.
     """
 
     size: int
@@ -50,7 +50,7 @@ class Segment:
     grows: bool = True
 
     def map(self, scale: Scale) -> IndexMap:
-        """Its index map: copies side by side, ``c0 c0 c1 c1 ...``, in blocks, part by part."""
+        """The segment's index map: copies side by side, ``c0 c0 c1 c1 ...``, by block and part."""
         if not self.grows:
             return identity(self.size)
         units = self.size // (self.parts * self.block)
@@ -64,11 +64,11 @@ Layout = tuple[Segment, ...]
 
 
 def layout_map(layout: Layout, scale: Scale) -> IndexMap | None:
-    """The index map of a layer's outputs, or None where none of them widens.
+    """The index map of a layer's outputs, or None where no output widens.
 
     Args:
-        layout: its segments.
-        scale: how much wider.
+        layout: the layer's segments.
+        scale: how much wider the network gets.
     """
     index: list[int] = []
     start = 0

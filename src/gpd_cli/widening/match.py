@@ -10,7 +10,7 @@ from torch import Tensor
 from gpd_cli.widening.plan import IndexMap, spread
 
 _TIE = 1e-10  # channels closer than this, relative to the largest, are told apart by position
-_EXACT = 1e-6  # a wide activation must equal its narrow one to this, relative to the largest:
+_EXACT = 1e-6  # tolerance between wide and narrow activations, relative to the largest value:
 # attention that divides by small sums rounds that much; the certificate is stricter
 
 
@@ -19,10 +19,10 @@ def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | No
 
     Args:
         narrow: an activation of the student, float64.
-        wide: the same activation of the teacher, with as many axes.
+        wide: the same activation of the dynamic teacher, with as many axes.
 
     Returns:
-        Per axis its index map, or None where the axis keeps its size; None altogether when
+        Per axis the index map, or None where the axis keeps its size; None altogether when
         ``wide`` is no replication of ``narrow``.
     """
     if narrow.ndim != wide.ndim or (wide.numel() == 0) != (narrow.numel() == 0):
@@ -50,7 +50,7 @@ def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | No
 
 
 def _projected(activation: Tensor, grown: list[int]) -> Tensor:
-    """A random projection of the axes that have not grown, which tells what differs in them."""
+    """The activation with the axes that have not grown replaced by one random projection."""
     if not grown:
         return activation
     kept = [k for k in range(activation.ndim) if k not in grown]
@@ -72,7 +72,7 @@ def _mean(activation: Tensor, axes: list[int]) -> Tensor:
 
 
 def _match_axis(narrow: Tensor, wide: Tensor, axis: int) -> IndexMap | None:
-    """Match one axis by a random projection of all others."""
+    """Match one axis by a random projection of all other axes."""
     a = narrow.movedim(axis, 0).flatten(1)
     b = wide.movedim(axis, 0).flatten(1)
     direction = _direction(a.shape[1]).to(a.dtype)
@@ -88,30 +88,30 @@ def _match_axis(narrow: Tensor, wide: Tensor, axis: int) -> IndexMap | None:
     if not float((ranked[nearest] - b).abs().max()) <= _EXACT * float(a.abs().max()):
         return None  # NaN is no replication either
     found = group[nearest]
-    if int(group[-1]) + 1 == len(ranked):  # no ties: the common case
+    if int(group[-1]) + 1 == len(ranked):  # no equal channels: the common case
         return IndexMap(len(ranked), tuple(order[nearest].tolist()))
     regular = _regular(group[order.argsort()], found)
     if regular is not None:
         return regular
     index = torch.empty(len(b), dtype=torch.int64)
     for g in found.unique().tolist():
-        # Equal channels keep their order, each with as many copies as the next.
+        # Equal channels keep their order, and all have equally many copies.
         sources = order[group == g].sort().values
         targets = (found == g).nonzero().flatten()
-        share = torch.arange(len(targets)) * len(sources) // len(targets)
-        index[targets] = sources[share]
+        position = torch.arange(len(targets)) * len(sources) // len(targets)
+        index[targets] = sources[position]
     return IndexMap(len(ranked), tuple(index.tolist()))
 
 
 def _regular(narrow: Tensor, wide: Tensor) -> IndexMap | None:
-    """The map by whole blocks, as large as they can be, that fits channels of which some are equal.
+    """The map that copies the largest possible blocks, for channels of which some are equal.
 
     Which channels are equal can depend on the input (maxima of overlapping windows); a block that
     is copied as a whole (a channel's pixels, flattened) does not.
 
     Args:
         narrow: per narrow channel, the number of its group of equal channels.
-        wide: likewise per wide channel.
+        wide: per wide channel, the number of its group of equal channels.
     """
     size = len(narrow)
     for count in range(1, size + 1):

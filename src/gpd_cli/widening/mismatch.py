@@ -1,4 +1,4 @@
-"""Whether a wide activation follows the copies that a guess says there are."""
+"""Whether wide activations are replications of the student's, and the outcome when not."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _REMEMBERED = 16  # tensors
 
 
 class Mismatch(Exception):  # noqa: N818 - an outcome of a trial, not an error
-    """A guess did not work out.
+    """A module does not follow the copies in its input, as far as its container has widened.
 
     Args:
-        name: the module where that showed.
-        reason: what is wrong with it.
-        arithmetic: whether no numbers in the module's code would do, so that trying some is idle.
+        name: the module.
+        reason: the cause, as a clause for a message.
+        arithmetic: whether no numbers in the module's code would help, so that trials are useless.
     """
 
     def __init__(self, name: str, reason: str, *, arithmetic: bool = False) -> None:
@@ -29,16 +29,16 @@ class Mismatch(Exception):  # noqa: N818 - an outcome of a trial, not an error
 
 
 class Matches:
-    """How tensors widened; the last ones are remembered, since modules hand them on unchanged."""
+    """Index maps of activations; recent ones are kept, since modules hand tensors on unchanged."""
 
     def __init__(self) -> None:
         self._last: OrderedDict[Any, tuple[Any, ...]] = OrderedDict()
 
     def axes(self, narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | None:
-        """As `match_axes`."""
+        """The result of `match_axes`, from the cache where the same tensors were matched before."""
         key = (id(narrow), id(wide), wide._version)
         if key not in self._last:
-            # The tensors are kept as well, so that no other ones get their identities.
+            # The tensors are kept as well, so that their ids are not used again.
             self._last[key] = (match_axes(narrow, wide), narrow, wide)
             if len(self._last) > _REMEMBERED:
                 self._last.popitem(last=False)
@@ -46,10 +46,15 @@ class Matches:
         return found
 
     def input(self, name: str, recorded: Tensor, x: Tensor) -> tuple[IndexMap | None, ...]:
-        """How an input of a module widened, axis by axis.
+        """The index map of each axis of a module's input.
+
+        Args:
+            name: the module.
+            recorded: the student's input.
+            x: the same input in the wide network.
 
         Raises:
-            Mismatch: when it is no replication of the recorded one.
+            Mismatch: when the wide input is no replication of the student's.
         """
         axes = self.axes(recorded, x)
         if axes is None:
@@ -63,15 +68,15 @@ class Matches:
     def check_output(
         self, name: str, recorded: Sequence[Tensor], outputs: Iterable[Tensor]
     ) -> None:
-        """Check that each output of a module is a replication; the network's own may not widen.
+        """Check that each output of a module is a replication; the logits may not widen.
 
         Args:
             name: the module; empty for the network itself.
             recorded: the student's outputs.
-            outputs: the teacher's.
+            outputs: the same outputs of the wide network.
 
         Raises:
-            Mismatch: when one is not.
+            Mismatch: when an output is no replication.
         """
         tensors = list(outputs)
         exact = len(tensors) == len(recorded)

@@ -1,7 +1,7 @@
 """The width plan: a value that says, per tensor, which wide channel copies which narrow one.
 
-A plan does not depend on the weights. Expansion (student -> teacher) and slicing (teacher ->
-student) are pure functions of a plan and a tensor, and a plan travels in every checkpoint.
+A plan does not depend on the weights. Expansion (student to dynamic teacher) and slicing (dynamic
+teacher to student) are pure functions of a plan and a tensor. Every checkpoint holds its plan.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Index = slice | Tensor
-"""What selects the first copies along an axis: a slice where they are evenly spaced."""
+"""Index of the first copies along an axis: a slice where the first copies are evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class IndexMap:
 
     Args:
         narrow: size of the narrow axis.
-        index: for each wide position, the narrow position it copies.
+        index: for each wide position, the narrow position that it copies.
     """
 
     narrow: int
@@ -53,7 +53,7 @@ class IndexMap:
 
     @cached_property
     def block(self) -> Index:
-        """What selects the first copies: a slice (no copy is made) where a(c) is evenly spaced."""
+        """Index of the first copies: a slice (no copy is made) where a(c) is evenly spaced."""
         firsts = self.firsts
         if self.narrow == 1:
             return slice(int(firsts[0]), int(firsts[0]) + 1)
@@ -88,7 +88,8 @@ def spread(units: int, wide: int, block: int = 1) -> IndexMap:
 
     Args:
         units: number of narrow blocks.
-        wide: number of wide blocks; where it is no multiple, some are copied once more than others.
+        wide: number of wide blocks; where this is no multiple of ``units``, some blocks have one
+            copy more than others.
         block: how many neighbours stay together (the head width where heads are copied).
     """
     return IndexMap(
@@ -108,11 +109,11 @@ class TensorPlan:
     """How one tensor widens.
 
     Args:
-        axes: per axis its index map, or None where the axis keeps its size.
-        fan_in: the axis that is summed over, whose copies share the weight (1/n each); None for
-            tensors that are only copied (biases, norms, tokens).
-        share: what a copied tensor is divided by as a whole: a gain that follows a standardized
-            kernel takes the 1/n that the kernel itself would lose again.
+        axes: per axis the index map, or None where the axis keeps its size.
+        fan_in: the fan-in axis, which is summed over: its n copies get 1/n of the weight each.
+            None for tensors that are only copied (biases, norms, tokens).
+        share: divisor of the whole copied tensor: standardization would remove a factor 1/n from a
+            kernel, so that the gain after a standardized kernel is divided instead.
     """
 
     axes: tuple[IndexMap | None, ...]
@@ -121,7 +122,7 @@ class TensorPlan:
 
     @property
     def divided(self) -> IndexMap | None:
-        """The fan-in map when its copies have to share the weight."""
+        """The index map of the fan-in axis; None where no axis is summed over."""
         return None if self.fan_in is None else self.axes[self.fan_in]
 
     @cached_property
@@ -131,8 +132,8 @@ class TensorPlan:
         tensors = [k for k, b in enumerate(blocks) if isinstance(b, Tensor)]
         if len(tensors) < 2:
             return tuple(blocks)
-        # Several index tensors select a grid only when they broadcast against each other, and
-        # they come out in place only when every axis between them is an index tensor as well.
+        # Several index tensors select a grid only when they broadcast against each other, and the
+        # axes keep their places only when every axis between them has an index tensor as well.
         span = range(tensors[0], tensors[-1] + 1)
         for position, k in enumerate(span):
             axis = self.axes[k]
@@ -170,12 +171,12 @@ class WidthPlan:
     """The whole plan of a network.
 
     Args:
-        ratio: the expansion ratio it was made for.
-        tensors: per qualified parameter or buffer name that widens, its plan.
+        ratio: the expansion ratio.
+        tensors: the plan of each parameter or buffer that widens, by qualified name.
         attributes: per qualified module name, the attributes whose value changes, with the wide
             value (``out_channels``, ``num_heads``, ...).
         narrow: modules that stay narrow inside, each with the reason.
-        trials: runs of parts of the network that led to nothing while the plan was found.
+        trials: number of runs of parts of the network that failed while the plan was found.
     """
 
     ratio: float
@@ -188,7 +189,7 @@ class WidthPlan:
         return iter(self.tensors.items())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dictionaries (JSON), each index map written once."""
+        """The plan as numbers, strings, lists and dictionaries (JSON), each index map once."""
         maps: dict[IndexMap, int] = {}
 
         def number(axis: IndexMap | None) -> int | None:
@@ -212,7 +213,7 @@ class WidthPlan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WidthPlan:
-        """Read what `to_dict` wrote."""
+        """Rebuild a plan from the output of `to_dict`."""
         maps = [IndexMap(m["narrow"], _unpack(m["index"])) for m in data["maps"]]
         tensors = {
             name: TensorPlan(
@@ -229,14 +230,14 @@ class WidthPlan:
             }
             for module, values in data["attributes"].items()
         }
-        narrow = data.get("narrow", {})
-        if not isinstance(narrow, Mapping):  # plans of before had no reasons
-            narrow = dict.fromkeys(narrow, "")
-        return cls(data["ratio"], tensors, attributes, dict(narrow))
+        kept_narrow = data.get("narrow", {})
+        if not isinstance(kept_narrow, Mapping):  # plans of earlier versions have no reasons
+            kept_narrow = dict.fromkeys(kept_narrow, "")
+        return cls(data["ratio"], tensors, attributes, dict(kept_narrow))
 
 
 def _pack(index: Sequence[int]) -> list[list[int]]:
-    """Write a map as runs ``[start, step, length, repeats]``; maps are long but regular."""
+    """Write an index map as runs ``[start, step, length, repeats]``: maps are long but regular."""
     runs: list[list[int]] = []
     for value in index:  # equal neighbours first ...
         if runs and runs[-1][0] == value:
@@ -244,7 +245,7 @@ def _pack(index: Sequence[int]) -> list[list[int]]:
         else:
             runs.append([value, 0, 1, 1])
     packed: list[list[int]] = []
-    for value, _, _, repeats in runs:  # ... then evenly spaced ones
+    for value, _, _, repeats in runs:  # ... then evenly spaced values
         if packed and packed[-1][3] == repeats:
             start, step, length, _ = packed[-1]
             if length == 1 or value == start + step * length:

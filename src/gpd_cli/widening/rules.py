@@ -1,9 +1,9 @@
-"""What can be said by hand about the modules of a model of one's own.
+"""Rules by hand for the modules of a model of one's own.
 
-Most networks need no rule: which attributes and tensors of a module widen is solved from what its
-code does with them (`gpd_cli.widening.search.follow`). A rule settles what does not show
-there. A class may carry its own rule as a class attribute, ``widening_rule``, a mapping of `Rule`'s
-arguments, and needs no import of this package for that.
+Most networks need no rule: `gpd_cli.widening.search.follow` derives from a module's code which
+attributes and tensors widen. A rule settles what the code does not show. A class may carry its rule
+as a class attribute, ``widening_rule``, a mapping of `Rule`'s arguments; the class then needs no
+import of this package.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Rule:
     Args:
         grow: attributes that hold a width or a count, and become larger.
         keep: attributes and tensors that stay as they are.
-        axes: per parameter or buffer of the module's own, the axis that widens.
+        axes: the axis that widens, by name of the module's own parameter or buffer.
         blocks: per layer inside the module (``qkv``), how many neighbouring outputs are copied
             together (the width of an attention head); 0 for a layer whose outputs are not copied.
 
@@ -39,29 +39,29 @@ class Rule:
 
 
 RULES: dict[str, Rule] = {}
-"""Rules by class name; add those of your own models."""
+"""Rules by class name; add the rules of your own models."""
 
 COUNTS = ("num_heads", "n_heads", "nhead", "heads", "num_attention_heads")
-"""Names under which attention modules keep their number of heads: tried first."""
+"""Names of attributes that hold a number of attention heads: tried first."""
 
 FACTORS = ("scale", "scaling", "softmax_scale", "scale_factor", "qk_scale")
-"""Names under which attention modules keep the factor of their products."""
+"""Names of attributes that hold the factor of attention's products."""
 
 PLACES = ("window_size", "kernel_size", "patch_size", "stride", "img_size", "head_dim", "groups")
-"""Names of attributes that hold no width, even where the number is one: tried unchanged first."""
+"""Names of attributes that hold no width, whatever their value: tried unchanged first."""
 
 
 def rule_for(module: nn.Module) -> Rule:
-    """The rule of a module's class or of a class that it is derived from."""
+    """The rule of a module's class or of the nearest base class that has a rule."""
     found = _ruled_class(module)
     return Rule() if found is None else found[1]
 
 
 def check_rules(network: nn.Module) -> None:
-    """Check that what the rules name is there.
+    """Check that the network has the attributes, tensors and layers that the rules name.
 
     Args:
-        network: to be expanded; rules for classes that it does not have are left alone.
+        network: the network to expand; rules for classes that it does not have are not checked.
 
     Raises:
         ExpansionError: when no module of a rule's class has an attribute, tensor or layer that the
@@ -85,7 +85,7 @@ def check_rules(network: nn.Module) -> None:
 
 
 def _ruled_class(module: nn.Module) -> tuple[str, Rule] | None:
-    """Name and rule of the nearest class of a module that has a rule; `RULES` go first."""
+    """Name and rule of a module's nearest class that has a rule; `RULES` precede own rules."""
     for cls in type(module).__mro__:
         if cls.__name__ in RULES:
             return cls.__name__, RULES[cls.__name__]

@@ -6,7 +6,7 @@ With index maps ``out``, ``in``, n(c) copies of c, and a(c) the first of them::
     student[o, i]   = n(i) * teacher[a(o), a(i)]
 
 where the noise ``d`` sums to zero over the copies of each input channel and vanishes on the
-student's block ``[a(o), a(i)]``. It breaks the symmetry between copies at no cost in exactness.
+student's block ``[a(o), a(i)]``. The noise breaks the symmetry between copies and stays exact.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from torch import Tensor
 from gpd_cli.widening.plan import IndexMap, TensorPlan
 
 Storage = Literal["mixed", "student", "teacher"]
-"""At what scale a weight is stored. It changes no function, only how fast an optimizer moves it.
+"""The scale at which a weight is stored: it changes how fast an optimizer moves the weight, and no
+function.
 
 ``mixed`` keeps the student's block at the student's scale and the rest at the teacher's: every
-weight then moves under SGD as it would in plain training of its own network. ``student`` keeps all
-of it at the student's scale: then steps of one size, as Adam takes them, are of one relative size.
+weight then moves under SGD as in plain training of its own network. ``student`` keeps the whole
+weight at the student's scale: steps of one size, as Adam takes them, are then of one relative size.
 
 ``teacher`` is the storage of the paper's authors (guoyongcs/GPD): kernels and biases are divided by
 the number of copies of each output. Inside the network that is the teacher's scale, and under SGD
 the student moves ratio^2 times as fast as it would alone. In the stem, whose inputs have no copies,
-both networks do. The classifier, whose outputs have no copies, is at the student's scale, and so is
-all that has no fan-in to share: depthwise kernels, norms, tokens.
+both networks move that fast. The classifier, whose outputs have no copies, is at the student's
+scale, as are all tensors without a fan-in: depthwise kernels, norms, tokens.
 """
 
 _CHUNK = 2**24  # elements of noise drawn at a time
@@ -40,7 +41,7 @@ def widen(narrow: Tensor, plan: TensorPlan) -> Tensor:
 
     Args:
         narrow: the student's tensor.
-        plan: its plan.
+        plan: the tensor's plan.
 
     Returns:
         A new tensor of the wide shape.
@@ -63,13 +64,13 @@ def expand_tensor(
 
     Args:
         narrow: the student's tensor.
-        plan: its plan.
+        plan: the tensor's plan.
         noise: standard deviation of the zero-sum noise, in units of the wide weight's own.
-        generator: source of the noise.
+        generator: random generator of the noise.
 
     Returns:
-        A new tensor of the wide shape. A network that is fed copies computes with it copies of
-        what the narrow one computes, up to rounding.
+        A new tensor of the wide shape. From copies of the narrow layer's inputs, the wide layer
+        computes copies of the narrow layer's outputs, up to rounding.
     """
     wide = widen(narrow, plan)
     copies = plan.wide_copies(wide)
@@ -86,14 +87,14 @@ def add_zero_sum_noise_(
 ) -> None:
     """Add noise whose sum over the copies of each input channel is zero, in place.
 
-    It vanishes on the student's block; with two copies of each input that leaves the whole row
-    of every first output copy without noise.
+    The noise vanishes on the student's block; with two copies of each input channel, the whole row
+    of every first output copy is therefore without noise.
 
     Args:
         wide: the teacher's tensor.
         plan: a plan that divides (``plan.divided`` is not None).
         scale: standard deviation of the noise.
-        generator: source of the noise.
+        generator: random generator of the noise.
     """
     map_, fan_in = plan.divided, plan.fan_in or 0
     if map_ is None:
@@ -112,7 +113,7 @@ def add_zero_sum_noise_(
     chunk = max(1, _CHUNK // max(1, rows[0].numel()))
     for member, which in ((but_first, is_first), (everywhere, ~is_first)):
         if float(member.sum()) == 0 or (map_.counts.max() == 2 and member is but_first):
-            continue  # nothing but first copies, or a single other copy: no noise sums to zero
+            continue  # only first copies, or a single other copy: no noise sums to zero
         for part in which.nonzero().flatten().split(chunk):
             noise = torch.randn((len(part), *rows.shape[1:]), generator=generator, dtype=wide.dtype)
             rows[part.to(wide.device)] += _centred(noise, map_, member, scale).to(wide.device)
@@ -127,7 +128,7 @@ def _centred(noise: Tensor, map_: IndexMap, member: Tensor, scale: float) -> Ten
     total = noise.new_zeros(len(noise), map_.narrow, *noise.shape[2:]).index_add_(1, index, noise)
     total /= size.clamp(min=1).reshape(shape)
     noise -= total[:, index] * member
-    # n centred unit normals have variance (n - 1) / n; a single one is left with none.
+    # n centred unit normals have variance (n - 1) / n; for n = 1 the variance is zero.
     deviation = (size / (size - 1).clamp(min=1)).sqrt()[index].reshape(shape)
     return noise.mul_(deviation * scale)
 
@@ -135,19 +136,19 @@ def _centred(noise: Tensor, map_: IndexMap, member: Tensor, scale: float) -> Ten
 def stored_scales(
     plan: TensorPlan, storage: Storage, like: Tensor, out_axis: int | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What a stored tensor is multiplied by to give the teacher's tensor, and the student's.
+    """The factors that turn a stored tensor into the teacher's tensor and the student's.
 
     Args:
-        plan: of the tensor.
-        storage: at what scale it is stored.
+        plan: the tensor's plan.
+        storage: at what scale the tensor is stored.
         like: a tensor that gives device and dtype.
-        out_axis: the axis of outputs whose copies count for storage ``teacher``; None for tensors
-            that it leaves at the student's scale, see `gpd_cli.teacher.build.output_axis`.
+        out_axis: the output axis whose copies storage ``teacher`` divides by; None for tensors
+            that stay at the student's scale, see `gpd_cli.teacher.build.output_axis`.
 
     Returns:
-        ``(share, gain)``, each None where it would be one. The share turns what is stored into the
-        teacher's tensor: it broadcasts against the student's block for ``mixed``, else against
-        the whole. The gain turns the stored block into the student's tensor.
+        ``(teacher_scale, student_scale)``, None for a factor of one. The teacher's factor is for
+        the student's block only with storage ``mixed``, else for the whole stored tensor; the
+        student's factor turns the stored block into the student's tensor.
     """
     if storage == "mixed":
         copies = plan.copies(like)
@@ -158,10 +159,10 @@ def stored_scales(
         return (None if copies is None else 1 / copies), None
     shape = [1] * len(plan.axes)
     shape[out_axis] = -1
-    gain = out.counts.to(like).reshape(shape)
-    wide_gain = out.counts[out.tensor].to(like).reshape(shape)
-    share = wide_gain if copies is None else wide_gain / copies
-    return _unless_one(share), _unless_one(gain)
+    student_scale = out.counts.to(like).reshape(shape)
+    wide_scale = out.counts[out.tensor].to(like).reshape(shape)
+    teacher_scale = wide_scale if copies is None else wide_scale / copies
+    return _unless_one(teacher_scale), _unless_one(student_scale)
 
 
 def _unless_one(scale: Tensor) -> Tensor | None:
@@ -172,8 +173,8 @@ def slice_tensor(teacher: Tensor, plan: TensorPlan) -> Tensor:
     """Channel-branch reparameterization of one merged tensor: ``n(i) * t[a(o), a(i)]``.
 
     Args:
-        teacher: the teacher's (merged) tensor at the teacher's scale.
-        plan: its plan.
+        teacher: the dynamic teacher's merged tensor, at the teacher's scale.
+        plan: the tensor's plan.
 
     Returns:
         The student's tensor, contiguous.

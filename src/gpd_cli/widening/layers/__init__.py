@@ -1,7 +1,7 @@
 """How each type of layer widens, given the index map of its input.
 
-`plan_layer` is the one entry: it looks at a leaf module and at the index maps of the input that
-just reached it, and says how its tensors and attributes change.
+`plan_layer` is the one entry: from a leaf module and the index maps of the module's input it
+derives how the module's tensors and attributes change.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = [
     "Axes",
     "LayerPlan",
     "UnsupportedLayerError",
-    "input_size",
     "is_leaf",
+    "layer_in_channels",
+    "layer_out_channels",
     "linear_tensors",
     "mixes_channels",
-    "output_size",
     "plan_layer",
 ]
 
@@ -34,7 +34,7 @@ _LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is planned as a whole: its arithmetic is known and it calls no other."""
+    """Whether a module is planned as a whole: known arithmetic, and no layer inside."""
     if isinstance(module, nn.MultiheadAttention):
         return True
     if not isinstance(module, _LAYERS):
@@ -42,8 +42,8 @@ def is_leaf(module: nn.Module) -> bool:
     return not any(True for child in module.children() for _ in child.parameters())
 
 
-def output_size(module: nn.Module) -> int | None:
-    """The number of output channels of a layer that chooses it, else None."""
+def layer_out_channels(module: nn.Module) -> int | None:
+    """The output channels of a layer that can choose how they widen, else None."""
     if isinstance(module, nn.MultiheadAttention):
         return module.embed_dim
     if isinstance(module, Table):
@@ -54,8 +54,8 @@ def output_size(module: nn.Module) -> int | None:
     return int(size)
 
 
-def input_size(module: nn.Module) -> int:
-    """The number of input channels of a layer that mixes them, 0 of another."""
+def layer_in_channels(module: nn.Module) -> int:
+    """The input channels of a layer that mixes channels, else 0."""
     for name in ("in_features", "in_channels", "embed_dim"):
         if isinstance(size := getattr(module, name, None), int):
             return size
@@ -69,14 +69,14 @@ def plan_layer(
 
     Args:
         module: the narrow leaf.
-        axes: per axis of its input, the index map, or None where the axis has not grown; none at
-            all where the input is numbers of rows.
-        scale: how much wider.
-        keep_output: whether its output has to keep its width (the classifier).
-        layout: how its outputs widen; by default copies side by side.
+        axes: per axis of the leaf's input, the index map, or None where the axis has not grown;
+            empty where the input is row numbers of a table.
+        scale: how much wider the network gets.
+        keep_output: whether the number of outputs has to stay (the classifier).
+        layout: the order of the wide outputs; by default copies side by side.
 
     Returns:
-        What changes; an empty plan when nothing does.
+        The changes; an empty plan when nothing changes.
 
     Raises:
         UnsupportedLayerError: when the layer cannot be widened exactly.

@@ -1,4 +1,4 @@
-"""Torch's own multi-head attention, which is one layer."""
+"""Torch's own multi-head attention, planned as one layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What planning a layer results in."""
+"""The plan of one layer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 from gpd_cli.widening.plan import IndexMap, TensorPlan
 
 Axes = Sequence[IndexMap | None]
-"""Per axis of an input its index map, or None where the axis has not grown."""
+"""Per axis of an input the index map, or None where the axis has not grown."""
 
 
 class UnsupportedLayerError(Exception):
-    """Why a layer cannot be widened; the caller adds which layer it is."""
+    """Why a layer cannot be widened; the caller adds the layer's name."""
 
 
 @dataclass
@@ -30,8 +30,8 @@ class LayerPlan:
 
         Args:
             module: the narrow layer.
-            name: the attribute, if the layer has it.
-            map_: the axis, or None where it has not grown.
+            name: the attribute; layers without this attribute are left alone.
+            map_: index map of the axis, or None where the axis has not grown.
         """
         if map_ is not None and hasattr(module, name):
             self.attributes[name] = len(map_)

@@ -21,7 +21,7 @@ _WEIGHT_STANDARDIZED = {
 
 
 def mixes_channels(module: nn.Module) -> bool:
-    """Whether a layer's output channels are none of its input: sums over channels, or a table's."""
+    """Whether a layer makes new channels: by sums over input channels, or from a table."""
     if isinstance(module, _ConvNd):
         return module.in_channels // module.groups > 1 or module.groups == 1
     return isinstance(module, nn.Linear | nn.MultiheadAttention | Table)
@@ -37,7 +37,7 @@ def plan_convolution(
         return _along_channels(module, axes[-spatial:])
     out = None if keep_output else outputs(module.out_channels, scale, layout)
     if inputs is None and not mixes_channels(module):
-        return LayerPlan()  # depthwise: it follows its input
+        return LayerPlan()  # depthwise: the output follows the input
     if module.groups > 1:
         plan, out = _plan_groups(module, inputs, out, keep_output)
     else:
@@ -54,17 +54,17 @@ def plan_convolution(
 def _plan_groups(
     module: _ConvNd, inputs: IndexMap | None, out: IndexMap | None, keep_output: bool
 ) -> tuple[LayerPlan, IndexMap | None]:
-    """A grouped convolution: its plan and the index map of its outputs."""
+    """The plan of a grouped convolution and the index map of its outputs."""
     groups, plan = module.groups, LayerPlan()
     within, width = module.in_channels // groups, module.out_channels // groups
     rest: tuple[None, ...] = (None,) * (module.weight.ndim - 2)
     transposed = isinstance(module, _ConvTransposeNd)
-    # Depthwise layers stay so, unless they have several outputs per channel: those of one wide
-    # channel lie together, so that copying channels would not lay copies side by side.
+    # Depthwise layers stay depthwise, unless they have several outputs per channel: the outputs of
+    # one wide channel are neighbours, so that copying channels would not put copies side by side.
     depthwise = within == width == 1
     local = None if inputs is None or depthwise else shared_by_groups(inputs, groups)
     if (inputs is None or local is not None) and not transposed:
-        # As many groups, each wider: copies lie side by side, so groups stay together.
+        # The same number of groups, each wider: copies lie side by side, so groups stay together.
         if out is not None and shared_by_groups(out, groups) is None:
             out = stack(spread(width, len(out) // groups), groups)
         if out is None and local is None:
@@ -89,7 +89,7 @@ def _plan_groups(
 
 
 def _along_channels(module: _ConvNd, spatial: Axes) -> LayerPlan:
-    """A convolution that slides along channels (ECA): it steps over the copies of each."""
+    """A convolution that slides along channels (ECA): its taps step over the copies."""
     plan = LayerPlan()
     for k, map_ in enumerate(spatial):
         if map_ is None or module.kernel_size[k] == 1:
@@ -108,9 +108,9 @@ def _along_channels(module: _ConvNd, spatial: Axes) -> LayerPlan:
 
 
 def _standardized(module: _ConvNd, plan: LayerPlan, out: IndexMap | None) -> LayerPlan:
-    """Kernels that are standardized before use keep their mean and deviation: they are copied.
+    """Copy kernels that are standardized before use: standardization would undo a division by n.
 
-    The 1/n that their copies would lose again goes to the gain that follows.
+    The gain after the standardized kernel is divided by n instead.
     """
     if type(module).__name__ not in _WEIGHT_STANDARDIZED:
         return plan

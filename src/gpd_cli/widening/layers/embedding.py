@@ -1,4 +1,4 @@
-"""Tables that are looked up by number, such as position embeddings in ``nn.Embedding``."""
+"""Tables whose rows are looked up by number, such as position embeddings in ``nn.Embedding``."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Table = nn.Embedding | nn.EmbeddingBag
 def plan_embedding(
     module: Table, axes: Axes, scale: Scale, keep_output: bool, layout: Layout | None
 ) -> LayerPlan:
-    """Plan a table: it chooses how its columns widen, as a linear layer chooses its outputs.
+    """Plan a table, whose columns widen as the outputs of a linear layer do.
 
-    Columns are copied and not divided: nothing is summed over them. A bag sums, averages or takes
-    the maximum of rows column by column, so that copies stay copies.
+    Columns are copied and not divided, since no sum runs over columns. A bag sums, averages or
+    takes the maximum of rows column by column, so that copies stay copies.
 
     Args:
         module: the narrow table.
-        axes: of the weights of a bag's rows, where there are any; numbers of rows do not widen.
-        scale: how much wider.
-        keep_output: whether its output has to keep its width.
-        layout: how its columns widen; by default copies side by side.
+        axes: index maps of the per-row weights of an ``EmbeddingBag``; row numbers do not widen.
+        scale: how much wider the network gets.
+        keep_output: whether the number of columns has to stay.
+        layout: the order of the wide columns; by default copies side by side.
     """
     if any(axes):
         raise UnsupportedLayerError("the weights of its rows have become more")

@@ -1,4 +1,4 @@
-"""How channels that are cut into groups have been copied."""
+"""Index maps of grouped channels: the same map in every group, or whole groups copied."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gpd_cli.widening.plan import IndexMap
 
 
 def shared_by_groups(map_: IndexMap, groups: int) -> IndexMap | None:
-    """The map within a group, when all groups have the same one."""
+    """The index map within a group, where all groups have the same one; else None."""
     wide, narrow = len(map_) // groups, map_.narrow // groups
     if len(map_) % groups:
         return None
@@ -18,7 +18,7 @@ def shared_by_groups(map_: IndexMap, groups: int) -> IndexMap | None:
 
 
 def copied_groups(map_: IndexMap, within: int) -> list[int] | None:
-    """Which narrow group each run of ``within`` wide channels copies as a whole."""
+    """The narrow group that each run of ``within`` wide channels copies; None where one is cut."""
     runs = [map_.index[k : k + within] for k in range(0, len(map_), within)]
     for run in runs:
         start = run[0]

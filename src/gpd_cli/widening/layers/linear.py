@@ -1,4 +1,4 @@
-"""Linear layers, and what every layer with a weight ``[O, I, ...]`` has in common."""
+"""Linear layers, and the plans of any weight ``[O, I, ...]`` and its bias."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def plan_linear(
     """Plan a linear layer; arguments as for `plan_layer`."""
     inputs = axes[-1]
     if inputs is None and any(axes):
-        return LayerPlan()  # it mixes another axis (tokens), whose copies it carries along
+        return LayerPlan()  # the layer mixes another axis (tokens) and leaves copies in place
     out = None if keep_output else outputs(module.out_features, scale, layout)
     plan = LayerPlan(linear_tensors(module.weight.ndim, module.bias is not None, out, inputs))
     plan.resize(module, "in_features", inputs)
@@ -33,7 +33,7 @@ def linear_tensors(
     """Plans of a weight ``[O, I, ...]`` and its bias.
 
     Args:
-        ndim: axes of the weight.
+        ndim: number of axes of the weight.
         has_bias: whether there is a bias.
         out: index map of the outputs, or None.
         inputs: index map of the inputs, or None.
@@ -50,5 +50,5 @@ def linear_tensors(
 
 
 def outputs(size: int, scale: Scale, layout: Layout | None) -> IndexMap | None:
-    """The index map of a layer's outputs: by its layout, or else copies side by side."""
+    """The index map of ``size`` outputs in a layout; without one, copies lie side by side."""
     return layout_map(layout or (Segment(size),), scale)

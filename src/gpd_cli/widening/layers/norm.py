@@ -14,13 +14,13 @@ _SIZES = ("num_features", "num_channels", "num_parameters")
 
 
 def plan_norm(module: nn.Module, axes: Axes) -> LayerPlan:
-    """Norms and other layers without channel mixing: their tensors follow the input's copies."""
+    """Plan a layer without channel mixing (norms): its tensors follow the input's copies."""
     plan = LayerPlan()
     if not any(axes):
         return plan
     shape = getattr(module, "normalized_shape", None)
     if isinstance(shape, tuple):
-        # LayerNorm2d and its like normalize the channels of [B, C, H, W] by the same rule.
+        # Layers such as LayerNorm2d normalize the channels of [B, C, H, W] by the same rule.
         last = axes[-len(shape) :]
         fits = all(map_ is None or map_.narrow == n for map_, n in zip(last, shape, strict=True))
         if len(shape) == 1 and not (fits and last[0] is not None) and len(axes) > 1:
@@ -62,7 +62,7 @@ def plan_norm(module: nn.Module, axes: Axes) -> LayerPlan:
 def _plan_group_norm(plan: LayerPlan, channels: IndexMap, count: int) -> None:
     local = shared_by_groups(channels, count)
     if local is not None and local.is_uniform:
-        return  # as many groups, each wider
+        return  # the same number of groups, each wider
     groups = copied_groups(channels, channels.narrow // count)
     if groups is None:
         raise UnsupportedLayerError("its groups do not hold equally many copies of each")

@@ -1,1 +1,1 @@
-"""Arithmetic on the numbers that a network's code computes with: what follows the copies."""
+"""Arithmetic on the numbers in a network's code: the values that fit the copies."""

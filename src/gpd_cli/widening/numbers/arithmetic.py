@@ -51,20 +51,20 @@ class Operation:
 
 
 Expression = Attribute | Operation | int
-"""How an integer was computed: from attributes and from plain integers."""
+"""The computation of an integer from attributes and plain integers."""
 
 
 class Number(int):
     """An integer with the expression that it was computed by.
 
-    Sums, differences, products, quotients and remainders with other integers are such numbers
-    again. Whatever else is done with one gives a plain integer.
+    Sums, differences, products, quotients and remainders with other integers are instances of
+    `Number` again. All other operations give plain values.
     """
 
     expression: Expression
 
     def __new__(cls, value: int, expression: Expression) -> Number:
-        """Make a number of a value and the expression that gave it."""
+        """Make a number from a value and its expression."""
         number = super().__new__(cls, value)
         number.expression = expression
         return number
@@ -101,15 +101,15 @@ for _sign, _name in (
 
 
 def expression_of(value: int) -> Expression:
-    """The expression of a number; a plain integer is its own."""
+    """The expression of a number; a plain integer is its own expression."""
     return value.expression if isinstance(value, Number) else int(value)
 
 
 def remember(attribute: Attribute, value: Any) -> Any:
-    """A value of an attribute whose integers remember where they come from.
+    """The value of an attribute, with each integer replaced by a `Number`.
 
     Args:
-        attribute: where the value was read.
+        attribute: the attribute that holds the value.
         value: an integer, or a tuple or list of integers; anything else is returned as it is.
     """
     if type(value) is int:
@@ -121,7 +121,7 @@ def remember(attribute: Attribute, value: Any) -> Any:
 
 
 def attributes_in(expression: Expression) -> Iterator[Attribute]:
-    """The attributes that an expression is computed from, each as often as it occurs."""
+    """The attributes in an expression, each as often as it occurs there."""
     if isinstance(expression, Attribute):
         yield expression
     elif isinstance(expression, Operation):
@@ -130,11 +130,11 @@ def attributes_in(expression: Expression) -> Iterator[Attribute]:
 
 
 def evaluate(expression: Expression, values: Mapping[Attribute, int]) -> int | None:
-    """The value of an expression; None where it divides by zero.
+    """The value of an expression; None for a division by zero.
 
     Args:
-        expression: to be evaluated.
-        values: of all attributes in it.
+        expression: the expression.
+        values: the values of all attributes in the expression.
     """
     if isinstance(expression, int):
         return expression
@@ -152,13 +152,14 @@ def invert(
     """The value of an attribute at which an expression has a wanted value.
 
     Args:
-        expression: in which the attribute occurs once.
-        wanted: the value that the expression is to have.
-        attribute: whose value is looked for.
-        values: of all other attributes.
+        expression: an expression in which the attribute occurs once.
+        wanted: the wanted value of the expression.
+        attribute: the attribute to solve for.
+        values: the values of all other attributes in the expression.
 
     Returns:
-        The value, or None where no integer fits. A quotient is taken to leave no remainder.
+        The attribute's value, or None where no integer fits. Quotients are assumed to leave no
+        remainder.
 
     Example:
         >>> heads, width = Attribute("attn", "num_heads"), Attribute("attn", "dim")
@@ -184,7 +185,7 @@ def invert(
 
 
 def _inverse(sign: str, wanted: int, known: int, unknown_is_left: bool) -> int | None:
-    """The operand that gives the wanted result together with a known operand."""
+    """The unknown operand of an operation with a wanted result and a known other operand."""
     if sign == "+":
         return wanted - known
     if sign == "-":
@@ -199,10 +200,10 @@ def _inverse(sign: str, wanted: int, known: int, unknown_is_left: bool) -> int |
 
 
 def text(expression: Expression) -> str:
-    """An expression as one would write it in ``forward``, such as ``self.dim // self.num_heads``.
+    """An expression as code in ``forward``, such as ``self.dim // self.num_heads``.
 
     Args:
-        expression: of attributes of any modules; they are named without their modules.
+        expression: the expression; its attributes are named without their modules.
     """
     if isinstance(expression, int):
         return str(expression)

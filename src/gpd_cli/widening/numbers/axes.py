@@ -1,4 +1,4 @@
-"""How copies along axes go through reshapes and cuts, as pure functions of shapes and maps."""
+"""Copies along axes that are reshaped or cut: pure functions of shapes and index maps."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def reshaped(
         old: the narrow shape before.
         new: the narrow shape after.
         wide: the wide shape before.
-        maps: gives per axis before the reshape its index map, or None where the axis keeps its
-            size; asked for only where an axis that has grown is taken apart.
-        given: the sizes that the code asks for, -1 where it leaves one open. Of several ways to
-            take an axis apart, that counts where heads grow, then the outermost axis whose size is
-            open or comes from an attribute, and last one whose size the code spells out.
+        maps: returns per axis before the reshape the index map, or None where the axis keeps its
+            size; called only where an axis that has grown is taken apart.
+        given: the sizes that the code asks for, -1 for a size left open. Of several ways to take an
+            axis apart, the one in which heads grow is preferred, then the outermost axis whose
+            size is open or comes from an attribute, and last an axis whose size is a literal.
 
     Returns:
         One size for each axis of the new shape, or None where the copies do not lie along axes
@@ -69,8 +69,8 @@ def cut(map_: IndexMap, sizes: Sequence[int]) -> list[IndexMap] | None:
         sizes: narrow sizes of the pieces, from the axis's first position on.
 
     Returns:
-        One map for each piece, or None where the copies of some piece are not all next to each
-        other, in the order of the pieces.
+        One map for each piece, or None where the wide axis is not a sequence of the pieces' copies
+        in the order of the pieces.
     """
     pieces, start, first = [], 0, 0
     for size in sizes:
@@ -86,7 +86,7 @@ def cut(map_: IndexMap, sizes: Sequence[int]) -> list[IndexMap] | None:
 
 
 def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Axes before and after a reshape that have the same elements, as few together as possible."""
+    """Smallest groups of axes before and after a reshape that hold the same elements."""
     i = j = 0
     while i < len(old) or j < len(new):
         before, after = [], []
@@ -102,8 +102,8 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int],
             else:
                 after.append(j)
                 b, j = b * new[j], j + 1
-        # New axes of one element belong to the axis before them, old ones (a single head) to the
-        # axis after them, where there is one.
+        # New axes of one element belong to the axis before them; old axes of one element (a single
+        # head) belong to the axis after them, where there is one.
         while j < len(new) and new[j] == 1 and (i == len(old) or old[i] != 1):
             after, j = [*after, j], j + 1
         while j == len(new) and i < len(old) and old[i] == 1:
@@ -125,8 +125,8 @@ def _take_apart(
 ) -> tuple[int, ...] | None:
     """The wide sizes of the axes into which an axis is unflattened.
 
-    Copies lie along one or two of them. Parts that were laid end to end may be copied in orders
-    of their own: then one axis grows, though not by the same map everywhere along the others.
+    Copies lie along one or two of these axes. Parts that were laid end to end may each have an
+    order of their own: then one axis grows, by index maps that vary along the other axes.
     """
     candidates = sorted(
         _wide_sizes(sizes, len(merged)),
@@ -145,17 +145,17 @@ def _take_apart(
 
 
 def _rank(size: int, asked: int) -> int:
-    """How unlikely it is that an axis grows, by how the code asks for its size."""
+    """How unlikely it is that an axis grows, judged by the size that the code asks for."""
     if isinstance(asked, Number):
         expression = asked.expression
         return 1 if isinstance(expression, Attribute) and expression.name in COUNTS else 2
     if asked == -1:
-        return 0 if size == 1 else 2  # an open size of 1 is there for copies
-    return 3  # written in the code, or a size of something else
+        return 0 if size == 1 else 2  # an open size of 1 makes room for copies
+    return 3  # a literal in the code, or the size of another tensor
 
 
 def _is_apart(merged: IndexMap, sizes: Sequence[int], wide: Sequence[int], grown: int) -> bool:
-    """Whether copies lie along one axis only, and none of its positions is without a copy."""
+    """Whether copies lie along one axis only, and each position on this axis has a copy."""
     digits = torch.stack(torch.unravel_index(merged.tensor.reshape(*wide), tuple(sizes)))
     for k, size in enumerate(sizes):
         own = torch.arange(size).reshape([-1 if axis == k else 1 for axis in range(len(sizes))])
@@ -169,7 +169,7 @@ def _is_apart(merged: IndexMap, sizes: Sequence[int], wide: Sequence[int], grown
 
 
 def _wide_sizes(sizes: Sequence[int], total: int) -> Iterator[tuple[int, ...]]:
-    """Sizes of the same number of axes with another product, few of them other than before."""
+    """Candidates for wide sizes of axes: their product is ``total``, and one or two axes grow."""
     narrow = prod(sizes)
     if total == narrow:
         yield tuple(sizes)
@@ -187,7 +187,7 @@ def _wide_sizes(sizes: Sequence[int], total: int) -> Iterator[tuple[int, ...]]:
 
 
 def _is_separable(merged: IndexMap, sizes: Sequence[int], wide: Sequence[int]) -> bool:
-    """Whether each axis has an index map of its own, by which all positions along it are copied."""
+    """Whether each axis has one index map, which holds at all positions along the other axes."""
     digits = torch.stack(torch.unravel_index(merged.tensor.reshape(*wide), tuple(sizes)))
     for k, size in enumerate(sizes):
         digit = digits[k].movedim(k, 0).flatten(1)

@@ -1,8 +1,8 @@
-"""Calls whose numbers have to follow the copies: read apart, and made again for wide tensors.
+"""Calls whose numbers have to follow the copies, made with the numbers of the wide network.
 
-What a container's own code passes to ``reshape``, ``split`` or ``expand`` are narrow numbers, as
-long as nobody knows which of its attributes widen. Each of these calls is therefore made with the
-numbers that fit the copies in its wide input, and what they have to be is noted as an equation.
+A container's own code passes narrow numbers to ``reshape``, ``split`` or ``expand``, as long as it
+is unknown which of the container's attributes widen. Each of these calls is therefore made with
+numbers that fit the copies in its wide input, and each such number is noted as an equation.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Call:
 
     Args:
         function: the function.
-        args: its arguments.
-        kwargs: its keyword arguments.
+        args: the positional arguments.
+        kwargs: the keyword arguments.
     """
 
     function: Callable[..., Any]
@@ -49,11 +49,11 @@ class Call:
 
     @property
     def input(self) -> Any:
-        """The tensor that it is made on."""
+        """The tensor that the function is called on."""
         return self.args[0] if self.args else self.kwargs.get("input")
 
     def argument(self, position: int, *names: str) -> Any:
-        """An argument by its position or one of its names; None where it is not given."""
+        """The argument at a position or under one of some names; None where it is not given."""
         if position < len(self.args):
             return self.args[position]
         return next((self.kwargs[name] for name in names if name in self.kwargs), None)
@@ -66,10 +66,10 @@ class Call:
         return list(rest)
 
     def asked(self, ndim: int) -> list[int]:
-        """The sizes that a reshape is asked for, -1 for those that it leaves open.
+        """The sizes in the call of a reshape, -1 for sizes that the call leaves open.
 
         Args:
-            ndim: of what it returns; ``unflatten`` leaves all but a few axes as they are.
+            ndim: number of axes of the result; ``unflatten`` gives sizes for a few axes only.
         """
         if self.function not in UNFLATTENS:
             return self.numbers("shape", "size")
@@ -79,7 +79,7 @@ class Call:
 
 
 class Unfollowed(Exception):  # noqa: N818 - an outcome, not an error
-    """The copies do not lie as a call would need; the message says how."""
+    """A call does not fit the copies in its input; the message says why."""
 
 
 def follow(
@@ -89,10 +89,10 @@ def follow(
 
     Args:
         call: one of the functions in ``NUMBERED``, with a wide tensor and any numbers.
-        axes: gives the index maps of the wide tensor.
-        old: its narrow shape.
-        new: the narrow shape of what the call returned, or a list of shapes.
-        equations: to which is added what the numbers have to be.
+        axes: returns the index maps of the wide tensor.
+        old: narrow shape of the tensor.
+        new: narrow shape of the call's result, or a list of shapes.
+        equations: list to which an equation is added for each number.
 
     Returns:
         The call to make instead.
@@ -104,7 +104,7 @@ def follow(
     if function in RESHAPES or function in UNFLATTENS:
         return _follow_reshape(call, axes, old, new, equations)
     if tuple(x.shape) == tuple(old):
-        return call  # and its numbers stay what they are
+        return call  # nothing has grown: the numbers stay
     return _follow_map(call, axes(), old, new, equations)
 
 
@@ -208,8 +208,8 @@ def _follow_index(index: Any, axes: Axes, old: Sequence[int], equations: Any) ->
                 part = slice(first, last)
             elif start >= abs(step) or part.stop is not None:
                 raise Unfollowed(f"it takes channels {start} to {stop} in steps of {step}")
-            # Else it takes the same one of every few neighbours: right where these are copied
-            # together, which shows in what is made of it.
+            # Otherwise the slice takes one of every few neighbours: right where the neighbours are
+            # copied together, which the check of later inputs decides.
         elif map_ is not None and isinstance(part, int):
             raise Unfollowed(f"it takes channel {part} by its position")
         followed.append(part)
@@ -219,7 +219,7 @@ def _follow_index(index: Any, axes: Axes, old: Sequence[int], equations: Any) ->
 def _range(
     map_: IndexMap, start: int, stop: int, equations: list[Equation], *given: Any
 ) -> tuple[int, int]:
-    """The wide positions of a range of channels, with equations for its ends as far as given."""
+    """The wide positions of a range of channels, with an equation for each given end."""
     pieces = cut(map_, [start, stop - start, map_.narrow - stop])
     if pieces is None:
         raise Unfollowed(f"it takes channels {start} to {stop - 1} across their copies")

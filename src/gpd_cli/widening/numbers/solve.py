@@ -1,4 +1,4 @@
-"""Which attributes have to change, and to what: solved from the numbers that code has to pass."""
+"""Solve for the attributes that have to change, from the numbers that wide calls need."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MOST_STEPS = 500  # of the search; the equations of one container are a handful
 
 
 class Unsolvable(Exception):  # noqa: N818 - an outcome, not an error
-    """No values of the attributes give the wanted numbers; the message says which do not."""
+    """No values of the attributes give the wanted numbers; the message names one such number."""
 
 
 @dataclass(frozen=True)
 class Equation:
-    """A number that a call was given, and what it has to be in the wide network.
+    """A number in a call, and its value in the wide network.
 
     Args:
         expression: how the code computed it.
@@ -45,15 +45,15 @@ def solve(
     """Find values of attributes under which every equation holds.
 
     Args:
-        equations: of one container.
-        values: of all attributes in them, as they are now.
+        equations: the equations of one container.
+        values: the present values of all attributes in the equations.
         fixed: attributes that cannot change: those of layers, which follow from their tensors.
 
     Returns:
         The attributes that change, with their new values; as few as the search finds.
 
     Raises:
-        Unsolvable: when there are no such values; the message names the number in the way.
+        Unsolvable: when no values satisfy all equations; the message names the number in the way.
     """
     steps = 0
 
@@ -96,7 +96,7 @@ def _reason(
     values: Mapping[Attribute, int],
     fixed: Collection[Attribute],
 ) -> str:
-    """What keeps the equations from being solved, in a clause for a message."""
+    """The reason why the equations have no solution, as a clause for a message."""
     for equation in equations:
         for other in equations:
             if other.expression == equation.expression and other.wanted > equation.wanted:
@@ -112,7 +112,7 @@ def _reason(
 
 
 def _shown(equation: Equation) -> str:
-    """A number as a message names it, with its value."""
+    """The number of an equation with its narrow value, for a message."""
     if isinstance(equation.expression, int):
         return f"the {equation.given} that its code computes"
     return f"{text(equation.expression)} = {equation.given}"

@@ -17,14 +17,14 @@ from gpd_cli.widening.rules import COUNTS
 
 @dataclass(frozen=True)
 class Split:
-    """An axis that was taken apart.
+    """An axis that was taken apart, into factors or into segments.
 
     Args:
-        size: of the axis.
-        factors: into which it was reshaped, outermost first; or
-        segments: into which it was cut.
-        layer: whether a grouped layer did so, not code.
-        names: per factor how the code computes it, as far as it does so from attributes.
+        size: size of the axis.
+        factors: sizes of the axes that the axis was reshaped into, outermost first.
+        segments: sizes of the pieces that the axis was cut into.
+        layer: whether a grouped layer takes the axis apart, and not code.
+        names: per factor the attribute or expression that the code computes it from, or None.
     """
 
     size: int
@@ -35,17 +35,17 @@ class Split:
 
     @property
     def heads(self) -> int | None:
-        """Which of the factors counts heads, as far as the names say: these grow before widths."""
+        """Position of the factor that counts heads, judged by names: heads grow before widths."""
         for k, name in enumerate(self.names):
             if name in COUNTS:
                 return k
         for k, name in enumerate(self.names):
             if k and name is not None and "dim" in name:
-                return k - 1  # what comes before the width of a head
+                return k - 1  # the number of heads precedes the width of a head
         return None
 
     def may_count(self, factor: int) -> bool:
-        """Whether a factor may be a number of heads, and not what another name says."""
+        """Whether a factor may be a number of heads, as far as its name says."""
         name = self.names[factor] if self.names else None
         return name is None or name in COUNTS
 
@@ -57,9 +57,9 @@ def splits_of(
 
     Args:
         func: a torch function.
-        args: its arguments, the tensor first.
-        kwargs: its keyword arguments.
-        result: what it returned.
+        args: the call's positional arguments, the tensor first.
+        kwargs: the call's keyword arguments.
+        result: the call's result.
     """
     x = args[0] if args else kwargs.get("input")
     if not isinstance(x, Tensor):
@@ -84,18 +84,21 @@ def splits_of(
 
 
 def _name(size: Any) -> str | None:
-    """The attribute that a size was read from, or the expression that it was computed by."""
+    """The attribute or expression that a size was computed from, as text."""
     return text(size.expression).removeprefix("self.") if isinstance(size, Number) else None
 
 
 def factorizations(
     old: Sequence[int], new: Sequence[int]
 ) -> Iterator[tuple[int, tuple[int, ...], int]]:
-    """Which single axes of a shape become several in another: size, factors, and the first's axis.
+    """Axes of a shape that become several axes in another shape of as many elements.
 
     Args:
-        old: the shape before, of as many elements as
+        old: the shape before.
         new: the shape after.
+
+    Yields:
+        Size of the axis, its factors, and the position of the first factor in ``new``.
     """
     i = j = 0
     while i < len(old) and j < len(new):
@@ -117,7 +120,7 @@ def factorizations(
         if len([s for s in sources if s > 1]) == 1:
             yield max(sources), tuple(targets), j - len(targets)
         elif sources[-1] > targets[-1] > 1 and sources[-1] % targets[-1] == 0:
-            # The outer factor went to the axis before: heads that join the batch.
+            # The outer factor joined the axis before: heads that join the batch.
             yield sources[-1], (sources[-1] // targets[-1], targets[-1]), j - 2
 
 

@@ -1,1 +1,1 @@
-"""One run of the student, recorded: layers, reads, calls, constants."""
+"""The recording of one run of the student: layers, attribute reads, calls, constants."""

@@ -1,4 +1,4 @@
-"""Tensors that do not depend on the images, and the parameters and buffers they come from."""
+"""Tensors that do not depend on the images, with the parameters and buffers behind them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gpd_cli.widening.running.tracing import all_tensors_in
 
 
 class Constants:
-    """Tensors that code computed without the images: tokens, tables, masks, position embeddings."""
+    """Tensors computed without the images: tokens, tables, masks, position embeddings."""
 
     def __init__(self) -> None:
-        # Each tensor is kept, so that no other one gets its identity.
+        # Each tensor is kept, so that its id is not used again.
         self._known: dict[int, tuple[Tensor, frozenset[str]]] = {}
 
     def add(self, tensor: Tensor, names: Iterable[str]) -> None:
@@ -23,21 +23,21 @@ class Constants:
 
         Args:
             tensor: the tensor.
-            names: qualified names of the parameters and buffers that it was computed from.
+            names: qualified names of the parameters and buffers that the tensor was computed from.
         """
         self._known[id(tensor)] = (tensor, frozenset(names))
 
     def names(self, tensor: Tensor) -> frozenset[str] | None:
-        """What a tensor was computed from; None for a tensor that depends on the images."""
+        """Parameters and buffers behind a constant; None for a tensor that is no constant."""
         known = self._known.get(id(tensor))
         return None if known is None else known[1]
 
     def derive(self, arguments: Any, result: Any) -> None:
-        """Note what a function computed from constants alone.
+        """Note the result of a function as constant, if all its tensor arguments are.
 
         Args:
-            arguments: its arguments, nested in tuples, lists and dictionaries.
-            result: what it returned, likewise.
+            arguments: the function's arguments, nested in tuples, lists and dictionaries.
+            result: the function's result, which may be nested as well.
         """
         names: set[str] = set()
         for tensor in all_tensors_in(arguments):
@@ -50,18 +50,18 @@ class Constants:
 
 
 def source_axes(derived: Tensor, axis: int, source: Tensor) -> dict[int, int]:
-    """The axes of a parameter whose positions become the positions of an axis derived from it.
+    """The axes of a parameter that become a given axis of a tensor computed from the parameter.
 
-    Two gradients tell: weighted by the position along the derived axis, and not weighted. Their
-    quotient is that position where an element of the parameter goes to one position alone.
+    Two gradients are compared: weighted by the position along the derived axis, and unweighted.
+    Where an element of the parameter reaches a single position, their quotient is this position.
 
     Args:
         derived: a tensor that was computed from the parameter, with its graph.
-        axis: of the derived tensor.
+        axis: the axis of the derived tensor.
         source: the parameter.
 
     Returns:
-        Per axis of the parameter, at which position of the derived axis its first one is found.
+        Per such axis of the parameter, the position on the derived axis where it begins.
 
     Example:
         >>> table = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
@@ -91,7 +91,7 @@ def source_axes(derived: Tensor, axis: int, source: Tensor) -> dict[int, int]:
 
 
 def _offset(positions: Tensor, size: int) -> int | None:
-    """Where consecutive positions begin, if that is what the rows of a matrix say."""
+    """The position of row 0, if the rows of a matrix hold consecutive positions; else None."""
     first = (positions - torch.arange(len(positions), dtype=positions.dtype)[:, None]).flatten()
     first = first[first.isfinite()]
     if len(positions) < 2 or not len(first):

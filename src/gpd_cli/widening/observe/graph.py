@@ -1,4 +1,4 @@
-"""Walk the autograd graph of a recorded run back to the layers that a tensor comes from."""
+"""Walk the autograd graph of a recorded run back to the layers behind a tensor."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 def last_layers(
     starts: Iterable[Any], layers: Mapping[Any, str], mixes: Callable[[str], bool]
 ) -> set[str]:
-    """Walk back from tensors, through everything up to layers that mix channels.
+    """The last layers behind some tensors: walk back until layers that mix channels.
 
     Args:
-        starts: their ``grad_fn``.
-        layers: which layer's output a node of the graph is.
+        starts: the tensors' ``grad_fn``.
+        layers: the layer name of each graph node that is a layer's output.
         mixes: whether a layer mixes channels.
 
     Returns:
-        The names of the layers that were met, those that mix channels last.
+        The names of all layers on the way, those that mix channels included.
     """
     found: set[str] = set()
     seen: set[Any] = set()

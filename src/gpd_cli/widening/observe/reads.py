@@ -1,4 +1,4 @@
-"""Watch which attributes, parameters and buffers the own code of a network's modules reads."""
+"""Observe which attributes, parameters and buffers the code of a network's modules reads."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from torch import Tensor, nn
 
 Reader = Callable[[str, str, Any], Any]
-"""Gets the module's name, the attribute's name and the value, and returns what the code gets."""
+"""A function of module name, attribute name and value; the code gets the value it returns."""
 
 
 @contextmanager
 def reading(network: nn.Module, number: Reader, tensor: Reader) -> Iterator[None]:
-    """Show every attribute read of a network's modules for a while.
+    """Pass every attribute read of a network's modules through a function, within this context.
 
     Args:
         network: the network.
-        number: is shown integers, floats, tuples and lists.
-        tensor: is shown parameters and buffers.
+        number: called with integers, floats, tuples and lists.
+        tensor: called with parameters and buffers.
     """
     classes = {module: type(module) for module in network.modules()}
     for name, module in network.named_modules():
@@ -32,7 +32,7 @@ def reading(network: nn.Module, number: Reader, tensor: Reader) -> Iterator[None
 
 
 def _reading(cls: type, owner: str, number: Reader, tensor: Reader) -> type:
-    """A subclass whose attribute reads are shown."""
+    """A subclass whose attribute reads pass through the two functions."""
 
     def get(self: Any, name: str) -> Any:
         value = cls.__getattribute__(self, name)  # type: ignore[call-arg]

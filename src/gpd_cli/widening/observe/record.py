@@ -1,4 +1,4 @@
-"""Run the student once and record what planning needs to know about it."""
+"""Run the student once and record what planning needs to know about the network."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.widening.layers import input_size, is_leaf, mixes_channels, output_size
+from gpd_cli.widening.layers import is_leaf, layer_in_channels, layer_out_channels, mixes_channels
+from gpd_cli.widening.numbers.alignment import overlays_operands
 from gpd_cli.widening.numbers.arithmetic import Attribute, remember
 from gpd_cli.widening.numbers.calls import INDEXES, NUMBERED, Call
-from gpd_cli.widening.numbers.meeting import meets
 from gpd_cli.widening.numbers.splits import Split, splits_of
 from gpd_cli.widening.observe.constants import Constants
 from gpd_cli.widening.observe.graph import last_layers
 from gpd_cli.widening.observe.reads import reading
 from gpd_cli.widening.rules import COUNTS, FACTORS
 from gpd_cli.widening.running.checkpointing import refuse_checkpointing
-from gpd_cli.widening.running.ours import own_errors
+from gpd_cli.widening.running.own_errors import own_errors
 from gpd_cli.widening.running.tracing import (
     Position,
     Tracer,
@@ -39,10 +39,10 @@ class Event:
     """A call in a container's own code whose numbers or constants may have to follow the copies.
 
     Args:
-        function: what was called.
-        tensors: its floating-point arguments as they were: copies of those that depend on the
-            images, and the others themselves, with their graph.
-        result: the shape of what it returned, or a list of shapes where it returned several.
+        function: the torch function.
+        tensors: the floating-point arguments: copies of activations, and the constants themselves,
+            with their graph.
+        result: the shape of the result, or a list of shapes where the result is several tensors.
     """
 
     function: Any
@@ -52,12 +52,12 @@ class Event:
 
 @dataclass
 class Reads:
-    """What the own code of one container read, on whatever module it found it.
+    """Attributes and tensors that the own code of one container read, on any module.
 
     Args:
-        numbers: per qualified name of an attribute, its value: integers, tuples and lists of them,
-            and factors.
-        tensors: qualified names of parameters and buffers.
+        numbers: the value of each attribute, by qualified name: integers, tuples and lists of
+            integers, and factors.
+        tensors: parameters and buffers by qualified name.
     """
 
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -66,32 +66,33 @@ class Reads:
 
 @dataclass
 class Recording:
-    """What one run of the student showed.
+    """One run of the student.
 
-    A *layer* is a leaf module by its name, or a weight that a linear function was called with
-    directly, by the weight's name.
+    A *layer* is a leaf module, under its own name, or a weight that code passes to a linear
+    function, under the weight's name.
 
     Args:
-        inputs: per layer the input of each call, per container all of its tensor arguments.
-        outputs: per container the tensors it returned in each call.
-        sizes: per layer that mixes channels, its number of outputs.
-        widths: likewise its number of inputs.
-        direct: weights that linear functions were called with directly, with their bias.
-        biases: of such weights, biases that code computed, with their graph.
-        reads: per container what its own code read.
-        events: per container and number of its call, what happened in its own code.
-        splits: per layer, how code took its outputs apart, with the container that did.
-        kept: layers whose output reaches the network's output without another layer that mixes
-            channels in between: they keep their width.
-        ends: likewise per container, the layers inside of it that its output comes from.
-        sums: sets of layers whose outputs are added or multiplied, so that they have to lie alike.
+        inputs: per layer the input of each call, per container all tensor arguments of each call.
+        outputs: per container the tensors returned in each call.
+        out_channels: number of output channels of each layer that mixes channels.
+        in_channels: number of input channels of each layer that mixes channels.
+        direct: weights that code passes to a linear function, with the name of their bias.
+        biases: computed biases of such weights, with their graph, by the weight's name.
+        reads: per container the attributes and tensors that its own code read.
+        events: the events in a container's own code, per container and number of the call.
+        splits: how code took a layer's outputs apart, with the container of this code, per layer.
+        kept: layers whose output reaches the logits without another layer that mixes channels in
+            between: they keep their output channels.
+        ends: per container, the layers inside whose output reaches the container's output in the
+            same way.
+        sums: sets of layers whose outputs are added or multiplied, and therefore need one layout.
         output: the network's output.
     """
 
     inputs: dict[str, list[list[Tensor]]] = field(default_factory=dict)
     outputs: dict[str, list[list[Tensor]]] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    widths: dict[str, int] = field(default_factory=dict)
+    out_channels: dict[str, int] = field(default_factory=dict)
+    in_channels: dict[str, int] = field(default_factory=dict)
     direct: dict[str, str | None] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     reads: dict[str, Reads] = field(default_factory=dict)
@@ -149,14 +150,17 @@ class _Recorder(Tracer):
         self._sums: list[Any] = []
         self._copies: dict[Any, tuple[Tensor, Tensor]] = {}
         self._constants = Constants()
-        # What forward replaces is no state: it is computed again, from what has widened.
+        # Tensors that a forward replaces are no state: the wide network computes them again.
         self._own = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
 
     def hooks(self, network: nn.Module) -> Iterator[Any]:
-        """Register what records each module's inputs and outputs."""
+        """Register hooks that record each module's inputs and outputs."""
         for name, module in network.named_modules():
-            # Looked up now: what hooks read would be taken for reads of the module around.
-            leaf, sizes = is_leaf(module), (output_size(module), input_size(module))
+            # Looked up now: reads by hooks would count as reads by the surrounding module.
+            leaf, channels = (
+                is_leaf(module),
+                (layer_out_channels(module), layer_in_channels(module)),
+            )
             split = _split_by_groups(module) if leaf else None
 
             def enter(
@@ -169,13 +173,17 @@ class _Recorder(Tracer):
                     self._seen_splits.append((name.rpartition(".")[0], x.grad_fn, split))
 
             def leave_layer(
-                module: nn.Module, args: Any, output: Any, name: str = name, sizes: Any = sizes
+                module: nn.Module,
+                args: Any,
+                output: Any,
+                name: str = name,
+                channels: Any = channels,
             ) -> None:
                 y = first_tensor(output)
                 if y is not None and y.grad_fn is not None:
                     self._nodes[y.grad_fn] = name
-                if sizes[0] is not None:
-                    self.recording.sizes[name], self.recording.widths[name] = sizes
+                if channels[0] is not None:
+                    self.recording.out_channels[name], self.recording.in_channels[name] = channels
 
             def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 tensors = list(tensors_in(output))
@@ -203,7 +211,7 @@ class _Recorder(Tracer):
             self._constants.add(value, [full])
             if value.is_floating_point():
                 if value.is_leaf:
-                    value.requires_grad_(True)  # of buffers, too, to see what comes of them
+                    value.requires_grad_(True)  # buffers, too, so that their graph is recorded
                 self.recording.reads.setdefault(container, Reads()).tensors[full] = value
         return value
 
@@ -227,7 +235,7 @@ class _Recorder(Tracer):
         kwargs: Any,
         result: Any,
     ) -> None:
-        """Note what a call in a container's own code did."""
+        """Record the effects of a call in a container's own code."""
         container, _ = execution
         if event is not None:
             event.result = shapes(result)
@@ -240,8 +248,8 @@ class _Recorder(Tracer):
             self.recording.direct[weight] = self._parameters.get(id(linear[2]))
             if isinstance(linear[2], Tensor) and self.recording.direct[weight] is None:
                 self.recording.biases[weight] = linear[2]
-            self.recording.sizes[weight] = len(linear[1])
-            self.recording.widths[weight] = linear[1].shape[1]
+            self.recording.out_channels[weight] = len(linear[1])
+            self.recording.in_channels[weight] = linear[1].shape[1]
             self._nodes[result.grad_fn] = weight
         if func in _ELEMENTWISE:
             self._sums.append(result.grad_fn)
@@ -250,7 +258,7 @@ class _Recorder(Tracer):
             self._seen_splits.append((container, x.grad_fn, split))
 
     def _event(self, func: Any, args: Any, kwargs: Any) -> Event | None:
-        """What has to be known of a call before it is made."""
+        """The event of a call, recorded before the call changes anything in place; None if none."""
         if not is_event(func, args, kwargs, self._constants):
             return None
         tensors = list(tensors_in((args, kwargs)))
@@ -264,19 +272,21 @@ class _Recorder(Tracer):
         )
 
     def finish(self, logits: Tensor) -> None:
-        """Draw the conclusions that need the whole graph."""
+        """Derive the entries of the recording that need the whole graph."""
         self.recording.kept = last_layers([logits.grad_fn], self._nodes, self._mixes)
         for name, nodes in self._ends.items():
             self.recording.ends[name] = last_layers(nodes, self._nodes, self._mixes)
         for node in self._sums:
-            layers = last_layers([node], self._nodes, self._mixes) & self.recording.sizes.keys()
-            for size in {self.recording.sizes[layer] for layer in layers}:
-                alike = {layer for layer in layers if self.recording.sizes[layer] == size}
+            layers = (
+                last_layers([node], self._nodes, self._mixes) & self.recording.out_channels.keys()
+            )
+            for size in {self.recording.out_channels[layer] for layer in layers}:
+                alike = {layer for layer in layers if self.recording.out_channels[layer] == size}
                 if len(alike) > 1 and alike not in self.recording.sums:
                     self.recording.sums.append(alike)
         for container, node, split in self._seen_splits:
             for layer in last_layers([node], self._nodes, self._mixes):
-                if layer in self.recording.sizes:
+                if layer in self.recording.out_channels:
                     found = self.recording.splits.setdefault(layer, [])
                     if (container, split) not in found:
                         found.append((container, split))
@@ -285,19 +295,19 @@ class _Recorder(Tracer):
         return layer in self.recording.direct or mixes_channels(self._modules[layer])
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        """A copy that later changes in place leave alone, one for each state of a tensor."""
+        """A copy of a tensor's present state, safe from later changes in place."""
         key = (id(tensor), tensor._version)
         if key not in self._copies:
-            # The tensor itself is kept as well, so that no other one gets its identity.
+            # The tensor itself is kept as well, so that its id is not used again.
             self._copies[key] = (tensor, tensor.detach().clone())
         return self._copies[key][1]
 
 
 def _split_by_groups(module: nn.Module) -> Split | None:
-    """How a grouped layer takes its input apart."""
+    """The split of a grouped layer's input into groups; None for other layers."""
     groups = getattr(module, "groups", getattr(module, "num_groups", 1))
     size = getattr(module, "in_channels", getattr(module, "num_channels", 0))
-    # Depthwise layers follow their input in whatever order.
+    # Depthwise layers follow their input in any order.
     return Split(size, (groups, size // groups), layer=True) if 1 < groups < size else None
 
 
@@ -305,7 +315,7 @@ def is_event(func: Any, args: Any, kwargs: Any, constants: Constants) -> bool:
     """Whether the numbers or the constants of a call may have to follow the copies."""
     if func in NUMBERED:
         return True
-    if not meets(func):
+    if not overlays_operands(func):
         return False
     tensors = list(tensors_in((args, kwargs)))
     if len(tensors) < 2:
@@ -316,14 +326,14 @@ def is_event(func: Any, args: Any, kwargs: Any, constants: Constants) -> bool:
 
 
 def shapes(result: Any) -> Any:
-    """The shape of a tensor, or a list of shapes of several."""
+    """The shape of a tensor, or the list of shapes of several tensors."""
     if isinstance(result, Tensor):
         return tuple(result.shape)
     return [tuple(tensor.shape) for tensor in result]
 
 
 def _takes_a_part(call: Call) -> bool:
-    """Whether an index may cut channels."""
+    """Whether an index may select some of the channels."""
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     return any(
         (isinstance(p, slice) and p != slice(None)) or (type(p) is not bool and isinstance(p, int))

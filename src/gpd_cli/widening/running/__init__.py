@@ -1,1 +1,1 @@
-"""How a network is run to be looked at: in float64, with random statistics, errors located."""
+"""Running a network under observation: in float64, with random statistics, errors located."""

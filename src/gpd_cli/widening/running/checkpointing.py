@@ -1,4 +1,4 @@
-"""Find out whether a network checkpoints gradients: whether backward runs parts of it again."""
+"""Detect gradient checkpointing: a backward pass that runs parts of the network again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _RunsAgain(Exception):  # noqa: N818 - a finding, not an error
     """A module of the network began to run.
 
     Args:
-        name: of the module.
+        name: the module's name.
     """
 
     def __init__(self, name: str) -> None:
@@ -26,16 +26,15 @@ class _RunsAgain(Exception):  # noqa: N818 - a finding, not an error
 def refuse_checkpointing(network: nn.Module, output: Any) -> None:
     """Check that a backward pass would not run a part of the network again.
 
-    The student of a pair has its weights while its forward runs, and no longer afterwards.
-    Gradients are not computed: what was saved for them is looked at, which is what makes
-    `torch.utils.checkpoint` run a part again.
+    The student of a pair has its weights only while its forward runs. No gradients are computed:
+    reading the tensors that autograd saved is what makes `torch.utils.checkpoint` run a part again.
 
     Args:
         network: the network.
-        output: what its forward has just returned, with gradients enabled.
+        output: the output of the network's latest forward, with gradients enabled.
 
     Raises:
-        ExpansionError: when there is such a part.
+        ExpansionError: when a part of the network would run again.
     """
     name = _part_that_runs_again(network, output)
     if name is not None:
@@ -49,7 +48,7 @@ def refuse_checkpointing(network: nn.Module, output: Any) -> None:
 
 
 def _part_that_runs_again(network: nn.Module, output: Any) -> str | None:
-    """The name of the first module found to run again, of the network itself where none is."""
+    """The first module found to run again: its name, "" for the network itself, None for none."""
     handles = []
     for name, module in network.named_modules():
 
@@ -69,7 +68,7 @@ def _part_that_runs_again(network: nn.Module, output: Any) -> str | None:
                 try:
                     getattr(node, name)
                 except RuntimeError:
-                    continue  # changed in place since: no gradient, but nothing runs either
+                    continue  # the saved tensor changed in place: no gradient, and nothing runs
     except _RunsAgain as found:
         return found.name
     finally:

@@ -1,4 +1,4 @@
-"""Copies of networks, also of those that keep what they computed."""
+"""Deep copies of networks, also where modules keep activations as attributes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def copy_network(network: Network, memo: dict[int, Any] | None = None) -> Network:
-    """A deep copy, in which activations that modules keep as attributes have lost their graph.
+    """A deep copy in which activations kept as attributes are detached from their graph.
 
     Args:
-        network: what to copy; torch itself refuses to copy a tensor that has a graph.
+        network: the network to copy; torch itself refuses to copy a tensor that has a graph.
         memo: tensors that are shared and not copied, as for `copy.deepcopy`.
     """
     memo = dict(memo or {})

@@ -1,9 +1,9 @@
 """Run networks in float64 throughout, also where their own code asks for float32.
 
-Some layers compute in float32 whatever comes (timm's LayerNormFp32, softmax with ``dtype=``): in
-mixed precision that protects them, but in float64 it rounds, and rounding hides which channel
-copies which. While a network is probed and certified, float64 stands wherever its code says
-float32. Nothing of the network changes: in training it computes as it always did.
+Some layers compute in float32 whatever the type of their input (timm's LayerNormFp32, softmax with
+``dtype=``). This protects them in mixed precision, but rounds float64 activations, and rounding
+hides which channel copies which. While a network is probed and certified, float64 therefore
+replaces float32 wherever the network's code asks for float32. The network itself does not change.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.overrides import TorchFunctionMode
 
 
 class _Double(TorchFunctionMode):
-    """Read every float32 that torch functions are asked for as float64."""
+    """Replace every ``torch.float32`` among the arguments of torch functions by float64."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is Tensor.float:
             return args[0].double()
-        if func is not Tensor.view:  # which reads the same bits as numbers of another type
+        if func is not Tensor.view:  # a view with a type reinterprets the same bits
             args = tuple(map(_double, args))
             kwargs = {name: _double(value) for name, value in (kwargs or {}).items()}
         return func(*args, **(kwargs or {}))
@@ -37,10 +37,9 @@ def _double(value: Any) -> Any:
 
 @contextmanager
 def in_double() -> Iterator[None]:
-    """While this lasts, torch computes in float64 what it is asked to compute in float32.
+    """Within this context torch computes in float64 wherever code asks for float32.
 
-    Tensors that are made without a type are float64 as well. Functions on float64 tensors alone
-    are what they were.
+    Tensors made without a type are float64 as well. Functions of float64 tensors do not change.
 
     Example:
         >>> with in_double():

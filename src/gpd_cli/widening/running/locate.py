@@ -1,4 +1,4 @@
-"""Know which module was running when an exception came up."""
+"""Name the module that was running when an exception was raised."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import nn
 
 @contextmanager
 def located(network: nn.Module) -> Iterator[Any]:
-    """Follow which module of a network runs.
+    """Keep track of the module that runs.
 
     Args:
         network: the network that is about to run.
 
     Yields:
-        A function that names the module that runs, or ran last, with its type.
+        A function that returns name and type of the module that runs, or ran last.
     """
     stack: list[str] = []
     deepest: list[str] = [""]

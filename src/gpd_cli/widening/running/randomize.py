@@ -1,4 +1,4 @@
-"""Random weights and statistics, under which no error of an expansion can hide."""
+"""Random weights and statistics, which let every error of an expansion show."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gpd_cli.widening.running.tracing import Tracer
 def randomize(network: nn.Module, generator: torch.Generator) -> None:
     """Give every parameter and running statistic a random value, in place.
 
-    Fresh networks hide errors: statistics of 0 and 1, gates of zero, tokens of zero.
+    Fresh networks hide errors by statistics of 0 and 1, gates of zero and tokens of zero.
 
     Args:
         network: the network to change.
-        generator: source of the values.
+        generator: random generator of the values.
     """
 
     def normal(like: Tensor) -> Tensor:
@@ -42,15 +42,15 @@ def randomize(network: nn.Module, generator: torch.Generator) -> None:
 
 
 def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) -> None:
-    """Give batch norms running statistics near those of their inputs, in place.
+    """Give batch norms running statistics near the statistics of their inputs, in place.
 
-    With statistics that have nothing to do with its inputs a deep network drifts off until
-    attention is all or nothing, where many an error hides.
+    With unrelated statistics, activations of a deep network grow until attention is all or nothing,
+    which hides errors.
 
     Args:
         network: the network, in eval mode.
         images: a batch, ``[B, C, H, W]``.
-        generator: source of the deviations from the statistics.
+        generator: random generator of the deviations from the statistics.
     """
 
     def near(like: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) ->
             return
         x = args[0].detach().transpose(0, 1).flatten(1)
         mean, var = x.mean(1), x.var(1, correction=0)
-        # Channels that hardly vary on a few pixels would make rounding grow from layer to layer.
+        # Channels with hardly any variance would amplify rounding from layer to layer.
         var = var.clamp(min=0.25 * float(var.mean()) + 1e-6)
         module.running_mean.copy_(mean * near(mean))
         assert module.running_var is not None
@@ -70,7 +70,7 @@ def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) ->
 
     handles = [module.register_forward_pre_hook(hook) for module in network.modules()]
     try:
-        with torch.no_grad(), Tracer():  # with the activations that the network is probed with
+        with torch.no_grad(), Tracer():  # the tracer's activations, as in the probing runs
             network(images)
     finally:
         for handle in handles:

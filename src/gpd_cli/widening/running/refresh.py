@@ -1,4 +1,4 @@
-"""Have modules forget what they computed from their weights in eval mode."""
+"""Empty the caches that modules compute from their weights in eval mode."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import nn
 
 
 def refresh(network: nn.Module) -> None:
-    """Empty the caches of modules that keep results until they are trained again (LeViT's biases).
+    """Empty the caches of modules that keep results while in eval mode (LeViT's biases).
 
-    Such modules clear them in ``train()``; every module's mode is left as it was.
+    Such modules clear their caches in ``train()``; every module's mode is left as it was.
 
     Args:
-        network: what was copied, or has got other weights.
+        network: a network that was copied or has new weights.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.train()

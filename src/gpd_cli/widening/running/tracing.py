@@ -1,4 +1,4 @@
-"""Watch a network run, function by function: which module calls what, on which tensors."""
+"""Observe the torch functions that a network calls, and the module that calls each."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ _LINEAR = {F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, t
 
 
 class Tracer(TorchFunctionMode):
-    """Run a network with leaky activations, and see every function that it calls.
+    """Run a network with leaky activations, and pass every torch function call to `call`.
 
-    Which channel copies which does not depend on the activation function; but two channels that
-    are zero throughout a small probe batch could not be told apart.
+    The index maps do not depend on the activation function; but channels that are zero throughout
+    a small probe batch could not be told apart.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Replace activations, show everything else to `call`."""
+        """Replace activation functions by a leaky one, and pass all other calls to `call`."""
         kwargs = kwargs or {}
         if func in _SATURATING:
             return F.leaky_relu(args[0] if args else kwargs["input"], 0.3)
         return self.call(func, args, kwargs)
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one function."""
+        """Run one function; subclasses observe or change the call."""
         return func(*args, **kwargs)
 
 
 def linear_call(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Tensor, Any, Any] | None:
-    """Input, weight and bias of a call of a linear or convolution function, else None."""
+    """Input, weight and bias of a linear or convolution function's call; None for other calls."""
     if func not in _LINEAR:
         return None
     x, weight, bias = (
@@ -82,17 +82,17 @@ def all_tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in such a structure."""
+    """The floating-point tensors in a nested structure of tuples, lists and dictionaries."""
     return (tensor for tensor in all_tensors_in(value) if tensor.is_floating_point())
 
 
 def first_tensor(*values: Any) -> Tensor | None:
-    """The first floating-point tensor in some values."""
+    """The first floating-point tensor in (nested) values, or None."""
     return next(tensors_in(values), None)
 
 
 class Position:
-    """Which module runs: a stack that hooks keep."""
+    """The stack of modules that are running, kept by hooks."""
 
     def __init__(self, network: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> None:
         self._stack: list[tuple[str, int]] = []
@@ -101,19 +101,19 @@ class Position:
 
     @property
     def execution(self) -> tuple[str, int] | None:
-        """The container whose own code runs, and the number of its call; None inside of a leaf."""
+        """The container whose own code runs, and the number of the call; None inside a leaf."""
         if not self._stack or any(name in self._leaves for name, _ in self._stack):
             return None
         return self._stack[-1]
 
     @property
     def container(self) -> str | None:
-        """The name of the container whose own code runs; None inside of a leaf."""
+        """The name of the container whose own code runs; None inside a leaf."""
         execution = self.execution
         return None if execution is None else execution[0]
 
     def hooks(self, network: nn.Module) -> Iterable[Any]:
-        """Register the hooks that keep the stack; first in, so that others see it up to date."""
+        """Register the hooks that keep the stack, before other hooks, which then see it updated."""
         for name, module in network.named_modules():
 
             def enter(module: nn.Module, args: Any, name: str = name) -> None:

@@ -1,1 +1,1 @@
-"""The search for a width plan: solved where the arithmetic allows, tried where it does not."""
+"""The search for a width plan: by arithmetic where possible, else by trial."""

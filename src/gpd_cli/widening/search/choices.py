@@ -1,4 +1,4 @@
-"""What a container has to decide: its variables, from what was recorded of it."""
+"""The variables of a container, derived from the recording of the student's run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from gpd_cli.widening.search.variables import (
 )
 from gpd_cli.widening.search.wide_network import WideNetwork
 
-Sizes = tuple[dict[int, list[IndexMap]], set[int]]
-"""By what maps axes of each size widen around a container, and sizes of its inputs that do not."""
+MapsInUse = tuple[dict[int, list[IndexMap]], set[int]]
+"""Index maps in use for each axis size in a container, and sizes of its inputs that stay."""
 
 
 class Choices:
@@ -30,9 +30,9 @@ class Choices:
 
     Args:
         wide: the network that is widened.
-        recording: what the student's run showed.
-        scale: how much wider.
-        kept: layers that keep their width.
+        recording: the student's run.
+        scale: how much wider the network gets.
+        kept: layers that keep their output channels.
     """
 
     def __init__(
@@ -42,34 +42,45 @@ class Choices:
         self._splits = splits_by_container(recording, scale)
 
     def variables(
-        self, name: str, sizes: Callable[[], Sizes], layouts: Mapping[str, Layout], *, solved: bool
+        self,
+        name: str,
+        maps_in_use: Callable[[], MapsInUse],
+        layouts: Mapping[str, Layout],
+        *,
+        solved: bool,
     ) -> list[Variable]:
-        """What is to be decided in a container before its own code runs.
+        """The variables to decide before a container's own code runs.
 
         Args:
             name: the container.
-            sizes: gives which sizes widen around it, and which do not.
-            layouts: of layers that are settled already.
-            solved: whether its numbers and tensors are solved for, so that only the layouts of its
-                layers are to be decided, and what a rule says.
+            maps_in_use: returns the index maps in use around the container.
+            layouts: layouts of layers that are settled already.
+            solved: whether the container's numbers and tensors are found by arithmetic, so that
+                only layouts and the attributes and tensors of a rule are left to decide.
         """
         rule, prefix = rule_for(self._wide.modules[name]), f"{name}." if name else ""
         reads = self._recording.reads.get(name, Reads())
-        lying = []
-        for (size, splits), layers in self._alike(name, rule.blocks, layouts).items():
+        layouts_to_decide = []
+        for (size, splits), layers in self._layers_by_splits(name, rule.blocks, layouts).items():
             local = layers[0].removeprefix(prefix)
-            lying.append(layout_variable(layers, size, splits, self._scale, rule, local))
+            layouts_to_decide.append(
+                layout_variable(layers, size, splits, self._scale, rule, local)
+            )
         factors = [
             factor_variable(attribute, value, self._scale, rule)
             for attribute, value in reads.numbers.items()
             if isinstance(value, float) and self._is_open(attribute)
         ]
         if solved and not rule.grow and not rule.axes:
-            return [v for v in (*factors, *lying) if len(v.options) > 1 or v.first != "plain"]
-        known, fixed = sizes()
-        # Numbers may also tell how many inputs a layer inside has.
+            return [
+                v
+                for v in (*factors, *layouts_to_decide)
+                if len(v.options) > 1 or v.first != "plain"
+            ]
+        known, fixed = maps_in_use()
+        # A number may also be the in_channels of a layer inside.
         widths = dict(known)
-        for layer, width in self._recording.widths.items():
+        for layer, width in self._recording.in_channels.items():
             if layer.startswith(prefix) and width > 1 and width not in fixed:
                 widths.setdefault(width, [Segment(width).map(self._scale)])
         numbers = [
@@ -77,7 +88,7 @@ class Choices:
             for attribute, value in reads.numbers.items()
             if not isinstance(value, float) and self._is_open(attribute)
         ]
-        blocks = blocks_in(lying)
+        blocks = blocks_in(layouts_to_decide)
         direct = {*self._recording.direct, *self._recording.direct.values()}
         tensors = [
             tensor_variable(tensor, value.shape, known, blocks, self._scale, rule)
@@ -89,38 +100,38 @@ class Choices:
         if solved:
             numbers = [v for v in numbers if _local(v) in rule.grow]
             tensors = [v for v in tensors if _local(v) in rule.axes]
-        # One that can only stay as it is leaves nothing to decide.
+        # A variable whose only option is to stay leaves nothing to decide.
         decided = ("keep", "plain")
-        everything = (*factors, *numbers, *tensors, *lying)
+        everything = (*factors, *numbers, *tensors, *layouts_to_decide)
         return [v for v in everything if len(v.options) > 1 or v.first not in decided]
 
-    def _alike(
+    def _layers_by_splits(
         self, name: str, ruled: Iterable[str], layouts: Mapping[str, Layout]
     ) -> dict[tuple[int, tuple[Split, ...]], tuple[str, ...]]:
-        """Layers whose layout a container decides: together, where they are taken apart alike."""
+        """Layers whose layout a container decides, grouped by output channels and splits."""
         prefix = f"{name}." if name else ""
         splits: dict[str, Sequence[Split]] = {prefix + local: () for local in ruled}
         splits.update(self._splits.get(name, {}))
         alike: dict[tuple[int, tuple[Split, ...]], tuple[str, ...]] = {}
         for layer, found in splits.items():
-            size = self._recording.sizes.get(layer)
+            size = self._recording.out_channels.get(layer)
             if size and layer not in self._kept and layer not in layouts:
                 key = (size, tuple(found))
                 alike[key] = (*alike.get(key, ()), layer)
         return alike
 
     def _is_open(self, attribute: str) -> bool:
-        """Whether an attribute is an instance's own and not settled yet."""
+        """Whether an attribute belongs to the instance and is not settled yet."""
         owner, _, local = attribute.rpartition(".")
         settled = local in self._wide.plan.attributes.get(owner, {})
         return not settled and local in self._wide.modules[owner].__dict__
 
     def _is_layers(self, tensor: str) -> bool:
-        """Whether a tensor belongs to a layer that is planned when it runs."""
+        """Whether a tensor belongs to a layer, which is planned when the layer runs."""
         owner = tensor.rpartition(".")[0]
         return owner in self._recording.inputs and is_leaf(self._wide.modules[owner])
 
 
 def _local(variable: Variable) -> str:
-    """The name of an attribute or tensor inside of its module."""
+    """The name of a variable's attribute or tensor inside its module."""
     return variable.names[0].rpartition(".")[2]

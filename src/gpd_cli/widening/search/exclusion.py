@@ -1,4 +1,4 @@
-"""Layers that are to keep their width."""
+"""Layers that a user excludes from widening."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from gpd_cli.errors import ExpansionError
 
 
 def excluded_layers(layers: Sequence[str], patterns: str | Sequence[str]) -> set[str]:
-    """The layers that some patterns name.
+    """The layers that match some patterns.
 
     Args:
-        layers: all layers.
-        patterns: of layer names, or names of modules that are excluded as a whole.
+        layers: names of all layers.
+        patterns: patterns of layer names, or names of modules that are excluded as a whole.
 
     Raises:
-        ExpansionError: when a pattern names none.
+        ExpansionError: when a pattern matches no layer.
     """
     excluded = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:

@@ -1,4 +1,4 @@
-"""Find a network's width plan by running it: once narrow, then wide (see `widening`)."""
+"""Find a network's width plan by running the network: once narrow, then wide."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpd_cli.widening.running.checkpointing import refuse_checkpointing
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.double import in_double
 from gpd_cli.widening.running.locate import located, short_text
-from gpd_cli.widening.running.ours import unmarked
+from gpd_cli.widening.running.own_errors import original_errors
 from gpd_cli.widening.running.randomize import calibrate, randomize
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.search.unsupported import check_student
@@ -29,7 +29,7 @@ from gpd_cli.widening.search.widen import Widening, title
 
 _SEED = 20410
 _BATCH = 2
-_SMALL = (96, 128)  # image sides to probe with, where the network takes them
+_SMALL = (96, 128)  # image sides to try first: smaller images take less time
 
 
 def find_plan(
@@ -44,13 +44,13 @@ def find_plan(
     """Find which tensors of a network widen, and how.
 
     Args:
-        student: the network; it is copied, not touched.
-        sample: a batch of the shape the network takes, ``[B, C, H, W]``; only its shape matters.
+        student: the network; only a copy of it is changed.
+        sample: a batch of the network's input shape, ``[B, C, H, W]``; only the shape matters.
         ratio: the expansion ratio, 1 or more.
-        exclude: patterns of layer names that keep their output width.
-        width_multiple: what wide widths are rounded up to a multiple of.
-        shrink: whether to probe at a smaller image where the network takes one: which channel
-            copies which does not depend on the image's size.
+        exclude: patterns of names of layers that keep their output channels.
+        width_multiple: wide widths are rounded up to a multiple of this number.
+        shrink: whether to probe with smaller images where the network takes them: index maps do
+            not depend on the size of the images.
 
     Returns:
         The plan; for ratio 1 an empty one.
@@ -72,17 +72,17 @@ def find_plan(
     scale = Scale(ratio, width_multiple)
     whole = torch.Size((min(_BATCH, len(sample)), *sample.shape[1:]))
     try:
-        with torch.random.fork_rng(devices=[]), in_double(), unmarked():
+        with torch.random.fork_rng(devices=[]), in_double(), original_errors():
             for shape in [*_smaller(whole)] if shrink else []:
                 images = torch.randn(shape, generator=generator, dtype=torch.float64)
                 try:
                     return _plan(narrow, images, scale, exclude)
                 except ExpansionError:
-                    continue  # of a fixed size, too deep for this one, or to be explained below
+                    continue  # too small for the network, or an error that the full size repeats
             images = torch.randn(whole, generator=generator, dtype=torch.float64)
             return _plan(narrow, images, scale, exclude)
     finally:
-        gc.collect()  # hooks and networks refer to each other, and hold large tensors
+        gc.collect()  # cycles of hooks and networks hold large tensors
 
 
 def _smaller(shape: torch.Size) -> Iterator[torch.Size]:
@@ -114,15 +114,15 @@ def _plan(narrow: nn.Module, images: Tensor, scale: Scale, exclude: Sequence[str
 def _widen(
     narrow: nn.Module, recording: Recording, scale: Scale, exclude: Sequence[str], images: Tensor
 ) -> WidthPlan:
-    """Widen; what is not confirmed once all is done is found by trial instead."""
-    plain: set[str] = set()
+    """Widen by arithmetic, and by trial the containers that the final run does not confirm."""
+    by_trial: set[str] = set()
     while True:
-        widening = Widening(narrow, recording, scale, exclude, plain)
+        widening = Widening(narrow, recording, scale, exclude, by_trial)
         try:
             return widening.run(images)
         except Mismatch as failure:
-            if widening.confirming and failure.name not in plain:
-                plain.add(failure.name)
+            if widening.confirming and failure.name not in by_trial:
+                by_trial.add(failure.name)
                 continue
             raise ExpansionError(
                 f"{title(failure.name, dict(narrow.named_modules()))} cannot be widened: "
@@ -154,7 +154,7 @@ def _record(narrow: nn.Module, images: Tensor) -> Recording:
 
 
 def _runs_in_training_only(network: nn.Module, images: Tensor, known: set[str]) -> str | None:
-    """The name of a layer that runs in train mode and not in eval mode, if there is one.
+    """The name of a layer that runs in train mode only, or None.
 
     Raises:
         ExpansionError: when a backward pass would run a part of the network again.
@@ -165,7 +165,7 @@ def _runs_in_training_only(network: nn.Module, images: Tensor, known: set[str]) 
         if is_leaf(module) and name not in known:
             module.register_forward_pre_hook(lambda m, args, name=name: called.append(name))
     output = None
-    with suppress(Exception):  # statistics of a single pixel, say: what matters is which layers ran
+    with suppress(Exception):  # such as statistics of a single pixel: only the calls matter
         output = network(images.clone())
     refuse_checkpointing(network, output)
     return called[0] if called else None

@@ -1,4 +1,4 @@
-"""Make calls of a container's own code follow the copies, and solve for what it has to know."""
+"""Make the calls in a container's code follow the copies, and solve for its attributes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpd_cli.widening.layers import LayerPlan, is_leaf
 from gpd_cli.widening.mismatch import Matches, Mismatch
+from gpd_cli.widening.numbers.alignment import aligned, summed
 from gpd_cli.widening.numbers.arithmetic import Attribute, attributes_in
 from gpd_cli.widening.numbers.axes import cut
 from gpd_cli.widening.numbers.calls import (
@@ -25,7 +26,6 @@ from gpd_cli.widening.numbers.calls import (
     Unfollowed,
     follow,
 )
-from gpd_cli.widening.numbers.meeting import aligned, summed
 from gpd_cli.widening.numbers.solve import Equation, Unsolvable, solve
 from gpd_cli.widening.observe.constants import Constants, source_axes
 from gpd_cli.widening.observe.record import Event, is_event
@@ -38,19 +38,20 @@ from gpd_cli.widening.tensors import expand_tensor
 
 @dataclass
 class Frame:
-    """One call of a container, while its own code runs.
+    """One call of a container, while the container's own code runs.
 
     Args:
         name: the container.
-        plain: whether its code gets what it asks for, as it would without being watched.
-        events: what the student's run saw of the same call.
-        equations: what the numbers in its code have to be.
-        maps: per parameter or buffer that it uses directly, per axis, how that axis widens.
-        fan_in: per parameter, which of these axes its products sum over.
+        by_trial: whether the code's calls are made unchanged, with guessed attributes.
+        events: the events of the same call in the student's run.
+        position: number of events seen so far.
+        equations: the equations of the numbers in the code.
+        maps: index maps by parameter or buffer that the code uses directly, and by axis.
+        fan_in: per such parameter the axis that a product sums over.
     """
 
     name: str
-    plain: bool = False
+    by_trial: bool = False
     events: Sequence[Event] = ()
     position: int = 0
     equations: list[Equation] = field(default_factory=list)
@@ -58,10 +59,13 @@ class Frame:
     fan_in: dict[str, int] = field(default_factory=dict)
 
     def next(self, function: Any) -> Event:
-        """What the student's run saw of the next call.
+        """The next event of the student's run.
+
+        Args:
+            function: the function that the wide network calls.
 
         Raises:
-            Mismatch: when it took another path.
+            Mismatch: when the student called another function.
         """
         if self.position >= len(self.events) or self.events[self.position].function != function:
             raise Mismatch(self.name, "its code takes another path when its layers are wider")
@@ -70,7 +74,7 @@ class Frame:
 
 
 class Following:
-    """What the own code of containers is given in the place of narrow numbers and constants.
+    """Replaces the narrow numbers and constants in the calls of containers' own code.
 
     Args:
         wide: the network that is widened.
@@ -88,43 +92,46 @@ class Following:
         """Note a parameter or buffer that the code of a container reads.
 
         Args:
-            name: its qualified name.
-            tensor: its value, narrow or wide.
+            name: qualified name of the tensor.
+            tensor: the tensor, narrow or wide.
         """
-        # What forward replaces is no state: it is computed again, from what has widened.
+        # Tensors that a forward replaces are no state: the wide network computes them again.
         if id(tensor) in self._own or name in self._wide.plan.tensors:
             self.constants.add(tensor, [name])
 
     def prepare(self, frame: Frame, call: Call) -> Call:
-        """A call as it has to be made for the copies in the wide network.
+        """The call with numbers and constants that fit the copies in the wide network.
 
         Args:
-            frame: whose code makes it.
-            call: as the code makes it.
+            frame: the running container.
+            call: the call as the container's code makes it.
 
         Raises:
-            Mismatch: when the copies do not lie as the code needs them.
+            Mismatch: when no numbers fit the copies.
         """
         if not is_event(call.function, call.args, call.kwargs, self.constants):
             return call
         event = frame.next(call.function)
         if call.function in NUMBERED:
             return self._follow(frame, event, call)
-        args, kwargs = self._meet(frame, event, call.function, call.args, call.kwargs)
+        args, kwargs = self._widen_constants(frame, event, call.function, call.args, call.kwargs)
         return Call(call.function, args, kwargs)
 
     def settle(self, frame: Frame, rule: Rule) -> bool:
-        """Change what the equations and constants of a container's code say, if anything.
+        """Widen the attributes and constants of a container, once its code has run.
 
         Args:
-            frame: of the container, after its code has run.
-            rule: what is said about its class by hand.
+            frame: the container's call, with its equations.
+            rule: the rule of the container's class.
+
+        Returns:
+            Whether anything changed.
 
         Raises:
-            Mismatch: when no values of its attributes fit.
+            Mismatch: when no values of the container's attributes fit.
         """
         for name in frame.maps.keys() - self._wide.plan.tensors.keys():
-            self._catch_up(frame, name)
+            self._note_deferred(frame, name)
         attributes = {a for e in frame.equations for a in attributes_in(e.expression)}
         values = {a: self._value(a) for a in attributes}
         fixed = {a for a in attributes if not self._may_change(a) or a.name in rule.keep}
@@ -148,8 +155,8 @@ class Following:
                 changed = True
         return changed
 
-    def _catch_up(self, frame: Frame, name: str) -> None:
-        """Note what the numbers of calls on a constant have to be, now that its source widens."""
+    def _note_deferred(self, frame: Frame, name: str) -> None:
+        """Note equations for earlier calls on a constant, now that the constant's source widens."""
         source = self._wide.source(name)
         for call, event, names in self._deferred:
             if name not in names:
@@ -175,13 +182,15 @@ class Following:
             return call
         narrow, names = event.tensors[0], self.constants.names(x)
         if names is not None and not names & self._wide.plan.tensors.keys():
-            # What it is computed from has not widened yet: its numbers are the narrow ones so far.
+            # The constant's source has not widened yet, so that narrow numbers fit for now.
             self._deferred.append((call, event, names))
             return _as_recorded(call, event)
         return _fit(frame, event, call, partial(self.matches.input, frame.name, narrow, x))
 
-    def _meet(self, frame: Frame, event: Event, func: Any, args: Any, kwargs: Any) -> Any:
-        """Copy constants along the axes that lie over axes of activations that have grown."""
+    def _widen_constants(
+        self, frame: Frame, event: Event, func: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """Copy constants along the axes that are aligned with grown axes of activations."""
         tensors = list(tensors_in((args, kwargs)))
         constant = [self.constants.names(t) for t in tensors]
         replaced: dict[int, Tensor] = {}
@@ -201,11 +210,11 @@ class Following:
                     map_, size = axes[below], event.tensors[c].shape[axis]
                     if map_ is None or size != map_.narrow or (size == 1 and sums is None):
                         continue
-                    shares = sums is not None and axis == sums[0]
-                    self.note_sources(frame, event.tensors[c], names, axis, map_, shares)
+                    divides = sums is not None and axis == sums[0]
+                    self.note_sources(frame, event.tensors[c], names, axis, map_, divides)
                     if wide.shape[axis] == size != len(map_):
                         axes_ = [map_ if k == axis else None for k in range(wide.ndim)]
-                        plan = TensorPlan(tuple(axes_), axis if shares else None)
+                        plan = TensorPlan(tuple(axes_), axis if divides else None)
                         wide = expand_tensor(wide, plan)
             if wide is not tensors[c]:
                 replaced[id(tensors[c])] = wide
@@ -218,17 +227,17 @@ class Following:
         names: Iterable[str],
         axis: int,
         map_: IndexMap,
-        shares: bool = False,
+        divides: bool = False,
     ) -> None:
-        """Note which axes of parameters follow a map that an axis derived from them follows.
+        """Note the index maps of parameters that a constant was computed from.
 
         Args:
-            frame: whose code uses the derived tensor.
-            derived: the narrow tensor, with its graph.
-            names: of the parameters and buffers that it was computed from.
-            axis: of the derived tensor.
-            map_: how that axis widens.
-            shares: whether it is summed over, so that copies share the weight.
+            frame: the container whose code uses the constant.
+            derived: the narrow constant, with its graph.
+            names: names of the parameters and buffers that the constant was computed from.
+            axis: an axis of the constant that widens.
+            map_: index map of this axis.
+            divides: whether a product sums over this axis, so that each copy gets 1/n.
 
         Raises:
             Mismatch: when a parameter would have to widen in two ways.
@@ -246,7 +255,7 @@ class Following:
                     raise Mismatch(frame.name, f"{name} is used across the copies of its channels")
                 if pieces[1].is_identity:
                     continue
-                if shares:
+                if divides:
                     frame.fan_in[name] = k
                 before = frame.maps.setdefault(name, {}).setdefault(k, pieces[1])
                 if before != pieces[1]:
@@ -257,7 +266,7 @@ class Following:
         return int(value if attribute.entry is None else value[attribute.entry])
 
     def _may_change(self, attribute: Attribute) -> bool:
-        """Whether an attribute is a container's own and not settled yet."""
+        """Whether an attribute belongs to a container's instance and is not settled yet."""
         module = self._wide.modules[attribute.owner]
         settled = attribute.name in self._wide.plan.attributes.get(attribute.owner, {})
         return not settled and not is_leaf(module) and attribute.name in module.__dict__
@@ -272,7 +281,7 @@ class Following:
 
 
 def _fit(frame: Frame, event: Event, call: Call, axes: Callable[[], Axes]) -> Call:
-    """A call with the numbers that fit the copies, with equations for what the code computes."""
+    """The call with numbers that fit the copies; their equations are added to the frame."""
     try:
         return follow(call, axes, event.tensors[0].shape, event.result, frame.equations)
     except Unfollowed as reason:
@@ -280,7 +289,7 @@ def _fit(frame: Frame, event: Event, call: Call, axes: Callable[[], Axes]) -> Ca
 
 
 def _as_recorded(call: Call, event: Event) -> Call:
-    """A call on a constant, with the numbers that the student's run gave it."""
+    """A call on a constant, with the numbers of the student's run."""
     if call.function is Tensor.view:
         return Call(Tensor.view, (call.input, event.result))
     if call.function in RESHAPES or call.function in UNFLATTENS:
@@ -294,7 +303,7 @@ def _as_recorded(call: Call, event: Event) -> Call:
 
 
 def _replace(value: Any, replaced: Mapping[int, Tensor]) -> Any:
-    """A nested structure in which some tensors are others."""
+    """A nested structure with some tensors replaced, by the id of the original."""
     if isinstance(value, Tensor):
         return replaced.get(id(value), value)
     if isinstance(value, dict):

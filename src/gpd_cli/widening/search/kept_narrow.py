@@ -1,4 +1,4 @@
-"""What may stay narrow inside of a container that nothing else makes exact."""
+"""Layers to keep narrow inside a container that cannot be widened exactly."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from gpd_cli.widening.observe.record import Recording
 
 
 def inner_layers(recording: Recording, name: str) -> dict[str, Layout]:
-    """The layers inside of a container whose outputs do not leave it, kept narrow."""
+    """Narrow layouts for the layers in a container whose outputs stay inside the container."""
     ends = recording.ends.get(name, set())
-    return _kept_narrow(recording, name, recording.sizes.keys() - ends)
+    return _kept_narrow(recording, name, recording.out_channels.keys() - ends)
 
 
 def stream_layers(recording: Recording, name: str, container: nn.Module) -> dict[str, Layout]:
-    """The layers inside of a container whose outputs leave one of its parts, kept narrow.
+    """Narrow layouts for the layers whose outputs leave a child of the container.
 
-    So are those whose outputs are added to theirs.
+    Layers whose outputs are added to these outputs are kept narrow as well.
     """
     parts = [part for part, _ in container.named_children()]
     stream = set().union(*(recording.ends.get(f"{name}.{part}", set()) for part in parts))
@@ -30,7 +30,7 @@ def stream_layers(recording: Recording, name: str, container: nn.Module) -> dict
 
 def _kept_narrow(recording: Recording, name: str, layers: Iterable[str]) -> dict[str, Layout]:
     return {
-        layer: (Segment(recording.sizes[layer], grows=False),)
+        layer: (Segment(recording.out_channels[layer], grows=False),)
         for layer in layers
-        if layer.startswith(f"{name}.") and layer in recording.sizes
+        if layer.startswith(f"{name}.") and layer in recording.out_channels
     }

@@ -1,4 +1,4 @@
-"""Whose decision the layout of each layer's outputs is, and which layers have to lie alike."""
+"""The container that decides each layer's layout, and the layers that need one layout."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from gpd_cli.widening.observe.record import Recording
 
 
 def splits_by_container(recording: Recording, scale: Scale) -> dict[str, dict[str, list[Split]]]:
-    """Per container the layers in it whose outputs are taken apart in it.
+    """The splits of layers' outputs, by the container that decides the layers' layout.
 
     Args:
-        recording: of the student.
-        scale: how much wider.
+        recording: the student's run.
+        scale: how much wider the network gets.
 
     Returns:
-        Per container, per layer, what takes its outputs apart; a layer belongs to the innermost
-        container that has both it and the code that does so.
+        Per container, per layer, the splits of the layer's outputs. The container is the innermost
+        one around both the layer and the code that takes its outputs apart.
     """
     found: dict[str, dict[str, list[Split]]] = {}
-    for layers, splits in _layers_that_lie_alike(recording, scale):
+    for layers, splits in _layers_of_one_layout(recording, scale):
         parents = [layer.rpartition(".")[0] for layer in layers]
         if len(layers) == 1:
             for container, split in splits:
                 common = _common(container, parents[0])
-                # What a module elsewhere calls its heads are plain channels to those in between.
+                # Names of heads in another module mean nothing to the containers in between.
                 known = split if common == container else replace(split, names=())
                 found.setdefault(common, {}).setdefault(layers[0], []).append(known)
             continue
@@ -37,12 +37,13 @@ def splits_by_container(recording: Recording, scale: Scale) -> dict[str, dict[st
     return found
 
 
-def _layers_that_lie_alike(
+def _layers_of_one_layout(
     recording: Recording, scale: Scale
 ) -> list[tuple[list[str], list[tuple[str, Split]]]]:
-    """Layers with what takes their outputs apart; those that are added to each other as one.
+    """Groups of layers that need one layout, with all splits of their outputs.
 
-    Copies side by side line up anyway when every channel has as many copies as the next.
+    Layers whose outputs are added need one layout, unless all channels have equally many copies:
+    copies side by side then coincide anyway.
     """
     groups = [{layer} for layer in recording.splits]
     if scale.multiple > 1 or not float(scale.ratio).is_integer():
@@ -53,13 +54,13 @@ def _layers_that_lie_alike(
     for group in groups:
         splits = [s for layer in group for s in recording.splits.get(layer, ())]
         if splits:
-            order = [layer for layer in recording.sizes if layer in group]
+            order = [layer for layer in recording.out_channels if layer in group]
             joined.append((order, list(dict.fromkeys(splits))))
     return joined
 
 
 def _common(a: str, b: str) -> str:
-    """The innermost module that contains both."""
+    """The innermost module that contains two modules, by name."""
     parts = []
     for x, y in zip(a.split("."), b.split("."), strict=False):
         if x != y:

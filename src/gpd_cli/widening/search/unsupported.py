@@ -1,7 +1,7 @@
 """Students that no expansion can be exact for, because of how they are wrapped or keep weights.
 
-An expansion copies a module and widens the parameters that its layers compute with. Here are the
-kinds of modules where that does not reach what is computed, each refused with what to do instead.
+An expansion copies a module and widens the parameters that its layers compute with. The modules
+here compute with something else; each kind is refused by a message that gives the remedy.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _REMOVERS = {
 
 
 def check_student(student: nn.Module) -> None:
-    """Check that all of a student is within reach of an expansion.
+    """Check that a student has no module that an expansion cannot widen.
 
     Args:
         student: the network to expand.
 
     Raises:
-        ExpansionError: when it is not; the message names the module, the cause and the remedy.
+        ExpansionError: for such a module; the message gives its name, the cause and the remedy.
     """
     for name, module in student.named_modules():
         reason = _wrapped(module) or _uninitialized(module) or _hidden(module) or _table(module)
@@ -41,7 +41,7 @@ def check_student(student: nn.Module) -> None:
 
 
 def _wrapped(module: nn.Module) -> str | None:
-    """Modules that run another one in a way of their own."""
+    """The reason to refuse a wrapper: TorchScript, torch.compile, parallel modules."""
     if isinstance(module, torch.jit.ScriptModule):
         return (
             "is compiled by TorchScript, whose code cannot be widened; pass the module that it was "
@@ -62,7 +62,7 @@ def _wrapped(module: nn.Module) -> str | None:
 
 
 def _uninitialized(module: nn.Module) -> str | None:
-    """Lazy layers before their first batch."""
+    """The reason to refuse a lazy layer before its first batch."""
     own = [*module._parameters.values(), *module._buffers.values()]
     if any(tensor is not None and is_lazy(tensor) for tensor in own):
         return "does not know its width yet; run the student once on a batch before"
@@ -70,7 +70,7 @@ def _uninitialized(module: nn.Module) -> str | None:
 
 
 def _hidden(module: nn.Module) -> str | None:
-    """Layers that compute with something else than the parameters they own."""
+    """The reason to refuse a layer that computes with other tensors than its own parameters."""
     if isinstance(module, nn.RNNBase):
         return (
             "keeps its weights a second time, out of reach of an expansion; build the network "
@@ -100,7 +100,7 @@ def _hidden(module: nn.Module) -> str | None:
 
 
 def _table(module: nn.Module) -> str | None:
-    """Tables whose rows depend on their width, or whose gradients cannot be cut."""
+    """The reason to refuse a table: rows that depend on their width, or sparse gradients."""
     if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return None
     if module.max_norm is not None:

@@ -1,10 +1,10 @@
-"""What may widen in a container besides its layers, and in which order to try it.
+"""Variables: attributes, tensors and layouts that may widen in a container, with their options.
 
 A container (a module with a forward of its own) reads attributes, tokens and tables, and takes
-the outputs of its layers apart. Each of these is a variable with a few options. As a rule only the
-outputs and the factors of products are left to be decided, for numbers and tensors are solved; all
-are tried where that does not do. The first guess goes by the sizes that are known to widen, and by
-the names of head counts; what does not work out is tried in another way, few changes first.
+the outputs of its layers apart. Each of these is a variable with a few options. As a rule only
+layouts and the factors of products are left to decide, since numbers and tensors are found by
+arithmetic; where arithmetic fails, all variables are tried. The first guess follows the sizes that
+are known to widen and the names of head counts; further guesses change few variables first.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from gpd_cli.widening.rules import COUNTS, PLACES, Rule
 Maps = Mapping[int, Sequence[IndexMap]]
 """Per narrow size, the index maps that axes of this size are known to widen by."""
 
-_MOST_SIZES = 8  # in a list that may hold widths
-_MOST_SEGMENTS = 4  # whose growing is tried one by one
+_MOST_SIZES = 8  # longer lists of integers hold no widths
+_MOST_SEGMENTS = 4  # up to so many segments, every combination of growing segments is tried
 
 
 @dataclass
 class Variable:
-    """One thing that may widen.
+    """An attribute, tensor or layout that may widen.
 
     Args:
         kind: ``number`` (an attribute), ``tensor`` or ``layout`` (of layers' outputs).
-        names: its qualified name; those of all layers that are alike and widen alike.
-        options: by label, what becomes of it; None for staying as it is.
-        counts: by label, the sizes that widen there, where they may count something (heads).
+        names: qualified name of the attribute or tensor, or names of all layers of one layout.
+        options: by label the wide value, plan or layout; None for staying narrow.
+        counts: by label the sizes that widen under this option and may count something (heads).
         first: label of the option to try first.
-        named: whether that is the one that the code itself names, as its number of heads.
+        named: whether names in the code say that the first option widens the number of heads.
     """
 
     kind: str
@@ -48,15 +48,15 @@ class Variable:
 
     @property
     def is_count(self) -> bool:
-        """Whether it is an attribute under one of the usual names of head counts."""
+        """Whether the variable is an attribute with one of the usual names of head counts."""
         return self.kind == "number" and self.names[0].rpartition(".")[2] in COUNTS
 
     def preferred(self, count: int | None, inner: bool) -> str:
-        """The option to try first when a count of this size is taken to widen.
+        """The option to try first under the assumption that a count of some size widens.
 
         Args:
-            count: the size.
-            inner: whether, where it occurs more than once, the inner one widens.
+            count: the size of the count.
+            inner: whether the innermost axis of this size widens, where there are several.
         """
         if self.named:
             return self.first
@@ -65,14 +65,14 @@ class Variable:
 
 
 def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule) -> Variable:
-    """An attribute that holds one or several integers.
+    """The variable of an attribute that holds one or several integers.
 
     Args:
-        name: its qualified name.
+        name: qualified name of the attribute.
         value: the narrow value.
-        known: sizes that widen.
-        scale: how much wider.
-        rule: what is known by hand.
+        known: index maps in use, by narrow size.
+        scale: how much wider the network gets.
+        rule: the rule of the container's class.
     """
     attribute = name.rpartition(".")[2]
     options: dict[str, Any] = {"keep": None}
@@ -114,15 +114,15 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
 
 
 def factor_variable(name: str, value: float, scale: Scale, rule: Rule) -> Variable:
-    """An attribute that holds a factor, such as what products of queries and keys are scaled by.
+    """The variable of an attribute that holds a factor, such as the scale of attention's products.
 
-    Where the heads themselves become wider, not more, these products are sums of more copies.
+    Where heads become wider instead of more, products of queries and keys are sums over copies.
 
     Args:
-        name: its qualified name.
+        name: qualified name of the attribute.
         value: the narrow value.
-        scale: how much wider.
-        rule: what is known by hand.
+        scale: how much wider the network gets.
+        rule: the rule of the container's class.
     """
     options: dict[str, Any] = {"keep": None}
     if float(scale.ratio).is_integer() and name.rpartition(".")[2] not in rule.keep:
@@ -138,15 +138,15 @@ def tensor_variable(
     scale: Scale,
     rule: Rule,
 ) -> Variable:
-    """A parameter or buffer that code uses directly: tokens, position embeddings, bias tables.
+    """The variable of a tensor that code uses directly: tokens, position embeddings, bias tables.
 
     Args:
-        name: its qualified name.
-        shape: its narrow shape.
-        known: sizes that widen.
-        blocks: in what blocks layers nearby may widen, with the counts of these blocks.
-        scale: how much wider.
-        rule: what is known by hand.
+        name: qualified name of the parameter or buffer.
+        shape: the narrow shape.
+        known: index maps in use, by narrow size.
+        blocks: sizes of the blocks that layers of the container may widen in, with their counts.
+        scale: how much wider the network gets.
+        rule: the rule of the container's class.
     """
     options: dict[str, Any] = {"keep": None}
     counts: dict[str, set[int]] = {}
@@ -189,14 +189,14 @@ def tensor_variable(
 def layout_variable(
     names: tuple[str, ...], size: int, splits: Sequence[Split], scale: Scale, rule: Rule, local: str
 ) -> Variable:
-    """The order in which a layer's wide outputs lie.
+    """The variable of a layout: the order of the wide outputs of one or several layers.
 
     Args:
-        names: the layers.
-        size: their narrow number of outputs.
-        splits: how code took their outputs apart.
-        scale: how much wider.
-        rule: what is known by hand.
+        names: names of the layers.
+        size: the layers' narrow out_channels.
+        splits: the splits of the layers' outputs.
+        scale: how much wider the network gets.
+        rule: the rule of the container's class.
         local: the first layer's name inside the container.
     """
     options: dict[str, Any] = {"plain": (Segment(size),)}
@@ -226,7 +226,7 @@ def layout_variable(
 
 
 def blocks_in(variables: Sequence[Variable]) -> dict[int, set[int]]:
-    """In what blocks the outputs of some layers may widen, with the counts of these blocks."""
+    """Sizes of the blocks that layers' outputs may widen in, with the counts of these blocks."""
     blocks: dict[int, set[int]] = {}
     for variable in variables:
         for label, layout in variable.options.items():
@@ -248,14 +248,14 @@ def _layouts(size: int, split: Split) -> Iterator[tuple[str, Layout, set[int]]]:
             block *= f
         counts = {factor} if split.may_count(k) else set()
         if size < split.size and split.size % size == 0:
-            # It was joined with others before, or unfolded.
+            # The outputs were joined with others before the split, or unfolded.
             if size % (parts * block) == 0:
                 yield f"factor {k}", (Segment(size, parts, block),), counts
             block, rest = divmod(block, split.size // size)
             if rest:
                 continue
         elif size % split.size == 0:
-            parts *= size // split.size  # it was cut into parts before
+            parts *= size // split.size  # the outputs were cut into parts before the split
         else:
             continue
         if size % (parts * block) == 0:
@@ -263,7 +263,7 @@ def _layouts(size: int, split: Split) -> Iterator[tuple[str, Layout, set[int]]]:
 
 
 def _segmented(sizes: Sequence[int]) -> Iterator[tuple[str, Layout, set[int]]]:
-    """Outputs that are cut into segments, of which some widen and others do not."""
+    """Layouts of outputs that are cut into segments, for each choice of segments that widen."""
     able = [k for k, size in enumerate(sizes) if size > 1]
     for count in range(len(able), 0, -1):
         for growing in itertools.combinations(able, count if len(able) <= _MOST_SEGMENTS else 0):

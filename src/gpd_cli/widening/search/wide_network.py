@@ -1,4 +1,4 @@
-"""The copy that is widened step by step, and can be put back to an earlier step."""
+"""The copy of the student that is widened step by step, and can return to an earlier state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LAYER_WIDTHS = {"in_features", "out_features", "in_channels", "out_channels", "
 
 
 class WideNetwork:
-    """A network that is widened along with a plan of what was done.
+    """A copy of the student that is widened step by step, with the plan of all steps.
 
     Args:
         narrow: the student; its tensors are shared until they are widened, and never changed.
@@ -34,7 +34,7 @@ class WideNetwork:
 
         Args:
             name: the module.
-            layer: what changes.
+            layer: the changes.
         """
         prefix = f"{name}." if name else ""
         module = self.network.get_submodule(name)
@@ -46,17 +46,17 @@ class WideNetwork:
             self.plan.tensors[prefix + local] = plan
 
     def state(self) -> WidthPlan:
-        """What has been widened so far, for `restore`."""
+        """A copy of the plan so far, for `restore`."""
         attributes = {name: dict(values) for name, values in self.plan.attributes.items()}
         return WidthPlan(
             self.plan.ratio, dict(self.plan.tensors), attributes, dict(self.plan.narrow)
         )
 
     def restore(self, state: WidthPlan) -> None:
-        """Undo what was widened since.
+        """Return to an earlier state.
 
         Args:
-            state: what `state` returned then.
+            state: the output of `state` at that time.
         """
         for name, values in self.plan.attributes.items():
             for attribute in values:
@@ -66,10 +66,10 @@ class WideNetwork:
         for name in self.plan.tensors.keys() - state.tensors.keys():
             self._set(name, _tensor(self.narrow, name))
         self.plan = state
-        self.plan = self.state()  # a copy, so that it can be restored once more
+        self.plan = self.state()  # a copy, so that the state can be restored again
 
     def drop_idle_attributes(self) -> None:
-        """Undo the widths that a guess set on layers that did not widen after all."""
+        """Remove from the plan the widths that a guess set on layers that stay narrow."""
         for name, attributes in self.plan.attributes.items():
             tensors = dict(self.modules[name].named_parameters(recurse=False))
             widened = any(f"{name}.{local}" in self.plan.tensors for local in tensors)
@@ -79,15 +79,15 @@ class WideNetwork:
         self.plan.attributes = {name: a for name, a in self.plan.attributes.items() if a}
 
     def tensor(self, name: str) -> Tensor:
-        """A parameter or buffer as it is now."""
+        """A parameter or buffer of the copy, widened or not."""
         return _tensor(self.network, name)
 
     def source(self, name: str) -> Tensor:
-        """A parameter or buffer as it was."""
+        """A parameter or buffer of the student."""
         return _tensor(self.narrow, name)
 
     def is_tensor(self, value: Any, name: str) -> bool:
-        """Whether a value is a certain parameter, as it is now or as it was."""
+        """Whether a value is a certain parameter, of the copy or of the student."""
         return value is self.tensor(name) or value is _tensor(self.narrow, name)
 
     def _set(self, name: str, tensor: Tensor) -> None:

@@ -1,12 +1,11 @@
 """Run a network while it is widened, module by module.
 
-Just before a layer runs, the channels of its actual input are matched by value with the recorded
-ones: that says which wide channel copies which narrow one, through whatever concatenation,
-shuffle or transposition led there, and the layer is widened then and there. The own code of a
-container gets the numbers and constants that fit the copies (`following`); from these its
-attributes, tokens and tables are solved once it has run. How the outputs of its layers lie is left
-to be decided, and tried, the likeliest first; what worked is remembered for other modules of its
-class.
+Just before a layer runs, the channels of its input are matched by value with the channels of the
+recorded input. The match gives the index map, whatever concatenations, shuffles or transpositions
+led there, and the layer is widened at once. The own code of a container gets the numbers and
+constants that fit the copies (`follow`); once the container has run, its attributes, tokens and
+tables are solved for. The layouts of its layers are found by trial, the likeliest first; what
+worked is remembered for other modules of the same class.
 """
 
 from __future__ import annotations
@@ -35,30 +34,30 @@ from gpd_cli.widening.observe.record import Recording
 from gpd_cli.widening.plan import IndexMap, WidthPlan
 from gpd_cli.widening.rules import Rule, rule_for
 from gpd_cli.widening.running.locate import short_text
-from gpd_cli.widening.running.ours import own_errors
+from gpd_cli.widening.running.own_errors import own_errors
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.running.tracing import Tracer, first_tensor, linear_call, tensors_in
-from gpd_cli.widening.search.choices import Choices, Sizes
+from gpd_cli.widening.search.choices import Choices, MapsInUse
 from gpd_cli.widening.search.exclusion import excluded_layers
 from gpd_cli.widening.search.follow import Following, Frame
 from gpd_cli.widening.search.kept_narrow import inner_layers, stream_layers
-from gpd_cli.widening.search.order import Assignment, assignments, counts_in
+from gpd_cli.widening.search.trial_order import Assignment, assignments, counts_in
 from gpd_cli.widening.search.variables import Variable
 from gpd_cli.widening.search.wide_network import WideNetwork
 
-_MOST_TRIALS = 12  # of one container, with those of the containers in it
-_MOST_ARITHMETIC = 4  # where no numbers do
+_MOST_TRIALS = 12  # for one container, trials of the containers inside included
+_MOST_ARITHMETIC = 4  # trials after a failure that no numbers help against
 
 
 class Widening(Tracer):
-    """One run of a copy of the network that is widened on the way.
+    """One run of a copy of the student that is widened on the way.
 
     Args:
         narrow: the student, float64, in eval mode.
-        recording: what its run on the probe batch showed.
-        scale: how much wider.
-        exclude: patterns of layer names whose outputs keep their width.
-        plain: containers whose numbers are found by trial, since solving for them did not do.
+        recording: the student's run on the probe batch.
+        scale: how much wider the network gets.
+        exclude: patterns of names of layers that keep their output channels.
+        by_trial: containers whose numbers are found by trial, since the solution was wrong.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Widening(Tracer):
         recording: Recording,
         scale: Scale,
         exclude: Sequence[str] = (),
-        plain: Collection[str] = (),
+        by_trial: Collection[str] = (),
     ) -> None:
         super().__init__()
         self._wide = WideNetwork(narrow, scale.ratio)
@@ -76,19 +75,19 @@ class Widening(Tracer):
         self._scale = scale
         self._kept = recording.kept | excluded_layers(self._layers(), exclude)
         self._choices = Choices(self._wide, recording, scale, self._kept)
-        self._plain = plain
+        self._by_trial = by_trial
         self._calls: dict[str, int] = {}
-        self._found: dict[str, tuple[IndexMap | None, ...]] = {}
+        self._input_axes: dict[str, tuple[IndexMap | None, ...]] = {}
         self._layouts: dict[str, Layout] = {}
         self._settled: set[str] = set()
         self._remembered: dict[type, list[Mapping[str, str]]] = {}
         self._frames: list[Frame | None] = []
         self._failed: Frame | None = None
         self._following = Following(self._wide)
-        self._hopeless: set[type] = set()
+        self._failed_classes: set[type] = set()
         self.trials = 0
         self.confirming = False
-        self._given_up: Mismatch | None = None
+        self._first_failure: Mismatch | None = None
 
     def run(self, images: Tensor) -> WidthPlan:
         """Widen while running.
@@ -107,34 +106,34 @@ class Widening(Tracer):
                 module.forward = self._container(name, module.forward)
         with torch.no_grad(), self, reading(self._wide.network, self._number, self._tensor):
             self._wide.network(images.clone())
-            if self._given_up is not None and not self._wide.plan.tensors:
-                raise self._given_up  # that nothing widens at all is no way out
+            if self._first_failure is not None and not self._wide.plan.tensors:
+                raise self._first_failure  # a plan in which nothing widens does not help
             self._wide.drop_idle_attributes()
             self._confirm(images)
         self._wide.plan.trials = self.trials
         return self._wide.plan
 
     def _confirm(self, images: Tensor) -> None:
-        """Run once more, with what was found and with what the code itself computes.
+        """Run the widened network once more with its calls unchanged.
 
         Raises:
-            Mismatch: when that is not what the student computes.
+            Mismatch: when the network does not compute what the student computes.
         """
         self.confirming, self._calls, self._frames = True, {}, []
         refresh(self._wide.network)
         self._wide.network(images.clone())
 
     @contextmanager
-    def _top(self, frame: Frame | None) -> Iterator[None]:
-        """Let what runs be code of a container, or, with None, nothing that is to be watched."""
+    def _running(self, frame: Frame | None) -> Iterator[None]:
+        """Mark the code within this context as a container's own, or with None as unobserved."""
         depth = len(self._frames)
         self._frames.append(frame)
         try:
             yield
         finally:
-            del self._frames[depth:]  # with those of layers that failed
+            del self._frames[depth:]  # with the frames of layers that failed
 
-    # What code reads
+    # Attribute reads
 
     def _number(self, owner: str, name: str, value: Any) -> Any:
         if not self._frames or self._frames[-1] is None or name.startswith("__"):
@@ -159,8 +158,8 @@ class Widening(Tracer):
         return hook
 
     def _widen_layer(self, name: str, x: Tensor | None) -> None:
-        """Widen a layer as its input says."""
-        axes = () if x is None else self._axes(name, x)  # a table is given numbers of rows
+        """Widen a layer by the index maps of its input."""
+        axes = () if x is None else self._axes(name, x)  # a table's input is row numbers
         if axes is None:
             return
         try:
@@ -179,11 +178,11 @@ class Widening(Tracer):
         self._frames.pop()
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Let numbers, constants and the weights of linear functions follow the copies."""
+        """Make a call with numbers, constants and weights that fit the copies."""
         frame = self._frames[-1] if self._frames else None
         if frame is None or self.confirming:
             return func(*args, **kwargs)
-        if not frame.plain:
+        if not frame.by_trial:
             with own_errors():
                 call = self._following.prepare(frame, Call(func, args, kwargs))
             func, args, kwargs = call.function, call.args, dict(call.kwargs)
@@ -192,7 +191,7 @@ class Widening(Tracer):
         return result
 
     def _linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Widen weights that a linear function is called with directly."""
+        """Make a call; if it passes a parameter to a linear function, widen the parameter."""
         linear = linear_call(func, args, kwargs) if self._recording.direct else None
         name = None if linear is None else self._direct_name(linear[1])
         if linear is None or name is None:
@@ -221,10 +220,10 @@ class Widening(Tracer):
         return func(named["input"], named["weight"], named["bias"], *args[3:], **rest)
 
     def _computed_bias(self, name: str, bias: Tensor, out: IndexMap) -> Tensor:
-        """A bias that code computes from parameters, as wide as the outputs it is added to."""
+        """Widen a bias that code computes from parameters to the width of the outputs."""
         frame, derived = self._frames[-1], self._recording.biases.get(name)
         names = self._following.constants.names(bias)
-        if frame is None or frame.plain or derived is None or names is None:
+        if frame is None or frame.by_trial or derived is None or names is None:
             return bias
         self._following.note_sources(frame, derived, names, 0, out)
         return bias if len(bias) == len(out) else bias[out.tensor]
@@ -236,7 +235,7 @@ class Widening(Tracer):
         return None
 
     def _axes(self, name: str, x: Tensor) -> tuple[IndexMap | None, ...] | None:
-        """How the input of a layer widened; None where the layer is planned already."""
+        """The index maps of a layer's input; None where the layer is planned already."""
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
         recorded = self._recording.inputs.get(name, [])
@@ -244,14 +243,14 @@ class Widening(Tracer):
             return None
         axes = self._following.matches.input(name, recorded[call][0], x)
         if call == 0:
-            self._found[name] = axes
+            self._input_axes[name] = axes
             return axes
-        if axes != self._found[name]:
+        if axes != self._input_axes[name]:
             raise Mismatch(name, "it is called several times, with inputs that widen differently")
         return None
 
     def _layout(self, name: str) -> Layout | None:
-        size = self._recording.sizes.get(name)
+        size = self._recording.out_channels.get(name)
         if name in self._layouts or size is None:
             return self._layouts.get(name)
         return (Segment(size, grows=size > 1),)
@@ -270,11 +269,11 @@ class Widening(Tracer):
             if call >= len(recorded):
                 return forward(*args, **kwargs)
 
-            def attempt(plain: bool) -> Any:
+            def attempt(by_trial: bool) -> Any:
                 events = self._recording.events.get((name, call), ())
-                frame = Frame(name, plain, events)
+                frame = Frame(name, by_trial, events)
                 try:
-                    with self._top(frame):
+                    with self._running(frame):
                         output = forward(*args, **kwargs)
                     with own_errors():
                         self._following.matches.check_output(
@@ -286,36 +285,40 @@ class Widening(Tracer):
                         reason = f"its forward does not run ({short_text(error)})"
                         raise Mismatch(name, reason) from error
                     raise
-                if not plain and not self.confirming:
+                if not by_trial and not self.confirming:
                     with own_errors():
                         self._following.settle(frame, self._rule(frame.name))
                 return output
 
-            with self._top(None):
+            with self._running(None):
                 if self.confirming or name in self._settled:
-                    return attempt(plain=False)
-                return self._try(name, attempt, lambda: self._known(name, call, (args, kwargs)))
+                    return attempt(by_trial=False)
+                return self._try_guesses(
+                    name, attempt, lambda: self._maps_in_use(name, call, (args, kwargs))
+                )
 
         return run
 
-    def _try(self, name: str, attempt: Callable[[bool], Any], known: Callable[[], Sizes]) -> Any:
-        """Run a container with one guess after the other."""
+    def _try_guesses(
+        self, name: str, attempt: Callable[[bool], Any], maps_in_use: Callable[[], MapsInUse]
+    ) -> Any:
+        """Run a container with one guess after the other, until one is exact."""
         before = self._state()
         failure: Mismatch | None = None
         containers, cls = self._containers_in(name), type(self._modules[name])
         spent = self.trials
-        for plain in (False, True) if name not in self._plain else (True,):
+        for by_trial in (False, True) if name not in self._by_trial else (True,):
             with own_errors():
-                variables, guesses = self._guesses(name, known, solved=not plain)
+                variables, guesses = self._guesses(name, maps_in_use, solved=not by_trial)
             fails_inside = False
             for guess in guesses:
-                if failure is not None and self.trials - spent >= self._patience(cls, failure):
+                if failure is not None and self.trials - spent >= self._trial_limit(cls, failure):
                     break
                 refresh(self._wide.network.get_submodule(name))
                 try:
                     with own_errors():
-                        self._adopt(variables, guess)
-                    output = self._attempt(name, attempt, plain)
+                        self._apply_guess(variables, guess)
+                    output = self._attempt(name, attempt, by_trial)
                     if not name and failure is not None and not self._wide.plan.tensors:
                         raise failure
                 except Mismatch as mismatch:
@@ -333,20 +336,20 @@ class Widening(Tracer):
             if fails_inside or (failure is not None and failure.arithmetic):
                 break
         assert failure is not None
-        self._hopeless.add(cls)
+        self._failed_classes.add(cls)
         return self._keep_narrow(name, lambda: self._attempt(name, attempt, False), before, failure)
 
-    def _patience(self, cls: type, failure: Mismatch) -> int:
-        """How many trials a container is worth."""
-        if cls in self._hopeless:
+    def _trial_limit(self, cls: type, failure: Mismatch) -> int:
+        """The largest number of trials for a container after its first failure."""
+        if cls in self._failed_classes:
             return 1
         return _MOST_ARITHMETIC if failure.arithmetic else _MOST_TRIALS
 
     def _guesses(
-        self, name: str, known: Callable[[], Sizes], *, solved: bool
+        self, name: str, maps_in_use: Callable[[], MapsInUse], *, solved: bool
     ) -> tuple[list[Variable], Iterator[Assignment]]:
-        """What is to be decided in a container, and how to try it, the likeliest way first."""
-        variables = self._choices.variables(name, known, self._layouts, solved=solved)
+        """The variables of a container, and the guesses to try, the likeliest first."""
+        variables = self._choices.variables(name, maps_in_use, self._layouts, solved=solved)
         remembered = [
             {f"{name}.{local}" if name else local: label for local, label in labels.items()}
             for labels in self._remembered.get(type(self._modules[name]), ())
@@ -354,26 +357,26 @@ class Widening(Tracer):
         counts = counts_in(variables, self._recording.reads.get(name))
         return variables, assignments(variables, counts, remembered)
 
-    def _attempt(self, name: str, attempt: Callable[[bool], Any], plain: bool) -> Any:
-        """Run a container; where its code needs attributes before all are known, once more."""
+    def _attempt(self, name: str, attempt: Callable[[bool], Any], by_trial: bool) -> Any:
+        """Run a container, and once more if its code failed before all attributes were solved."""
         before = self._state()
         try:
-            return attempt(plain)
+            return attempt(by_trial)
         except Exception as error:
             frame = self._failed
             elsewhere = isinstance(error, Mismatch) and (error.name != name or error.arithmetic)
-            if plain or elsewhere or frame is None or frame.name != name:
+            if by_trial or elsewhere or frame is None or frame.name != name:
                 raise
-            adopted = self._state()[0]
+            guessed = self._state()[0]
             self._restore(before)
             if not self._settles(frame):
-                self._wide.restore(adopted)
+                self._wide.restore(guessed)
                 raise
             self.trials += 1
-            return attempt(plain)
+            return attempt(by_trial)
 
     def _settles(self, frame: Frame) -> bool:
-        """Whether what is known so far of a container's numbers and constants changes anything."""
+        """Whether the equations noted so far change any attribute or constant of a container."""
         try:
             return self._following.settle(frame, self._rule(frame.name))
         except Mismatch:
@@ -382,10 +385,10 @@ class Widening(Tracer):
     def _keep_narrow(
         self, name: str, attempt: Callable[[], Any], before: tuple[Any, ...], failure: Mismatch
     ) -> Any:
-        """The last resort: what fails inside of a container, or is handed on in it, stays as it is.
+        """The last resort: keep layers inside the container narrow.
 
         Raises:
-            Mismatch: the failure itself, where that does not help either.
+            Mismatch: the given failure, where narrow layers do not help either.
         """
         if failure.name in self._containers_in(name):
             narrow = stream_layers(self._recording, name, self._modules[name])
@@ -403,12 +406,12 @@ class Widening(Tracer):
             self.trials += 1
             self._restore(before)
             raise failure from None
-        self._given_up = self._given_up or failure
+        self._first_failure = self._first_failure or failure
         self._settled.add(name)
         return output
 
-    def _known(self, name: str, call: int, arguments: Any) -> Sizes:
-        """By what maps axes of each size widen around here, and which sizes of inputs do not."""
+    def _maps_in_use(self, name: str, call: int, arguments: Any) -> MapsInUse:
+        """Index maps in use for each axis size in a container, and sizes of inputs that stay."""
         known: dict[int, list[IndexMap]] = {}
 
         def add(map_: IndexMap | None) -> None:
@@ -423,17 +426,17 @@ class Widening(Tracer):
                 add(map_)
                 fixed.update({size} if map_ is None else ())
         prefix = f"{name}." if name else ""
-        for layer, size in self._recording.sizes.items():
+        for layer, size in self._recording.out_channels.items():
             if layer.startswith(prefix) and layer not in self._kept and size > 1:
                 add(layout_map((Segment(size),), self._scale))
         return known, fixed
 
-    def _adopt(self, variables: Sequence[Variable], guess: Assignment) -> None:
+    def _apply_guess(self, variables: Sequence[Variable], guess: Assignment) -> None:
         for variable, label in zip(variables, guess, strict=True):
             value = variable.options[label]
             owner, _, local = variable.names[0].rpartition(".")
             if variable.kind == "layout":
-                if label != "plain":  # else it is left to containers further inside
+                if label != "plain":  # otherwise containers further inside decide the layout
                     self._layouts.update(dict.fromkeys(variable.names, value))
             elif value is not None and variable.kind == "number":
                 self._wide.apply(owner, LayerPlan(attributes={local: value}))
@@ -452,13 +455,13 @@ class Widening(Tracer):
     # State
 
     def _state(self) -> tuple[Any, ...]:
-        tracked = (self._calls, self._found, self._layouts, self._settled)
+        tracked = (self._calls, self._input_axes, self._layouts, self._settled)
         return (self._wide.state(), *(copy.copy(value) for value in tracked))
 
     def _restore(self, state: tuple[Any, ...]) -> None:
         wide, *tracked = state
         self._wide.restore(wide)
-        self._calls, self._found, self._layouts, self._settled = map(copy.copy, tracked)
+        self._calls, self._input_axes, self._layouts, self._settled = map(copy.copy, tracked)
 
     def _layers(self) -> list[str]:
         leaves = [name for name, module in self._modules.items() if is_leaf(module)]
@@ -473,7 +476,7 @@ class Widening(Tracer):
 
 
 def title(name: str, modules: Mapping[str, nn.Module]) -> str:
-    """What a message calls a module, or the weight of one: its name and class."""
+    """Name and class of a module, or of the module that owns a weight, for messages."""
     if name not in modules:
         name = name.rpartition(".")[0]
     return f"{name or 'the network'} ({type(modules[name]).__name__})"

@@ -1,4 +1,4 @@
-"""In which order to try how the variables of a container are settled: the likeliest first."""
+"""The order of trials: ways to settle the variables of a container, the likeliest first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_CHANGES = 3
 
 
 def counts_in(variables: Sequence[Variable], reads: Reads | None) -> list[int | None]:
-    """Sizes to try as a count that widens: those under a usual name first, then none, then all."""
+    """Sizes to try as a count that widens: first under usual names, then None, then all others."""
     found: dict[int | None, None] = {}
     if reads is not None:
         for name, value in reads.numbers.items():
@@ -38,7 +38,7 @@ def assignments(
     """All ways to settle the variables that are worth a trial, the likeliest first.
 
     Args:
-        variables: what is to be settled.
+        variables: the variables to settle.
         counts: sizes that may be counts that widen.
         remembered: labels by variable name that worked for other modules of the class.
     """
@@ -48,7 +48,7 @@ def assignments(
         pairs = zip(known, variables, strict=True)
         old.append(tuple(label if label in v.options else v.first for label, v in pairs))
     bases = [_base(variables, count, inner) for count in counts for inner in (True, False)]
-    # Second: widths of heads grow, not their number, and the factor of products makes up for it.
+    # Second: wider heads instead of more heads; the factor of products makes up for the width.
     bases[1:1] = [_widths(variables, factor) for factor in ("keep", "shared")]
     bases.append(tuple(v.first if v.kind == "layout" else "keep" for v in variables))
     bases = [
@@ -56,7 +56,7 @@ def assignments(
     ]
     full = [base for base in bases if _is_full(variables, base)]
     seen: set[Assignment] = set()
-    # What worked before; then what widens everything; only then what leaves some of it narrow.
+    # First what worked before, then what widens all outputs, then what keeps some narrow.
     for candidate in itertools.chain(
         old,
         (c for c in _around(variables, full, _MOST_CHANGES - 1) if _is_full(variables, c)),
@@ -68,17 +68,17 @@ def assignments(
 
 
 def _base(variables: Sequence[Variable], count: int | None, inner: bool) -> Assignment:
-    """The first guess when sizes equal to a count are taken to widen."""
+    """The first guess under the assumption that sizes equal to a count widen."""
     named = any(v.is_count and count in set().union(*v.counts.values()) for v in variables)
     return tuple(
-        # Other numbers that happen to equal the number of heads are something else.
+        # Attributes under other names that equal the number of heads are no counts.
         v.first if named and v.kind == "number" and not v.is_count else v.preferred(count, inner)
         for v in variables
     )
 
 
 def _widths(variables: Sequence[Variable], factor: str) -> Assignment:
-    """All layers with their copies side by side, and factors as they are or shared by copies."""
+    """All layers with their copies side by side, and factors kept or divided by the ratio."""
     return tuple(
         "plain" if "plain" in v.options else factor if "shared" in v.options else v.first
         for v in variables
@@ -88,7 +88,7 @@ def _widths(variables: Sequence[Variable], factor: str) -> Assignment:
 def _around(
     variables: Sequence[Variable], bases: Sequence[Assignment], most: int
 ) -> Iterator[Assignment]:
-    """Some assignments with up to so many changes, few changes first."""
+    """Assignments that differ from the bases in at most ``most`` labels, few changes first."""
     for changes in range(most + 1):
         for base in bases:
             for which in itertools.combinations(range(len(variables)), changes):
@@ -103,7 +103,7 @@ def _around(
 
 
 def _is_full(variables: Sequence[Variable], assignment: Assignment) -> bool:
-    """Whether all outputs of layers widen, apart from single ones."""
+    """Whether all outputs of layers widen, apart from segments of a single output."""
     return all(
         segment.grows or segment.size == 1
         for variable, label in zip(variables, assignment, strict=True)

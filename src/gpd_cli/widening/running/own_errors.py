@@ -1,4 +1,4 @@
-"""Keep errors of this package's own code apart from those of the code that it runs."""
+"""Keep errors of this package's own code apart from errors of the network's code."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gpd_cli.widening.mismatch import Mismatch
 class OwnError(BaseException):
     """An error of this package's own code, met while a network's forward runs.
 
-    It is no `Exception`, so that no handler for errors of a network's code takes it for one.
+    Not derived from `Exception`, so that no handler for errors of a network's code catches it.
 
     Args:
-        error: what was raised.
+        error: the original exception.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -25,7 +25,7 @@ class OwnError(BaseException):
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Mark what is raised in here as an error of this package's own code."""
+    """Raise every unexpected exception within this context as an `OwnError`."""
     try:
         yield
     except (Mismatch, ExpansionError):
@@ -35,8 +35,8 @@ def own_errors() -> Iterator[None]:
 
 
 @contextmanager
-def unmarked() -> Iterator[None]:
-    """Raise errors of this package's own code as what they are."""
+def original_errors() -> Iterator[None]:
+    """Raise the original exception instead of an `OwnError`."""
     try:
         yield
     except OwnError as failure:

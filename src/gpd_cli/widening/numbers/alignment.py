@@ -1,4 +1,4 @@
-"""Where parameters that code uses directly meet activations: which axes of both lie together."""
+"""Axes of constants that coincide with axes of activations in a call, by broadcasting or sums."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Their operands are summed over, or looked up, and not laid over each other.
+# Functions that sum over or look up their operands, and do not broadcast them to each other.
 _UNALIGNED = {
     torch.einsum,
     F.linear,
@@ -48,8 +48,8 @@ _BY_CHANNEL = {F.batch_norm, F.instance_norm, F.group_norm, F.prelu, torch.prelu
 _JOINING = {torch.cat, torch.concat, torch.concatenate}
 
 
-def meets(function: Callable[..., Any]) -> bool:
-    """Whether a function lays its tensors over each other, as element-wise functions do."""
+def overlays_operands(function: Callable[..., Any]) -> bool:
+    """Whether a function aligns the axes of its tensors, as element-wise functions do."""
     return function not in _UNALIGNED
 
 
@@ -60,17 +60,17 @@ def aligned(
     x: Tensor,
     constant: Tensor,
 ) -> dict[int, int]:
-    """Which axes of a constant lie over which axes of an activation in a call.
+    """The axis of an activation that each axis of a constant is aligned with in a call.
 
     Args:
-        function: what both are passed to.
-        args: its arguments.
-        kwargs: its keyword arguments.
+        function: the function that both are passed to.
+        args: the call's positional arguments.
+        kwargs: the call's keyword arguments.
         x: the activation.
         constant: the constant.
 
     Returns:
-        Per axis of the constant the axis of the activation; others are left out.
+        Per axis of the constant the axis of the activation; axes without one are left out.
     """
     if function in _PRODUCTS:
         return {}
@@ -79,8 +79,8 @@ def aligned(
     if function in _JOINING:
         joined = args[1] if len(args) > 1 else kwargs.get("dim", 0)
         return {k: k for k in range(constant.ndim) if k != joined % constant.ndim}
-    # A mask of attention lies over products of queries and keys, [..., heads, queries, keys]: with
-    # queries it has all but the last two axes in common.
+    # An attention mask is added to products of queries and keys, [..., heads, queries, keys]: all
+    # axes but the last two are aligned with axes of the queries.
     common = constant.ndim - 2 * (function is F.scaled_dot_product_attention)
     offset = x.ndim - constant.ndim
     return {k: k + offset for k in range(common) if k + offset >= 0}
@@ -89,16 +89,16 @@ def aligned(
 def summed(
     function: Callable[..., Any], args: tuple[Any, ...], x: Tensor, constant: Tensor
 ) -> tuple[int, int] | None:
-    """Over which axis of a constant a matrix product with an activation sums.
+    """The axes that a matrix product of a constant and an activation sums over.
 
     Args:
-        function: what both are passed to.
-        args: its arguments.
+        function: the function that both are passed to.
+        args: the call's positional arguments.
         x: the activation.
         constant: the constant.
 
     Returns:
-        The axis of the constant and that of the activation, or None where it is no such product.
+        The axis of the constant and the axis of the activation, or None for other functions.
     """
     if function not in _PRODUCTS or len(args) < 2:
         return None
