@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from gpd_cli import Pair, expand
 from gpd_cli.branches import BranchBank
 from gpd_cli.teacher.build import merged_teacher
-from gpd_cli.teacher.kernel import split_kernel
+from gpd_cli.teacher.kernel import both_kernels
 from gpd_cli.widening.plan import IndexMap, TensorPlan
 from gpd_cli.widening.running.randomize import randomize
 from gpd_cli.widening.tensors import Storage, expand_tensor, stored_scales
@@ -290,24 +290,24 @@ PLANS = {
 }
 
 
-def plain_split(
+def plain_kernels(
     merged: Tensor,
-    share: Tensor | None,
+    teacher_scale: Tensor | None,
     plan: TensorPlan,
     storage: Storage,
-    gain: Tensor | None,
+    student_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """What `split_kernel` computes, as operations that autograd knows."""
+    """What `both_kernels` computes, as operations that autograd knows."""
     student = merged
     for axis, map_ in enumerate(plan.axes):
         if map_ is not None:
             student = student.index_select(axis, map_.firsts)
     scale = torch.ones_like(merged)
-    if share is not None and storage == "mixed":
-        scale[plan.block] = share.expand(student.shape).clone()
-    elif share is not None:
-        scale *= share
-    return merged * scale, student if gain is None else student * gain
+    if teacher_scale is not None and storage == "mixed":
+        scale[plan.block] = teacher_scale.expand(student.shape).clone()
+    elif teacher_scale is not None:
+        scale *= teacher_scale
+    return merged * scale, student if student_scale is None else student * student_scale
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -320,7 +320,7 @@ def test_a_kernels_gradient_is_that_of_plain_operations(
     narrow = torch.randn(shape, dtype=torch.float64)
     stored = expand_tensor(narrow, plan, noise=1.0)
     out_axis = None if plan.fan_in is None else 1 - plan.fan_in
-    share, gain = stored_scales(plan, storage, stored, out_axis)
+    teacher_scale, student_scale = stored_scales(plan, storage, stored, out_axis)
     weights = torch.randn_like(stored), torch.randn_like(narrow)
 
     def gradient(split) -> tuple[Tensor, ...]:
@@ -331,13 +331,17 @@ def test_a_kernels_gradient_is_that_of_plain_operations(
         assert merged.grad is not None
         return (*(r.detach() for r in results), merged.grad)
 
-    actual = gradient(lambda merged: split_kernel(merged, share, plan.block, storage, gain))
-    expected = gradient(lambda merged: plain_split(merged, share, plan, storage, gain))
+    actual = gradient(
+        lambda merged: both_kernels(merged, teacher_scale, plan.block, storage, student_scale)
+    )
+    expected = gradient(
+        lambda merged: plain_kernels(merged, teacher_scale, plan, storage, student_scale)
+    )
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
 
     def function(merged: Tensor) -> tuple[Tensor, ...] | Tensor:
-        teacher, student = split_kernel(merged, share, plan.block, storage, gain)
+        teacher, student = both_kernels(merged, teacher_scale, plan.block, storage, student_scale)
         return {"both": (teacher, student), "teacher": teacher, "student": student}[used]
 
     assert torch.autograd.gradcheck(function, (stored.clone().requires_grad_(),))
@@ -347,7 +351,7 @@ def test_splitting_leaves_the_stored_weight_alone() -> None:
     plan, shape = PLANS["conv"]
     stored = torch.randn([len(copies(3, 2)), len(copies(2, 2)), 2, 2], requires_grad=True)
     before = stored.detach().clone()
-    teacher, student = split_kernel(stored, torch.full((1, 2, 1, 1), 0.5), plan.block)
+    teacher, student = both_kernels(stored, torch.full((1, 2, 1, 1), 0.5), plan.block)
     (teacher.sum() + student.sum()).backward()
     assert torch.equal(stored, before)
     assert student.shape == shape

@@ -1,4 +1,4 @@
-"""The dynamic teacher: grown out of a student, trained with it, and cut back to it."""
+"""The dynamic teacher: expansion of a student, training as a pair, and extraction."""
 
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.certificate import Certificate

@@ -1,10 +1,10 @@
-"""The block of the paper's authors: teacher and student share its factors, one by one.
+"""The authors' block: teacher and student share each factor of each branch.
 
-In every other block the student's kernel is a slice of what the teacher's branches merge to. In the
+With all other branches the student's kernel is a slice of the teacher's merged kernel. In the
 authors' code (guoyongcs/GPD) each factor is sliced, and the student's kernel is merged from the
-slices. The two differ for a 1 x 1 layer followed by a k x k one alone, of whose inner channels the
-student has the first copies. What is extracted is the kernel that the student was trained with, to
-the last bit, as everywhere.
+slices. The two kernels differ only for the branch of a 1 x 1 layer followed by a k x k layer: of
+its inner channels the student has the first copies. Extraction gives the kernel that the student
+was trained with, to the last bit, as everywhere.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from gpd_cli.widening.tensors import Storage, expand_tensor, widen
 class AuthorsKernel(SharedKernel):
     """The parametrization of a kernel with the authors' block.
 
-    Teacher and student start as the same function, which is what the student's branches merge to;
-    it is not the given kernel alone, unless the gates start at ``zero``.
+    Teacher and student start as the same function, that of the student's merged branches; this is
+    the given kernel alone only if the gates start at ``zero``.
 
     Args:
         kernel: the given kernel of the student, ``[O, I/g, kh, kw]``; gives device and dtype.
-        plan: how it widens.
+        plan: the kernel's plan.
         groups: groups of the student's layer.
-        wide_groups: groups of the teacher's.
+        wide_groups: groups of the teacher's layer.
         names: the branches, see `gpd_cli.branches.AUTHORS_BRANCHES`.
-        sharing: of the main kernel.
-        storage: at what scale factors are stored.
-        out_axis: the axis of outputs, where storage ``teacher`` divides by their copies.
-        init: where gates and weights start.
-        generator: source of the branches' initial weights.
+        sharing: how teacher and student share the main kernel.
+        storage: the scale at which factors are stored.
+        out_axis: the output axis, where storage ``teacher`` divides by the copies of outputs.
+        init: initial values of gates and weights.
+        generator: random generator of the branches' initial weights.
     """
 
     identity: Tensor
@@ -56,7 +56,7 @@ class AuthorsKernel(SharedKernel):
         init: BranchInit,
         generator: torch.Generator | None,
     ) -> None:
-        # The student's block, as their code makes it; then each of its tensors is widened.
+        # The student's branches, as in the authors' code; then each of their tensors is widened.
         bank = BranchBank(
             kernel.shape,
             groups,
@@ -79,7 +79,7 @@ class AuthorsKernel(SharedKernel):
             shared = nn.ModuleDict()
             for key, narrow in weights.items():
                 factor = plans.get((name, key), plan)
-                # One filter or more per input channel: nothing is summed, so nothing is divided.
+                # Depthwise filters sum over no channels, so nothing is divided.
                 factor_sharing = Sharing(
                     factor, storage, narrow, None if key == "depthwise" else out_axis
                 )
@@ -95,11 +95,11 @@ class AuthorsKernel(SharedKernel):
             eye = expand_tensor(eye, plans["1x1_kxk", "deviation"])
             self.register_buffer("identity", eye, persistent=False)
 
-    def split(self, stored: Tensor) -> tuple[Tensor, Tensor]:
-        """Both networks' kernels, each merged from factors of its own scale and width."""
+    def both_kernels(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's and the student's kernel, each merged from factors of its own width."""
         bank = self.branches
         if bank is None:
-            return super().split(stored)
+            return super().both_kernels(stored)
         kernels: tuple[Tensor, Tensor] = self.sharing(stored)
         wide: dict[str, dict[str, Tensor]] = {}
         narrow: dict[str, dict[str, Tensor]] = {}
@@ -121,13 +121,13 @@ class AuthorsKernel(SharedKernel):
 def _factor_plans(
     plan: TensorPlan, shape: Sequence[int], groups: int, wide_groups: int
 ) -> dict[tuple[str, str], TensorPlan]:
-    """How the factors widen that do not widen as the kernel itself.
+    """The plans of the factors that widen otherwise than the kernel itself.
 
     Args:
-        plan: of the kernel.
-        shape: of the student's kernel, ``[O, I/g, kh, kw]``.
+        plan: the kernel's plan.
+        shape: shape of the student's kernel, ``[O, I/g, kh, kw]``.
         groups: g of the student's layer.
-        wide_groups: g of the teacher's: as many, each perhaps wider, or more, which are copies.
+        wide_groups: g of the teacher's layer: the same number, or more groups, which are copies.
 
     Returns:
         Plans by branch and tensor.
@@ -143,8 +143,8 @@ def _factor_plans(
     if inputs is not None:
         index = tuple(i * MULTIPLIER + m for i in inputs.index for m in range(MULTIPLIER))
         filters = IndexMap(fan * MULTIPLIER, index)
-    # The copies of an inner channel share their weight once, in the 1 x 1 layer, also where the
-    # k x k kernel is only copied.
+    # The weight of an inner channel is divided among its copies once, in the 1 x 1 layer, also
+    # where the k x k kernel is only copied.
     divided = None if inputs is None else 1
     return {
         ("1x1_kxk", "deviation"): TensorPlan((every, inputs, None, None), divided),

@@ -39,9 +39,9 @@ def widen_module(
 
     Args:
         network: a copy of the student.
-        plan: what to widen.
+        plan: the student's width plan.
         noise: size of the zero-sum noise (see `expand_tensor`).
-        generator: source of the noise.
+        generator: random generator of the noise.
     """
     for name, attributes in plan.attributes.items():
         module = network.get_submodule(name)
@@ -61,10 +61,10 @@ def widen_module(
 
 
 def check_plan(student: nn.Module, plan: WidthPlan) -> None:
-    """Check that a plan is one of this network.
+    """Check that a plan fits a student.
 
     Raises:
-        ExpansionError: when a tensor of the plan is missing or has another size.
+        ExpansionError: when the student lacks a tensor of the plan or has it in another size.
     """
     tensors: dict[str, torch.Tensor] = dict(student.named_buffers(remove_duplicate=False))
     tensors.update(student.named_parameters(remove_duplicate=False))
@@ -96,23 +96,23 @@ def build_pair(
     """Grow the dynamic teacher out of a student and pair the two.
 
     Args:
-        student: the network to expand; it is copied, not touched.
-        plan: its width plan.
+        student: the network to expand; only a copy of it is changed.
+        plan: the student's width plan.
         branches: names of the extra branches; each layer gets those it accepts.
-        branch_layers: which layers get them, see `gpd_cli.branches.branched_layers`.
-        branch_init: where they start: gates at ``zero``, which leaves every kernel as it is to the
-            last bit; as in ``orepa``, where the main kernels take up the difference and both
-            networks are what they were up to rounding; or as in ``gpd``, where both networks start
-            as what the branches merge to.
+        branch_layers: which layers get branches, see `gpd_cli.branches.branched_layers`.
+        branch_init: initial values of the branches. ``zero``: gates of zero, which leave every
+            kernel unchanged to the last bit. ``orepa``: the main kernels take up the difference,
+            so that both networks are unchanged up to rounding. ``gpd``: both networks start as the
+            function of the merged branches.
         noise: size of the zero-sum noise (see `expand_tensor`).
-        storage: at what scale shared kernels are stored.
-        generator: source of noise and of the branches' initial weights.
+        storage: the scale at which shared kernels are stored.
+        generator: random generator of the noise and of the branches' initial weights.
 
     Returns:
-        The pair; each module is in the mode that the student's is in.
+        The pair; each of its modules is in the mode of the student's module.
 
     Raises:
-        GpdError: when `branch_layers` names a layer that there is not.
+        GpdError: when `branch_layers` names a layer that the student does not have.
     """
     taken = branched_layers(student, branches, branch_layers)
     teacher = copy_network(student)
@@ -126,7 +126,7 @@ def build_pair(
             _tie(teacher, module, leaf, first, kernels)
             continue
         parameter, tensor_plan = getattr(module, leaf), plan.tensors.get(name)
-        # A frozen kernel has to stay what it is: branches would go on learning.
+        # A frozen kernel has to stay unchanged, but branches would be trained.
         takes = leaf == "weight" and parameter.requires_grad
         extra = taken.get(owner, ()) if takes else ()
         tensor_plan = tensor_plan or TensorPlan((None,) * parameter.ndim)
@@ -165,16 +165,16 @@ def build_pair(
 
 
 def output_axis(student: nn.Module, plan: WidthPlan, name: str) -> int | None:
-    """The axis of outputs that storage ``teacher`` divides by their copies.
+    """The output axis that storage ``teacher`` divides by the number of copies.
 
-    As in the authors' code these are the outputs of weights that sum over channels, and of their
-    biases. Depthwise kernels and groups that are copied as a whole have none, and neither have
-    norms, tokens and kernels that are standardized before use.
+    As in the authors' code, weights that sum over channels have such an axis, and so have their
+    biases. Depthwise kernels, groups that are copied as a whole, norms, tokens and kernels that are
+    standardized before use have none.
 
     Args:
-        student: the network that the plan is of.
-        plan: its width plan.
-        name: of a parameter.
+        student: the student.
+        plan: the student's width plan.
+        name: name of a parameter.
 
     Returns:
         An axis of the parameter, or None.
@@ -191,7 +191,7 @@ def output_axis(student: nn.Module, plan: WidthPlan, name: str) -> int | None:
     module = student.get_submodule(owner)
     in_axis = int(not isinstance(module, _ConvTransposeNd))
     dense = isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and module.groups == 1)
-    # A stem: nothing of its inputs is copied.
+    # A stem: its inputs have no copies.
     return 1 - in_axis if dense and tensor_plan.axes[in_axis] is None else None
 
 
@@ -227,7 +227,7 @@ def _branch_bank(
 def _tie(
     teacher: nn.Module, module: nn.Module, leaf: str, first: str, kernels: dict[str, SharedKernel]
 ) -> None:
-    """Let a wide layer share the weight of the layer that its student shares it with."""
+    """Tie the weight of a wide layer to another layer's weight, as it is tied in the student."""
     owner, _, first_leaf = first.rpartition(".")
     source = teacher.get_submodule(owner)
     if first not in kernels:
@@ -244,8 +244,8 @@ def merged_teacher(pair: Pair) -> nn.Module:
     Args:
         pair: student and dynamic teacher.
     """
-    # Not a copy of the teacher with its parametrizations removed: copies share the class that
-    # parametrization made for them, and removing it from one breaks the other.
+    # No copy of the teacher with its parametrizations removed: a copy shares the class that the
+    # parametrization made, and removing the parametrization from one breaks the other.
     network = pair.extract()
     ties = tied_names(network)
     with torch.inference_mode(False):

@@ -1,4 +1,4 @@
-"""What an expansion proves about the dynamic teacher that it built."""
+"""The certificate of an expansion: how well student and dynamic teacher agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proof on the spot that a dynamic teacher computes its student's function."""
+"""The proof, right after expansion, that a dynamic teacher computes its student's function."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from gpd_cli.widening.running.refresh import refresh
 TOLERANCE = 1e-9
 """Largest relative difference of the logits, in float64, that passes for equal."""
 
-_TRAINING_TOLERANCE = 1e-6  # statistics of a small batch can blow up rounding, but not to this
+_TRAINING_TOLERANCE = 1e-6  # statistics of a small batch amplify rounding, but not up to this
 
 _TRAINING_BATCH = 2
 
-_ROUNDING = 1e-15  # of float64, some units in the last place
-_MOST_RESPONSE = 1e-12  # of logits to such a change, in networks that do not amplify rounding
+_ROUNDING = 1e-15  # some units in the last place of float64
+_MOST_RESPONSE = 1e-12  # change of the logits by such rounding, in networks that do not amplify it
 
 
 def certify(pair: Pair, sample: Tensor) -> Certificate:
     """Compare both networks on random images.
 
     Args:
-        pair: in float64; left in the mode it is in.
-        sample: a batch whose shape the images take.
+        pair: student and dynamic teacher, in float64; the pair's mode does not change.
+        sample: a batch of the shape of the random images.
 
     Returns:
         The certificate.
@@ -81,15 +81,15 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
 
 
 def _response(pair: Pair, images: Tensor, logits: Tensor) -> float:
-    """By how much the student's logits change when the images do by a rounding error."""
+    """The relative change of the student's logits when the images change by rounding errors."""
     pair.forget()
     changed = images * (1 + _ROUNDING * torch.randn_like(images).sign())
     return relative_difference(pair.student(changed), logits)
 
 
 def _teacher(pair: Pair, images: Tensor, when: str) -> Tensor:
-    """The teacher's logits, where the student has given its own."""
-    # The student merged every kernel before it ran, so what fails here is the network's own code.
+    """The teacher's logits, computed after the student's."""
+    # The student's run has merged every kernel, so an error here comes from the network's own code.
     try:
         logits: Tensor = pair.teacher(images)
     except Exception as error:
@@ -102,10 +102,10 @@ def _teacher(pair: Pair, images: Tensor, when: str) -> Tensor:
 
 
 def _training_difference(pair: Pair, images: Tensor) -> float:
-    """The relative difference of the logits in train mode, 0 where that says nothing.
+    """The relative difference of the logits in train mode, 0 where it is not defined.
 
-    Dropout and stochastic depth are switched off. It says nothing with other randomness, and where
-    the batch is too small for statistics.
+    Dropout and stochastic depth are switched off. The difference is not defined for networks with
+    other randomness, and for statistics of too small a batch.
     """
     images = images[:_TRAINING_BATCH]
     pair.train()
@@ -116,7 +116,7 @@ def _training_difference(pair: Pair, images: Tensor) -> float:
         except Exception:
             return 0.0  # too few values for statistics
         if not isinstance(student, Tensor) or not bool(student.isfinite().all()):
-            return 0.0  # several heads in train mode
+            return 0.0  # no single tensor of logits in train mode (auxiliary heads)
         is_random = _random_state() != before
         teacher = _teacher(pair, images, "In train mode")
     return 0.0 if is_random else relative_difference(teacher, student)
@@ -129,7 +129,7 @@ def _random_state() -> tuple[object, ...]:
 
 @contextmanager
 def _without_dropout(pair: Pair) -> Iterator[None]:
-    """Set every probability of dropping something to zero for a while."""
+    """Set every drop probability to zero within this context."""
     before = [
         (module, name, value)
         for module in pair.modules()
@@ -148,10 +148,10 @@ def _without_dropout(pair: Pair) -> Iterator[None]:
 
 @contextmanager
 def _as_before(pair: Pair) -> Iterator[None]:
-    """Put modes, buffers (running statistics) and tensors kept as attributes back afterwards.
+    """Restore modes, buffers (running statistics) and tensors kept as attributes afterwards.
 
-    Meanwhile branches whose gates are zero are left out: they change nothing to the last bit, and
-    merging them takes most of the time.
+    Within this context branches with gates of zero are left out: they change no bit of the result,
+    and merging them takes most of the time.
     """
     kernels = [module for module in pair.modules() if isinstance(module, SharedKernel)]
     silent = {k: k.branches for k in kernels if k.branches is not None and k.branches.is_silent()}
@@ -176,11 +176,11 @@ def _as_before(pair: Pair) -> Iterator[None]:
 
 
 def _put_tensors_back(module: nn.Module, before: Mapping[str, Any]) -> None:
-    """Drop tensors that a module's own code has kept as attributes: they are of float64.
+    """Drop the float64 tensors that a module's own code has kept as attributes.
 
     Args:
-        module: what has run.
-        before: its attributes before that.
+        module: a module that has run.
+        before: the module's attributes before the run.
     """
     for name, value in list(vars(module).items()):
         if isinstance(value, Tensor) and value is not before.get(name):

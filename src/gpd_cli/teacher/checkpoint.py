@@ -1,7 +1,7 @@
-"""What `fit` and `expand` write and `extract` reads: weights, architecture and width plan.
+"""The files that `fit` and `expand` write and `extract` reads: weights, architecture, width plan.
 
 A checkpoint of `fit` is Lightning's, with a ``gpd`` entry; the file of `expand` is safetensors,
-with the same entry as JSON in its metadata. Either rebuilds the pair with nothing else at hand.
+with the same entry as JSON in its metadata. The pair is rebuilt from either file alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gpd_cli.widening.tensors import Storage
 
 FORMAT = 1
 TRAINED = "current_model_state"
-"""Where Lightning's callbacks put the trained weights; their average is in ``state_dict``."""
+"""Checkpoint key of the trained weights where Lightning puts their average in ``state_dict``."""
 _PREFIX = "network."
 
 Weights = Literal["ema", "raw"]
@@ -37,14 +37,14 @@ Weights = Literal["ema", "raw"]
 
 @dataclass(frozen=True)
 class Description:
-    """What rebuilds the networks of a checkpoint, as plain values.
+    """A description that the networks of a checkpoint can be rebuilt from, as plain values.
 
     Args:
         spec: the student's architecture.
-        plan: how the student was expanded; None for a student trained alone.
+        plan: the student's width plan; None for a student trained alone.
         branches: names of the extra branches.
-        shape: of the images it was trained or expanded on, ``(C, H, W)``.
-        storage: at what scale shared weights are stored.
+        shape: shape of the images that the student was trained or expanded on, ``(C, H, W)``.
+        storage: the scale at which shared weights are stored.
         branch_layers: which layers have branches.
         shared: whether student and dynamic teacher share their weights.
     """
@@ -58,7 +58,7 @@ class Description:
     shared: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values (JSON)."""
+        """The description as plain values (JSON)."""
         return {
             "format": FORMAT,
             "student": self.spec.to_dict(),
@@ -72,7 +72,7 @@ class Description:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Description:
-        """Read what `to_dict` wrote."""
+        """Rebuild a description from the output of `to_dict`."""
         plan = data["plan"]
         return cls(
             ModelSpec.from_dict(data["student"]),
@@ -110,12 +110,12 @@ def describe_run(
     """The ``gpd`` entry of a training checkpoint.
 
     Args:
-        network: what is trained.
+        network: the network that is trained.
         spec: the student's architecture.
-        shape: of its images, ``(C, H, W)``.
+        shape: image shape, ``(C, H, W)``.
         branches: names of the extra branches.
         branch_layers: see `gpd_cli.expand`.
-        storage: see there.
+        storage: see `gpd_cli.expand`.
     """
     if isinstance(network, Alone):
         return Description(spec, None, shape).to_dict()
@@ -131,14 +131,14 @@ def describe_run(
 
 
 def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> None:
-    """Check that a checkpoint is of the network that is to take its weights.
+    """Check that a checkpoint is of the same network as the run that is to load it.
 
     Args:
         found: the checkpoint's ``gpd`` entry.
-        expected: that of the run.
+        expected: the run's ``gpd`` entry.
 
     Raises:
-        WeightsError: when they differ in more than the size of the images.
+        WeightsError: when the two differ in more than the size of the images.
     """
     if found is None:
         raise WeightsError("The checkpoint is not one of gpd fit; give last.ckpt of a run.")
@@ -157,7 +157,7 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
         chosen = entry["branch_layers"]
         return "" if chosen == list(ALL_LAYERS) else f" on {chosen}"
 
-    # Files written before there was a choice.
+    # Files of earlier versions lack these entries.
     found = {"branch_layers": list(ALL_LAYERS), "shared": True, **found}
     keys = ("student", "plan", "branches", "branch_layers", "storage", "shared")
     if any(found[key] != expected[key] for key in keys):
@@ -179,7 +179,7 @@ def save_expanded(path: Path, pair: Pair, description: Description) -> None:
     Args:
         path: a file name that ends in ``.safetensors``.
         pair: student and dynamic teacher.
-        description: what rebuilds them.
+        description: description of both.
     """
     save_tensors(path, pair.state_dict(), {"gpd": json.dumps(description.to_dict())})
 
@@ -189,7 +189,7 @@ def load_networks(path: str | Path, weights: Weights = "ema") -> tuple[Pair | Al
 
     Args:
         path: the file.
-        weights: averaged weights where the run kept them (``ema``), or the trained ones (``raw``).
+        weights: averaged weights where the run kept an average (``ema``), or trained (``raw``).
 
     Returns:
         The networks with their weights, and their description.
@@ -204,7 +204,7 @@ def load_networks(path: str | Path, weights: Weights = "ema") -> tuple[Pair | Al
 def load_chosen(
     path: str | Path, weights: Weights = "ema"
 ) -> tuple[Pair | Alone, Description, str | None]:
-    """As `load_networks`, and in words which weights were taken, of a file that has both kinds."""
+    """As `load_networks`, with a word for the weights taken, or None if the file has one kind."""
     path = Path(path)
     taken = None
     if not path.is_file():
@@ -272,12 +272,11 @@ def exported_state(
     """The tensors of a checkpoint of `fit` that are exported.
 
     Args:
-        content: of the checkpoint.
-        weights: averaged weights where the run kept them and the average had begun, or the trained
-            ones.
+        content: the checkpoint.
+        weights: averaged weights (``ema``) where an average had begun, or trained ones (``raw``).
 
     Returns:
-        The tensors by name, and in words which weights they are, of a checkpoint with both kinds.
+        The tensors by name, and a word for the weights taken, or None if there is only one kind.
     """
     if TRAINED not in content:
         return content["state_dict"], None

@@ -1,4 +1,4 @@
-"""How far two tensors are apart."""
+"""The relative difference of two tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
     """Largest absolute difference, relative to the largest absolute value expected.
 
-    Tensors of different shapes are infinitely far apart.
+    The difference of tensors of different shapes is infinite.
     """
     actual, expected = actual.detach(), expected.detach()
     if actual.shape != expected.shape:

@@ -1,4 +1,4 @@
-"""The library's front door: grow a dynamic teacher out of any module."""
+"""The library's entry point: grow a dynamic teacher out of any module."""
 
 from __future__ import annotations
 
@@ -46,28 +46,28 @@ def expand(
 
     Args:
         student: the network; it is left untouched.
-        sample: a batch of the shape it takes, ``[B, C, H, W]``; only the shape matters.
+        sample: a batch of the student's input shape, ``[B, C, H, W]``; only the shape matters.
         ratio: how many times as wide the teacher is, 1 or more.
-        branches: the first so many of the paper's six, the main kernel included; or names, of
-            branches or of published blocks (dbb), of which each layer takes those it can.
+        branches: how many of the paper's six branches, the main kernel included; or names of
+            branches or of published sets (dbb), of which each layer takes those it can.
         noise: size of the zero-sum noise that lets copies diverge; it changes no output.
-        storage: at what scale shared weights are stored: ``mixed`` for SGD, ``student`` for Adam
-            and its like, ``teacher`` for the step that the paper's authors took.
-        exclude: a pattern of names (``layer4.*``) of layers that keep their output width, or more.
-        width_multiple: what wide widths are rounded up to a multiple of (8 for tensor cores).
-        branch_layers: which layers get branches: ``all`` that can take them; the paper's,
-            ``3x3_stride1``; or a pattern of layer names, or more.
-        branch_init: where the branches' gates start: at ``zero``, or at the values of ``orepa``,
-            for training from scratch. With ``gpd`` they start as in the code of the paper's
-            authors, and student and teacher as what the branches then merge to: equal, but not the
-            student that was given.
-        plan: a plan found before; by default it is found by running the student.
-        generator: source of noise and of the branches' weights; by default a fixed one, and the
-            global random state is left alone.
+        storage: the scale at which shared weights are stored: ``mixed`` for SGD, ``student`` for
+            Adam and similar optimizers, ``teacher`` for the steps that the paper's authors took.
+        exclude: patterns of names (``layer4.*``) of layers that keep their output channels.
+        width_multiple: wide widths are rounded up to a multiple of this (8 for tensor cores).
+        branch_layers: which layers get branches: ``all`` that can take them, ``3x3_stride1`` as in
+            the paper, or patterns of layer names.
+        branch_init: initial values of the branches' gates: ``zero``, or those of ``orepa`` for
+            training from scratch. With ``gpd`` they are those of the paper's authors; student and
+            teacher then start as the function of the merged branches: equal to each other, but not
+            to the given student.
+        plan: a plan found before; by default a plan is found by running the student.
+        generator: random generator of noise and branches' weights; by default one with a fixed
+            seed. The global random state is left alone.
 
     Returns:
-        Student and dynamic teacher as one module, certified equal to 1e-9 in float64 (see its
-        ``certificate``).
+        Student and dynamic teacher as one module, certified equal to 1e-9 in float64 (see
+        `Pair.certificate`).
 
     Raises:
         ExpansionError: when the student does not run on the sample or cannot be expanded exactly;
@@ -115,7 +115,7 @@ def expand(
     try:
         return grow(plan).to(device, dtype)
     except ExpansionError:
-        # Found at a smaller image, where the network may take another path.
+        # The plan was found with smaller images, for which the network may take another path.
         again = find_plan(student, sample, ratio, shrink=False, **options)
         if again == plan:
             raise
@@ -132,8 +132,8 @@ def _patterns(given: str | Sequence[str], what: str) -> Sequence[str]:
 
 
 def _grow(student: nn.Module, plan: WidthPlan, sample: Tensor, **options: Any) -> Pair:
-    # In float64 the noise cancels to 1e-15, so that the certificate is about the algebra and
-    # not about rounding; the result is rounded to the student's own type afterwards.
+    # In float64 the noise cancels to 1e-15, so that the certificate tests the algebra and not
+    # rounding; the pair is rounded to the student's own type afterwards.
     refresh(student)
     pair = build_pair(copy_network(student).to("cpu", torch.float64), plan, **options)
     pair.certificate = certify(pair, sample)

@@ -1,8 +1,8 @@
-"""One stored tensor, two kernels: the teacher's, and the student's block of it.
+"""One stored tensor, two kernels: the teacher's kernel, and the student's block of the same tensor.
 
-`SharedKernel` is a parametrization (`torch.nn.utils.parametrize`): what is stored goes through the
-branches, once, and comes out as the kernel that the teacher's layer runs with; the student's
-kernel is cut from the same merged tensor on the way.
+`SharedKernel` is a parametrization (`torch.nn.utils.parametrize`): it merges the stored tensor with
+the branches, once, and returns the kernel that the teacher's layer runs with; the student's kernel
+is sliced from the same merged tensor on the way.
 """
 
 from __future__ import annotations
@@ -17,83 +17,85 @@ from gpd_cli.widening.plan import Index, TensorPlan
 from gpd_cli.widening.tensors import Storage, stored_scales
 
 
-class _Split(torch.autograd.Function):
-    """Cut and scale in one node, in the fewest passes over the wide tensor.
+class _BothKernels(torch.autograd.Function):
+    """Slice and scale in one autograd node, in the fewest passes over the wide tensor.
 
     As separate operations, the slice's backward would fill a second wide gradient with zeros, and
-    the scale would touch every element; here both touch the student's block alone.
+    the scale would touch every element; here both touch the student's block only.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         merged: Tensor,
-        share: Tensor | None,
+        teacher_scale: Tensor | None,
         block: tuple[Index, ...],
         mixed: bool,
-        gain: Tensor | None,
+        student_scale: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(share, gain)
+        ctx.save_for_backward(teacher_scale, student_scale)
         ctx.block, ctx.mixed, ctx.shape = block, mixed, merged.shape
         ctx.set_materialize_grads(False)
-        student = merged[block] if gain is None else merged[block] * gain
+        student = merged[block] if student_scale is None else merged[block] * student_scale
         student = student.contiguous()
-        if share is None:
+        if teacher_scale is None:
             teacher = merged.view_as(merged)
         elif mixed:
             teacher = merged.clone()
-            teacher[block] = student * share
+            teacher[block] = student * teacher_scale
         else:
-            teacher = merged * share
+            teacher = merged * teacher_scale
         return teacher, student
 
     @staticmethod
     def backward(ctx: Any, teacher: Tensor | None, student: Tensor | None) -> Any:
-        share, gain = ctx.saved_tensors
-        if student is not None and gain is not None:
-            student = student * gain
+        teacher_scale, student_scale = ctx.saved_tensors
+        if student is not None and student_scale is not None:
+            student = student * student_scale
         if teacher is None:
             if student is None:
                 return (None,) * 5
             grad = student.new_zeros(ctx.shape)
             grad[ctx.block] = student
             return grad, None, None, None, None
-        if share is None:
+        if teacher_scale is None:
             grad = teacher.clone()
         elif ctx.mixed:
             grad = teacher.clone()
-            grad[ctx.block] = grad[ctx.block] * share
+            grad[ctx.block] = grad[ctx.block] * teacher_scale
         else:
-            grad = teacher * share
+            grad = teacher * teacher_scale
         if student is not None:
             grad[ctx.block] += student
         return grad, None, None, None, None
 
 
-def split_kernel(
+def both_kernels(
     merged: Tensor,
-    share: Tensor | None,
+    teacher_scale: Tensor | None,
     block: tuple[Index, ...],
     storage: Storage = "mixed",
-    gain: Tensor | None = None,
+    student_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Teacher's and student's kernel from one merged tensor.
 
     Args:
         merged: the wide tensor, branches merged, at its stored scale.
-        share: what turns the stored scale into the teacher's; broadcasts against the block for
-            mixed storage, else against the whole; None for one.
+        teacher_scale: factor from the stored scale to the teacher's, for the student's block only
+            with mixed storage, else for the whole tensor; None for one.
         block: the index of the student's block.
-        storage: what of the merged tensor is at the student's scale.
-        gain: what turns the block's stored scale into the student's; None for one. For mixed
-            storage there is none.
+        storage: the scale at which the merged tensor is stored.
+        student_scale: factor from the stored scale of the block to the student's; None for one, as
+            always with mixed storage.
 
     Returns:
         The teacher's kernel, of the wide shape, and the student's, contiguous.
     """
-    if share is None and gain is None:
+    if teacher_scale is None and student_scale is None:
         return merged, merged[block].contiguous()
-    teacher, student = _Split.apply(merged, share, block, storage == "mixed", gain)
+    teacher, student = _BothKernels.apply(
+        merged, teacher_scale, block, storage == "mixed", student_scale
+    )
     return teacher, student
 
 
@@ -101,14 +103,14 @@ class Sharing(nn.Module):
     """How teacher and student share one stored tensor.
 
     Args:
-        plan: how the tensor widens.
-        storage: at what scale it is stored.
+        plan: the tensor's plan.
+        storage: the scale at which the tensor is stored.
         like: a tensor that gives device and dtype.
         out_axis: see `gpd_cli.widening.tensors.stored_scales`.
     """
 
-    share: Tensor | None
-    gain: Tensor | None
+    teacher_scale: Tensor | None
+    student_scale: Tensor | None
 
     def __init__(
         self, plan: TensorPlan, storage: Storage, like: Tensor, out_axis: int | None = None
@@ -116,39 +118,41 @@ class Sharing(nn.Module):
         super().__init__()
         self.block = plan.block
         self.storage = storage
-        share, gain = stored_scales(plan, storage, like, out_axis)
+        teacher_scale, student_scale = stored_scales(plan, storage, like, out_axis)
         # Constants of the plan, not state: they stay out of checkpoints.
-        self.register_buffer("share", share, persistent=False)
-        self.register_buffer("gain", gain, persistent=False)
+        self.register_buffer("teacher_scale", teacher_scale, persistent=False)
+        self.register_buffer("student_scale", student_scale, persistent=False)
 
     @property
     def is_plain(self) -> bool:
         """Whether both networks use the stored tensor as it is."""
-        return self.share is None and self.gain is None
+        return self.teacher_scale is None and self.student_scale is None
 
     def forward(self, stored: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's and the student's tensor, see `split_kernel`."""
-        return split_kernel(stored, self.share, self.block, self.storage, self.gain)
+        """The teacher's and the student's tensor, see `both_kernels`."""
+        return both_kernels(
+            stored, self.teacher_scale, self.block, self.storage, self.student_scale
+        )
 
     @torch.no_grad()
     def store_(self, wide: Tensor, narrow: Tensor) -> None:
-        """Turn the teacher's tensor into what is stored of it, in place.
+        """Turn the teacher's tensor into the stored tensor, in place.
 
         Args:
             wide: the teacher's tensor, at the teacher's scale.
-            narrow: the student's; where there is no gain, its own numbers are what is stored of
-                it, not n * (s / n), so that they come back bit for bit.
+            narrow: the student's tensor. Without a student's factor its own numbers are stored,
+                not n * (s / n), so that extraction gives them back bit for bit.
         """
-        if self.share is not None and self.storage != "mixed":
-            wide /= self.share
-        wide[self.block] = narrow if self.gain is None else narrow / self.gain
+        if self.teacher_scale is not None and self.storage != "mixed":
+            wide /= self.teacher_scale
+        wide[self.block] = narrow if self.student_scale is None else narrow / self.student_scale
 
 
 class SharedKernel(nn.Module):
     """The parametrization of a kernel that teacher and student share.
 
     Args:
-        sharing: at what scale it is stored, and what of it is the student's.
+        sharing: the scale of the stored tensor, and the student's block of it.
         branches: a module that merges extra branches into the stored tensor, or None.
     """
 
@@ -159,25 +163,25 @@ class SharedKernel(nn.Module):
         self._student: Tensor | None = None
 
     def forward(self, stored: Tensor) -> Tensor:
-        """Merge the branches and return the teacher's kernel; keep the student's for `student`.
+        """Merge the branches and return the teacher's kernel; `student` returns the student's.
 
         Args:
             stored: the trainable tensor, of the wide shape.
         """
-        teacher, self._student = self.split(stored)
+        teacher, self._student = self.both_kernels(stored)
         return teacher
 
-    def split(self, stored: Tensor) -> tuple[Tensor, Tensor]:
-        """Both networks' kernels: the student's is a block of what the branches merge to."""
+    def both_kernels(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's kernel and the student's, which is a block of the merged kernel."""
         merged = stored if self.branches is None else self.branches(stored)
         kernels: tuple[Tensor, Tensor] = self.sharing(merged)
         return kernels
 
     def student(self, stored: Tensor) -> Tensor:
-        """The student's kernel, cut when the teacher's was last computed.
+        """The student's kernel, as sliced when the teacher's kernel was last computed.
 
         Args:
-            stored: the trainable tensor, in case it has to be cut now.
+            stored: the trainable tensor, from which the kernel is sliced if it was not yet.
         """
         if self._student is None:
             self(stored)
@@ -189,5 +193,5 @@ class SharedKernel(nn.Module):
         self._student = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies are made of weights, not of a step's intermediate results.
+        # A copy has the weights, and no intermediate results of a step.
         return {**self.__dict__, "_student": None}

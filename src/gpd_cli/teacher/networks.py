@@ -1,4 +1,4 @@
-"""What is trained: a student with its dynamic teacher or on its own."""
+"""The networks that are trained: a student with its dynamic teacher, or a student alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Alone(nn.Module):
         self.network = student
 
     def forward(self, images: Tensor) -> tuple[Tensor, None]:
-        """The student's logits, ``[B, C]``, and None for those of a dynamic teacher."""
+        """The student's logits, ``[B, C]``, and None in place of the dynamic teacher's logits."""
         return self.network(images), None
 
     def student(self, images: Tensor) -> Tensor:
@@ -47,16 +47,16 @@ def with_teacher(
     shared: bool = True,
     **options: Any,
 ) -> Pair | Alone:
-    """Grow a student's dynamic teacher, or leave it alone where the two would be the same.
+    """Grow a student's dynamic teacher, unless the two would be the same network.
 
     Args:
         student: the network to train.
-        shape: of its images, ``(C, H, W)``.
+        shape: image shape, ``(C, H, W)``.
         ratio: see `gpd_cli.expand`.
-        branches: see there.
+        branches: see `gpd_cli.expand`.
         exclude: see `layer_patterns`.
-        branch_layers: likewise.
-        shared: whether the two share their weights, see `gpd_cli.teacher.Unshared`.
+        branch_layers: see `layer_patterns`.
+        shared: whether both networks share their weights, see `gpd_cli.teacher.Unshared`.
         options: further options of `gpd_cli.expand`.
 
     Raises:
@@ -78,15 +78,15 @@ def with_teacher(
 
 
 def layer_patterns(exclude: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Patterns of layer names as a user gives them: one, several with commas, or a list.
+    """Patterns of layer names as users write them: one, several with commas, or a list.
 
     Args:
-        exclude: what was given.
+        exclude: the user's value.
 
     Example:
         >>> layer_patterns("layer4.*")
         ('layer4.*',)
-        >>> layer_patterns("[*.conv1, head]")  # no YAML: a star begins an alias there
+        >>> layer_patterns("[*.conv1, head]")  # no YAML list, since a star begins a YAML alias
         ('*.conv1', 'head')
     """
     if not isinstance(exclude, str):
@@ -98,11 +98,11 @@ def layer_patterns(exclude: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def summary(name: str, network: Pair | Alone) -> str:
-    """A line on what is trained, and one for each module that stays narrow inside.
+    """A line on the networks in training, and a line for each module that stays narrow inside.
 
     Args:
-        name: of the student.
-        network: what is trained.
+        name: the student's name.
+        network: the network that is trained.
     """
     student = sum(p.numel() for p in network.extract().parameters())
     text = f"{name}: {student:,} parameters"

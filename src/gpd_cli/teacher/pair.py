@@ -19,7 +19,7 @@ from gpd_cli.widening.running.refresh import refresh
 
 
 class Pair(nn.Module):
-    """A dynamic teacher that owns every trainable weight, and the student that is cut out of it.
+    """A dynamic teacher that owns every trainable weight, and the student sliced out of it.
 
     The teacher is an ordinary module. The student is a module of the user's own class whose
     parameters are taken away; it runs on slices of the teacher's merged kernels (channel-branch
@@ -29,7 +29,7 @@ class Pair(nn.Module):
     Args:
         teacher: the wide network, kernels parametrized by `SharedKernel`.
         student: the narrow network, which this pair takes over; its parameters are removed.
-        plan: how the one becomes the other.
+        plan: the student's width plan.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, plan: WidthPlan) -> None:
@@ -61,7 +61,7 @@ class Pair(nn.Module):
         return student, teacher
 
     def one_by_one(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """As a call of the pair, but every kernel is merged when a layer needs it: less memory."""
+        """The result of `forward` with less memory: each kernel is merged when a layer needs it."""
         student, teacher = self.student(images), self.teacher(images)
         self.forget()
         return student, teacher
@@ -73,9 +73,9 @@ class Pair(nn.Module):
         return cast(Tensor, functional_call(self.narrow, weights, (images,)))
 
     def extract(self) -> nn.Module:
-        """Cut the student out: a new plain module of the user's own class, weights copied.
+        """Extract the student: a new plain module of the user's own class, weights copied.
 
-        Its output equals that of `student` bit for bit.
+        The module's output equals the output of `student` bit for bit.
         """
         with torch.inference_mode(False), torch.no_grad():
             refresh(self.narrow)
@@ -92,13 +92,13 @@ class Pair(nn.Module):
         return student
 
     def _weights(self) -> dict[str, Tensor]:
-        """The student's weights by name: slices of what the teacher runs with."""
-        # Not as inference tensors, for which torch may choose other arithmetic.
+        """The student's weights by name: slices of the teacher's merged weights."""
+        # No inference tensors: torch may choose other arithmetic for them.
         grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
             weights = {n: self._weight(n) for n, first in self._tied.items() if n == first}
             if not grad:
-                # Torch chooses a product's arithmetic by this flag among others.
+                # Torch chooses the arithmetic of products by requires_grad, among others.
                 for name, weight in weights.items():
                     weights[name] = weight.detach().requires_grad_(self._requires_grad[name])
         return {name: weights[first] for name, first in self._tied.items()}
@@ -106,14 +106,14 @@ class Pair(nn.Module):
     def _weight(self, name: str) -> Tensor:
         owner, _, leaf = name.rpartition(".")
         module = self.teacher.get_submodule(owner)
-        weight = cast(Tensor, getattr(module, leaf))  # merges, or finds it merged
+        weight = cast(Tensor, getattr(module, leaf))  # merges the kernel, unless it is cached
         if parametrize.is_parametrized(module, leaf):
             kernel = module.parametrizations[leaf][-1]  # type: ignore[index]
             assert isinstance(kernel, SharedKernel)
             stored = module.parametrizations[leaf].original  # type: ignore[index, union-attr]
             weight = kernel.student(cast(Tensor, stored))
         elif name in self.plan.tensors:
-            # Contiguous, as extracted weights are: then both run the same arithmetic.
+            # Contiguous, as extracted weights are, so that both run the same arithmetic.
             weight = weight[self.plan.tensors[name].block].contiguous()
         return weight
 
@@ -126,16 +126,16 @@ class Pair(nn.Module):
                 self.forget()
 
     def forget(self) -> None:
-        """Drop kernels that were cut for the student, so that no graph outlives its step."""
+        """Drop the student's sliced kernels, so that no graph outlives its step."""
         for module in self.teacher.modules():
             if isinstance(module, SharedKernel):
                 module.forget()
 
 
 def tied_names(network: nn.Module) -> dict[str, str]:
-    """For each parameter name the first name of the same tensor: itself, unless weights are tied.
+    """The first name of each parameter, by each of its names; they differ for tied weights.
 
-    Modules that are reached by several names count once.
+    A module under several names counts once.
     """
     first: dict[int, str] = {}
     return {

@@ -1,4 +1,4 @@
-"""Student and dynamic teacher trained together, each with weights of its own: no sharing."""
+"""Student and dynamic teacher trained together, each with weights of its own."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from gpd_cli.widening.plan import WidthPlan
 
 
 class Unshared(Pair):
-    """A pair whose student owns weights of its own; it learns from the teacher through the loss.
+    """A pair whose student owns its weights, and learns from the teacher through the loss only.
 
-    Both networks start as the same function. This is what the method is without its shared weights:
-    mutual training with a wider network, of which only the student sees the other's logits.
+    Both networks start as the same function. This is the method without shared weights: a student
+    trained along with a wider network, on whose logits it is distilled.
 
     Args:
-        teacher: as for `Pair`.
+        teacher: see `Pair`.
         student: the narrow network, which this pair takes over with its parameters.
-        plan: as for `Pair`.
+        plan: see `Pair`.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, plan: WidthPlan) -> None:
@@ -28,10 +28,10 @@ class Unshared(Pair):
 
     @classmethod
     def of(cls, pair: Pair) -> Unshared:
-        """Give the student of a pair a copy of its weights; the pair is taken over.
+        """Copy a pair's shared weights into the student, so that the two no longer share any.
 
         Args:
-            pair: student and dynamic teacher that share their weights.
+            pair: student and dynamic teacher that share their weights; not to be used afterwards.
         """
         unshared = cls(pair.teacher, pair.extract(), pair.plan)
         unshared.certificate = pair.certificate
