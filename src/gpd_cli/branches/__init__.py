@@ -1,4 +1,4 @@
-"""Extra branches of a layer, merged into its kernel before it is run."""
+"""Extra branches of a layer, merged into the layer's kernel before the layer runs."""
 
 from gpd_cli.branches.bank import BranchBank
 from gpd_cli.branches.channels import identity_channels

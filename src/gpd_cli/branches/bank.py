@@ -1,4 +1,4 @@
-"""The extra branches of one layer, as a module that merges them into its kernel."""
+"""The extra branches of one layer, as a module that merges them into the layer's kernel."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class BranchBank(nn.Module):
     """Parameters and gates of the extra branches that are merged into one kernel.
 
     With ``init`` ``zero``, gates start at zero, so that the merged kernel is the main kernel to the
-    last bit; the weights start as those of a convolution of their own would, so that a gate has a
-    gradient from the first step. With ``orepa``, gates and weights start as OREPA's do, and
-    `absorb` gives the main kernel with which the sum is what it has to be. With ``gpd`` the
-    authors' block starts as in their code, and the merged kernel is what it comes to.
+    last bit; each weight starts as a convolution's, so that the gates have gradients from the first
+    step. With ``orepa``, gates and weights start as OREPA's, and `absorb` gives the main kernel
+    with which the merged kernel is the wanted one. With ``gpd`` the authors' block starts as in the
+    authors' code, and the merged kernel is the sum of its branches.
 
-    The main kernel has no gate, but for the authors' block. OREPA's (which starts at 1/4) scales a
-    random kernel down to what the other branches leave it; here `absorb` decides that. For the rest
-    it would be a second factor of what is stored, which rescales its learning rate, and a student
-    whose weights are no longer a block of what is stored.
+    Only in the authors' block has the main kernel a gate. OREPA's gate on the main kernel (1/4 at
+    the start) leaves room for the other branches; here `absorb` does. Otherwise such a gate would
+    rescale the learning rate of the stored kernel, and the student's weights would no longer be a
+    block of the stored kernel.
 
     State-dict keys are ``gates.<branch>`` and ``weights.<branch>.<tensor>``.
 
@@ -33,15 +33,15 @@ class BranchBank(nn.Module):
             layer.
         groups: groups of the convolution.
         names: the extra branches, as `branch_names` returns them.
-        init: where gates and weights start.
-        channels: ``[O]``, for the identity branch: the input channel within its group that each
-            output hands on; by default the one at its own place.
-        device: of the parameters.
-        dtype: of the parameters.
-        generator: source of the initial weights; they do not depend on ``device``.
+        init: initial values of gates and weights.
+        channels: ``[O]``, for the identity branch: the input channel within the group that each
+            output copies; by default the input channel in the same position.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+        generator: random generator of the initial weights, which do not depend on ``device``.
 
     Raises:
-        GpdError: when a name is no branch's.
+        GpdError: when there is no branch of some name.
 
     Example:
         >>> bank = BranchBank((8, 4, 3, 3), 1, branch_names(6))
@@ -88,13 +88,13 @@ class BranchBank(nn.Module):
             )
             self.weights[name] = nn.ParameterDict(tensors)
         filters = spatial_filters(self.names, out_channels, kernel_size, dtype=dtype, device=device)
-        # A constant of the layer, not state: it stays out of checkpoints.
+        # The filters are constants of the layer, not state: they stay out of checkpoints.
         self.register_buffer("filters", filters, persistent=False)
         if "identity" not in self.names:
             channels = None
         elif channels is None:
             channels = torch.arange(out_channels) % fan
-        # No buffer: averaging of weights takes buffers along and would round these down.
+        # No buffer: averaging of weights averages buffers, too, and would round indices down.
         self.channels = channels
 
     def forward(self, kernel: Tensor) -> Tensor:
@@ -108,26 +108,26 @@ class BranchBank(nn.Module):
         """
         parameters = self.factors()
         if self.channels is not None:
-            with torch.inference_mode(False):  # they may be saved for a backward pass later
+            with torch.inference_mode(False):  # a later backward pass may need the indices
                 self.channels = self.channels.to(kernel.device)
             parameters["identity"] = {"channels": self.channels}
         gates = {name: self.gates[name] for name in self.names}
         return merge(kernel, gates, parameters, self.filters, self.groups)
 
     def factors(self) -> dict[str, dict[str, Tensor]]:
-        """Per branch, its trainable tensors by name."""
+        """The trainable tensors of each branch, by name."""
         return {name: dict(weights.named_parameters()) for name, weights in self.weights.items()}
 
     @torch.no_grad()
     def absorb(self, wanted: Tensor) -> Tensor:
-        """The main kernel that merges to a wanted one: the wanted one less all gated branches.
+        """The main kernel that merges to a wanted kernel: the latter less all gated branches.
 
         Args:
-            wanted: ``[O, I/g, kh, kw]``, or ``[O, I]``.
+            wanted: the wanted merged kernel, ``[O, I/g, kh, kw]``, or ``[O, I]``.
 
         Returns:
-            A tensor of the same shape; merged, it is the wanted one up to rounding, and to the
-            last bit where all gates are zero.
+            A tensor of the same shape, which merges to the wanted kernel up to rounding, and to
+            the last bit where all gates are zero.
         """
         return wanted - self(torch.zeros_like(wanted))
 

@@ -1,4 +1,4 @@
-"""Which input channel each wide output hands on, in the identity branch."""
+"""The input channel that each wide output copies in the identity branch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 def identity_channels(outputs: Iterable[int], inputs: Iterable[int], fan: int) -> Tensor:
-    """Identity between two axes of copies: the k-th copy of a channel hands on the k-th.
+    """Identity between two axes of copies: the k-th output copy takes the k-th input copy.
 
-    The two axes may lay their copies out differently, and where one has fewer, its copies are
-    handed on more often. The student's slice, from first copies to first copies, is the identity.
+    The two axes may have their copies in different orders. Where inputs have fewer copies, each
+    is taken more often. The student's slice, from first copies to first copies, is the identity.
 
     Args:
-        outputs: for each wide output, the narrow output it copies.
-        inputs: for each wide input channel of a group, the narrow one it copies.
-        fan: narrow input channels per group; output c hands on channel ``c % fan`` of its group.
+        outputs: for each wide output, the narrow output that it copies.
+        inputs: for each wide input channel of a group, the narrow input channel that it copies.
+        fan: fan-in: narrow input channels per group; output c takes channel ``c % fan``.
 
     Returns:
         ``[O]``: for each wide output, a wide input channel of its group.

@@ -1,4 +1,4 @@
-"""Branch algebra: the kernel of one convolution that does what several layers in a row do.
+"""Branch algebra: the kernel of the one convolution that equals several layers in a row.
 
 No branch has a bias, a norm or an activation, so a branch is linear in its input and its kernel is
 exact for any stride, padding and dilation (DBB, Ding et al., CVPR 2021; OREPA, Hu et al., CVPR
@@ -22,7 +22,7 @@ def centred(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
     """Place a smaller kernel at the centre of a larger one (DBB, transform VI; ACNet).
 
     Args:
-        weight: ``[O, I/g, h, w]`` with each side either 1 or that of the kernel.
+        weight: ``[O, I/g, h, w]`` with each side either 1 or the kernel's.
         kernel_size: (kh, kw); the centre of an even side is its lower middle, ``(k - 1) // 2``.
 
     Returns:
@@ -41,14 +41,14 @@ def identity_kernel(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Kernel that hands on one input channel per output (RepVGG's identity branch).
+    """Kernel that copies one input channel per output (RepVGG's identity branch).
 
-    With a stride it hands on what the stride keeps.
+    With a stride, the positions that the stride keeps are copied.
 
     Args:
-        channels: ``[O]``, for each output the input channel within its group.
+        channels: ``[O]``, for each output the input channel within the group.
         kernel_shape: ``[O, I/g, kh, kw]``.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
         ``[O, I/g, kh, kw]``: one at the centre of the chosen channels, zero elsewhere.
@@ -58,12 +58,12 @@ def identity_kernel(
 
 
 def from_identity(deviation: Tensor, size: int) -> Tensor:
-    """Add the identity to a deviation from it: what decays to zero is then the deviation (DBB).
+    """Add the identity to a deviation, so that weight decay acts on the deviation only (DBB).
 
     Args:
         deviation: any shape that is rows of ``size`` numbers in memory; the identity is repeated
-            where there are more rows than that.
-        size: of the identity.
+            for every further ``size`` rows.
+        size: number of rows and columns of the identity.
 
     Returns:
         A tensor of the same shape.
@@ -105,8 +105,8 @@ def frequency_filters(
         out_channels: O.
         kernel_size: (kh, kw).
         growing: let the frequency grow, dead filters and all, as OREPA and the paper's authors do.
-        dtype: of the result.
-        device: of the result.
+        dtype: dtype of the result.
+        device: device of the result.
 
     Returns:
         ``[O, kh, kw]``.
@@ -166,14 +166,14 @@ def depthwise_separable(depthwise: Tensor, weight: Tensor, groups: int = 1) -> T
     Args:
         depthwise: ``[I, m, kh, kw]``, as a convolution of I groups ``[I * m, 1, kh, kw]``.
         weight: ``[O, I/g * m, 1, 1]``, the pointwise convolution.
-        groups: g, of the pointwise convolution.
+        groups: g, the groups of the pointwise convolution.
 
     Returns:
         ``[O, I/g, kh, kw]``.
     """
     in_channels, multiplier, kh, kw = depthwise.shape
     out_channels, fan = weight.shape[0], in_channels // groups
-    # Input channels are the batch: each needs an [O/g, m] by [m, kh * kw] product of its own.
+    # Input channels are the batch axis of products [O/g, m] by [m, kh * kw].
     left = weight.reshape(groups, out_channels // groups, fan, multiplier).transpose(1, 2)
     right = depthwise.reshape(groups, fan, multiplier, kh * kw)
     return torch.matmul(left, right).transpose(1, 2).reshape(out_channels, fan, kh, kw)
@@ -186,7 +186,7 @@ def expandnet(first: Tensor, middle: Tensor, weight: Tensor, groups: int = 1) ->
 
     Args:
         first: ``[g * Q, I/g, 1, 1]``, with Q inner channels per group.
-        middle: ``[g * P, Q, kh, kw]``, with P of them.
+        middle: ``[g * P, Q, kh, kw]``, with P inner channels per group.
         weight: ``[O, P, 1, 1]``.
         groups: g.
 
@@ -194,7 +194,7 @@ def expandnet(first: Tensor, middle: Tensor, weight: Tensor, groups: int = 1) ->
         ``[O, I/g, kh, kw]``, in channels-last memory.
     """
     (out_channels, inner), (kh, kw) = weight.shape[:2], middle.shape[2:]
-    # Rows of the product in channels-last memory are contiguous: no copy before the second one.
+    # Rows of the product in channels-last memory are contiguous: no copy before the next product.
     rows = pointwise_kxk(first, middle, groups).permute(0, 2, 3, 1).reshape(groups, inner, -1)
     product = torch.bmm(weight.reshape(groups, -1, inner), rows)
     return product.view(out_channels, kh, kw, -1).permute(0, 3, 1, 2)
@@ -204,8 +204,8 @@ def linear_factors(square: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
     """Two linear layers in a row, the square one on the narrower side (OREPA's 1 x 1 block).
 
     Args:
-        square: ``[g * m, m]``, with m the smaller of O/g and I/g: the first layer where that is
-            I/g, else the last.
+        square: ``[g * m, m]``, with m the smaller of O/g and I/g: the first layer where m is I/g,
+            else the last layer.
         weight: ``[O, I/g]``, or ``[O, I/g, 1, 1]`` for a 1 x 1 convolution.
         groups: g.
 

@@ -1,4 +1,4 @@
-"""Where branches start: the tensors of each, and the values of the gates."""
+"""Initial values of branches: the tensors of each branch, and the gates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ EXPANSION_RATE = 1
 """Inner width of the ExpandNets branch, in units of the layer's own width.
 
 The paper's rate is 4, at 16 times the kernel's memory; relative to the student, the layer is
-expanded already. Depthwise convolutions, whose factors are numbers at rate 1, have the paper's.
+expanded already. For depthwise convolutions, whose factors would be single numbers at rate 1, the
+rate is the paper's (`DEPTHWISE_EXPANSION_RATE`).
 """
 
 DEPTHWISE_EXPANSION_RATE = 4
@@ -38,8 +39,8 @@ OREPA_GATES = {
 }
 """Initial gates of OREPA (class ``OREPA`` of its code, and ``OREPA_1x1`` for ``linear``).
 
-Branches it does not have start as its like do: a single layer as its 1 x 1, a product of layers as
-its products. The identity starts at 0: its gate scales nothing that learns.
+Branches that OREPA does not have start as similar ones: a single layer as OREPA's 1 x 1, a product
+of layers as OREPA's products. The identity, which has no weights to train, starts at 0.
 """
 
 AUTHORS_GATES = {
@@ -54,7 +55,7 @@ AUTHORS_GATES = {
 
 
 def initial_gate(name: str, init: BranchInit = "zero") -> float:
-    """Where a branch's gate starts.
+    """The initial value of a branch's gate.
 
     Args:
         name: the branch.
@@ -78,12 +79,12 @@ def initial_parameters(
 ) -> dict[str, Tensor]:
     """Initial tensors of one branch.
 
-    Each starts as the weight of a convolution of its own would: as `torch.nn.Conv2d` initializes
-    it, or, for ``orepa`` and in the authors' block, with Kaiming's gain for ReLU. A factor that
-    starts as the identity is stored as its deviation from it, which is zero: the first half of
+    Each tensor starts as the weight of a convolution: as `torch.nn.Conv2d` initializes it, or, for
+    ``orepa`` and in the authors' block, with Kaiming's gain for ReLU. A factor that starts as the
+    identity is stored as its deviation from the identity, which is zero: the first half of
     ``1x1_kxk`` (DBB, OREPA), the depthwise half of ``do_conv`` (DO-Conv, Cao et al., 2020) and the
-    square half of ``linear``. As in OREPA, ``1x1_kxk`` has twice the inner width where there are
-    more than four groups, and copies of the identity there; in the authors' block it does not.
+    square half of ``linear``. As in OREPA, ``1x1_kxk`` with more than four groups has twice the
+    inner width and starts as copies of the identity, though not in the authors' block.
 
     Args:
         name: the branch.
@@ -92,15 +93,15 @@ def initial_parameters(
         init: see `gpd_cli.branches.BranchInit`.
         authors: whether the branch is one of the authors' block, see
             `gpd_cli.branches.AUTHORS_BRANCHES`.
-        device: of the result.
-        dtype: of the result.
-        generator: source of the random numbers.
+        device: device of the result.
+        dtype: dtype of the result.
+        generator: random generator; None for torch's global one.
 
     Returns:
-        Per name of a tensor (see `gpd_cli.branches.branch_kernel`), the tensor.
+        The tensors by name (see `gpd_cli.branches.branch_kernel`).
     """
     out_channels, fan, *size = kernel_shape
-    # OREPA's 1 x 1 block has a gain of 1, its k x k block one of sqrt(2).
+    # OREPA's 1 x 1 block has a gain of 1, its k x k block a gain of sqrt(2).
     plain = init == "zero" and not authors
     slope = 5**0.5 if plain else float(name == "linear")
 
@@ -115,7 +116,7 @@ def initial_parameters(
     if name in FILTERED_BRANCHES:
         weight = conv(out_channels, fan, *weight_size(name, size))
         if name == "frequency" and plain:
-            # The filter spreads a weight over the window: as small as the taps of a k x k kernel.
+            # The filter spreads a weight over the window, so it starts as small as a k x k tap.
             weight /= (size[0] * size[1]) ** 0.5
         return {"weight": weight}
     match name:

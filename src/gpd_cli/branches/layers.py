@@ -1,4 +1,4 @@
-"""Which layers of a network get branches."""
+"""The layers of a network that get branches."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LAYER_SETS: dict[str, Callable[[nn.Module], bool]] = {
     "all": lambda module: True,
     "3x3_stride1": _is_3x3_stride1,
 }
-"""Names that stand for layers: all, and those of the paper (Guo et al., ICLR 2025).
+"""Names of sets of layers: all layers, and the layers of the paper (Guo et al., ICLR 2025).
 
-The paper's authors give branches to 3 x 3 convolutions of stride 1, depthwise ones as well: 13 of
-ResNet-18's and 9 of MobileNet V1's, without their stems, which are strided.
+The paper's authors give branches to 3 x 3 convolutions of stride 1, depthwise ones included: 13
+layers of ResNet-18 and 9 of MobileNet V1, without the stems, which are strided.
 """
 
 ALL_LAYERS = ("all",)
@@ -35,19 +35,19 @@ ALL_LAYERS = ("all",)
 def branched_layers(
     network: nn.Module, names: Sequence[str], layers: Sequence[str] = ALL_LAYERS
 ) -> dict[str, tuple[str, ...]]:
-    """The layers that get branches, with those that each can take.
+    """The layers that get branches, with the branches that each layer can take.
 
     Args:
         network: the student.
         names: branches, as `gpd_cli.branches.branch_names` returns them.
-        layers: `LAYER_SETS`, patterns of layer names (``layer4.*``), or names of modules whose
-            layers are meant; together they are the layers that any of them stands for.
+        layers: names of `LAYER_SETS`, patterns of layer names (``layer4.*``), or names of modules
+            for all layers inside; the result has the layers of all entries.
 
     Returns:
         Branches by layer name.
 
     Raises:
-        GpdError: when a pattern stands for no layer that can take any of the branches.
+        GpdError: when an entry matches no layer that can take any of the branches.
     """
     accepted = {
         name: found

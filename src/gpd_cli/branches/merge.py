@@ -2,8 +2,8 @@
 
 In the authors' block the main kernel has a gate as well.
 
-The sum is formed from the weights before the one convolution is run (online reparameterization:
-OREPA, Hu et al., CVPR 2022).
+The weights are summed before a single convolution runs (online reparameterization: OREPA, Hu et
+al., CVPR 2022).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def branch_kernel(
 
     Args:
         name: one of `gpd_cli.branches.EXTRA_BRANCHES`.
-        parameters: its tensors, by the names that `gpd_cli.branches.initial_parameters` gives them;
-            for ``1x1_kxk`` perhaps also the ``identity``, where its copies share a weight.
+        parameters: the branch's tensors, by the names of `gpd_cli.branches.initial_parameters`. For
+            ``1x1_kxk`` in the authors' block also the widened ``identity``, divided by its copies.
         kernel_shape: ``[O, I/g, kh, kw]``, or ``[O, I]`` for a linear layer.
         groups: groups of the layer.
 
     Returns:
-        A tensor of that shape, in whatever memory layout came cheapest.
+        A tensor of shape ``kernel_shape``, in any memory format.
     """
     fan, *kernel_size = kernel_shape[1:]
     if name == "identity":
@@ -80,11 +80,11 @@ def branch_kernel(
 
 
 def weight_size(name: str, kernel_size: Sequence[int]) -> tuple[int, int]:
-    """Sides of the weight of one of the `FILTERED_BRANCHES`.
+    """Height and width of the weight of one of the `FILTERED_BRANCHES`.
 
     Args:
         name: the branch.
-        kernel_size: (kh, kw) of the layer.
+        kernel_size: the layer's (kh, kw).
     """
     kh, kw = kernel_size
     return (kh if name == "kx1" else 1, kw if name == "1xk" else 1)
@@ -98,18 +98,19 @@ def spatial_filters(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Fixed filters of those among the branches that have them (`FILTERED_BRANCHES`).
+    """Fixed filters of the `FILTERED_BRANCHES` among some branches.
 
     Args:
-        names: branches, in the order in which `merge` will see them.
+        names: branches, in the order of the gates that `merge` is called with.
         out_channels: O.
-        kernel_size: (kh, kw); anything where none of the branches has a filter.
-        dtype: of the result.
-        device: of the result.
+        kernel_size: (kh, kw); of any length where none of the branches has a filter.
+        dtype: dtype of the result.
+        device: device of the result.
 
     Returns:
-        ``[T, O, kh, kw]``: what a branch makes of each of the T taps of the branches' weights when
-        it is one and the others are zero. A 1 x 1 weight has one tap, a 1 x k one has k.
+        ``[T, O, kh, kw]``: for each of the T taps of the branches' weights, the kernel of the
+        branch when this tap is one and all others are zero. A 1 x 1 weight has one tap, a 1 x k
+        weight has k taps.
     """
     filters = [torch.empty(0, out_channels, *kernel_size, dtype=torch.float64)]
     for name in names:
@@ -138,22 +139,22 @@ def merge(
 ) -> Tensor:
     """Merge gated branches into the main kernel: ``kernel[o] + sum_b gate_b[o] * branch_b[o]``.
 
-    The same sum as over `branch_kernel`, with fewer passes over tensors of the kernel's size: the
-    branches with fixed filters are taken together, a gate is applied as its branch is added, and
-    the identity touches the channels it hands on alone. Under autocast the products may run in
-    lower precision, but the sum is taken in the main kernel's, so that with zero gates the main
-    kernel comes out to the last bit.
+    This is the sum over `branch_kernel`, with fewer passes over tensors of the kernel's size: the
+    branches with fixed filters are one product, each gate is applied when its branch is added, and
+    the identity changes only the elements of the channels that it copies. Under autocast the
+    products may run in lower precision, but the sum is taken in the main kernel's precision, so
+    that with zero gates the result is the main kernel to the last bit.
 
     Args:
         kernel: the main kernel, ``[O, I/g, kh, kw]`` (``[O, I]`` for a linear layer).
-        gates: per branch, and perhaps for the main kernel (``main_gate``), ``[O]``; the order is
-            that of the sum.
-        parameters: per branch, its tensors by name (see `branch_kernel`).
+        gates: ``[O]`` per branch, and for the main kernel (``main_gate``) where it has a gate; the
+            branches are added in this order.
+        parameters: tensors by branch and name (see `branch_kernel`).
         filters: ``[T, O, kh, kw]``, `spatial_filters` of the same names.
         groups: groups of the layer.
 
     Returns:
-        The merged kernel, of the main kernel's shape, dtype and memory layout; the main kernel
+        The merged kernel, of the main kernel's shape, dtype and memory format; the main kernel
         itself where there is no branch.
     """
     if not gates:
@@ -168,7 +169,7 @@ def merge(
             [gates[n].expand(w.shape[2], -1) for n, w in zip(filtered, weights, strict=True)]
         )
         gated = gated[:, :, None] * filters.flatten(2)
-        # Per output channel, [I/g, T] by [T, kh * kw]: nothing but the sum is of the kernel's size.
+        # Per output channel, [I/g, T] by [T, kh * kw]: only the result is of the kernel's size.
         product = torch.bmm(torch.cat(weights, dim=2), gated.transpose(0, 1))
         merged = merged + product.view(kernel.shape)
     for name, gate in gates.items():

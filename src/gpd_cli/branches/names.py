@@ -1,4 +1,4 @@
-"""Which branches there are, which a user asked for, and which of them a layer can take."""
+"""The names of branches, those that a user asks for, and those that a layer can take."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 from gpd_cli.errors import GpdError
 
 BranchInit = Literal["zero", "orepa", "gpd"]
-"""Where the branches start.
+"""Initial values of the branches.
 
-``zero``: every gate at zero, and a gate on the main kernel at one. ``orepa``: gates and weights as
-OREPA starts them. ``gpd``: the block of the paper's authors, as their code starts it.
+``zero``: every gate at zero, and a gate on the main kernel at one. ``orepa``: OREPA's gates and
+weights. ``gpd``: gates and weights of the authors' block, as in the code of the paper's authors.
 """
 
 PAPER_BRANCHES = ("kxk", "1x1", "1x1_kxk", "1x1_avg", "frequency", "depthwise_separable")
 """The paper's six (Guo et al., ICLR 2025), in the order in which a number M takes the first M."""
 
 MAIN_GATE = "main_gate"
-"""What stands among the names for a gate on the main kernel; it marks the authors' block."""
+"""Name of the gate on the main kernel, listed among the branches; it marks the authors' block."""
 
 AUTHORS_BRANCHES = (
     MAIN_GATE,
@@ -30,11 +30,11 @@ AUTHORS_BRANCHES = (
     "kxk_2",
     "depthwise_separable",
 )
-"""The block of the paper's authors (guoyongcs/GPD), in the order in which their code counts.
+"""The authors' block: the branches in the code of the paper's authors (guoyongcs/GPD), in order.
 
-It has a gate on the main kernel and a second k x k kernel in the place of OREPA's 1 x 1. The
-student's kernel is merged from slices of the factors; in every other block it is a slice of the
-merged kernel. The two are the same but for ``1x1_kxk``, whose inner channels are sliced as well.
+The block has a gate on the main kernel, and a second k x k kernel in place of OREPA's 1 x 1. The
+student's kernel is merged from slices of the factors; with all other branches it is a slice of the
+merged kernel. The two differ for ``1x1_kxk`` only, whose inner channels are sliced as well.
 """
 
 EXTRA_BRANCHES = (
@@ -47,7 +47,7 @@ EXTRA_BRANCHES = (
     "expandnet",
     "linear",
 )
-"""Every branch besides the main kernel; those that are not the paper's are had by name alone."""
+"""Every branch besides the main kernel; branches beyond the paper's are available by name only."""
 
 BRANCH_SETS = {
     "paper": PAPER_BRANCHES,
@@ -57,32 +57,32 @@ BRANCH_SETS = {
     "acnet": ("kxk", "1xk", "kx1"),
     "repvgg": ("kxk", "1x1", "identity"),
 }
-"""Names that stand for several branches: the set of a published block.
+"""Names that stand for the branches of a published block.
 
-OREPA (Hu et al., CVPR 2022), whose six the paper took over, and what its authors made of them
-(gpd); DBB, the diverse branch block (Ding et al., CVPR 2021); ACNet (Ding et al., ICCV 2019);
-RepVGG (Ding et al., CVPR 2021).
+OREPA (Hu et al., CVPR 2022), whose six branches the paper took over; the authors' block (gpd); DBB,
+the diverse branch block (Ding et al., CVPR 2021); ACNet (Ding et al., ICCV 2019); RepVGG (Ding et
+al., CVPR 2021).
 """
 
 
 def branch_names(
     spec: int | str | Sequence[str], init: BranchInit | None = None
 ) -> tuple[str, ...]:
-    """Names of the extra branches a user asked for.
+    """Names of the extra branches that a user asks for.
 
     Args:
-        spec: M, for the first M of `PAPER_BRANCHES` (1 is the main kernel alone), or the names
-            themselves, of branches or of `BRANCH_SETS`; ``kxk`` is always there, named or not,
-            and a branch that several sets share is there once.
-        init: where the branches are to start: with ``gpd``, M counts `AUTHORS_BRANCHES`, whose
-            first is the gate on the main kernel. None for names that need not suit a start.
+        spec: M, for the first M of `PAPER_BRANCHES` (1 is the main kernel alone), or names of
+            branches or of `BRANCH_SETS`. The main kernel ``kxk`` is always included, named or not,
+            and a branch of several sets is included once.
+        init: initial values of the branches: with ``gpd``, M counts `AUTHORS_BRANCHES`, whose
+            first is the gate on the main kernel. None skips the check that names and init fit.
 
     Returns:
         The names of the branches without ``kxk``, in the order given.
 
     Raises:
-        GpdError: on a number out of range, an unknown name, one given twice, or branches that do
-            not go together or not with the start.
+        GpdError: on a number out of range, an unknown name, a name given twice, or branches that
+            do not fit each other or ``init``.
 
     Example:
         >>> branch_names(3)
@@ -115,21 +115,21 @@ def branch_names(
             raise GpdError(f"The branch '{name}' is listed more than once; name each branch once.")
     members = [member for name in names for member in BRANCH_SETS.get(name, (name,))]
     found = tuple(dict.fromkeys(name for name in members if name != "kxk"))
-    _check_block(found, init)
+    _check_authors_block(found, init)
     return found
 
 
 def count_branches(names: Sequence[str]) -> int:
-    """How many branches a kernel has, the main kernel included.
+    """The number of branches of a kernel, the main kernel included.
 
     Args:
-        names: as `branch_names` returns them.
+        names: branches, as `branch_names` returns them.
     """
     return 1 + sum(name != MAIN_GATE for name in names)
 
 
-def _check_block(names: tuple[str, ...], init: BranchInit | None) -> None:
-    """Refuse what is partly the authors' block, or begins as another one does."""
+def _check_authors_block(names: tuple[str, ...], init: BranchInit | None) -> None:
+    """Refuse the authors' block with other branches, or with an ``init`` that does not fit."""
     others = [name for name in names if name not in AUTHORS_BRANCHES]
     is_authors = MAIN_GATE in names
     if is_authors and others:
@@ -150,16 +150,16 @@ def _check_block(names: tuple[str, ...], init: BranchInit | None) -> None:
 
 
 def accepts_branches(module: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
-    """Those of some branches that a layer can take.
+    """The branches that a layer can take, out of some.
 
     A 2-D convolution with a kernel of 3 x 3 or larger takes every branch but ``linear``, and
-    ``identity`` only where it has as many outputs as inputs; ``linear`` is for linear layers and
-    1 x 1 convolutions with more than one channel per group. Stride, padding and dilation do not
-    matter, and neither does a subclass that computes with its ``weight`` alone.
+    ``identity`` only if in_channels equals out_channels; ``linear`` is for linear layers and 1 x 1
+    convolutions with more than one channel per group. Stride, padding and dilation do not matter,
+    and subclasses that compute with their ``weight`` alone are no exception.
 
     Args:
-        module: any layer, of the student's width: a wide layer may have gained or lost the
-            equality of its inputs and outputs.
+        module: a layer of the student: in the dynamic teacher in_channels and out_channels may be
+            equal where they are not in the student, and the reverse.
         names: branches, as `branch_names` returns them.
 
     Returns:
