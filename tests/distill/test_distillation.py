@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods import KD, Batch, FitNets, Method, SimKD
 from gpd_cli.distill.methods.kd import kd_loss
 from gpd_cli.distill.methods.reviewkd import ReviewKD
@@ -35,7 +35,7 @@ class Hints(Method):
         super().__init__()
         self.scale = scale
 
-    def build(self, network: Places, teacher: Places) -> None:
+    def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         self.same_stages(network, teacher)
         pairs = zip(network.stages, teacher.stages, strict=True)
         self.fit = nn.ModuleList(nn.Conv2d(a.channels, b.channels, 1) for a, b in pairs)

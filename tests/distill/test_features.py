@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import gpd_cli.models  # noqa: F401  registers the CIFAR networks
 from gpd_cli import expand
-from gpd_cli.distill.features import Outputs, Places, Taps, find_places
-from gpd_cli.distill.features.stage import Layout
+from gpd_cli.distill.features import FeatureHooks, FeatureInfo, Outputs, find_features
+from gpd_cli.distill.features.stage import ShapeHints
 from gpd_cli.distill.methods import Batch, Method
 from gpd_cli.distill.methods.attention import AT
 from gpd_cli.distill.methods.catkd import CATKD
@@ -172,7 +172,7 @@ def test_default_stages_and_classifier(name: str) -> None:
     build, side, stages, channels, sides, classifier, embedding = DEFAULTS[name]
     network = build()
     before = copy.deepcopy(network.state_dict())
-    places = find_places(network, (3, side, side))
+    places = find_features(network, (3, side, side))
     assert [stage.name for stage in places.stages] == stages
     assert [stage.channels for stage in places.stages] == channels
     assert [(s.height, s.width) for s in places.stages] == [(side, side) for side in sides]
@@ -184,7 +184,7 @@ def test_default_stages_and_classifier(name: str) -> None:
 
 def test_averaged_heads_are_no_classifier() -> None:
     build = by_name("deit_tiny_distilled_patch16_224", img_size=32, depth=2)
-    assert find_places(build(), (3, 32, 32)).classifier is None
+    assert find_features(build(), (3, 32, 32)).classifier is None
 
 
 def test_wrapped_networks_are_looked_into() -> None:
@@ -197,7 +197,7 @@ def test_wrapped_networks_are_looked_into() -> None:
             return self.inner(images)
 
     network = Wrapper(Wrapper(Wrapper(tv.resnet18(num_classes=10))))
-    places = find_places(network, (3, 64, 64))
+    places = find_features(network, (3, 64, 64))
     assert [stage.name for stage in places.stages] == [f"inner.inner.inner.{n}" for n in LAYERS]
     assert places.classifier == "inner.inner.inner.fc"
 
@@ -207,13 +207,13 @@ def test_larger_maps_after_smaller_ones_are_no_stages() -> None:
     features = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1))
     pool = nn.AdaptiveAvgPool2d(12)
     network = nn.Sequential(features, pool, nn.Flatten(), nn.Linear(8 * 144, 10))
-    assert [s.height for s in find_places(network, (3, 32, 32)).stages] == [16, 8]
+    assert [s.height for s in find_features(network, (3, 32, 32)).stages] == [16, 8]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "layer1.7", ""])
 def test_unknown_modules_are_named(name: str) -> None:
     with pytest.raises(MethodError, match=f"ResNet has no module '{name}' .*conv1, bn1, .*layer4"):
-        find_places(small_resnet(), (3, 64, 64), names=["layer1", name])
+        find_features(small_resnet(), (3, 64, 64), names=["layer1", name])
 
 
 @pytest.mark.parametrize(
@@ -225,55 +225,55 @@ def test_modules_without_feature_maps_are_refused(name: str, got: str) -> None:
     network.layer1[0].downsample = nn.Identity()  # made, but not run below
     network.layer1[0].forward = lambda x: network.layer1[0].bn1(network.layer1[0].conv1(x))
     with pytest.raises(MethodError, match=f"Module '{name}' of ResNet gives .*{got}"):
-        find_places(network, (3, 64, 64), names=[name])
+        find_features(network, (3, 64, 64), names=[name])
 
 
 def test_window_partitions_are_refused() -> None:
     build, side, _ = SMALL["swin"]
     with pytest.raises(MethodError, match="nothing for each image"):
-        find_places(build(), (3, side, side), names=["layers.0.blocks.0.attn.proj"])
+        find_features(build(), (3, side, side), names=["layers.0.blocks.0.attn.proj"])
 
 
 @pytest.mark.parametrize(
-    ("layout", "shape", "expected"),
+    ("hints", "shape", "expected"),
     [
-        (Layout((64, 64)), (2, 7, 8, 8), ("map", 7, 8, 8)),
-        (Layout((64, 64)), (2, 8, 8, 7), ("map_last", 7, 8, 8)),
-        (Layout((64, 64)), (2, 8, 8, 8), ("map", 8, 8, 8)),
-        (Layout((64, 64), channels_last=True), (2, 8, 8, 8), ("map_last", 8, 8, 8)),
-        (Layout((64, 64), channels_last=True), (2, 9, 8, 8), ("map", 9, 8, 8)),
-        (Layout((64, 32)), (2, 5, 8, 4), ("map", 5, 8, 4)),
-        (Layout((64, 32)), (2, 8, 4, 5), ("map_last", 5, 8, 4)),
-        (Layout((100, 64)), (2, 5, 7, 4), ("map", 5, 7, 4)),
-        (Layout((64, 64)), (2, 17, 5), ("tokens", 5, 4, 4)),
-        (Layout((64, 32)), (2, 33, 5), ("tokens", 5, 8, 4)),
-        (Layout((64, 64), extra_tokens=5), (2, 9, 5), ("tokens", 5, 2, 2)),
-        (Layout((64, 64), extra_tokens=1), (2, 16, 5), ("tokens", 5, 4, 4)),
-        (Layout((64, 64)), (2, 3, 17, 17 * 2), None),  # attention, for one
-        (Layout((64, 64)), (2, 480, 5), None),
-        (Layout((64, 64)), (2, 5), None),
+        (ShapeHints((64, 64)), (2, 7, 8, 8), ("map", 7, 8, 8)),
+        (ShapeHints((64, 64)), (2, 8, 8, 7), ("map_last", 7, 8, 8)),
+        (ShapeHints((64, 64)), (2, 8, 8, 8), ("map", 8, 8, 8)),
+        (ShapeHints((64, 64), channels_last=True), (2, 8, 8, 8), ("map_last", 8, 8, 8)),
+        (ShapeHints((64, 64), channels_last=True), (2, 9, 8, 8), ("map", 9, 8, 8)),
+        (ShapeHints((64, 32)), (2, 5, 8, 4), ("map", 5, 8, 4)),
+        (ShapeHints((64, 32)), (2, 8, 4, 5), ("map_last", 5, 8, 4)),
+        (ShapeHints((100, 64)), (2, 5, 7, 4), ("map", 5, 7, 4)),
+        (ShapeHints((64, 64)), (2, 17, 5), ("tokens", 5, 4, 4)),
+        (ShapeHints((64, 32)), (2, 33, 5), ("tokens", 5, 8, 4)),
+        (ShapeHints((64, 64), extra_tokens=5), (2, 9, 5), ("tokens", 5, 2, 2)),
+        (ShapeHints((64, 64), extra_tokens=1), (2, 16, 5), ("tokens", 5, 4, 4)),
+        (ShapeHints((64, 64)), (2, 3, 17, 17 * 2), None),  # attention, for one
+        (ShapeHints((64, 64)), (2, 480, 5), None),
+        (ShapeHints((64, 64)), (2, 5), None),
     ],
 )
-def test_layouts_are_told_by_shape(
-    layout: Layout, shape: tuple[int, ...], expected: tuple[str, int, int, int] | None
+def test_forms_are_told_by_shape(
+    hints: ShapeHints, shape: tuple[int, ...], expected: tuple[str, int, int, int] | None
 ) -> None:
-    stage = layout.stage("here", shape)
+    stage = hints.stage("here", shape)
     found = None if stage is None else (stage.form, stage.channels, stage.height, stage.width)
     assert found == expected
 
 
-def test_maps_of_all_layouts_are_the_same_map() -> None:
+def test_maps_of_all_forms_are_the_same_map() -> None:
     maps = torch.randn(2, 5, 4, 4)
-    layout = Layout((64, 64))
+    hints = ShapeHints((64, 64))
     tokens = torch.cat([torch.randn(2, 1, 5), maps.flatten(2).transpose(1, 2)], dim=1)
     for output in (maps, maps.permute(0, 2, 3, 1), tokens):
-        stage = layout.stage("here", tuple(output.shape))
+        stage = hints.stage("here", tuple(output.shape))
         assert stage is not None
         assert torch.equal(stage.as_map(output), maps)
 
 
 def test_tokens_of_larger_images_are_a_larger_map() -> None:
-    stage = Layout((64, 64), extra_tokens=1).stage("here", (2, 17, 5))
+    stage = ShapeHints((64, 64), extra_tokens=1).stage("here", (2, 17, 5))
     assert stage is not None and (stage.height, stage.width) == (4, 4)
     maps = torch.randn(2, 5, 6, 6)
     tokens = torch.cat([torch.randn(2, 1, 5), maps.flatten(2).transpose(1, 2)], dim=1)
@@ -304,15 +304,15 @@ def test_the_map_that_is_pooled_for_the_classifier(
     build: Build, side: int, expected: str | None
 ) -> None:
     network, shape = build().eval(), (3, side, side)
-    places = find_places(network, shape, pooled=True)
+    places = find_features(network, shape, pooled=True)
     assert [stage.name for stage in places.stages] == ([] if expected is None else [expected])
     if expected is None:
         return
-    caught = Taps(network, places).take(network(torch.randn(2, *shape)))
+    caught = FeatureHooks(network, places).take(network(torch.randn(2, *shape)))
     torch.testing.assert_close(caught.stages[0].mean(dim=(2, 3)), caught.embedding)
-    assert find_places(network, shape, names=[expected], pooled=True) == places
-    first = find_places(network, shape).stages[0].name
-    assert find_places(network, shape, names=[first], pooled=True).stages == ()
+    assert find_features(network, shape, names=[expected], pooled=True) == places
+    first = find_features(network, shape).stages[0].name
+    assert find_features(network, shape, names=[first], pooled=True).stages == ()
 
 
 @pytest.mark.parametrize(
@@ -328,10 +328,10 @@ def test_the_map_that_is_pooled_for_the_classifier(
 )
 def test_stages_are_caught_before_their_activation(build: Build, side: int, before: int) -> None:
     network, shape = build().eval(), (3, side, side)
-    after = find_places(network, shape)
-    places = find_places(network, shape, preactivation=True)
+    after = find_features(network, shape)
+    places = find_features(network, shape, preactivation=True)
     assert sum(stage.before for stage in places.stages) == before
-    taps, others = Taps(network, places), Taps(network, after)
+    taps, others = FeatureHooks(network, places), FeatureHooks(network, after)
     logits = network(torch.randn(2, *shape))
     for stage, given, result in zip(
         places.stages, taps.take(logits).stages, others.take(logits).stages, strict=True
@@ -365,9 +365,9 @@ def test_stages_of_preactivation_blocks_are_caught_behind_the_next_norm(
     for name in norms:  # whose statistics are not those of the maps
         nn.init.normal_(network.get_submodule(name).bias)
     places = (
-        find_places(network, shape, names=names, preactivation=before) for before in (False, True)
+        find_features(network, shape, names=names, preactivation=before) for before in (False, True)
     )
-    taps = [Taps(network, found) for found in places]
+    taps = [FeatureHooks(network, found) for found in places]
     logits = network(torch.randn(2, *shape, dtype=torch.float64))
     for name, end, given in zip(norms, *(t.take(logits).stages for t in taps), strict=True):
         norm = network.get_submodule(name)
@@ -381,9 +381,9 @@ def test_stages_of_preactivation_blocks_are_caught_behind_the_next_norm(
 def test_a_dynamic_teacher_is_caught_before_its_activations_too() -> None:
     student, shape = small_resnet(), (3, 64, 64)
     pair = expand(student, sample=torch.zeros(2, *shape), ratio=2, branches=2, noise=0.0)
-    places = find_places(student, shape, preactivation=True)
-    wide = find_places(pair.teacher, shape, like=places)
-    taps, wide_taps = Taps(pair.narrow, places), Taps(pair.teacher, wide)
+    places = find_features(student, shape, preactivation=True)
+    wide = find_features(pair.teacher, shape, like=places)
+    taps, wide_taps = FeatureHooks(pair.narrow, places), FeatureHooks(pair.teacher, wide)
     logits, wide_logits = pair(torch.randn(2, *shape))
     ours, theirs = taps.take(logits).stages, wide_taps.take(wide_logits).stages
     assert all(stage.before for stage in wide.stages) and len(wide.stages) == 4
@@ -404,13 +404,13 @@ def test_student_and_dynamic_teacher_give_copies_of_the_same_maps(name: str) -> 
     student = build().double().eval()
     shape = (3, side, side)
     pair = expand(student, sample=torch.zeros(2, *shape), ratio=2, branches=2)
-    places = find_places(student, shape, names=names)
-    wide = find_places(pair.teacher, shape, like=places)
+    places = find_features(student, shape, names=names)
+    wide = find_features(pair.teacher, shape, like=places)
     assert [s.name for s in wide.stages] == [s.name for s in places.stages]
     assert [s.channels for s in wide.stages] == [2 * s.channels for s in places.stages]
     assert (wide.classifier, wide.embedding) == (places.classifier, 2 * places.embedding)
 
-    taps, wide_taps = Taps(pair.narrow, places), Taps(pair.teacher, wide)
+    taps, wide_taps = FeatureHooks(pair.narrow, places), FeatureHooks(pair.teacher, wide)
     images = torch.randn(2, *shape, dtype=torch.float64)
     logits, wide_logits = pair(images)
     ours, theirs = taps.take(logits), wide_taps.take(wide_logits)
@@ -439,9 +439,9 @@ def test_student_and_dynamic_teacher_give_copies_of_the_same_maps(name: str) -> 
 def test_what_is_overwritten_later_is_kept_as_it_was() -> None:
     # timm adds the shortcut to the output of bn2 in place, and rectifies that in place.
     network, images = small_resnet(), torch.randn(2, 3, 64, 64)
-    places = find_places(network, (3, 64, 64), names=["layer1.0.conv2", "layer1.0.bn2", "layer1"])
+    places = find_features(network, (3, 64, 64), names=["layer1.0.conv2", "layer1.0.bn2", "layer1"])
     assert [stage.overwritten for stage in places.stages] == [False, True, False]
-    taps = Taps(network, places)
+    taps = FeatureHooks(network, places)
     before, normed, after = taps.take(network(images)).stages
     expected = nn.functional.batch_norm(before, None, None, training=True)
     torch.testing.assert_close(normed, expected)
@@ -452,7 +452,7 @@ def test_what_is_overwritten_later_is_kept_as_it_was() -> None:
 
 def test_what_was_caught_is_given_once() -> None:
     network = small_resnet()
-    taps = Taps(network, find_places(network, (3, 64, 64)))
+    taps = FeatureHooks(network, find_features(network, (3, 64, 64)))
     first = taps.take(network(torch.randn(2, 3, 64, 64)))
     second = taps.take(network(torch.randn(3, 3, 64, 64)))
     assert {len(m) for m in first.stages} == {2} and {len(m) for m in second.stages} == {3}
@@ -467,7 +467,7 @@ def test_what_was_caught_is_given_once() -> None:
 )
 def test_copies_catch_nothing(duplicate: Callable[[nn.Module], nn.Module]) -> None:
     network, images = small_resnet().eval(), torch.randn(2, 3, 64, 64)
-    taps = Taps(network, find_places(network, (3, 64, 64)))
+    taps = FeatureHooks(network, find_features(network, (3, 64, 64)))
     logits = network(images)
     caught = taps.take(logits)
     twin = duplicate(network)
@@ -479,7 +479,7 @@ def test_copies_catch_nothing(duplicate: Callable[[nn.Module], nn.Module]) -> No
 
 def test_copies_are_made_with_features_in_hand() -> None:
     network = small_resnet()
-    taps = Taps(network, find_places(network, (3, 64, 64)))
+    taps = FeatureHooks(network, find_features(network, (3, 64, 64)))
     logits = network(torch.randn(2, 3, 64, 64))
     # Tensors with a graph cannot be copied: the copy must not try.
     whole = copy.deepcopy(nn.ModuleList([network]))
@@ -491,7 +491,7 @@ def test_copies_are_made_with_features_in_hand() -> None:
 def test_the_student_is_extracted_while_taps_are_on() -> None:
     student, shape = small_resnet().eval(), (3, 64, 64)
     pair = expand(student, sample=torch.zeros(2, *shape), ratio=2, branches=1)
-    taps = Taps(pair.narrow, find_places(student, shape))
+    taps = FeatureHooks(pair.narrow, find_features(student, shape))
     images = torch.randn(2, *shape)
     logits, _ = pair(images)
     assert torch.equal(pair.extract()(images), logits)
@@ -500,7 +500,7 @@ def test_the_student_is_extracted_while_taps_are_on() -> None:
 
 def test_remove_takes_every_hook_away() -> None:
     network = small_resnet()
-    taps = Taps(network, find_places(network, (3, 64, 64)))
+    taps = FeatureHooks(network, find_features(network, (3, 64, 64)))
     assert hooks(network) == 5
     logits = network(torch.randn(2, 3, 64, 64))
     taps.remove()
@@ -511,7 +511,7 @@ def test_remove_takes_every_hook_away() -> None:
 
 def test_without_gradient_nothing_has_a_graph() -> None:
     network = small_resnet()
-    taps = Taps(network, find_places(network, (3, 64, 64)))
+    taps = FeatureHooks(network, find_features(network, (3, 64, 64)))
     with torch.no_grad():
         caught = taps.take(network(torch.randn(2, 3, 64, 64)))
     assert caught.embedding is not None
@@ -520,7 +520,7 @@ def test_without_gradient_nothing_has_a_graph() -> None:
 
 def test_detached_outputs_have_the_same_values() -> None:
     network = small_resnet()
-    taps = Taps(network, find_places(network, (3, 64, 64)))
+    taps = FeatureHooks(network, find_features(network, (3, 64, 64)))
     caught = taps.take(network(torch.randn(2, 3, 64, 64)))
     plain = caught.detach()
     assert caught.stages[0].requires_grad and not plain.stages[0].requires_grad
@@ -530,7 +530,7 @@ def test_detached_outputs_have_the_same_values() -> None:
 
 def test_nothing_to_look_at_gives_logits_only() -> None:
     network = small_resnet()
-    taps = Taps(network, Places())
+    taps = FeatureHooks(network, FeatureInfo())
     logits = network(torch.randn(2, 3, 64, 64))
     assert hooks(network) == 0 and taps.take(logits) == Outputs(logits)
 
@@ -547,13 +547,13 @@ def test_student_and_dynamic_teacher_learn_from_a_static_teacher(
     student, shape = build(), (3, side, side)
     teacher = build().eval()
     pair = expand(student, sample=torch.zeros(2, *shape), ratio=2, branches=2)
-    places, theirs = find_places(student, shape), find_places(teacher, shape)
-    wide = find_places(pair.teacher, shape, like=places)
+    places, theirs = find_features(student, shape), find_features(teacher, shape)
+    wide = find_features(pair.teacher, shape, like=places)
     methods = [make(), make()]
     for method, where in zip(methods, (places, wide), strict=True):
         method.build(where, theirs)
-    taps = [Taps(pair.narrow, places), Taps(pair.teacher, wide)]
-    static = Taps(teacher, theirs)
+    taps = [FeatureHooks(pair.narrow, places), FeatureHooks(pair.teacher, wide)]
+    static = FeatureHooks(teacher, theirs)
     images = torch.randn(2, *shape)
     outputs = [tap.take(logits) for tap, logits in zip(taps, pair(images), strict=True)]
     with torch.no_grad():

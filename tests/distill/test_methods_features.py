@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpd_cli.distill.features import Outputs, Places, Stage
+from gpd_cli.distill.features import FeatureInfo, Outputs, Stage
 from gpd_cli.distill.methods import Batch, Method
 from gpd_cli.distill.methods.attention import AT, attention_loss
 from gpd_cli.distill.methods.catkd import CATKD, class_activation, class_attention_loss
@@ -36,12 +36,12 @@ def stored(*shape: int, step: float) -> Tensor:
     return torch.sin(step * torch.arange(1, 1 + math.prod(shape), dtype=torch.float64)).view(shape)
 
 
-def places(channels: Sequence[int], sizes: Sequence[int], embedding: int = 0) -> Places:
+def places(channels: Sequence[int], sizes: Sequence[int], embedding: int = 0) -> FeatureInfo:
     stages = [
         Stage(f"layer{k}", "map", c, size, size)
         for k, (c, size) in enumerate(zip(channels, sizes, strict=True), 1)
     ]
-    return Places(tuple(stages), "fc" if embedding else None, embedding)
+    return FeatureInfo(tuple(stages), "fc" if embedding else None, embedding)
 
 
 NETWORK = places([3, 4, 5], [8, 4, 2], 5)
@@ -49,7 +49,7 @@ TEACHER = places([4, 6, 8], [8, 4, 2], 8)
 LARGER = places([4, 6, 8], [12, 6, 3], 8)
 
 
-def outputs(where: Places, dtype: torch.dtype = torch.float32, grad: bool = False) -> Outputs:
+def outputs(where: FeatureInfo, dtype: torch.dtype = torch.float32, grad: bool = False) -> Outputs:
     """Random outputs of two images and three classes."""
 
     def make(*shape: int) -> Tensor:
@@ -64,7 +64,7 @@ def batch() -> Batch:
     return Batch(torch.tensor([0, 2]))
 
 
-def built(name: str, teacher: Places = TEACHER) -> Method:
+def built(name: str, teacher: FeatureInfo = TEACHER) -> Method:
     method = MAKE[name]()
     method.build(NETWORK, teacher)
     return method
@@ -194,7 +194,7 @@ def test_fusion_is_the_published_one(size: int, expected: tuple[float, float]) -
 
 @pytest.mark.parametrize("teacher", [TEACHER, LARGER])
 @pytest.mark.parametrize("use_embedding", [True, False])
-def test_reviewkd_is_fusion_from_deep_to_shallow(teacher: Places, use_embedding: bool) -> None:
+def test_reviewkd_is_fusion_from_deep_to_shallow(teacher: FeatureInfo, use_embedding: bool) -> None:
     method = ReviewKD(width=6, use_embedding=use_embedding, weight=2.0).double()
     method.build(NETWORK, teacher)
     method.double()
@@ -363,7 +363,7 @@ def test_class_activation_averages_to_the_logits() -> None:
         places([], [], 5),
     ],
 )
-def test_class_attention_refuses_networks_it_is_not_defined_for(unsuitable: Places) -> None:
+def test_class_attention_refuses_networks_it_is_not_defined_for(unsuitable: FeatureInfo) -> None:
     with pytest.raises(MethodError, match=r"trained network .*--model\.stages"):
         CATKD().build(unsuitable, TEACHER)
     with pytest.raises(MethodError, match=r"static teacher .*--model\.static_teacher\.stages"):
@@ -414,7 +414,7 @@ def test_gradients_reach_the_network_and_the_trained_parts(name: str) -> None:
 
 @pytest.mark.parametrize("name", MAKE)
 @pytest.mark.parametrize("teacher", [TEACHER, LARGER])
-def test_gradients_are_exact(name: str, teacher: Places) -> None:
+def test_gradients_are_exact(name: str, teacher: FeatureInfo) -> None:
     method = built(name, teacher).double()
     theirs = outputs(teacher, torch.float64)
     ours = outputs(NETWORK, torch.float64)

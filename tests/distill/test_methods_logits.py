@@ -16,7 +16,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods import Batch, Method
 from gpd_cli.distill.methods.cc import CC, cc_loss, correlations, kernel_loss
 from gpd_cli.distill.methods.crd import CRD, nce_loss, remember, similarities
@@ -36,7 +36,7 @@ from gpd_cli.errors import MethodError
 Array = npt.NDArray[np.float64]
 
 ROWS, CLASSES, WIDTH, WIDER, IMAGES = 5, 7, 4, 6, 20
-NETWORK, TEACHER = Places((), "fc", WIDTH), Places((), "fc", WIDER)
+NETWORK, TEACHER = FeatureInfo((), "fc", WIDTH), FeatureInfo((), "fc", WIDER)
 
 METHODS: dict[str, Callable[[], Method]] = {
     "kd": KD,
@@ -72,7 +72,7 @@ def features(width: int = WIDTH, rows: int = ROWS) -> Tensor:
     return torch.randn(rows, width, dtype=torch.float64)
 
 
-def teacher_places(name: str) -> Places:
+def teacher_places(name: str) -> FeatureInfo:
     return NETWORK if name == "simkd" else TEACHER
 
 
@@ -82,7 +82,7 @@ def built(name: str) -> Method:
     return method
 
 
-def outputs(where: Places, dtype: torch.dtype = torch.float64, grad: bool = False) -> Outputs:
+def outputs(where: FeatureInfo, dtype: torch.dtype = torch.float64, grad: bool = False) -> Outputs:
     def make(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=dtype, requires_grad=grad)
 
@@ -570,7 +570,7 @@ def test_simkd_treats_copies_like_what_they_copy() -> None:
 @pytest.mark.parametrize("width", [WIDTH - 1, WIDTH + 1, 2 * WIDTH - 1])
 def test_simkd_names_its_students_where_widths_differ(width: int) -> None:
     with pytest.raises(MethodError, match="simkd/NAME"):
-        SimKD().build(Places((), "fc", width), NETWORK)
+        SimKD().build(FeatureInfo((), "fc", width), NETWORK)
 
 
 # ---- CRD ----
@@ -896,7 +896,7 @@ def test_losses_of_half_precision_logits_stay_finite(scale: float, dtype: torch.
 
 @pytest.mark.parametrize("name", ON_EMBEDDINGS)
 def test_networks_without_a_linear_classifier_are_refused(name: str) -> None:
-    for one, other in ((Places(), TEACHER), (NETWORK, Places())):
+    for one, other in ((FeatureInfo(), TEACHER), (NETWORK, FeatureInfo())):
         with pytest.raises(MethodError, match="linear classifier"):
             METHODS[name]().build(one, other)
 

@@ -1,1 +1,1 @@
-"""What student and dynamic teacher learn, from each other and from static teachers."""
+"""The losses of student and dynamic teacher, from each other and from static teachers."""

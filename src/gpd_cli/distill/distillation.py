@@ -1,4 +1,4 @@
-"""What student and dynamic teacher learn from frozen networks."""
+"""Distillation from static teachers: methods, feature hooks and weighted losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.distill.features import Outputs, Places, Taps, find_places
+from gpd_cli.distill.features import FeatureHooks, FeatureInfo, Outputs, find_features
 from gpd_cli.distill.methods import Batch, Method
 from gpd_cli.distill.methods.precision import in_float32
 from gpd_cli.distill.methods.simkd import check_reused
@@ -20,26 +20,26 @@ from gpd_cli.models import check_images
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 
-_CAUGHT = {"stages", "pooled", "embedding"}
+_FEATURES = {"stages", "pooled", "embedding"}
 
 
 class Distillation(nn.Module):
-    """A method for each pair of a trained network and a static teacher, and the hooks they need.
+    """A method for each pair of a trained network and a static teacher, with feature hooks.
 
     The loss of a trained network is the mean over the static teachers: with teacher assistants
     among them this is densely guided distillation (Son et al., ICCV 2021).
 
     Args:
-        network: what is trained; hooks are put into it where the method needs features.
+        network: the network that is trained; gets hooks where the method needs features.
         teachers: the static teachers, one or more.
-        method: makes the method, without arguments; it is called for each pair.
-        shape: of the images the network was made for, ``(C, H, W)``.
+        method: makes a method, without arguments; called once for each pair.
+        shape: image shape that the network was made for, ``(C, H, W)``.
         stages: modules whose outputs are the student's stages; by default found.
-        weight: of the terms.
+        weight: weight of the losses.
         warmup_epochs: epochs over which the weight rises, by an equal step in each.
 
     Raises:
-        MethodError: when the method does not suit the networks, or is none.
+        MethodError: when the method does not suit the networks, or has no loss.
     """
 
     def __init__(
@@ -64,23 +64,23 @@ class Distillation(nn.Module):
         if kind.reuses_classifier:
             check_reused(network, self._name)
         trained = _trained(network)
-        # The student's own module has its weights for the time of a run only.
+        # The student's own module has weights only while it runs.
         before = kind.student_preactivation
-        places = {"student": self._places(network.extract(), shape, stages, before)}
+        infos = {"student": self._feature_info(network.extract(), shape, stages, before)}
         if isinstance(network, Pair):
-            like = places["student"]
-            places["teacher"] = self._places(network.teacher, shape, None, before, like)
+            like = infos["student"]
+            infos["teacher"] = self._feature_info(network.teacher, shape, None, before, like)
         before = kind.static_preactivation
-        theirs = [self._places(t.network, t.shape, t.stages, before) for t in self.teachers]
+        theirs = [self._feature_info(t.network, t.shape, t.stages, before) for t in self.teachers]
         self.methods = nn.ModuleDict()
         for name in trained:
             made = [method() for _ in theirs]
             for one, there in zip(made, theirs, strict=True):
-                one.build(places[name], there)
+                one.build(infos[name], there)
             self.methods[name] = nn.ModuleList(made)
-        self._taps = {name: Taps(module, places[name]) for name, module in trained.items()}
-        self._teacher_taps = [
-            Taps(t.network, p) for t, p in zip(self.teachers, theirs, strict=True)
+        self._hooks = {name: FeatureHooks(module, infos[name]) for name, module in trained.items()}
+        self._teacher_hooks = [
+            FeatureHooks(t.network, p) for t, p in zip(self.teachers, theirs, strict=True)
         ]
 
     def forward(
@@ -89,20 +89,20 @@ class Distillation(nn.Module):
         """The weighted terms, ``student_static`` and ``teacher_static``.
 
         Args:
-            logits: of the trained networks, right after they ran on the images.
+            logits: logits of the trained networks, right after these ran on the images.
             images: ``[B, C, H, W]``.
             batch: labels, and indices if the method needs them.
-            epoch: epochs that are done.
+            epoch: number of finished epochs.
         """
         if self._one_label and batch.labels.ndim > 1:
             raise MethodError(
                 f"{self._name} needs one class per image; turn mixing off (--data.mixup 0 "
                 "--data.cutmix 0)."
             )
-        ours = {name: _in_float32(self._taps[name].take(value)) for name, value in logits.items()}
+        ours = {name: _in_float32(self._hooks[name].take(value)) for name, value in logits.items()}
         theirs = [
-            _in_float32(taps.take(teacher(images)))
-            for teacher, taps in zip(self.teachers, self._teacher_taps, strict=True)
+            _in_float32(hooks.take(teacher(images)))
+            for teacher, hooks in zip(self.teachers, self._teacher_hooks, strict=True)
         ]
         weight = self._weight * warmed_up(epoch, self._warmup)
         terms = {}
@@ -113,14 +113,14 @@ class Distillation(nn.Module):
         return terms
 
     def prepare(self, data: Any, shape: tuple[int, int, int] | None = None) -> None:
-        """Ask the data for what the method needs of it, and the static teachers for its images.
+        """Check that data and static teachers suit the method, and turn image indices on.
 
         Args:
             data: the data module.
-            shape: of its images, ``(C, H, W)``, if that is known.
+            shape: image shape, ``(C, H, W)``, if known.
 
         Raises:
-            MethodError: when the data cannot give it, or has another number of images.
+            MethodError: when the data has no indices, or another number of images.
             ModelError: when a static teacher does not take images of this size.
         """
         if shape is not None:
@@ -142,7 +142,7 @@ class Distillation(nn.Module):
             )
 
     def same_everywhere(self) -> list[str]:
-        """Names of the buffers that all processes keep equal by themselves."""
+        """Names of the buffers that all processes keep equal without broadcasts."""
         return [
             f"methods.{name}.{k}.{buffer}"
             for name in self.methods
@@ -155,20 +155,20 @@ class Distillation(nn.Module):
         assert isinstance(methods, nn.ModuleList)
         return [m for m in methods if isinstance(m, Method)]
 
-    def _places(
+    def _feature_info(
         self,
         network: nn.Module,
         shape: tuple[int, int, int],
         names: Sequence[str] | None,
         preactivation: bool,
-        like: Places | None = None,
-    ) -> Places:
-        if not self.needs & _CAUGHT:
-            return Places()
+        like: FeatureInfo | None = None,
+    ) -> FeatureInfo:
+        if not self.needs & _FEATURES:
+            return FeatureInfo()
         pooled = "pooled" in self.needs
         if not pooled and "stages" not in self.needs:
             names, like = [], None
-        found = find_places(
+        found = find_features(
             network, shape, names=names, like=like, pooled=pooled, preactivation=preactivation
         )
         if "embedding" not in self.needs:
@@ -177,10 +177,10 @@ class Distillation(nn.Module):
 
 
 def _checked(method: Method) -> Method:
-    """A method that has a loss.
+    """The given method.
 
     Raises:
-        MethodError: when it has none.
+        MethodError: when the method has no loss.
     """
     if type(method).forward is Method.forward:
         raise MethodError(
@@ -190,14 +190,14 @@ def _checked(method: Method) -> Method:
 
 
 def _trained(network: Pair | Alone) -> dict[str, nn.Module]:
-    """The modules that run, by the names of their terms."""
+    """The trained modules, by the first part of their losses' names."""
     if isinstance(network, Pair):
         return {"student": network.narrow, "teacher": network.teacher}
     return {"student": network.network}
 
 
 def _in_float32(outputs: Outputs) -> Outputs:
-    """Everything but feature maps in float32 at least: losses need more than half precision."""
+    """Outputs in float32 or better, except feature maps: losses need more than half precision."""
 
     def wide(value: Tensor | None) -> Tensor | None:
         return None if value is None else in_float32(value)

@@ -25,7 +25,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) 
 def gap_loss(
     student: Tensor, dynamic_teacher: Tensor, smoothing: float = 0.1, temperature: float = 1.0
 ) -> Tensor:
-    """What the student learns from the dynamic teacher: SCE of Guo et al. (2025), section 3.2.
+    """The student's loss against the dynamic teacher: SCE of Guo et al. (2025), section 3.2.
 
     Smoothed cross-entropy with the dynamic teacher's softmax. No gradient reaches the dynamic
     teacher. Logits are divided by the temperature, and the loss is multiplied by its square, so
@@ -35,7 +35,7 @@ def gap_loss(
         student: logits, ``[B, C]``.
         dynamic_teacher: logits, ``[B, C]``.
         smoothing: weight of the uniform distribution (0.1 in the authors' runs).
-        temperature: of both softmaxes (1 in the authors' runs).
+        temperature: temperature of both softmaxes (1 in the authors' runs).
 
     Returns:
         A scalar.

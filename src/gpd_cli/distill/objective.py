@@ -16,15 +16,15 @@ from gpd_cli.errors import TrainingError
 class Objective:
     """Weights of the terms that need no static teacher (Guo et al., 2025, equation 2).
 
-    ``L = v * (CE(p_s, y) + CE(p_d, y)) + lambda * SCE(p_s, p_d)``; to these come the terms of
-    `Distillation` where there is a static teacher (section 3.4).
+    ``L = v * (CE(p_s, y) + CE(p_d, y)) + lambda * SCE(p_s, p_d)``; with a static teacher, the terms
+    of `Distillation` are added (section 3.4).
 
     Args:
-        gap_weight: lambda, the weight of what the student learns from the dynamic teacher.
-        gap_smoothing: the share of the uniform distribution in that target.
-        gap_temperature: temperature of that term.
+        gap_weight: lambda, the weight of the gap loss.
+        gap_smoothing: weight of the uniform distribution in the target of the gap loss.
+        gap_temperature: temperature of the gap loss.
         gap_warmup_epochs: epochs over which lambda rises to its value, by an equal step in each.
-        ce_weight: v, the weight of the labels.
+        ce_weight: v, the weight of the cross-entropy with the labels.
         label_smoothing: smoothing of the labels.
 
     Raises:
@@ -65,10 +65,11 @@ class Objective:
             student: logits, ``[B, C]``.
             dynamic_teacher: logits, ``[B, C]``, or None for a student trained alone.
             labels: class numbers, ``[B]``, or soft labels, ``[B, C]``.
-            epoch: epochs that are done; None for after the warm-up of lambda.
+            epoch: number of finished epochs; None for after the warm-up of lambda.
 
         Returns:
-            Scalars: ``student_ce``, and where they apply ``teacher_ce`` and ``gap``.
+            Scalars: ``student_ce``, and with a dynamic teacher ``teacher_ce`` and ``gap``; terms
+            of weight zero are left out.
         """
         networks = {"student": student}
         if dynamic_teacher is not None:
@@ -85,11 +86,11 @@ class Objective:
 
 
 def warmed_up(epoch: int | None, epochs: int) -> float:
-    """The share of its weight that a term has, which rises by an equal step in each epoch.
+    """The factor of a weight that rises to 1 by an equal step in each epoch.
 
     Args:
-        epoch: epochs that are done; None for after the warm-up.
-        epochs: of the warm-up; the last of them has the whole weight.
+        epoch: number of finished epochs; None for after the warm-up.
+        epochs: number of warm-up epochs; in the last one the factor is 1.
 
     Example:
         >>> [warmed_up(epoch, 4) for epoch in range(6)]

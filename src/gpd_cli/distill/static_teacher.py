@@ -20,10 +20,10 @@ class StaticTeacherSettings:
     """A trained network that a student learns from.
 
     Args:
-        name: the network, as for the student.
-        weights: its state dict (.pth, .pt, .safetensors).
-        args: further arguments of its constructor.
-        stages: names of the modules whose outputs are its stages; by default found.
+        name: name of the network, in the forms that a student's name has.
+        weights: file with the network's state dict (.pth, .pt, .safetensors).
+        args: further arguments of the network's constructor.
+        stages: names of the modules whose outputs are the network's stages; by default found.
     """
 
     name: str | None = None
@@ -35,17 +35,17 @@ class StaticTeacherSettings:
 class StaticTeacher:
     """A frozen network, always in eval mode.
 
-    It is no module on purpose: so it stays out of checkpoints, weight averages, optimizers and
-    what DDP broadcasts, and nobody can put it into train mode.
+    This class is no `nn.Module` on purpose: the network stays out of checkpoints, weight averages,
+    optimizers and the broadcasts of DDP, and cannot be put into train mode along with the pair.
 
     Args:
-        network: taken over.
-        shape: of the images it was made for, ``(C, H, W)``.
-        stages: modules whose outputs are its stages; by default found.
-        title: what messages call it.
+        network: the network, which is taken over.
+        shape: image shape that the network was made for, ``(C, H, W)``.
+        stages: modules whose outputs are the network's stages; by default found.
+        title: name of the teacher in messages.
 
     Attributes:
-        finite: a scalar, whether all its logits so far were finite; None before the first ones.
+        finite: a scalar, whether all logits so far were finite; None before the first batch.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class StaticTeacher:
             self.network.to(images.device, images.dtype)
         with torch.no_grad():
             logits = cast(Tensor, self.network(images))
-            # Noted, not looked at: that would wait for the GPU.
+            # Kept on the device: reading the value would wait for the GPU.
             finite = logits.isfinite().all()
             self.finite = finite if self.finite is None else self.finite & finite
             return logits
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StaticTeacher:
-        # Lightning's weight averaging copies the module that holds it.
+        # Lightning's weight averaging copies the module that holds this teacher.
         return self
 
 
@@ -81,10 +81,10 @@ def check_logits(teachers: Sequence[StaticTeacher], device: torch.device) -> Non
 
     Args:
         teachers: the static teachers.
-        device: that processes talk over; one may have seen no images yet.
+        device: device of the communication between processes.
 
     Raises:
-        ModelError: when those of one were not; it is named.
+        ModelError: when a teacher gave other logits; the message names it.
     """
     for teacher in teachers:
         finite = torch.tensor(True) if teacher.finite is None else teacher.finite
@@ -107,13 +107,13 @@ def load_static_teachers(
         first: the static teacher; without a name there is none.
         assistants: further frozen networks.
         classes: the student's number of classes.
-        channels: of the student's images.
+        channels: number of channels of the student's images.
 
     Returns:
-        The static teacher first; nothing at all without one.
+        The static teacher, then the assistants; empty without a static teacher.
 
     Raises:
-        ModelError: when one does not suit the student, or its name or weights are missing.
+        ModelError: when a network does not suit the student, or lacks a name or weights.
         WeightsError: when weights cannot be read or do not fit.
     """
     if first.name is None:
@@ -140,7 +140,7 @@ def load_static_teachers(
 
 
 def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: str) -> StaticTeacher:
-    """Load one, and check that it tells the student's classes apart."""
+    """Load a static teacher, and check that it has the student's channels and classes."""
     name, weights, args = settings.name, settings.weights, settings.args or {}
     assert name is not None
     if weights is None:

@@ -1,7 +1,7 @@
-"""What a network computes on the way to its logits: where to look, and the hooks that look."""
+"""Features of a network: the stages and classifier of the network, and hooks on both."""
 
-from gpd_cli.distill.features.places import Places, find_places
+from gpd_cli.distill.features.hooks import FeatureHooks, Outputs
+from gpd_cli.distill.features.info import FeatureInfo, find_features
 from gpd_cli.distill.features.stage import Stage
-from gpd_cli.distill.features.taps import Outputs, Taps
 
-__all__ = ["Outputs", "Places", "Stage", "Taps", "find_places"]
+__all__ = ["FeatureHooks", "FeatureInfo", "Outputs", "Stage", "find_features"]

@@ -1,4 +1,4 @@
-"""The stages of a network whose user names none."""
+"""The default stages of a network, for users who name none."""
 
 from __future__ import annotations
 
@@ -8,49 +8,51 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from gpd_cli.distill.features.running import Seen
-from gpd_cli.distill.features.stage import Layout, Stage
+from gpd_cli.distill.features.stage import ShapeHints, Stage
 
 MOST_STAGES = 4
-"""Stages looked at by default, the deepest ones."""
+"""Number of default stages: the deepest ones are taken."""
 
 _SHALLOW = 1
-"""Dots in the name of a module that may be a stage."""
+"""Dots in the names of modules that are tried as stages first."""
 
 
 def default_stages(
-    network: nn.Module, outputs: Mapping[str, Seen], layout: Layout
+    network: nn.Module, outputs: Mapping[str, Seen], hints: ShapeHints
 ) -> tuple[Stage, ...]:
     """The ends of a network's stages, from shallow to deep.
 
     Args:
         network: the network.
-        outputs: what its modules gave, see `run`.
-        layout: what it says about its features.
+        outputs: outputs of the network's modules, see `run`.
+        hints: how shapes of outputs are to be read.
     """
     listed = [name for name in _listed(network) if name in outputs]
-    stages = known_stages(listed, outputs, layout)
+    stages = known_stages(listed, outputs, hints)
     by_resolution = _last_of_each_resolution(stages)
     if not stages:
-        by_resolution = _unlisted(outputs, layout)
+        by_resolution = _unlisted(outputs, hints)
     if len(by_resolution) > 1:
         return tuple(by_resolution[-MOST_STAGES:])
     if len(stages) <= 1:
-        stages = known_stages(_longest_run(network, outputs), outputs, layout) or by_resolution
+        stages = known_stages(_longest_run(network, outputs), outputs, hints) or by_resolution
     step = len(stages) / MOST_STAGES
     if step <= 1:
         return tuple(stages)
     return tuple(stages[math.ceil(step * (k + 1)) - 1] for k in range(MOST_STAGES))
 
 
-def known_stages(names: Iterable[str], outputs: Mapping[str, Seen], layout: Layout) -> list[Stage]:
-    """Those of some modules whose outputs are maps or tokens, in the order given.
+def known_stages(
+    names: Iterable[str], outputs: Mapping[str, Seen], hints: ShapeHints
+) -> list[Stage]:
+    """Stages for the modules whose outputs are maps or tokens, in the order given.
 
     Args:
-        names: of the modules.
-        outputs: what modules gave, see `run`.
-        layout: what the network says about its features.
+        names: names of modules.
+        outputs: outputs of modules, see `run`.
+        hints: how shapes of outputs are to be read.
     """
-    stages = (layout.stage(name, outputs[name].shape) for name in names)
+    stages = (hints.stage(name, outputs[name].shape) for name in names)
     return [stage for stage in stages if stage is not None]
 
 
@@ -65,18 +67,18 @@ def _listed(network: nn.Module) -> list[str]:
     ]
 
 
-def _unlisted(outputs: Mapping[str, Seen], layout: Layout) -> list[Stage]:
-    """The last modules at each resolution, no deeper inside others than it takes to find two."""
+def _unlisted(outputs: Mapping[str, Seen], hints: ShapeHints) -> list[Stage]:
+    """The last module at each resolution, in the shallowest search that finds two resolutions."""
     found: list[Stage] = []
     for dots in range(_SHALLOW, 1 + max((name.count(".") for name in outputs), default=0)):
-        # Further inside, layers that mix tokens give tensors that look like maps.
+        # Inside deeper modules, layers that mix tokens give tensors that look like maps.
         names = (
             name
             for name, seen in outputs.items()
             if name.count(".") <= dots and (dots == _SHALLOW or seen.tensor.ndim == 4)
         )
-        # A single position is what pooling gives, not a stage.
-        stages = [stage for stage in known_stages(names, outputs, layout) if stage.positions > 1]
+        # A single position is the result of pooling, not a stage.
+        stages = [stage for stage in known_stages(names, outputs, hints) if stage.positions > 1]
         deeper = _last_of_each_resolution(stages)
         found = found or deeper
         if len(deeper) > 1:
@@ -85,7 +87,7 @@ def _unlisted(outputs: Mapping[str, Seen], layout: Layout) -> list[Stage]:
 
 
 def _last_of_each_resolution(stages: Iterable[Stage]) -> list[Stage]:
-    """Of stages in the order in which they ended; resolutions only fall on the way."""
+    """The last stage at each resolution, skipping stages that upsample again."""
     kept: list[Stage] = []
     for stage in stages:
         if kept and stage.positions > kept[-1].positions:
@@ -97,7 +99,7 @@ def _last_of_each_resolution(stages: Iterable[Stage]) -> list[Stage]:
 
 
 def _longest_run(network: nn.Module, outputs: Mapping[str, Seen]) -> list[str]:
-    """The blocks of the container with the most of one output shape."""
+    """Names of the blocks in the longest sequence of blocks with one output shape."""
     best: list[str] = []
     for name, module in network.named_modules():
         if isinstance(module, nn.Sequential | nn.ModuleList):

@@ -1,4 +1,4 @@
-"""One run of a network: what every module gives, and what activations and norms are given."""
+"""One run of a network: outputs of all modules, and inputs of activations and norms."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 
 @dataclass(frozen=True)
 class Seen:
-    """What a module gave or was given.
+    """An output or input of a module.
 
     Args:
-        tensor: its output or input, or the first tensor in it.
-        version: of the tensor, at that moment.
+        tensor: the output or input, or the first tensor in it.
+        version: the tensor's version counter at that moment.
     """
 
     tensor: Tensor
@@ -30,30 +30,30 @@ class Seen:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
+        """The tensor's shape."""
         return tuple(self.tensor.shape)
 
     @property
     def overwritten(self) -> bool:
-        """Whether it was changed in place later on."""
+        """Whether the tensor was changed in place later on."""
         return self.tensor._version != self.version
 
     def same(self, other: Seen) -> bool:
-        """Whether both are one tensor, with nothing changed in between."""
+        """Whether both are one tensor, unchanged in between."""
         return _same(self.tensor, other.tensor) and self.version == other.version
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run of a network showed.
+    """The recording of a run of a network.
 
     Args:
-        outputs: what each module gave by its name, in the order in which they ended, for modules
-            that give one row per image.
-        inputs: what those of them were given that are activations.
-        norm_inputs: what those of them were given that are norms.
+        outputs: outputs by module name, in the order in which the modules ended, for modules that
+            give one row per image.
+        inputs: inputs of the activations among these modules, by name.
+        norm_inputs: inputs of the norms among these modules, by name.
         classifier: name of the linear layer whose output is the logits, if any.
-        embedding: what that was given, ``[2, F]``.
+        embedding: input of the classifier, ``[2, F]``.
     """
 
     outputs: Mapping[str, Seen]
@@ -63,7 +63,7 @@ class Run:
     embedding: Tensor | None
 
     def at(self, name: str, before: bool = False) -> Seen | None:
-        """What a module gave, or (`before`) was given; None if that was not noted."""
+        """The recorded output of a module, or with `before` its input; None without one."""
         return (self.inputs if before else self.outputs).get(name)
 
 
@@ -71,8 +71,8 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
     """Run a network on two images of noise, the same in every call, in eval mode.
 
     Args:
-        network: left as it was.
-        shape: of its images, ``(C, H, W)``.
+        network: the network; left as it was.
+        shape: image shape, ``(C, H, W)``.
     """
     outputs: dict[str, Seen] = {}
     inputs: dict[str, Seen] = {}
@@ -121,7 +121,7 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
             handle.remove()
     if logits is None:
         raise MethodError(f"{type(network).__name__} gives no tensor of logits to distil from.")
-    # The very logits: averaged heads, as of distilled transformers, have no classifier.
+    # The output itself: networks that average several heads (distilled transformers) have none.
     heads = [name for name in linear if _same(outputs[name].tensor, logits)]
     inputs, norm_inputs = (
         {name: seen for name, seen in given.items() if name in outputs}
@@ -133,7 +133,7 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """The first tensor of a module's output; None if it gives none."""
+    """The first tensor in a module's output, or None."""
     while isinstance(output, tuple | list) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None

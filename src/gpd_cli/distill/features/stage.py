@@ -1,4 +1,4 @@
-"""The end of a stage, and how the layout of its output is told from its shape."""
+"""The end of a stage, and the form of its output, derived from the output's shape."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from gpd_cli.errors import MethodError
 
 Form = Literal["map", "map_last", "tokens"]
-"""How a stage lays out its output: ``[B, C, H, W]``, ``[B, H, W, C]`` or ``[B, N, C]``."""
+"""Form of a stage's output: ``[B, C, H, W]``, ``[B, H, W, C]`` or ``[B, N, C]``."""
 
 _MOST_EXTRA_TOKENS = 8
-"""Class tokens, registers and the like, where the network does not say how many it has."""
+"""Most class tokens and registers to try, where the network does not say how many it has."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class Stage:
     """The end of a stage.
 
     Args:
-        name: of the module whose output it is.
-        form: its layout.
-        channels: C, in the network that was looked at.
-        height: of the map, in positions.
-        width: of the map, in positions.
-        before: whether it is rather what the module is given.
-        extra: tokens that stand before those of the map.
-        overwritten: whether the network changes it in place later on, so that whoever wants it as
-            it was has to copy it.
+        name: name of the module whose output the stage is.
+        form: form of the output.
+        channels: C, in the network that was run.
+        height: height of the map, in positions.
+        width: width of the map, in positions.
+        before: whether the stage is the module's input instead of its output.
+        extra: number of tokens before the tokens of the map.
+        overwritten: whether the network changes the output in place later on, so that a hook has to
+            copy the output.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Stage:
 
     @property
     def positions(self) -> int:
-        """Of the map, H x W."""
+        """Number of positions of the map, H x W."""
         return self.height * self.width
 
     def as_map(self, output: Tensor) -> Tensor:
-        """An output of the stage as a map, ``[B, C, H, W]``; class tokens are left out.
+        """An output of the stage as a map, ``[B, C, H, W]``, without class tokens.
 
-        Images of another size than the network was looked at with give maps of another size, of
-        the same aspect.
+        Images of another size than in the recorded run give maps of another size and the same
+        aspect.
 
         Raises:
             MethodError: when the tokens do not make up a map.
@@ -73,13 +73,13 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What helps to tell maps and tokens from their shapes.
+class ShapeHints:
+    """What a network says about the shapes of its features.
 
     Args:
-        image: height and width of the images: maps have their aspect.
+        image: height and width of the images; maps have the same aspect.
         channels_last: whether the network says that its maps are ``[B, H, W, C]``.
-        extra_tokens: how many tokens it says stand before those of the patches; None without word.
+        extra_tokens: number of tokens before the patches' tokens, or None if not said.
     """
 
     image: tuple[int, int]
@@ -87,8 +87,8 @@ class Layout:
     extra_tokens: int | None = None
 
     @classmethod
-    def of(cls, network: nn.Module, image: tuple[int, int]) -> Layout:
-        """What a network (one of timm's, usually) says about itself."""
+    def of(cls, network: nn.Module, image: tuple[int, int]) -> ShapeHints:
+        """The hints in a network's attributes, as timm's models have them."""
         extra = getattr(network, "num_prefix_tokens", None)
         return cls(
             image,
@@ -97,15 +97,15 @@ class Layout:
         )
 
     def stage(self, name: str, shape: tuple[int, ...], form: Form | None = None) -> Stage | None:
-        """What an output of this shape is.
+        """The stage that a module's output of some shape is.
 
         Args:
-            name: of the module.
-            shape: of its output.
-            form: its layout, if that is known.
+            name: name of the module.
+            shape: shape of the module's output.
+            form: form of the output, if known.
 
         Returns:
-            None if it is no feature map.
+            The stage, or None if the output is no feature map.
         """
         if len(shape) == 3:
             grid = self._grid(shape[1])
@@ -124,16 +124,16 @@ class Layout:
         return Stage(name, form, *shape[1:])
 
     def _misfit(self, height: int, width: int) -> int:
-        """How far the aspect of a map is from that of the images; 0 if it is the same."""
+        """Distance between the aspects of a map and of the images; 0 for equal aspects."""
         return abs(height * self.image[1] - width * self.image[0])
 
     def _fits(self, misfit: int) -> bool:
-        # Strides round sides that are not their multiples, and differently so if they differ.
+        # Strides round sides that are no multiples of them, height and width differently.
         square = self.image[0] == self.image[1]
         return misfit == 0 if square else misfit <= sum(self.image)
 
     def _grid(self, tokens: int) -> tuple[int, int] | None:
-        """Height and width of the map that tokens are, once those in front are left out."""
+        """Height and width of the map of tokens, without extra tokens; None if there is no map."""
         said = [] if self.extra_tokens is None else [self.extra_tokens]
         for extra in (*said, *range(_MOST_EXTRA_TOKENS + 1)):
             patches = tokens - extra

@@ -1,4 +1,4 @@
-"""Stages that are told by what a network computes there."""
+"""Stages found by the values that a network computes: before pooling, before activations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gpd_cli.distill.features.stage import Stage
 
 
 def pooled_stage(seen: Run, stages: Iterable[Stage]) -> Stage | None:
-    """The last of some stages whose map, averaged over its positions, is what the classifier sees.
+    """The last stage whose map, averaged over positions, is the classifier's input.
 
     Args:
         seen: a run of the network.
-        stages: of it, outputs of modules, in the order in which they ended.
+        stages: stages of the network, in the order in which they ended; outputs of modules.
 
     Returns:
-        None if there is no such stage.
+        The stage, or None if there is none.
     """
     for stage in reversed(list(stages)):
         given = seen.outputs[stage.name]
@@ -34,14 +34,15 @@ def pooled_stage(seen: Run, stages: Iterable[Stage]) -> Stage | None:
 
 
 def before_activation(seen: Run, stage: Stage) -> Stage:
-    """What the activation is given that a stage ends in.
+    """A stage moved before the activation that it ends in: to the input of this activation.
 
-    A stage of pre-activation blocks (Wide ResNet) ends in a sum that the next norm normalizes for
-    the next activation: what that one is given. A stage with neither is left as it is.
+    A stage of pre-activation blocks (Wide ResNet) ends in a sum, which the next norm normalizes for
+    the next activation; the stage is moved to the input of that activation. A stage without such an
+    activation stays where it is.
 
     Args:
         seen: a run of the network.
-        stage: of it.
+        stage: a stage of the network.
     """
     end = seen.outputs[stage.name]
     for name in seen.inputs:

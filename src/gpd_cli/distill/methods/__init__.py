@@ -1,4 +1,4 @@
-"""Static-teacher methods: what student and dynamic teacher learn from a frozen network."""
+"""Static-teacher methods: losses of student and dynamic teacher against a frozen network."""
 
 from gpd_cli.distill.methods.attention import AT
 from gpd_cli.distill.methods.base import Batch, Method
@@ -35,7 +35,7 @@ METHODS: tuple[type[Method], ...] = (
     SimKD,
     SRRL,
 )
-"""The methods that come with the program; on the command line they go by their class's name."""
+"""The methods that come with the program; their names on the command line are the class names."""
 
 __all__ = [
     "AT",

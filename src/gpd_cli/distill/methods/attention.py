@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.maps import same_size
 from gpd_cli.distill.methods.precision import in_float32
@@ -17,15 +17,15 @@ from gpd_cli.distill.methods.precision import in_float32
 def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Activation-based attention transfer (Zagoruyko and Komodakis, 2017, arXiv 1612.03928).
 
-    A stage's attention is the sum of squares over its channels, at each position; the sum over
-    the stages of ``mean((q_s / |q_s| - q_t / |q_t|)^2)`` is what equation 2 minimizes, up to the
-    number of positions and its factor of a half, as in the authors' code. Of two sizes, the larger
-    map is pooled to the smaller one, before it is squared, as in the code behind the tables of the
+    A stage's attention q is the sum of squares over channels, at each position. The loss is the sum
+    over the stages of ``mean((q_s / |q_s| - q_t / |q_t|)^2)``: equation 2 up to the number of
+    positions and a factor of a half, as in the authors' code. Of two sizes, the larger map is
+    pooled to the smaller size before squares are taken, as in the code behind the tables of the
     CIFAR-100 literature (Tian et al., ICLR 2020).
 
     Args:
         student: maps, each ``[B, C, H, W]``.
-        teacher: as many, each ``[B, C', H', W']``.
+        teacher: the same number of maps, each ``[B, C', H', W']``.
 
     Returns:
         A scalar.
@@ -41,7 +41,7 @@ class AT(Method):
     """Attention transfer.
 
     Args:
-        weight: of the loss; 1000 is the authors'.
+        weight: weight of the loss; 1000 is the authors' value.
     """
 
     needs = frozenset({"stages"})
@@ -51,7 +51,7 @@ class AT(Method):
         check_weight(weight)
         self.weight = weight
 
-    def build(self, network: Places, teacher: Places) -> None:
+    def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Nothing is trained.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What every static-teacher method is: a comparison of a trained network with a frozen one."""
+"""The base class of static-teacher methods, which compare a trained network with a frozen one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.errors import MethodError
 
 Need = Literal["stages", "pooled", "embedding", "indices"]
@@ -16,11 +16,11 @@ Need = Literal["stages", "pooled", "embedding", "indices"]
 
 @dataclass(frozen=True)
 class Batch:
-    """What is known of a batch besides its images.
+    """Labels and indices of a batch.
 
     Args:
         labels: class numbers, ``[B]``, or soft labels, ``[B, C]``.
-        indices: the images' numbers in the training split, ``[B]``, for methods that need them.
+        indices: numbers of the images in the training split, ``[B]``, for methods that need them.
     """
 
     labels: Tensor
@@ -28,31 +28,31 @@ class Batch:
 
     @property
     def target(self) -> Tensor:
-        """One class per image, ``[B]``: of soft labels the largest."""
+        """One class per image, ``[B]``: the largest entry of soft labels."""
         return self.labels if self.labels.ndim == 1 else self.labels.argmax(dim=1)
 
 
 class Method(nn.Module):
     """A distillation loss between a trained network and a static teacher.
 
-    One instance serves the student and another one the dynamic teacher, each with trained parts
-    (connectors) of its own, made in `build` for the widths of its network. A method of one's own
-    is a subclass with a `forward`, chosen by its class path; its settings are the arguments of its
-    constructor, with type hints, which the command line checks them by.
+    One instance serves the student and another the dynamic teacher. Each has trained parts
+    (connectors) of its own, which `build` makes for the network's widths. A method of one's own is
+    a subclass with a `forward`, chosen by its class path. Its settings are the arguments of its
+    constructor, which the command line checks by their type hints.
 
     Attributes:
-        needs: what has to be caught besides logits: ``stages`` (feature maps), ``pooled`` (as the
-            only stage the map whose mean over its positions is the embedding; none where there is
-            no such map), ``embedding`` (with the classifier's weight), ``indices`` (of the images
-            in the training split; the method then has an attribute ``num_images``, a setting that
-            says how many there are).
+        needs: what the loss needs besides logits: ``stages`` (feature maps), ``pooled`` (the map
+            whose mean over positions is the embedding, as the only stage; no stage without such a
+            map), ``embedding`` (with the classifier's weight), ``indices`` (of the images in the
+            training split; the method then has a setting ``num_images``, their number).
         one_label: whether the method is defined for one class per image only, and refuses mixed
             images (mixup, CutMix).
         same_everywhere: names of buffers that all processes keep equal by themselves, and that
-            therefore are not sent around in every step.
+            DDP therefore does not broadcast.
         student_preactivation: whether stages of the trained network, student or dynamic teacher,
-            are caught before their activation.
-        static_preactivation: whether those of the static teacher are.
+            are taken before their activation.
+        static_preactivation: whether stages of the static teacher are taken before their
+            activation.
         reuses_classifier: whether the student has to end in the static teacher's classifier.
     """
 
@@ -63,12 +63,12 @@ class Method(nn.Module):
     student_preactivation: bool = False
     static_preactivation: bool = False
 
-    def build(self, network: Places, teacher: Places) -> None:
+    def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Make the trained parts; the default has none.
 
         Args:
-            network: widths of the trained network's features.
-            teacher: widths of the static teacher's.
+            network: stages and classifier of the trained network, with their widths.
+            teacher: stages and classifier of the static teacher, with their widths.
 
         Raises:
             MethodError: when the method does not suit the two networks.
@@ -77,21 +77,21 @@ class Method(nn.Module):
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """The loss, a scalar and a mean over the batch, in float32 or better.
 
-        Logits and embeddings come in float32 or better, feature maps in the type they were
-        computed in (bfloat16 under mixed precision).
+        Logits and embeddings are float32 or better, feature maps have the type of the network's
+        activations (bfloat16 under mixed precision).
 
         Args:
-            network: what the trained network computed, with graph.
-            teacher: what the static teacher computed, without graph.
+            network: outputs of the trained network, with graph.
+            teacher: outputs of the static teacher, without graph.
             batch: labels, and indices if needed.
         """
         raise NotImplementedError
 
-    def same_stages(self, network: Places, teacher: Places) -> None:
+    def same_stages(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Check that both networks have the same number of stages, one or more.
 
         Raises:
-            MethodError: when they have not.
+            MethodError: when the numbers differ or are 0.
         """
         ours, theirs = len(network.stages), len(teacher.stages)
         if ours != theirs or not ours:
@@ -106,7 +106,7 @@ def check_weight(weight: float) -> None:
     """Check the weight of a loss.
 
     Raises:
-        MethodError: when it is less than 0, or no number.
+        MethodError: when the weight is less than 0, infinite or NaN.
     """
     if not 0 <= weight < math.inf:
         raise MethodError(f"The weight of a loss must be 0 or more, not {weight}.")
@@ -116,7 +116,7 @@ def check_temperature(temperature: float) -> None:
     """Check a temperature.
 
     Raises:
-        MethodError: when it is not more than 0, or no number.
+        MethodError: when the temperature is not more than 0, infinite or NaN.
     """
     if not 0 < temperature < math.inf:
         raise MethodError(f"The temperature must be more than 0, not {temperature}.")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.maps import pool_to
 from gpd_cli.distill.methods.precision import full_precision, in_float32
@@ -16,20 +16,20 @@ from gpd_cli.errors import MethodError
 def class_activation(maps: Tensor, weight: Tensor, resolution: int = 2) -> Tensor:
     """Class activation maps, pooled.
 
-    Where global pooling and a linear classifier follow a map, its rows applied at each position
-    say how much that position speaks for each class; their mean is the logit less the bias.
+    Where global pooling and a linear classifier follow a map, the classifier applied at a position
+    gives the activation of each class there; the mean over positions is the logit less the bias.
 
     Args:
         maps: ``[B, F, H, W]``.
-        weight: of the classifier, ``[C, F]``.
-        resolution: of the result.
+        weight: the classifier's weight, ``[C, F]``.
+        resolution: height and width of the result.
 
     Returns:
         ``[B, C, resolution, resolution]``.
     """
     maps, weight = in_float32(maps), in_float32(weight)
     with full_precision(maps):
-        # Pooled first: the order does not matter to the result, and so it costs less.
+        # Pooled first: the result is the same, at less cost.
         return torch.einsum("cf,bfhw->bchw", weight, pool_to(maps, (resolution, resolution)))
 
 
@@ -40,8 +40,8 @@ def class_attention_loss(student: Tensor, teacher: Tensor, normalize: bool = Tru
 
     Args:
         student: pooled class activation maps, ``[B, C, n, n]``.
-        teacher: likewise.
-        normalize: whether each is divided by its norm.
+        teacher: pooled class activation maps, ``[B, C, n, n]``.
+        normalize: whether each map is divided by its norm.
 
     Returns:
         A scalar.
@@ -56,10 +56,10 @@ class CATKD(Method):
     """Class attention transfer: the student learns where the teacher sees each class.
 
     Args:
-        resolution: of the class activation maps, 2 or more (4 in the authors' ImageNet runs).
-        normalize: whether only their form counts. The authors do so where they train on attention
-            alone; on top of labels their runs do not, with weights between 0.5 and 15.
-        weight: of the loss; the authors' with normalization.
+        resolution: side of the class activation maps, 2 or more (4 in the authors' ImageNet runs).
+        normalize: whether each map is divided by its norm. The authors do so where attention is the
+            only loss; their runs with labels do not, with weights between 0.5 and 15.
+        weight: weight of the loss; the default is the authors' value with normalization.
     """
 
     needs = frozenset({"pooled", "embedding"})
@@ -74,18 +74,18 @@ class CATKD(Method):
             )
         self.resolution, self.normalize, self.weight = resolution, normalize, weight
 
-    def build(self, network: Places, teacher: Places) -> None:
+    def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Nothing is trained.
 
         Raises:
             MethodError: when a classifier does not see the mean of a map.
         """
-        for places, which, option in (
+        for info, which, option in (
             (network, "trained network", "stages"),
             (teacher, "static teacher", "static_teacher.stages"),
         ):
-            last = places.stages[-1] if places.stages else None
-            if last is None or last.channels != places.embedding or last.positions == 1:
+            last = info.stages[-1] if info.stages else None
+            if last is None or last.channels != info.embedding or last.positions == 1:
                 raise MethodError(
                     "Class attention is the classifier applied to each position of the map that is "
                     f"averaged for it, and the {which} has no module that gives such a map, or "

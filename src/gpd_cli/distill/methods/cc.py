@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.embeddings import check_embeddings, connect, cosines, embeddings
 from gpd_cli.distill.methods.precision import in_float32
@@ -18,11 +18,11 @@ _WEIGHT, _KERNEL_WEIGHT = 0.02, 100.0
 
 
 def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Correlation congruence as the tables of the CIFAR-100 literature have it.
+    """Correlation congruence as in the tables of the CIFAR-100 literature.
 
     ``mean_i(sum_f |d_i| |d_(i+1)|)`` over the neighbours in a batch, where d is the difference of
-    the embeddings. It is not the loss of the paper, but what Tian et al. (ICLR 2020) compare with
-    in their published code, which they had from the paper's authors.
+    the embeddings. This is not the loss of the paper, but the loss in the published code of Tian et
+    al. (ICLR 2020), which they had from the paper's authors.
 
     Args:
         student: embeddings, ``[B, F]``.
@@ -43,8 +43,8 @@ def correlations(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tenso
     and the second factor is ``sum_p (2 gamma)^p / p! (x.y)^p``, here up to the order.
 
     Args:
-        embedding: ``[B, F]``; their lengths do not matter.
-        gamma: of the kernel.
+        embedding: ``[B, F]``; the lengths of the vectors do not matter.
+        gamma: gamma of the kernel.
         order: the largest power.
 
     Returns:
@@ -56,15 +56,15 @@ def correlations(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tenso
 
 
 def kernel_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """Correlation congruence as the paper has it (Peng et al., ICCV 2019, arXiv 1904.01802).
+    """Correlation congruence as in the paper (Peng et al., ICCV 2019, arXiv 1904.01802).
 
     The mean over all pairs in the batch of the squared difference of their `correlations`.
 
     Args:
         student: embeddings, ``[B, F]``.
         teacher: embeddings, ``[B, F']``.
-        gamma: of the kernel.
-        order: of the Taylor series.
+        gamma: gamma of the kernel.
+        order: order of the Taylor series.
 
     Returns:
         A scalar.
@@ -75,19 +75,19 @@ def kernel_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int
 class CC(Method):
     """Correlation congruence on embeddings, each behind a linear layer of its own.
 
-    Both layers are trained, the static teacher's as well. By default the loss is `cc_loss`, that of
-    the CIFAR-100 literature; ``kernel: true`` chooses the paper's, `kernel_loss`. As the kernel
-    compares images of one network at a time, it needs no common width: there ``feat_dim: null``
-    compares the embeddings themselves, whose correlations no layer can make alike. Labels are not
-    used, so mixed images and label smoothing change nothing.
+    Both layers are trained, the static teacher's as well. By default the loss is `cc_loss`, as in
+    the CIFAR-100 literature; ``kernel: true`` chooses the paper's `kernel_loss`. The kernel
+    compares images within one network, so it needs no common width: with ``feat_dim: null`` it
+    compares the embeddings themselves, which no trained layer can make alike. Labels are not used,
+    so mixed images and label smoothing change nothing.
 
     Args:
         feat_dim: width of the linear layers; null for none.
         kernel: whether correlations by the Gaussian kernel are compared.
-        gamma: of that kernel, more than 0.
-        order: of its Taylor series, 1 or more.
-        weight: of the loss; by default 0.02, that of the CIFAR-100 literature, and for the kernel
-            100, which is ours, as that loss is a mean of squares of small numbers.
+        gamma: gamma of the Gaussian kernel, more than 0.
+        order: order of the kernel's Taylor series, 1 or more.
+        weight: weight of the loss; by default 0.02 as in the CIFAR-100 literature, and with the
+            kernel 100, our own value, since that loss is a mean of squares of small numbers.
     """
 
     needs = frozenset({"embedding"})
@@ -113,7 +113,7 @@ class CC(Method):
         self.feat_dim, self.kernel, self.weight = feat_dim, kernel, weight
         self.gamma, self.order = gamma, order
 
-    def build(self, network: Places, teacher: Places) -> None:
+    def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Make the linear layers.
 
         Raises:

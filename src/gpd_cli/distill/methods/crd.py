@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_temperature, check_weight
 from gpd_cli.distill.methods.embeddings import check_embeddings, connect, embeddings, unit_vectors
 from gpd_cli.distill.methods.precision import full_precision, in_float32
@@ -20,13 +20,13 @@ from gpd_cli.errors import MethodError
 def similarities(embedding: Tensor, memory: Tensor, drawn: Tensor) -> Tensor:
     """Scalar products of each embedding with the entries of a memory drawn for it.
 
-    Computed with the whole memory first: N products for an image take less memory and time than
-    copies of K entries of D numbers.
+    Products with the whole memory are computed first: N products for an image take less memory and
+    time than copies of K entries of D numbers.
 
     Args:
         embedding: ``[B, D]``.
         memory: ``[N, D]``.
-        drawn: entries for each embedding, ``[B, K]``.
+        drawn: positions of the entries drawn for each embedding, ``[B, K]``.
 
     Returns:
         ``[B, K]``.
@@ -34,19 +34,19 @@ def similarities(embedding: Tensor, memory: Tensor, drawn: Tensor) -> Tensor:
     with full_precision(embedding):
         everywhere = embedding @ memory.to(embedding.dtype).T
     rows = torch.arange(len(embedding), device=drawn.device)[:, None]
-    # In one dimension, where the gradient is deterministic on every device if that is asked for.
+    # In one dimension, where deterministic algorithms exist for the gradient on every device.
     return everywhere.flatten().gather(0, (rows * len(memory) + drawn).flatten()).view_as(drawn)
 
 
 def nce_loss(scores: Tensor, num_images: int) -> Tensor:
     """Noise-contrastive estimation (Tian et al., ICLR 2020, arXiv 1910.10699, equation 18).
 
-    With p the exponential of a score and ``c = K / num_images``, what K uniform draws expect of an
-    entry, the critic says ``p / (p + c)`` that a pair belongs together; the loss is minus the log
-    of that for the pair that does, and of one minus that for the K that need not.
+    With p the exponential of a score and ``c = K / num_images``, the expected number of draws of an
+    entry, the critic's probability that a pair is of one image is ``p / (p + c)``. The loss is
+    minus its log for the pair of one image, and minus the log of one minus it for the K draws.
 
     Args:
-        scores: logarithms of estimated probabilities, ``[B, 1 + K]``, of the image itself first.
+        scores: logarithms of estimated probabilities, ``[B, 1 + K]``, the image itself first.
         num_images: N, in the noise distribution ``1 / N``.
 
     Returns:
@@ -57,15 +57,15 @@ def nce_loss(scores: Tensor, num_images: int) -> Tensor:
 
 
 def remember(memory: Tensor, indices: Tensor, embedding: Tensor, momentum: float = 0.5) -> None:
-    """Move entries of a memory towards embeddings, in place, and back to length 1.
+    """Move entries of a memory towards embeddings, in place, and normalize them to length 1.
 
-    Of images that are there more than once the last embedding counts, on every device.
+    Of an image that occurs more than once, the last embedding counts, on every device.
 
     Args:
         memory: ``[N, D]``.
-        indices: of the images, ``[B]``.
+        indices: numbers of the images, ``[B]``.
         embedding: ``[B, D]``.
-        momentum: the share of what is remembered.
+        momentum: weight of the old entry.
     """
     same = indices[:, None] == indices[None, :]
     last = (same * torch.arange(1, 1 + len(indices), device=indices.device)).argmax(dim=1)
@@ -77,22 +77,23 @@ def remember(memory: Tensor, indices: Tensor, embedding: Tensor, momentum: float
 class CRD(Method):
     """Contrastive representation distillation.
 
-    Both networks' embeddings are mapped to unit vectors by linear layers that are trained. Each is
-    contrasted with a memory of the other's: one entry for each training image, on the device and
-    in checkpoints (two of N x 128 numbers: 51 MB for CIFAR-100, 1.3 GB for ImageNet-1k, twice that
-    with a dynamic teacher). All processes keep the same memory. Negatives are drawn uniformly from
-    all images; the authors' CIFAR-100 runs leave the image's own class out.
+    Both networks' embeddings are mapped to unit vectors by trained linear layers. Each network's
+    vectors are contrasted with a memory of the other network's: one entry for each training image,
+    on the device and in checkpoints (two memories of N x 128 numbers: 51 MB for CIFAR-100, 1.3 GB
+    for ImageNet-1k, twice that with a dynamic teacher). All processes keep the same memory.
+    Negatives are drawn uniformly from all images; the authors' CIFAR-100 runs leave the image's own
+    class out.
 
-    Every image needs its own number, so mixed images are refused; labels are not used, and label
-    smoothing changes nothing.
+    Every image needs a number of its own, so mixed images are refused; labels are not used, and
+    label smoothing changes nothing.
 
     Args:
         num_images: N, the number of training images.
         feat_dim: width of the unit vectors.
-        nce_k: K, how many negatives are drawn for each image; at most N - 1 are.
+        nce_k: K, number of negatives for each image; at most N - 1 are drawn.
         nce_t: the temperature that similarities are divided by.
-        momentum: of the memory's entries, from 0 up to but not including 1.
-        weight: of the loss (0.8 in the authors' runs).
+        momentum: weight of the memory's old entries in updates, from 0 up to but not including 1.
+        weight: weight of the loss (0.8 in the authors' runs).
     """
 
     needs = frozenset({"embedding", "indices"})
@@ -139,7 +140,7 @@ class CRD(Method):
         self.register_buffer("normed", torch.tensor(False))
         self._is_normed = False
 
-    def build(self, network: Places, teacher: Places) -> None:
+    def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Make the linear layers.
 
         Raises:
@@ -183,7 +184,7 @@ class CRD(Method):
 
     @torch.no_grad()
     def _find_norms(self, scores: tuple[Tensor, Tensor]) -> None:
-        """Estimate, once, what makes the exponentials of scores sum to 1 over all images."""
+        """Estimate, once, the norms for which exponentials of scores sum to 1 over all images."""
         if not self._is_normed and not bool(self.normed):
             means = torch.stack([score.exp().mean() for score in scores])
             if world_size() > 1:
@@ -201,7 +202,7 @@ class CRD(Method):
 
 
 def _from_all(values: Tensor) -> Tensor:
-    """The values of all processes, in one order everywhere; batches are of one size."""
+    """The values of all processes, in the same order everywhere; batches have one size."""
     if world_size() == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(world_size())]

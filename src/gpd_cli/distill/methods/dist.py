@@ -10,7 +10,7 @@ from gpd_cli.distill.methods.base import Batch, Method, check_temperature, check
 from gpd_cli.distill.methods.precision import in_float32
 
 _LEAST = 1e-4
-"""Smallest norm that is divided by: the probabilities of a fresh head may all be equal."""
+"""Smallest norm to divide by: the probabilities of a fresh head may all be equal."""
 
 
 def pearson(one: Tensor, other: Tensor) -> Tensor:
@@ -65,8 +65,8 @@ def dist_loss(
 class DIST(Method):
     """DIST: predictions have to correlate, not to be equal; defaults of the ImageNet runs.
 
-    Labels are not used, so mixed images and label smoothing change nothing. Correlations over the
-    images are those of the batch of one process.
+    Labels are not used, so mixed images and label smoothing change nothing. Correlations over
+    images use the local batch only.
 
     Args:
         beta: weight of the inter-class relation.

@@ -29,8 +29,8 @@ def dkd_loss(
     Args:
         student: logits, ``[B, C]``.
         teacher: logits, ``[B, C]``.
-        labels: class numbers, ``[B]``; or soft labels, ``[B, C]``, whose largest entry is taken for
-            the target class (as the authors of GPD do under mixup).
+        labels: class numbers, ``[B]``; or soft labels, ``[B, C]``, whose largest entry is the
+            target class (as in the GPD authors' code under mixup).
         alpha: weight of the target-class term.
         beta: weight of the non-target term.
         temperature: T, more than 0.
@@ -60,12 +60,12 @@ def dkd_loss(
 class DKD(Method):
     """Decoupled knowledge distillation; defaults of GPD's ResNet-18 run.
 
-    Under mixup the target class is the one with the largest share, as in the GPD authors' runs.
+    Under mixup the target class is the one with the largest weight, as in the GPD authors' runs.
 
     Args:
         alpha: weight of the target-class term.
-        beta: weight of the non-target term (0.5 for ResNet-18, 2 for MobileNet V1), in a
-            configuration also a table by the pair of networks.
+        beta: weight of the non-target term (0.5 for ResNet-18, 2 for MobileNet V1); a configuration
+            may have a table of values by the pair of networks.
         temperature: softens both distributions.
         standardize: compare standardized logits (see `standardize_logits`).
     """
@@ -100,7 +100,7 @@ def _target_and_rest(log_probabilities: Tensor, is_target: Tensor) -> Tensor:
 
 
 def _among_rest(log_probabilities: Tensor, is_target: Tensor) -> Tensor:
-    """Log-probabilities of the other classes given that it is none but them, ``[B, C - 1]``."""
+    """Log-probabilities of the other classes, given that it is one of them, ``[B, C - 1]``."""
     rows, classes = log_probabilities.shape
     rest = log_probabilities[~is_target].reshape(rows, classes - 1)
     return F.log_softmax(rest, dim=1)

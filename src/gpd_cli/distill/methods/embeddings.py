@@ -1,29 +1,29 @@
-"""What methods on embeddings share: both embeddings, connectors, unit vectors."""
+"""Helpers of methods on embeddings: both embeddings, connectors, unit vectors."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Method
 from gpd_cli.distill.methods.precision import full_precision, in_float32
 from gpd_cli.errors import MethodError
 
 
-def check_embeddings(method: Method, network: Places, teacher: Places) -> None:
+def check_embeddings(method: Method, network: FeatureInfo, teacher: FeatureInfo) -> None:
     """Check that both networks have an embedding.
 
     Args:
-        method: which needs it.
-        network: places of the trained network.
-        teacher: places of the static teacher.
+        method: the method, for the message.
+        network: stages and classifier of the trained network.
+        teacher: stages and classifier of the static teacher.
 
     Raises:
-        MethodError: when one has no linear classifier.
+        MethodError: when a network has no linear classifier.
     """
-    for places, which in ((network, "trained network"), (teacher, "static teacher")):
-        if not places.embedding:
+    for info, which in ((network, "trained network"), (teacher, "static teacher")):
+        if not info.embedding:
             raise MethodError(
                 f"{type(method).__name__} compares what the classifiers see, but the {which} does "
                 "not end in a linear classifier; choose a method on logits, such as dist."
@@ -34,8 +34,8 @@ def embeddings(network: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
     """The embeddings of both networks, the teacher's without graph.
 
     Args:
-        network: what the trained network computed.
-        teacher: what the static teacher computed.
+        network: outputs of the trained network.
+        teacher: outputs of the static teacher.
 
     Returns:
         ``[B, F]`` and ``[B, F']``.
@@ -45,10 +45,10 @@ def embeddings(network: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
 
 
 def connect(layer: nn.Module, embedding: Tensor) -> Tensor:
-    """Run a connector, in whatever precision it runs, and return float32 or better.
+    """Run a connector in the precision of its parameters, and return float32 or better.
 
     Args:
-        layer: which has parameters.
+        layer: the connector.
         embedding: ``[B, F]``.
 
     Returns:
@@ -59,7 +59,7 @@ def connect(layer: nn.Module, embedding: Tensor) -> Tensor:
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
-    """Vectors divided by their norms; zeros stay zeros, and their gradient stays moderate.
+    """Vectors divided by their norms; zero vectors stay zero, with a moderate gradient.
 
     Args:
         vectors: ``[..., F]``.

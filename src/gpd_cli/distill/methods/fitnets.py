@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpd_cli.distill.features import Outputs, Places, Stage
+from gpd_cli.distill.features import FeatureInfo, Outputs, Stage
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.maps import same_size
 from gpd_cli.distill.methods.precision import in_float32
@@ -28,11 +28,11 @@ def hint_loss(regressed: Tensor, hint: Tensor) -> Tensor:
 
 
 def regressor(ours: Stage, theirs: Stage) -> nn.Sequential:
-    """A convolution, a norm and a ReLU from a map to the teacher's.
+    """The regressor: a convolution, a norm and a ReLU, from a map to the teacher's channels.
 
-    That of the CIFAR-100 literature (Tian et al., ICLR 2020): the convolution is 1 x 1 for maps of
-    one size, 3 x 3 of stride 2 for one of twice the teacher's size, and a transposed 4 x 4 of
-    stride 2 for one of half that size. Other sizes have a 1 x 1, too; their maps are pooled later.
+    As in the CIFAR-100 literature (Tian et al., ICLR 2020), the convolution is 1 x 1 for maps of
+    equal size, 3 x 3 of stride 2 for maps of twice the teacher's size, and a transposed 4 x 4 of
+    stride 2 for maps of half that size. For all other sizes it is 1 x 1, and maps are pooled later.
 
     Args:
         ours: stage of the trained network.
@@ -50,14 +50,14 @@ def regressor(ours: Stage, theirs: Stage) -> nn.Sequential:
 
 
 class FitNets(Method):
-    """Hints: the network's map, behind a `regressor`, has to give the teacher's.
+    """Hints: the network's map, through a `regressor`, has to equal the teacher's map.
 
-    The hint is given along the whole training and not in a phase of its own before it, as in the
-    tables of the CIFAR-100 literature.
+    The hint is part of the loss throughout the training, as in the tables of the CIFAR-100
+    literature, and not of a first phase alone.
 
     Args:
-        stage: whose maps are compared, 1 for the shallowest; by default the middle one.
-        weight: of the loss; 100 is what the literature compares with on CIFAR-100.
+        stage: the stage whose maps are compared, 1 for the shallowest; by default the middle one.
+        weight: weight of the loss; 100 is the value of the CIFAR-100 literature.
     """
 
     needs = frozenset({"stages"})
@@ -70,11 +70,11 @@ class FitNets(Method):
         self.stage, self.weight = stage, weight
         self._index = 0
 
-    def build(self, network: Places, teacher: Places) -> None:
+    def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Make the regressor.
 
         Raises:
-            MethodError: when there is no such stage, or numbers of stages differ.
+            MethodError: when the stage does not exist, or numbers of stages differ.
         """
         self.same_stages(network, teacher)
         count = len(network.stages)

@@ -1,4 +1,4 @@
-"""What methods on feature maps share: sizes made equal."""
+"""Helpers of methods on feature maps: pooling to a common size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpd_cli.distill.methods.precision import full_precision
 
 
 def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Average maps over a grid of this size, as `torch.nn.functional.adaptive_avg_pool2d` does.
+    """Average maps over a grid of cells, as `torch.nn.functional.adaptive_avg_pool2d` does.
 
     Args:
         maps: ``[B, C, H, W]``, in float32 or better.
@@ -23,7 +23,7 @@ def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
         return maps
     if not torch.are_deterministic_algorithms_enabled():
         return F.adaptive_avg_pool2d(maps, size)
-    # The same by products, whose gradient is deterministic on every device.
+    # The same averages by products, whose gradient is deterministic on every device.
     rows, columns = (
         _averages(maps, maps.shape[-2], size[0]),
         _averages(maps, maps.shape[-1], size[1]),
@@ -33,18 +33,18 @@ def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Pool the larger of two batches of maps to the size of the smaller, side by side.
+    """Pool the larger of two batches of maps to the smaller size, height and width separately.
 
     Args:
         one: ``[B, C, H, W]``, in float32 or better.
-        other: ``[B, C', H', W']``, likewise.
+        other: ``[B, C', H', W']``, in float32 or better.
     """
     height, width = (min(one.shape[k], other.shape[k]) for k in (-2, -1))
     return pool_to(one, (height, width)), pool_to(other, (height, width))
 
 
 def _averages(like: Tensor, length: int, cells: int) -> Tensor:
-    """Rows that average over overlapping cells of a side, ``[cells, length]``."""
+    """A matrix that averages over cells of a side, which may overlap: ``[cells, length]``."""
     rows = torch.zeros(cells, length, dtype=like.dtype)
     for cell in range(cells):
         start, end = cell * length // cells, -(-(cell + 1) * length // cells)

@@ -15,7 +15,7 @@ from gpd_cli.distill.methods.standardize import standardize_logits
 from gpd_cli.errors import MethodError
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
-"""What the authors soften predictions by."""
+"""The temperatures in the authors' code."""
 
 
 def gram_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -45,14 +45,14 @@ def mlld_loss(
 ) -> Tensor:
     """Multi-level logit distillation (Jin et al., CVPR 2023).
 
-    The sum over the temperatures of `kd_loss` (instance level) and `gram_loss` of the
-    probabilities: of the images (batch level, ``[B, B]``) and of the classes (class level,
+    The sum over the temperatures of `kd_loss` (instance level) and two `gram_loss` of the
+    probabilities: between images (batch level, ``[B, B]``) and between classes (class level,
     ``[C, C]``).
 
     Args:
         student: logits, ``[B, C]``.
         teacher: logits, ``[B, C]``.
-        temperatures: each more than 0.
+        temperatures: the temperatures, each more than 0.
         instance_weight: weight of the instance level.
         batch_weight: weight of the batch level.
         class_weight: weight of the class level.
@@ -78,17 +78,17 @@ def mlld_loss(
 class MLLD(Method):
     """Multi-level logit distillation.
 
-    The loss of the paper, on the images of the run: the authors' second, strongly augmented view of
-    each image is left to the data pipeline, and their code's choice of confident images and classes
-    is not made. Labels are not used, so mixed images and label smoothing change nothing.
+    This is the paper's loss on the images of the run. The authors' second, strongly augmented view
+    of each image and their code's selection of confident images and classes are not part of it.
+    Labels are not used, so mixed images and label smoothing change nothing.
 
     Args:
-        temperatures: the predictions are compared at each of them.
+        temperatures: temperatures at which the predictions are compared.
         instance_weight: weight of the instance level.
         batch_weight: weight of the batch level.
         class_weight: weight of the class level.
-        standardize: compare standardized logits at the instance level (see `standardize_logits`,
-            whose authors leave the other two levels as they are).
+        standardize: compare standardized logits at the instance level (see `standardize_logits`;
+            its authors do not standardize at the other two levels).
     """
 
     def __init__(

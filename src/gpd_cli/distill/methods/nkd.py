@@ -20,8 +20,9 @@ def nkd_loss(
     """Normalized knowledge distillation (Yang et al., ICCV 2023, arXiv 2303.13005).
 
     ``-T_t log S_t - gamma * l^2 * sum_i N(T_i) log N(S_i)`` for probabilities T of the teacher and
-    S of the student, t the target class, i the others, N their distribution among themselves at
-    temperature l. The paper's first term, the cross-entropy with the label, is the objective's.
+    S of the student, the target class t, the other classes i, and N the distribution among the
+    other classes at temperature l. The paper's first term, the cross-entropy with the label, is
+    part of the objective already.
 
     Args:
         student: logits, ``[B, C]``.
@@ -47,8 +48,8 @@ def nkd_loss(
 class NKD(Method):
     """Normalized knowledge distillation; defaults of the authors' CIFAR-100 and ImageNet runs.
 
-    Under mixup the target class is the one with the largest share, as in the authors' code; label
-    smoothing does not reach this term.
+    Under mixup the target class is the one with the largest weight, as in the authors' code; label
+    smoothing does not change this loss.
 
     Args:
         gamma: weight of the non-target term.

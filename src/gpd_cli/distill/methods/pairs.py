@@ -1,4 +1,4 @@
-"""Settings of methods that the literature chooses by the pair of networks."""
+"""Settings of methods with a value for each pair of teacher and student, as in the literature."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from gpd_cli.errors import MethodError
 
 ByPair = dict[str, float]
-"""A table of values by the pair of networks, which takes the place of a number."""
+"""A table of values by the pair of networks, in place of a number."""
 
 _ARROW = "->"
 _OTHERWISE = "otherwise"
@@ -17,10 +17,11 @@ _OTHERWISE = "otherwise"
 def for_pair(settings: Mapping[str, Any], teacher: str, student: str) -> dict[str, Any]:
     """Settings of a method for one pair of networks.
 
-    A setting may be a table: a value by pair (``TEACHER -> STUDENT``), and one ``otherwise``.
+    A setting may be a table with a value for each pair (``TEACHER -> STUDENT``), and a value under
+    ``otherwise`` for all other pairs.
 
     Args:
-        settings: of the method.
+        settings: settings of the method.
         teacher: name of the static teacher.
         student: name of the student.
 
@@ -45,11 +46,11 @@ def one_value(name: str, value: float | ByPair) -> float:
     """The value of a setting that a configuration may give by the pair of networks.
 
     Args:
-        name: of the setting.
-        value: what the constructor of a method was given.
+        name: name of the setting.
+        value: the argument of the method's constructor.
 
     Raises:
-        MethodError: when it is a table still.
+        MethodError: when the value is still a table.
     """
     if isinstance(value, Mapping):
         raise MethodError(

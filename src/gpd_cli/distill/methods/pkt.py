@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.embeddings import check_embeddings, cosines, embeddings
 
@@ -13,7 +13,7 @@ _EPSILON = 1e-7
 
 
 def affinities(embedding: Tensor) -> Tensor:
-    """The probability that an image picks another for its neighbour, by the cosine kernel.
+    """The probability that an image picks another image as its neighbour, by the cosine kernel.
 
     Args:
         embedding: ``[B, F]``.
@@ -22,7 +22,7 @@ def affinities(embedding: Tensor) -> Tensor:
         ``(1 + cos(x_i, x_j)) / 2``, each row divided by its sum: ``[B, B]``.
     """
     kernel = (1 + cosines(embedding)) / 2
-    # Itself included, as in the authors' code: a row is never empty.
+    # The image itself is included, as in the authors' code, so that no row is empty.
     return kernel / kernel.sum(dim=1, keepdim=True)
 
 
@@ -30,8 +30,8 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, arXiv 1803.10837).
 
     ``mean_ij(t_ij log(t_ij / s_ij))`` for the `affinities` t of the teacher and s of the student:
-    the divergence of the conditional distributions with a cosine kernel.
-    As in the authors' code it is a mean over all pairs.
+    the divergence of the conditional distributions with a cosine kernel, as a mean over all pairs
+    as in the authors' code.
 
     Args:
         student: embeddings, ``[B, F]``.
@@ -50,8 +50,8 @@ class PKT(Method):
     Labels are not used, so mixed images and label smoothing change nothing.
 
     Args:
-        weight: of the loss, a mean over pairs of small numbers; the default is what the literature
-            compares with on CIFAR-100 (Tian et al., ICLR 2020), where a batch is 64 images.
+        weight: weight of the loss, which is a mean over pairs of small numbers; the default is the
+            value of the CIFAR-100 literature (Tian et al., ICLR 2020) for batches of 64 images.
     """
 
     needs = frozenset({"embedding"})
@@ -61,7 +61,7 @@ class PKT(Method):
         check_weight(weight)
         self.weight = weight
 
-    def build(self, network: Places, teacher: Places) -> None:
+    def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Nothing is trained.
 
         Raises:

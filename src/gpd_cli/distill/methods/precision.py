@@ -1,4 +1,4 @@
-"""Losses in full precision, whatever the networks ran in."""
+"""Full precision for losses, whatever the precision of the networks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def in_float32(values: Tensor) -> Tensor:
-    """Values in float32, or as they are if their type is no narrower.
+    """Values in float32, or unchanged if their type has at least as many bits.
 
     Args:
-        values: of any floating-point type.
+        values: values of any floating-point type.
     """
     return values.float() if values.element_size() < 4 else values
 
@@ -18,8 +18,7 @@ def in_float32(values: Tensor) -> Tensor:
 def full_precision(like: Tensor) -> torch.autocast:
     """A context in which matrix products keep the precision of their factors.
 
-    Under autocast they would be rounded to half precision, and what is compared here are small
-    differences.
+    Autocast would round the products to half precision, but losses compare small differences.
 
     Args:
         like: a tensor on the device.

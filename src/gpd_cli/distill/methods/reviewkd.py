@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.maps import pool_to
 from gpd_cli.distill.methods.pairs import ByPair, one_value
@@ -22,13 +22,13 @@ _WIDEST = 512
 def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Hierarchical context loss of one stage (Chen et al., CVPR 2021, arXiv 2104.09044, 3.4).
 
-    Mean squared differences of the maps and of what pooling them to 4, 2 and 1 positions a side
-    leaves, where that is smaller, weighted by 1, 1/2, 1/4 and 1/8 (in this order, none left out)
-    and divided by the sum of the weights.
+    Mean squared differences of the maps, and of the maps pooled to 4, 2 and 1 positions a side (as
+    far as these are smaller), weighted by 1, 1/2, 1/4 and 1/8 in this order, and divided by the sum
+    of the weights.
 
     Args:
-        student: the fused map, ``[B, C, H, W]``.
-        teacher: the teacher's, ``[B, C, H, W]``.
+        student: the student's fused map, ``[B, C, H, W]``.
+        teacher: the teacher's map, ``[B, C, H, W]``.
 
     Returns:
         A scalar.
@@ -47,7 +47,7 @@ def review_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 
     Args:
         student: fused maps, each ``[B, C, H, W]``.
-        teacher: the teacher's, of the same shapes.
+        teacher: the teacher's maps, of the same shapes.
 
     Returns:
         A scalar.
@@ -57,16 +57,16 @@ def review_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of a stage with what was fused of the deeper ones.
+    """Attention-based fusion of a stage with the fused map of the deeper stages.
 
-    Section 3.3 of the paper: both are weighted, position by position, by attention that is computed
+    Section 3.3 of the paper: both maps are weighted, position by position, by attention computed
     from the two, and added.
 
     Args:
-        channels: of the stage.
-        width: of what is passed on.
-        teacher_channels: of the result.
-        deepest: whether there is nothing deeper to fuse with.
+        channels: channels of the stage.
+        width: channels of the fused map.
+        teacher_channels: channels of the teacher's map.
+        deepest: whether this is the deepest stage, which has nothing to be fused with.
     """
 
     def __init__(self, channels: int, width: int, teacher_channels: int, deepest: bool) -> None:
@@ -81,19 +81,19 @@ class Fusion(nn.Module):
         """Fuse.
 
         Args:
-            maps: of the stage, ``[B, channels, H, W]``.
-            deeper: passed on by the next deeper stage, ``[B, width, h, w]``; None if deepest.
-            size: of the teacher's map.
+            maps: maps of the stage, ``[B, channels, H, W]``.
+            deeper: fused map of the next deeper stage, ``[B, width, h, w]``; None if deepest.
+            size: height and width of the teacher's map.
 
         Returns:
-            The map to be compared with the teacher's, ``[B, teacher_channels, *size]``, and what is
-            passed on, ``[B, width, *size]``.
+            The map to compare with the teacher's map, ``[B, teacher_channels, *size]``, and the
+            fused map for the next stage, ``[B, width, *size]``.
         """
         fused = self.enter(maps)
         if self.attention is not None and deeper is not None:
             deeper = F.interpolate(deeper, fused.shape[-2:], mode="nearest")
-            shares = self.attention(torch.cat([fused, deeper], dim=1)).sigmoid()
-            fused = fused * shares[:, :1] + deeper * shares[:, 1:]
+            weights = self.attention(torch.cat([fused, deeper], dim=1)).sigmoid()
+            fused = fused * weights[:, :1] + deeper * weights[:, 1:]
         if fused.shape[-2:] != size:
             fused = F.interpolate(fused, size, mode="nearest")
         return self.leave(fused), fused
@@ -103,15 +103,17 @@ class ReviewKD(Method):
     """Knowledge review: deeper stages help to match the teacher's shallower ones.
 
     Args:
-        width: of the fusion; by default that of the network's deepest features, 512 at most, as for
-            the authors' CIFAR networks and ResNet-18 (256 for MobileNet V1 and RVT).
-        use_embedding: whether the pooled features, what the classifier sees, are a last stage.
-        student_preactivation: whether stages of the student (and of its dynamic teacher) are taken
-            before their activation; not so in the authors' runs on CIFAR-100.
-        static_preactivation: whether those of the static teacher are, as in the same runs; of a
-            Wide ResNet these are the outputs of the norms that follow its stages.
-        weight: of the loss; the authors set it by the pair of networks, by a table of which a
-            configuration can give it, see ``configs/methods/reviewkd.yaml``.
+        width: channels of the fused maps; by default the channels of the network's deepest
+            features, 512 at most, as for the authors' CIFAR networks and ResNet-18 (256 for
+            MobileNet V1 and RVT).
+        use_embedding: whether the pooled features, the classifier's input, are a last stage.
+        student_preactivation: whether stages of student and dynamic teacher are taken before their
+            activation; not so in the authors' runs on CIFAR-100.
+        static_preactivation: whether stages of the static teacher are taken before their
+            activation, as in the same runs; of a Wide ResNet these are the outputs of the norms
+            that follow the stages.
+        weight: weight of the loss; the authors choose it by the pair of networks, and so can a
+            configuration, see ``configs/methods/reviewkd.yaml``.
     """
 
     needs = frozenset({"stages", "embedding"})
@@ -134,11 +136,11 @@ class ReviewKD(Method):
         self.static_preactivation = static_preactivation
         self.fusions = nn.ModuleList()
 
-    def build(self, network: Places, teacher: Places) -> None:
+    def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Make a fusion for each stage.
 
         Raises:
-            MethodError: when numbers of stages differ, or one has no embedding.
+            MethodError: when numbers of stages differ, or a network has no embedding.
         """
         self.same_stages(network, teacher)
         ours, theirs = ([stage.channels for stage in p.stages] for p in (network, teacher))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.embeddings import check_embeddings, embeddings, unit_vectors
 from gpd_cli.distill.methods.precision import full_precision, in_float32
@@ -57,7 +57,7 @@ class RKD(Method):
             check_weight(weight)
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
-    def build(self, network: Places, teacher: Places) -> None:
+    def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Nothing is trained.
 
         Raises:
@@ -72,13 +72,13 @@ class RKD(Method):
 
 
 def _differences(embedding: Tensor) -> Tensor:
-    """From each embedding, ``[i]``, to each, ``[j]``: ``[B, B, F]``."""
+    """The differences from embedding i to embedding j, ``[B, B, F]``."""
     embedding = in_float32(embedding)
     return embedding[None, :] - embedding[:, None]
 
 
 def _relative(differences: Tensor) -> Tensor:
-    """Distances, divided by the mean of those that are not 0: ``[B, B]``."""
+    """Distances, divided by the mean of all distances that are not 0: ``[B, B]``."""
     distances = torch.linalg.vector_norm(differences, dim=2)
     apart = (distances > 0).sum().clamp(min=1)
     mean = distances.sum() / apart
@@ -86,7 +86,7 @@ def _relative(differences: Tensor) -> Tensor:
 
 
 def _cosines(differences: Tensor) -> Tensor:
-    """Cosines at i of the angles between j and k, 0 at no distance: ``[B, B, B]``."""
+    """Cosines of the angles at i between j and k, 0 for a distance of 0: ``[B, B, B]``."""
     directions = unit_vectors(differences)
     with full_precision(directions):
         return directions @ directions.mT

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpd_cli.distill.features import Outputs, Places, find_places
+from gpd_cli.distill.features import FeatureInfo, Outputs, find_features
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.embeddings import check_embeddings, embeddings
 from gpd_cli.distill.methods.precision import in_float32
@@ -19,18 +19,18 @@ from gpd_cli.teacher.networks import Alone
 
 
 def mean_of_copies(embedding: Tensor, width: int) -> Tensor:
-    """A wide embedding, narrowed: the mean over the copies of each channel.
+    """The mean over the copies of each channel of a wide embedding.
 
     The dynamic teacher's channels are copies side by side (``c0 c0 c1 c1 ...``), and its classifier
-    starts with the student's weight shared equally among them: their mean is what it sees of a
-    channel. Right after the expansion that is the student's embedding.
+    starts with equal weights for all copies of a channel, so that it depends on their mean. Right
+    after the expansion the mean is the student's embedding.
 
     Args:
         embedding: ``[B, r * width]``.
-        width: of the result.
+        width: number of channels of the result.
 
     Returns:
-        ``[B, width]``; the embedding itself where it has this width.
+        ``[B, width]``; the embedding itself where r is 1.
     """
     return embedding.unflatten(1, (width, -1)).mean(dim=2)
 
@@ -38,10 +38,10 @@ def mean_of_copies(embedding: Tensor, width: int) -> Tensor:
 def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """SimKD (Chen et al., CVPR 2022, arXiv 2203.14001).
 
-    ``mean((P(f_s) - f_t)^2)``, where the student's embedding is the projector's output already.
+    ``mean((P(f_s) - f_t)^2)``, where the student's embedding is the output of the projector P.
 
     Args:
-        student: embeddings, ``[B, r * F]``, of copies where r is more than 1.
+        student: embeddings, ``[B, r * F]``, with r copies of each channel.
         teacher: embeddings, ``[B, F]``.
 
     Returns:
@@ -52,14 +52,14 @@ def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class SimKD(Method):
-    """SimKD: the student learns to give the features that the teacher's own classifier needs.
+    """SimKD: the student learns the features that the teacher's own classifier takes.
 
     The student ends in a projector and the teacher's classifier (``--model.student simkd/NAME``).
     In the authors' runs this is the only loss (``--model.ce_weight 0``). Labels are not used, so
     mixed images and label smoothing change nothing.
 
     Args:
-        weight: of the loss.
+        weight: weight of the loss.
     """
 
     needs = frozenset({"embedding"})
@@ -70,12 +70,12 @@ class SimKD(Method):
         check_weight(weight)
         self.weight = weight
 
-    def build(self, network: Places, teacher: Places) -> None:
+    def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Nothing is trained here: the projector is part of the student.
 
         Raises:
-            MethodError: when a network has no embedding, or the trained one's is no multiple of the
-                static teacher's.
+            MethodError: when a network has no embedding, or the width of the trained network's is
+                no multiple of the static teacher's.
         """
         check_embeddings(self, network, teacher)
         if network.embedding % teacher.embedding:
@@ -92,7 +92,7 @@ class SimKD(Method):
 
 
 def adopt_classifier(student: nn.Module, teachers: Sequence[StaticTeacher]) -> None:
-    """Give a student that is built for it the first static teacher's classifier.
+    """Copy the first static teacher's classifier into a student that reuses it.
 
     Args:
         student: any network; only a `ReusedClassifier` is changed.
@@ -104,7 +104,7 @@ def adopt_classifier(student: nn.Module, teachers: Sequence[StaticTeacher]) -> N
     if not isinstance(student, ReusedClassifier) or not teachers:
         return
     network = teachers[0].network
-    name = find_places(network, teachers[0].shape, names=[]).classifier
+    name = find_features(network, teachers[0].shape, names=[]).classifier
     if name is None:
         raise ModelError(
             f"The static teacher ({type(network).__name__}) has no linear classifier to reuse; "
@@ -119,11 +119,11 @@ def check_reused(network: Pair | Alone, method: str) -> None:
     """Check that the student ends in the static teacher's classifier.
 
     Args:
-        network: what is trained.
-        method: that needs it.
+        network: the network that is trained.
+        method: name of the method, for the message.
 
     Raises:
-        ModelError: when it does not.
+        ModelError: when the student ends otherwise.
     """
     if not isinstance(_trained(network), ReusedClassifier):
         raise ModelError(
@@ -134,15 +134,15 @@ def check_reused(network: Pair | Alone, method: str) -> None:
 
 
 def freeze_classifier(network: Pair | Alone, teachers: Sequence[StaticTeacher]) -> None:
-    """Keep a reused classifier, in student and dynamic teacher, as it is.
+    """Freeze a reused classifier, in student and dynamic teacher.
 
     Args:
-        network: what is trained.
+        network: the network that is trained.
         teachers: the static teachers.
     """
     owners = [_trained(network)]
     if isinstance(network, Unshared):
-        owners.append(network.narrow)  # which has a classifier of its own
+        owners.append(network.narrow)  # the student's own classifier
     for owner in owners:
         if teachers and isinstance(owner, ReusedClassifier):
             owner.classifier.requires_grad_(False)

@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpd_cli.distill.features import Outputs, Places
+from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.embeddings import check_embeddings, connect, embeddings
 from gpd_cli.distill.methods.precision import full_precision, in_float32
@@ -24,16 +24,16 @@ def srrl_loss(
 ) -> Tensor:
     """Softmax regression representation learning (Yang et al., ICLR 2021).
 
-    Mean squared differences of the embeddings (feature matching) and of what the teacher's
-    classifier makes of them (softmax regression; of logits, the form the authors' code has).
-    The paper is at OpenReview, ZzwDy_wiWv.
+    Mean squared differences of the embeddings (feature matching), and of the logits that the
+    teacher's classifier computes from the embeddings (softmax regression, in the form of the
+    authors' code). The paper is at OpenReview, ZzwDy_wiWv.
 
     Args:
         connected: the student's embedding after the connector, ``[B, F]``.
-        embedding: the teacher's, ``[B, F]``.
-        weight: of the teacher's classifier, ``[C, F]``.
-        bias: of it, ``[C]``, or None.
-        logits: the teacher's, ``[B, C]``.
+        embedding: the teacher's embedding, ``[B, F]``.
+        weight: weight of the teacher's classifier, ``[C, F]``.
+        bias: bias of the teacher's classifier, ``[C]``, or None.
+        logits: the teacher's logits, ``[B, C]``.
         feature_weight: weight of feature matching.
         softmax_weight: weight of softmax regression.
 
@@ -51,9 +51,9 @@ def srrl_loss(
 class SRRL(Method):
     """Softmax regression: the teacher's classifier has to work on the connected embedding.
 
-    The connector is the authors': linear without bias, batch norm, ReLU; they run it on the map in
-    front of the pooling, here it runs on what the classifier sees. A batch has to have two images
-    or more. Labels are not used, so mixed images and label smoothing change nothing.
+    The connector is the authors' (linear without bias, batch norm, ReLU), but runs on the
+    classifier's input, where the authors' runs on the map before pooling. A batch has to have two
+    images or more. Labels are not used, so mixed images and label smoothing change nothing.
 
     Args:
         relu: whether the connector ends in ReLU, as in the authors' code; false for teachers whose
@@ -73,7 +73,7 @@ class SRRL(Method):
         self.relu = relu
         self.feature_weight, self.softmax_weight = feature_weight, softmax_weight
 
-    def build(self, network: Places, teacher: Places) -> None:
+    def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Make the connector.
 
         Raises:

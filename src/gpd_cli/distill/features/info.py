@@ -1,4 +1,4 @@
-"""Where a network's stages end and what its classifier is."""
+"""The stages of a network and its classifier."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import nn
 
 from gpd_cli.distill.features.defaults import default_stages, known_stages
 from gpd_cli.distill.features.running import Run, Seen, run
-from gpd_cli.distill.features.stage import Form, Layout, Stage
+from gpd_cli.distill.features.stage import Form, ShapeHints, Stage
 from gpd_cli.distill.features.values import before_activation, pooled_stage
 from gpd_cli.errors import MethodError
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where to look in a network.
+class FeatureInfo:
+    """The stages and the classifier of a network, as far as a method needs them.
 
     Args:
-        stages: from shallow to deep.
+        stages: the stages, from shallow to deep.
         classifier: name of the linear layer that gives the logits, or None.
-        embedding: its number of inputs, F; 0 without one.
+        embedding: in_features of the classifier, F; 0 without one.
     """
 
     stages: tuple[Stage, ...] = ()
@@ -29,33 +29,33 @@ class Places:
     embedding: int = 0
 
 
-def find_places(
+def find_features(
     network: nn.Module,
     shape: tuple[int, int, int],
     *,
     names: Sequence[str] | None = None,
-    like: Places | None = None,
+    like: FeatureInfo | None = None,
     pooled: bool = False,
     preactivation: bool = False,
-) -> Places:
+) -> FeatureInfo:
     """Find the stages and the classifier of a network by running it on two images of noise.
 
-    By default the stages are those timm lists in ``feature_info``; in other networks the last
-    module at each resolution; in both the deepest four. Where all have one resolution (most
-    transformers) they are blocks at even distances.
+    By default the stages are the modules in timm's ``feature_info``, and in other networks the last
+    module at each resolution; of both, the deepest four. Where all modules have one resolution
+    (most transformers), the stages are blocks at even distances.
 
     Args:
         network: a classifier; left as it was.
-        shape: of its images, ``(C, H, W)``.
+        shape: image shape, ``(C, H, W)``.
         names: modules whose outputs are the stages, from shallow to deep.
-        like: places of a narrow network, to look at the same ones in its dynamic teacher; it has
-            everything that follows.
-        pooled: look for a single stage, the map whose mean over its positions the classifier sees.
-            There may be none.
-        preactivation: of each stage take what its activation is given, see `before_activation`.
+        like: the result for the student, to get the same stages in the dynamic teacher; replaces
+            the arguments `pooled` and `preactivation`.
+        pooled: find a single stage: the map whose mean over positions is the classifier's input.
+            Without such a map there is no stage.
+        preactivation: take each stage before its last activation, see `before_activation`.
 
     Raises:
-        MethodError: when there is no such module, or its output is neither map nor tokens.
+        MethodError: when a module does not exist, or its output is neither map nor tokens.
     """
     modules = dict(network.named_modules())
     for name in names or ():
@@ -65,47 +65,47 @@ def find_places(
                 f"first are {', '.join(n for n, _ in network.named_children())}."
             )
     seen = run(network, shape)
-    layout = Layout.of(network, shape[1:])
+    hints = ShapeHints.of(network, shape[1:])
     if like is not None:
-        stages = [_stage(network, seen, layout, s.name, s.before, s.form) for s in like.stages]
+        stages = [_stage(network, seen, hints, s.name, s.before, s.form) for s in like.stages]
     else:
         if names is not None:
-            stages = [_stage(network, seen, layout, name) for name in names]
+            stages = [_stage(network, seen, hints, name) for name in names]
         elif pooled:
-            stages = known_stages(seen.outputs, seen.outputs, layout)
+            stages = known_stages(seen.outputs, seen.outputs, hints)
         else:
-            stages = list(default_stages(network, seen.outputs, layout))
+            stages = list(default_stages(network, seen.outputs, hints))
         if pooled:
             last = pooled_stage(seen, stages)
             stages = [] if last is None else [last]
         if preactivation:
             stages = [before_activation(seen, stage) for stage in stages]
-    found = tuple(_with_care(seen, stage) for stage in stages)
+    found = tuple(_noting_overwrites(seen, stage) for stage in stages)
     if seen.classifier is None:
-        return Places(found)
+        return FeatureInfo(found)
     linear = modules[seen.classifier]
     assert isinstance(linear, nn.Linear)
-    return Places(found, seen.classifier, linear.in_features)
+    return FeatureInfo(found, seen.classifier, linear.in_features)
 
 
 def _stage(
     network: nn.Module,
     seen: Run,
-    layout: Layout,
+    hints: ShapeHints,
     name: str,
     before: bool = False,
     form: Form | None = None,
 ) -> Stage:
-    """A stage that a user names, or one of the narrow network's in its dynamic teacher."""
+    """The stage at a module that the user or the student's stages name."""
     there = seen.at(name, before)
-    stage = None if there is None else layout.stage(name, there.shape, form)
+    stage = None if there is None else hints.stage(name, there.shape, form)
     if stage is None:
         raise MethodError(_unusable(network, name, there))
     return replace(stage, before=before)
 
 
-def _with_care(seen: Run, stage: Stage) -> Stage:
-    """The stage, which says whether it has to be copied."""
+def _noting_overwrites(seen: Run, stage: Stage) -> Stage:
+    """The stage, with a note whether the network overwrites its output."""
     there = seen.at(stage.name, stage.before)
     return replace(stage, overwritten=there is not None and there.overwritten)
 

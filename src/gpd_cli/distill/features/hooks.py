@@ -1,4 +1,4 @@
-"""Forward hooks that catch stage maps and embedding while a network runs."""
+"""Forward hooks that keep stage maps and embedding while a network runs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.distill.features.places import Places
+from gpd_cli.distill.features.info import FeatureInfo
 from gpd_cli.distill.features.running import first_tensor
 from gpd_cli.errors import MethodError
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network says about a batch.
+    """Logits and features of a network for a batch.
 
     Args:
         logits: ``[B, C]``.
-        stages: feature maps, from shallow to deep, each ``[B, C_i, H_i, W_i]``, in the type the
-            network computed them in; empty unless the method needs them.
-        embedding: what the classifier sees, ``[B, F]``; None unless the method needs it.
-        weight: the classifier's weight, ``[C, F]``, as it was used, with its graph; None likewise.
+        stages: feature maps, from shallow to deep, each ``[B, C_i, H_i, W_i]``, in the network's
+            own type; empty unless the method needs them.
+        embedding: input of the classifier, ``[B, F]``; None unless the method needs it.
+        weight: weight of the classifier in this run, ``[C, F]``, with its graph; None unless the
+            method needs the embedding.
         bias: the classifier's bias, ``[C]``, or None.
     """
 
@@ -33,7 +34,7 @@ class Outputs:
     bias: Tensor | None = None
 
     def detach(self) -> Outputs:
-        """The same without graph."""
+        """The same outputs without graph."""
         return replace(
             self,
             logits=self.logits.detach(),
@@ -45,35 +46,35 @@ class Outputs:
         )
 
 
-class Taps:
+class FeatureHooks:
     """Hooks on a network's stages and classifier; the network itself is not edited.
 
-    A copy of the network, deep or pickled, gets hooks that catch nothing: it would otherwise hold
-    on to the features and graph of its last run.
+    In a copy of the network, deep or pickled, the hooks do nothing; otherwise the copy would keep
+    features and graph of the last run alive.
 
     Args:
-        network: what runs; hooks stay until `remove`.
-        places: where to look in it.
+        network: the network; hooks stay until `remove`.
+        info: the network's stages and classifier.
     """
 
-    def __init__(self, network: nn.Module, places: Places) -> None:
-        self._places = places
-        self._stages = [_Catch(stage.overwritten) for stage in places.stages]
+    def __init__(self, network: nn.Module, info: FeatureInfo) -> None:
+        self._info = info
+        self._stages = [_KeepOutput(stage.overwritten) for stage in info.stages]
         self._handles = []
-        for stage, catch in zip(places.stages, self._stages, strict=True):
+        for stage, keep in zip(info.stages, self._stages, strict=True):
             module = network.get_submodule(stage.name)
             self._handles.append(
-                module.register_forward_pre_hook(catch)
+                module.register_forward_pre_hook(keep)
                 if stage.before
-                else module.register_forward_hook(catch)
+                else module.register_forward_hook(keep)
             )
-        self._classifier = _CatchInput()
-        if places.classifier is not None:
-            module = network.get_submodule(places.classifier)
+        self._classifier = _KeepClassifierInput()
+        if info.classifier is not None:
+            module = network.get_submodule(info.classifier)
             self._handles.append(module.register_forward_pre_hook(self._classifier))
 
     def take(self, logits: Tensor) -> Outputs:
-        """What was caught in the run that gave these logits; it is let go here.
+        """The features of the run that gave these logits; the hooks then drop them.
 
         Args:
             logits: ``[B, C]``.
@@ -82,8 +83,8 @@ class Taps:
             MethodError: when a module did not run.
         """
         maps = []
-        for stage, catch in zip(self._places.stages, self._stages, strict=True):
-            output = catch.take()
+        for stage, keep in zip(self._info.stages, self._stages, strict=True):
+            output = keep.take()
             if output is None:
                 raise MethodError(
                     f"Module '{stage.name}' did not run and gives no features; name one that runs "
@@ -93,18 +94,18 @@ class Taps:
         return Outputs(logits, tuple(maps), *self._classifier.take())
 
     def remove(self) -> None:
-        """Take the hooks away and let go of what they caught."""
+        """Remove the hooks and drop their features."""
         for handle in self._handles:
             handle.remove()
-        for catch in self._stages:
-            catch.take()
+        for keep in self._stages:
+            keep.take()
         self._classifier.take()
 
 
-class _Catch:
-    """A forward hook that keeps the output, or a copy if the network overwrites it.
+class _KeepOutput:
+    """A forward hook that keeps the output, or a copy if the network overwrites the output.
 
-    As a forward pre-hook it keeps the input.
+    Registered as a forward pre-hook, it keeps the input.
     """
 
     def __init__(self, copies: bool) -> None:
@@ -123,7 +124,7 @@ class _Catch:
         return _Inert, ()
 
 
-class _CatchInput:
+class _KeepClassifierInput:
     """A forward pre-hook that keeps a linear layer's input and the weights it runs with."""
 
     def __init__(self) -> None:
@@ -131,11 +132,11 @@ class _CatchInput:
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         assert isinstance(module, nn.Linear)
-        # Here and not later: the student's weights are put in place for the run only.
+        # Read during the run: the student's module has no weights afterwards.
         weight: Tensor = module.weight
         bias: Tensor | None = module.bias
         if not torch.is_grad_enabled():
-            # They have a gradient of their own, unlike what is computed with them.
+            # Parameters require gradients even where the run's activations do not.
             weight, bias = weight.detach(), None if bias is None else bias.detach()
         self._value = (args[0], weight, bias)
 
@@ -148,7 +149,7 @@ class _CatchInput:
 
 
 class _Inert:
-    """What a copied hook becomes."""
+    """The hook that copies of a network have instead: it does nothing."""
 
     def __call__(self, *_: Any) -> None:
         return None
