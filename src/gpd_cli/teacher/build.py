@@ -115,9 +115,11 @@ def build_pair(
         GpdError: when `branch_layers` names a layer that the student does not have.
     """
     taken = branched_layers(student, branches, branch_layers)
-    teacher = copy_network(student)
-    widen_module(teacher, plan, noise=noise, generator=generator)
     narrow = dict(student.named_parameters(remove_duplicate=False))
+    # Tensors that are replaced right away are not copied.
+    buffers = dict(student.named_buffers(remove_duplicate=False))
+    teacher = copy_network(student, [t for n, t in (narrow | buffers).items() if n in plan.tensors])
+    widen_module(teacher, plan, noise=noise, generator=generator)
     kernels: dict[str, SharedKernel] = {}
     for name, first in tied_names(student).items():
         owner, _, leaf = name.rpartition(".")
@@ -161,7 +163,7 @@ def build_pair(
         # Unchecked: the check would merge every kernel once, and shapes are right by construction.
         parametrize.register_parametrization(module, leaf, kernels[name], unsafe=True)
         module.parametrizations.train(module.training)  # type: ignore[union-attr]
-    return Pair(teacher, copy_network(student), plan)
+    return Pair(teacher, copy_network(student, narrow.values()), plan)
 
 
 def output_axis(student: nn.Module, plan: WidthPlan, name: str) -> int | None:

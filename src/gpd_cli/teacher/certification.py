@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -23,8 +23,6 @@ TOLERANCE = 1e-9
 """Largest relative difference of the logits, in float64, that passes for equal."""
 
 _TRAINING_TOLERANCE = 1e-6  # statistics of a small batch amplify rounding, but not up to this
-
-_TRAINING_BATCH = 2
 
 _ROUNDING = 1e-15  # some units in the last place of float64
 _MOST_RESPONSE = 1e-12  # change of the logits by such rounding, in networks that do not amplify it
@@ -107,12 +105,11 @@ def _training_difference(pair: Pair, images: Tensor) -> float:
     Dropout and stochastic depth are switched off. The difference is not defined for networks with
     other randomness, and for statistics of too small a batch.
     """
-    images = images[:_TRAINING_BATCH]
     pair.train()
     with _without_dropout(pair):
         before = _random_state()
         try:
-            student = pair.student(images)
+            images, student = _first_that_runs(pair, images[:1], images[:2])
         except Exception:
             return 0.0  # too few values for statistics
         if not isinstance(student, Tensor) or not bool(student.isfinite().all()):
@@ -120,6 +117,14 @@ def _training_difference(pair: Pair, images: Tensor) -> float:
         is_random = _random_state() != before
         teacher = _teacher(pair, images, "In train mode")
     return 0.0 if is_random else relative_difference(teacher, student)
+
+
+def _first_that_runs(pair: Pair, *batches: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of several batches that the student runs on, and the student's logits."""
+    for batch in batches[:-1]:
+        with suppress(Exception):  # too few values for statistics
+            return batch, pair.student(batch)
+    return batches[-1], pair.student(batches[-1])
 
 
 def _random_state() -> tuple[object, ...]:

@@ -111,7 +111,7 @@ def expand(
         check_plan(student, plan)
         return grow(plan).to(device, dtype)
     options: dict[str, Any] = {"exclude": patterns, "width_multiple": width_multiple}
-    plan = find_plan(student, sample, ratio, **options)
+    plan = find_plan(student, sample, ratio, is_certified=True, **options)
     try:
         return grow(plan).to(device, dtype)
     except ExpansionError:

@@ -134,6 +134,11 @@ class Sharing(nn.Module):
             stored, self.teacher_scale, self.block, self.storage, self.student_scale
         )
 
+    def student(self, stored: Tensor) -> Tensor:
+        """The student's tensor alone, without graph; equal to `forward`'s bit for bit."""
+        block = stored.detach()[self.block]
+        return (block if self.student_scale is None else block * self.student_scale).contiguous()
+
     @torch.no_grad()
     def store_(self, wide: Tensor, narrow: Tensor) -> None:
         """Turn the teacher's tensor into the stored tensor, in place.
@@ -183,10 +188,14 @@ class SharedKernel(nn.Module):
         Args:
             stored: the trainable tensor, from which the kernel is sliced if it was not yet.
         """
-        if self._student is None:
+        if self._student is None and self.needs_merging:
             self(stored)
-        assert self._student is not None
-        return self._student
+        return self.sharing.student(stored) if self._student is None else self._student
+
+    @property
+    def needs_merging(self) -> bool:
+        """Whether the student's kernel takes more than slicing the stored tensor."""
+        return self.branches is not None or torch.is_grad_enabled()
 
     def forget(self) -> None:
         """Drop the student's kernel, so that no graph outlives its step."""

@@ -106,13 +106,15 @@ class Pair(nn.Module):
     def _weight(self, name: str) -> Tensor:
         owner, _, leaf = name.rpartition(".")
         module = self.teacher.get_submodule(owner)
-        weight = cast(Tensor, getattr(module, leaf))  # merges the kernel, unless it is cached
         if parametrize.is_parametrized(module, leaf):
             kernel = module.parametrizations[leaf][-1]  # type: ignore[index]
             assert isinstance(kernel, SharedKernel)
+            if kernel.needs_merging:
+                getattr(module, leaf)  # merges for both networks, unless it is cached
             stored = module.parametrizations[leaf].original  # type: ignore[index, union-attr]
-            weight = kernel.student(cast(Tensor, stored))
-        elif name in self.plan.tensors:
+            return kernel.student(cast(Tensor, stored))
+        weight = cast(Tensor, getattr(module, leaf))
+        if name in self.plan.tensors:
             # Contiguous, as extracted weights are, so that both run the same arithmetic.
             weight = weight[self.plan.tensors[name].block].contiguous()
         return weight

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -46,10 +46,9 @@ class IndexMap:
     @cached_property
     def firsts(self) -> Tensor:
         """a(c), the first wide position that copies c: int64 of shape ``[narrow]``."""
-        first: dict[int, int] = {}
-        for wide, narrow in enumerate(self.index):
-            first.setdefault(narrow, wide)
-        return torch.tensor([first[c] for c in range(self.narrow)], dtype=torch.int64)
+        positions = torch.arange(len(self.index))
+        firsts = torch.full((self.narrow,), len(self.index))
+        return firsts.scatter_reduce_(0, self.tensor, positions, "amin")
 
     @cached_property
     def block(self) -> Index:
@@ -83,6 +82,7 @@ def identity(size: int) -> IndexMap:
     return IndexMap(size, tuple(range(size)))
 
 
+@lru_cache(maxsize=256)
 def spread(units: int, wide: int, block: int = 1) -> IndexMap:
     """Copies side by side: ``c0 c0 c1 c1 ...``, in blocks of ``block`` neighbours.
 
@@ -98,6 +98,7 @@ def spread(units: int, wide: int, block: int = 1) -> IndexMap:
     )
 
 
+@lru_cache(maxsize=256)
 def stack(map_: IndexMap, times: int) -> IndexMap:
     """The same map for ``times`` parts laid end to end (queries, keys and values, say)."""
     index = tuple(part * map_.narrow + i for part in range(times) for i in map_.index)

@@ -11,6 +11,7 @@ student's block ``[a(o), a(i)]``. The noise breaks the symmetry between copies a
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -47,7 +48,8 @@ def widen(narrow: Tensor, plan: TensorPlan) -> Tensor:
         A new tensor of the wide shape.
     """
     wide = narrow.detach()
-    for axis, map_ in enumerate(plan.axes):
+    # From the last axis to the first, whose rows are copied whole: by far the most is copied there.
+    for axis, map_ in reversed([*enumerate(plan.axes)]):
         if map_ is not None:
             wide = wide.index_select(axis, map_.tensor.to(wide.device))
     return wide.clone() if wide.data_ptr() == narrow.data_ptr() else wide
@@ -65,7 +67,8 @@ def expand_tensor(
     Args:
         narrow: the student's tensor.
         plan: the tensor's plan.
-        noise: standard deviation of the zero-sum noise, in units of the wide weight's own.
+        noise: standard deviation of the zero-sum noise, in units of that of the student's weight
+            divided among its copies.
         generator: random generator of the noise.
 
     Returns:
@@ -77,8 +80,9 @@ def expand_tensor(
     if copies is None:
         return wide
     wide /= copies
-    if noise > 0 and plan.divided is not None and wide.numel() > 1:
-        add_zero_sum_noise_(wide, plan, noise * float(wide.std()), generator)
+    if noise > 0 and plan.divided is not None and narrow.numel() > 1:
+        share = torch.as_tensor(plan.copies(narrow))
+        add_zero_sum_noise_(wide, plan, noise * float((narrow.detach() / share).std()), generator)
     return wide
 
 
@@ -106,31 +110,53 @@ def add_zero_sum_noise_(
     if out is not None:
         is_first[:] = False
         is_first[out.firsts] = True
-    everywhere = torch.ones(len(map_), dtype=wide.dtype)
+    everywhere = torch.ones(len(map_), dtype=torch.bool)
     but_first = everywhere.clone()
-    but_first[map_.firsts] = 0
+    but_first[map_.firsts] = False
     # Row by row, in chunks: the noise of a large layer at once would double the memory.
     chunk = max(1, _CHUNK // max(1, rows[0].numel()))
-    for member, which in ((but_first, is_first), (everywhere, ~is_first)):
-        if float(member.sum()) == 0 or (map_.counts.max() == 2 and member is but_first):
-            continue  # only first copies, or a single other copy: no noise sums to zero
-        for part in which.nonzero().flatten().split(chunk):
-            noise = torch.randn((len(part), *rows.shape[1:]), generator=generator, dtype=wide.dtype)
-            rows[part.to(wide.device)] += _centred(noise, map_, member, scale).to(wide.device)
+    for members, which in ((but_first, is_first), (everywhere, ~is_first)):
+        contrasts = _contrasts(map_, members)
+        if not len(contrasts):
+            continue  # no channel has two of these copies: no noise sums to zero
+        factors = (scale * contrasts).to(wide).reshape(len(contrasts), -1, *[1] * (wide.ndim - 2))
+        for part in which.nonzero().flatten().to(wide.device).split(chunk):
+            for factor in factors:
+                shape = (len(part), map_.narrow, *rows.shape[2:])
+                drawn = torch.randn(shape, generator=generator).index_select(1, map_.tensor)
+                rows.index_add_(0, part, drawn.to(wide.device) * factor)
 
 
-def _centred(noise: Tensor, map_: IndexMap, member: Tensor, scale: float) -> Tensor:
-    """Let the noise of each group of copies (axis 1) sum to zero over the group's members."""
-    shape = [1, -1] + [1] * (noise.ndim - 2)
-    index, member = map_.tensor, member.reshape(shape)
-    size = member.new_zeros(map_.narrow).index_add_(0, index, member.flatten())
-    noise *= member
-    total = noise.new_zeros(len(noise), map_.narrow, *noise.shape[2:]).index_add_(1, index, noise)
-    total /= size.clamp(min=1).reshape(shape)
-    noise -= total[:, index] * member
-    # n centred unit normals have variance (n - 1) / n; for n = 1 the variance is zero.
-    deviation = (size / (size - 1).clamp(min=1)).sqrt()[index].reshape(shape)
-    return noise.mul_(deviation * scale)
+def _contrasts(map_: IndexMap, members: Tensor) -> Tensor:
+    """Factors that turn independent normals per input channel into zero-sum noise of variance 1.
+
+    Among m copies the k-th normal goes to copy k with factor k, and to each copy before it with
+    factor -1 (Helmert's contrasts, normalized): m - 1 independent normals in place of m whose mean
+    is then subtracted.
+
+    Args:
+        map_: the index map of the fan-in axis.
+        members: which wide positions get noise, ``[wide]``.
+
+    Returns:
+        One row of factors for each normal, ``[most copies - 1, wide]``, float64.
+    """
+    positions = members.nonzero().flatten()
+    channels = map_.tensor[positions]
+    sizes = torch.bincount(channels, minlength=map_.narrow)
+    # The number of each copy among those of its channel: 0, 1, ...
+    order = channels.argsort(stable=True)
+    number = torch.empty(len(map_), dtype=torch.int64)
+    before = (sizes.cumsum(0) - sizes)[channels[order]]
+    number[positions[order]] = torch.arange(len(positions)) - before
+    factors = torch.zeros(max(0, int(sizes.max()) - 1), len(map_), dtype=torch.float64)
+    sizes = sizes[map_.tensor]
+    unit = (sizes / (sizes - 1).clamp(min=1)).sqrt()
+    for k, row in enumerate(factors, start=1):
+        row[members & (number == k)] = k
+        row[members & (number < k)] = -1
+        row *= unit * (sizes > k) / math.sqrt(k * (k + 1))
+    return factors
 
 
 def stored_scales(

@@ -128,10 +128,10 @@ def record(network: nn.Module, images: Tensor) -> Recording:
             handle.remove()
     refuse_checkpointing(network, output)
     recording = recorder.recording
-    if not isinstance(output, Tensor) or output.grad_fn is None:
-        return recording
-    recording.output = output.detach()
-    recorder.finish(output)
+    if isinstance(output, Tensor) and output.grad_fn is not None:
+        recording.output = output.detach()
+        recorder.finish(output)
+    recorder.forget()
     return recording
 
 
@@ -290,6 +290,11 @@ class _Recorder(Tracer):
                     found = self.recording.splits.setdefault(layer, [])
                     if (container, split) not in found:
                         found.append((container, split))
+
+    def forget(self) -> None:
+        """Let go of the graph, whose activations take more memory than the recording itself."""
+        for kept in (self._nodes, self._ends, self._seen_splits, self._sums, self._copies):
+            kept.clear()
 
     def _mixes(self, layer: str) -> bool:
         return layer in self.recording.direct or mixes_channels(self._modules[layer])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def copy_network(network: Network, memo: dict[int, Any] | None = None) -> Network:
+def copy_network(network: Network, shared: Iterable[Tensor] = ()) -> Network:
     """A deep copy in which activations kept as attributes are detached from their graph.
 
     Args:
         network: the network to copy; torch itself refuses to copy a tensor that has a graph.
-        memo: tensors that are shared and not copied, as for `copy.deepcopy`.
+        shared: tensors that the copy shares with the network.
     """
-    memo = dict(memo or {})
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     for module in network.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:

@@ -23,7 +23,7 @@ def randomize(network: nn.Module, generator: torch.Generator) -> None:
     """
 
     def normal(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+        return torch.randn(like.shape, generator=generator).to(like)
 
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -40,6 +40,7 @@ def find_plan(
     exclude: Sequence[str] = (),
     width_multiple: int = 1,
     shrink: bool = True,
+    is_certified: bool = False,
 ) -> WidthPlan:
     """Find which tensors of a network widen, and how.
 
@@ -51,6 +52,8 @@ def find_plan(
         width_multiple: wide widths are rounded up to a multiple of this number.
         shrink: whether to probe with smaller images where the network takes them: index maps do
             not depend on the size of the images.
+        is_certified: whether the caller certifies the expansion. Then the plan is not confirmed
+            here by another run of the wide network where the probe images have the sample's size.
 
     Returns:
         The plan; for ratio 1 an empty one.
@@ -76,11 +79,11 @@ def find_plan(
             for shape in [*_smaller(whole)] if shrink else []:
                 images = torch.randn(shape, generator=generator, dtype=torch.float64)
                 try:
-                    return _plan(narrow, images, scale, exclude)
+                    return _plan(narrow, images, scale, exclude, confirm=True)
                 except ExpansionError:
                     continue  # too small for the network, or an error that the full size repeats
             images = torch.randn(whole, generator=generator, dtype=torch.float64)
-            return _plan(narrow, images, scale, exclude)
+            return _plan(narrow, images, scale, exclude, confirm=not is_certified)
     finally:
         gc.collect()  # cycles of hooks and networks hold large tensors
 
@@ -92,7 +95,9 @@ def _smaller(shape: torch.Size) -> Iterator[torch.Size]:
                 yield torch.Size((*shape[:2], side, side))
 
 
-def _plan(narrow: nn.Module, images: Tensor, scale: Scale, exclude: Sequence[str]) -> WidthPlan:
+def _plan(
+    narrow: nn.Module, images: Tensor, scale: Scale, exclude: Sequence[str], *, confirm: bool
+) -> WidthPlan:
     recording = _record(narrow, images)
     if scale.ratio == 1 and scale.multiple == 1:
         return WidthPlan(scale.ratio)
@@ -102,7 +107,7 @@ def _plan(narrow: nn.Module, images: Tensor, scale: Scale, exclude: Sequence[str
             f"{overlooked} ({type(narrow.get_submodule(overlooked)).__name__}) runs in train mode "
             "only, where no student can be compared with its teacher; build the network without it."
         )
-    plan = _widen(narrow, recording, scale, exclude, images)
+    plan = _widen(narrow, recording, scale, exclude, images, confirm)
     if not plan.tensors:
         reason = "every layer is excluded" if exclude else "its layers give the output directly"
         raise ExpansionError(
@@ -112,14 +117,19 @@ def _plan(narrow: nn.Module, images: Tensor, scale: Scale, exclude: Sequence[str
 
 
 def _widen(
-    narrow: nn.Module, recording: Recording, scale: Scale, exclude: Sequence[str], images: Tensor
+    narrow: nn.Module,
+    recording: Recording,
+    scale: Scale,
+    exclude: Sequence[str],
+    images: Tensor,
+    confirm: bool,
 ) -> WidthPlan:
     """Widen by arithmetic, and by trial the containers that the final run does not confirm."""
     by_trial: set[str] = set()
     while True:
         widening = Widening(narrow, recording, scale, exclude, by_trial)
         try:
-            return widening.run(images)
+            return widening.run(images, confirm)
         except Mismatch as failure:
             if widening.confirming and failure.name not in by_trial:
                 by_trial.add(failure.name)

@@ -26,8 +26,7 @@ class WideNetwork:
         self.narrow = narrow
         self.modules = dict(narrow.named_modules())
         self.plan = WidthPlan(ratio)
-        memo = {id(t): t for t in (*narrow.parameters(), *narrow.buffers())}
-        self.network = copy_network(narrow, memo)
+        self.network = copy_network(narrow, [*narrow.parameters(), *narrow.buffers()])
 
     def apply(self, name: str, layer: LayerPlan) -> None:
         """Widen tensors and attributes of one module.

@@ -89,11 +89,12 @@ class Widening(Tracer):
         self.confirming = False
         self._first_failure: Mismatch | None = None
 
-    def run(self, images: Tensor) -> WidthPlan:
+    def run(self, images: Tensor, confirm: bool = True) -> WidthPlan:
         """Widen while running.
 
         Args:
             images: the probe batch that was recorded.
+            confirm: whether to run once more with what the code itself computes.
 
         Raises:
             Mismatch: when a module cannot be widened exactly.
@@ -109,7 +110,8 @@ class Widening(Tracer):
             if self._first_failure is not None and not self._wide.plan.tensors:
                 raise self._first_failure  # a plan in which nothing widens does not help
             self._wide.drop_idle_attributes()
-            self._confirm(images)
+            if confirm:
+                self._confirm(images)
         self._wide.plan.trials = self.trials
         return self._wide.plan
 
