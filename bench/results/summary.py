@@ -95,8 +95,8 @@ class Summary:
         student: test accuracy of the student, in percent.
         teacher: test accuracy of the dynamic teacher, in percent, if there is one.
         gap: accuracy of the dynamic teacher minus that of the student, in points.
-        minutes: of training, for one run; None where every run was killed once, which takes its
-            time with it.
+        minutes: minutes of training of one run; None if every run was killed once, since the time
+            of a killed run is unknown.
         rate: the learning rate.
         gain: gain over the row that this one is compared with, if that has been trained.
         time: minutes relative to the minutes of the row that this one is compared with.
