@@ -24,7 +24,7 @@ from gpd_cli.teacher.build import merged_teacher
 
 
 def main() -> None:
-    """Print the median time of each step, and the joint one relative to both others."""
+    """Print the median time of each step, and that of the joint step relative to both others."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--student", default="resnet18")
     parser.add_argument("--size", type=int, default=64, help="image side in pixels")

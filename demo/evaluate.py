@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 
 
 def digits() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Validation and test digits as configs/digits.yaml has them: images and labels."""
+    """Images and labels of validation and test digits, prepared as in configs/digits.yaml."""
     data = load_digits()
     labels = torch.tensor(data.target)
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
@@ -36,7 +36,7 @@ def digits() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 def load(path: Path) -> torch.nn.Module:
-    """A state dict goes into the timm model its metadata names; a .pt2 file is a whole program."""
+    """Load a state dict into the timm model in its metadata, or a .pt2 file as a program."""
     if path.suffix == ".pt2":
         return torch.export.load(path).module()
     with safe_open(path, framework="pt") as file:
@@ -47,7 +47,7 @@ def load(path: Path) -> torch.nn.Module:
 
 
 def main() -> None:
-    """Print a JSON line per file: accuracy in percent by split."""
+    """Print a JSON line per file: accuracy in percent on validation and test digits."""
     splits = digits()
     for name in sys.argv[1:]:
         model = load(Path(name))

@@ -1,4 +1,4 @@
-"""The main job on real images: fit with and without the method, extract, evaluate, compare."""
+"""The demo on real images: fit with and without the method, extract, evaluate, compare."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def gpd(*arguments: str) -> None:
-    """Run a gpd command and show what it prints."""
+    """Run a gpd command and show its output."""
     print("$ gpd", *arguments, flush=True)
     subprocess.run([sys.executable, "-m", "gpd_cli", *arguments], check=True)
 
@@ -62,7 +62,7 @@ def extract(run: str, output: Path, *options: str) -> Path:
 
 
 def evaluate(files: dict[str, Path]) -> dict[str, dict[str, float]]:
-    """Accuracies by network and split, computed in a process that does not import gpd."""
+    """Accuracies by network, on validation and test, by a process that does not import gpd."""
     command = [sys.executable, str(HERE / "evaluate.py"), *map(str, files.values())]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -70,7 +70,7 @@ def evaluate(files: dict[str, Path]) -> dict[str, dict[str, float]]:
 
 
 def best_epoch(metrics: Path) -> dict[str, float]:
-    """The logged validation accuracies of the epoch that best.ckpt is from (the first best)."""
+    """The logged validation accuracies of the epoch of best.ckpt (the first best epoch)."""
     with metrics.open() as file:
         rows = [row for row in csv.DictReader(file) if row["val/student_top1"]]
     best = max(rows, key=lambda row: float(row["val/student_top1"]))
@@ -78,7 +78,7 @@ def best_epoch(metrics: Path) -> dict[str, float]:
 
 
 def report(scores: dict[str, dict[str, float]], logged: dict[str, float], student: Path) -> None:
-    """Print the comparison; fail if the extracted file does not score what the log said."""
+    """Print the comparison; fail if an extracted file does not have the logged accuracy."""
     print("\naccuracy (%) of the extracted files, plain PyTorch   validation     test")
     titles = {
         "alone": "student trained alone",

@@ -1,1 +1,1 @@
-"""Which of timm's and torchvision's networks expand exactly, train, and come back unchanged."""
+"""Coverage: which networks of timm and torchvision expand exactly, train, and extract exactly."""

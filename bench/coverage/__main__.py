@@ -2,9 +2,9 @@
 
 python -m bench.coverage [NAME ...] [--jobs 4] [--again failed]
 
-Without names it goes on where it stopped. A NAME is a module of timm (convnext: its smallest
-network), a network of timm's (convnext_atto) or of torchvision's (torchvision/resnet18), or all of
-a library (timm, torchvision); networks that are named are tried again.
+Without names the command continues where it was stopped. A NAME is a module of timm (convnext: its
+smallest network), a network of timm (convnext_atto) or of torchvision (torchvision/resnet18), or a
+whole library (timm, torchvision); named networks are tried again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FEWER_BRANCHES = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Try what is missing, write the table, and tell whether something is broken."""
+    """Try the missing networks, write the table, and return 1 if a network is broken."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = Settings(options.ratio, options.branches, options.steps)
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _try_all(
     names: Iterable[str], settings: Settings, options: argparse.Namespace
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Results as they come; what needs too much memory is tried again with fewer branches."""
+    """Results as they come; networks short of memory are tried again with fewer branches."""
     too_large = []
     run = partial(
         run_isolated,
@@ -108,7 +108,7 @@ def _wanted(target: Target, done: dict[str, dict[str, Any]], again: str | None) 
 
 
 def _threads(jobs: int) -> int:
-    """Threads per process: what the environment asks for, or a fair share of the cores."""
+    """Threads per process: by the environment, or the cores divided by the processes."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
 
@@ -135,7 +135,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    # Ended politely, as at the keyboard, it takes its processes along.
+    # On SIGTERM, as on Ctrl-C, the command ends its processes as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())

@@ -1,4 +1,4 @@
-"""Which networks are tried: the smallest of each of timm's modules, and all of torchvision's."""
+"""The networks to try: the smallest of each module of timm, and all of torchvision."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Target:
     """A network to try.
 
     Args:
-        name: as `gpd_cli.models.create_model` takes it.
-        family: timm's module that it stands for, ``torchvision``, or empty for a network that was
-            asked for by name and stands for no family.
+        name: name of the network, see `gpd_cli.models.create_model`.
+        family: the module of timm that the network stands for, ``torchvision``, or empty for a
+            network that a user named and that stands for no family.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Target:
 
 
 def count_parameters(name: str) -> int:
-    """Parameters of one of timm's networks, counted without memory for them (meta device)."""
+    """The number of parameters of a network of timm, built without memory on the meta device."""
     with torch.device("meta"):
         network = timm.create_model(name)
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def smallest(module: str) -> str:
-    """The network of a module of timm's with the fewest parameters; of equals the first by name."""
+    """The network of a timm module with the fewest parameters, the first by name among equals."""
     return min(timm.list_models(module=module), key=lambda name: (count_parameters(name), name))
 
 
@@ -52,8 +52,8 @@ def smallest_of_each(modules: Sequence[str], cache: Path) -> dict[str, str]:
     """The smallest network of each module.
 
     Args:
-        modules: of ``timm.list_modules()``.
-        cache: JSON file of what was found before; begun anew for another version of timm.
+        modules: names out of ``timm.list_modules()``.
+        cache: JSON file of earlier results; begun anew for another version of timm.
     """
     stored = json.loads(cache.read_text()) if cache.exists() else {}
     known: dict[str, str] = stored.get("smallest", {}) if stored.get("timm") == _version() else {}
@@ -66,12 +66,12 @@ def smallest_of_each(modules: Sequence[str], cache: Path) -> dict[str, str]:
 
 
 def timm_modules() -> list[str]:
-    """The modules of timm's own, without those that others (gpd itself) registered with it."""
+    """The modules of timm itself, without modules that other packages (gpd) registered."""
     return [name for name in timm.list_modules() if find_spec(f"timm.models.{name}")]
 
 
 def torchvision_names() -> list[str]:
-    """Torchvision's classification networks that are not quantized, as gpd names them."""
+    """Names, in gpd's form, of torchvision's classification networks without quantization."""
     return [TORCHVISION + name for name in list_models(module=torchvision.models)]
 
 
@@ -83,15 +83,15 @@ def all_targets(cache: Path) -> list[Target]:
 
 
 def named_targets(names: Iterable[str], cache: Path) -> list[Target]:
-    """What the names on the command line stand for.
+    """The networks that names on the command line stand for.
 
     Args:
-        names: modules of timm's, networks of timm's, or networks of torchvision's after
-            ``torchvision/``; ``timm`` and ``torchvision`` for all of a library's.
+        names: modules of timm, networks of timm, or networks of torchvision after
+            ``torchvision/``; ``timm`` and ``torchvision`` for a whole library.
         cache: see `smallest_of_each`.
 
     Raises:
-        UnknownNameError: names the name and what is close to it.
+        UnknownNameError: for an unknown name; the message has similar names.
     """
     targets: dict[str, Target] = {}
     modules, theirs = timm_modules(), torchvision_names()
@@ -114,7 +114,7 @@ def named_targets(names: Iterable[str], cache: Path) -> list[Target]:
 
 
 def _family(name: str, cache: Path) -> str:
-    """The module that a network of timm's stands for: its own if it is the smallest there."""
+    """The module of timm that a network stands for: its own, if it is the smallest in there."""
     for module in timm_modules():
         if name in timm.list_models(module=module):
             return module if smallest_of_each([module], cache)[module] == name else ""

@@ -25,13 +25,13 @@ TOLERANCE = 1e-9
 HEADLESS_CLASSES = 10
 """Classes of a network that comes without a classifier."""
 SMALL_SIZES = (128, 140, 160)
-"""Image sides tried first, in pixels: the algebra is the same and it is faster."""
+"""Image sides tried first, in pixels: the algebra is the same, in less time."""
 USUAL_SIZES = (224, 252, 256)
-"""Image sides tried where a small one did not do, unless the network's own is smaller."""
+"""Image sides tried if small ones fail, unless the network's own side is smaller."""
 LARGE = 30_000_000
-"""Parameters from which on a network is tried with fewer of its blocks (see `shortened`)."""
+"""Number of parameters from which on a network is tried with fewer blocks (see `shortened`)."""
 KEPT_BLOCKS = 2
-"""Of each run of equal blocks."""
+"""Number of blocks kept of each run of equal blocks."""
 BATCH = 2
 
 
@@ -53,17 +53,17 @@ class Settings:
 def check(
     name: str, report: Callable[[str], None], settings: Settings, threads: int | None = None
 ) -> dict[str, Any]:
-    """Try one network, from building it to loading what was extracted into a fresh one.
+    """Try one network, from building it to loading the extracted weights into a fresh one.
 
     Args:
-        name: as `gpd_cli.models.create_model` takes it.
-        report: told what is done next.
-        settings: how.
-        threads: of torch; by default as many as it likes.
+        name: name of the network, see `gpd_cli.models.create_model`.
+        report: called with the name of each stage that begins.
+        settings: how to try the network.
+        threads: number of torch's threads; by default torch's own choice.
 
     Returns:
-        Plain values: ``outcome`` (``exact``, ``inexact``, or ``refused``), ``reason``, and what was
-        measured (see `_measure`). Any other exception passes through: it is a bug.
+        Plain values: ``outcome`` (``exact``, ``inexact``, or ``refused``), ``reason``, and the
+        measurements (see `_measure`). Other exceptions are bugs and pass through.
     """
     warnings.filterwarnings("ignore")
     if threads:
@@ -79,7 +79,7 @@ def check(
         report(f"{stage} at {side} px{before}")
 
     result: dict[str, Any] = {}
-    before = ""  # what became of a smaller image, should the larger one exceed a limit
+    before = ""  # outcome with a smaller image, in case the larger one exceeds a limit
     for shape in shapes:
         side = shape[-1]
         result = {"size": shape, "classes": classes, "shortened": is_shortened}
@@ -88,7 +88,7 @@ def check(
         except ExpansionError as error:
             result |= {"outcome": "refused", "reason": str(error)}
         if result["outcome"] == "exact":
-            break  # otherwise the last shape has the last word
+            break  # otherwise the last shape decides
         before = f" ({result['outcome']} at {side} px: {result['reason']})"
     return result
 
@@ -105,10 +105,10 @@ def build(name: str, classes: int | None = None) -> nn.Module:
 
 
 def shortened(network: nn.Module) -> bool:
-    """Leave out equal blocks of a large network, in place: what widens one widens the next.
+    """Leave out equal blocks of a large network, in place, since equal blocks widen alike.
 
     Returns:
-        Whether any were left out.
+        Whether any blocks were left out.
     """
     changed = False
     if sum(p.numel() for p in network.parameters()) < LARGE:
@@ -129,9 +129,9 @@ def shortened(network: nn.Module) -> bool:
 
 
 def _classes_and_shapes(name: str) -> tuple[int | None, list[tuple[int, int, int]], bool]:
-    """What to ask for: number of classes (None for the default), input shapes, whether shortened.
+    """Number of classes (None for the default), input shapes, and whether blocks are left out.
 
-    The shapes are a small one, if the network runs on images so small, and a usual one or its own.
+    The shapes are a small one, if the network runs on such images, and a usual one or its own.
     """
     network = build(name)
     is_shortened = shortened(create_model(name))
@@ -155,7 +155,7 @@ def _runs(network: nn.Module, shape: tuple[int, int, int]) -> bool:
         with torch.no_grad():
             network.train()(torch.randn(BATCH, *shape))
             logits = network.eval()(torch.randn(BATCH, *shape))
-    except Exception:  # whatever a network does with images that are too small for it
+    except Exception:  # networks raise many kinds of errors for images that are too small
         return False
     return bool(logits.isfinite().all())
 
@@ -171,10 +171,10 @@ def _measure(
 
     Returns:
         ``outcome`` and ``reason``; ``parameters`` of the student and ``wide_parameters`` of the
-        teacher without its branches; ``eval_error`` and ``train_error``, relative differences of
-        wide and narrow logits in float64; ``dtype`` the optimizer's steps were taken in; ``moved``,
-        the fraction of the student's weights that these changed; ``extraction``, whether the
-        extracted network equals the student bit for bit, also after a strict load into a fresh one.
+        merged teacher; ``eval_error`` and ``train_error``, relative differences of wide and narrow
+        logits in float64; ``dtype``, the type of the optimizer steps; ``moved``, the fraction of
+        the student's weights that the steps changed; ``extraction``, whether the extracted network
+        equals the student bit for bit, also after a strict load into a fresh network.
     """
     report("expand")
     student = build(name, classes).double()
@@ -224,7 +224,7 @@ def _measure(
 
 
 def _error(pair: Pair, student: nn.Module, x: Tensor, training: bool) -> float:
-    """Largest relative difference of both networks' logits from those of the network itself."""
+    """The larger relative difference of student's and teacher's logits from the network's own."""
     pair.train(training)
     student.train(training)
     with torch.no_grad(), in_double():
@@ -245,9 +245,9 @@ def _merged_parameters(pair: Pair) -> int:
 def _train(pair: Pair, x: Tensor, steps: int) -> None:
     """Plain SGD on both networks' cross-entropy, in float64 where float32 overflows.
 
-    Random weights are no initialization: gradients may explode. So no tensor's gradient counts
-    for more than the tensor's own norm, and the labels are the least likely classes, for which
-    cross-entropy is never flat.
+    With fully random weights gradients may explode. So the norm of each gradient is limited to the
+    norm of its tensor, and the labels are the least likely classes, for which cross-entropy is
+    never flat.
     """
     optimizer = torch.optim.SGD(pair.train().parameters(), 1e-2)
     done = 0
@@ -274,7 +274,7 @@ def _train(pair: Pair, x: Tensor, steps: int) -> None:
 
 
 def _moved(before: nn.Module, after: nn.Module) -> float:
-    """Fraction of weights, elements of tensors with two axes and more, that differ."""
+    """The fraction of weights (elements of tensors with two axes or more) that differ."""
     changed = total = 0
     for old, new in zip(before.parameters(), after.parameters(), strict=True):
         if old.ndim > 1:

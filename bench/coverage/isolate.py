@@ -22,11 +22,11 @@ Work = Callable[[str, Report], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What one task may take.
+    """Limits of one task.
 
     Args:
-        seconds: of wall time.
-        gibibytes: of resident memory; watched where there is a ``/proc``.
+        seconds: wall time in seconds.
+        gibibytes: resident memory in GiB; checked on systems with ``/proc`` only.
     """
 
     seconds: float
@@ -53,16 +53,16 @@ def run_isolated(
 
     Args:
         tasks: arguments of `work`.
-        work: given the task and a function that takes what it does next; can be pickled. What it
-            returns is the result.
-        limits: of each task; a process that exceeds them is killed.
-        jobs: processes at a time.
+        work: function of a task and of a function to call with the name of each stage; returns the
+            result. It must be possible to pickle.
+        limits: limits of each task; a process that exceeds them is killed.
+        jobs: number of processes at a time.
         preload: modules imported once, in the server that the processes are forked from.
 
     Yields:
-        A task and its result, with ``seconds`` and ``gibibytes`` (peak) added. Where `work` did
-        not return one, its ``outcome`` is ``limit`` (with ``out_of_memory`` where it was that) or
-        ``error``, and its ``reason`` says why.
+        A task and its result, with ``seconds`` and ``gibibytes`` (peak) added. If `work` did not
+        return, ``outcome`` is ``limit`` (with ``out_of_memory`` for the limit of memory) or
+        ``error``, and ``reason`` has the cause.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
@@ -89,14 +89,14 @@ def run_isolated(
 
 
 def _look_at(job: _Job, limits: Limits) -> dict[str, Any] | None:
-    """The result of a job, or None while it is at work within its limits."""
+    """The result of a job, or None while the job runs within its limits."""
     while job.connection.poll():
         try:
             message = job.connection.recv()
         except EOFError:
             _end(job)
             code = job.process.exitcode
-            if code == -signal.SIGKILL:  # not by us: the system was short of memory
+            if code == -signal.SIGKILL:  # sent by the system, which was short of memory
                 return _out_of_memory(f"killed by the system, in stage '{job.stage}'")
             return _failure("error", f"the process died ({code}) in stage '{job.stage}'")
         if isinstance(message, dict):
@@ -125,16 +125,16 @@ def _out_of_memory(reason: str) -> dict[str, Any]:
 
 
 def _end(job: _Job) -> None:
-    job.process.join(0.5)  # one that has handed in its result ends by itself
+    job.process.join(0.5)  # a process that has sent its result ends by itself
     job.process.kill()
     job.process.join()
     job.connection.close()
 
 
 def _child(work: Work, task: str, connection: Connection) -> None:
-    """Send what is done next as text, and the result as a dictionary."""
+    """Run a task; send the name of each stage as text, and the result as a dictionary."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who is interrupted at the keyboard ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends this process
     start = time.monotonic()
     stage = "import"
 
@@ -160,7 +160,7 @@ def _child(work: Work, task: str, connection: Connection) -> None:
 
 
 def _resident(pid: int | None) -> int:
-    """Bytes of memory that a process holds; 0 where that cannot be told."""
+    """Resident memory of a process in bytes; 0 on systems without ``/proc``."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):

@@ -1,4 +1,4 @@
-"""Results, one JSON line each, and the table that is made of them."""
+"""Results of networks, one JSON line each, and the table made of these results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 Result = Mapping[str, Any]
 FAILED = ("inexact", "error")
-"""Outcomes that are bugs: a refusal and a limit are none."""
+"""Outcomes that are bugs, unlike a refusal or a limit."""
 
 _HEAD = ("family", "network", "image", "relative error", "parameter ratio", "extraction", "trials")
 
@@ -19,7 +19,7 @@ def read_results(path: Path, key: Mapping[str, Any]) -> dict[str, dict[str, Any]
 
     Args:
         path: a file of JSON lines; it need not exist, and its last line may be cut off.
-        key: what a result has to hold to count: ``versions`` and ``settings``.
+        key: the ``versions`` and ``settings`` of results to return; other results are ignored.
 
     Returns:
         The results by network.
@@ -29,7 +29,7 @@ def read_results(path: Path, key: Mapping[str, Any]) -> dict[str, dict[str, Any]
         try:
             result = json.loads(line)
         except json.JSONDecodeError:
-            continue  # written when the run was stopped
+            continue  # a line that was cut off when the run was stopped
         if all(result.get(name) == value for name, value in key.items()):
             results[result["name"]] = result
     return results
@@ -44,12 +44,12 @@ def append_result(path: Path, result: Result) -> None:
 
 
 def summary(results: Iterable[Result], modules: int, networks: int) -> str:
-    """How many are exact, in one line.
+    """The numbers of exact networks, in one line.
 
     Args:
-        results: of any networks.
-        modules: modules of timm's in all.
-        networks: classification networks of torchvision's in all.
+        results: results of any networks.
+        modules: number of all modules of timm.
+        networks: number of all classification networks of torchvision.
     """
     exact = [result for result in results if result["outcome"] == "exact"]
     timm = sum(result["family"] not in ("", "torchvision") for result in exact)
@@ -64,14 +64,14 @@ def render(
     modules: int,
     networks: int,
 ) -> str:
-    """The page: a summary, what was done, and a row per network.
+    """The page: a summary, an explanation, and a row per network.
 
     Args:
-        results: of any networks.
-        versions: of the libraries, by name.
+        results: results of any networks.
+        versions: versions of the libraries, by name.
         settings: ratio, branches, and steps.
-        modules: modules of timm's in all.
-        networks: classification networks of torchvision's in all.
+        modules: number of all modules of timm.
+        networks: number of all classification networks of torchvision.
 
     Returns:
         Markdown.
@@ -123,7 +123,7 @@ def render(
 
 
 def _cells(result: Result) -> list[str]:
-    """The cells of one network; a reason stands where the numbers would."""
+    """The cells of one network; a network that is not exact has a reason instead of numbers."""
     name = result["name"].removeprefix("torchvision/")
     image = str(result["size"][-1]) if result.get("size") else ""
     notes = ["fewer blocks"] if result.get("shortened") else []

@@ -1,1 +1,1 @@
-"""Tables of training runs: what they gain, as records, a page and figures."""
+"""Tables of training runs: training the runs, their records, the page of results and figures."""

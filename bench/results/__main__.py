@@ -1,14 +1,14 @@
-"""Train what a table of runs lacks, and write the page of results.
+"""Train the missing runs of a table, and write the page of results.
 
 python -m bench.results TABLE [TABLE ...] [--jobs N] [--data-root DATA] [--rows ROW ...]
                         [--only-page] [-- OPTION ...]
 
-A TABLE is a file such as results/cifar100_16px.yaml; results/README.md says what it holds. Each run
-is one ``gpd fit`` in a process of its own. The command may be stopped, or killed, at any time: the
-same command goes on from there. OPTIONs are of this machine, such as --trainer.accelerator gpu: all
-of ``gpd fit`` and ``gpd test`` get them, and the commands in the records are without them. To be
-run in the folder of the checkout, whose docs/results.md and README.md are written; checkpoints and
-logs are in runs/results.
+A TABLE is a file such as results/cifar100_16px.yaml; results/README.md explains its entries. Each
+run is one ``gpd fit`` in a process of its own. The command may be stopped, or killed, at any time;
+the same command then continues. An OPTION is a setting of this machine, such as
+--trainer.accelerator gpu: every ``gpd fit`` and ``gpd test`` gets it, but the commands in the
+records are without it. Run the command in the folder of the checkout, whose docs/results.md and
+README.md it writes; checkpoints and logs are in runs/results.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from bench.results.train import Trainer, only_one
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train what is missing, write the page, and tell whether a run failed."""
+    """Train the missing runs, write the page, and return 1 if a run failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    split = arguments.index("--") if "--" in arguments else len(arguments)
-    options, extra = _parse(arguments[:split]), tuple(arguments[split + 1 :])
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options, extra = _parse(arguments[:end]), tuple(arguments[end + 1 :])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     failed = []
     try:
@@ -71,7 +71,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    # Ended politely, as at the keyboard, it takes its processes along.
+    # On SIGTERM, as on Ctrl-C, the command ends its processes as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())

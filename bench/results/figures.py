@@ -1,4 +1,4 @@
-"""The figures of the page of results, made of records alone."""
+"""The figures of the page of results, made from the records only."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def draw_figures(records: Records, found: Mapping[str, Summary], folder: Path) -
     """Write ``TABLE_accuracy.png``, ``TABLE_gap.png`` and ``TABLE_time.png``.
 
     Args:
-        records: of a table; nothing is drawn where nothing was trained.
-        found: its rows, summed up.
-        folder: to write to.
+        records: the records of a table; without any record nothing is drawn.
+        found: summaries of the table's rows.
+        folder: the folder to write to.
     """
     if not found:
         return
@@ -37,7 +37,7 @@ def draw_figures(records: Records, found: Mapping[str, Summary], folder: Path) -
 
 
 def _accuracy(found: Mapping[str, Summary]) -> Figure:
-    """A line for each row: its seeds as points, their mean as a bar."""
+    """A line for each row, with a point per seed and a bar at the mean."""
     figure = Figure(figsize=(8, 1.2 + 0.35 * len(found)), layout="constrained")
     axes = figure.subplots()
     for place, summary in enumerate(reversed(found.values())):
@@ -77,7 +77,7 @@ def _gap(found: Mapping[str, Summary]) -> Figure:
 
 
 def _time(found: Mapping[str, Summary]) -> Figure:
-    """Validation accuracy of each row's student over the time it was trained for."""
+    """Validation accuracy of each row's student over its training time."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for summary in found.values():

@@ -1,4 +1,4 @@
-"""The page of results and the README's table, made of records alone."""
+"""The page of results and the README's table, made from the records only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.results.summary import Summary, summarize, tuning_scores
 from bench.results.table import Table, read_table
 
 MARKS = ("<!-- results: python -m bench.results -->", "<!-- end of results -->")
-"""What the README's table stands between."""
+"""The lines before and after the README's table."""
 
 _HEAD = ("row", "student", "against", "gain", "teacher", "gap", "epochs", "time", "lr", "seeds")
 
@@ -20,7 +20,7 @@ def all_records(root: Path) -> list[Records]:
     """The tables of a checkout, in the order of their names, with their records.
 
     Args:
-        root: of the checkout.
+        root: folder of the checkout.
     """
     tables = sorted((root / "results").glob("*.yaml"))
     return [Records(read_table(path), path.with_suffix("")) for path in tables]
@@ -98,7 +98,7 @@ def with_headline(readme: str, headline: str) -> str:
     """The README with its table of results replaced.
 
     Args:
-        readme: its text, with `MARKS`.
+        readme: text of the README, with `MARKS`.
         headline: the new table.
     """
     start, end = MARKS
@@ -111,9 +111,9 @@ def write_pages(root: Path) -> None:
     """Write ``docs/results.md``, its figures, and the README's table.
 
     Args:
-        root: of the checkout.
+        root: folder of the checkout.
     """
-    from bench.results.figures import draw_figures  # matplotlib takes its time
+    from bench.results.figures import draw_figures  # imported here: matplotlib is slow to import
 
     everything = all_records(root)
     (root / "docs" / "results.md").write_text(render_page(everything))
@@ -145,16 +145,16 @@ def _section(records: Records) -> list[str]:
 
 
 def _untrained(table: Table, keys: Iterable[str], found: Mapping[str, Summary]) -> list[str]:
-    """Which of some rows are missing."""
+    """A sentence that names the rows without records, if there are any."""
     titles = [table.rows[key].title for key in keys if key not in found]
     return ["", f"Still to be trained: {'; '.join(titles)}."] if titles else []
 
 
 def _fill_in(sentence: str, found: Mapping[str, Summary]) -> str | None:
-    """A sentence of the reading with its numbers; None while one of its rows is untrained."""
+    """A sentence of the reading with its numbers; None if a row is untrained."""
     try:
         return sentence.format(**found)
-    except (KeyError, TypeError):  # no such row yet, or None for what it is compared with
+    except (KeyError, TypeError):  # a row, or the row that it is compared with, is untrained
         return None
 
 
@@ -193,7 +193,7 @@ def _seeds(summary: Summary) -> str:
 
 
 def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:
-    """How the learning rates were chosen: validation accuracies, the best one in bold type."""
+    """The choice of learning rates: validation accuracies, the best one in bold type."""
     rows = []
     scores = tuning_scores(records)
     rates = sorted({rate for by_rate in scores.values() for rate in by_rate})

@@ -1,4 +1,4 @@
-"""Which runs of a table are missing, and training them side by side."""
+"""The missing runs of a table, trained side by side."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def missing(records: Records, rows: Collection[str] | None = None) -> Iterator[R
     """The runs that are still to be trained, in the order of the table.
 
     Args:
-        records: what there is.
-        rows: keys of the rows that are asked for; by default all. What they need comes first.
+        records: the records of the table.
+        rows: keys of the wanted rows; by default all. Runs that these rows need come first.
 
     Yields:
-        Runs that can be trained now: their learning rate is known, and so is the extracted student
-        of every row that they start from or learn from.
+        Runs that can be trained now: their learning rate is known, and the rows are trained whose
+        extracted students they start from or learn from.
     """
     table = records.table
     wanted = list(table.rows) if rows is None else _with_needs(records, rows)
@@ -38,17 +38,17 @@ def train_all(
     rows: Collection[str] | None = None,
     stop: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Train what is missing, and write each record as it comes.
+    """Train the missing runs, and write each record as it comes.
 
     Args:
-        records: to complete.
+        records: the records to complete.
         train: trains one run.
-        jobs: runs side by side.
-        rows: keys of the rows that are asked for; by default all.
-        stop: ends the runs that are under way, when this process is told to end.
+        jobs: number of runs side by side.
+        rows: keys of the wanted rows; by default all.
+        stop: ends the present runs; called when this process is told to end.
 
     Returns:
-        What failed, one sentence for each run.
+        One sentence for each run that failed.
     """
     failed: dict[Run, str] = {}
     with ThreadPoolExecutor(jobs) as pool:
@@ -71,12 +71,12 @@ def train_all(
                         records.write(run, future.result())
                         logging.info("%s/%s: %s", run.row, run.name, _scores(future.result()))
         except BaseException:
-            stop()  # here, for the pool waits for its threads, and these for their processes
+            stop()  # needed here: the pool waits for its threads, which wait for their processes
             raise
 
 
 def _with_needs(records: Records, rows: Collection[str]) -> set[str]:
-    """Rows, and those whose learning rate or students they take."""
+    """Rows, and the rows whose learning rates or students they need."""
     found: set[str] = set()
     waiting = list(rows)
     while waiting:

@@ -1,4 +1,4 @@
-"""Records of runs: small JSON files, from which alone the page of results is made."""
+"""Records of runs: small JSON files, the only source of the page of results."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gpd_cli.files import atomic_path
 Record = dict[str, Any]
 
 WORK = Path("runs/results")
-"""Where checkpoints and logs are, below the folder of the checkout."""
+"""Folder of checkpoints and logs, in the folder of the checkout."""
 
 STUDENT = "student.safetensors"
 """The extracted student in the folder of its run."""
 
 DATA = "DATA"
-"""What stands for the folder of the data in records: it is another one on every machine."""
+"""Placeholder for the folder of the data in records, which differs between machines."""
 
 DATA_OPTION = f"--data.root={DATA}"
 
@@ -34,10 +34,10 @@ class Run:
 
     Args:
         row: key of the row.
-        name: of the run among those of the row: its seed, or ``lr-RATE`` of a tuning run.
-        seed: of everything random in it.
-        rate: learning rate; None until the row's tuning has decided it.
-        tuning: whether it serves to choose the learning rate.
+        name: name of the run within its row: its seed, or ``lr-RATE`` for a tuning run.
+        seed: random seed of the run.
+        rate: learning rate; None until the row's tuning runs have decided it.
+        tuning: whether the run serves to choose the learning rate.
     """
 
     row: str
@@ -47,10 +47,10 @@ class Run:
     tuning: bool = False
 
     def path(self, folder: Path) -> Path:
-        """Where its record is.
+        """The path of the run's record.
 
         Args:
-            folder: of the table's records.
+            folder: folder of the table's records.
         """
         return folder / self.row / f"{self.name}.json"
 
@@ -60,8 +60,8 @@ class Records:
     """The records of a table.
 
     Args:
-        table: whose records they are.
-        folder: where they are: a folder for each row, a file for each run.
+        table: the table.
+        folder: folder of the records, with a folder for each row and a file for each run.
     """
 
     table: Table
@@ -71,8 +71,8 @@ class Records:
         """The record of a run.
 
         Returns:
-            None while the run has not been trained, also where the record is of another command:
-            the row, or what its learning rate was chosen from, has been changed since.
+            The record, or None if the run has not been trained. A record of another command does
+            not count: the row, or the tuning of its learning rate, has been changed since.
         """
         path = run.path(self.folder)
         if not path.is_file():
@@ -94,12 +94,12 @@ class Records:
         return [Run(row.key, f"lr-{rate:g}", seed, rate, tuning=True) for rate in grid]
 
     def scored(self, row: Row) -> list[Run]:
-        """The runs of a row that count, one for each seed; their learning rate may be unknown."""
+        """The scored runs of a row, one for each seed; their learning rate may be unknown."""
         rate = self.rate(row)
         return [Run(row.key, str(seed), seed, rate) for seed in self.table.seeds_of(row)]
 
     def rate(self, row: Row) -> float | None:
-        """The best learning rate of a row's grid, by validation; None until all are tried."""
+        """The best learning rate of a row's grid, by validation; None until all were tried."""
         row = self.table.tuned(row)
         grid = self.table.grid_of(row)
         if len(grid) == 1:
@@ -110,24 +110,24 @@ class Records:
         return max(scores, key=lambda rate: best_validation(scores[rate]))  # type: ignore[arg-type]
 
     def finished(self, row: Row) -> list[Record]:
-        """The records of a row's runs that count, as far as they have been trained."""
+        """The records of a row's scored runs, as far as they have been trained."""
         return [record for run in self.scored(row) if (record := self.read(run)) is not None]
 
     def source(self, row: Row, seed: int) -> Run:
-        """The run whose extracted student another row starts from, or learns from.
+        """The run of a row whose extracted student another row starts from, or learns from.
 
         Args:
-            row: whose student it is.
-            seed: of the run that needs it; a row without that seed gives its first.
+            row: the row of the extracted student.
+            seed: seed of the run that needs the student; if `row` lacks this seed, its first one.
         """
         runs = self.scored(row)
         return next((run for run in runs if run.seed == seed), runs[0])
 
     def options(self, run: Run) -> list[str]:
-        """The options of ``gpd fit`` that make a run, without those of a machine.
+        """The options of ``gpd fit`` for a run, without the options of a machine.
 
         Args:
-            run: of this table.
+            run: a run of this table.
         """
         row = self.table.rows[run.row]
         settings = {**self.table.settings, **row.settings}
@@ -140,10 +140,10 @@ class Records:
         return ["-c", self.table.config, *option_list(settings)]
 
     def work(self, run: Run) -> Path:
-        """The folder for a run's checkpoints and logs, which other options give another name.
+        """The folder for a run's checkpoints and logs; its name depends on the run's options.
 
         Args:
-            run: of this table.
+            run: a run of this table.
 
         Returns:
             A path relative to the checkout.
@@ -159,7 +159,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _dump(record: Mapping[str, Any]) -> str:
-    """JSON with an entry in each line, and lists of plain values in one."""
+    """JSON with one entry in each line; a list of plain values is in a single line."""
     text = json.dumps(record, indent=1)
     return re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
 

@@ -1,4 +1,4 @@
-"""What the records of a row amount to: means over seeds, spreads, and gains over other rows."""
+"""Summaries of rows: means over seeds, spreads, and gains over other rows."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class Spread:
     """Mean and standard deviation over seeds.
 
     Args:
-        values: one for each seed; at least one.
+        values: one value for each seed; at least one.
     """
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """The mean."""
         return statistics.fmean(self.values)
 
     @property
     def deviation(self) -> float | None:
-        """Their sample standard deviation; None for a single one."""
+        """The sample standard deviation; None for a single value."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
@@ -42,11 +42,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Gain:
-    """How far a row's student is ahead of another row's, in points.
+    """The accuracy of a row's student minus that of another row's student, in points.
 
     Args:
-        mean: the difference of the means over seeds.
-        error: its standard error; None where a row has a single seed.
+        mean: difference of the means over seeds.
+        error: standard error of this difference; None where a row has a single seed.
     """
 
     mean: float
@@ -67,7 +67,7 @@ def gain(row: Mapping[int, float], other: Mapping[int, float]) -> Gain:
 
     Args:
         row: accuracy by seed, in percent.
-        other: that of the row it is compared with.
+        other: accuracy by seed of the other row, in percent.
 
     Example:
         >>> str(gain({0: 41.0, 1: 43.0}, {0: 40.0, 1: 41.0}))
@@ -91,16 +91,16 @@ class Summary:
 
     Args:
         row: the row.
-        records: of its runs that count.
+        records: records of the row's scored runs.
         student: test accuracy of the student, in percent.
-        teacher: that of the dynamic teacher, if there is one.
-        gap: the dynamic teacher's minus the student's, in points.
-        minutes: of training, for one run; None where every run was killed once, which takes its
-            time with it.
+        teacher: test accuracy of the dynamic teacher, in percent, if there is one.
+        gap: accuracy of the dynamic teacher minus that of the student, in points.
+        minutes: minutes of training of one run; None if every run was killed once, since the time
+            of a killed run is unknown.
         rate: the learning rate.
-        gain: over the row it is compared with, if that has been trained.
-        time: minutes relative to those of that row.
-        wanted: how many seeds the table asks for.
+        gain: gain over the row that this one is compared with, if that has been trained.
+        time: minutes relative to the minutes of the row that this one is compared with.
+        wanted: number of seeds in the table.
     """
 
     row: Row
@@ -116,7 +116,7 @@ class Summary:
 
     @property
     def epochs(self) -> int:
-        """Epochs of a run."""
+        """Number of epochs of a run."""
         return len(self.records[0]["epochs"]["val/student_top1"])
 
 
@@ -124,10 +124,10 @@ def summarize(records: Records) -> dict[str, Summary]:
     """Sum up the rows of a table that have been trained, with one seed at least.
 
     Args:
-        records: of the table.
+        records: the records of the table.
 
     Returns:
-        By key of the row, in the table's order.
+        Summaries by key of the row, in the table's order.
     """
     finished = {key: records.finished(row) for key, row in records.table.rows.items()}
     found: dict[str, Summary] = {}
@@ -153,7 +153,7 @@ def summarize(records: Records) -> dict[str, Summary]:
 
 
 def tuning_scores(records: Records) -> dict[str, Mapping[float, float]]:
-    """The student's validation accuracy by learning rate, of rows all of whose rates were tried."""
+    """The student's validation accuracy by learning rate, for rows whose rates were all tried."""
     found = {}
     for key, row in records.table.rows.items():
         runs = {run.rate: records.read(run) for run in records.tuning(row)}

@@ -16,7 +16,7 @@ LEARNING_RATE = "model.optimizer.lr"
 
 
 class TableError(Exception):
-    """A table that cannot be read, in one sentence that names the entry and the remedy."""
+    """A table cannot be read; the message is one sentence with the entry and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Row:
     """One way of training, run once for every seed.
 
     Args:
-        key: its name in the table's file and among the records.
-        title: what the page calls it.
+        key: name of the row in the table's file and among the records.
+        title: name of the row on the page.
         settings: options of ``gpd fit`` besides those of the whole table.
-        versus: key of the row that its accuracy is compared with.
-        tuned_as: key of the row whose learning rate it takes; by default it has its own.
-        grid: learning rates to try instead of the table's, for another optimizer, say.
+        versus: key of the row that this row's accuracy is compared with.
+        tuned_as: key of the row whose learning rate this row takes; by default the row has its own.
+        grid: learning rates to try instead of the table's, for example for another optimizer.
         files: per option of ``gpd fit`` that takes a file of weights, the key of the row whose
-            extracted student is that file: of the same seed if there is one, else of its first.
-        seeds: instead of the table's.
+            extracted student is that file: of the same seed if there is one, else of the first.
+        seeds: seeds instead of the table's.
     """
 
     key: str
@@ -65,16 +65,16 @@ class Table:
     """Rows that are compared with each other.
 
     Args:
-        name: of its file and of its folder of records.
-        title: heading of its section of the page.
-        about: what was trained, on what, and how accuracy was measured.
+        name: name of the table's file and of its folder of records.
+        title: heading of the table's section on the page.
+        about: text on networks, data and measurement.
         config: configuration of ``gpd fit`` that all rows build on.
         settings: options of all rows.
         tuning: how learning rates are chosen.
-        seeds: of every row.
-        rows: by key.
+        seeds: seeds of every row.
+        rows: the rows by key.
         headline: keys of the rows that the README shows.
-        reading: what the table says, sentences with ``{row.gain:+.1f}`` for numbers.
+        reading: conclusions, as sentences with ``{row.gain:+.1f}`` in place of numbers.
     """
 
     name: str
@@ -93,11 +93,11 @@ class Table:
         return self.seeds if row.seeds is None else row.seeds
 
     def grid_of(self, row: Row) -> tuple[float, ...]:
-        """The learning rates among which a row's is chosen."""
+        """The learning rates to choose from, for a row."""
         return self.tuning.grid if row.grid is None else row.grid
 
     def tuned(self, row: Row) -> Row:
-        """The row whose tuning runs decide a row's learning rate: itself, or another one."""
+        """The row whose tuning runs decide a row's learning rate: the row itself or another."""
         return row if row.tuned_as is None else self.rows[row.tuned_as]
 
 
@@ -145,11 +145,11 @@ def option_list(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)  # JSON is YAML in one line
+    return value if isinstance(value, str) else json.dumps(value)  # JSON is YAML on one line
 
 
 def _tuples(entries: Any, *names: str) -> dict[str, Any]:
-    """Entries of a file, with lists of these names as tuples."""
+    """Entries of a file, with tuples for the lists of some names."""
     if not isinstance(entries, Mapping):
         raise TypeError(f"{entries!r} has to be a mapping of names to values")
     return {
@@ -159,7 +159,7 @@ def _tuples(entries: Any, *names: str) -> dict[str, Any]:
 
 
 def _rows_in(sentence: str) -> list[str]:
-    """Keys of the rows whose numbers a sentence has."""
+    """Keys of the rows whose numbers occur in a sentence."""
     fields = (field for _, field, _, _ in string.Formatter().parse(sentence))
     return [re.split(r"[.\[]", field)[0] for field in fields if field]
 

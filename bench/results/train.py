@@ -1,4 +1,4 @@
-"""Train one run of a table through the command ``gpd``, from wherever it was stopped."""
+"""Train one run of a table by the command ``gpd``, continuing where it was stopped."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Trainer:
     """Trains runs of a table.
 
     Args:
-        records: of the table.
-        data_root: ``--data.root`` on this machine; None where the table's configuration has it.
+        records: the records of the table.
+        data_root: ``--data.root`` on this machine; None if the table's configuration has it.
         extra: options of this machine for every run, such as the accelerator.
-        threads: threads of each process.
+        threads: number of threads of each process.
     """
 
     records: Records
@@ -52,10 +52,10 @@ class Trainer:
     _running: set[subprocess.Popen[bytes]] = field(default_factory=set, init=False)
 
     def train(self, run: Run) -> Record:
-        """Train a run to its end, test it once, and sum it up.
+        """Train a run to its end, test it once, and make its record.
 
         Args:
-            run: with its learning rate.
+            run: a run whose learning rate is known.
 
         Raises:
             RunError: when a command fails.
@@ -64,7 +64,7 @@ class Trainer:
         return self._summarize(run)
 
     def stop(self) -> None:
-        """Let running processes save what they have and end."""
+        """Let running processes save a checkpoint and end."""
         for process in list(self._running):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
@@ -73,7 +73,7 @@ class Trainer:
         """Train to the end, from the newest checkpoint of earlier attempts, if there are any.
 
         Args:
-            run: nothing is done for one that has been trained here.
+            run: the run; nothing is done if its checkpoints are on this machine.
 
         Raises:
             RunError: when the command fails.
@@ -96,7 +96,7 @@ class Trainer:
         write_text(folder / _FINISHED, "")
 
     def _extract(self, run: Run) -> None:
-        """Extract the student of a run, which is trained first where its checkpoints are not here.
+        """Extract the student of a run; without checkpoints on this machine, train the run first.
 
         Raises:
             RunError: when a command fails.
@@ -148,14 +148,14 @@ class Trainer:
         return [*root, *self.extra]
 
     def _gpd(self, arguments: Sequence[str], folder: Path) -> None:
-        """Run a command to its end, and note how long it took.
+        """Run a command to its end, and write how long it took.
 
         Args:
-            arguments: of ``gpd``.
-            folder: where its output goes, into ``log.txt``, and its seconds.
+            arguments: arguments of ``gpd``.
+            folder: folder for the command's output (``log.txt``) and its time.
 
         Raises:
-            RunError: when it fails.
+            RunError: when the command fails.
         """
         folder.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
@@ -166,7 +166,7 @@ class Trainer:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                close_fds=False,  # the lock is the run's as well, see `only_one`
+                close_fds=False,  # the run inherits the lock, see `only_one`
             )
             self._running.add(process)
             _, status, usage = os.wait4(process.pid, 0)
@@ -181,13 +181,13 @@ class Trainer:
 
 @contextlib.contextmanager
 def only_one(table: Table) -> Iterator[None]:
-    """Let one command at a time train a table.
+    """Lock a table, so that one command at a time trains it.
 
     Args:
-        table: to be trained.
+        table: the table to train.
 
     Raises:
-        TableError: when another command is at it, or a run that a killed one left behind.
+        TableError: when another command trains the table, or a run of a killed command still does.
     """
     lock = WORK / table.name / "lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ def only_one(table: Table) -> Iterator[None]:
 
 
 def _seconds(attempts: Sequence[Path], clock: str) -> float | None:
-    """Seconds of all attempts together; None where one was killed, and nobody knows."""
+    """Seconds of all attempts together; None if one was killed, whose time is unknown."""
     paths = [attempt / _SECONDS for attempt in attempts]
     if not all(path.is_file() for path in paths):
         return None
@@ -229,7 +229,7 @@ def _attempts(folder: Path) -> list[Path]:
 
 
 def _newest_checkpoint(attempts: Sequence[Path]) -> Path | None:
-    """The newest whole checkpoint to go on from."""
+    """The newest complete checkpoint to resume from."""
     names = ("last.ckpt", "stopped.ckpt")
     paths = [attempt / "checkpoints" / name for attempt in attempts for name in names]
     whole = [path for path in paths if path.is_file() and zipfile.is_zipfile(path)]
@@ -237,7 +237,7 @@ def _newest_checkpoint(attempts: Sequence[Path]) -> Path | None:
 
 
 def _best_checkpoint(attempts: Sequence[Path]) -> Path:
-    """``best.ckpt`` of the attempt that had the best epoch; each has that of its own epochs."""
+    """``best.ckpt`` of the attempt with the best epoch; each attempt has one of its own epochs."""
     paths = [attempt / "checkpoints" / "best.ckpt" for attempt in attempts]
     found = [path for path in paths if path.is_file()]
     if not found:
@@ -261,7 +261,7 @@ def _is_finished(checkpoint: Path) -> bool:
 
 
 def _curves(history: Mapping[int, Mapping[str, float]]) -> dict[str, list[float]]:
-    """A value for each epoch, by name."""
+    """Lists with a value for each epoch, by name."""
     epochs = [history[epoch] for epoch in sorted(history)]
     return {name: [round(epoch[name], 4) for epoch in epochs] for name in epochs[-1]}
 
@@ -275,7 +275,7 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 
 def _portable(config: Mapping[str, Any], root: str | None) -> dict[str, Any]:
-    """Model, data and trainer of a configuration, without what is another on other machines."""
+    """Model, data and trainer of a configuration, without settings that depend on the machine."""
     kept = {name: dict(config[name]) for name in ("model", "data", "trainer")}
     if root is not None:
         kept["data"]["init_args"]["root"] = DATA
@@ -285,7 +285,7 @@ def _portable(config: Mapping[str, Any], root: str | None) -> dict[str, Any]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Without options that were left at null, which says nothing."""
+    """A configuration without options that are null."""
     if not isinstance(value, Mapping):
         return value
     return {name: _without_nulls(entry) for name, entry in value.items() if entry is not None}

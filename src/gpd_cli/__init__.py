@@ -1,6 +1,6 @@
 """Gap Preserving Distillation (Guo et al., ICLR 2025, arXiv 2410.04140).
 
-The library's front door is `expand`::
+The library's entry point is `expand`::
 
     from gpd_cli import expand
 

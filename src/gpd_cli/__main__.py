@@ -1,6 +1,6 @@
 """The command `gpd`, also `python -m gpd_cli`.
 
-Help and version answer at once: nothing heavy is imported before a command is known.
+Help and version are shown at once: nothing slow is imported before the command is known.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gpd {_version()}")
         return 0
     # Huge pages for tensors on the CPU: a training step allocates every kernel and gradient anew,
-    # and spends a good part of its time on page faults otherwise. Torch reads this once.
+    # and would otherwise spend much of its time on page faults. Torch reads this variable once.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # Classes of one's own lie beside the configuration. Python looks there for `python -m` only.
+    # Users' classes lie in the working directory, which Python searches for `python -m` only.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:

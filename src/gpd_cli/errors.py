@@ -1,4 +1,4 @@
-"""Errors a user can mend: each message is one sentence that names the thing and the remedy."""
+"""Errors that users can fix: each message is one sentence that names the cause and the remedy."""
 
 
 class GpdError(Exception):

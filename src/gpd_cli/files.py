@@ -17,21 +17,21 @@ from torch import Tensor
 from gpd_cli.errors import GpdError, WeightsError
 
 TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt")
-"""What `save_tensors` can write."""
+"""Suffixes of the files that `save_tensors` can write."""
 
-_LONGEST_TAIL = 100  # of the target's name, within the 255 bytes that file systems allow
+_LONGEST_TAIL = 100  # characters of the target's name to keep, as file systems allow 255 bytes
 
 
 def check_writable(path: str | Path, suffixes: Collection[str] | None = None) -> None:
-    """Find out before long work whether a file could be written; creates nothing.
+    """Check, before long work, that a file can be written; creates nothing.
 
     Args:
-        path: the file to be; missing folders above it are fine.
-        suffixes: the endings that are allowed, such as `TENSOR_SUFFIXES`; by default any.
+        path: the file to write later; missing folders above it are fine.
+        suffixes: allowed suffixes, such as `TENSOR_SUFFIXES`; by default any.
 
     Raises:
-        GpdError: when the path is a folder or a device, lies below a file, is write-protected, or
-            its folder is; or when its suffix is not allowed.
+        GpdError: when the path is a folder or a device, lies below a file, is write-protected or in
+            a write-protected folder, or has a suffix that is not allowed.
     """
     path = Path(path)
     if suffixes is not None and path.suffix.lower() not in suffixes:
@@ -44,7 +44,7 @@ def check_writable(path: str | Path, suffixes: Collection[str] | None = None) ->
             raise GpdError(f"Cannot write '{path}': it is a folder; add a file name.")
         if target.exists() and not target.is_file():
             raise GpdError(f"Cannot write '{path}': it is not a regular file; choose another path.")
-        # A file that may be replaced but not written to was protected on purpose.
+        # A write-protected file could be replaced, but was protected on purpose.
         if target.exists() and not os.access(target, os.W_OK):
             raise GpdError(
                 f"Cannot write '{path}': the file is write-protected; choose another path."
@@ -64,12 +64,12 @@ def check_writable(path: str | Path, suffixes: Collection[str] | None = None) ->
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
-    """A temporary path beside `target` that takes its place when the block ends well.
+    """A temporary path beside `target`, which replaces the target when the context ends well.
 
-    Whoever reads the target meets the old file or the new one, never a part. When the block
-    raises, the temporary file is removed and the old file stays. Missing folders are created; a
-    symbolic link is followed, and stays. The temporary name ends like the target's, for writers
-    that look at the suffix::
+    Readers of the target see the old file or the whole new one. When the context raises, the
+    temporary file is removed and the old file stays. Missing folders are created; a symbolic link
+    is followed and kept. The temporary name ends like the target's, for writers that check the
+    suffix::
 
         with atomic_path("out/student.pth") as path:
             torch.save(tensors, path)
@@ -81,7 +81,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         The path to write to.
 
     Raises:
-        GpdError: when the target cannot be written, as `check_writable` tells, or the disk refuses.
+        GpdError: when the target cannot be written (see `check_writable`), or the disk refuses.
     """
     check_writable(target)
     final = Path(target).resolve()
@@ -93,11 +93,11 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("r+b") as written:
-            os.fsync(written.fileno())  # or a power cut could leave the new name without its bytes
+            os.fsync(written.fileno())  # a power cut could otherwise leave an empty new file
         temporary.replace(final)
     except OSError as error:
         if error.filename not in (None, str(temporary)):
-            raise  # about another file, which the block reads
+            raise  # the error concerns another file, which the context reads
         raise _refusal(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -111,13 +111,13 @@ def save_tensors(
     Tensors are stored on the CPU, contiguous, each with memory of its own.
 
     Args:
-        path: ``.safetensors``, or ``.pth`` or ``.pt`` for what ``torch.save`` writes: the plain
-            state dict, which any timm or torchvision user loads.
+        path: ``.safetensors``, or ``.pth`` or ``.pt`` for a plain state dict by ``torch.save``,
+            which any user of timm or torchvision can load.
         tensors: the state dict.
-        metadata: strings for the header of a ``.safetensors`` file; the others have no room for it.
+        metadata: strings for the header of a ``.safetensors`` file; other files have no header.
 
     Raises:
-        WeightsError: when the suffix is another.
+        WeightsError: when the suffix is none of these.
         GpdError: when the path cannot be written.
     """
     path = Path(path)
@@ -129,7 +129,7 @@ def save_tensors(
                 save_file(owned, temporary, {"format": "pt", **(metadata or {})})
             else:
                 torch.save(owned, temporary)
-        except (RuntimeError, SafetensorError) as error:  # a full disk, say
+        except (RuntimeError, SafetensorError) as error:  # such as a full disk
             raise _refusal(path, error) from error
 
 
@@ -139,9 +139,9 @@ def _refusal(path: str | Path, error: Exception) -> GpdError:
 
 
 def _with_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, contiguous, sharing no storage and wasting none.
+    """The tensors on the CPU, contiguous, each with a storage of its own and of its size.
 
-    A view would drag its whole base into a ``.pth`` file, and safetensors refuses shared memory.
+    A view would put its whole base into a ``.pth`` file, and safetensors refuses shared memory.
     """
     owned: OrderedDict[str, Tensor] = OrderedDict()
     seen: set[int] = set()
@@ -152,7 +152,7 @@ def _with_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensor = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())
         owned[name] = tensor
-    # Some modules of torchvision (MNASNet) load only state dicts that tell their version.
+    # Some modules of torchvision (MNASNet) load only state dicts that have a version.
     versions = getattr(tensors, "_metadata", None)
     if versions is not None:
         owned._metadata = versions  # type: ignore[attr-defined]

@@ -1,1 +1,1 @@
-"""The command line: options, their older forms, and what is told about a wrong one."""
+"""The command line: options, their older forms, and messages about wrong options."""

@@ -1,4 +1,4 @@
-"""What has to be known of a command line before it is parsed."""
+"""Reading parts of a command line before it is parsed: configurations and checkpoint."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gpd_cli.teacher.checkpoint import read_run
 CONFIGURATION = ("-c", "--config")
 IMAGE_DATA = "gpd_cli.data.ImageData"
 """The data module of runs that do not name another one."""
-# Settings that only training knows a use for.
+# Beginnings of settings that only training uses.
 _OF_TRAINING = ("static_", "assistants", "ce_weight", "method", "stages")
 _CHECKPOINT = "--ckpt_path"
 
 
 def occurrences(arguments: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The options of these names, each with its value, in the order of the command line.
+    """The options of some names, each with its value, in the order of the command line.
 
     Args:
         arguments: the command line.
-        names: of the options, with their hyphens.
+        names: names of options, with their hyphens.
     """
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
@@ -32,7 +32,7 @@ def occurrences(arguments: Sequence[str], names: Sequence[str]) -> Iterator[tupl
 
 
 def with_values(arguments: Sequence[str]) -> list[str]:
-    """The command line with a value for `--dry_run`, which may stand alone."""
+    """The command line with a value for `--dry_run`, which users may give without one."""
     following = [*arguments[1:], "-"]
     return [
         f"{argument}=true" if argument == "--dry_run" and after.startswith("-") else argument
@@ -41,9 +41,10 @@ def with_values(arguments: Sequence[str]) -> list[str]:
 
 
 def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
-    """The checkpoint that a command line names: as everywhere, the last one.
+    """The checkpoint that a command line names, the last one if there are several.
 
-    A configuration without checkpoint (those that runs save say null) does not undo an earlier one.
+    A configuration without checkpoint (null, in configurations of runs) does not undo an earlier
+    one.
 
     Args:
         arguments: the command line.
@@ -60,13 +61,13 @@ def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
 def settings_of_checkpoint(path: str) -> dict[str, Any]:
     """Model and data of the run that wrote a checkpoint, as options without hyphens.
 
-    What only training knows a use for, such as the static teacher, is left out.
+    Settings that only training uses, such as the static teacher, are left out.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
 
     Raises:
-        WeightsError: when it cannot be read.
+        WeightsError: when the checkpoint cannot be read.
     """
     content = read_run(path)
     model, data = content["hyper_parameters"], content.get("datamodule_hyper_parameters", {})
@@ -84,9 +85,9 @@ def settings_of_checkpoint(path: str) -> dict[str, Any]:
 
 
 def _configured(path: str, key: str) -> Any:
-    """An entry of a configuration file, if it can be read."""
+    """An entry of a configuration file, or None if the file cannot be read."""
     try:
         content = yaml.safe_load(Path(path).read_text()) if path else None
     except (OSError, ValueError, yaml.YAMLError):
-        return None  # the parser will say what is wrong with it
+        return None  # the parser reports the error later
     return content.get(key) if isinstance(content, dict) else None

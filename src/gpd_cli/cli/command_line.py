@@ -40,7 +40,7 @@ from gpd_cli.training.subnormals import FlushedSubnormals, flushed_subnormals
 EVALUATIONS = ("validate", "test", "predict")
 STANDALONE = ("expand", "extract")
 COMMANDS = ("fit", *EVALUATIONS, *STANDALONE)
-# YAML, also with settings in their old form.
+# YAML that may have settings in their old forms.
 _YAML = "gpd"
 _PARSER: dict[str, Any] = {"parser_mode": _YAML, "exit_on_error": False}
 _CHATTER = (
@@ -54,20 +54,20 @@ _CHATTER = (
 
 
 class SaveConfig(SaveConfigCallback):
-    """Write ``config.yaml`` when training begins, not for a run that is refused before.
+    """Write ``config.yaml`` and log all settings when training begins.
 
-    The loggers are told then, too.
+    A run that is refused before training leaves no file.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet."""
+        """Nothing: the configuration is written when training starts."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it."""
+        """Write the configuration."""
         super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let every logger know the settings, for runs to be compared by them."""
+        """Log the settings to every logger, so that runs can be compared."""
         settings = settings_to_log(self.config.as_dict())
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
@@ -75,7 +75,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class GpdCLI(LightningCLI):
-    """LightningCLI, told what `expand` needs and what a checkpoint knows."""
+    """LightningCLI with the command `expand`, and with the settings of checkpoints as defaults."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._command = next((a for a in arguments if not a.startswith("-")), "")
@@ -99,12 +99,12 @@ class GpdCLI(LightningCLI):
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser that raises: its own messages begin with a page of usage."""
+        """A parser that raises errors, since its own messages begin with a page of usage."""
         return super().init_parser(**_PARSER, **{"prog": "gpd", **kwargs})
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Methods of the Trainer, and which of their arguments are no options."""
+        """Methods of the Trainer, each with the arguments that are no options."""
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "weights_only"},
@@ -114,32 +114,28 @@ class GpdCLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let a checkpoint's settings be the defaults, under configuration and command line."""
+        """Make a checkpoint's settings the defaults, below configuration and command line."""
         parser.set_defaults({"data": {"class_path": IMAGE_DATA}})
         if self._settings and self._command in EVALUATIONS:
             parser.set_defaults(self._settings)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and keep the checkpoint apart.
-
-        LightningCLI would put the settings of a checkpoint above what the user asked for.
-        """
+        """Parse without the checkpoint, whose settings LightningCLI would put above the user's."""
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         self._checkpoint = config.ckpt_path or self._checkpoint
         config.ckpt_path = None
 
     def before_instantiate_classes(self) -> None:
-        """Last changes to what the user asked for.
+        """Last changes to the parsed settings.
 
-        Weights come from the checkpoint, where there is one, and not from the first file. A static
-        teacher and what belongs to it take no part in evaluation, and need not be at hand for it.
-        Settings that a method has by the pair become those of the pair. A run that logs elsewhere,
-        or nowhere, has its CSV file nevertheless.
+        With a checkpoint, the file of initial weights is not read. Evaluation does not need static
+        teacher and assistants. A method's tables of values by the pair of networks are replaced by
+        the pair's values. A run always has a CSV file, besides or instead of other loggers.
 
         Raises:
-            ArgumentError: when there is nowhere to write an expansion.
-            MethodError: when a setting by the pair has no entry for this one.
+            ArgumentError: when an expansion has no output.
+            MethodError: when a table has no entry for the pair of networks.
         """
         config = self.config[self.subcommand]
         model = config.model
@@ -154,7 +150,7 @@ class GpdCLI(LightningCLI):
             model.student_weights = None
         if self.subcommand in EVALUATIONS:
             model.static_teacher.name = model.static_teacher.weights = model.assistants = None
-            model.ce_weight = 1.0  # without static teacher there have to be labels
+            model.ce_weight = 1.0  # without static teacher the labels' weight must not be 0
             return
         if model.static_teacher.name and "init_args" in model.method:
             settings = model.method.init_args.as_dict()
@@ -166,9 +162,9 @@ class GpdCLI(LightningCLI):
         )
 
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer; an expansion has none of them."""
+        """Make model, data and trainer, except for an expansion."""
         if self.subcommand == "expand":
-            # A configuration of fit is welcome; what expansion does not need of it is left out.
+            # Configurations of fit are accepted; settings that expansion does not use are dropped.
             wanted = inspect.signature(expand_command).parameters
             settings = self.config.expand.model.as_dict()
             self.config_init, self.datamodule = self.config, None
@@ -178,12 +174,12 @@ class GpdCLI(LightningCLI):
         super().instantiate_classes()
         # `SaveConfig` logs all settings; the module's own lack the optimizer's.
         self.model.save_hyperparameters([], logger=False)
-        # Evaluation needs to know the data, also where its class saves no settings.
+        # Evaluation needs the data's settings, also where the data's class does not save them.
         data = self.config_dump["data"]
         self.datamodule.hparams.update(_class_path=data["class_path"], **data["init_args"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer, with those of the default callbacks that its options leave room for."""
+        """Make the trainer with the default callbacks, except those that its options replace."""
         options = self.config_init[self.subcommand].trainer
         chosen = options.callbacks or []
         chosen = chosen if isinstance(chosen, list) else [chosen]
@@ -192,7 +188,7 @@ class GpdCLI(LightningCLI):
         if shown is None:
             shown = has_bar or sys.stdout.isatty()
         if self.subcommand == "fit":
-            # Where nobody watches there is a line per epoch instead of a bar.
+            # The default callbacks print a line per epoch if no person watches the terminal.
             unwanted: tuple[type, ...] = (ProgressBar, EpochLines) if has_bar else ()
             if options.enable_checkpointing is False:
                 unwanted = (*unwanted, Checkpoint)
@@ -210,7 +206,7 @@ def _trainer_defaults(command: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line and turn every foreseeable error into one sentence.
+    """Run a command line, and report foreseen errors in one sentence.
 
     Args:
         arguments: the command line without the program's name.
@@ -219,7 +215,7 @@ def run(arguments: Sequence[str]) -> int:
         The exit code.
     """
     _quieten()
-    # The others move weights bit for bit, subnormal ones included.
+    # The other commands copy weights bit for bit, subnormal numbers included.
     computes = not any(command in arguments[:1] for command in STANDALONE)
     try:
         with flushed_subnormals(computes):
@@ -256,7 +252,7 @@ def _fail(error: BaseException) -> int:
 
 
 def _extract(arguments: Sequence[str]) -> None:
-    """Run `extract`: architecture and plan are in the file, there is nothing else to describe."""
+    """Run `extract`, which needs no model options: the checkpoint has architecture and plan."""
     parser = ArgumentParser(prog="gpd extract", **_PARSER)
     parser.add_argument("-c", "--config", action="config", help="a file with these options (YAML)")
     parser.add_function_arguments(extract_command)
@@ -280,7 +276,7 @@ def _interrupted() -> int:
 def _sentence(error: BaseException) -> str:
     mendable = _mendable(error)
     text = str(mendable or error).strip()
-    if "Original Traceback" in text:  # which a loader's worker puts before its message
+    if "Original Traceback" in text:  # a loader's worker puts it before the message
         text = text.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
     text = " ".join(text.split())
     foreseen = ImportError | MisconfigurationException | OSError | ValueError
@@ -290,7 +286,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def _mendable(error: BaseException | None) -> GpdError | None:
-    """An error of ours, also when a library has wrapped it."""
+    """The `GpdError` behind an error, also when a library has wrapped it; else None."""
     while error is not None:
         if isinstance(error, GpdError):
             return error
@@ -299,7 +295,7 @@ def _mendable(error: BaseException | None) -> GpdError | None:
 
 
 def _quieten() -> None:
-    """Drop warnings that ask for nothing a user of this tool could do."""
+    """Drop warnings and messages that users of this tool cannot act on."""
     for message in (
         ".*LightningCLI's args parameter.*",
         ".*does not have many workers.*",
@@ -308,7 +304,7 @@ def _quieten() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*The dirpath has changed.*",
         ".*is smaller than the logging interval.*",
-        ".*Couldn't infer the batch indices.*",  # of a stream
+        ".*Couldn't infer the batch indices.*",  # for streams
         ".*lr_scheduler.step\\(\\)` before.*",
     ):
         warnings.filterwarnings("ignore", message)

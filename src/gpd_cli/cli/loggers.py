@@ -1,4 +1,4 @@
-"""Loggers of a run: a CSV file always, and whatever the user adds."""
+"""Loggers of a run: always a CSV file, and the user's loggers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHIPPED = "configs"
 
 
 def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
-    """The logger every run has: ``runs/NAME/version_N``, NAME being that of its configurations.
+    """The logger of every run: ``runs/NAME/version_N``, with NAME from its configurations.
 
     Args:
         arguments: the command line.
@@ -31,11 +31,11 @@ def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def run_name(file: str | Path) -> str:
-    """What a configuration calls its runs: its own name, without ending.
+    """The name of a configuration's runs: the file's name without suffix.
 
-    A file two or more folders below one that is named ``configs`` has its folder's name in front,
-    as ``configs/imagenet/scratch/resnet18.yaml`` and ``.../finetune/resnet18.yaml`` are different
-    runs: ``scratch_resnet18`` and ``finetune_resnet18``.
+    A file two or more folders below a folder ``configs`` gets its folder's name as a prefix, so
+    that ``configs/imagenet/scratch/resnet18.yaml`` and ``.../finetune/resnet18.yaml`` have
+    different names: ``scratch_resnet18`` and ``finetune_resnet18``.
 
     Args:
         file: the configuration.
@@ -50,16 +50,16 @@ def run_name(file: str | Path) -> str:
 def with_csv(
     chosen: Any, default: Mapping[str, Any], root: str | Path | None = None
 ) -> list[Namespace]:
-    """The chosen loggers with a CSV file in front, which then names the run's folder.
+    """The chosen loggers with a CSV logger first, whose folder is then the run's folder.
 
-    Without any logger the CSV file stays, too: the folder that it makes keeps a run's checkpoints
-    apart from those of other runs.
+    Without any chosen logger there is a CSV logger as well, since its folder separates the
+    checkpoints of different runs.
 
     Args:
         chosen: ``trainer.logger`` as parsed.
-        default: as `csv_logger` gives it.
-        root: ``trainer.default_root_dir``: runs are then in the folder ``runs`` there, instead of
-            in the working directory.
+        default: the output of `csv_logger`.
+        root: ``trainer.default_root_dir``; if given, runs are in its folder ``runs`` instead of
+            the working directory's.
 
     Raises:
         GpdError: when the package behind a logger is not installed.
@@ -84,14 +84,14 @@ def with_csv(
 
 
 def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs are compared by: the settings of model, optimizer, data and trainer.
+    """The settings that runs are compared by: model, optimizer, data and trainer.
 
     Args:
         config: the configuration of a run, resolved.
 
     Returns:
-        A nested dictionary, which each logger flattens in its own way; of the trainer's settings
-        those that are numbers or names.
+        A nested dictionary, which each logger flattens in its own way; the trainer's settings are
+        included if they are numbers or strings.
     """
     trainer = {
         name: value
@@ -108,7 +108,7 @@ def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Without tuples, which YAML has only Python's own tag for."""
+    """The value with lists for tuples, which YAML would write with a Python tag."""
     if isinstance(value, Mapping):
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
-"""Options and settings as they were before methods and static teachers had settings of their own.
+"""Old forms of options, from versions in which methods and static teachers had no settings.
 
-Old forms go on working where they say the same; what does not is refused with its new form.
+Old forms are translated; an old form without an equivalent is refused with its new form.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
         arguments: the command line.
 
     Raises:
-        MethodError: when an old form has no new one that says the same, or a method is unknown.
+        MethodError: when an old form has no equivalent, or a method is unknown.
 
     Example:
         >>> current_arguments(["fit", "--model.static_teacher", "resnet34", "--model.method=dkd"])
@@ -52,14 +52,14 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
 def current_settings(content: Any) -> Any:
     """A configuration with old and short forms of settings in their full form.
 
-    Settings of the data without a class are those of `ImageData`.
+    Settings of the data without a class are settings of `ImageData`.
 
     Args:
-        content: what was read from YAML: of a configuration, or of the value of an option, which
-            stays as it is.
+        content: the content of a configuration; values of single options, which are parsed as YAML
+            as well, are returned unchanged.
 
     Raises:
-        MethodError: when an old form has no new one that says the same, or a method is unknown.
+        MethodError: when an old form has no equivalent, or a method is unknown.
     """
     if not isinstance(content, Mapping):
         return content
@@ -81,7 +81,7 @@ def current_settings(content: Any) -> Any:
 
 
 def _option(name: str, value: str) -> str:
-    """The name of an option that has this value."""
+    """The new name of an option, which may depend on the option's value."""
     if name == f"{_METHOD}_args":
         raise _lost_settings()
     if name.startswith(f"{_METHOD}_args."):
@@ -97,7 +97,7 @@ def _option(name: str, value: str) -> str:
 
 
 def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the model by names with dots."""
+    """Settings of the model in their new forms, by names with dots."""
     current: dict[str, Any] = {}
     settings = dict(settings)
     arguments = settings.pop("method_args", None)
@@ -119,7 +119,7 @@ def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with a mapping for each dot."""
+    """Settings as nested mappings, one level for each dot in a name."""
     nested: dict[str, Any] = {}
     for name, value in settings.items():
         *groups, last = name.split(".")
@@ -131,7 +131,7 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class_name(method: str) -> str:
-    """The name of a method's class; what is no plain name stays as it is."""
+    """The class name of a method; values that are no plain names are returned unchanged."""
     if method in _NAMES.values() or not method.isidentifier():
         return method
     if method.lower() not in _NAMES:

@@ -1,4 +1,4 @@
-"""The parser of the command line."""
+"""The parser of the command line, which keeps the defaults of classes apart."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _CHOSEN = ("data", "model.method")
 
 
 class Parser(LightningArgumentParser):
-    """LightningCLI's parser, where a class that is chosen starts from its own defaults.
+    """LightningCLI's parser, in which a chosen class has its own defaults.
 
-    By itself jsonargparse hands the defaults of the class that would be taken otherwise on to the
-    chosen one where their arguments have the same names: DKD would start from the temperature of
-    KD, and data of one's own from the batch size of `ImageData`.
+    By itself jsonargparse passes defaults of the default class on to the chosen class, where
+    arguments have the same names: DKD would get the default temperature of KD, and a user's data
+    module the batch size of `ImageData`.
     """
 
     def get_defaults(self, skip_validation: bool = False, **kwargs: Any) -> Namespace:
-        """All defaults but those of arguments of classes, which parsing fills in at its end."""
+        """All defaults except those of classes' arguments, which parsing fills in at the end."""
         defaults = super().get_defaults(skip_validation, **kwargs)
         for key in _CHOSEN:
             chosen = defaults.get(key)

@@ -1,4 +1,4 @@
-"""What jsonargparse says of a class's settings, in one sentence."""
+"""The errors of jsonargparse about a class's settings, in one sentence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 _KEY = r'Parser key "(data|model\.method|model\.assistants)": '
 _CLASS = r"class_path[ =]'([\w.]+)'"
-# The innermost reason; around it stand the types that were tried.
+# The innermost reason, without the types that jsonargparse tried around it.
 _REASONS = (
     r"Option '\w+' is not accepted",
     r'Parser key "(?!data"|model\.)\w+": .*?'
@@ -19,13 +19,14 @@ _REASONS = (
 
 
 def in_short(text: str) -> tuple[str, str]:
-    """An error of the parser, and the option that shows what would be right.
+    """An error of the parser in short, and the option that shows the right settings.
 
     Args:
-        text: of the error, on one line.
+        text: text of the error, on one line.
 
     Returns:
-        What is wrong with a setting of the data's or the method's class; any other text as it is.
+        The reason, for settings of the data's or the method's class; other texts unchanged. Then
+        the option.
 
     Example:
         >>> error = "Type expects a class: Option 'tau' is not accepted. Got value: Namespace("

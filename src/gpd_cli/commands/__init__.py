@@ -1,1 +1,1 @@
-"""What the commands `expand` and `extract` do, as functions."""
+"""The commands: `expand` and `extract` as functions, the others as methods of the Trainer."""

@@ -1,6 +1,6 @@
-"""`gpd expand`: inflate a student into a dynamic teacher and prove that nothing changed.
+"""`gpd expand`: inflate a student into a dynamic teacher and certify that the function is the same.
 
-A dry run only plans: it shows what would be widened, and builds nothing.
+A dry run only plans: it prints the width plan, and builds nothing.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ def expand_command(
     branch_init: BranchInit = "zero",
     plan: Path | None = None,
 ) -> None:
-    """Expand a student, certify the result, write it and say what was done.
+    """Expand a student, certify and write the result, and print a summary.
 
     Args:
         output: the file to write, ``.safetensors``; None for a dry run, which prints the plan and
             builds nothing.
         student: name of the network.
-        student_weights: its state dict; random weights without one.
-        student_args: further arguments of its constructor.
+        student_weights: file with the network's state dict; by default random weights.
+        student_args: further arguments of the network's constructor.
         num_classes: number of classes; by default the network's own.
         ratio: how many times as wide the dynamic teacher is.
         branches: see `gpd_cli.expand`.
         noise: see `gpd_cli.expand`.
         storage: see `gpd_cli.expand`; by default mixed.
-        exclude: patterns of the names of layers that keep their output width.
+        exclude: patterns of names of layers that keep their output channels.
         width_multiple: see `gpd_cli.expand`.
         branch_layers: see `gpd_cli.expand`.
         branch_init: see `gpd_cli.expand`.
-        plan: where to write the plan for people to read (YAML); by default nowhere.
+        plan: file for the width plan as readable text (YAML); by default none.
 
     Raises:
-        GpdError: in one sentence, for everything a user can mend; nothing is written then.
+        GpdError: for every error that a user can fix; then nothing is written.
     """
     _check_paths(output, plan)
     check_start(student_weights, branch_init)
@@ -129,7 +129,7 @@ def _check_paths(output: Path | None, plan: Path | None) -> None:
 def _heading(
     spec: ModelSpec, shape: tuple[int, ...], exclude: Sequence[str], width_multiple: int
 ) -> dict[str, Any]:
-    """What a plan was made of, for its first lines."""
+    """The first lines of a plan: the network and the options that it was made for."""
     return {
         "network": spec.name,
         **({"arguments": spec.model_args} if spec.model_args else {}),
@@ -157,7 +157,7 @@ def _write_plan(path: Path | None, text: str) -> None:
 def _facts(
     pair: Pair, network: nn.Module, shape: tuple[int, int, int], names: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """What was done to the network, for the table."""
+    """Rows of the summary: the network before and after expansion."""
     before, certificate = cost(network, shape), pair.certificate
     assert certificate is not None
     after = cost(merged_teacher(pair), shape)

@@ -1,4 +1,4 @@
-"""`gpd extract`: cut the student out of the teacher and write it for deployment."""
+"""`gpd extract`: extract the student from the dynamic teacher and write it for deployment."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from gpd_cli.teacher.pair import Pair
 Which = Literal["student", "teacher"]
 STATE_DICTS = (".safetensors", ".pth", ".pt")
 PROGRAMS = (".pt2", ".onnx")
-_IMAGES = 4  # to compare on
-_ROUNDING = 1e-4  # relative, float32
+_IMAGES = 4  # number of random images for the comparison
+_ROUNDING = 1e-4  # tolerated relative difference in float32
 
 
 def extract_command(
     ckpt_path: Path, output: Path, which: Which = "student", weights: Weights = "ema"
 ) -> None:
-    """Extract a plain network, check it against the one that was trained, and write it.
+    """Extract a plain network, compare it with the trained network, and write it.
 
     Args:
         ckpt_path: a file of `fit` or `expand`.
-        output: where to write: a state dict (``.safetensors``, ``.pth``, ``.pt``), or a program
+        output: the file to write: a state dict (``.safetensors``, ``.pth``, ``.pt``), or a program
             that needs no source code (``.pt2`` of torch.export, ``.onnx``).
-        which: the student, or the merged wide teacher.
-        weights: averaged weights where the run kept them and the average had begun, or the trained
-            ones.
+        which: the student, or the merged dynamic teacher.
+        weights: averaged weights (ema) where the run has an average that has begun, or the trained
+            weights (raw).
 
     Raises:
-        GpdError: in one sentence, for everything a user can mend; nothing is written then.
+        GpdError: for every error that a user can fix; then nothing is written.
     """
     if output.suffix not in STATE_DICTS + PROGRAMS:
         raise GpdError(
@@ -88,14 +88,14 @@ def _extract(network: Pair | Alone, which: Which) -> nn.Module:
 def _check(
     network: Pair | Alone, extracted: nn.Module, which: Which, shape: tuple[int, ...]
 ) -> Certificate:
-    """Compare what was trained with what is written; a student that differs at all is a bug."""
+    """Compare the trained network with the extracted one; any difference of a student is a bug."""
     images = torch.randn(_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         trained = network.student(images) if which == "student" else network(images)[1]
         assert trained is not None
         written = extracted(images)
     difference = relative_difference(written, trained)
-    # The merged teacher may run another product kernel, for its weights are plain parameters.
+    # For plain parameters, as the merged teacher has, torch may choose other matrix kernels.
     if not difference <= (0 if which == "student" else _ROUNDING):
         raise WeightsError(
             f"The extracted {which} differs from the trained one by {difference:.1e}; nothing was "

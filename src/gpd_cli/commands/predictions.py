@@ -20,7 +20,7 @@ from gpd_cli.files import atomic_path
 Top = tuple[int, float]
 """A network's class for an image, and its probability."""
 Rows = dict[int, dict[str, Top]]
-"""By the image's number, by network."""
+"""Predictions by number of the image and name of the network."""
 
 
 class PredictionTable(BasePredictionWriter):
@@ -33,11 +33,11 @@ class PredictionTable(BasePredictionWriter):
     def __init__(self, path: Path) -> None:
         super().__init__("batch")
         self.path = path
-        self.images = 0  # in the table, once it is written
+        self.images = 0  # number of images in the table, once it is written
         self._rows: Rows = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what could not be put in order.
+        """Refuse data whose predictions could not be put in order.
 
         Raises:
             DataError: for a stream over several processes.
@@ -63,7 +63,7 @@ class PredictionTable(BasePredictionWriter):
         """Keep each network's likeliest class; `prediction` has probabilities, ``[B, C]``."""
         tops = {name: values.max(dim=1) for name, values in prediction.items()}
         count = len(next(iter(tops.values())).values)
-        # A stream has no numbers; one process reads it in order.
+        # A stream does not number its images; a single process reads them in order.
         numbers = batch_indices or range(len(self._rows), len(self._rows) + count)
         for row, number in zip(range(count), numbers, strict=True):
             self._rows[int(number)] = {
@@ -71,7 +71,7 @@ class PredictionTable(BasePredictionWriter):
             }
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring all processes' rows together; the first process writes them."""
+        """Gather the rows of all processes; the first process writes the table."""
         rows = _gathered(self._rows)
         self.images = len(rows)
         if trainer.is_global_zero and rows:
@@ -84,8 +84,8 @@ def write_rows(path: Path, rows: Rows, class_names: Sequence[str] | None) -> Non
 
     Args:
         path: the file to write.
-        rows: at least one.
-        class_names: names by class number; numbers are written without them.
+        rows: predictions, at least one.
+        class_names: names by class number; without names, class numbers are written.
     """
     networks = list(next(iter(rows.values())))
     header = ["image", *(f"{n}_{what}" for n in networks for what in ("class", "probability"))]
@@ -101,7 +101,7 @@ def write_rows(path: Path, rows: Rows, class_names: Sequence[str] | None) -> Non
 
 
 def _gathered(rows: Rows) -> Rows:
-    """The rows of all processes; of an image that several have seen, one."""
+    """The rows of all processes; one for an image that several processes have seen."""
     if world_size() == 1:
         return rows
     parts: list[Rows] = [{} for _ in range(world_size())]

@@ -1,4 +1,4 @@
-"""The short table after `expand` and `extract`."""
+"""The summary that `expand` and `extract` print."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs.
+    """Size and compute of a network.
 
     Args:
         parameters: number of parameters.
@@ -30,7 +30,7 @@ def cost(network: nn.Module, shape: Sequence[int]) -> Cost:
 
     Args:
         network: a plain network.
-        shape: of one image, ``(C, H, W)``.
+        shape: image shape, ``(C, H, W)``.
     """
     weight = next(network.parameters())
     image = torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device)
@@ -52,7 +52,7 @@ def count(number: int) -> str:
 
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print what was done, one line per fact."""
+    """Print a summary, one line per row."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -22,8 +22,8 @@ from gpd_cli.training.resuming import FinishedError
 class GpdTrainer(Trainer):
     """Lightning's Trainer, with `expand` beside `fit`, `validate`, `test` and `predict`.
 
-    Runs that torchrun or SLURM started need no numbers of devices and nodes, and stop and go on as
-    `Interruptions` says.
+    Runs that torchrun or SLURM start need no options for devices and nodes. `Interruptions` stops
+    and resumes runs.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -34,7 +34,7 @@ class GpdTrainer(Trainer):
             )
         kwargs.update(launched(kwargs))
         super().__init__(*args, **kwargs)
-        # After those that act on every batch.
+        # Last, after all callbacks that act on every batch.
         self.callbacks += [RankSeeds(), Interruptions()]  # type: ignore[attr-defined]
 
     def fit(
@@ -50,10 +50,11 @@ class GpdTrainer(Trainer):
 
         Args:
             model: the module.
-            train_dataloaders: the data, unless there is a data module.
-            val_dataloaders: likewise.
+            train_dataloaders: training data, unless there is a data module.
+            val_dataloaders: validation data, unless there is a data module.
             datamodule: the data.
-            ckpt_path: a checkpoint of fit to go on from; a requeued SLURM job goes on from its own.
+            ckpt_path: a checkpoint of fit to resume from; a requeued SLURM job resumes from its
+                own.
             weights_only: whether checkpoints may hold tensors and plain values only.
         """
         path = requeue_path(self.default_root_dir)
@@ -64,7 +65,7 @@ class GpdTrainer(Trainer):
         except FinishedError as finished:
             if path is None or not requeued:
                 raise
-            # The job was killed between its last epoch and its end: it has done its work.
+            # The job was killed between its last epoch and its end: the run is finished.
             rank_zero_info(str(finished))
             if self.is_global_zero:
                 path.unlink(missing_ok=True)
@@ -78,18 +79,17 @@ class GpdTrainer(Trainer):
     ) -> None:
         """Write the predictions of student and dynamic teacher for the test images.
 
-        Several processes share the images; the table has all of them, in order.
+        Several processes divide the images among them; the table has all images, in order.
 
         Args:
             model: the module.
             datamodule: the data.
             ckpt_path: a checkpoint of fit.
-            output: the table to write (.csv): per image its number, and each network's class and
-                probability.
+            output: the table to write (.csv): the number of each image, and each network's class
+                and probability.
 
         Raises:
-            DataError: when several processes are to read a stream, which numbers no images, or
-                there are none.
+            DataError: when several processes are to read a stream, or there are no images.
         """
         check_writable(output)
         table = PredictionTable(output)
@@ -120,10 +120,9 @@ class GpdTrainer(Trainer):
         Args:
             model: the student and how to expand it, see `expand_command`.
             output: the file to write (.safetensors); needed unless dry_run.
-            plan: where to write, for people to read and compare, what is widened and how (.yaml);
-                by default nowhere.
-            dry_run: print that plan and stop: nothing is built and no output is written.
-            ckpt_path: not used; the config.yaml of a run has it, and is welcome here.
+            plan: file for the width plan as readable text (.yaml); by default none.
+            dry_run: print the width plan and stop: nothing is built and no output is written.
+            ckpt_path: not used; accepted because the config.yaml of a run has it.
         """
         expand_command(
             None if dry_run or output is None else Path(output),

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches of decoded images, on whatever device they are."""
+"""Augmentation of whole batches of decoded images, on any device."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Draws(NamedTuple):
     flipped: Tensor
 
     def to(self, device: torch.device) -> Draws:
-        """The same on another device."""
+        """The same choices on another device."""
         return Draws(*(values.to(device) for values in self))
 
     def part(self, which: slice) -> Draws:
-        """Those of some of the images."""
+        """The choices for some of the images."""
         return Draws(*(values[which] for values in self))
 
 
 def seeded_generator(*key: int) -> torch.Generator:
-    """A generator on the CPU that depends on all of its key, such as seed, epoch and rank.
+    """A generator on the CPU, seeded with several numbers, such as seed, epoch and rank.
 
     Args:
         key: whole numbers, not negative.
@@ -46,13 +46,13 @@ def seeded_generator(*key: int) -> torch.Generator:
 def draw(count: int, padding: int, hflip: float, generator: torch.Generator) -> Draws:
     """Draw the crops and flips of images.
 
-    They are drawn on the CPU, so that every device gets the same.
+    The choices are drawn on the CPU, so that they are the same on every device.
 
     Args:
         count: number of images `N`.
         padding: pixels of padding on each side; 0 leaves the image where it is.
         hflip: probability of a flip, in [0, 1].
-        generator: of the CPU.
+        generator: a random generator on the CPU.
     """
     corners = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
     flipped = torch.rand(count, generator=generator) < hflip
@@ -86,9 +86,9 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """Turn bytes into normalized values.
 
     Args:
-        images: 0 to 255, ``[B, C, H, W]``.
-        mean: of each channel, for values in [0, 1].
-        std: of each channel, for values in [0, 1].
+        images: bytes, ``[B, C, H, W]``.
+        mean: mean of each channel, for values in [0, 1].
+        std: standard deviation of each channel, for values in [0, 1].
 
     Returns:
         Float32, ``[B, C, H, W]``.

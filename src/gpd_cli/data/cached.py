@@ -27,10 +27,10 @@ def check_cacheable(spec: DataSpec, preprocessing: Preprocessing) -> None:
 
     Args:
         spec: the data set.
-        preprocessing: what is to be done to the images.
+        preprocessing: how the images are prepared.
 
     Raises:
-        DataError: naming the option.
+        DataError: for data or options that the cache does not support; the message names them.
     """
     if spec.is_digits:
         raise DataError("The digits are in memory already; leave --data.cache out.")
@@ -88,11 +88,11 @@ def hold(
         shape: channels, height and width.
         device: where to hold the images.
         workers: processes that decode.
-        what: what these images are, for the message.
-        neighbours: how many processes of this machine hold them, each for itself.
+        what: kind of images (training, validation), for the message.
+        neighbours: number of processes on this machine that hold the images, each for itself.
 
     Raises:
-        DataError: when they would take more than the memory there is.
+        DataError: when the images do not fit into the free memory.
     """
     count, size = len(pixels), len(pixels) * shape[0] * shape[1] * shape[2]
     free = _memory(device) // (1 if device.type == "cuda" else neighbours)
@@ -104,7 +104,7 @@ def hold(
     rank_zero_info(f"Decoding {count} {what} images once, into {size / 2**20:.0f} MiB ({device}).")
     images = torch.empty(count, *shape, dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)
-    # With a generator of its own it leaves the global random state as it is.
+    # A generator of its own leaves the global random state unchanged.
     loader = DataLoader(pixels, batch_size=_BATCH, num_workers=workers, generator=torch.Generator())
     start = 0
     for decoded, classes in loader:
@@ -117,21 +117,21 @@ def hold(
 class CachedLoader:
     """Batches of held images, on the device that holds them.
 
-    The order is the sampler's, as it is without cache; crops and flips depend on seed, epoch and
-    rank alone, also when a pass begins further on (`skipped`).
+    The order is the sampler's, as without cache. Crops and flips depend on seed, epoch and rank
+    only, also when a pass does not begin at the first image (`skipped`).
 
     Args:
         held: the images.
         preprocessing: statistics and augmentation.
-        sampler: the order; Lightning tells it the epoch.
+        sampler: the order; Lightning sets the sampler's epoch.
         batch_size: images per batch.
         training: whether to augment.
-        drop_last: whether to leave out a broken last batch.
-        seed: of the augmentation.
+        drop_last: whether to leave out an incomplete last batch.
+        seed: seed of the augmentation.
         with_indices: whether batches end with the images' indices.
     """
 
-    batch_sampler = None  # Lightning asks whether this is what tells the order
+    batch_sampler = None  # Lightning looks for a sampler here, too
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class CachedLoader:
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment = training and not preprocessing.no_aug
         self.with_indices = with_indices
-        self.skipped = 0  # images of the next pass that are left out at its beginning
+        self.skipped = 0  # number of images left out at the beginning of the next pass
 
     def __len__(self) -> int:
         count = len(self.sampler)
@@ -175,7 +175,7 @@ class CachedLoader:
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes that may be taken."""
+    """Free memory in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:

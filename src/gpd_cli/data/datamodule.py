@@ -29,10 +29,10 @@ _WHERE_PRESENT = "validation"
 class ImageData(LightningDataModule):
     """Images with class numbers, by timm's readers and transforms.
 
-    Checkpoints are to be chosen on validation images and scored once on test images. A data set
-    without validation split gets one: a part of its training images, the same in every run, which
-    is then not trained on. Training images are shuffled by global seed and epoch alone, so a
-    resumed run sees them in the order of an uninterrupted one.
+    Checkpoints are to be chosen on validation images and scored once on test images. For a data set
+    without validation split, a part of the training images is held out, the same in every run.
+    Training images are shuffled by global seed and epoch only, so that a resumed run sees them in
+    the order of an uninterrupted run.
 
     Args:
         dataset: digits (scikit-learn's 1,797 handwritten digits, nothing to download), folder (a
@@ -44,54 +44,56 @@ class ImageData(LightningDataModule):
         val_split: split to validate on; where the data set has no split "validation", or with null,
             val_fraction of the training images is held out instead.
         test_split: split of the commands test and predict.
-        val_fraction: share of the training images held out, of every class; 0 trains on all of
-            them, without validation.
+        val_fraction: fraction of every class of the training images to hold out; 0 trains on all
+            images, without validation.
         classes: number of classes, for a data set that does not name them.
         train_samples: number of training images, for a stream that does not state it.
         input_key: column of the images, where it is not the scheme's usual one.
         target_key: column of the labels, where it is not the scheme's usual one.
         download: download the data set to root if it is not there.
-        image_size: height and width that the network sees, in pixels.
-        in_chans: channels that the network sees, 1 (grey) or 3 (RGB); images are converted; by
-            default 1 for digits and 3 for all others.
+        image_size: height and width of the network's input, in pixels.
+        in_chans: channels of the network's input, 1 (grey) or 3 (RGB); images are converted; by
+            default 1 for digits and 3 for all other data sets.
         mean: mean of each channel for normalization, of values in [0, 1]; by default ImageNet's for
             RGB and 0.5 for grey.
         std: standard deviation of each channel; by default ImageNet's for RGB and 0.5 for grey.
-        interpolation: how to resize.
-        crop_pct: in evaluation, share of the resized image's edge that the center crop keeps (0.875
-            resizes to 256 and crops 224); 1.0 for small images that fill the frame, such as CIFAR.
+        interpolation: interpolation of resizing.
+        crop_pct: in evaluation, fraction of the resized image's edge that the center crop keeps
+            (0.875 resizes to 256 and crops 224); 1.0 for small images that fill the frame, such as
+            CIFAR.
         no_aug: train without augmentation: resize and center crop only.
-        scale: least and greatest area of the random crop, as shares of the image.
+        scale: least and greatest area of the random crop, as fractions of the image.
         ratio: least and greatest aspect ratio of the random crop.
         crop_padding: pad by this many pixels and crop at random, instead of the random resized crop
             (4 for CIFAR).
         hflip: probability of a horizontal flip.
         color_jitter: strength of random brightness, contrast and saturation (0.4 is common); timm
             leaves it out where auto_augment is set.
-        auto_augment: policy of timm, such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or original.
+        auto_augment: augmentation policy of timm, such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or
+            original.
         re_prob: probability of random erasing.
         re_mode: what fills an erased rectangle: noise (pixel), one random colour (rand), or the
             mean colour (const).
-        re_count: most rectangles per image.
+        re_count: largest number of rectangles per image.
         mixup: strength (alpha) of mixup; with mixup or cutmix, training labels are soft.
         cutmix: strength (alpha) of CutMix; with both, each batch gets one of the two.
-        mixup_prob: share of the batches that are mixed.
-        switch_prob: share of the mixed batches that get CutMix, where both are on.
-        aug_repeats: repeated augmentation: each image that an epoch sees comes so many times,
-            augmented anew, and the epoch sees so many times fewer images (3 in DeiT); 0 for none.
-        cache: hold a small data set decoded, in memory or on the device that trains; pad-and-crop,
-            flip and normalization are then done there, by the batch, and nothing else is.
+        mixup_prob: fraction of the batches that are mixed.
+        switch_prob: fraction of the mixed batches that get CutMix, where both are on.
+        aug_repeats: repeated augmentation: each image of an epoch comes so many times, augmented
+            anew, and the epoch has so many times fewer images (3 in DeiT); 0 for none.
+        cache: hold a small data set decoded, in memory or on the training device, and augment it
+            there by the batch; the only augmentations are then pad-and-crop and flip.
         batch_size: images per batch and process.
-        num_workers: processes that load images, per training process; by default this process's
-            share of the machine's cores, and at most 8 (digits need none).
-        prefetch_factor: batches that each of these holds ready.
-        persistent_workers: let these processes live on between epochs.
+        num_workers: loader workers per training process; by default the machine's cores divided
+            among its training processes, and at most 8 (digits need none).
+        prefetch_factor: batches that each loader worker holds ready.
+        persistent_workers: let loader workers live on between epochs.
         pin_memory: load into page-locked memory; by default where there is a GPU.
-        seed: the choice of held-out images depends on this seed and on nothing else.
+        seed: seed of the choice of held-out images, which depends on nothing else.
     """
 
-    # Whether training batches carry the numbers of their images, for methods that remember each
-    # image; to be set before the loaders are made.
+    # Whether training batches end with the numbers of their images, for methods with a memory of
+    # every image; to be set before the loaders are made.
     with_indices: bool = False
 
     def __init__(
@@ -183,11 +185,11 @@ class ImageData(LightningDataModule):
             for split in (self.hparams["train_split"], self.hparams["test_split"]):
                 try:
                     self._open(split)
-                except MissingSplitError:  # said by the command that needs the split
+                except MissingSplitError:  # reported by the command that needs the split
                     continue
 
     def setup(self, stage: str) -> None:
-        """Open the splits that a command needs, so that what is missing is said at once.
+        """Open the splits that a command needs, so that a missing split is reported at once.
 
         Args:
             stage: fit, validate, test or predict.
@@ -200,11 +202,11 @@ class ImageData(LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Batches of images ``[B, C, H, W]`` and class numbers ``[B]``, shuffled.
 
-        With `with_indices` they end with the number of each image, ``[B]``, from 0 to `num_train`
-        - 1.
+        With `with_indices` batches end with the number of each image, ``[B]``, from 0 to
+        `num_train` - 1.
 
         Raises:
-            DataError: when a batch is to be mixed, or to carry indices, and cannot.
+            DataError: when the data does not allow mixing or indices.
         """
         overfit = getattr(self.trainer, "overfit_batches", 0)
         if overfit and self.hparams["cache"] != "none":
@@ -222,7 +224,7 @@ class ImageData(LightningDataModule):
 
     def test_dataloader(self) -> Batches:
         """Test batches in fixed order."""
-        # Scored once: nothing is gained by a cache.
+        # Test images are scored once, so that a cache would gain nothing.
         return replace(self._feed, cache="none").evaluation(self._test)
 
     def predict_dataloader(self) -> Batches:
@@ -249,7 +251,7 @@ class ImageData(LightningDataModule):
 
     @cached_property
     def _seed(self) -> int:
-        """What the process was seeded with when it first made a loader; later it may have more."""
+        """The process's seed when the first loader was made; the process may be reseeded later."""
         return torch.initial_seed() % 2**32
 
     @cached_property
@@ -262,7 +264,7 @@ class ImageData(LightningDataModule):
 
     @cached_property
     def _fit_parts(self) -> tuple[Part, Part | None]:
-        """What to train on and what to validate on."""
+        """The images to train on and the images to validate on, if any."""
         split, fraction = self.hparams["val_split"], self.hparams["val_fraction"]
         if split is not None:
             try:
@@ -283,7 +285,7 @@ class ImageData(LightningDataModule):
         return self.spec.open(split, mode=self.preprocessing.mode, training=training)
 
     def _checked(self, split: str) -> Source:
-        """A split whose classes are those of training."""
+        """A split, checked to have the classes of the training split."""
         source = self._open(split)
         names, trained = source.class_names, self._train.class_names
         if names == trained:
@@ -296,5 +298,5 @@ class ImageData(LightningDataModule):
 
 
 def _fields(settings: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that a class of settings has."""
+    """The options that are fields of a settings class."""
     return {field.name: given[field.name] for field in fields(settings)}

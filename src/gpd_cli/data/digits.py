@@ -13,7 +13,7 @@ CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS = ("train", "validation", "test")
 _EDGE = 8  # pixels
 _HIGHEST = 16  # grey value
-_SHARE = 0.2  # of validation and of test
+_SHARE = 0.2  # fraction of the images in validation, and in test
 
 
 def load_split(split: str) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def load_split(split: str) -> tuple[Tensor, Tensor]:
     Returns:
         Images in [0, 1], ``[N, 1, 8, 8]``, and class numbers, ``[N]``.
     """
-    # Slow to import, and needed for this data set only.
+    # Imported here: slow, and needed for this data set only.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -79,7 +79,7 @@ class DigitImages(Dataset[tuple[Tensor, Tensor]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """The loader's way to fetch a batch at once."""
+        """Fetch the items of a batch at once."""
         rows = torch.tensor(indices)
         images = self._images[rows]
         if self._margin:
@@ -93,5 +93,5 @@ class DigitImages(Dataset[tuple[Tensor, Tensor]]):
         corners = torch.randint(0, 2 * self._margin + 1, (2, batch, 1))
         down, across = corners + window  # [B, H], [B, W]
         which = torch.arange(batch).view(-1, 1, 1)
-        # Indices around a slice put the channels last.
+        # Indexing before and after a slice puts the channels last.
         return images[which, :, down.unsqueeze(2), across.unsqueeze(1)].permute(0, 3, 1, 2)

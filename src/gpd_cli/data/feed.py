@@ -1,4 +1,4 @@
-"""From a part of a split to the loader that serves it to one process."""
+"""The loaders of one process, for a part of a split."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Part:
 
     Args:
         source: the split.
-        indices: of the images; None for all.
+        indices: positions of the images in the split; None for all.
     """
 
     source: Source
@@ -46,11 +46,11 @@ class Feed:
     """Makes the loaders of one process.
 
     Args:
-        settings: of the loaders.
-        preprocessing: of the images.
-        share: which part is this process's.
+        settings: settings of the loaders.
+        preprocessing: how images are prepared.
+        share: rank and world size of this process.
         cache: where decoded images are held.
-        seed: of order and augmentation, the same in all processes.
+        seed: seed of the shuffling order and the augmentation, the same in all processes.
     """
 
     settings: LoaderSettings
@@ -64,9 +64,9 @@ class Feed:
 
         Args:
             part: the images.
-            repeats: of repeated augmentation.
+            repeats: number of times that repeated augmentation shows each image.
             mixing: whether batches will be mixed.
-            with_indices: whether they end with the images' numbers within the part.
+            with_indices: whether batches end with the images' positions in the part.
 
         Raises:
             DataError: when there are too few images to mix, or streamed ones are to be numbered.
@@ -95,7 +95,7 @@ class Feed:
 
     def evaluation(self, part: Part) -> Batches:
         """Batches in fixed order, each image once over all processes."""
-        # With a generator of its own, evaluation leaves the global random state as it is.
+        # A generator of its own leaves the global random state unchanged.
         generator = torch.Generator()
         if part.source.streamed:
             return self._loader(part, generator=generator)
@@ -112,7 +112,7 @@ class Feed:
             workers = part.source.spread(self.share.rank, self.share.world, workers)
         images = part.source.images(self.preprocessing, training, part.indices)
         if isinstance(images, DigitImages):
-            workers = 0  # they are in memory, and processes would only cost time
+            workers = 0  # digits are in memory: processes would only cost time
         if with_indices:
             images = Indexed(images)
         return self.settings.loader(images, self.share, workers, **options)

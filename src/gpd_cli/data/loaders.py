@@ -1,4 +1,4 @@
-"""Loaders: worker processes, and when a pass begins."""
+"""Loaders: worker processes, and the beginning of each pass over the data."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class LoaderSettings:
 
     Args:
         batch_size: images per batch and process.
-        num_workers: processes that load images, per process that trains; None counts the cores.
-        prefetch_factor: batches that each of them holds ready.
-        persistent_workers: whether they live on between epochs.
-        pin_memory: whether batches are in page-locked memory; None does so for a GPU.
+        num_workers: loader workers per training process; None chooses by the number of cores.
+        prefetch_factor: batches that each worker holds ready.
+        persistent_workers: whether workers live on between epochs.
+        pin_memory: whether batches are in page-locked memory; None means with a GPU only.
 
     Raises:
         DataError: when a number is out of range.
@@ -53,7 +53,7 @@ class LoaderSettings:
             )
 
     def workers(self, share: Share) -> int:
-        """The number of worker processes: those asked for, or this process's share of the cores."""
+        """The number of worker processes: as set, or this process's part of the cores."""
         if self.num_workers is not None:
             return self.num_workers
         return max(1, min(_MOST_WORKERS, usable_cores() // share.neighbours))
@@ -61,13 +61,13 @@ class LoaderSettings:
     def loader(
         self, images: Dataset[Any], share: Share, workers: int, **options: Any
     ) -> EpochLoader:
-        """A loader of these settings.
+        """A loader with these settings.
 
         Args:
-            images: what to load.
-            share: for the device and the epoch.
+            images: the images.
+            share: device, rank and epoch of this process.
             workers: number of worker processes.
-            options: further ones of `DataLoader`.
+            options: further options of `DataLoader`.
         """
         pin = self.pin_memory
         loader = EpochLoader(
@@ -85,13 +85,13 @@ class LoaderSettings:
 
 
 class EpochLoader(DataLoader[Any]):
-    """A `DataLoader` whose pass begins when its first batch is asked for, not before.
+    """A `DataLoader` whose pass begins when the first batch is requested, not before.
 
-    Lightning makes the first iterator before it tells the sampler the epoch; worker processes
-    would by then have been sent batches of epoch 0, also in a resumed run.
+    Lightning makes the first iterator before it sets the sampler's epoch; worker processes would
+    by then have the batches of epoch 0, also in a resumed run.
 
     Attributes:
-        epoch: for streams, which have no sampler: tells the epoch; None counts passes.
+        epoch: returns the epoch, for streams, which have no sampler; None counts passes.
     """
 
     epoch: Callable[[], int] | None = None
@@ -117,7 +117,7 @@ class Indexed(Dataset[tuple[Any, ...]]):
         return (*self.images[index], index)
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, ...]]:
-        """The loader's way to fetch a batch at once, for data sets that do."""
+        """Fetch the items of a batch at once, where the data set supports this."""
         if not hasattr(self.images, "__getitems__"):
             return [self[index] for index in indices]
         items = self.images.__getitems__(indices)
@@ -125,12 +125,12 @@ class Indexed(Dataset[tuple[Any, ...]]):
 
 
 def _begin_worker(number: int, rank: int, owner: int) -> None:
-    """Seed a worker process, and leave signals to the process that trains, its owner.
+    """Seed a worker process, and leave signals to the worker's owner, the training process.
 
-    A launcher signals all processes of a run at once. Workers that ended there would take the run
-    with them before it is saved. They end with their owner, or when it tells them to.
+    A launcher signals all processes of a run at once. If workers ended then, the run would fail
+    before it is saved. Workers end with their owner, or on the owner's signal.
     """
-    pl_worker_init_function(number, rank)  # Lightning sets it only where there is no other
+    pl_worker_init_function(number, rank)  # Lightning's own, which it sets only if none is given
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
@@ -141,15 +141,15 @@ def _begin_worker(number: int, rank: int, owner: int) -> None:
 
 
 def _obey(owner: int) -> None:
-    """End on SIGTERM by the owner, which waits for its workers when it exits."""
-    # Not the parent: that may be a server which forks them all.
+    """End on the owner's SIGTERM; the owner waits for its workers when it exits."""
+    # The owner may differ from the parent, which may be a server that forks all workers.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != owner:
         pass
     os._exit(0)
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which schedulers limit, or else the machine's."""
+    """Number of cores that this process may use: a scheduler's limit, or all of the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

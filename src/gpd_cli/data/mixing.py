@@ -16,8 +16,8 @@ class Mixing:
     Args:
         mixup: alpha of mixup's Beta distribution; 0 for none.
         cutmix: alpha of CutMix's Beta distribution; 0 for none.
-        mixup_prob: share of the batches that are mixed.
-        switch_prob: share of those that get CutMix, where both are on.
+        mixup_prob: fraction of the batches that are mixed.
+        switch_prob: fraction of the mixed batches that get CutMix, where both are on.
         batch_size: images per batch.
 
     Raises:
@@ -49,13 +49,13 @@ class Mixing:
         return self.mixup > 0 or self.cutmix > 0
 
     def build(self, num_classes: int) -> Mixup:
-        """Build what mixes a batch, in place, and makes its labels soft, ``[B, num_classes]``."""
+        """Build timm's `Mixup`: it mixes a batch in place; labels become ``[B, num_classes]``."""
         return Mixup(
             mixup_alpha=self.mixup,
             cutmix_alpha=self.cutmix,
             prob=self.mixup_prob,
             switch_prob=self.switch_prob,
-            # Smoothing is the loss's: of a mixture of labels it is the mixture of smoothed labels.
+            # The loss smooths labels: a smoothed mixture is the mixture of smoothed labels.
             label_smoothing=0.0,
             num_classes=num_classes,
         )

@@ -1,4 +1,4 @@
-"""Data sets by name: which split is where, and what to do when it is not."""
+"""Data sets by name: opening a split, with a remedy in the message when that fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpd_cli.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
-# Schemes of timm beside image folders: module that reads them, and what to install for it.
+# Schemes of timm beside image folders: the module that reads them, and packages to install.
 _READERS = {
     "torch": ("torchvision", "torchvision"),
     "hfds": ("datasets", "datasets"),
@@ -29,8 +29,8 @@ _READERS = {
 }
 _STREAMED = ("hfids", "tfds", "wds")
 _NEEDS_ROOT = ("torch", "wds")
-# torchvision's data sets without a validation split; timm takes their test split for any name but
-# train, which would choose checkpoints on test images.
+# Data sets of torchvision without a validation split. timm returns their test split for any name
+# but train, so that checkpoints would be chosen on test images.
 _TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist")
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
 
@@ -45,13 +45,13 @@ class DataSpec:
 
     Args:
         dataset: digits, folder, or SCHEME/NAME for timm.
-        root: the folder it is in.
-        input_key: timm's name of the images' column.
-        target_key: timm's name of the labels' column.
-        classes: number of classes, of a data set that does not name them.
-        download: whether it may be downloaded.
-        batch_size: for streams.
-        train_samples: number of training images, of a stream that does not state it.
+        root: folder of the data set.
+        input_key: name of the images' column.
+        target_key: name of the labels' column.
+        classes: number of classes, for a data set that does not name them.
+        download: whether the data set may be downloaded.
+        batch_size: images per batch, for streams.
+        train_samples: number of training images, for a stream that does not state it.
 
     Raises:
         DataError: when the data set is unknown, needs a root, or a package that is not installed.
@@ -112,29 +112,30 @@ class DataSpec:
 
     @property
     def scheme(self) -> str:
-        """What stands before the slash."""
+        """The part of the name before the slash."""
         return self.dataset.partition("/")[0].lower()
 
     @property
     def in_chans(self) -> int:
-        """Channels when nobody asks for others."""
+        """Default number of channels."""
         return 1 if self.is_digits else 3
 
     def open(self, split: str, *, mode: str, training: bool) -> Source:
         """Open a split.
 
         Args:
-            split: its name; validation, val and valid are the same, and so are train, training.
-            mode: Pillow's name of the channels wanted, L or RGB.
+            split: name of the split; validation, val and valid mean the same, as do train and
+                training.
+            mode: Pillow's image mode, L or RGB.
             training: whether streams are shuffled.
 
         Returns:
-            The split, its classes named, if only by their numbers.
+            The split, with names for its classes: their numbers where it has no names.
 
         Raises:
-            MissingSplitError: when the data set is there, but not the split.
-            DataError: when the data set is not there, cannot be read, names no classes or others
-                than were asked for.
+            MissingSplitError: when the data set has no split of this name.
+            DataError: when the data set is missing, cannot be read, or does not have the expected
+                classes.
         """
         source = self._open(split, mode, training)
         found = len(source.class_names)
@@ -191,7 +192,7 @@ class DataSpec:
         if self.scheme != "torch":
             options = {"input_key": self.input_key, "target_key": self.target_key}
         if self.is_streamed:
-            # Evaluation reads to the end, but one of the readers insists on a number.
+            # Evaluation reads to the end, but the reader of hfids requires a number.
             uncounted = 1 if self.scheme == "hfids" else None
             options["num_samples"] = self.train_samples if training else uncounted
         try:
@@ -204,13 +205,13 @@ class DataSpec:
                     is_training=training,
                     download=self.download,
                     batch_size=self.batch_size,
-                    # The order of streams, as all order, is the global seed's.
+                    # As all shuffling, the order of streams follows the global seed.
                     seed=torch.initial_seed() % 2**32,
                     input_img_mode=mode,
                     **options,
                 )
             if self.scheme == "hfids" and not self.download:
-                # The reader itself would look for the split no sooner than in a worker.
+                # The reader itself would look for the split only in a worker.
                 dataset.reader.builder.as_streaming_dataset(split=split)
         except Exception as error:  # each library has errors of its own
             reason = " ".join(str(error).split())[:300].rstrip(".")
@@ -237,7 +238,7 @@ class DataSpec:
         return FileSource(dataset)
 
     def _shards(self, reader: Any) -> tuple[str, ...]:
-        """The file names of WebDataset shards; a missing one would be passed over."""
+        """The file names of WebDataset shards, checked, since the reader skips missing files."""
         names = tuple(reader.split_info.filenames)
         for name in names:
             path = Path(str(self.root)) / name
@@ -249,7 +250,7 @@ class DataSpec:
         return names
 
     def _check_columns(self, reader: Any) -> None:
-        # A missing image column has been added by now, without values.
+        # The reader adds a missing image column, without values.
         row: dict[str, Any] = next(iter(reader.dataset), {})
         for option, key in (("input_key", reader.image_key), ("target_key", reader.label_key)):
             if row.get(key) is None:
@@ -273,8 +274,8 @@ class DataSpec:
 def _sort_as_torchvision(reader: Any) -> None:
     """Number the classes of a folder as torchvision's ImageFolder does: 1, 10, 2.
 
-    Networks trained elsewhere and files of labels have that order. timm's reader has 1, 2, 10, and
-    does not tell capitals from small letters.
+    Networks trained elsewhere and files of labels have that order. timm's reader sorts 1, 2, 10,
+    and ignores the case of letters.
     """
     names = sorted(reader.class_to_idx)
     numbers = {reader.class_to_idx[name]: number for number, name in enumerate(names)}
@@ -283,7 +284,7 @@ def _sort_as_torchvision(reader: Any) -> None:
 
 
 def _is_remote(place: str) -> bool:
-    """Whether this is an address or a command to read from, rather than a path."""
+    """Whether a place is an address or a command to read from, and not a path."""
     return ":" in place
 
 

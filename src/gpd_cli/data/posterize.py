@@ -1,4 +1,4 @@
-"""Posterizing to no bits at all, which policies of timm ask for and Pillow 13 refuses."""
+"""Posterizing to zero bits, which timm's policies ask for and Pillow 13 refuses."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from PIL import Image
 
 
 def allow_no_bits(steps: Any) -> None:
-    """Let the policies among some steps of augmentation posterize to no bits, as before Pillow 13.
+    """Let augmentation policies posterize to zero bits, as before Pillow 13.
 
     RandAugment does so at its greatest magnitude: with ``rand-m9-mstd0.5-inc1`` for one image in
     several hundred.
 
     Args:
-        steps: of timm's transform; their operations are changed in place.
+        steps: steps of timm's transform; operations in its policies are changed in place.
     """
     for step in steps:
         for operation in _operations(step):
@@ -25,7 +25,7 @@ def allow_no_bits(steps: Any) -> None:
 
 
 def _operations(step: Any) -> Iterator[Any]:
-    """Those of RandAugment and AugMix, and those of AutoAugment, which has pairs of them."""
+    """The operations of RandAugment, AugMix or AutoAugment, which has sequences of operations."""
     yield from getattr(step, "ops", ())
     for pair in getattr(step, "policy", ()):
         yield from pair
@@ -34,5 +34,5 @@ def _operations(step: Any) -> Iterator[Any]:
 def _posterize(
     posterize: Callable[..., Image.Image], image: Image.Image, bits: int, **options: Any
 ) -> Image.Image:
-    # Beyond magnitude 10 (mmax) the number is negative, which was black as well.
+    # Beyond magnitude 10 (mmax) the number of bits is negative, which gave black as well.
     return posterize(image, bits, **options) if bits > 0 else Image.new(image.mode, image.size)

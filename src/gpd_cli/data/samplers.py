@@ -1,4 +1,4 @@
-"""Which images a process sees, and in which order."""
+"""Samplers: the images that a process sees, and their order."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.utils.data import DistributedSampler
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the data is this process's.
+    """The process that loads data, among all that train together.
 
     Args:
-        rank: number of this process among all that train together.
-        world: their number.
-        neighbours: how many of them run on this machine, this one included.
-        device: where this process computes.
-        epoch: tells the epoch that is about to begin; None where nobody counts.
+        rank: rank of this process.
+        world: world size, the number of processes.
+        neighbours: number of processes on this machine, this one included.
+        device: device of this process.
+        epoch: returns the epoch that is about to begin; None without trainer.
     """
 
     rank: int = 0
@@ -32,7 +32,7 @@ class Share:
 
     @classmethod
     def of(cls, trainer: Any) -> Share:
-        """The share of the process that a trainer runs in, or everything without trainer."""
+        """The process that a trainer runs in; without trainer, the only process."""
         if trainer is None:
             return cls()
         shards = getattr(trainer, "distributed_sampler_kwargs", None)
@@ -47,23 +47,23 @@ class Share:
 
 
 class RepeatedSampler(DistributedSampler[Any]):
-    """Repeated augmentation (Hoffer et al., 2020), as DeiT does it, through timm's sampler.
+    """Repeated augmentation (Hoffer et al., 2020), as in DeiT, by timm's sampler.
 
-    Each chosen image comes `repeats` times in a row, augmented anew each time; over several
-    processes the copies are dealt out. An epoch is as long as without repetition, so that it sees
-    one in `repeats` of the images, others in each epoch. Seed and epoch alone decide which.
+    Each chosen image comes `repeats` times in a row, augmented anew each time; the repetitions are
+    spread over the processes. An epoch is as long as without repetition, so that it sees one in
+    `repeats` of the images, which are chosen by seed and epoch only.
 
     Args:
-        images: the data set, or anything of its length.
+        images: the data set, or any object of the same length.
         repeats: how often each chosen image comes.
-        num_replicas: number of processes.
-        rank: number of this process.
-        seed: of the order.
+        num_replicas: world size.
+        rank: rank of this process.
+        seed: seed of the shuffling order.
     """
 
     def __init__(self, images: Any, repeats: int, num_replicas: int, rank: int, seed: int) -> None:
         super().__init__(images, num_replicas=num_replicas, rank=rank, seed=seed)
-        # Rounded to whole batches of 256, as in DeiT, where there are so many images.
+        # Rounded to a multiple of 256, as in DeiT, if there are that many images.
         self._repeated = RepeatAugSampler(
             images,
             num_replicas=num_replicas,
@@ -83,13 +83,13 @@ class RepeatedSampler(DistributedSampler[Any]):
 def training_sampler(
     images: Any, share: Share, seed: int, repeats: int = 0
 ) -> DistributedSampler[Any]:
-    """The order of training: of one process too it is drawn from no global state.
+    """The sampler of training, which never draws from the global random state.
 
     Args:
-        images: the data set, or anything of its length.
-        share: this process's.
-        seed: of the order.
-        repeats: of repeated augmentation; 0 or 1 for none.
+        images: the data set, or any object of the same length.
+        share: rank and world size of this process.
+        seed: seed of the shuffling order.
+        repeats: number of times that repeated augmentation shows an image; 0 or 1 for none.
     """
     if repeats > 1:
         return RepeatedSampler(images, repeats, share.world, share.rank, seed)
@@ -97,14 +97,14 @@ def training_sampler(
 
 
 def evaluation_sampler(images: Any, share: Share) -> DistributedSampler[Any]:
-    """Every image once: processes may score different numbers of images, but none twice.
+    """The sampler of evaluation: no image twice, so that processes may score different numbers.
 
     Args:
-        images: the data set, or anything of its length.
-        share: this process's.
+        images: the data set, or any object of the same length.
+        share: rank and world size of this process.
 
     Returns:
-        A sampler in fixed order; of too few images to go round, all, for every process.
+        A sampler in fixed order. With fewer images than processes, every process has all images.
     """
     world, rank = (share.world, share.rank) if len(images) >= share.world else (1, 0)
     return UnrepeatedDistributedSampler(images, num_replicas=world, rank=rank, shuffle=False)

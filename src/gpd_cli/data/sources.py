@@ -1,4 +1,4 @@
-"""Splits of data sets: what timm and torchvision read, with errors that name file and remedy."""
+"""Splits of data sets, read by timm or torchvision, with errors that name file and remedy."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ Indices = Sequence[int]
 class UnreadableImageError(DataError):
     """An image that cannot be decoded.
 
-    A loader's worker hands the error on with its traceback put before the message; only the
-    message is of use.
+    A loader's worker puts the traceback before the message; only the message is kept here.
     """
 
     def __init__(self, message: str) -> None:
@@ -82,7 +81,7 @@ class FileSource(Source):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        # timm's ImageDataset replaces unreadable images by others; its reader does not.
+        # timm's ImageDataset replaces unreadable images by other images, but its reader does not.
         self.reader: Any = getattr(dataset, "reader", None)
         if self.reader is not None:
             found = getattr(self.reader, "class_to_idx", None) or {}
@@ -99,7 +98,7 @@ class FileSource(Source):
         """Class numbers, ``[N]``.
 
         Raises:
-            DataError: when the data set does not list them.
+            DataError: when the data set does not list its labels.
         """
         if hasattr(self.reader, "samples"):
             return np.asarray([label for _, label in self.reader.samples])
@@ -116,8 +115,8 @@ class FileSource(Source):
         """Read one image and its label.
 
         Args:
-            index: which.
-            mode: Pillow's name of the channels wanted, L or RGB.
+            index: position of the image in the split.
+            mode: Pillow's image mode, L or RGB.
 
         Raises:
             UnreadableImageError: when the file is no image, or damaged.
@@ -156,7 +155,7 @@ class FileSource(Source):
     def pixels(
         self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
     ) -> Dataset[Any]:
-        """All images, or some, as byte tensors ``[C, H, W]`` that are only sized."""
+        """All images, or some, as byte tensors ``[C, H, W]``, resized only."""
         chosen = range(len(self)) if indices is None else indices
         return _Files(self, chosen, preprocessing.mode, preprocessing.sizing(training))
 
@@ -180,8 +179,8 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[list[int],
 
     Args:
         labels: class numbers, ``[N]``.
-        fraction: share held out, of each class.
-        seed: the split depends on nothing else.
+        fraction: fraction of each class that is held out.
+        seed: random seed of the choice, which depends on nothing else.
 
     Returns:
         Indices to train on and indices held out, both ascending.

@@ -19,14 +19,15 @@ from gpd_cli.errors import DataError
 class StreamSource(Source):
     """A split that is read in order: timm's `IterableImageDataset`.
 
-    Its reader shuffles, shares the images out among processes and workers, and, unlike files,
-    skips what it cannot decode, with a warning. In training the reader repeats images so that
-    every worker of every process has equally many batches; in evaluation each image comes once.
+    timm's reader shuffles and distributes the images over processes and workers; unlike with files,
+    it skips images that it cannot decode, with a warning. In training the reader repeats images so
+    that every worker of every process has equally many batches; in evaluation each image comes
+    once.
 
     Args:
-        dataset: the data set of timm.
-        training: whether the reader was told to shuffle and repeat.
-        shards: names of the files, for WebDataset, whose reader deals whole files out.
+        dataset: timm's data set.
+        training: whether the reader shuffles and repeats.
+        shards: names of the files, for WebDataset, whose reader distributes whole files.
     """
 
     streamed = True
@@ -44,7 +45,7 @@ class StreamSource(Source):
         )
 
     def labels(self) -> np.ndarray:
-        """Not known in advance.
+        """Unsupported: the labels of a stream are not known in advance.
 
         Raises:
             DataError: always.
@@ -55,15 +56,15 @@ class StreamSource(Source):
         )
 
     def spread(self, rank: int, world: int, workers: int) -> int:
-        """Share the stream out among processes, before `images`.
+        """Distribute the stream over processes; to be called before `images`.
 
         Args:
-            rank: number of this process.
-            world: number of processes.
-            workers: loader workers wanted per process.
+            rank: rank of this process.
+            world: world size.
+            workers: wanted number of loader workers per process.
 
         Returns:
-            Loader workers to use: no more than have a shard to read.
+            Number of loader workers to use: at most one for each shard.
 
         Raises:
             DataError: when there are fewer shards of training images than processes.
@@ -71,7 +72,8 @@ class StreamSource(Source):
         reader, shards = self.dataset.reader, self._shards()
         self._every = (0, 1)
         if self._files is None:
-            # Shards that cannot be dealt out evenly are read by all, each keeping other images.
+            # Shards that cannot be distributed evenly are read by all processes, each of which
+            # keeps other images.
             alone = shards if shards is None or shards % world else shards // world
         elif self.training:
             if len(self._files) < world:
@@ -81,7 +83,7 @@ class StreamSource(Source):
                 )
             alone = len(self._files) // world
         else:
-            # The reader would score some images twice, and others not at all.
+            # Left to the reader, some images would be scored twice, and others not at all.
             mine = self._files
             if len(mine) >= world:
                 mine = mine[rank::world]
@@ -90,14 +92,14 @@ class StreamSource(Source):
                 self._every, alone = (rank, world), 1
             reader.split_info = replace(reader.split_info, filenames=mine)
             rank, world = 0, 1
-        # Readers ask for them when they are opened, which may be before processes have met.
+        # Readers ask for rank and world size when opened, maybe before processes are connected.
         reader.dist_rank, reader.dist_num_replicas = rank, world
         used = workers if alone is None else min(workers, max(1, alone))
         self.dataset.set_loader_cfg(num_workers=max(1, used))
         return used
 
     def _shards(self) -> int | None:
-        """Shards of streamed Hugging Face data; None for other readers, or when downloaded."""
+        """Number of shards of streamed Hugging Face data; None for other readers and downloads."""
         reader = self.dataset.reader
         if not hasattr(reader, "builder") or getattr(reader, "download", True):
             return None
@@ -108,7 +110,7 @@ class StreamSource(Source):
     def images(
         self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
     ) -> Dataset[Any]:
-        """The whole stream, or this process's share of it."""
+        """The whole stream, or this process's part of it."""
         self.dataset.transform = preprocessing.transform(training)
         if self.training and self._files is not None:
             return ShardStream(self.dataset, self.training)
@@ -119,20 +121,20 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
     """Images in order, shuffled by seed and epoch alone.
 
     Args:
-        dataset: the data set of timm.
+        dataset: timm's data set.
         training: whether the reader shuffles and repeats.
-        every: first image to keep and number of images to the next one.
+        every: position of the first image to keep, and distance to the next one.
     """
 
     def __init__(self, dataset: Any, training: bool, every: tuple[int, int] = (0, 1)) -> None:
         self.dataset, self.training, self.every = dataset, training, every
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the reader the epoch; its workers are told as well."""
+        """Set the epoch of the reader and its workers."""
         self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
-        # Workers end on broken batches in evaluation, so that the number of batches is open.
+        # In evaluation every worker may end on an incomplete batch: the number is unknown.
         length = len(self.dataset) if self.training else 0
         if not length:
             raise TypeError("the length of this stream is not known")
@@ -154,11 +156,11 @@ class ShardStream(Stream):
 def _reseed(reader: Any) -> None:
     """Shuffle the images of WebDataset shards by seed, epoch and worker.
 
-    Left alone the reader seeds each worker once, from a global state that a resumed run lacks.
+    By itself the reader seeds each worker once, from a global state that a resumed run lacks.
     """
     info = get_worker_info()
     worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-    # The reader finds these out only once, and takes the worker's seed with them.
+    # The reader sets these attributes only once, together with the worker's seed.
     reader.worker_info = info
     reader.worker_id, reader.num_workers = worker, workers
     reader.global_worker_id = reader.dist_rank * workers + worker

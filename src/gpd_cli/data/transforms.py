@@ -28,29 +28,30 @@ _MODES = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns an image into a tensor ``[C, H, W]``.
+    """How an image becomes a tensor ``[C, H, W]``.
 
     Args:
         image_size: height and width, pixels.
-        in_chans: 1 (grey) or 3 (RGB).
-        mean: per channel, of values in [0, 1]; by default ImageNet's for RGB and 0.5 for grey.
-        std: per channel; by default ImageNet's for RGB and 0.5 for grey.
-        interpolation: how to resize.
-        crop_pct: for evaluation, the share of the resized image's edge that the crop keeps.
-        no_aug: train on images prepared as they are for evaluation, but uncropped.
-        scale: area of the random crop, as a share of the image.
-        ratio: aspect ratio of the random crop.
-        crop_padding: when positive, pad by so many pixels and crop at random, at full scale.
+        in_chans: number of channels, 1 (grey) or 3 (RGB).
+        mean: mean of each channel, for values in [0, 1]; by default ImageNet's for RGB and 0.5 for
+            grey.
+        std: standard deviation of each channel; by default ImageNet's for RGB and 0.5 for grey.
+        interpolation: interpolation of resizing.
+        crop_pct: for evaluation, the fraction of the resized image's edge that the crop keeps.
+        no_aug: whether to train without augmentation, on resized and center-cropped images.
+        scale: least and greatest area of the random crop, as a fraction of the image.
+        ratio: least and greatest aspect ratio of the random crop.
+        crop_padding: if positive, pad by so many pixels and crop at random, without rescaling.
         hflip: probability of a horizontal flip.
         color_jitter: strength of changes of brightness, contrast and saturation.
-        auto_augment: timm's name of a policy.
+        auto_augment: name of an augmentation policy of timm.
         re_prob: probability of random erasing.
         re_mode: what fills an erased rectangle: noise (pixel), one random colour (rand) or the mean
             colour (const).
-        re_count: most rectangles per image.
+        re_count: largest number of rectangles per image.
 
     Raises:
-        DataError: when sizes or statistics make no sense.
+        DataError: when a value is out of range, or statistics do not match the channels.
     """
 
     image_size: int = 32
@@ -90,7 +91,7 @@ class Preprocessing:
 
     @property
     def mode(self) -> str:
-        """The image mode by Pillow's name."""
+        """Pillow's image mode, L or RGB."""
         return "L" if self.in_chans == 1 else "RGB"
 
     @property
@@ -119,7 +120,7 @@ class Preprocessing:
             return _compose(create_transform(**self._calm(training), **shared))
         padded = self.crop_padding > 0
         augmentations: dict[str, Any] = {
-            # A crop already made is taken whole.
+            # After pad-and-crop, the random resized crop takes the whole image.
             "scale": (1.0, 1.0) if padded else self.scale,
             "ratio": (1.0, 1.0) if padded else self.ratio,
             "hflip": self.hflip,
@@ -141,14 +142,14 @@ class Preprocessing:
         return _compose(*(self._padded_crop() if padded else ()), augment)
 
     def sizing(self, training: bool) -> Transform:
-        """What `transform` does before augmentation and normalization.
+        """The part of `transform` before augmentation and normalization.
 
-        It turns Pillow images (of mode `mode`) into byte tensors ``[C, H, W]``.
+        The result turns Pillow images (of mode `mode`) into byte tensors ``[C, H, W]``.
         """
         if training and not self.no_aug:
             return _compose(self._resize(), transforms.PILToTensor())
         size = (self.in_chans, self.image_size, self.image_size)
-        # timm's prefetcher normalizes by itself: it takes bytes.
+        # timm's prefetcher takes bytes and normalizes by itself, so this transform gives bytes.
         calm = create_transform(
             input_size=size,
             interpolation=self.interpolation,

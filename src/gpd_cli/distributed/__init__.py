@@ -1,1 +1,1 @@
-"""Several processes, and what ends or interrupts them."""
+"""Several processes: launchers, seeds, synchronized norms, and signals that stop a run."""

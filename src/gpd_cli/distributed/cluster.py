@@ -1,4 +1,4 @@
-"""What a launcher (torchrun, SLURM) has decided already, so that no option need repeat it."""
+"""Settings that a launcher (torchrun, SLURM) has made, so that no option need repeat them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from gpd_cli.errors import TrainingError
 
 
 def launched(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A Trainer's options, completed by what the launcher has decided.
+    """A Trainer's options, completed by the launcher's settings.
 
-    Numbers of devices and of nodes are the launcher's unless they were asked for. Under SLURM,
-    saving and requeueing are left to `Interruptions`. Batch normalization over all processes is
-    ours (`SyncedNorms`).
+    Numbers of devices and nodes are the launcher's unless the options give them. Under SLURM,
+    `Interruptions` saves and requeues instead of Lightning. Batch normalization over all processes
+    is this package's `SyncedNorms`.
 
     Args:
-        options: of `lightning.pytorch.Trainer`.
+        options: options of `lightning.pytorch.Trainer`.
 
     Raises:
-        TrainingError: when SLURM was told of tasks, but not how many there are on a node.
+        TrainingError: when SLURM does not know the number of tasks per node.
     """
     options = dict(options)
     sizes = _launched_sizes()
@@ -46,7 +46,7 @@ def launched(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def slurm_job() -> str | None:
-    """The job that ``srun`` started this process for, as ``scontrol`` names it; None without."""
+    """The id, for ``scontrol``, of the SLURM job that started this process; None without job."""
     if "SLURM_JOB_ID" not in os.environ or not SLURMEnvironment.detect():
         return None
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
@@ -54,7 +54,7 @@ def slurm_job() -> str | None:
 
 
 def requeue_path(folder: str | Path) -> Path | None:
-    """Where this job's checkpoint is kept from one start to the next; None outside of SLURM.
+    """The path of this job's checkpoint for the next start; None outside of SLURM.
 
     Args:
         folder: the Trainer's ``default_root_dir``.
@@ -75,7 +75,7 @@ def _slurm() -> SLURMEnvironment:
 
 
 def _launched_sizes() -> tuple[int, int] | None:
-    """Processes per node and nodes."""
+    """The launcher's numbers of processes per node and of nodes; None without launcher."""
     environment = os.environ
     if TorchElasticEnvironment.detect():
         local = int(environment["LOCAL_WORLD_SIZE"])

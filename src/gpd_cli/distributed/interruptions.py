@@ -1,4 +1,4 @@
-"""Runs that are told to stop: by a signal, between two steps, on all processes at once."""
+"""Stopping a run on a signal: between two steps, on all processes at once."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from gpd_cli.errors import TrainingError
 
 TERMINATED = 128 + signal.SIGTERM
 STOPPED = "stopped.ckpt"
-"""Where a run that was stopped within an epoch is saved, beside ``last.ckpt``."""
-_EVERY = 8  # batches between looks: each makes the processes wait for each other
+"""Name of the checkpoint of a run that was stopped within an epoch, beside ``last.ckpt``."""
+_EVERY = 8  # batches between checks, since each check synchronizes the processes
 
 
 class Stopped(SystemExit):
-    """Ends the command; its code is that of the process."""
+    """Ends the command with an exit code."""
 
 
 class Interruptions(Callback):
-    """Save and stop on SIGTERM; under SLURM, on SIGUSR1, put the job back into the queue as well.
+    """Save and stop on SIGTERM; under SLURM, on SIGUSR1, also requeue the job.
 
-    A signal may come at any moment and reaches processes at different ones. It is therefore only
-    noted, and acted upon after a batch or an epoch, on all processes after the same one. A job that
-    SLURM starts again goes on from there, or else from the end of its last epoch. A run that goes
-    on from within an epoch skips the images that it has seen of it.
+    A signal may come at any moment, and reaches processes at different moments. It is therefore
+    only recorded; all processes act on it after the same batch or epoch. A job that SLURM starts
+    again resumes from the saved checkpoint, or else from the end of its last epoch. A run that
+    resumes within an epoch skips the images that it has already seen in this epoch.
     """
 
     def __init__(self) -> None:
@@ -45,11 +45,11 @@ class Interruptions(Callback):
         self._since, self._steps, self._first = 0, 0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen from now on; skip what was seen of the epoch."""
+        """Install the signal handlers; skip the images already seen in a resumed epoch."""
         self._since, self._steps = 0, trainer.global_step
         self._first = trainer.current_epoch
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note)  # Lightning puts back what was there before
+            signal.signal(signal.SIGTERM, self._note)  # Lightning restores the previous handler
             if slurm_job():
                 signal.signal(signal.SIGUSR1, self._note)
         if trainer.fit_loop.restarted_mid_epoch:
@@ -58,7 +58,7 @@ class Interruptions(Callback):
             skip_once(trainer.train_dataloader, progress.processed)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let a job that is killed without a signal go on from the end of the epoch before."""
+        """Keep the last epoch's end for requeueing, in case the job is killed without a signal."""
         folder = _checkpoints(trainer)
         last = None if folder is None else folder / "last.ckpt"
         path = requeue_path(trainer.default_root_dir)
@@ -67,8 +67,8 @@ class Interruptions(Callback):
             link.unlink(missing_ok=True)
             link.symlink_to(last)
             link.replace(path)
-        # A signal may have come during validation, and an epoch may be of one step. What there is
-        # to save is in last.ckpt already.
+        # A signal may have come during validation, or an epoch may have a single step. The state is
+        # in last.ckpt already.
         if last is not None and trainer.current_epoch > self._first:
             self._decide(trainer, saved=last)
 
@@ -80,18 +80,18 @@ class Interruptions(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Stop here if that is asked for."""
+        """Stop after this batch if a signal has come."""
         self._since += 1
-        if trainer.global_step == self._steps:  # gradients are being accumulated
+        if trainer.global_step == self._steps:  # gradients are accumulated, without a step
             return
         self._steps = trainer.global_step
-        # After an epoch's last batch there are validation and checkpoints to come.
+        # After an epoch's last batch, validation and checkpoints come first.
         if trainer.is_last_batch or (trainer.world_size > 1 and self._since < _EVERY):
             return
         self._decide(trainer)
 
     def _decide(self, trainer: Trainer, saved: Path | None = None) -> None:
-        """Save, unless that has been done, and stop, if one of the processes was asked to."""
+        """If a process has got a signal, save (unless `saved` is given) and stop."""
         self._since = 0
         decide = trainer.strategy.reduce_boolean_decision
         if not decide(self._stop or self._requeue, all=False):
@@ -102,7 +102,7 @@ class Interruptions(Callback):
         if path is None:
             raise Stopped(TERMINATED)
         if saved is None:
-            # What is there is good until the new one is whole; of a link, last.ckpt stays.
+            # The old file is kept until the new one is complete; a link's target stays.
             trainer.save_checkpoint(_beside(path))
             if trainer.is_global_zero:
                 _beside(path).replace(path)
@@ -117,7 +117,7 @@ class Interruptions(Callback):
         raise Stopped(0 if requeue else TERMINATED)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A job that has done its work leaves nothing to go on from."""
+        """Remove the checkpoint for requeueing, since the run is finished."""
         path = requeue_path(trainer.default_root_dir)
         if path is not None and trainer.is_global_zero:
             path.unlink(missing_ok=True)
@@ -125,7 +125,7 @@ class Interruptions(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Say in one sentence that the run was stopped, and how it goes on."""
+        """Print in one sentence that the run was stopped, and how to resume it."""
         if isinstance(exception, SIGTERMException):
             exception.code = TERMINATED
         elif not isinstance(exception, Stopped):
@@ -151,7 +151,7 @@ class Interruptions(Callback):
 
 
 def _checkpoints(trainer: Trainer) -> Path | None:
-    """The folder that ``last.ckpt`` is written to; None where a run writes none."""
+    """The folder of ``last.ckpt``; None for a run without this checkpoint."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.filename == "last":
             return Path(callback.dirpath or "").resolve()
@@ -159,12 +159,12 @@ def _checkpoints(trainer: Trainer) -> Path | None:
 
 
 def _beside(path: Path) -> Path:
-    """Where to write what is then moved to a path."""
+    """Temporary file beside `path`, for an atomic replace."""
     return path.with_name(f".{path.name}")
 
 
 def _put_back() -> str:
-    """Put the job back into the queue; what went wrong, or nothing."""
+    """Requeue the job; returns the error's text, or an empty one."""
     try:
         result = subprocess.run(
             ["scontrol", "requeue", slurm_job() or ""], capture_output=True, text=True
@@ -177,7 +177,7 @@ def _put_back() -> str:
 
 
 class _SkipOnce(Sampler[Any]):
-    """A sampler that begins its first pass further on."""
+    """A sampler that leaves out the beginning of its first pass."""
 
     def __init__(self, sampler: Any, count: int) -> None:
         self._sampler, self._count = sampler, count
@@ -196,13 +196,13 @@ class _SkipOnce(Sampler[Any]):
 
 
 def skip_once(loader: Any, batches: int) -> None:
-    """Let a loader's next pass begin further on; that of a stream begins anew.
+    """Leave out the first batches of a loader's next pass; a stream's pass begins anew.
 
     Args:
-        loader: one with a sampler, its own or its batch sampler's.
-        batches: how many to leave out.
+        loader: a loader; nothing is left out where neither it nor its batch sampler has a sampler.
+        batches: number of batches to leave out.
     """
-    if isinstance(loader, CachedLoader):  # which draws for the whole epoch
+    if isinstance(loader, CachedLoader):  # it draws the augmentation of the whole epoch
         loader.skipped = batches * loader.batch_size
         return
     owner = getattr(loader, "batch_sampler", None) or loader

@@ -1,4 +1,4 @@
-"""Chance that differs between the processes of a run, and is the same when the run is repeated."""
+"""Random seeds that differ between the processes of a run, and are reproducible."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class RankSeeds(Callback):
-    """Let each of several processes draw numbers of its own while it trains.
+    """Give each of several processes random numbers of its own during training.
 
-    Networks have to start equal everywhere, so processes are seeded equally. But if they then drew
-    equal numbers, all would mix with one share and drop the same paths in a step, which makes large
-    batches less varied than they are in one process.
+    Networks have to start equal everywhere, so processes are seeded equally. But with equal random
+    numbers in training, all processes would mix images in the same proportion and drop the same
+    paths in a step, so that large batches would be less varied than in a single process.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed anew, by what the process was seeded with, its rank and the step it goes on from."""
+        """Seed anew from the process's first seed, its rank, and the first step."""
         if trainer.world_size == 1:
             return
         origin = (torch.initial_seed() % 2**63, trainer.global_rank, trainer.global_step)

@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 
 class SyncedNorms(LayerSync):
-    """Let every batch normalization of a module see the batches of all processes.
+    """Batch normalization with statistics over the batches of all processes.
 
-    Layers are changed in place: each gets a subclass of its own class. So whatever a class adds to
-    the normalization (the activation in timm's ``BatchNormAct2d``) stays, and so do hooks,
-    parametrizations, layers with several names, parameters that are put in for a run only, and all
-    state-dict keys. In eval mode nothing differs.
+    Layers are changed in place: each gets a subclass of its own class. This keeps additions to
+    batch normalization (the activation in timm's ``BatchNormAct2d``), hooks, parametrizations,
+    layers with several names, parameters that are set for a run only, and all state-dict keys. In
+    eval mode nothing differs.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -39,7 +39,7 @@ class SyncedNorms(LayerSync):
 
 
 class _Synced(nn.Module):
-    """What goes before a class of batch normalization."""
+    """Mixin of a synchronized class of batch normalization, before the original class."""
 
     # Collectives are no part of a compiled graph.
     @torch.compiler.disable
@@ -56,7 +56,7 @@ def _synced(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 class _OverAllProcesses(TorchFunctionMode):
-    """While it is active, `torch.nn.functional.batch_norm` runs over all processes."""
+    """Within this mode, `torch.nn.functional.batch_norm` runs over all processes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.batch_norm:
@@ -74,7 +74,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`torch.nn.functional.batch_norm`, its statistics taken over all processes."""
+    """`torch.nn.functional.batch_norm` with statistics over all processes."""
     if not training:
         return nn.functional.batch_norm(
             input, running_mean, running_var, weight, bias, False, momentum, eps
@@ -95,7 +95,7 @@ def _composed(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """The same out of torch's elementary operations: the fused one is there for GPUs only."""
+    """Batch normalization by elementary operations, since torch's fused one needs a GPU."""
     values = input.float() if input.element_size() < 4 else input
     axes = [axis for axis in range(input.ndim) if axis != 1]
     shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
@@ -118,7 +118,7 @@ def _composed(
 
 
 def _summed(values: Tensor) -> Tensor:
-    """The sum over all processes, with a gradient to all of them."""
+    """The sum over all processes; its gradient reaches all of them."""
     return cast(Tensor, _Sum.apply(values))
 
 

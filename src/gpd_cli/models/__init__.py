@@ -1,4 +1,4 @@
-"""Networks by name, from timm, torchvision and here, and their weight files."""
+"""Networks by name, from timm, torchvision and this package, and their weight files."""
 
 from gpd_cli.models.factory import (
     ModelSpec,

@@ -1,8 +1,8 @@
 """MobileNet V2 for images of 32 x 32 pixels, registered with timm.
 
-Sandler et al. (CVPR 2018, arXiv 1801.04381) at half the width, with ReLU for ReLU6 and three of the
-strides left out, as the literature on distillation uses it. Parameters are named as in its
-checkpoints, so that these load.
+Sandler et al. (CVPR 2018, arXiv 1801.04381) at half the width, with ReLU for ReLU6 and without
+three of the strides, as in the literature on distillation. Parameters are named as in that
+literature's checkpoints, so that these load.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class InvertedResidual(nn.Module):
     Args:
         in_chans: channels of the input.
         out_chans: channels of the output.
-        stride: s, of the depthwise convolution.
-        expansion: width inside over that of the input.
+        stride: s, the stride of the depthwise convolution.
+        expansion: number of inner channels over number of input channels.
     """
 
     def __init__(self, in_chans: int, out_chans: int, stride: int, expansion: int) -> None:
@@ -58,8 +58,8 @@ class CifarMobileNetV2(Classifier):
     """A stem at stride 2, seven stages of inverted residuals, 1280 channels and a classifier.
 
     Args:
-        width: of all but the 1280 channels, over the paper's.
-        expansion: width inside the blocks over that of their input.
+        width: widths of all but the last 1280 channels, over the paper's widths.
+        expansion: number of inner channels of a block over number of its input channels.
         num_classes: outputs; 0 for pooled features instead of logits.
         in_chans: image channels.
     """

@@ -30,7 +30,7 @@ class BasicBlock(nn.Module):
     Args:
         in_chans: channels of the input.
         out_chans: channels of the output.
-        stride: s, of the first convolution and of the shortcut.
+        stride: s, the stride of the first convolution and of the shortcut.
     """
 
     def __init__(self, in_chans: int, out_chans: int, stride: int = 1) -> None:
@@ -58,8 +58,8 @@ class Bottleneck(nn.Module):
 
     Args:
         in_chans: channels of the input.
-        out_chans: channels of the output, four times those inside.
-        stride: of the 3 x 3 convolution and of the shortcut.
+        out_chans: channels of the output, four times the inner channels.
+        stride: stride of the 3 x 3 convolution and of the shortcut.
     """
 
     def __init__(self, in_chans: int, out_chans: int, stride: int = 1) -> None:
@@ -90,7 +90,7 @@ class CifarResNet(Classifier):
     """A stem, three stages of basic blocks at strides 1, 2 and 2, global pooling and a classifier.
 
     Args:
-        depth: counts convolutions and the classifier: 6n + 2 for n blocks a stage.
+        depth: number of convolutions, plus one for the classifier: 6n + 2 for n blocks a stage.
         widths: channels of the stem and of the three stages.
         num_classes: outputs; 0 for pooled features instead of logits.
         in_chans: image channels.
@@ -130,7 +130,7 @@ class CifarBottleneckResNet(Classifier):
     """ImageNet's ResNet of bottlenecks with a 3 x 3 stem at stride 1: a large teacher.
 
     Args:
-        blocks: of each of the four stages.
+        blocks: number of blocks in each of the four stages.
         num_classes: outputs; 0 for pooled features instead of logits.
         in_chans: image channels.
     """

@@ -1,8 +1,8 @@
 """ShuffleNet V1 and V2 for images of 32 x 32 pixels, registered with timm.
 
 Zhang et al. (CVPR 2018, arXiv 1707.01083) with three groups, and Ma et al. (ECCV 2018,
-arXiv 1807.11164) at size 1, with a 1 x 1 convolution for a stem, as the literature on distillation
-uses them. Parameters are named as in its checkpoints, so that these load.
+arXiv 1807.11164) at size 1, with a 1 x 1 convolution for a stem, as in the literature on
+distillation. Parameters are named as in that literature's checkpoints, so that these load.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WIDTHS_V2 = (116, 232, 464)
 _LAST_V2 = 1024
 
 _RULE = {"keep": ("halves",)}
-"""Copies of a channel are dealt together, so the numbers dealt by stay those of the student."""
+"""`deal` moves copies of a channel together, so that its numbers stay the student's."""
 
 
 class ShuffleUnit(nn.Module):
@@ -47,7 +47,7 @@ class ShuffleUnit(nn.Module):
         self.stride = stride
         made = out_chans - in_chans if stride == 2 else out_chans
         inner = made // 4
-        # The stem has too few channels to part.
+        # The stem has too few channels for groups.
         self.groups = 1 if in_chans == _STEM else _GROUPS_V1
         self.conv1 = _conv(in_chans, inner, 1, groups=self.groups)
         self.bn1 = nn.BatchNorm2d(inner)
@@ -55,7 +55,7 @@ class ShuffleUnit(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = _conv(inner, made, 1, groups=_GROUPS_V1)
         self.bn3 = nn.BatchNorm2d(made)
-        self.relu = nn.ReLU()  # a module, so that what it is given can be caught
+        self.relu = nn.ReLU()  # a module, so that a feature hook can keep its input
 
     def forward(self, x: Tensor) -> Tensor:
         """The unit's output."""
@@ -191,7 +191,7 @@ class CifarShuffleNetV2(_ShuffleNet):
         super().__init__(_WIDTHS_V2, DownUnit, SplitUnit, in_chans)
         self.conv2 = _conv(_WIDTHS_V2[-1], _LAST_V2, 1)
         self.bn2 = nn.BatchNorm2d(_LAST_V2)
-        self.relu = nn.ReLU()  # likewise
+        self.relu = nn.ReLU()  # a module, so that a feature hook can keep its input
         self.finish(_LAST_V2, num_classes, self.stages)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -201,16 +201,16 @@ class CifarShuffleNetV2(_ShuffleNet):
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
-    """Deal the channels of `groups` groups out in turn: ``[B, C, H, W]`` in another order."""
+    """Interleave the channels of `groups` groups: ``[B, C, H, W]`` in another order."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def deal(x: Tensor, groups: tuple[int, int]) -> Tensor:
-    """Deal the channels of several groups out in turn; copies of a channel are dealt together.
+    """Interleave the channels of several groups, moving copies of a channel together.
 
     Args:
         x: ``[B, C, H, W]``, copies side by side.
-        groups: their number and how many different channels each has.
+        groups: number of groups, and number of different channels in each.
     """
     return x.unflatten(1, (*groups, -1)).transpose(1, 2).flatten(1, 3)
 

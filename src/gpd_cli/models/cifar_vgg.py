@@ -1,8 +1,8 @@
 """VGG networks for images of 32 x 32 pixels, with batch norm, registered with timm.
 
-Simonyan and Zisserman (ICLR 2015, arXiv 1409.1556), in the form in which the literature on
-distillation uses them: one linear layer on pooled features, and no pooling before the last stage.
-Parameters are named as in its checkpoints, so that these load.
+Simonyan and Zisserman (ICLR 2015, arXiv 1409.1556), in the form of the literature on distillation:
+one linear layer on pooled features, and no pooling before the last stage. Parameters are named as
+in that literature's checkpoints, so that these load.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class CifarVGG(Classifier):
 
 
 def _stage(depth: int, in_chans: int, width: int) -> nn.Sequential:
-    """Convolutions with batch norm, ReLU between them; the last ReLU is the network's."""
+    """Convolutions with batch norm, and ReLU in between; the last ReLU is outside the stage."""
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers += [

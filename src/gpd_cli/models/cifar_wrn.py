@@ -1,8 +1,7 @@
 """Wide ResNets for images of 32 x 32 pixels, registered with timm.
 
-Zagoruyko and Komodakis (BMVC 2016, arXiv 1605.07146), without dropout, in the form in which the
-literature on distillation uses them. Parameters are named as in its checkpoints, so that these
-load.
+Zagoruyko and Komodakis (BMVC 2016, arXiv 1605.07146), without dropout, as in the literature on
+distillation. Parameters are named as in that literature's checkpoints, so that these load.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class PreActivationBlock(nn.Module):
     Args:
         in_chans: channels of the input.
         out_chans: channels of the output.
-        stride: s, of the first convolution and of the shortcut.
+        stride: s, the stride of the first convolution and of the shortcut.
     """
 
     def __init__(self, in_chans: int, out_chans: int, stride: int = 1) -> None:
@@ -63,8 +62,8 @@ class CifarWideResNet(Classifier):
     """A stem, three stages of pre-activation blocks at strides 1, 2 and 2, and a classifier.
 
     Args:
-        depth: counts convolutions and the classifier: 6n + 4 for n blocks a stage.
-        widen_factor: width of the stages over that of a ResNet's, 16, 32 and 64.
+        depth: number of convolutions, plus one for the classifier: 6n + 4 for n blocks a stage.
+        widen_factor: widths of the stages over those of a ResNet, which are 16, 32 and 64.
         num_classes: outputs; 0 for pooled features instead of logits.
         in_chans: image channels.
 

@@ -1,4 +1,4 @@
-"""What the networks of this folder share: the interface that timm gives its classifiers."""
+"""The base class of this folder's networks, with the interface of timm's classifiers."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Classifier(nn.Module):
     def finish(
         self, num_features: int, num_classes: int, stages: Iterable[tuple[str, int, int]]
     ) -> None:
-        """Put in the classifier and say where the stages end.
+        """Make the classifier, and set ``feature_info`` to the ends of the stages.
 
         Args:
             num_features: channels of the last feature map.
             num_classes: outputs; 0 for pooled features instead of logits.
-            stages: of each, the module whose output is its end, that output's channels, and by how
-                much it is smaller than the image.
+            stages: for each stage the module whose output is the stage's end, the channels of this
+                output, and the factor by which it is smaller than the image.
         """
         self.num_features = num_features
         self.feature_info = [
@@ -48,11 +48,11 @@ class Classifier(nn.Module):
         self.reset_classifier(num_classes)
 
     def get_classifier(self) -> nn.Module:
-        """The classifier, as timm's models name it."""
+        """The classifier; named as in timm's models."""
         return self.get_submodule(self.classifier_name)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put in a new classifier, as timm's models do; 0 classes leave pooled features."""
+        """Make a new classifier, as in timm's models; 0 classes leave pooled features."""
         self.num_classes = num_classes
         owner, _, leaf = self.classifier_name.rpartition(".")
         new = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
@@ -76,21 +76,21 @@ def cifar_configs(names: Sequence[str], *, first_conv: str, classifier: str) -> 
     """Configurations, for timm, of networks for the images of CIFAR-100.
 
     Args:
-        names: of the networks.
-        first_conv: name of their first convolution.
-        classifier: name of their linear layer.
+        names: names of the networks.
+        first_conv: name of the networks' first convolution.
+        classifier: name of the networks' linear layer.
     """
     config = {**_CIFAR100, "first_conv": first_conv, "classifier": classifier}
     return generate_default_cfgs({name: dict(config) for name in names})
 
 
 def start_from_fan_out(network: nn.Module, linear_std: float | None = None) -> None:
-    """Draw the convolutions as He et al. (ICCV 2015) do, by their number of outputs.
+    """Initialize the convolutions by fan-out, as He et al. (ICCV 2015).
 
     Args:
-        network: changed in place.
+        network: the network, changed in place.
         linear_std: standard deviation of linear layers, whose biases then start at 0; by default
-            they stay as they are.
+            linear layers are not changed.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Networks by name: timm's, torchvision's and ours, and what has to be known to build one again."""
+"""Networks by name, from timm, torchvision and this package, and the spec to rebuild a network."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _TORCHVISION = "torchvision/"
 _REUSED = "simkd/"
 _OF_PROJECTOR = ("features", "relu")
 _LOADS_WEIGHTS = ("pretrained", "weights", "checkpoint_path")
-# Auxiliary heads make the output a tuple in training; their initialisation is slow and warns.
+# Auxiliary heads make the output a tuple in training, and their initialization is slow and warns.
 _TORCHVISION_ARGS = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
-_AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # of these, in published files
+_AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # keys in published files of these networks
 _TORCHVISION_SIZES = {"inception_v3": 299}
 _DEFAULT_SIZE = 224
 
@@ -54,11 +54,11 @@ def create_model(
     """Build a network. Nothing is ever downloaded.
 
     Args:
-        name: a timm model (``resnet18``), ours included (``cifar_resnet20``), a classification
-            model of torchvision (``torchvision/resnet18``), or the path of a class or function that
-            builds one (``mine.Net``); with ``simkd/`` in front, one that is to end in its static
-            teacher's classifier (see `ReusedClassifier`).
-        num_classes: number of classes; by default what the network comes with.
+        name: a model of timm (``resnet18``) or of this package (``cifar_resnet20``), a
+            classification model of torchvision (``torchvision/resnet18``), or the path of a class
+            or function that builds a network (``mine.Net``). With the prefix ``simkd/``, the
+            network ends in its static teacher's classifier (see `ReusedClassifier`).
+        num_classes: number of classes; by default the network's own.
         weights: a state dict to load, strictly; see `gpd_cli.models.weights`.
         model_args: further arguments of the constructor.
 
@@ -99,39 +99,39 @@ def create_model(
 def input_shape(
     model: nn.Module, name: str, model_args: Mapping[str, Any] | None = None
 ) -> tuple[int, int, int]:
-    """The shape ``(C, H, W)`` of the images a network was made for.
+    """The shape ``(C, H, W)`` of the images that a network was made for.
 
     Args:
-        model: what `create_model` built.
-        name: the name it was built by.
-        model_args: the arguments it was built with; an image size or a number of channels among
-            them goes before what the network comes with.
+        model: a network by `create_model`.
+        name: the network's name.
+        model_args: the arguments of the network's constructor; an image size or number of channels
+            among them precedes the network's own.
     """
     args = model_args or {}
     name = name.removeprefix(_REUSED)
     if name.startswith(_TORCHVISION):
         side = _TORCHVISION_SIZES.get(name.removeprefix(_TORCHVISION), _DEFAULT_SIZE)
-        # Their transformers take a size: ViT as image_size, MaxViT as input_size.
+        # torchvision's transformers take a size: ViT as image_size, MaxViT as input_size.
         size = args.get("image_size") or args.get("input_size") or side
         return _first_channels(model), *_pair(size)
     config = getattr(model, "pretrained_cfg", None) or {}
     channels, *size = config.get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE)
     if get_pretrained_cfg(config.get("architecture", "")) is None:
-        # A user's own network, registered without a configuration. Elsewhere the first convolution
-        # is no guide: some stems fold pixels into channels before it, some have none.
+        # A user's own network, registered without a configuration. For other networks the first
+        # convolution would mislead: some stems fold pixels into channels before it, some have none.
         channels = _first_channels(model, channels)
     return args.get("in_chans") or channels, *_pair(args.get("img_size") or size)
 
 
 def count_classes(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    """How many classes a network tells apart.
+    """The number of classes of a network.
 
     Args:
-        model: a classifier; its modes and statistics stay as they are.
-        shape: of its images, ``(C, H, W)``.
+        model: a classifier; modes and statistics do not change.
+        shape: image shape, ``(C, H, W)``.
 
     Raises:
-        ModelError: when it has no classifier, or its output is not logits ``[B, classes]``.
+        ModelError: when the network has no classifier, or does not return logits ``[B, classes]``.
     """
     known = getattr(model, "num_classes", None)
     if known == 0:
@@ -149,15 +149,15 @@ def count_classes(model: nn.Module, shape: tuple[int, int, int]) -> int:
 
 
 def check_images(model: nn.Module, shape: tuple[int, int, int], option: str) -> None:
-    """Check that a network takes images of a shape that it was perhaps not made for.
+    """Check that a network takes images of a shape.
 
     Args:
-        model: a network; its modes and statistics stay as they are.
-        shape: of the images, ``(C, H, W)``.
-        option: that has the arguments of its constructor.
+        model: a network; modes and statistics do not change.
+        shape: image shape, ``(C, H, W)``.
+        option: the option for the arguments of the network's constructor, for the message.
 
     Raises:
-        ModelError: when it does not.
+        ModelError: when the network does not take such images.
     """
     try:
         _probe(model, shape)
@@ -170,12 +170,12 @@ def check_images(model: nn.Module, shape: tuple[int, int, int], option: str) -> 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What it takes to build a network again; travels in checkpoints.
+    """A description of a network, from which it can be rebuilt; part of checkpoints.
 
     Args:
-        name: as for `create_model`.
-        num_classes: number of classes; None for what the network comes with.
-        model_args: further arguments of the constructor, of plain JSON values (tuples become
+        name: name of the network, see `create_model`.
+        num_classes: number of classes; None for the network's own.
+        model_args: further arguments of the constructor, as plain JSON values (tuples become
             lists).
 
     Raises:
@@ -188,7 +188,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         try:
-            # At once, so that a network is built from what is later read back.
+            # Converted at once, so that the network is built from the values read back later.
             plain = json.loads(json.dumps(dict(self.model_args), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise ModelError(
@@ -198,16 +198,16 @@ class ModelSpec:
         object.__setattr__(self, "model_args", plain)
 
     def build(self, weights: str | Path | None = None) -> nn.Module:
-        """Build the network; raises as `create_model` does."""
+        """Build the network; for errors see `create_model`."""
         return create_model(
             self.name, num_classes=self.num_classes, weights=weights, model_args=self.model_args
         )
 
     def resolve(self, model: nn.Module) -> ModelSpec:
-        """The same with the number of classes of the network that was built from it.
+        """The same description with the number of classes of the network built from it.
 
         Raises:
-            ModelError: when it is another one than was asked for.
+            ModelError: when the network has another number of classes than the description.
         """
         shape = input_shape(model, self.name, self.model_args)
         classes = count_classes(model, shape)
@@ -219,7 +219,7 @@ class ModelSpec:
         return replace(self, num_classes=classes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The description as plain JSON values."""
         return {
             "name": self.name,
             "num_classes": self.num_classes,
@@ -228,7 +228,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """Read what `to_dict` wrote.
+        """Rebuild a description from the output of `to_dict`.
 
         Raises:
             ModelError: when a value is missing, unknown or of another type.
@@ -260,7 +260,7 @@ def _build(name: str, args: dict[str, Any]) -> nn.Module:
 
 
 def _build_own(path: str, args: dict[str, Any]) -> nn.Module:
-    """A network of a class or function that need not take its number of classes."""
+    """Build a network of a user's class or function, which need not take ``num_classes``."""
     maker = find_maker(path)
     own = dict(args)
     if not takes(maker, "num_classes"):
@@ -269,7 +269,7 @@ def _build_own(path: str, args: dict[str, Any]) -> nn.Module:
 
 
 def _check_name(name: str) -> None:
-    """Raise a ModelError for a name that neither library knows and nothing is imported by."""
+    """Raise a ModelError for a name that no library knows and that cannot be imported."""
     name = name.removeprefix(_REUSED)
     theirs = [_TORCHVISION + known for known in list_models(module=torchvision.models)]
     if name in theirs or timm.is_model(name):
@@ -282,7 +282,7 @@ def _check_name(name: str) -> None:
             f"'{name}' names a place, not a network: give a name of timm.list_models() and the "
             "file as the model's weights."
         )
-    # What follows a slash is compared as well: timm/resnet18 is resnet18.
+    # The part after a slash is compared as well: timm/resnet18 means resnet18.
     known = theirs if name.startswith(_TORCHVISION) else [*timm.list_models(), *theirs]
     close = difflib.get_close_matches(name.rpartition("/")[2], known, n=2)
     close += difflib.get_close_matches(name, known, n=3)
@@ -305,7 +305,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _probe(model: nn.Module, shape: tuple[int, int, int]) -> Any:
-    """The output for two black images, in eval mode; the model is left as it was."""
+    """The output for two black images, in eval mode; the model's modes do not change."""
     modes = [(module, module.training) for module in model.modules()]
     like = next(model.parameters(), torch.zeros(0))
     try:

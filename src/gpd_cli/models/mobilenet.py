@@ -1,4 +1,4 @@
-"""MobileNet V1 as the authors of GPD train it, registered with timm."""
+"""MobileNet V1 as in the runs of GPD's authors, registered with timm."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["mobilenetv1_relu"]
 def mobilenetv1_relu(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
     """MobileNet V1 (Howard et al., 2017) with ReLU and PyTorch's initialization.
 
-    It is timm's ``mobilenetv1_100``, parameter names included, so that either's files of weights
-    load; that one has ReLU6, and draws its weights with another deviation (1.7 times as large in
-    pointwise kernels, 2.4 times in depthwise ones).
+    The network has the layers and parameter names of timm's ``mobilenetv1_100``, so that weight
+    files of both load. timm's network has ReLU6 and initial weights of another deviation (1.7 times
+    as large in pointwise kernels, 2.4 times in depthwise kernels).
     """
     network = mobilenetv1_100(pretrained, **{"act_layer": "relu", **kwargs})
     for module in network.modules():

@@ -15,21 +15,21 @@ Maker = Callable[..., nn.Module]
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can be that of something to import, as ``package.module.Class`` is."""
+    """Whether a name has the form of an import path, such as ``package.module.Class``."""
     return "." in name and all(part.isidentifier() for part in name.split("."))
 
 
 def find_maker(path: str) -> Maker:
     """Import a class or function that builds networks.
 
-    Paths are in checkpoints as well, so nothing else is ever called: a class has to be one of
-    `torch.nn.Module`, and a function has to say by its annotation that it returns one.
+    Checkpoints have such paths as well, so that nothing else may be called: a class has to be
+    derived from `torch.nn.Module`, and a function has to be annotated to return such a class.
 
     Args:
         path: ``module.name``.
 
     Raises:
-        ModelError: when it cannot be imported, or builds no networks.
+        ModelError: when the path cannot be imported, or does not build networks.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -50,7 +50,7 @@ def find_maker(path: str) -> Maker:
 
 
 def takes(maker: Maker, name: str) -> bool:
-    """Whether a class or function has an argument of a name."""
+    """Whether a class or function takes an argument of this name."""
     parameters = inspect.signature(maker).parameters
     return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 

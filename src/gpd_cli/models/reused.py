@@ -11,14 +11,15 @@ from gpd_cli.errors import ModelError
 class ReusedClassifier(nn.Module):
     """A network whose classifier is replaced by a projector and a classifier of another width.
 
-    The projector is SimKD's bottleneck of three layers with half the teacher's width inside, on
-    pooled features here: it suits any network that ends in a linear layer, transformers too.
+    The projector is SimKD's bottleneck of three layers with half the teacher's width inside. Here
+    it runs on pooled features, so that any network can have it that ends in a linear layer,
+    transformers included.
 
     Args:
-        body: a classifier, which is taken over; its last linear layer is taken out.
+        body: a classifier, which is taken over; its last linear layer is removed.
         features: width of the static teacher's embedding.
         num_classes: number of classes.
-        relu: whether the projector ends in a ReLU, as SimKD's; not for a teacher whose embedding
+        relu: whether the projector ends in a ReLU, as in SimKD; false for teachers whose embedding
             has negative entries (most transformers).
 
     Raises:
@@ -55,13 +56,13 @@ class ReusedClassifier(nn.Module):
         return logits
 
     def adopt(self, classifier: nn.Linear) -> None:
-        """Take over a classifier's weights.
+        """Copy a classifier's weights.
 
         Args:
-            classifier: of the static teacher.
+            classifier: the static teacher's classifier.
 
         Raises:
-            ModelError: when it is of another width.
+            ModelError: when the classifier has another width.
         """
         ours = self.classifier
         if classifier.weight.shape != ours.weight.shape:

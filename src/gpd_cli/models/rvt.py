@@ -30,13 +30,13 @@ _EPS = 1e-6
 class Attention(nn.Module):
     """Self-attention, ``[B, N, C]`` to ``[B, N, C]``.
 
-    With position-aware attention scaling the products of queries and keys are multiplied, per head
-    and pair of positions, with the sigmoid of a learned number, before the softmax.
+    With position-aware attention scaling, products of queries and keys are multiplied before the
+    softmax by the sigmoid of a learned number for each head and pair of positions.
 
     Args:
         dim: C.
         num_heads: attention heads.
-        positions: N, for position-aware attention scaling; None without.
+        positions: N, for position-aware attention scaling; None for attention without scaling.
     """
 
     def __init__(self, dim: int, num_heads: int, positions: int | None = None) -> None:
@@ -51,7 +51,7 @@ class Attention(nn.Module):
             trunc_normal_(self.att_mask, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What each position gathers from all others."""
+        """The attention's output."""
         parts = self.qkv(x).unflatten(2, (3, self.num_heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
         if self.att_mask is None:
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))
 
     def _weights(self, positions: int) -> Tensor:
-        """What products are multiplied with, ``[heads, N, N]``."""
+        """The factors of the products, ``[heads, N, N]``."""
         assert self.att_mask is not None
         if self.att_mask.shape[-1] != positions:
             raise ModelError(
@@ -97,14 +97,14 @@ class ConvolutionalMlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward layer, both normed before and residual, of ``[B, H, W, C]``.
+    """Attention and feed-forward layer, each after a norm and residual, of ``[B, H, W, C]``.
 
     Args:
         dim: C.
         num_heads: attention heads.
-        mlp_ratio: width inside the feed-forward layer over C.
-        drop_path: probability of leaving either out, in training.
-        positions: H x W, for position-aware attention scaling; None without.
+        mlp_ratio: inner channels of the feed-forward layer over C.
+        drop_path: probability of dropping attention or feed-forward layer in training.
+        positions: H x W, for position-aware attention scaling; None for attention without scaling.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Block(nn.Module):
 
 
 class _PatchEmbedding(nn.Module):
-    """Patches, ``[B, C, H/p, W/p]``, of images; two steps halve the image before the last."""
+    """Patches ``[B, C, H/p, W/p]`` of images, by two strided layers and a strided convolution."""
 
     def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
         super().__init__()
@@ -167,15 +167,15 @@ class RVT(Classifier):
 
     Args:
         head_dim: width of an attention head.
-        depths: blocks of each stage.
-        heads: attention heads of each stage.
-        scaled_blocks: how many blocks, the first ones, have position-aware attention scaling.
-        mlp_ratio: width inside the feed-forward layers over that outside.
+        depths: number of blocks of each stage.
+        heads: number of attention heads of each stage.
+        scaled_blocks: how many of the first blocks have position-aware attention scaling.
+        mlp_ratio: inner channels of the feed-forward layers over outer channels.
         patch_size: side of a patch in pixels, a multiple of 4.
-        img_size: side of the images, or height and width; with position-aware scaling the network
-            takes no other.
-        drop_path_rate: stochastic depth of block k of n, counted from 0, is this times ``k / n``,
-            as in the authors' code: the last block has a little less than the rate.
+        img_size: side of the images, or height and width; with position-aware attention scaling
+            the network takes no other size.
+        drop_path_rate: rate of stochastic depth; block k of n, counted from 0, has ``k / n`` of it,
+            as in the authors' code, so that the last block has a little less than the rate.
         num_classes: outputs; 0 for pooled features instead of logits.
         in_chans: image channels.
 
@@ -238,7 +238,7 @@ class RVT(Classifier):
 
 
 def _positions(img_size: int | Sequence[int], patch_size: int) -> int:
-    """How many patches the stem makes of an image."""
+    """The number of patches that the stem makes of an image."""
     count = 1
     for side in (img_size, img_size) if isinstance(img_size, int) else img_size:
         convolved = (side - 3) // 2 + 1

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gpd_cli.errors import WeightsError
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
-"""What `load_state_dict` can read."""
+"""Suffixes of the files that `load_state_dict` can read."""
 
 WRAPPERS = (
     "state_dict_ema",
@@ -29,25 +29,25 @@ WRAPPERS = (
     "model_state",
     "net",
 )
-"""Keys under which training scripts keep the state dict, the preferred ones first: averaged weights
-before raw ones, for it is theirs whose accuracy such scripts report and publish."""
+"""Keys under which training scripts save the state dict, in order of preference: averaged weights
+before raw weights, since such scripts report and publish the accuracy of the averaged ones."""
 
 PREFIXES = ("module.", "model.", "_orig_mod.")
-"""What wrappers (DDP, Lightning, ``torch.compile``) put before every key."""
+"""Prefixes that wrappers (DDP, Lightning, ``torch.compile``) put before every key."""
 
 _SHOWN = 3  # keys of each kind in a message
-# torchvision's published DenseNets say 'denselayer1.norm.1' for what is 'denselayer1.norm1' now.
+# torchvision's published DenseNets have 'denselayer1.norm.1' for today's 'denselayer1.norm1'.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict onto the CPU, without ever running code from the file.
 
-    The state dict may lie under one of the keys in `WRAPPERS`, the first one present, also nested;
-    prefixes in `PREFIXES` go where every key carries them.
+    The state dict may be an entry of the file, also nested, under the first key of `WRAPPERS` that
+    is present. Prefixes in `PREFIXES` are removed where every key has them.
 
     Args:
-        path: ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.tar`` as ``torch.save`` writes them, or
+        path: ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.tar`` as written by ``torch.save``, or
             ``.safetensors``.
 
     Returns:
@@ -69,14 +69,14 @@ def load_weights(
 ) -> None:
     """Load a weight file strictly into a model.
 
-    The model is changed only when everything fits. The one thing a file may lack is
-    ``num_batches_tracked`` of batch norms, which files older than that counter do.
+    The model is changed only if all weights fit. A file may lack ``num_batches_tracked`` of batch
+    norms only, as old files do.
 
     Args:
-        model: takes the weights, in place.
-        path: as for `load_state_dict`.
-        name: what error messages call the model; by default its class.
-        ignore: beginnings of keys that the model leaves out by design, such as auxiliary heads.
+        model: the model, changed in place.
+        path: the file, see `load_state_dict`.
+        name: name of the model in error messages; by default its class.
+        ignore: prefixes of keys that the model does not have by design, such as auxiliary heads.
 
     Raises:
         WeightsError: when the file cannot be read or does not fit the model.
@@ -88,8 +88,8 @@ def load_weights(
         for key, tensor in read.items()
         if not key.startswith(tuple(ignore))
     )
-    # Versions are per module: all but the root's are left out, which makes modules accept the names
-    # of their older versions and batch norms do without their counter.
+    # Versions are per module. Without them modules accept the names of older versions, and batch
+    # norms do not need their counter; only the root's version is kept.
     versions = getattr(own, "_metadata", {})
     tensors._metadata = {"": versions.get("", {})}  # type: ignore[attr-defined]
 
@@ -105,11 +105,11 @@ def load_weights(
 def _misfits(
     model: nn.Module, tensors: OrderedDict[str, Tensor], own: Mapping[str, Tensor]
 ) -> list[str]:
-    """What keeps a state dict from being loaded, tried out on a copy of the model."""
+    """Reasons why a state dict cannot be loaded, found by loading it into a copy of the model."""
     misshaped = {
         key: f"{key} {_size(tensor)} instead of {_size(own[key])}"
         for key, tensor in tensors.items()
-        # Scalars were once stored as vectors of one, which torch accepts.
+        # Old files store scalars as vectors of one element, which torch accepts.
         if key in own
         and tensor.shape != own[key].shape
         and (tensor.numel(), own[key].ndim) != (1, 0)
@@ -119,7 +119,7 @@ def _misfits(
         del fitting[key]
     fitting._metadata = tensors._metadata  # type: ignore[attr-defined]
     try:
-        # Modules may rename keys as they load: only loading tells which ones are missing.
+        # Modules may rename keys while loading, so that only loading shows missing keys.
         result = copy.deepcopy(model).load_state_dict(fitting, strict=False)
     except (RuntimeError, AssertionError) as error:
         return [" ".join(str(error).split()).rstrip(".") or "its modules refuse it"]
@@ -145,7 +145,7 @@ def _size(tensor: Tensor) -> str:
 
 
 def _read(path: Path) -> Any:
-    """Whatever a weight file holds."""
+    """The content of a weight file."""
     try:
         if path.is_dir():
             raise WeightsError(f"'{path}' is a folder: name the weight file in it.")
@@ -156,7 +156,7 @@ def _read(path: Path) -> Any:
                 f"Cannot read '{path}': its suffix '{path.suffix}' is none of "
                 f"{', '.join(WEIGHT_SUFFIXES)}."
             )
-        path.open("rb").close()  # tells a file that may not be read from a damaged one
+        path.open("rb").close()  # an error here means missing permission, not a damaged file
     except OSError as error:
         raise WeightsError(
             f"Cannot read '{path}': {error.strerror}; check the path and its permissions."
@@ -164,10 +164,10 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        # timm's training script saves its arguments; a Namespace does nothing but hold them.
+        # timm's training script saves its arguments as a Namespace, which runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make torch raise almost anything
+    except Exception as error:  # torch raises many kinds of errors for damaged files
         raise WeightsError(_why_unreadable(path, error)) from error
 
 
@@ -209,8 +209,8 @@ def _unwrapped(content: Any, path: str | Path) -> dict[str, Tensor]:
 
 
 def _unprefixed(tensors: dict[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
-    """Take off what wrappers put before every key; stops where keys are among those to keep."""
-    # The counter of torch's AveragedModel is the one key that its 'module.' does not precede.
+    """Remove the prefixes of wrappers, until some key is among the keys to keep."""
+    # torch's AveragedModel puts 'module.' before all keys but its counter.
     rest = {key: tensor for key, tensor in tensors.items() if key != "n_averaged"}
     while rest and not any(key in keep for key in rest):
         prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in rest)), None)

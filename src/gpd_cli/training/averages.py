@@ -1,7 +1,7 @@
-"""What a run does with an average of its weights, whichever callback of Lightning's keeps it.
+"""How a run treats an average of its weights, kept by any of Lightning's averaging callbacks.
 
 An average begins with its first update, which copies the weights. Until then Lightning takes the
-untouched start for the average: it would be validated, saved and exported.
+initial weights for the average, and would validate, save and export these.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from gpd_cli.errors import TrainingError
 
-_TOO_MUCH = 0.05  # of the start, in an average
+_TOO_MUCH = 0.05  # largest weight that the initial weights may have in an average
 
 
 def find_average(trainer: Trainer) -> WeightAveraging | None:
     """The callback that keeps an average of the weights; None outside of `fit`.
 
     Raises:
-        TrainingError: when there are several, of which a checkpoint holds one.
+        TrainingError: when there are several callbacks, since a checkpoint holds one average.
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined] # set by its connector
     found = [c for c in callbacks if isinstance(c, WeightAveraging)]
@@ -44,24 +44,25 @@ def has_begun(average: WeightAveraging) -> bool:
 
 
 def settle(average: WeightAveraging, module: LightningModule) -> None:
-    """Keep an average that was given no device where training is, and not in the CPU's memory.
+    """Move an average without a device of its own to the device of the trained module.
 
-    Lightning makes it before it moves the module there, and every update would copy all weights.
+    Lightning makes the average on the CPU, before it moves the module to its device, and every
+    update would copy all weights between the two.
 
     Args:
-        average: of the run.
-        module: of the run, on its device.
+        average: the run's average.
+        module: the run's module, on its device.
     """
     if average._device is None:
         _model(average).to(module.device)
 
 
 def keep_up(average: WeightAveraging, module: LightningModule) -> None:
-    """Let an average that has not begun be the weights that are trained.
+    """Copy the trained weights into an average that has not begun.
 
     Args:
-        average: which has not begun.
-        module: of the run.
+        average: the average.
+        module: the run's module.
     """
     copy = _model(average).module
     with torch.no_grad():
@@ -71,7 +72,7 @@ def keep_up(average: WeightAveraging, module: LightningModule) -> None:
 
 @contextmanager
 def trained_weights(average: WeightAveraging, module: LightningModule) -> Iterator[None]:
-    """The weights that are trained, where Lightning has put the average in their place."""
+    """Put the trained weights into the module, where Lightning has put the average there."""
     average._swap_models(module)
     try:
         yield
@@ -80,13 +81,14 @@ def trained_weights(average: WeightAveraging, module: LightningModule) -> Iterat
 
 
 def share_of_start(average: WeightAveraging, enough: float = 0.0) -> float:
-    """How much an average holds of the weights that it began with, between 0 and 1.
+    """The weight of the initial weights in an average, between 0 and 1.
 
-    The average's own function is run on one number that was 1 at first and 0 ever since.
+    The average's own function is run on a single number, which is 1 at the first update and 0
+    afterwards.
 
     Args:
-        average: which has begun.
-        enough: below this share, how small it is does not matter.
+        average: an average that has begun.
+        enough: the computation ends once the result is below this value.
     """
     model = _model(average)
     number = nn.ParameterList([torch.ones((), dtype=torch.float64)]).requires_grad_(False)
@@ -102,14 +104,14 @@ def share_of_start(average: WeightAveraging, enough: float = 0.0) -> float:
 
 
 def closing_remark(average: WeightAveraging) -> str | None:
-    """What the user of a run that has ended should know of its average; mostly nothing."""
+    """A remark for the user about the average of a finished run, or None if all is well."""
     updates = _updates(average)
     if not updates:
         return (
             "The average of the weights did not begin before the end of training; validation and "
             "best.ckpt took the trained weights (raw), as gpd extract does."
         )
-    # A mean of all updates holds as much of the first as of any other.
+    # In a plain mean of all updates, the first has the same weight as any other.
     limit = max(_TOO_MUCH, 2 / updates)
     share = share_of_start(average, enough=limit)
     if share <= limit:

@@ -1,4 +1,4 @@
-"""Callbacks that every run has: checkpoints, the gap over epochs, and what the terminal shows."""
+"""Callbacks that every run has: checkpoints, the gap over epochs, and terminal output."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def default_callbacks(watched: bool) -> list[Callback]:
     """Checkpoints, gap plot, telemetry and display.
 
     Args:
-        watched: whether a person looks at the terminal, and wants a live bar.
+        watched: whether a person watches the terminal, so that a live progress bar is shown.
     """
     display = GapProgressBar() if watched else EpochLines()
     return [Best(), Last(), GapHistory(), Telemetry(), display]
 
 
 class Best(ModelCheckpoint):
-    """Keep ``best.ckpt``, by the student's validation accuracy, with the weights it exports."""
+    """Keep ``best.ckpt``: the checkpoint with the best validation accuracy of the student."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -38,14 +38,14 @@ class Last(ModelCheckpoint):
     """Write ``last.ckpt`` after every epoch, to resume from."""
 
     def __init__(self) -> None:
-        # Not `save_last`: that copies the best checkpoint only when there is a new one.
+        # `save_last` would copy the best checkpoint, and only when there is a new one.
         super().__init__(
             filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
 
 
 class _Fresh(Callback):
-    """Base of callbacks that take an epoch's scores: Lightning keeps those of epochs before."""
+    """Base of callbacks that use an epoch's scores: Lightning keeps scores of older epochs, too."""
 
     def __init__(self) -> None:
         self._validated = False
@@ -61,7 +61,7 @@ class _Fresh(Callback):
     def scores(self, trainer: Trainer) -> dict[str, dict[str, float]]:
         """The scores, in percent, of the epoch that ends, by stage and name."""
         metrics = trainer.callback_metrics
-        # Training is scored with an epoch's last batch, which a run that ends before does not see.
+        # Training scores are logged at an epoch's last batch, which a stopped run does not reach.
         scored = {"train": trainer.is_last_batch, "val": self._validated}
         return {
             stage: {n: float(metrics[k]) for n in _SHOWN if (k := f"{stage}/{n}") in metrics}
@@ -70,7 +70,7 @@ class _Fresh(Callback):
         }
 
     def raw_scores(self, trainer: Trainer) -> dict[str, float]:
-        """Scores of the trained weights in this epoch's validation, if it scored an average."""
+        """Scores of the trained weights in this epoch's validation, if that scored an average."""
         metrics = trainer.callback_metrics
         names = _SHOWN if self._validated else ()
         return {n: float(metrics[k]) for n in names if (k := f"val/raw_{n}") in metrics}
@@ -90,7 +90,7 @@ class GapHistory(_Fresh):
             for stage, values in self.scores(trainer).items()
             for name, value in values.items()
         }
-        # Those of static teachers stay as they are.
+        # Scores of static teachers are the same in every epoch.
         self.epochs[trainer.current_epoch] |= {
             key: float(value)
             for key, value in trainer.callback_metrics.items()
@@ -99,7 +99,7 @@ class GapHistory(_Fresh):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``gap.png`` beside ``metrics.csv``."""
-        folder = trainer.log_dir  # every process has to ask: the answer is broadcast
+        folder = trainer.log_dir  # read in every process, since Lightning broadcasts the value
         if trainer.is_global_zero and folder and self.epochs:
             plot_gap(self.epochs, Path(folder) / "gap.png")
 
@@ -108,7 +108,7 @@ class GapHistory(_Fresh):
         return {"epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the history of the run that is resumed."""
+        """Continue the history of the resumed run."""
         self.epochs = dict(state_dict["epochs"])
 
 
@@ -119,14 +119,14 @@ class GapProgressBar(RichProgressBar):
         super().__init__(leave=True)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Everything but the version number."""
+        """All metrics but the version number."""
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         return items
 
 
 class EpochLines(_Fresh):
-    """A line per epoch where nobody watches a bar: in a file, or on a cluster."""
+    """A line per epoch, for output that no person watches: in a file, or on a cluster."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch's accuracies."""

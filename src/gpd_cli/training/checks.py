@@ -1,4 +1,4 @@
-"""Settings that each make sense and together do not."""
+"""Checks of combinations of settings, and of a checkpoint against the run that resumes it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ OF_STATIC_TEACHERS = (
     "static_weight",
     "static_warmup_epochs",
 )
-"""Settings that take an effect with a static teacher only."""
+"""Settings that have an effect with a static teacher only."""
 
 
 def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> None:
-    """Check that something teaches every network that is trained.
+    """Check that every trained network has a loss.
 
-    What the student learns from the dynamic teacher does not count: it teaches the latter nothing.
+    The gap loss does not count: it does not train the dynamic teacher.
 
     Args:
-        ce_weight: weight of the labels.
-        static_weight: weight of the static teachers.
-        distilled: whether there are any.
+        ce_weight: weight of the cross-entropy with the labels.
+        static_weight: weight of the static teachers' losses.
+        distilled: whether there are static teachers.
 
     Raises:
-        TrainingError: when there is nothing to learn from, or to be learnt away from.
+        TrainingError: when there is no loss, or a weight is negative.
     """
     if not 0 <= static_weight < math.inf:
         raise TrainingError(f"--model.static_weight must be 0 or more, not {static_weight}.")
@@ -49,14 +49,14 @@ def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> Non
 
 
 def check_start(student_weights: str | Path | None, branch_init: str) -> None:
-    """Check that a student which is given its weights starts from these.
+    """Check that a student with given weights starts from these weights.
 
     Args:
-        student_weights: the file of its weights, if there is one.
-        branch_init: where the branches start.
+        student_weights: file of the student's weights, if given.
+        branch_init: initial values of the branches.
 
     Raises:
-        TrainingError: when the branches would be its start instead.
+        TrainingError: when the student would start from the merged branches instead.
     """
     if student_weights is not None and branch_init == "gpd":
         raise TrainingError(
@@ -67,11 +67,11 @@ def check_start(student_weights: str | Path | None, branch_init: str) -> None:
 
 
 def ignored_settings(hparams: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Names of settings that take no effect, as there is no static teacher.
+    """Names of changed settings that have no effect, as there is no static teacher.
 
     Args:
-        hparams: of the run, as plain values.
-        defaults: of all settings that have one, likewise.
+        hparams: the run's settings, as plain values.
+        defaults: defaults of all settings that have one, as plain values.
     """
     if hparams["static_teacher"]["name"] is not None:
         return []
@@ -81,7 +81,7 @@ def ignored_settings(hparams: Mapping[str, Any], defaults: Mapping[str, Any]) ->
 
 
 def _settings(value: Any) -> Any:
-    """Of a method its class's name and settings: the class goes by several paths."""
+    """Class name and settings of a method, whose class has several paths; other values as given."""
     if isinstance(value, Mapping):
         return method_name(value), value["init_args"]
     return value
@@ -90,16 +90,16 @@ def _settings(value: Any) -> Any:
 def check_same_parts(
     found: Mapping[str, Tensor], expected: nn.Module | None, before: Any, now: Any
 ) -> None:
-    """Check that a run which is resumed trains the same along with its networks.
+    """Check that a resumed run trains the same parts of a distillation method as its checkpoint.
 
     Args:
         found: the checkpoint's tensors of these parts, by their names in `expected`.
-        expected: those of the run.
-        before: the method of the checkpoint.
-        now: that of the run.
+        expected: the run's parts.
+        before: the checkpoint's method.
+        now: the run's method.
 
     Raises:
-        WeightsError: when they differ.
+        WeightsError: when the parts differ.
     """
     state = {} if expected is None else expected.state_dict()
     if {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in state.items()}:
@@ -113,18 +113,18 @@ def check_same_parts(
 
 
 def check_same_classes(found: Sequence[str] | None, names: Sequence[str], is_folder: bool) -> None:
-    """Check that the classes of the data have the numbers that they had in training.
+    """Check that the classes of the data have the same numbers as in training.
 
-    Classes by other names may be the same ones renamed, which is only pointed out.
+    Classes with other names may have been renamed, which gives a warning only.
 
     Args:
-        found: names in the order of class numbers, as the checkpoint has them; None in one that
-            was written before checkpoints had them, and image folders were sorted 1, 2, 10.
-        names: those of the data.
-        is_folder: whether they are the folders of images.
+        found: the checkpoint's class names in the order of class numbers; None in checkpoints of
+            versions that did not write them, and sorted image folders as 1, 2, 10.
+        names: the data's class names in the order of class numbers.
+        is_folder: whether the names are names of image folders.
 
     Raises:
-        DataError: when the order is another one.
+        DataError: when the order differs.
     """
     if found is None:
         before = sorted(names, key=natural_key)

@@ -15,10 +15,10 @@ def warmed_up_decay(updates: int, decay: float, gamma: float = 1.0, power: float
     """The decay of timm's ModelEmaV3 with warm-up: ``1 - (1 + updates / gamma) ** -power``.
 
     Args:
-        updates: of the average so far, the first one included, which only copies the weights.
-        decay: the most it becomes.
+        updates: updates of the average so far, the first included, which only copies the weights.
+        decay: largest value of the decay.
         gamma: stretches the warm-up.
-        power: how fast it rises.
+        power: how fast the decay rises.
 
     Example:
         >>> [round(warmed_up_decay(n, decay=0.9999), 4) for n in (1, 10, 1000, 10_000_000)]
@@ -31,24 +31,23 @@ class EMA(EMAWeightAveraging):
     """Lightning's moving average of weights and buffers, with the warm-up of timm's ModelEmaV3.
 
     At the k-th update after the first the decay is ``1 - (1 + k / gamma) ** -power``, and at most
-    `decay`. So the average forgets the start of training within a few updates, and remembers the
-    longer, the longer the run is: with gamma 1 and power 2/3 about the last 40 updates of 250, and
-    the last 700 of 20,000. Power 1 is the plain mean of all weights until `decay` is reached.
+    `decay`. So the average forgets the initial weights within a few updates, and its window grows
+    with the run: with gamma 1 and power 2/3 about the last 40 updates of 250, and the last 700 of
+    20,000. Power 1 is the plain mean of all weights until `decay` is reached.
 
     Args:
-        decay: the most the decay becomes.
+        decay: largest value of the decay.
         gamma: stretches the warm-up.
         power: how fast the decay rises.
         update_every_n_steps: optimizer steps between updates.
         update_starting_at_step: optimizer steps before the first update; by default none.
-        update_starting_at_epoch: epoch, counted from 0, from which on there is an update after
-            every epoch, too.
-        use_buffers: average running statistics as well; otherwise they are those of the trained
-            weights.
-        device: where to keep the average; by default where the network is trained.
+        update_starting_at_epoch: epoch, counted from 0, from which on there is a further update
+            after every epoch.
+        use_buffers: average running statistics as well; otherwise they are the trained network's.
+        device: device of the average; by default the training device.
 
     Raises:
-        TrainingError: when gamma or power are not positive.
+        TrainingError: when gamma or power is not positive.
         ValueError: when `decay` is not in [0, 1].
     """
 
@@ -75,18 +74,18 @@ class EMA(EMAWeightAveraging):
             update_starting_at_step=update_starting_at_step,
             update_starting_at_epoch=update_starting_at_epoch,
         )
-        # In place of a constant decay, for which the base class leaves no other way.
+        # Replaces the constant decay; the base class offers no other way.
         self._kwargs = {"multi_avg_fn": _averaging(decay, gamma, power)}
 
 
 def _averaging(
     decay: float, gamma: float, power: float
 ) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    """What `torch.optim.swa_utils.AveragedModel` calls with averages, weights and updates."""
+    """The averaging function for `torch.optim.swa_utils.AveragedModel`."""
 
     def update(averages: list[Tensor], weights: list[Tensor], updates: Tensor | int) -> None:
         now = warmed_up_decay(int(updates), decay, gamma, power)
-        # Weights may be trained in half precision and averaged in full.
+        # Weights may be in half precision, and their average in full precision.
         weights = [w.to(a.dtype) for a, w in zip(averages, weights, strict=True)]
         get_ema_multi_avg_fn(now)(averages, weights, updates)
 

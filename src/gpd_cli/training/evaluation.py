@@ -1,4 +1,4 @@
-"""How a run is scored: the networks as they would be extracted, on validation and test images."""
+"""Evaluation of a run: the networks as they would be extracted, on validation and test images."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from gpd_cli.training.metrics import Scores
 
 
 class EvaluatedModule(LightningModule):
-    """Validation, test and prediction of a student and of its dynamic teacher, if it has one.
+    """Validation, test and prediction of a student and of its dynamic teacher, if there is one.
 
-    While a run keeps an average of its weights that has begun, validation scores the averaged
-    networks, and beside them the trained ones, as ``raw``. Subclasses set ``network``, and call
-    `score` with the number of classes.
+    If a run has an average of its weights that has begun, validation scores the averaged networks,
+    and the trained networks as ``raw`` beside them. Subclasses set ``network``, and call `score`
+    with the number of classes.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.network: Pair | Alone
-        # Dictionaries, which Module does not look into.
+        # Dictionaries, so that Module does not register the networks in them.
         self._plain: dict[str, nn.Module] = {}
         self._raw: dict[str, nn.Module] = {}
 
     def score(self, num_classes: int) -> None:
-        """Make the scores.
+        """Make the metrics.
 
         Args:
             num_classes: number of classes.
@@ -56,7 +56,7 @@ class EvaluatedModule(LightningModule):
         return {name: value.float().softmax(dim=1).cpu() for name, value in logits.items()}
 
     def on_validation_epoch_start(self) -> None:
-        """Cut the networks to score, when Lightning has put the average in their place."""
+        """Extract the networks to score, after Lightning has put the average into the module."""
         self._plain = self._cut()
         average = find_average(self.trainer)
         if average is not None and has_begun(average):
@@ -64,11 +64,11 @@ class EvaluatedModule(LightningModule):
                 self._raw = self._cut()
 
     def on_test_epoch_start(self) -> None:
-        """Cut the networks to score."""
+        """Extract the networks to score."""
         self._plain = self._cut()
 
     def on_predict_epoch_start(self) -> None:
-        """Cut the networks to run."""
+        """Extract the networks to run."""
         self._plain = self._cut()
 
     def on_validation_epoch_end(self) -> None:
@@ -84,7 +84,7 @@ class EvaluatedModule(LightningModule):
         self._plain = {}
 
     def on_predict_epoch_end(self) -> None:
-        """Drop what was cut."""
+        """Drop the extracted networks."""
         self._plain = {}
 
     def log_batch(
@@ -94,8 +94,8 @@ class EvaluatedModule(LightningModule):
 
         Args:
             stage: train, val or test.
-            logits: per network, ``[B, C]``.
-            terms: of the loss, by name.
+            logits: logits by network, ``[B, C]``.
+            terms: terms of the loss, by name.
             labels: class numbers, ``[B]``, or soft labels, ``[B, C]``.
         """
         losses = {f"{stage}/loss_{name}": term for name, term in terms.items()}
@@ -103,7 +103,7 @@ class EvaluatedModule(LightningModule):
         self._scores(stage).update(logits, labels)
 
     def log_scores(self, stage: str) -> None:
-        """Log an epoch's accuracies and the gap, and count from zero.
+        """Log an epoch's accuracies and the gap, and reset the metrics.
 
         Args:
             stage: train, val or test.
@@ -112,7 +112,7 @@ class EvaluatedModule(LightningModule):
 
     def _log_scores(self, prefix: str, scores: Scores) -> None:
         values = {f"{prefix}{name}": value for name, value in scores.compute().items()}
-        # Every process has the same values already: the metrics are synchronized.
+        # All processes have the same values already, since the metrics are synchronized.
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
         scores.reset()
 
@@ -123,7 +123,7 @@ class EvaluatedModule(LightningModule):
         self.log_batch(stage, logits, terms, labels)
 
     def _cut(self) -> dict[str, nn.Module]:
-        """Take out the plain networks: what is scored is what is extracted, and merged once."""
+        """The plain networks, extracted and merged once, so that exported networks are scored."""
         plain = {"student": self.network.extract().eval()}
         if isinstance(self.network, Pair):
             plain["teacher"] = merged_teacher(self.network).eval()

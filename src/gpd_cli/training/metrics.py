@@ -14,7 +14,7 @@ class Scores(nn.Module):
 
     Args:
         networks: names of the networks that are scored: ``student``, and maybe ``teacher``.
-        num_classes: number of classes; top-5 is left out below five.
+        num_classes: number of classes; without more than five there is no top-5 accuracy.
     """
 
     def __init__(self, networks: Sequence[str], num_classes: int) -> None:
@@ -34,7 +34,7 @@ class Scores(nn.Module):
         """Count a batch.
 
         Args:
-            logits: per network, ``[B, C]``.
+            logits: logits by network, ``[B, C]``.
             labels: class numbers, ``[B]``, or soft labels, ``[B, C]``, of which the largest counts.
         """
         classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
@@ -42,7 +42,7 @@ class Scores(nn.Module):
             metric.update(logits[name.rpartition("_")[0]], classes)
 
     def compute(self) -> dict[str, Tensor]:
-        """Percent by name; ``gap`` is teacher's minus student's top-1, in points."""
+        """Accuracies in percent by name; ``gap`` is teacher's minus student's top-1, in points."""
         scores = {name: 100 * metric.compute() for name, metric in self._items()}
         if "teacher_top1" in scores:
             scores["gap"] = scores["teacher_top1"] - scores["student_top1"]
@@ -58,7 +58,7 @@ class Scores(nn.Module):
 
 
 class RunningAccuracy:
-    """Top-1 accuracy that forgets, for the progress bar: no synchronization, no part of the log."""
+    """Moving average of top-1 accuracies for the progress bar; not synchronized and not logged."""
 
     _MEMORY = 0.95
 
@@ -66,14 +66,14 @@ class RunningAccuracy:
         self._values: dict[str, Tensor] = {}
 
     def update(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
-            logits: per network, ``[B, C]``.
+            logits: logits by network, ``[B, C]``.
             labels: class numbers, ``[B]``, or soft labels, ``[B, C]``, of which the largest counts.
 
         Returns:
-            Percent by network, and the gap in points where there is a teacher.
+            Accuracies in percent by network, and the gap in points if there is a teacher.
         """
         classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
         for name, value in logits.items():

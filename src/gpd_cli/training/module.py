@@ -59,51 +59,53 @@ class GapPreservingDistillation(EvaluatedModule):
 
     Args:
         student: the network to train: a timm model (resnet18), a torchvision classification model
-            (torchvision/resnet18), one of ours (cifar_resnet20), or the path of a class or function
-            that builds one (mine.Net).
+            (torchvision/resnet18), a model of this package (cifar_resnet20), or the path of a
+            class or function that builds a network (mine.Net).
         student_weights: a timm or torchvision state dict to start from (.pth, .pt, .safetensors),
             for fine-tuning; by default the student starts from scratch.
         student_args: further arguments of the student's constructor.
         num_classes: number of classes; by default the student's own.
         ratio: how many times as wide the dynamic teacher is.
-        branches: the first so many of the paper's six, the main kernel included; or names, of
+        branches: how many of the paper's six branches, the main kernel included; or names of
             branches or of published blocks (dbb), of which each layer takes those it can.
         noise: size of the zero-sum noise that lets copies diverge, relative to each weight's
             deviation; it changes no output.
-        storage: at what scale shared weights are stored: mixed, student, or teacher as in the code
-            of the paper's authors, where the student moves ratio^2 times as fast under SGD; by
+        storage: the scale at which shared weights are stored: mixed, student, or teacher as in the
+            code of the paper's authors, where the student moves ratio^2 times as fast under SGD; by
             default mixed for SGD and student for optimizers whose steps do not depend on the
             gradient's size.
-        exclude: layers that keep their output width: a pattern of their names (layer4.*), or a
-            list of them.
-        width_multiple: what wide widths are rounded up to a multiple of, such as 8 for tensor
+        exclude: layers that keep their output channels: a pattern of layer names (layer4.*), or a
+            list of patterns.
+        width_multiple: wide widths are rounded up to a multiple of this, such as 8 for tensor
             cores.
-        branch_layers: which layers get branches: all that can take them; the paper's,
-            3x3_stride1; or a pattern of layer names (layer4.*), or a list of them.
-        branch_init: where the branches start: at zero, which leaves every kernel as it is; as in
-            OREPA (orepa), for training from scratch; or as in the code of the paper's authors
-            (gpd), where both networks start as what the branches merge to, and not as the
-            student's own weights.
+        branch_layers: which layers get branches: all that can take them; 3x3_stride1 as in the
+            paper; or a pattern of layer names (layer4.*), or a list of patterns.
+        branch_init: initial values of the branches: zero leaves every kernel unchanged; orepa is
+            OREPA's, for training from scratch; gpd is that of the paper's authors, where both
+            networks start as the function of the merged branches and not as the student's own
+            weights.
         shared: whether student and dynamic teacher share their weights; false trains both with
             weights of their own, to see what sharing is worth.
         static_teacher: a frozen network to distil from; by default none.
-        assistants: teacher assistants, further frozen networks to distil from; the static terms
-            are the mean over all.
+        assistants: teacher assistants, further frozen networks to distil from; the static losses
+            are means over all frozen networks.
         method: how to distil from the static teacher: the class of a method, or the path of a class
             of one's own.
         stages: modules of the student whose outputs the method compares, from shallow to deep; by
-            default the ends of its stages.
-        static_weight: weight of the static teacher's terms.
-        static_warmup_epochs: epochs over which that weight rises evenly from epoch to epoch (20 is
-            usual for DKD and ReviewKD on CIFAR-100).
+            default the ends of the student's stages.
+        static_weight: weight of the static teacher's losses.
+        static_warmup_epochs: epochs over which the static weight rises evenly from epoch to epoch
+            (20 is usual for DKD and ReviewKD on CIFAR-100).
         ce_weight: weight of the labels' cross-entropy, for student and dynamic teacher.
-        gap_weight: lambda, the weight of what the student learns from the dynamic teacher.
-        gap_smoothing: share of the uniform distribution in the dynamic teacher's targets.
-        gap_temperature: temperature at which the student learns from the dynamic teacher.
+        gap_weight: lambda, the weight of the gap loss, which the student learns from the dynamic
+            teacher.
+        gap_smoothing: weight of the uniform distribution in the gap loss's targets.
+        gap_temperature: temperature of the gap loss.
         gap_warmup_epochs: epochs over which lambda rises evenly from epoch to epoch.
         label_smoothing: smoothing of the labels in the cross-entropy terms.
         optimizer: optimizer and schedule.
-        channels_last: keep kernels and images with their channels last, as tensor cores take them.
+        channels_last: keep kernels and images in channels-last memory format, as tensor cores take
+            them.
         compile: compile the networks with torch.compile; true, or the name of a backend.
     """
 
@@ -204,7 +206,7 @@ class GapPreservingDistillation(EvaluatedModule):
         return student, teacher
 
     def setup(self, stage: str) -> None:
-        """Catch data that does not fit the student before the first step.
+        """Refuse data that does not fit the student, before the first step.
 
         Raises:
             DataError: when the numbers of classes or image channels differ.
@@ -213,7 +215,7 @@ class GapPreservingDistillation(EvaluatedModule):
             TrainingError: when there is more than one average of the weights.
         """
         find_average(self.trainer)
-        # Nothing is left of an earlier fit of the same module.
+        # The module may have been fitted before.
         self._clock, self._resumed, self._static_scores = ScheduleClock(), None, {}
         data = self._data()
         classes = getattr(data, "num_classes", None)
@@ -239,7 +241,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self.image_shape = shape
 
     def on_fit_start(self) -> None:
-        """Train mode for both networks: Lightning keeps whatever mode it finds."""
+        """Set train mode for both networks, since Lightning keeps the present mode, and prepare."""
         self.train()
         if (average := find_average(self.trainer)) is not None:
             settle(average, self)
@@ -257,11 +259,11 @@ class GapPreservingDistillation(EvaluatedModule):
         self._speed.prepare(self.network, self.distillation)
         if trainer.lr_scheduler_configs and trainer.max_steps == -1:
             self._clock.updates_per_epoch = updates_in_epoch(trainer)
-        # The optimizer is made by now, and has not read the checkpoint yet.
+        # The optimizer has been made, and has not read the checkpoint yet.
         self._group_settings = group_settings(trainer.optimizers[0])
 
     def on_train_start(self) -> None:
-        """Let a run that goes on do so by its own settings, where the checkpoint's schedule was."""
+        """Resume with the run's own settings, at the checkpoint's position in the schedule."""
         if self._resumed is None:
             return
         keep_settings(self.trainer.optimizers[0], self._group_settings)
@@ -288,7 +290,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self.log_batch("train", logits, values | {"total": loss.detach()}, labels)
         self.log_dict(self._live.update(logits, labels), prog_bar=True, logger=False)
         if self.trainer.is_last_batch:
-            # Here rather than at the epoch's end, so that callbacks find them there.
+            # Logged here, so that callbacks find the scores at the epoch's end.
             self.log_scores("train")
         return loss
 
@@ -303,11 +305,11 @@ class GapPreservingDistillation(EvaluatedModule):
         self._hold_back_average()
 
     def on_train_epoch_end(self) -> None:
-        """Lightning puts the average in the weights' place when training ends."""
+        """Update an average that has not begun, which Lightning takes as weights after training."""
         self._hold_back_average()
 
     def on_train_end(self) -> None:
-        """Say so if the average of the weights is of no use."""
+        """Print a remark if the average of the weights is of no use."""
         average = find_average(self.trainer)
         if average is not None and (remark := closing_remark(average)):
             rank_zero_info(remark)
@@ -318,15 +320,15 @@ class GapPreservingDistillation(EvaluatedModule):
             keep_up(average, self)
 
     def on_validation_epoch_end(self) -> None:
-        """Log accuracies and the gap, and beside them those of the static teachers."""
+        """Log accuracies and the gap, and the accuracies of the static teachers."""
         super().on_validation_epoch_end()
         values = {f"val/{name}": value for name, value in self._static_scores.items()}
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put everything into the checkpoint that extraction needs: architecture and plan.
+        """Add architecture and plan to the checkpoint, so that extraction needs nothing else.
 
-        Of an average that has not begun it has the trained weights, by either name.
+        While an average has not begun, the checkpoint has the trained weights in its place.
 
         Raises:
             TrainingError: instead of saving broken weights.
@@ -339,18 +341,19 @@ class GapPreservingDistillation(EvaluatedModule):
         checkpoint["schedule"] = self._clock.state(self.trainer.global_step)
         average = find_average(self.trainer)
         if average is not None and not has_begun(average):
-            # The callbacks have been here before.
+            # The averaging callback has swapped the weights before this hook.
             checkpoint["state_dict"] = checkpoint.get(TRAINED, checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that cannot be gone on from before its weights are tried.
+        """Refuse a checkpoint that this run cannot resume, before its weights are loaded.
 
-        A run that goes on without the average that it kept goes on from the trained weights.
+        A run without average, resumed from a run with one, continues from the trained weights.
 
         Raises:
             DataError: when the classes of the data have other numbers.
-            TrainingError: when the run is finished, or its optimizer another one.
-            WeightsError: when student, ratio, branches or storage differ, or what is trained along.
+            TrainingError: when the run is finished, or has another optimizer.
+            WeightsError: when student, ratio, branches, storage or trained parts of the method
+                differ.
         """
         check_same_network(checkpoint.get("gpd"), self._description())
         if (names := self._class_names()) is not None:
@@ -379,7 +382,7 @@ class GapPreservingDistillation(EvaluatedModule):
             scored = checkpoint.get("static_scores", {})
             if scored.get("of") == self._static_titles():
                 self._static_scores = scored["values"]
-        elif self.distillation is None:  # an evaluation needs nothing of what was trained along
+        elif self.distillation is None:  # an evaluation does not need the trained parts
             for name in parts:
                 del state[prefix + name]
 

@@ -34,7 +34,7 @@ class OptimizerSettings:
         warmup_epochs: epochs of linear warm-up, fractions allowed.
         warmup_lr: learning rate that the warm-up starts from.
         min_lr: learning rate that the schedule ends at.
-        cooldown_epochs: epochs at the end, of the run's length, after the schedule has ended.
+        cooldown_epochs: epochs at the end of the run, after the schedule has ended.
         sched_args: further arguments of the schedule, such as decay_milestones and decay_rate.
     """
 
@@ -58,12 +58,12 @@ def make_optimizer(
     """Make the optimizer of a network.
 
     Args:
-        network: what to train.
-        settings: see there.
-        no_decay: further parameter names without weight decay (timm models list theirs).
+        network: the network to train.
+        settings: the optimizer's settings.
+        no_decay: further names of parameters without weight decay (timm's models list such names).
 
     Raises:
-        GpdError: when timm does not know the optimizer, or it does not take its arguments.
+        GpdError: when timm does not know the optimizer, or the optimizer rejects its arguments.
     """
     decay = settings.weight_decay
     if settings.decay_all:
@@ -91,20 +91,20 @@ def make_scheduler(
     """Make the schedule, counted in updates.
 
     Args:
-        optimizer: whose learning rate to set.
-        settings: see there.
+        optimizer: the optimizer whose learning rate is set.
+        settings: the schedule's settings.
         epochs: length of the run.
         updates_per_epoch: optimizer steps per epoch.
 
     Raises:
-        GpdError: when timm does not know the schedule, or it does not take its arguments.
+        GpdError: when timm does not know the schedule, or the schedule rejects its arguments.
     """
     warmup_updates = round(settings.warmup_epochs * updates_per_epoch)
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=settings.sched,
-            # timm multiplies by the updates again, and takes fractions in spite of its types.
+            # timm multiplies by the updates per epoch, and accepts fractions despite its types.
             num_epochs=max(1 / updates_per_epoch, epochs - settings.cooldown_epochs),  # type: ignore[arg-type]
             warmup_epochs=warmup_updates / updates_per_epoch,  # type: ignore[arg-type]
             warmup_lr=settings.warmup_lr,
@@ -115,7 +115,7 @@ def make_scheduler(
         )
     except (AssertionError, TypeError, ValueError) as error:
         raise GpdError(f"Schedule '{settings.sched}' cannot be made: {error}") from error
-    if scheduler is None and settings.sched != "none":  # what older versions of timm answer
+    if scheduler is None and settings.sched != "none":  # for an unknown name, in older timm
         raise GpdError(
             f"Schedule '{settings.sched}' cannot be made: timm does not know it; choose cosine, "
             "multistep, step, poly, tanh or none."
@@ -132,13 +132,13 @@ def configure(
     """Optimizer and schedule of a run, as Lightning takes them.
 
     Args:
-        network: what to train.
-        distillation: what is trained along with it, if anything.
-        settings: see there.
-        trainer: of the run, which knows how long it is.
+        network: the network to train.
+        distillation: distillation methods with trained parts, if any.
+        settings: settings of optimizer and schedule.
+        trainer: the run's trainer, which knows the length of the run.
 
     Raises:
-        GpdError: when timm does not know one of them, or it does not take its arguments.
+        GpdError: when timm does not know optimizer or schedule, or one rejects its arguments.
     """
     no_decay = (
         undecayed(network.teacher, "0.teacher.") | undecayed(network.narrow, "0.narrow.")
@@ -155,7 +155,7 @@ def configure(
                 "--trainer.max_epochs or --trainer.max_steps, or set --model.optimizer.sched none."
             )
         return optimizer
-    # With a length in steps the data has not been looked at yet.
+    # For a run whose length is given in steps, Lightning has not set up the data yet.
     trainer.fit_loop.setup_data()
     updates_per_epoch = min(updates_in_epoch(trainer), int(updates))
     scheduler = make_scheduler(
@@ -170,20 +170,20 @@ def configure(
 
 
 def updates_in_epoch(trainer: Trainer) -> int:
-    """Optimizer steps in an epoch, once the data has been looked at."""
+    """Optimizer steps in an epoch, once the data has been set up."""
     return max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
 
 
 def suitable_storage(opt: str) -> Storage:
-    """The storage that serves an optimizer best (measured with SGD and AdamW).
+    """The best storage for an optimizer (measured with SGD and AdamW).
 
     Args:
-        opt: name of a timm optimizer.
+        opt: name of an optimizer of timm.
     """
     return "mixed" if opt.lower().startswith(("sgd", "momentum", "nesterov")) else "student"
 
 
 def undecayed(student: nn.Module, prefix: str) -> set[str]:
-    """Names of parameters that a timm model wants without weight decay, below a prefix."""
+    """Names, with a prefix, of the parameters that a timm model excludes from weight decay."""
     names = getattr(student, "no_weight_decay", None)
     return {f"{prefix}{name}" for name in names()} if callable(names) else set()

@@ -17,11 +17,11 @@ def plot_gap(epochs: Mapping[int, Mapping[str, float]], path: Path) -> None:
     """Draw accuracies above and the gap below.
 
     Args:
-        epochs: per epoch, values named like ``val/student_top1`` and ``val/gap``, in percent; those
-            of static teachers are drawn as horizontal lines.
+        epochs: per epoch, values named like ``val/student_top1`` and ``val/gap``, in percent;
+            values of static teachers are drawn as horizontal lines.
         path: the PNG file to write.
     """
-    # No pyplot: a figure of its own needs no display and leaves no global state.
+    # Without pyplot, a figure needs no display and leaves no global state.
     figure = Figure(figsize=(7, 6), layout="constrained")
     FigureCanvasAgg(figure)
     accuracy, gap = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
@@ -48,7 +48,7 @@ def static_teachers(epochs: Mapping[int, Mapping[str, float]]) -> dict[str, floa
     """The accuracies of the static teachers in the last epoch that has them, by name.
 
     Args:
-        epochs: as `plot_gap` takes them, with ``val/static_top1`` and ``val/assistant_1_top1``.
+        epochs: values by epoch, see `plot_gap`, with ``val/static_top1``, ``val/assistant_1_top1``.
     """
     networks = {f"{network}_top1" for network in _COLOURS}
     return {

@@ -1,7 +1,7 @@
-"""What a run that goes on takes from its checkpoint, and what from its own settings.
+"""Resuming a run, partly from its checkpoint and partly from its present settings.
 
-From the checkpoint: weights, the optimizer's memory (momentum and the like) and how far the
-schedule has come. From the settings: everything else, so that a run can go on for longer, with
+From the checkpoint: weights, the optimizer's state (such as momentum) and the position in the
+schedule. From the settings: everything else, so that a run can be resumed for more epochs, with
 another learning rate, weight decay or schedule.
 """
 
@@ -17,23 +17,23 @@ from torch.optim import Optimizer
 from gpd_cli.errors import GpdError, TrainingError
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
 
-_COUNTER = "lookahead_step"  # counts updates, but is there from the start like a setting
+_COUNTER = "lookahead_step"  # a counter of updates among the settings of a group
 
 
 class FinishedError(TrainingError):
-    """The run that is to go on has been trained to its end."""
+    """The run to resume has been trained to its end."""
 
 
 def check_unfinished(checkpoint: Mapping[str, Any], max_epochs: int | None, max_steps: int) -> None:
     """Check that there is something left to train.
 
     Args:
-        checkpoint: the one to go on from.
-        max_epochs: length of the run that goes on; -1 or None for no limit.
-        max_steps: likewise, in updates.
+        checkpoint: the checkpoint to resume from.
+        max_epochs: length of the resumed run in epochs; -1 or None for no limit.
+        max_steps: length of the resumed run in updates; -1 for no limit.
 
     Raises:
-        FinishedError: when it is as long already.
+        FinishedError: when the checkpoint's run is as long already.
     """
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     done = {"max_epochs": (epochs, max_epochs), "max_steps": (checkpoint["global_step"], max_steps)}
@@ -47,14 +47,14 @@ def check_unfinished(checkpoint: Mapping[str, Any], max_epochs: int | None, max_
 
 
 def check_same_optimizer(found: Mapping[str, Any], now: OptimizerSettings) -> None:
-    """Check that an optimizer can take up what that of a checkpoint remembers.
+    """Check that an optimizer can load the state of a checkpoint's optimizer.
 
     Args:
         found: settings of the checkpoint's optimizer.
-        now: those of the run.
+        now: settings of the run's optimizer.
 
     Raises:
-        TrainingError: when it cannot.
+        TrainingError: when the states or parameter groups differ.
     """
     known = {field.name for field in fields(OptimizerSettings)}
     before = OptimizerSettings(**{k: v for k, v in found.items() if k in known})
@@ -75,7 +75,7 @@ def check_same_optimizer(found: Mapping[str, Any], now: OptimizerSettings) -> No
 
 
 def _shaping(settings: OptimizerSettings) -> tuple[Any, ...]:
-    """The settings that an optimizer's memory depends on."""
+    """The settings that the form of an optimizer's state depends on."""
     return settings.opt.lower(), settings.opt_args, settings.momentum == 0
 
 
@@ -85,7 +85,7 @@ def _named(settings: OptimizerSettings) -> str:
 
 
 def _remembered(settings: OptimizerSettings) -> set[str] | None:
-    """Names of what an optimizer remembers of each weight; None where that cannot be told."""
+    """Names of the tensors in an optimizer's state of each weight; None if its step fails."""
     network = nn.Linear(2, 2)
     try:
         optimizer = make_optimizer(network, settings, set())
@@ -99,7 +99,7 @@ def _remembered(settings: OptimizerSettings) -> set[str] | None:
 
 
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The settings of an optimizer that has just been made, per group of parameters."""
+    """The settings of a newly made optimizer, per group of parameters."""
     return [
         {name: value for name, value in group.items() if name not in ("params", _COUNTER)}
         for group in optimizer.param_groups
@@ -107,47 +107,47 @@ def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def keep_settings(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]]) -> None:
-    """Give an optimizer its settings back, once it has read a checkpoint.
+    """Restore an optimizer's settings after it has loaded a checkpoint.
 
-    What the groups of the checkpoint have besides, counters of updates, stays.
+    Counters of updates, which the checkpoint's groups have besides, stay.
 
     Args:
-        optimizer: changed in place.
-        settings: see `group_settings`.
+        optimizer: the optimizer, changed in place.
+        settings: the optimizer's `group_settings` before it loaded the checkpoint.
     """
     for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.pop("initial_lr", None)  # left by a schedule, where there is none any more
+        group.pop("initial_lr", None)  # left by the checkpoint's schedule
         group.update(own)
 
 
 class ScheduleClock:
-    """How many updates of the schedule are behind a run.
+    """The position of a run in its schedule, in updates.
 
-    They are the updates that were made. A run whose length is given in epochs keeps its place in
-    epochs, however, when it goes on with another number of updates in each.
+    The position is the number of updates that were made. But a run whose length is given in epochs
+    keeps its position in epochs when it is resumed with another number of updates per epoch.
 
     Attributes:
-        updates_per_epoch: None for a run whose length is not given in epochs.
+        updates_per_epoch: optimizer steps per epoch; None if the length is not given in epochs.
     """
 
     def __init__(self) -> None:
         self.updates_per_epoch: int | None = None
-        self._ahead = 0  # of the updates that were made
+        self._ahead = 0  # position in the schedule minus the number of updates that were made
 
     def updates(self, global_step: int) -> int:
-        """The place in the schedule after so many updates."""
+        """The position in the schedule after ``global_step`` updates."""
         return global_step + self._ahead
 
     def state(self, global_step: int) -> dict[str, int | None]:
-        """What a checkpoint has to know of it."""
+        """The position, as plain values for a checkpoint."""
         return {"updates": self.updates(global_step), "updates_per_epoch": self.updates_per_epoch}
 
     def resume(self, state: Mapping[str, int | None], global_step: int) -> None:
-        """Take up the place in the schedule that a checkpoint was written at.
+        """Continue from the position of a checkpoint.
 
         Args:
-            state: of the checkpoint; empty for one that does not know.
-            global_step: updates that were made by then.
+            state: the checkpoint's `state`; empty in checkpoints of earlier versions.
+            global_step: number of updates made until the checkpoint.
         """
         updates, before, now = (
             state.get("updates"),

@@ -1,4 +1,4 @@
-"""A run's settings as plain values, which is what checkpoints may hold."""
+"""A run's settings as plain values, as checkpoints may hold no others."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gpd_cli.distill.methods import Method
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with mappings in the place of dataclasses and of the method.
+    """Settings with mappings in place of dataclasses and of the method.
 
     Args:
-        settings: arguments of `GapPreservingDistillation`, by name; plain values stay as they are.
+        settings: arguments of `GapPreservingDistillation`, by name; plain values are kept.
     """
     plain = {name: _plain(value) for name, value in settings.items()}
     if callable(method := plain["method"]):
@@ -24,7 +24,7 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def method_settings(method: Callable[[], Method]) -> dict[str, Any]:
-    """A method as a configuration writes it, with ``class_path`` and ``init_args``.
+    """A method in the form of configurations, with ``class_path`` and ``init_args``.
 
     Args:
         method: the class, or a `functools.partial` of it with its settings.
@@ -35,7 +35,7 @@ def method_settings(method: Callable[[], Method]) -> dict[str, Any]:
 
 
 def default_settings(made: Callable[..., Any]) -> dict[str, Any]:
-    """The defaults of a constructor's arguments, by name; arguments without one are left out."""
+    """The defaults of a constructor's arguments, by name; other arguments are left out."""
     parameters = inspect.signature(made).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
@@ -44,7 +44,7 @@ def method_name(method: Any) -> str | None:
     """The name of a method's class, from a checkpoint's settings.
 
     Args:
-        method: as `method_settings` gives it; checkpoints of before have a string.
+        method: the output of `method_settings`; in checkpoints of earlier versions a string.
     """
     path = method["class_path"] if isinstance(method, Mapping) else method
     return path and str(path).rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Options that change how fast a step is, and not what it computes."""
+"""Options that change the speed of a step, and not its result."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gpd_cli.teacher.pair import Pair
 
 @dataclass(frozen=True)
 class Speed:
-    """Memory layout and compilation of what is trained and of the static teachers.
+    """Memory format and compilation of the trained network and the static teachers.
 
     Args:
-        channels_last: keep kernels and images with their channels last.
+        channels_last: keep kernels and images in channels-last memory format.
         compile: compile with `torch.compile`; True, or the name of a backend.
 
     Raises:
@@ -38,14 +38,14 @@ class Speed:
                 )
 
     def prepare(self, network: Pair | Alone, distillation: Distillation | None) -> None:
-        """Lay out and compile, in place: keys stay what they are, copies are not compiled.
+        """Set the memory format and compile, in place: state-dict keys do not change.
 
-        Each network is compiled as a whole, with the hooks in it. A pair's kernels are merged
-        outside, and go in.
+        Each network is compiled as a whole, with its hooks; copies are not compiled. A pair's
+        kernels are merged outside of the compiled networks, and are arguments of these.
 
         Args:
-            network: what is trained.
-            distillation: with the static teachers, if there are any.
+            network: the network that is trained.
+            distillation: the distillation with the static teachers, if there are any.
         """
         frozen = [] if distillation is None else [t.network for t in distillation.teachers]
         if self.channels_last:
@@ -57,7 +57,7 @@ class Speed:
                 module.compile(backend=backend)
 
     def arrange(self, images: Tensor) -> Tensor:
-        """The images in the layout of the kernels.
+        """The images in the memory format of the kernels.
 
         Args:
             images: ``[B, C, H, W]``.

@@ -1,6 +1,6 @@
-"""How good the static teachers are: scored once on the validation images, when a run begins.
+"""The accuracy of the static teachers, on the validation images, once when a run begins.
 
-A static teacher of another class order or preprocessing teaches nonsense, and no loss shows it.
+A static teacher of another class order or preprocessing teaches nonsense, which no loss shows.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from gpd_cli.distill.static_teacher import StaticTeacher, check_logits
 from gpd_cli.distributed.world import world_size
 from gpd_cli.training.metrics import Scores
 
-_DEVIATIONS = 2  # above chance by less than so many standard deviations is chance
+_DEVIATIONS = 2  # accuracies less than so many standard deviations above chance count as chance
 
 
 def names_of(teachers: Sequence[StaticTeacher]) -> list[str]:
-    """What static teachers are called in the log: static, assistant_1, assistant_2, ..."""
+    """Names of static teachers in the log: static, assistant_1, assistant_2, ..."""
     return ["static", *(f"assistant_{k}" for k in range(1, len(teachers)))][: len(teachers)]
 
 
@@ -34,22 +34,22 @@ def score_static_teachers(
     teachers: Sequence[StaticTeacher],
     num_classes: int,
 ) -> dict[str, float]:
-    """Score static teachers on the validation images, as many as validation looks at.
+    """Score static teachers on the images that validation uses.
 
-    The state of the random generators stays as it is. To be called by all processes.
+    The state of the random generators does not change. To be called by all processes.
 
     Args:
-        trainer: of the run.
-        module: what is trained, for its hooks on batches.
+        trainer: the run's trainer.
+        module: the run's module, for its hooks on batches.
         teachers: the static teachers.
         num_classes: number of classes.
 
     Returns:
-        Percent by name (``static_top1``, ``assistant_1_top1``, and top-5); empty where there are no
-        validation images.
+        Accuracies in percent by name (``static_top1``, ``assistant_1_top1``, and top-5); empty
+        without validation images.
 
     Raises:
-        ModelError: when the logits of one are not finite.
+        ModelError: when the logits of a static teacher are not finite.
     """
     names = names_of(teachers)
     scores = Scores(names, num_classes).to(module.device)
@@ -75,10 +75,10 @@ def score_static_teachers(
 
 
 def is_chance(accuracy: float, counts: Tensor) -> bool:
-    """Whether an accuracy is that of guessing.
+    """Whether an accuracy is no better than guessing.
 
     Args:
-        accuracy: in percent.
+        accuracy: accuracy in percent.
         counts: number of images of each class, ``[C]``.
 
     Example:
@@ -106,10 +106,10 @@ def _tell(teacher: StaticTeacher, accuracy: float, counts: Tensor) -> None:
 def _validation_batches(
     trainer: Trainer, module: LightningModule
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels as `validation_step` gets them."""
+    """Images and labels, prepared as for `validation_step`."""
     if not trainer.enable_validation:
         return
-    trainer.validating = True  # for what data modules do to training batches only
+    trainer.validating = True  # data modules treat training batches differently
     try:
         loop = trainer.fit_loop.epoch_loop.val_loop
         loop.setup_data()

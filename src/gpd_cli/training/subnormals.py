@@ -1,9 +1,9 @@
-"""Subnormal numbers taken for zero on the CPU: arithmetic with them can be ten times as slow.
+"""Subnormal numbers replaced by zero on the CPU: arithmetic with them can be ten times as slow.
 
-They arise in training, in gradients and momentum above all, so that from some step on every step
-may take several times as long as those before. The setting belongs to a thread, and threads start
-with that of the thread that starts them. It is the program's, not the library's: a program of
-one's own calls `torch.set_flush_denormal`.
+Subnormal numbers arise in training, mostly in gradients and momentum, so that from some step on
+every step may take several times as long as before. The setting belongs to a thread; a new thread
+inherits the setting of the thread that starts it. Only the command line makes this setting, and
+the library does not: a program of one's own calls `torch.set_flush_denormal`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from lightning.pytorch import Callback
 
 @contextmanager
 def flushed_subnormals(active: bool = True) -> Iterator[None]:
-    """Take subnormal numbers for zero, where the processor can; afterwards as before.
+    """Flush subnormal numbers to zero within this context, where the processor can.
 
-    To be entered before torch computes, so that the threads of its pool start with the setting.
+    To be entered before torch computes, so that the threads of torch's pool inherit the setting.
 
     Args:
-        active: whether to do so at all.
+        active: whether to flush at all.
     """
     before = are_subnormals_flushed()
     if active:
@@ -34,15 +34,15 @@ def flushed_subnormals(active: bool = True) -> Iterator[None]:
 
 
 def are_subnormals_flushed() -> bool:
-    """Whether this thread takes subnormal numbers for zero."""
+    """Whether this thread flushes subnormal numbers to zero."""
     smallest = torch.tensor(torch.finfo(torch.float32).tiny)
     return float(smallest / 2) == 0.0
 
 
 class FlushedSubnormals(Callback):
-    """Carries the setting into processes that Python starts for training (strategy ddp_spawn).
+    """Makes the setting in processes that Python starts for training (strategy ddp_spawn).
 
-    Such a process is handed the trainer with its callbacks, and computes only then.
+    Such a process unpickles the trainer with its callbacks before it computes.
     """
 
     def __reduce__(self) -> tuple[Callable[[], FlushedSubnormals], tuple[()]]:

@@ -1,4 +1,4 @@
-"""What a run logs about itself: learning rate, gradient norm, throughput and memory."""
+"""Telemetry of a run: learning rate, gradient norm, throughput and memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _GIB = 2**30
 
 
 class Telemetry(Callback):
-    """Log these at every ``log_every_n_steps``-th step, to whatever loggers the run has.
+    """Log the following at every ``log_every_n_steps``-th step, to all loggers of the run.
 
-    ``lr``: of the first parameter group. ``grad_norm``: of all gradients, before clipping.
-    ``images_per_second``: of all processes together, since it was last logged.
-    ``memory_gib``: the most the process has held so far, on the accelerator if there is one.
+    ``lr``: learning rate of the first parameter group. ``grad_norm``: norm of all gradients, before
+    clipping. ``images_per_second``: throughput of all processes together, since the last logging.
+    ``memory_gib``: peak memory of the process, on the accelerator if there is one.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class Telemetry(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, also for a run that goes on within an epoch."""
+        """Start the clock, also for a run that is resumed within an epoch."""
         self._since, self._step = time.perf_counter(), trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from zero: validation and checkpoints are no part of a step."""
+        """Restart the clock: validation and checkpoints are no part of a step."""
         self._images, self._since = 0, time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -59,7 +59,7 @@ class Telemetry(Callback):
     ) -> None:
         """Log throughput and memory."""
         self._images += len(batch[0])
-        if trainer.global_step == self._step:  # gradients are being accumulated
+        if trainer.global_step == self._step:  # gradients are accumulated, without a step
             return
         self._step = trainer.global_step
         if not _is_logged(trainer, self._step):
@@ -74,14 +74,14 @@ class Telemetry(Callback):
 
 
 def _is_logged(trainer: Trainer, step: int) -> bool:
-    """Whether the loggers hear of a step, counted from 1; of none with an interval of 0."""
+    """Whether a step, counted from 1, is logged; with an interval of 0, no step is."""
     interval = int(trainer.log_every_n_steps)  # type: ignore[attr-defined] # set by its connector
     return interval > 0 and step % interval == 0
 
 
 def _memory(device: torch.device) -> int:
-    """The most memory held so far, in bytes."""
+    """Peak memory so far, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else KiB

@@ -1,4 +1,4 @@
-"""Stop a run that is no longer finite before it overwrites what it has."""
+"""Stop a run whose loss or weights are no longer finite, before it overwrites checkpoints."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gpd_cli.distill.static_teacher import StaticTeacher, check_logits
 from gpd_cli.distributed.world import everywhere
 from gpd_cli.errors import TrainingError
 
-_EVERY = 50  # steps between looks: each one waits for the GPU
+_EVERY = 50  # steps between checks, since each check waits for the GPU
 
 
 class FiniteWatch:
-    """Notes at every step whether the loss is finite, and looks at the note now and then.
+    """Records at every step whether the loss is finite, and checks the record now and then.
 
     Args:
-        teachers: static teachers, whose logits may be to blame.
+        teachers: static teachers, whose logits may be the cause.
     """
 
     def __init__(self, teachers: Sequence[StaticTeacher] = ()) -> None:
@@ -26,12 +26,12 @@ class FiniteWatch:
         self._teachers = teachers
 
     def note(self, loss: Tensor, step: int) -> None:
-        """Take note of a step's loss, a scalar.
+        """Record a step's loss, a scalar.
 
         Raises:
-            ModelError: when the loss is, or was since the last look, NaN or infinite because the
-                logits of a static teacher were.
-            TrainingError: when it was for another reason.
+            ModelError: when a loss since the last check was NaN or infinite because a static
+                teacher's logits were.
+            TrainingError: when a loss was NaN or infinite for another reason.
         """
         finite = torch.isfinite(loss)
         self._finite = finite if self._finite is None else self._finite & finite
@@ -39,10 +39,11 @@ class FiniteWatch:
             self.check(step)
 
     def check(self, step: int) -> None:
-        """Look now.
+        """Check all losses since the last check.
 
         Raises:
-            TrainingError: as `note`.
+            ModelError: see `note`.
+            TrainingError: see `note`.
         """
         if self._finite is not None and not everywhere(self._finite):
             check_logits(self._teachers, self._finite.device)
@@ -50,10 +51,10 @@ class FiniteWatch:
 
 
 def check_weights(network: nn.Module, step: int) -> None:
-    """Look at the weights themselves, before they are scored or saved.
+    """Check the weights themselves, before they are scored or saved.
 
     Raises:
-        TrainingError: when one of them is NaN or infinite.
+        TrainingError: when a weight is NaN or infinite.
     """
     finite = [torch.isfinite(parameter).all() for parameter in network.parameters()]
     if not everywhere(torch.stack(finite).all()):
