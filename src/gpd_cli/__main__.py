@@ -22,12 +22,13 @@ commands:
   predict   write their predictions for the test images
   expand    inflate a student into a dynamic teacher that computes the same function
   extract   cut the trained student out of a checkpoint, for deployment
+  recipes   list the configurations that come with gpd
 
   gpd COMMAND --help lists a command's options (gpd COMMAND --print_config its whole configuration).
 
 examples:
-  gpd fit -c configs/digits.yaml
-  gpd fit -c configs/digits.yaml --ckpt_path runs/digits/version_0/checkpoints/last.ckpt
+  gpd fit -c recipe:digits
+  gpd fit -c recipe:digits --ckpt_path runs/digits/version_0/checkpoints/last.ckpt
   gpd expand --model.student resnet18 --model.ratio 2 --model.branches 6 --output wide.safetensors
   gpd extract --ckpt_path best.ckpt --output student.safetensors
 
@@ -52,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"gpd {_version()}")
         return 0
+    if arguments[0] == "recipes":
+        return _recipes(arguments[1:])
     # Huge pages for tensors on the CPU: a training step allocates every kernel and gradient anew,
     # and would otherwise spend much of its time on page faults. Torch reads this variable once.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -68,6 +71,17 @@ def main(arguments: list[str] | None = None) -> int:
             "install both in one step into a fresh environment: pip install torch torchvision."
         )
     return run(arguments)
+
+
+def _recipes(arguments: list[str]) -> int:
+    from gpd_cli.errors import GpdError
+    from gpd_cli.recipes.listing import recipes_command
+
+    try:
+        recipes_command(arguments)
+    except GpdError as error:
+        return _fail(str(error))
+    return 0
 
 
 def _version() -> str:

@@ -27,3 +27,7 @@ class TrainingError(GpdError):
 
 class MethodError(GpdError):
     """A distillation method is unknown, or does not suit its networks, settings or labels."""
+
+
+class RecipeError(GpdError):
+    """A recipe is unknown; the message names the most similar ones."""

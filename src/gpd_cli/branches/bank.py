@@ -129,7 +129,8 @@ class BranchBank(nn.Module):
             A tensor of the same shape, which merges to the wanted kernel up to rounding, and to
             the last bit where all gates are zero.
         """
-        return wanted - self(torch.zeros_like(wanted))
+        extra_branches: Tensor = self(torch.zeros_like(wanted))
+        return wanted - extra_branches
 
     def is_silent(self) -> bool:
         """Whether the gates leave the main kernel as it is, to the last bit."""

@@ -27,6 +27,12 @@ def centred(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
 
     Returns:
         ``[O, I/g, kh, kw]``, zero elsewhere.
+
+    Example:
+        >>> centred(torch.ones(1, 1, 1, 1), (3, 3))[0, 0]
+        tensor([[0., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 0.]])
     """
     padding: list[int] = []
     for size, inner in zip(reversed(kernel_size), reversed(weight.shape[2:]), strict=True):
@@ -52,6 +58,11 @@ def identity_kernel(
 
     Returns:
         ``[O, I/g, kh, kw]``: one at the centre of the chosen channels, zero elsewhere.
+
+    Example:
+        >>> identity_kernel(torch.tensor([1, 0]), (2, 2, 1, 1)).flatten(1)
+        tensor([[0., 1.],
+                [1., 0.]])
     """
     ones = F.one_hot(channels, kernel_shape[1]).to(dtype or torch.get_default_dtype())
     return centred(ones[:, :, None, None], kernel_shape[2:])
@@ -67,6 +78,13 @@ def from_identity(deviation: Tensor, size: int) -> Tensor:
 
     Returns:
         A tensor of the same shape.
+
+    Example:
+        >>> from_identity(torch.zeros(4, 2), 2)
+        tensor([[1., 0.],
+                [0., 1.],
+                [1., 0.],
+                [0., 1.]])
     """
     eye = torch.eye(size, dtype=deviation.dtype, device=deviation.device)
     return (deviation.reshape(-1, size, size) + eye).view(deviation.shape)
@@ -81,6 +99,11 @@ def pointwise_average(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
 
     Returns:
         ``[O, I/g, kh, kw]``, a view of one value per channel pair.
+
+    Example:
+        >>> pointwise_average(torch.full((1, 1, 1, 1), 8.0), (2, 2))[0, 0]
+        tensor([[2., 2.],
+                [2., 2.]])
     """
     kh, kw = kernel_size
     return (weight / (kh * kw)).expand(-1, -1, kh, kw)
@@ -151,6 +174,14 @@ def pointwise_kxk(pointwise: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
 
     Returns:
         ``[O, I/g, kh, kw]``, in channels-last memory: the result of one product per group.
+
+    Example:
+        >>> images = torch.randn(1, 2, 5, 5)
+        >>> pointwise, weight = torch.randn(4, 2, 1, 1), torch.randn(3, 4, 3, 3)
+        >>> in_a_row = F.conv2d(F.conv2d(images, pointwise), weight)
+        >>> merged = F.conv2d(images, pointwise_kxk(pointwise, weight))
+        >>> torch.allclose(merged, in_a_row, atol=1e-4)
+        True
     """
     out_channels, inner, kh, kw = weight.shape
     # With the summed axis last, kernel positions are rows like output channels: all in one GEMM,
@@ -170,6 +201,14 @@ def depthwise_separable(depthwise: Tensor, weight: Tensor, groups: int = 1) -> T
 
     Returns:
         ``[O, I/g, kh, kw]``.
+
+    Example:
+        >>> images = torch.randn(1, 2, 5, 5)
+        >>> depthwise, weight = torch.randn(2, 3, 3, 3), torch.randn(4, 6, 1, 1)
+        >>> in_a_row = F.conv2d(F.conv2d(images, depthwise.reshape(6, 1, 3, 3), groups=2), weight)
+        >>> merged = F.conv2d(images, depthwise_separable(depthwise, weight))
+        >>> torch.allclose(merged, in_a_row, atol=1e-4)
+        True
     """
     in_channels, multiplier, kh, kw = depthwise.shape
     out_channels, fan = weight.shape[0], in_channels // groups
@@ -211,6 +250,11 @@ def linear_factors(square: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
 
     Returns:
         A tensor of the weight's shape.
+
+    Example:
+        >>> square, weight = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[5.0, 7.0]] * 3)
+        >>> linear_factors(square, weight)[0]  # the square layer swaps the two inputs
+        tensor([7., 5.])
     """
     fan, size = weight.shape[1], square.shape[1]
     factor, matrix = square.view(groups, size, size), weight.reshape(groups, -1, fan)

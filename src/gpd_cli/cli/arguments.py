@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from gpd_cli.recipes.names import configuration_path
 from gpd_cli.teacher.checkpoint import read_run
 
 CONFIGURATION = ("-c", "--config")
@@ -38,6 +39,26 @@ def with_values(arguments: Sequence[str]) -> list[str]:
         f"{argument}=true" if argument == "--dry_run" and after.startswith("-") else argument
         for argument, after in zip(arguments, following, strict=True)
     ]
+
+
+def with_recipes(arguments: Sequence[str]) -> list[str]:
+    """The command line with the files of recipes in the place of ``recipe:NAME``.
+
+    Args:
+        arguments: the command line.
+
+    Raises:
+        RecipeError: when there is no such recipe.
+    """
+    found: list[str] = []
+    for argument, before in zip(arguments, ["", *arguments[:-1]], strict=True):
+        name, equals, value = argument.partition("=")
+        if before in CONFIGURATION:
+            argument = configuration_path(argument)
+        elif equals and name in CONFIGURATION:
+            argument = f"{name}={configuration_path(value)}"
+        found.append(argument)
+    return found
 
 
 def chosen_checkpoint(arguments: Sequence[str]) -> str | None:

@@ -22,6 +22,7 @@ from gpd_cli.cli.arguments import (
     IMAGE_DATA,
     chosen_checkpoint,
     settings_of_checkpoint,
+    with_recipes,
     with_values,
 )
 from gpd_cli.cli.loggers import csv_logger, settings_to_log, with_csv
@@ -33,14 +34,15 @@ from gpd_cli.commands.extract import extract_command
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.distill.methods.pairs import for_pair
 from gpd_cli.errors import GpdError
+from gpd_cli.recipes.names import configuration_path
 from gpd_cli.training.callbacks import EpochLines, default_callbacks
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.subnormals import FlushedSubnormals, flushed_subnormals
 
 EVALUATIONS = ("validate", "test", "predict")
 STANDALONE = ("expand", "extract")
-COMMANDS = ("fit", *EVALUATIONS, *STANDALONE)
-# YAML that may have settings in their old forms.
+COMMANDS = ("fit", *EVALUATIONS, *STANDALONE, "recipes")
+# YAML that may have settings in their old forms, and recipes by their names.
 _YAML = "gpd"
 _PARSER: dict[str, Any] = {"parser_mode": _YAML, "exit_on_error": False}
 _CHATTER = (
@@ -222,6 +224,7 @@ def run(arguments: Sequence[str]) -> int:
             if arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
                 known = ", ".join(COMMANDS)
                 raise ArgumentError(None, f"no command '{arguments[0]}': choose from {known}")
+            arguments = with_recipes(arguments)
             if arguments[:1] == ["extract"]:
                 _extract(arguments[1:])
             else:
@@ -262,7 +265,10 @@ def _extract(arguments: Sequence[str]) -> None:
 
 
 def _load_yaml(text: str) -> Any:
-    return current_settings(get_loader("yaml")(text))
+    content = get_loader("yaml")(text)
+    if isinstance(content, dict) and isinstance(base := content.get("config"), str):
+        content["config"] = configuration_path(base)
+    return current_settings(content)
 
 
 set_loader(_YAML, _load_yaml, (YAMLError,))

@@ -166,7 +166,8 @@ class Preprocessing:
 
     def _resize(self) -> Transform:
         size = (self.image_size, self.image_size)
-        return transforms.Resize(size, interpolation=_MODES[self.interpolation])
+        resize: Transform = transforms.Resize(size, interpolation=_MODES[self.interpolation])
+        return resize
 
     def _padded_crop(self) -> tuple[Transform, ...]:
         return (
@@ -176,4 +177,5 @@ class Preprocessing:
 
 
 def _compose(*steps: Transform) -> Transform:
-    return transforms.Compose(list(steps))
+    composed: Transform = transforms.Compose(list(steps))
+    return composed

@@ -18,6 +18,12 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) 
 
     Returns:
         A scalar.
+
+    Example:
+        >>> import torch
+        >>> certain = torch.tensor([[1.0, 0.0]])
+        >>> soft_cross_entropy(torch.zeros(1, 2), certain)  # log 2
+        tensor(0.6931)
     """
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
@@ -39,6 +45,12 @@ def gap_loss(
 
     Returns:
         A scalar.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> gap_loss(logits, logits) < gap_loss(-logits, logits)
+        tensor(True)
     """
     targets = (dynamic_teacher.detach() / temperature).softmax(dim=1)
     return temperature**2 * soft_cross_entropy(student / temperature, targets, smoothing)

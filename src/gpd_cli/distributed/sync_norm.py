@@ -42,7 +42,7 @@ class _Synced(nn.Module):
     """Mixin of a synchronized class of batch normalization, before the original class."""
 
     # Collectives are no part of a compiled graph.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(*args, **kwargs)
@@ -109,7 +109,7 @@ def _composed(
             unbiased = variance * (count / (count - 1))
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    output = centred * (variance + eps).rsqrt().view(shape)
+    output: Tensor = centred * (variance + eps).rsqrt().view(shape)
     if weight is not None:
         output = output * weight.view(shape)
     if bias is not None:

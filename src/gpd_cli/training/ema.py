@@ -24,7 +24,8 @@ def warmed_up_decay(updates: int, decay: float, gamma: float = 1.0, power: float
         >>> [round(warmed_up_decay(n, decay=0.9999), 4) for n in (1, 10, 1000, 10_000_000)]
         [0.37, 0.7978, 0.99, 0.9999]
     """
-    return min(decay, 1 - (1 + updates / gamma) ** -power)
+    warmed_up: float = 1 - (1 + updates / gamma) ** -power
+    return min(decay, warmed_up)
 
 
 class EMA(EMAWeightAveraging):

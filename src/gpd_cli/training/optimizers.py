@@ -100,6 +100,7 @@ def make_scheduler(
         GpdError: when timm does not know the schedule, or the schedule rejects its arguments.
     """
     warmup_updates = round(settings.warmup_epochs * updates_per_epoch)
+    scheduler: Scheduler | None
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,

@@ -29,7 +29,8 @@ def plan_text(plan: WidthPlan, student: nn.Module, heading: Mapping[str, Any]) -
         heading: further entries for the top (the network's name, a version).
     """
     content = {**heading, **describe_plan(plan, student)}
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10**6)
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10**6)
+    return text
 
 
 def describe_plan(plan: WidthPlan, student: nn.Module) -> dict[str, Any]:

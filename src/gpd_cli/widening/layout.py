@@ -16,6 +16,10 @@ class Scale:
         ratio: the expansion ratio, 1 or more.
         multiple: widths are rounded up to a multiple of this number. Counts (of attention heads,
             of groups) are not rounded: they are no widths of matrix products.
+
+    Example:
+        >>> Scale(1.5).width(10), Scale(1.5, multiple=8).width(10)
+        (15, 16)
     """
 
     ratio: float
@@ -42,6 +46,12 @@ class Segment:
         parts: number of equal parts that widen one by one (queries, keys, values).
         block: how many neighbours are copied together (the width of an attention head).
         grows: whether the segment widens at all.
+
+    Example:
+        >>> Segment(4, parts=2).map(Scale(2)).index
+        (0, 0, 1, 1, 2, 2, 3, 3)
+        >>> Segment(4, block=2).map(Scale(2)).index
+        (0, 1, 0, 1, 2, 3, 2, 3)
     """
 
     size: int
@@ -69,6 +79,10 @@ def layout_map(layout: Layout, scale: Scale) -> IndexMap | None:
     Args:
         layout: the layer's segments.
         scale: how much wider the network gets.
+
+    Example:
+        >>> layout_map((Segment(2), Segment(1, grows=False)), Scale(2)).index
+        (0, 0, 1, 1, 2)
     """
     index: list[int] = []
     start = 0

@@ -25,6 +25,11 @@ class IndexMap:
     Args:
         narrow: size of the narrow axis.
         index: for each wide position, the narrow position that it copies.
+
+    Example:
+        >>> channels = IndexMap(2, (0, 1, 0))
+        >>> channels.counts, channels.firsts
+        (tensor([2, 1]), tensor([0, 1]))
     """
 
     narrow: int
@@ -91,6 +96,14 @@ def spread(units: int, wide: int, block: int = 1) -> IndexMap:
         wide: number of wide blocks; where this is no multiple of ``units``, some blocks have one
             copy more than others.
         block: how many neighbours stay together (the head width where heads are copied).
+
+    Example:
+        >>> spread(2, 4).index
+        (0, 0, 1, 1)
+        >>> spread(2, 4, block=3).index  # two heads of three channels
+        (0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5)
+        >>> spread(2, 3).index
+        (0, 0, 1)
     """
     return IndexMap(
         units * block,
@@ -100,7 +113,12 @@ def spread(units: int, wide: int, block: int = 1) -> IndexMap:
 
 @lru_cache(maxsize=256)
 def stack(map_: IndexMap, times: int) -> IndexMap:
-    """The same map for ``times`` parts laid end to end (queries, keys and values, say)."""
+    """The same map for ``times`` parts laid end to end (queries, keys and values, say).
+
+    Example:
+        >>> stack(spread(1, 2), 3).index
+        (0, 0, 1, 1, 2, 2)
+    """
     index = tuple(part * map_.narrow + i for part in range(times) for i in map_.index)
     return IndexMap(map_.narrow * times, index)
 

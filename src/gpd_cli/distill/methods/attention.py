@@ -29,6 +29,11 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
 
     Returns:
         A scalar.
+
+    Example:
+        >>> maps = torch.randn(2, 8, 4, 4)
+        >>> bool(attention_loss([maps], [3 * maps]) < 1e-6)  # the scale of maps does not matter
+        True
     """
     losses = []
     for ours, theirs in zip(student, teacher, strict=True):

@@ -26,6 +26,11 @@ def pearson(one: Tensor, other: Tensor) -> Tensor:
 
     Returns:
         ``[N]``, between -1 and 1.
+
+    Example:
+        >>> one, other = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 2.0, 0.0]])
+        >>> pearson(one, other).round(decimals=4)
+        tensor([-1.])
     """
     one, other = (x - x.mean(dim=1, keepdim=True) for x in (one, other))
     norms = [torch.linalg.vector_norm(x, dim=1).clamp(min=_LEAST) for x in (one, other)]

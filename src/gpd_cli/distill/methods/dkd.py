@@ -37,6 +37,12 @@ def dkd_loss(
 
     Returns:
         A scalar.
+
+    Example:
+        >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[3.0, 0.0, 1.0]])
+        >>> others = dkd_loss(student, teacher, torch.tensor([0]), 0.0, 1.0, temperature=1.0)
+        >>> bool(others.abs() < 1e-6)  # they agree about the classes besides the label
+        True
     """
     target = labels if labels.ndim == 1 else labels.argmax(dim=1)
     is_target = F.one_hot(target, student.shape[1]).bool()

@@ -66,6 +66,11 @@ def unit_vectors(vectors: Tensor) -> Tensor:
 
     Returns:
         ``[..., F]``.
+
+    Example:
+        >>> unit_vectors(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
     """
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / norms.where(norms > 0, torch.ones_like(norms))

@@ -20,6 +20,11 @@ def affinities(embedding: Tensor) -> Tensor:
 
     Returns:
         ``(1 + cos(x_i, x_j)) / 2``, each row divided by its sum: ``[B, B]``.
+
+    Example:
+        >>> affinities(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        tensor([[0.6667, 0.3333],
+                [0.3333, 0.6667]])
     """
     kernel = (1 + cosines(embedding)) / 2
     # The image itself is included, as in the authors' code, so that no row is empty.

@@ -20,6 +20,11 @@ def standardize_logits(logits: Tensor) -> Tensor:
     Returns:
         ``(logits - mean) / deviation`` for each row, ``[B, C]``; deviations below 1e-4 are replaced
         by 1e-4, which bounds the gradient.
+
+    Example:
+        >>> import torch
+        >>> standardize_logits(torch.tensor([[10.0, 20.0, 30.0]]))
+        tensor([[-1.,  0.,  1.]])
     """
     centered = logits - logits.mean(dim=1, keepdim=True)
     return centered / logits.std(dim=1, keepdim=True).clamp(min=_LEAST)

@@ -45,7 +45,8 @@ def is_leaf(module: nn.Module) -> bool:
 def layer_out_channels(module: nn.Module) -> int | None:
     """The output channels of a layer that can choose how they widen, else None."""
     if isinstance(module, nn.MultiheadAttention):
-        return module.embed_dim
+        channels: int = module.embed_dim
+        return channels
     if isinstance(module, Table):
         return module.embedding_dim
     if not mixes_channels(module):

@@ -59,6 +59,12 @@ class Number(int):
 
     Sums, differences, products, quotients and remainders with other integers are instances of
     `Number` again. All other operations give plain values.
+
+    Example:
+        >>> dim, heads = Attribute("attn", "dim"), Attribute("attn", "num_heads")
+        >>> head_dim = Number(192, dim) // Number(6, heads)
+        >>> head_dim, text(head_dim.expression)
+        (32, 'self.dim // self.num_heads')
     """
 
     expression: Expression
@@ -135,6 +141,11 @@ def evaluate(expression: Expression, values: Mapping[Attribute, int]) -> int | N
     Args:
         expression: the expression.
         values: the values of all attributes in the expression.
+
+    Example:
+        >>> heads, width = Attribute("attn", "num_heads"), Attribute("attn", "head_dim")
+        >>> evaluate(Operation("*", heads, width), {heads: 12, width: 32})
+        384
     """
     if isinstance(expression, int):
         return expression

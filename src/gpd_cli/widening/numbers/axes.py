@@ -71,6 +71,11 @@ def cut(map_: IndexMap, sizes: Sequence[int]) -> list[IndexMap] | None:
     Returns:
         One map for each piece, or None where the wide axis is not a sequence of the pieces' copies
         in the order of the pieces.
+
+    Example:
+        >>> from gpd_cli.widening.plan import spread
+        >>> [piece.index for piece in cut(spread(4, 8), [2, 2])]
+        [(0, 0, 1, 1), (0, 0, 1, 1)]
     """
     pieces, start, first = [], 0, 0
     for size in sizes:

@@ -54,6 +54,14 @@ def solve(
 
     Raises:
         Unsolvable: when no values satisfy all equations; the message names the number in the way.
+
+    Example:
+        >>> from gpd_cli.widening.numbers.arithmetic import Operation
+        >>> heads, width = Attribute("attn", "num_heads"), Attribute("attn", "head_dim")
+        >>> wide_heads = Equation(heads, wanted=12, given=6)
+        >>> wide_channels = Equation(Operation("*", heads, width), wanted=384, given=192)
+        >>> solve([wide_heads, wide_channels], {heads: 6, width: 32})
+        {Attribute(owner='attn', name='num_heads', entry=None): 12}
     """
     steps = 0
 

@@ -1,0 +1,1 @@
+"""Recipes: the configurations of the folder ``configs``, which come with the package."""
