@@ -152,4 +152,4 @@ def test_a_method_that_is_chosen_starts_from_its_own_defaults(
         "temperature": 2.0,
         "standardize": False,
     }
-    assert method() == ("gpd_cli.methods.KD", {"temperature": 4.0, "standardize": False})
+    assert method() == ("gpd_cli.distill.methods.KD", {"temperature": 4.0, "standardize": False})
