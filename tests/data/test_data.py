@@ -161,6 +161,9 @@ def test_the_trainer_changes_the_order_with_each_epoch_and_keeps_it_on_resume(tm
             self.seen.append((self.current_epoch, batch[1].tolist()))
             return self.weight * batch[0].mean()
 
+        def validation_step(self, batch, batch_idx):
+            pass
+
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 

@@ -311,6 +311,7 @@ def _quieten() -> None:
         ".*The dirpath has changed.*",
         ".*is smaller than the logging interval.*",
         ".*Couldn't infer the batch indices.*",  # for streams
+        ".*Total length of `list` across ranks is zero.*",  # nothing is held out for validation
         ".*lr_scheduler.step\\(\\)` before.*",
     ):
         warnings.filterwarnings("ignore", message)
