@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -32,6 +31,7 @@ from bench.coverage.architectures import (
 from bench.coverage.check import Settings, check
 from bench.coverage.isolate import Limits, run_isolated
 from bench.coverage.table import FAILED, append_result, read_results, render, summary
+from bench.threads import threads_per_process
 
 FEWER_BRANCHES = 2
 """Branches per kernel of networks whose teacher with all of them exceeds the memory."""
@@ -87,7 +87,7 @@ def _try_all(
         jobs=options.jobs,
         preload=["bench.coverage.check"],
     )
-    work = partial(check, threads=_threads(options.jobs))
+    work = partial(check, threads=threads_per_process(options.jobs))
     for name, result in run(names, partial(work, settings=settings)):
         if result.get("out_of_memory") and settings.branches > FEWER_BRANCHES:
             logging.info("%s: %s; again with fewer branches", name, result["reason"])
@@ -105,12 +105,6 @@ def _wanted(target: Target, done: dict[str, dict[str, Any]], again: str | None) 
     """Whether a network has to be tried, now or once more."""
     result = done.get(target.name)
     return result is None or (again == "failed" and result["outcome"] != "exact")
-
-
-def _threads(jobs: int) -> int:
-    """Threads per process: by the environment, or the cores divided by the processes."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from bench.results.queue import train_all
 from bench.results.records import Records
 from bench.results.table import TableError, read_table
 from bench.results.train import Trainer, only_one
+from bench.threads import threads_per_process
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             if unknown:
                 raise TableError(f"{path} has no row {unknown[0]}; it has {', '.join(table.rows)}.")
             records = Records(table, path.with_suffix(""))
-            threads = max(1, (os.cpu_count() or 1) // options.jobs)
+            threads = threads_per_process(options.jobs)
             trainer = Trainer(records, options.data_root, extra, threads)
             with only_one(table):
                 failed += train_all(
