@@ -9,6 +9,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
@@ -31,17 +32,19 @@ from gpd_cli.cli.parser import Parser
 from gpd_cli.cli.parser_errors import in_short
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.extract import extract_command
+from gpd_cli.commands.report_runs import report_command
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.distill.methods.pairs import for_pair
 from gpd_cli.errors import GpdError
 from gpd_cli.recipes.names import configuration_path
-from gpd_cli.training.callbacks import EpochLines, default_callbacks
+from gpd_cli.training.callbacks import default_callbacks
+from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.subnormals import FlushedSubnormals, flushed_subnormals
 
 EVALUATIONS = ("validate", "test", "predict")
-STANDALONE = ("expand", "extract")
-COMMANDS = ("fit", *EVALUATIONS, *STANDALONE, "recipes")
+EXACT = ("expand", "extract")
+COMMANDS = ("fit", *EVALUATIONS, *EXACT, "report", "recipes")
 # YAML that may have settings in their old forms, and recipes by their names.
 _YAML = "gpd"
 _PARSER: dict[str, Any] = {"parser_mode": _YAML, "exit_on_error": False}
@@ -217,8 +220,8 @@ def run(arguments: Sequence[str]) -> int:
         The exit code.
     """
     _quieten()
-    # The other commands copy weights bit for bit, subnormal numbers included.
-    computes = not any(command in arguments[:1] for command in STANDALONE)
+    # These commands copy weights bit for bit, subnormal numbers included.
+    computes = not any(command in arguments[:1] for command in EXACT)
     try:
         with flushed_subnormals(computes):
             if arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
@@ -227,11 +230,13 @@ def run(arguments: Sequence[str]) -> int:
             arguments = with_recipes(arguments)
             if arguments[:1] == ["extract"]:
                 _extract(arguments[1:])
+            elif arguments[:1] == ["report"]:
+                _report(arguments[1:])
             else:
                 GpdCLI(arguments)
     except SystemExit as stop:  # after --help or --print_config
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits after Ctrl-C
-            return _interrupted()
+            return _interrupted(stop.__context__)
         return stop.code if isinstance(stop.code, int) else 2
     except ArgumentError as error:
         if (mendable := _mendable(error)) is not None:
@@ -240,8 +245,8 @@ def run(arguments: Sequence[str]) -> int:
         command = f"gpd {arguments[0]}" if arguments[0] in COMMANDS else "gpd"
         print(f"gpd: error: {text}; see {command} {remedy}.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return _interrupted()
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(interrupt)
     except Exception as error:
         if os.environ.get("GPD_DEBUG"):
             raise
@@ -264,6 +269,14 @@ def _extract(arguments: Sequence[str]) -> None:
     extract_command(**config)
 
 
+def _report(arguments: Sequence[str]) -> None:
+    """Run `report`: its runs need no option's name."""
+    parser = ArgumentParser(prog="gpd report", **_PARSER)
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folders of runs of fit")
+    parser.add_function_arguments(report_command, skip={"runs"})
+    report_command(**parser.parse_args(list(arguments)).as_dict())
+
+
 def _load_yaml(text: str) -> Any:
     content = get_loader("yaml")(text)
     if isinstance(content, dict) and isinstance(base := content.get("config"), str):
@@ -274,8 +287,10 @@ def _load_yaml(text: str) -> Any:
 set_loader(_YAML, _load_yaml, (YAMLError,))
 
 
-def _interrupted() -> int:
-    print("gpd: interrupted; go on with --ckpt_path RUN/checkpoints/last.ckpt", file=sys.stderr)
+def _interrupted(interrupt: KeyboardInterrupt) -> int:
+    """Say that Ctrl-C was heard, and what the command has to add to that."""
+    said = "; ".join(["interrupted", *getattr(interrupt, "__notes__", [])])
+    print(f"gpd: {said}", file=sys.stderr)
     return 130
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from gpd_cli.commands.closing import closing_lines, resume_command
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.predictions import PredictionTable
+from gpd_cli.commands.report_runs import write_short_report
 from gpd_cli.distributed.cluster import launched, requeue_path
 from gpd_cli.distributed.interruptions import Interruptions
 from gpd_cli.distributed.seeds import RankSeeds
 from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.files import check_writable
+from gpd_cli.report.run import CONFIG, METRICS, ReportError, read_run
 from gpd_cli.training.resuming import FinishedError
 
 
@@ -60,8 +65,13 @@ class GpdTrainer(Trainer):
         path = requeue_path(self.default_root_dir)
         requeued = path is not None and path.is_file()
         data = (train_dataloaders, val_dataloaders, datamodule)
+        start = time.perf_counter()
         try:
             super().fit(model, *data, path if requeued else ckpt_path, weights_only)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits after Ctrl-C
+                stop.__context__.add_note(self._how_to_go_on())
+            raise
         except FinishedError as finished:
             if path is None or not requeued:
                 raise
@@ -69,6 +79,8 @@ class GpdTrainer(Trainer):
             rank_zero_info(str(finished))
             if self.is_global_zero:
                 path.unlink(missing_ok=True)
+        else:
+            self._close(time.perf_counter() - start)
 
     def predict(  # type: ignore[override]
         self,
@@ -129,3 +141,30 @@ class GpdTrainer(Trainer):
             plan=None if plan is None else Path(plan),
             **model,
         )
+
+    def _run_folder(self) -> Path | None:
+        """Where the log is; asks no other process."""
+        found = (logger.log_dir for logger in self.loggers if isinstance(logger, CSVLogger))
+        return next((Path(folder) for folder in found), None)
+
+    def _how_to_go_on(self) -> str:
+        """The command that resumes a run after Ctrl-C."""
+        folder = self._run_folder()
+        last = None if folder is None else folder / "checkpoints" / "last.ckpt"
+        if last is None or not last.is_file():
+            last = Path(self.ckpt_path) if self.ckpt_path else None
+        if folder is None or last is None or not (folder / CONFIG).is_file():
+            return "no epoch was completed, and there is nothing to go on from"
+        return f"go on with: {resume_command(folder / CONFIG, last)}"
+
+    def _close(self, seconds: float) -> None:
+        """Write the report of a run, and say how it went."""
+        folder = self._run_folder()
+        if not self.is_global_zero or folder is None or not (folder / METRICS).is_file():
+            return
+        try:
+            run = read_run(folder)
+        except ReportError:  # it ended before its first epoch did
+            return
+        missing = write_short_report(run)
+        print("\n".join(closing_lines(run, seconds, missing)), flush=True)

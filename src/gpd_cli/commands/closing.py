@@ -1,0 +1,100 @@
+"""What `fit` says at its end: how the run went, where its files are, and what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from gpd_cli.report.run import CONFIG, METRICS, Run
+
+_FILES = (METRICS, CONFIG, "gap.png", "report.html")
+_INDENT = 14
+
+
+def closing_lines(run: Run, seconds: float, report: str = "") -> list[str]:
+    """The summary of a run that has ended.
+
+    Args:
+        run: as it was read back.
+        seconds: that it took.
+        report: why there is no report, if there is none.
+    """
+    facts = [*_accuracies(run), ("took", f"{_in_words(seconds)}, {_epochs(run)}")]
+    if (static := run.epochs[max(run.epochs)].get("val/static_top1")) is not None:
+        facts.insert(1, ("static teacher", f"{static:.2f}"))
+    checkpoints = [f"{name}.ckpt" for name in ("best", "last") if run.checkpoint(name)]
+    if checkpoints:
+        facts.append(
+            ("files", f"{short_path(run.folder / 'checkpoints')}: {', '.join(checkpoints)}")
+        )
+    others = [name for name in _FILES if (run.folder / name).is_file()]
+    facts.append(("" if checkpoints else "files", f"{short_path(run.folder)}: {', '.join(others)}"))
+    if report:
+        facts.append(("report", report))
+    commands = next_commands(run)
+    facts += [("next" if k == 0 else "", command) for k, command in enumerate(commands)]
+    return [f"{name:{_INDENT}}  {text}" for name, text in facts]
+
+
+def next_commands(run: Run) -> list[str]:
+    """Commands that use what a run left: score the student on the test images, and export it."""
+    chosen = run.checkpoint("best") or run.checkpoint("last")
+    if chosen is None:
+        return []
+    path = shlex.quote(short_path(chosen))
+    student = shlex.quote(short_path(run.folder / "student.safetensors"))
+    return [
+        f"gpd test --ckpt_path {path}",
+        f"gpd extract --ckpt_path {path} --output {student}",
+    ]
+
+
+def resume_command(config: Path, checkpoint: Path) -> str:
+    """The command by which a run goes on.
+
+    Args:
+        config: of the run, as it was saved.
+        checkpoint: to go on from.
+    """
+    files = (shlex.quote(short_path(path)) for path in (config, checkpoint))
+    return "gpd fit -c {} --ckpt_path {}".format(*files)
+
+
+def short_path(path: Path) -> str:
+    """A path as seen from the working directory, if it is in there."""
+    absolute, here = path.absolute(), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
+
+
+def _accuracies(run: Run) -> list[tuple[str, str]]:
+    best, last = run.best_epoch, max(run.epochs)
+    stage, number = ("val", best) if best is not None else ("train", last)
+    values = run.epochs[number]
+    names = {"student": "student_top1", "teacher": "teacher_top1", "gap": "gap"}
+    scores = [
+        f"{name} {values[key]:.2f}"
+        for name, entry in names.items()
+        if (key := f"{stage}/{entry}") in values
+    ]
+    if best is not None:
+        return [("best epoch", f"{best}: {', '.join(scores)} (validation, %)")]
+    return [("last epoch", f"{last}: {', '.join(scores)} (training, %; nothing was validated)")]
+
+
+def _epochs(run: Run) -> str:
+    count = len(run.epochs)
+    return f"{count} epoch{'' if count == 1 else 's'}"
+
+
+def _in_words(seconds: float) -> str:
+    """A duration in its two largest units.
+
+    Example:
+        >>> _in_words(4.2), _in_words(130), _in_words(7500)
+        ('4 s', '2 min 10 s', '2 h 5 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

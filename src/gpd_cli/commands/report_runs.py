@@ -1,0 +1,100 @@
+"""`gpd report`: a page, a picture and a text about one run or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from gpd_cli.errors import GpdError
+from gpd_cli.files import check_writable
+from gpd_cli.report.markdown import write_markdown
+from gpd_cli.report.picture import draw
+from gpd_cli.report.predictions import Predictions, predict
+from gpd_cli.report.run import ReportError, Run, read_runs
+
+_PACKAGES = ("plotly", "jinja2")
+_INSTALL = "pip install 'gpd-cli[report]'"
+_NAME = "report.html"
+
+
+def report_command(
+    runs: Sequence[Path],
+    output: Path | None = None,
+    split: Literal["validation", "test", "none"] = "validation",
+) -> None:
+    """Write a page about runs of fit, and beside it a picture (.png) and a text (.md).
+
+    Args:
+        runs: folders of the runs.
+        output: the page to write (.html); by default report.html in the run's folder, of several
+            runs in the working directory.
+        split: the images whose classes, confusions and disagreements are shown, with the networks
+            of best.ckpt; none is quick.
+
+    Raises:
+        ReportError: when a run cannot be read, or a package is missing.
+    """
+    if lacking := missing_packages():
+        raise ReportError(f"A report needs {' and '.join(lacking)}: {_INSTALL}.")
+    found = read_runs(runs)
+    page = output or (found[0].folder if len(found) == 1 else Path()) / _NAME
+    if page.suffix != ".html":
+        raise ReportError(f"The report {page} must end in .html.")
+    picture, text = page.with_suffix(".png"), page.with_suffix(".md")
+    for path in (page, picture, text):
+        check_writable(path)
+    predictions, missing = _predictions(found, split)
+    from gpd_cli.report.page import write_page  # which needs the packages
+
+    write_page(found, predictions, missing, page)
+    draw(found, picture)
+    write_markdown(found, predictions, text, picture.name)
+    for sentence in missing:
+        print(sentence)
+    print(f"Report written to {page}, {picture.name} and {text.name}")
+
+
+def write_short_report(run: Run) -> str:
+    """Write ``report.html`` beside a run's log, without anything that takes long.
+
+    Returns:
+        Why there is none, with the remedy; nothing when it was written.
+    """
+    command = f"gpd report {run.folder}"
+    if missing_packages():
+        return f"{_INSTALL}, then {command}"
+    from gpd_cli.report.page import write_page
+
+    sentence = f"Accuracy by class, confusions and disagreements: {command}"
+    try:
+        write_page([run], {}, [sentence], run.folder / _NAME)
+    except (GpdError, OSError) as error:  # the run itself went well
+        return str(error)
+    return ""
+
+
+def missing_packages() -> list[str]:
+    """The packages that a report needs and that are not installed."""
+    return [name for name in _PACKAGES if find_spec(name) is None]
+
+
+def _predictions(runs: Sequence[Run], split: str) -> tuple[dict[str, Predictions], list[str]]:
+    """Predictions by run, and sentences about those that there are none of."""
+    predictions: dict[str, Predictions] = {}
+    missing: list[str] = []
+    if split == "none":
+        return predictions, ["Classes and pictures were left out (--split none)."]
+    for run in runs:
+        checkpoint = run.checkpoint("best") or run.checkpoint("last")
+        without = f"Classes and pictures of {run.name} are left out: "
+        if checkpoint is None:
+            missing.append(f"{without}it has no checkpoint.")
+            continue
+        try:
+            predictions[run.name] = predict(checkpoint, split)  # type: ignore[arg-type]
+        except Exception as error:  # the data may be anybody's code, and is not needed for the rest
+            reason = " ".join(str(error).split()) or type(error).__name__
+            missing.append(f"{without}{reason.rstrip('.')}.")
+    return predictions, missing

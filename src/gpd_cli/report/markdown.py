@@ -1,0 +1,44 @@
+"""The report as Markdown, for a pull request or a wiki."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gpd_cli.files import atomic_path
+from gpd_cli.report.predictions import Predictions
+from gpd_cli.report.run import Run
+from gpd_cli.report.summary import Table, confusions, results, settings
+
+
+def write_markdown(
+    runs: Sequence[Run], predictions: Mapping[str, Predictions], path: Path, picture: str
+) -> None:
+    """Write results, the picture, settings that differ and confused classes.
+
+    Args:
+        runs: at least one.
+        predictions: by name of the run.
+        path: the file to write.
+        picture: the picture's path as seen from there.
+    """
+    parts = ["# " + ", ".join(run.name for run in runs)]
+    parts += [_table(results(runs)), f"![accuracy, gap, loss and learning rate]({picture})"]
+    if len(runs) > 1:
+        parts += ["## Settings that differ", _table(settings(runs))]
+    for name, found in predictions.items():
+        table = confusions(found)
+        if table.rows:
+            title = f"## Classes that the student of {name} confuses ({found.split} images)"
+            parts += [title, _table(table)]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _table(table: Table) -> str:
+    rows = [table.header, ["---"] * len(table.header), *table.rows]
+    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,243 @@
+"""What the networks of a run say of its validation or test images, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from pydoc import locate
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor, nn
+
+from gpd_cli.data import ImageData
+from gpd_cli.errors import DataError
+from gpd_cli.teacher.build import merged_teacher
+from gpd_cli.teacher.checkpoint import load_networks, read_run
+from gpd_cli.teacher.pair import Pair
+
+Split = Literal["validation", "test"]
+PICTURES = 12
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A network's likeliest class for an image, and its probability."""
+
+    label: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that student and teacher disagree on.
+
+    Args:
+        number: of the image within its split, counted from 0.
+        pixels: values in [0, 1], ``[C, H, W]``.
+        label: its class.
+        guesses: by network.
+    """
+
+    number: int
+    pixels: Tensor
+    label: int
+    guesses: dict[str, Guess]
+
+    @property
+    def confidence(self) -> float:
+        """How sure the networks are of their different classes: the product of probabilities."""
+        product = 1.0
+        for guess in self.guesses.values():
+            product *= guess.probability
+        return product
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Labels and predictions of a split.
+
+    Args:
+        split: of the data set.
+        class_names: names by class number.
+        labels: class numbers, ``[N]``.
+        chosen: by network (``student``, and maybe ``teacher``), predicted class numbers, ``[N]``.
+        pictures: the images that both networks disagree on most confidently.
+    """
+
+    split: Split
+    class_names: list[str]
+    labels: Tensor
+    chosen: dict[str, Tensor]
+    pictures: list[Picture] = field(default_factory=list)
+
+    @property
+    def disagreements(self) -> int:
+        """The number of images that student and teacher disagree on; 0 without a teacher."""
+        if "teacher" not in self.chosen:
+            return 0
+        return int((self.chosen["student"] != self.chosen["teacher"]).sum())
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images of one class that a network takes for another.
+
+    Args:
+        label: their class.
+        chosen: the class that the network sees.
+        count: their number.
+        share: of all images of their class, from 0 to 1.
+    """
+
+    label: int
+    chosen: int
+    count: int
+    share: float
+
+
+def predict(checkpoint: Path, split: Split) -> Predictions:
+    """Run student and dynamic teacher of a checkpoint, as they would be extracted.
+
+    Args:
+        checkpoint: of `fit`; its data is opened as the run did.
+        split: the images.
+
+    Raises:
+        GpdError: when checkpoint or data cannot be read, or there are no such images.
+    """
+    network, _ = load_networks(checkpoint)
+    networks: dict[str, nn.Module] = {"student": network.extract().eval()}
+    if isinstance(network, Pair):
+        networks["teacher"] = merged_teacher(network).eval()
+    data = _data(checkpoint)
+    seen = _Seen(networks, data)
+    trainer = Trainer(
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    run = trainer.validate if split == "validation" else trainer.test
+    run(seen, datamodule=data, verbose=False)
+    if not seen.labels:
+        raise DataError(f"There are no {split} images.")
+    labels = torch.cat(seen.labels)
+    count = next(iter(seen.widths), 0)
+    names = getattr(data, "class_names", None) or [str(k) for k in range(count)]
+    chosen = {name: torch.cat(values) for name, values in seen.chosen.items()}
+    return Predictions(split, [str(name) for name in names], labels, chosen, seen.pictures)
+
+
+def class_accuracies(labels: Tensor, chosen: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Accuracy of each class.
+
+    Args:
+        labels: class numbers, ``[N]``.
+        chosen: predicted class numbers, ``[N]``.
+        classes: number of classes.
+
+    Returns:
+        Percent by class, ``[C]``, not a number for a class without images; and images by class.
+
+    Example:
+        >>> class_accuracies(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2)
+        (tensor([ 50., 100.]), tensor([2, 1]))
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    hits = torch.bincount(labels[labels == chosen], minlength=classes)
+    return 100 * hits / counts, counts
+
+
+def worst_confusions(labels: Tensor, chosen: Tensor, most: int = 12) -> list[Confusion]:
+    """The pairs of classes that a network confuses most often, the most frequent first.
+
+    Args:
+        labels: class numbers, ``[N]``.
+        chosen: predicted class numbers, ``[N]``.
+        most: how many.
+
+    Example:
+        >>> worst_confusions(torch.tensor([0, 0, 1, 2]), torch.tensor([1, 1, 1, 0]), most=1)
+        [Confusion(label=0, chosen=1, count=2, share=1.0)]
+    """
+    counts = torch.bincount(labels)
+    wrong = labels != chosen
+    pairs, times = torch.stack([labels[wrong], chosen[wrong]], 1).unique(dim=0, return_counts=True)
+    order = times.argsort(descending=True, stable=True)[:most]
+    return [
+        Confusion(label, other, int(times[k]), int(times[k]) / int(counts[label]))
+        for k in order.tolist()
+        for label, other in [pairs[k].tolist()]
+    ]
+
+
+class _Seen(LightningModule):
+    """Collects what networks say of the images of a split."""
+
+    def __init__(self, networks: Mapping[str, nn.Module], data: Any) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(dict(networks))
+        self.labels: list[Tensor] = []
+        self.chosen: dict[str, list[Tensor]] = {name: [] for name in networks}
+        self.pictures: list[Picture] = []
+        self.widths: set[int] = set()
+        self._statistics = getattr(getattr(data, "preprocessing", None), "statistics", None)
+        self._count = 0
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Take a batch of validation images."""
+        self._take(*batch[:2])
+
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Take a batch of test images."""
+        self._take(*batch[:2])
+
+    def _take(self, images: Tensor, labels: Tensor) -> None:
+        labels = (labels if labels.ndim == 1 else labels.argmax(dim=1)).cpu()
+        tops = {}
+        for name, network in self.networks.items():
+            shares = network(images).float().softmax(dim=1).cpu()
+            self.widths.add(shares.shape[1])
+            tops[name] = shares.max(dim=1)
+            self.chosen[name].append(tops[name].indices)
+        self.labels.append(labels)
+        if "teacher" in tops:
+            differ = tops["student"].indices != tops["teacher"].indices
+            for k in differ.nonzero().flatten().tolist():
+                guesses = {
+                    name: Guess(int(top.indices[k]), float(top.values[k]))
+                    for name, top in tops.items()
+                }
+                picture = Picture(self._count + k, images[k], int(labels[k]), guesses)
+                self.pictures.append(picture)
+            self.pictures.sort(key=lambda picture: -picture.confidence)
+            self.pictures = [
+                p if p.number < self._count else self._shown(p) for p in self.pictures[:PICTURES]
+            ]
+        self._count += len(labels)
+
+    def _shown(self, picture: Picture) -> Picture:
+        """A picture as it was before normalization, or scaled where that is not known."""
+        pixels = picture.pixels.detach().float().cpu()
+        if self._statistics is not None:
+            mean, std = (torch.tensor(values)[:, None, None] for values in self._statistics)
+            pixels = pixels * std + mean
+        else:
+            low, high = pixels.amin(), pixels.amax()
+            pixels = (pixels - low) / (high - low).clamp(min=1e-12)
+        return Picture(picture.number, pixels.clamp(0, 1), picture.label, picture.guesses)
+
+
+def _data(checkpoint: Path) -> LightningDataModule:
+    """The data of the run that wrote a checkpoint."""
+    settings = read_run(checkpoint).get("datamodule_hyper_parameters", {})
+    path = settings.get("_class_path")
+    cls: Any = ImageData if path is None else locate(path)
+    if cls is None:
+        raise DataError(f"The data's class {path} is not found; run the command where it lies.")
+    return cls(**{name: value for name, value in settings.items() if not name.startswith("_")})

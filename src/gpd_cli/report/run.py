@@ -1,0 +1,200 @@
+"""What a run of `fit` left in its folder, read back."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpd_cli.errors import GpdError
+
+METRICS, CONFIG = "metrics.csv", "config.yaml"
+# Settings that say where a run is kept and how it is shown, not how it is trained.
+_ABOUT_FILES = (
+    "ckpt_path",
+    "trainer.logger",
+    "trainer.default_root_dir",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+)
+_SELECTOR = "val/student_top1"
+
+
+class ReportError(GpdError):
+    """There is nothing to report on, or no way to show it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run logged and was told.
+
+    Args:
+        name: what it is called beside other runs.
+        folder: where it is.
+        epochs: by number of the epoch, counted from 1, what was logged of it: accuracies in
+            percent, the gap in points, and losses, by the names of ``metrics.csv``.
+        steps: what was logged of single steps, by ``step``, counted from 0: learning rate and
+            images per second.
+        settings: what it was told, by the names of the options, without hyphens.
+    """
+
+    name: str
+    folder: Path
+    epochs: dict[int, dict[str, float]]
+    steps: list[dict[str, float]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch that ``best.ckpt`` is from: the first with the best validation accuracy."""
+        scored = [n for n, values in sorted(self.epochs.items()) if _SELECTOR in values]
+        return max(scored, key=lambda n: self.epochs[n][_SELECTOR], default=None)
+
+    def checkpoint(self, name: str) -> Path | None:
+        """The path of a checkpoint, such as ``best``, if it was written."""
+        path = self.folder / "checkpoints" / f"{name}.ckpt"
+        return path if path.is_file() else None
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """The epochs that a value was logged in, and the value in each."""
+        epochs = [n for n in sorted(self.epochs) if name in self.epochs[n]]
+        return epochs, [self.epochs[n][name] for n in epochs]
+
+    def names(self, prefix: str) -> list[str]:
+        """The values that begin so, in alphabetical order."""
+        found = {name for values in self.epochs.values() for name in values}
+        return sorted(name for name in found if name.startswith(prefix))
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read several runs and give each a name that tells it from the others.
+
+    Args:
+        folders: of the runs; a folder given twice counts once.
+
+    Raises:
+        ReportError: when one is none, or has logged nothing yet.
+    """
+    unique = list({folder.resolve(): folder for folder in folders}.values())
+    return [read_run(folder, name) for folder, name in zip(unique, run_names(unique), strict=True)]
+
+
+def read_run(folder: Path, name: str | None = None) -> Run:
+    """Read a run.
+
+    Args:
+        folder: of the run, with ``metrics.csv`` and, where it is complete, ``config.yaml``.
+        name: what to call it; by default the end of its path.
+
+    Raises:
+        ReportError: when it is no run, or has logged nothing yet.
+    """
+    path = folder / METRICS
+    if not path.is_file():
+        raise ReportError(
+            f"{folder} is no folder of a run: there is no {METRICS} in it{_at(folder)}."
+        )
+    epochs: dict[int, dict[str, float]] = {}
+    steps: list[dict[str, float]] = []
+    try:
+        with path.open(newline="") as file:
+            for line in csv.DictReader(file):
+                values = {key: float(value) for key, value in line.items() if value}
+                if "epoch" not in values:
+                    continue
+                scores = {key: value for key, value in values.items() if "/" in key}
+                if scores:
+                    epochs.setdefault(int(values["epoch"]) + 1, {}).update(scores)
+                else:
+                    steps.append(values)
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise ReportError(
+            f"{path} cannot be read as the log of a run ({error}); give a folder that gpd fit "
+            "wrote."
+        ) from error
+    if not epochs:
+        raise ReportError(f"{folder} has no whole epoch in its {METRICS} yet; wait for the first.")
+    return Run(name or run_names([folder])[0], folder, epochs, steps, _settings(folder / CONFIG))
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """What to call runs: the ends of their paths, from where they differ.
+
+    Args:
+        folders: all different.
+
+    Example:
+        >>> run_names([Path("runs/demo/gpd"), Path("runs/demo/alone")])
+        ['gpd', 'alone']
+        >>> run_names([Path("/a/runs/digits/version_0")])
+        ['digits/version_0']
+    """
+    paths = [folder.resolve() for folder in folders]
+    if len(paths) == 1:
+        return ["/".join(paths[0].parts[-2:])]
+    common = Path(os.path.commonpath(paths))
+    return [(path.relative_to(common)).as_posix() for path in paths]
+
+
+def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The settings that are not the same in all runs: by name, the value in each run, in order.
+
+    Args:
+        runs: at least one; what a run does not have is None.
+    """
+    names = list(dict.fromkeys(name for run in runs for name in run.settings))
+    values = {name: [run.settings.get(name) for run in runs] for name in names}
+    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+
+
+def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a configuration by the names of the options that set them.
+
+    Args:
+        config: nested; a class is ``class_path`` and ``init_args``.
+
+    Example:
+        >>> flat_settings({"data": {"class_path": "mine.Data", "init_args": {"size": 8}}, "a": [1]})
+        {'data': 'mine.Data', 'data.size': 8, 'a': [1]}
+    """
+    flat: dict[str, Any] = {}
+
+    def put(name: str, value: Any) -> None:
+        if isinstance(value, Mapping) and "class_path" in value:
+            flat[name] = value["class_path"]
+            value = value.get("init_args") or {}
+        elif not isinstance(value, Mapping) or not value:
+            flat[name] = value
+            return
+        for key, entry in value.items():
+            put(f"{name}.{key}" if name else str(key), entry)
+
+    for key, entry in config.items():
+        put(str(key), entry)
+    return flat
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Those of a run's configuration that say how it was trained."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    flat = flat_settings(content)
+    return {name: value for name, value in flat.items() if not name.startswith(_ABOUT_FILES)}
+
+
+def _at(folder: Path) -> str:
+    """Where runs are below a folder, for a message."""
+    found = sorted(folder.glob(f"*/{METRICS}")) or sorted(folder.glob(f"*/*/{METRICS}"))
+    if not found:
+        return "; give a folder that gpd fit wrote, such as runs/digits/version_0"
+    listed = ", ".join(str(path.parent) for path in found[:3])
+    return f"; those below it are {listed}{' and others' if len(found) > 3 else ''}"

@@ -1,0 +1,62 @@
+"""Accuracies and gap by epoch, kept across resumptions, and their picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from gpd_cli.training.epoch_scores import EpochScores
+from gpd_cli.training.plot import plot_gap
+
+_FROZEN = ("val/static_top1", "val/assistant_")
+
+
+class GapHistory(EpochScores):
+    """Remember accuracies and gap by epoch, and plot them when training ends or is broken off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epochs: dict[int, dict[str, float]] = {}
+        self._folder: str | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask for the folder, as all processes have to together: the answer is broadcast."""
+        self._folder = trainer.log_dir
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take this epoch's values."""
+        self.epochs[trainer.current_epoch] = {
+            f"{stage}/{name}": value
+            for stage, values in self.scores(trainer).items()
+            for name, value in values.items()
+        }
+        # Those of static teachers stay as they are.
+        self.epochs[trainer.current_epoch] |= {
+            key: float(value)
+            for key, value in trainer.callback_metrics.items()
+            if key.startswith(_FROZEN) and key.endswith("_top1")
+        }
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``gap.png`` beside ``metrics.csv``."""
+        self._plot(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Write it for a run that was interrupted or failed as well."""
+        self._plot(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, for the checkpoint."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the history of the run that is resumed."""
+        self.epochs = dict(state_dict["epochs"])
+
+    def _plot(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and self._folder and self.epochs:
+            plot_gap(self.epochs, Path(self._folder) / "gap.png")
