@@ -22,15 +22,19 @@ commands:
   predict   write their predictions for the test images
   expand    inflate a student into a dynamic teacher that computes the same function
   extract   cut the trained student out of a checkpoint, for deployment
+  report    write a page about one run or several: curves, classes, pictures, settings
   recipes   list the configurations that come with gpd
 
-  gpd COMMAND --help lists a command's options (gpd COMMAND --print_config its whole configuration).
+  gpd COMMAND --help lists a command's options, gpd COMMAND --help-trainer those of Lightning's
+  Trainer, and gpd COMMAND --print_config prints the whole configuration. gpd completion bash
+  (or zsh) prints a script that completes commands and options.
 
 examples:
   gpd fit -c recipe:digits
   gpd fit -c recipe:digits --ckpt_path runs/digits/version_0/checkpoints/last.ckpt
   gpd expand --model.student resnet18 --model.ratio 2 --model.branches 6 --output wide.safetensors
   gpd extract --ckpt_path best.ckpt --output student.safetensors
+  gpd report runs/digits/version_0 runs/digits/version_1
 
 GPD_DEBUG=1 shows the full traceback of an error.
 """

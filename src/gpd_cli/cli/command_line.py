@@ -9,10 +9,9 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -26,13 +25,15 @@ from gpd_cli.cli.arguments import (
     with_recipes,
     with_values,
 )
+from gpd_cli.cli.completion import print_completion
+from gpd_cli.cli.help import HELP_TRAINER, page_of, trainer_page
 from gpd_cli.cli.loggers import csv_logger, settings_to_log, with_csv
 from gpd_cli.cli.old_forms import current_arguments, current_settings
 from gpd_cli.cli.parser import Parser
 from gpd_cli.cli.parser_errors import in_short
+from gpd_cli.cli.standalone import PARSING, YAML, run_extract, run_report
+from gpd_cli.cli.suggestions import data_options, suggesting
 from gpd_cli.commands.expand import expand_command
-from gpd_cli.commands.extract import extract_command
-from gpd_cli.commands.report_runs import report_command
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.distill.methods.pairs import for_pair
 from gpd_cli.errors import GpdError
@@ -44,10 +45,7 @@ from gpd_cli.training.subnormals import FlushedSubnormals, flushed_subnormals
 
 EVALUATIONS = ("validate", "test", "predict")
 EXACT = ("expand", "extract")
-COMMANDS = ("fit", *EVALUATIONS, *EXACT, "report", "recipes")
-# YAML that may have settings in their old forms, and recipes by their names.
-_YAML = "gpd"
-_PARSER: dict[str, Any] = {"parser_mode": _YAML, "exit_on_error": False}
+COMMANDS = ("fit", *EVALUATIONS, *EXACT, "report", "recipes", "completion")
 _CHATTER = (
     "Tip:",
     "Loading `train_dataloader`",
@@ -89,6 +87,7 @@ class GpdCLI(LightningCLI):
             self._checkpoint = chosen_checkpoint(arguments)
         if self._checkpoint is not None:
             self._settings = settings_of_checkpoint(self._checkpoint)
+        self._on_trainer = HELP_TRAINER in arguments
         super().__init__(
             GapPreservingDistillation,
             LightningDataModule,
@@ -99,13 +98,21 @@ class GpdCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveConfig if self._command == "fit" else None,
             save_config_kwargs={"overwrite": True},
-            args=with_values(current_arguments(arguments)),
+            args=with_values(current_arguments(self._asked_for(arguments))),
             auto_configure_optimizers=False,
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises errors, since its own messages begin with a page of usage."""
-        return super().init_parser(**_PARSER, **{"prog": "gpd", **kwargs})
+        return super().init_parser(**PARSING, **{"prog": "gpd", **kwargs})
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Say what the help of each command shows."""
+        super().setup_parser(*args, **kwargs)
+        self._parsers = cast("dict[str, Parser]", self._subcommand_parsers)
+        expanding = list(inspect.signature(expand_command).parameters)
+        for name, parser in self._parsers.items():
+            parser.page = trainer_page(name) if self._on_trainer else page_of(name, expanding)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -126,10 +133,21 @@ class GpdCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse without the checkpoint, whose settings LightningCLI would put above the user's."""
-        super().parse_arguments(parser, args)
+        if self._command == "completion":
+            print_completion(args[1:], self._parsers)
+            parser.exit()
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            chosen = self._parsers.get(self._command, parser)
+            raise suggesting(error, chosen, data_options()) from error
         config = self.config[self.config.subcommand]
         self._checkpoint = config.ckpt_path or self._checkpoint
         config.ckpt_path = None
+
+    def _asked_for(self, arguments: Sequence[str]) -> list[str]:
+        """Help on the Trainer is help with another page."""
+        return ["--help" if argument == HELP_TRAINER else argument for argument in arguments]
 
     def before_instantiate_classes(self) -> None:
         """Last changes to the parsed settings.
@@ -229,9 +247,9 @@ def run(arguments: Sequence[str]) -> int:
                 raise ArgumentError(None, f"no command '{arguments[0]}': choose from {known}")
             arguments = with_recipes(arguments)
             if arguments[:1] == ["extract"]:
-                _extract(arguments[1:])
+                run_extract(arguments[1:])
             elif arguments[:1] == ["report"]:
-                _report(arguments[1:])
+                run_report(arguments[1:])
             else:
                 GpdCLI(arguments)
     except SystemExit as stop:  # after --help or --print_config
@@ -259,24 +277,6 @@ def _fail(error: BaseException) -> int:
     return 1
 
 
-def _extract(arguments: Sequence[str]) -> None:
-    """Run `extract`, which needs no model options: the checkpoint has architecture and plan."""
-    parser = ArgumentParser(prog="gpd extract", **_PARSER)
-    parser.add_argument("-c", "--config", action="config", help="a file with these options (YAML)")
-    parser.add_function_arguments(extract_command)
-    config = parser.parse_args(list(arguments)).as_dict()
-    del config["config"]
-    extract_command(**config)
-
-
-def _report(arguments: Sequence[str]) -> None:
-    """Run `report`: its runs need no option's name."""
-    parser = ArgumentParser(prog="gpd report", **_PARSER)
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folders of runs of fit")
-    parser.add_function_arguments(report_command, skip={"runs"})
-    report_command(**parser.parse_args(list(arguments)).as_dict())
-
-
 def _load_yaml(text: str) -> Any:
     content = get_loader("yaml")(text)
     if isinstance(content, dict) and isinstance(base := content.get("config"), str):
@@ -284,7 +284,7 @@ def _load_yaml(text: str) -> Any:
     return current_settings(content)
 
 
-set_loader(_YAML, _load_yaml, (YAMLError,))
+set_loader(YAML, _load_yaml, (YAMLError,))
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from argparse import Action
 from pydoc import locate
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+
+from gpd_cli.cli.help import Page, groups
 
 _CHOSEN = ("data", "model.method")
 
@@ -18,7 +21,13 @@ class Parser(LightningArgumentParser):
     By itself jsonargparse passes defaults of the default class on to the chosen class, where
     arguments have the same names: DKD would get the default temperature of KD, and a user's data
     module the batch size of `ImageData`.
+    Help is that of `page`, if one is set.
     """
+
+    page: Page | None = None
+    """
+
+    page: Page | None = None
 
     def get_defaults(self, skip_validation: bool = False, **kwargs: Any) -> Namespace:
         """All defaults except those of classes' arguments, which parsing fills in at the end."""
@@ -31,3 +40,22 @@ class Parser(LightningArgumentParser):
                     if name in parameters and value == parameters[name].default:
                         del chosen.init_args[name]
         return defaults
+
+    def shown(self) -> list[Action]:
+        """The options that help shows."""
+        if self.page is None:
+            return list(self._actions)
+        found = groups(self.page, self._actions)
+        return [action for group in found for action in group._group_actions]
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """The options by section, as the page has them."""
+        if self.page is None:
+            return super().format_help(*args, **kwargs)
+        before = self._action_groups, self.usage
+        self._action_groups = groups(self.page, self._actions)  # type: ignore[assignment]
+        self.usage = self.page.usage
+        try:
+            return super().format_help(*args, **kwargs)
+        finally:
+            self._action_groups, self.usage = before

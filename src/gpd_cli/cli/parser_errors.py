@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from pydoc import locate
+
+from gpd_cli.cli.suggestions import nearest
 
 _KEY = r'Parser key "(data|model\.method|model\.assistants)": '
 _CLASS = r"class_path[ =]'([\w.]+)'"
@@ -43,5 +47,17 @@ def in_short(text: str) -> tuple[str, str]:
         return f"--{key[1]}: {said}", f"--{key[1]}.help"
     if path is None:
         return f"--{key[1]}: {said}", "--help"
+    said += _suggestion(said, path[1])
     name = path[1].rpartition(".")[2] if path[1].startswith("gpd_cli.") else path[1]
     return f"--{key[1]} {path[1]}: {said}", f"--{key[1]}.help {name}"
+
+
+def _suggestion(said: str, path: str) -> str:
+    """The setting of a class that was probably meant."""
+    unknown = re.match(r"Option '(\w+)'", said)
+    cls = locate(path) if unknown else None
+    if unknown is None or not callable(cls):
+        return ""
+    names = [f"--{name}" for name in inspect.signature(cls).parameters]
+    meant = nearest(f"--{unknown[1]}", names)
+    return "" if meant is None else f" (did you mean {meant.lstrip('-')}?)"

@@ -77,7 +77,7 @@ def _accuracies(run: Run) -> list[tuple[str, str]]:
         if (key := f"{stage}/{entry}") in values
     ]
     if best is not None:
-        return [("best epoch", f"{best}: {', '.join(scores)} (validation, %)")]
+        return [("best epoch", f"{best} of {last}: {', '.join(scores)} (validation, %)")]
     return [("last epoch", f"{last}: {', '.join(scores)} (training, %; nothing was validated)")]
 
 

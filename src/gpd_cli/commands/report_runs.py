@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from gpd_cli.commands.closing import short_path
 from gpd_cli.errors import GpdError
 from gpd_cli.files import check_writable
 from gpd_cli.report.markdown import write_markdown
@@ -62,7 +64,7 @@ def write_short_report(run: Run) -> str:
     Returns:
         Why there is none, with the remedy; nothing when it was written.
     """
-    command = f"gpd report {run.folder}"
+    command = f"gpd report {shlex.quote(short_path(run.folder))}"
     if missing_packages():
         return f"{_INSTALL}, then {command}"
     from gpd_cli.report.page import write_page

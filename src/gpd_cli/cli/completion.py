@@ -1,0 +1,79 @@
+"""Scripts by which shells complete commands and options."""
+
+from __future__ import annotations
+
+from argparse import Action
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+from gpd_cli.cli.parser import Parser
+from gpd_cli.cli.standalone import extract_parser, report_parser
+from gpd_cli.cli.suggestions import data_options
+from gpd_cli.errors import GpdError
+
+Shell = Literal["bash", "zsh"]
+# One function for both: zsh runs bash's completions. Words that are no options are files.
+_FUNCTION = """\
+_gpd() {{
+  local current="${{COMP_WORDS[COMP_CWORD]}}" words=""
+  if (( COMP_CWORD == 1 )); then
+    words="{commands} --help --version"
+  else
+    case "${{COMP_WORDS[1]}}" in
+{cases}
+    esac
+  fi
+  COMPREPLY=()
+  if [[ $COMP_CWORD == 1 || $current == -* ]]; then
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+  fi
+}}
+complete -o default -F _gpd gpd
+"""
+_ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
+
+
+def print_completion(shells: Sequence[str], parsers: Mapping[str, Parser]) -> None:
+    """Print the script for a shell.
+
+    Args:
+        shells: names that the command line has; one is right.
+        parsers: of the subcommands.
+
+    Raises:
+        GpdError: when there is no such shell, or none or several are named.
+    """
+    if len(shells) != 1:
+        raise GpdError("Name one shell: gpd completion bash, or gpd completion zsh.")
+    options = {name: _long(parser._actions) for name, parser in parsers.items()}
+    options["expand"] = _long(parsers["expand"].shown())  # it takes more than it needs
+    options["extract"] = _long(extract_parser()._actions)
+    options["report"] = _long(report_parser()._actions)
+    for name in ("fit", "validate", "test", "predict"):
+        options[name] += data_options()
+    print(completion_script(shells[0], options), end="")
+
+
+def completion_script(shell: str, options: Mapping[str, Sequence[str]]) -> str:
+    """The script that a shell is to read.
+
+    Args:
+        shell: bash or zsh.
+        options: by command, with their hyphens.
+
+    Raises:
+        GpdError: for another shell.
+    """
+    if shell not in get_args(Shell):
+        shells = " or ".join(get_args(Shell))
+        raise GpdError(f"There is no completion for '{shell}'; choose {shells}.")
+    cases = "\n".join(
+        f'      {name}) words="{" ".join(opts)}" ;;' for name, opts in options.items()
+    )
+    script = _FUNCTION.format(commands=" ".join(options), cases=cases)
+    return (_ZSH if shell == "zsh" else "") + script
+
+
+def _long(actions: Sequence[Action]) -> list[str]:
+    names = [name for action in actions for name in action.option_strings]
+    return [name for name in names if name.startswith("--") and not name.endswith("+")]

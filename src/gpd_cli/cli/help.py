@@ -1,0 +1,130 @@
+"""The page that `gpd COMMAND --help` prints: our options first, Lightning's Trainer on request."""
+
+from __future__ import annotations
+
+from argparse import Action
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+HELP_TRAINER = "--help-trainer"
+_TRAINER = "Lightning's Trainer"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Options that belong together.
+
+    Args:
+        title: of the section.
+        patterns: of the options' names; an option stands in the first section that one fits.
+        text: before the options.
+    """
+
+    title: str
+    patterns: tuple[str, ...]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the help of a command shows.
+
+    Args:
+        usage: one line.
+        sections: in their order; options that are in none are not shown.
+    """
+
+    usage: str
+    sections: tuple[Section, ...] = ()
+
+
+_RUN = (
+    *("-h", "-c", "--print_config*", "--ckpt_path", "--output", "--plan", "--dry_run", "--verbose"),
+    "--seed_everything",
+)
+_MODEL = (
+    Section(
+        "student and dynamic teacher",
+        (
+            *("--model.student*", "--model.num_classes", "--model.ratio", "--model.branch*"),
+            *("--model.noise", "--model.storage", "--model.exclude", "--model.width_multiple"),
+            "--model.shared",
+        ),
+    ),
+    Section("loss", ("--model.gap_*", "--model.ce_weight", "--model.label_smoothing")),
+    Section(
+        "static teacher",
+        ("--model.static_*", "--model.assistants*", "--model.method*", "--model.stages"),
+    ),
+    Section("optimizer and schedule", ("--model.optimizer*",)),
+    Section("further settings of the model", ("--model.?*",)),
+)
+
+
+@dataclass
+class Group:
+    """What argparse takes for a group of options when it prints help."""
+
+    title: str
+    description: str | None
+    _group_actions: list[Action] = field(default_factory=list)
+
+
+def groups(page: Page, actions: Sequence[Action]) -> list[Group]:
+    """The options of a command by section.
+
+    Args:
+        page: what is to be shown.
+        actions: the parser's.
+    """
+    found = [Group(section.title, section.text or None) for section in page.sections]
+    for action in actions:
+        for section, group in zip(page.sections, found, strict=True):
+            if _fits(action, section.patterns):
+                group._group_actions.append(action)
+                break
+    return found
+
+
+def page_of(command: str, expanding: Sequence[str]) -> Page:
+    """The help of a command.
+
+    Args:
+        command: one of LightningCLI's subcommands.
+        expanding: names of the settings of the model that `expand` takes.
+    """
+    usage = f"gpd {command} [-c CONFIG] [options]"
+    run = Section("run", _RUN)
+    if command == "expand":
+        text = "A configuration of fit is welcome; what expansion does not need is left out."
+        options = tuple(f"--model.{name}" for name in expanding)
+        return Page(usage, (run, Section("student and dynamic teacher", options, text)))
+    data = Section(
+        "data",
+        ("--data", "--data.*"),
+        "Settings of the data are --data.dataset, --data.root, --data.image_size, "
+        f"--data.batch_size and others: gpd {command} --data.help ImageData",
+    )
+    trainer = Section(
+        _TRAINER,
+        (),
+        "--trainer.max_epochs N, --trainer.devices N, --trainer.precision bf16-mixed and others: "
+        f"gpd {command} {HELP_TRAINER}",
+    )
+    if command != "fit":
+        text = "The checkpoint has its settings; gpd fit --help lists them."
+        return Page(usage, (run, data, Section("model", (), text), trainer))
+    return Page(usage, (run, *_MODEL, data, trainer))
+
+
+def trainer_page(command: str) -> Page:
+    """The help on Lightning's Trainer alone."""
+    return Page(
+        f"gpd {command} [--trainer.OPTION VALUE ...]", (Section(_TRAINER, ("--trainer.*",)),)
+    )
+
+
+def _fits(action: Action, patterns: Sequence[str]) -> bool:
+    names = action.option_strings
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

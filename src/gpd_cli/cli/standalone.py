@@ -1,0 +1,54 @@
+"""The commands that are no methods of the Trainer: `extract` and `report`."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from gpd_cli.cli.suggestions import suggesting
+from gpd_cli.commands.extract import extract_command
+from gpd_cli.commands.report_runs import report_command
+
+YAML = "gpd"
+"""How all parsers read YAML: with settings in their old form as well."""
+PARSING: dict[str, Any] = {"parser_mode": YAML, "exit_on_error": False}
+"""Of all parsers: they raise, for their own messages begin with a page of usage."""
+
+
+def run_extract(arguments: Sequence[str]) -> None:
+    """Run `extract`: architecture and plan are in the file, there is nothing else to describe."""
+    config = _parsed(extract_parser(), arguments)
+    del config["config"]
+    extract_command(**config)
+
+
+def run_report(arguments: Sequence[str]) -> None:
+    """Run `report`: its runs need no option's name."""
+    report_command(**_parsed(report_parser(), arguments))
+
+
+def extract_parser() -> ArgumentParser:
+    """The options of `extract`."""
+    parser = ArgumentParser(prog="gpd extract", **PARSING)
+    parser.add_argument("-c", "--config", action="config", help="a file with these options (YAML)")
+    parser.add_function_arguments(extract_command)
+    return parser
+
+
+def report_parser() -> ArgumentParser:
+    """The options of `report`."""
+    parser = ArgumentParser(prog="gpd report", **PARSING)
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folders of runs of fit")
+    parser.add_function_arguments(report_command, skip={"runs"})
+    return parser
+
+
+def _parsed(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    try:
+        return parser.parse_args(list(arguments)).as_dict()
+    except ArgumentError as error:
+        raise suggesting(error, parser) from error

@@ -1,0 +1,119 @@
+"""Which option somebody meant who typed one that there is not."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from argparse import ArgumentError
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from jsonargparse import ArgumentParser
+
+from gpd_cli.data import ImageData
+
+# What other programs call it (timm, torchvision's references, ultralytics), by its last part.
+_ELSEWHERE = {
+    "epochs": "--trainer.max_epochs",
+    "gpus": "--trainer.devices",
+    "amp": "--trainer.precision",
+    "clip_grad": "--trainer.gradient_clip_val",
+    "output": "--trainer.default_root_dir",
+    "output_dir": "--trainer.default_root_dir",
+    "learning_rate": "--model.optimizer.lr",
+    "optimizer": "--model.optimizer.opt",
+    "wd": "--model.optimizer.weight_decay",
+    "scheduler": "--model.optimizer.sched",
+    "arch": "--model.student",
+    "weights": "--model.student_weights",
+    "pretrained": "--model.student_weights",
+    "teacher": "--model.static_teacher.name",
+    "bs": "--data.batch_size",
+    "batch": "--data.batch_size",
+    "workers": "--data.num_workers",
+    "data_dir": "--data.root",
+    "data_path": "--data.root",
+    "img_size": "--data.image_size",
+    "imgsz": "--data.image_size",
+    "resume": "--ckpt_path",
+    "checkpoint": "--ckpt_path",
+}
+_UNKNOWN = re.compile(r"unrecognized arguments: (\S+)")
+_ALIKE = 0.75  # share of letters that two names have in common, at least
+_LONG = 6  # letters from which an ending that resembles another is no coincidence
+
+
+def suggesting(
+    error: ArgumentError, parser: ArgumentParser, others: Iterable[str] = ()
+) -> ArgumentError:
+    """An error of a parser, with the option that was probably meant.
+
+    Args:
+        error: of the parser.
+        parser: of the command.
+        others: options that the parser knows as parts of a class only.
+    """
+    known = [name for name in parser._option_string_actions if name.startswith("--")]
+    known.sort(key=lambda name: name.startswith("--trainer."))  # ours first
+    return ArgumentError(None, with_suggestion(str(error), [*known, *others]))
+
+
+def data_options() -> list[str]:
+    """The settings of `ImageData` as options."""
+    return [f"--data.{name}" for name in inspect.signature(ImageData).parameters]
+
+
+def with_suggestion(message: str, known: Iterable[str]) -> str:
+    """An error of the parser, with the option that was probably meant.
+
+    Args:
+        message: of the parser.
+        known: the options of the command, with their hyphens.
+
+    Example:
+        >>> with_suggestion("unrecognized arguments: --lr 0.1", ["--model.optimizer.lr"])
+        'unrecognized arguments: --lr 0.1 (did you mean --model.optimizer.lr?)'
+    """
+    found = _UNKNOWN.search(message)
+    if found is None:
+        return message
+    typed = found[1]
+    if typed.endswith((".yaml", ".yml")) and not typed.startswith("-"):
+        return f"{message} (a configuration is given as -c {typed})"
+    meant = nearest(typed.partition("=")[0], known)
+    return message if meant is None else f"{message} (did you mean {meant}?)"
+
+
+def nearest(typed: str, known: Iterable[str]) -> str | None:
+    """The option that somebody probably meant; None where none resembles what was typed.
+
+    Args:
+        typed: with its hyphens; they may stand for underscores inside.
+        known: the options that there are.
+
+    Example:
+        >>> options = ["--model.ratio", "--data.ratio", "--data.batch_size", "--trainer.max_epochs"]
+        >>> [nearest(typed, options) for typed in ("--batch-size", "--epochs", "--model.ratoi")]
+        ['--data.batch_size', '--trainer.max_epochs', '--model.ratio']
+    """
+    options = list(known)
+    name = typed.lstrip("-").replace("-", "_").lower()
+    if not typed.startswith("--") or not name:
+        return None
+    leaf = name.rpartition(".")[2]
+    same = [option for option in options if _leaf(option) == leaf]
+    if same and "." not in name:
+        return same[0]
+    if _ELSEWHERE.get(leaf) in options:
+        return _ELSEWHERE[leaf]
+    close = get_close_matches(f"--{name}", options, n=1, cutoff=_ALIKE)
+    if close:
+        return close[0]
+    if len(leaf) < _LONG:
+        return None
+    leaves = get_close_matches(leaf, [_leaf(option) for option in options], n=1, cutoff=_ALIKE)
+    return next((option for option in options if [_leaf(option)] == leaves), None)
+
+
+def _leaf(option: str) -> str:
+    return option.lstrip("-").rpartition(".")[2]

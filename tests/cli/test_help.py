@@ -1,0 +1,135 @@
+"""Help, what is said of options that there are not, and completion by the shell."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpd_cli.__main__ import main
+from gpd_cli.cli.suggestions import nearest
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run(*arguments: str, code: int = 0) -> str:
+        got = main(list(arguments))
+        output, error = capsys.readouterr()
+        assert got == code, error
+        return output + error
+
+    return run
+
+
+def test_our_options_come_first_and_the_trainers_on_request(say: Callable[..., str]) -> None:
+    text = say("fit", "--help")
+    ours = ["--model.student ", "--model.gap_weight", "--model.optimizer.lr", "--data.help"]
+    places = [text.index(name) for name in [*ours, "--help-trainer"]]
+    assert places == sorted(places)
+    assert "--trainer.accelerator" not in text
+    trainer = say("fit", "--help-trainer")
+    assert "--trainer.accelerator" in trainer
+    assert "--trainer.max_epochs" in trainer
+    assert "--model.student" not in trainer
+
+
+def test_help_lists_every_setting_of_the_model(say: Callable[..., str]) -> None:
+    import inspect
+
+    from gpd_cli.training.module import GapPreservingDistillation
+
+    text = say("fit", "--help")
+    for name in inspect.signature(GapPreservingDistillation).parameters:
+        assert f"--model.{name}" in text
+
+
+def test_help_of_expand_shows_what_it_takes(say: Callable[..., str]) -> None:
+    text = say("expand", "--help")
+    for name in ("--model.student ", "--model.ratio", "--output", "--plan", "--dry_run"):
+        assert name in text
+    for name in ("--trainer", "--data", "--model.optimizer", "--model.gap_weight"):
+        assert name not in text
+
+
+OPTIONS = [
+    *("--model.ratio", "--model.optimizer.lr", "--model.optimizer.weight_decay", "--ckpt_path"),
+    *("--trainer.max_epochs", "--data.batch_size", "--data.ratio", "--data.seed"),
+]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--lr", "--model.optimizer.lr"),
+        ("--epochs", "--trainer.max_epochs"),
+        ("--max-epochs", "--trainer.max_epochs"),
+        ("--batch-size", "--data.batch_size"),
+        ("--batch_size", "--data.batch_size"),
+        ("--ratio", "--model.ratio"),
+        ("--model.ratoi", "--model.ratio"),
+        ("--model.optimizer.learning_rate", "--model.optimizer.lr"),
+        ("--optimizer.lr", "--model.optimizer.lr"),
+        ("--wieght-decay", "--model.optimizer.weight_decay"),
+        ("--resume", "--ckpt_path"),
+        ("--speed", None),
+        ("--", None),
+    ],
+)
+def test_nearest_option(typed: str, meant: str | None) -> None:
+    assert nearest(typed, OPTIONS) == meant
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        ("fit --lr 0.1", "did you mean --model.optimizer.lr?"),
+        ("fit --batch-size=64", "did you mean --data.batch_size?"),
+        ("fit --model.student resnet18 --data.bathc_size 3", "did you mean batch_size?"),
+        ("fit configs/digits.yaml", "given as -c configs/digits.yaml"),
+        ("expand --model.student resnet18 --ouput x", "did you mean --output?"),
+        ("extract --ckpt_path x --output y.pth --wich teacher", "did you mean --which?"),
+        ("report x --spilt none", "did you mean --split?"),
+    ],
+)
+def test_unknown_option_names_the_nearest(
+    arguments: str, meant: str, say: Callable[..., str]
+) -> None:
+    error = say(*arguments.split(), code=2)
+    assert meant in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shell_completes_commands_and_options(
+    shell: str, say: Callable[..., str], tmp_path: Path
+) -> None:
+    script = tmp_path / "gpd.sh"
+    script.write_text(say("completion", shell))
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell} here")
+
+    def completed(*words: str) -> list[str]:
+        typed = " ".join(f"'{word}'" for word in words)
+        arrays = "setopt ksh_arrays; autoload -U compinit; compinit -u; " if shell == "zsh" else ""
+        line = f"{arrays}. ./gpd.sh; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _gpd; "
+        done = subprocess.run(
+            [shell, "-c", f'{line} printf "%s\\n" "${{COMPREPLY[@]}}"'],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.split()
+
+    assert set(completed("gpd", "ex")) == {"expand", "extract"}
+    assert completed("gpd", "fit", "--model.rat") == ["--model.ratio"]
+    assert completed("gpd", "fit", "--data.batch") == ["--data.batch_size"]
+    assert completed("gpd", "expand", "--train") == []
+    assert completed("gpd", "report", "--sp") == ["--split"]
+    assert completed("gpd", "extract", "--which", "") == []  # files, by the shell itself
+
+
+def test_completion_for_another_shell_is_refused(say: Callable[..., str]) -> None:
+    assert "choose bash or zsh" in say("completion", "fish", code=1)
+    assert "gpd completion bash" in say("completion", code=1)
