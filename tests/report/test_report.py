@@ -1,0 +1,295 @@
+"""`gpd report`: what is read of runs, what is computed, and the page as a browser shows it."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import torch
+from runs import ALONE, PAIRED, fit, last_logged, run_folder
+
+from gpd_cli.__main__ import main
+from gpd_cli.report.predictions import class_accuracies, predict, worst_confusions
+from gpd_cli.report.run import (
+    ReportError,
+    differing_settings,
+    flat_settings,
+    read_run,
+    read_runs,
+    run_names,
+)
+
+LOG = """\
+epoch,step,lr,images_per_second,train/student_top1,val/student_top1,val/gap
+0,9,0.1,100,,,
+0,15,,,,40.0,5.0
+0,15,,,30.0,,
+1,19,0.05,200,,,
+1,31,,,,60.0,3.0
+1,31,,,50.0,,
+2,47,,,,60.0,1.0
+"""
+
+
+def write_run(folder: Path, log: str = LOG, config: str = "") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text(log)
+    (folder / "config.yaml").write_text(config)
+    return folder
+
+
+# Reading
+
+
+def test_rows_of_an_epoch_are_brought_together(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "runs/a/version_0"))
+    assert run.name == "a/version_0"
+    assert run.epochs[1] == {"val/student_top1": 40, "val/gap": 5, "train/student_top1": 30}
+    assert run.curve("train/student_top1") == ([1, 2], [30, 50])
+    assert [row["lr"] for row in run.steps] == [0.1, 0.05]
+    assert run.best_epoch == 2  # the first of two, whose weights best.ckpt has
+
+
+def test_runs_are_named_from_where_their_paths_differ(tmp_path: Path) -> None:
+    paths = [tmp_path / "runs/a/version_0", tmp_path / "runs/b/version_0"]
+    assert run_names(paths) == ["a/version_0", "b/version_0"]
+
+
+def test_a_run_given_twice_counts_once(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    assert len(read_runs([folder, folder / ".." / "a"])) == 1
+
+
+def test_settings_that_differ(tmp_path: Path) -> None:
+    first = "model: {ratio: 2, optimizer: {lr: 0.1}}\ntrainer: {logger: {name: a}, devices: 1}"
+    second = "model: {ratio: 1, optimizer: {lr: 0.1}}\ntrainer: {logger: {name: b}, devices: 1}"
+    write_run(tmp_path / "a", config=first)
+    write_run(tmp_path / "b", config=f"{second}\nextra: 1")
+    runs = read_runs([tmp_path / "a", tmp_path / "b"])
+    assert differing_settings(runs) == {"model.ratio": [2, 1], "extra": [None, 1]}
+
+
+def test_settings_have_the_names_of_options() -> None:
+    config = {"model": {"method": {"class_path": "mine.KD", "init_args": {"t": 4}}, "args": {}}}
+    assert flat_settings(config) == {
+        "model.method": "mine.KD",
+        "model.method.t": 4,
+        "model.args": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (None, "no metrics.csv"),
+        ("epoch,step\n", "no whole epoch"),
+        ("epoch,val/gap\n0,much\n", "cannot be read"),
+    ],
+)
+def test_what_is_no_run(tmp_path: Path, log: str | None, said: str) -> None:
+    if log is not None:
+        write_run(tmp_path / "run", log)
+    with pytest.raises(ReportError, match=said):
+        read_run(tmp_path / "run")
+
+
+def test_folder_above_runs_names_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "digits/version_0")
+    for folder in (tmp_path, tmp_path / "digits"):
+        with pytest.raises(ReportError, match="digits/version_0"):
+            read_run(folder)
+
+
+# Computing
+
+
+def test_accuracy_of_each_class() -> None:
+    labels, chosen = torch.tensor([0, 0, 0, 2]), torch.tensor([0, 0, 1, 2])
+    percent, counts = class_accuracies(labels, chosen, 3)
+    assert percent[0] == pytest.approx(200 / 3)
+    assert percent[1].isnan()
+    assert percent[2] == 100
+    assert counts.tolist() == [3, 0, 1]
+
+
+def test_pairs_that_are_confused_most_come_first() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    chosen = torch.tensor([1, 1, 0, 0, 1, 2])
+    pairs = [(p.label, p.chosen, p.count) for p in worst_confusions(labels, chosen)]
+    assert pairs == [(0, 1, 2), (1, 0, 1)]
+    assert worst_confusions(labels, chosen)[0].share == pytest.approx(2 / 3)
+
+
+# Runs of fit
+
+WHOLE = ["--trainer.limit_val_batches", "1.0", "--trainer.log_every_n_steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a joint run and a student alone."""
+    pytest.importorskip("plotly")
+    folder = tmp_path_factory.mktemp("runs")
+    assert fit(folder, *PAIRED, *WHOLE, epochs=2) == 0
+    assert fit(folder, *ALONE, *WHOLE, epochs=2) == 0
+    return folder
+
+
+def report(folder: Path, *arguments: str) -> int:
+    with chdir(folder):
+        return main(["report", *arguments])
+
+
+FIRST, SECOND = "runs/gpd/version_0", "runs/gpd/version_1"
+
+
+def test_fit_writes_a_page_of_its_own(runs: Path) -> None:
+    page = (run_folder(runs) / "report.html").read_text()
+    assert "gpd report runs/gpd/version_0" in page  # what it leaves out, and how to get it
+    assert page.count('class="plotly-graph-div"') >= 6
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path) -> Path:
+    assert report(runs, FIRST, SECOND, "--output", "both.html") == 0
+    return runs / "both.html"
+
+
+def test_report_compares_runs(page: Path) -> None:
+    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    text, markdown = page.read_text(), page.with_suffix(".md").read_text()
+    assert "| model.ratio | 2.0 | 1.0 |" in markdown
+    assert "both.png" in markdown
+    assert re.search(r"<td>model.branches</td><td>3</td><td>1</td>", text)
+    assert "model.num_classes" not in text  # which is the same in both
+    for title in ("Accuracy by class", "confuses most often", "disagree on"):
+        assert title in text
+
+
+def test_page_is_complete_in_itself(page: Path) -> None:
+    text = page.read_text()
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=\"(?!data:)", text)
+    assert text.count("plotly.js v") == 1
+
+
+def test_predictions_are_those_that_were_logged(runs: Path) -> None:
+    best = run_folder(runs) / "checkpoints/best.ckpt"
+    with chdir(runs):
+        found = predict(best, "validation")
+    run = read_run(run_folder(runs))
+    for network in ("student", "teacher"):
+        accuracy = 100 * (found.chosen[network] == found.labels).float().mean()
+        logged = run.epochs[run.best_epoch or 0][f"val/{network}_top1"]
+        assert float(accuracy) == pytest.approx(logged, abs=1e-3)
+    shown = found.pictures
+    assert len(shown) == min(12, found.disagreements) > 0
+    assert [p.confidence for p in shown] == sorted((p.confidence for p in shown), reverse=True)
+    for picture in shown:
+        assert picture.label == found.labels[picture.number]
+        for network, guess in picture.guesses.items():
+            assert guess.label == found.chosen[network][picture.number]
+        assert picture.pixels.shape == (1, 16, 16)
+        assert 0 <= float(picture.pixels.min()) < float(picture.pixels.max()) <= 1
+
+
+def test_pictures_are_as_they_were_before_normalization(runs: Path) -> None:
+    from gpd_cli.data import ImageData
+
+    with chdir(runs):
+        found = predict(run_folder(runs) / "checkpoints/best.ckpt", "test")
+    data = ImageData(image_size=16, mean=[0.0], std=[1.0])
+    data.setup("test")
+    images = torch.cat([images for images, _ in data.test_dataloader()])
+    for picture in found.pictures:
+        torch.testing.assert_close(picture.pixels, images[picture.number], atol=1e-5, rtol=0)
+
+
+def test_missing_data_leaves_classes_and_pictures_out(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpd_cli.errors import DataError
+
+    def gone(*_: object) -> None:
+        raise DataError("The folder photos is gone; set --data.root.")
+
+    monkeypatch.setattr("gpd_cli.commands.report_runs.predict", gone)
+    assert report(runs, FIRST, "--output", "without.html") == 0
+    sentence = "are left out: The folder photos is gone; set --data.root."
+    assert sentence in capsys.readouterr().out
+    text = (runs / "without.html").read_text()
+    assert sentence in text
+    assert "Accuracy by class" not in text
+
+
+def test_names_are_no_markup(runs: Path) -> None:
+    from gpd_cli.report.page import write_page
+
+    run = read_run(run_folder(runs), "<script>alert(1)</script>")
+    write_page([run, run], {}, [], runs / "names.html")
+    assert "<script>alert" not in (runs / "names.html").read_text()
+
+
+def test_without_plotly_fit_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpd_cli.commands.report_runs.find_spec", lambda name: None)
+    assert fit(tmp_path, *ALONE) == 0
+    output = capsys.readouterr().out
+    assert "pip install 'gpd-cli[report]', then gpd report runs/gpd/version_0" in output
+    assert not (run_folder(tmp_path) / "report.html").exists()
+    assert last_logged(tmp_path, "val/student_top1") >= 0
+    assert report(tmp_path, FIRST) == 1
+    assert "gpd-cli[report]" in capsys.readouterr().err
+
+
+# The browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+LOOK = """
+<iframe id="page" style="border:0;width:{width}px;height:2000px" srcdoc="{source}"></iframe>
+<pre id="seen"></pre>
+<script>
+addEventListener("load", () => setTimeout(() => {{
+  const page = document.getElementById("page").contentDocument;
+  const plots = [...page.querySelectorAll(".plotly-graph-div")];
+  document.getElementById("seen").textContent = JSON.stringify({{
+    plots: plots.length,
+    drawn: plots.filter((plot) => plot.querySelectorAll(".scatterlayer .trace").length).length,
+    tooWide: plots.filter((plot) =>
+      plot.querySelector(".main-svg").getBoundingClientRect().width > plot.clientWidth + 1).length,
+    pictures: [...page.querySelectorAll("figure img")].filter((i) => i.naturalWidth > 0).length,
+    width: page.documentElement.scrollWidth,
+  }});
+}}, 500));
+</script>
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_in_a_browser(page: Path, width: int, tmp_path: Path) -> None:
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip(f"there is no browser here ({', '.join(BROWSERS)})")
+    frame = tmp_path / "frame.html"
+    frame.write_text(LOOK.format(width=width, source=html.escape(page.read_text())))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1300,2000"]
+    done = subprocess.run(
+        [
+            *(browser, *options, f"--user-data-dir={tmp_path / 'profile'}"),
+            *("--virtual-time-budget=20000", "--dump-dom", frame.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)
+    assert found, done.stderr[-2000:]
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["plots"] == seen["drawn"] >= 10
+    assert seen["tooWide"] == 0
+    assert seen["pictures"] > 0
+    assert seen["width"] <= width
