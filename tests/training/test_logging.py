@@ -262,5 +262,5 @@ def test_live_bar_on_a_terminal(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert fit("--trainer.max_epochs", "1") == 0
     output = capsys.readouterr().out
-    assert "Epoch 0/0" in output
-    assert "epoch 1/1" not in output
+    assert "epoch 1/1 ━" in output
+    assert "took" not in output.splitlines()[0]
