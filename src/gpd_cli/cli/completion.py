@@ -49,6 +49,7 @@ def print_completion(shells: Sequence[str], parsers: Mapping[str, Parser]) -> No
     options["expand"] = _long(parsers["expand"].shown())  # it takes more than it needs
     options["extract"] = _long(extract_parser()._actions)
     options["report"] = _long(report_parser()._actions)
+    options["recipes"] = []
     for name in ("fit", "validate", "test", "predict"):
         options[name] += data_options()
     print(completion_script(shells[0], options), end="")

@@ -20,11 +20,7 @@ class Parser(LightningArgumentParser):
 
     By itself jsonargparse passes defaults of the default class on to the chosen class, where
     arguments have the same names: DKD would get the default temperature of KD, and a user's data
-    module the batch size of `ImageData`.
-    Help is that of `page`, if one is set.
-    """
-
-    page: Page | None = None
+    module the batch size of `ImageData`. Help is that of `page`, if one is set.
     """
 
     page: Page | None = None
