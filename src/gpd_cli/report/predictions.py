@@ -240,4 +240,6 @@ def _data(checkpoint: Path) -> LightningDataModule:
     cls: Any = ImageData if path is None else locate(path)
     if cls is None:
         raise DataError(f"The data's class {path} is not found; run the command where it lies.")
-    return cls(**{name: value for name, value in settings.items() if not name.startswith("_")})
+    arguments = {name: value for name, value in settings.items() if not name.startswith("_")}
+    data: LightningDataModule = cls(**arguments)
+    return data
