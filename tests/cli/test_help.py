@@ -120,7 +120,8 @@ def test_shell_completes_commands_and_options(
             text=True,
             check=True,
         )
-        return done.stdout.split()
+        # zsh leaves it to its completion system to drop what does not fit.
+        return [word for word in done.stdout.split() if word.startswith(words[-1])]
 
     assert set(completed("gpd", "ex")) == {"expand", "extract"}
     assert completed("gpd", "fit", "--model.rat") == ["--model.ratio"]
