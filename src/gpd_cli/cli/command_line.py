@@ -259,7 +259,7 @@ def _extract(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="gpd extract", **_PARSER)
     parser.add_argument("-c", "--config", action="config", help="a file with these options (YAML)")
     parser.add_function_arguments(extract_command)
-    config = parser.parse_args(list(arguments)).as_dict()
+    config = parser.parse_args(with_values(arguments)).as_dict()
     del config["config"]
     extract_command(**config)
 
