@@ -299,7 +299,10 @@ def _read_run(path: Path, weights: Weights) -> tuple[dict[str, Any], dict[str, T
     content = read_run(path)
     state, taken = exported_state(content, weights)
     state = {k[len(_PREFIX) :]: v for k, v in state.items() if k.startswith(_PREFIX)}
-    return {"images": _older_images(content), **content["gpd"]}, state, taken
+    entry = content["gpd"]
+    if isinstance(entry, Mapping):  # anything else is refused with its name
+        entry = {"images": _older_images(content), **entry}
+    return entry, state, taken
 
 
 def _older_images(content: Mapping[str, Any]) -> dict[str, Any] | None:
