@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torch import Tensor, nn
 
 from gpd_cli.branches.functional import (
@@ -65,13 +65,16 @@ def read_authors(path: Path, weights: Weights = "ema") -> tuple[Alone, Descripti
     stored = _unwrapped(content[key])
     for name, rename in _STUDENTS.items():
         spec = ModelSpec(name, _classes(stored))
-        student = spec.build()
-        names = rename(student)
-        if not _covers(student, names, stored):
+        with torch.device("meta"):
+            names = rename(outline := spec.build())
+        if not _covers(outline, names, stored):
             continue
+        student = spec.build()
         state, ratio, merged = _student_state(student, names, stored)
         student.load_state_dict(state)
+        known = ImageNetInfo().label_names()
         images = ImageSpec(
+            class_names=tuple(known) if len(known) == spec.num_classes else None,
             size=(_SIDE, _SIDE),
             channels=3,
             mean=IMAGENET_DEFAULT_MEAN,

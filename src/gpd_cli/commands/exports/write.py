@@ -20,7 +20,7 @@ from gpd_cli.files import atomic_path, check_folder, check_writable, save_tensor
 STATE_DICTS = (".safetensors", ".pth", ".pt")
 PROGRAMS = (".pt2", ".onnx")
 FORMS = (*STATE_DICTS, *PROGRAMS)
-"""Endings of files; a path without ending, or that ends in a slash, is a folder."""
+"""Endings of files; a path that ends in a slash, or that of a folder, is a folder."""
 METADATA = "metadata.json"
 """Name of the metadata among a ``.pt2`` file's extra files."""
 
@@ -42,7 +42,7 @@ class Options:
 
 def is_folder(output: str) -> bool:
     """Whether a path asks for a folder."""
-    return output.endswith(("/", os.sep)) or not Path(output).suffix or Path(output).is_dir()
+    return output.endswith(("/", os.sep)) or Path(output).is_dir()
 
 
 def check_output(output: str, options: Options) -> None:
