@@ -379,6 +379,12 @@ def test_the_card_of_a_run_has_its_accuracies_and_settings(tmp_path: Path) -> No
     assert str(tmp_path) not in card
 
 
+def test_the_card_understands_settings_in_their_older_form() -> None:
+    model = {"static_teacher": "resnet34", "method": "dkd", "optimizer": {"opt": "sgd", "lr": 0.1}}
+    facts = facts_of_run({"hyper_parameters": model, "epoch": 3}, averaged=True)
+    assert facts["static teacher"] == "resnet34, by dkd"
+
+
 def test_the_card_leaves_out_what_is_private_or_not_known() -> None:
     model = {"student": "resnet18", "student_weights": "/home/me/w.pth", "ratio": 2.0}
     facts = facts_of_run({"hyper_parameters": model, "epoch": 3}, averaged=True)

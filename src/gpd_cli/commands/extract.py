@@ -10,7 +10,14 @@ from torch import nn
 
 from gpd_cli.branches import count_branches
 from gpd_cli.commands.authors_checkpoint import read_authors
-from gpd_cli.commands.exports import About, Options, Which, check_output, write_network
+from gpd_cli.commands.exports import (
+    About,
+    Options,
+    Which,
+    check_output,
+    is_folder,
+    write_network,
+)
 from gpd_cli.commands.exports.arguments import building_arguments
 from gpd_cli.commands.exports.card import facts_of_run
 from gpd_cli.commands.report import Cost, cost, count, print_table
@@ -68,7 +75,9 @@ def extract_command(
     about = replace(
         about,
         arguments=_arguments(network, extracted, description, which),
-        facts=_facts(ckpt_path, output, which, taken, after, is_run=foreign is None),
+        facts=_facts(ckpt_path, output, which, taken, after, is_run=foreign is None)
+        if is_folder(output)
+        else {},
     )
     written = write_network(extracted, output, about, options)
     whole = sum(p.numel() for p in network.parameters())

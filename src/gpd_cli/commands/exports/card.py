@@ -100,17 +100,19 @@ def facts_of_run(content: Mapping[str, Any], averaged: bool) -> dict[str, str]:
         facts["data"] = f"{dataset}, trained on `{data.get('train_split')}`"
     per_epoch = schedule.get("updates_per_epoch")
     length = round(schedule["updates"] / per_epoch) if per_epoch else None
-    if optimizer := model.get("optimizer"):
+    if optimizer := _mapping(model.get("optimizer")):
         recipe = f"{optimizer.get('opt')}, learning rate {optimizer.get('lr')}, "
         recipe += f"schedule {optimizer.get('sched')}"
         if length is not None:
             recipe += f", epoch {content['epoch'] + 1} of {length}"
         facts["recipe"] = recipe
-        facts["dynamic teacher"] = f"ratio {model.get('ratio'):g}, branches {model.get('branches')}"
-    if teacher := (model.get("static_teacher") or {}).get("name"):
-        method = str((model.get("method") or {}).get("class_path", "")).rpartition(".")[2]
-        facts["static teacher"] = f"{teacher}, by {method}"
-    epochs = (content.get("callbacks") or {}).get("GapHistory", {}).get("epochs", {})
+        facts["dynamic teacher"] = f"ratio {model.get('ratio')}, branches {model.get('branches')}"
+    teacher, method = model.get("static_teacher"), model.get("method")
+    # Older checkpoints have both by their names.
+    if name := _mapping(teacher).get("name") or (teacher if isinstance(teacher, str) else None):
+        loss = str(_mapping(method).get("class_path") or method).rpartition(".")[2]
+        facts["static teacher"] = f"{name}, by {loss}"
+    epochs = _mapping(_mapping(content.get("callbacks")).get("GapHistory")).get("epochs", {})
     scores = epochs.get(content.get("epoch"), {}) if averaged else {}
     for key, title in (
         ("val/student_top1", "validation accuracy, student"),
@@ -130,6 +132,10 @@ def facts_of_run(content: Mapping[str, Any], averaged: bool) -> dict[str, str]:
         settings["trainer"] = {"max_epochs": length}
     facts["settings"] = yaml.safe_dump(settings, sort_keys=False)
     return facts
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _public(values: Mapping[str, Any]) -> dict[str, Any]:

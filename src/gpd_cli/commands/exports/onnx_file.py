@@ -118,7 +118,7 @@ def _reason(error: BaseException) -> str:
         texts.append(f"{type(cause).__name__}: {cause}")
         cause = cause.__cause__
     text = _ESCAPES.sub("", texts[-1]).strip().splitlines()[0]
-    return text[:160].rstrip(". ")
+    return text.rstrip(". ") if len(text) <= 160 else f"{text[:160].rpartition(' ')[0]} ..."
 
 
 @contextlib.contextmanager
