@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
@@ -108,7 +108,7 @@ def _content(path: Path) -> Mapping[str, Any] | None:
     state = content.get(_RAW) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not any(str(key).endswith(_MARK) for key in state):
         return None
-    return content
+    return cast(Mapping[str, Any], content)
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -262,6 +262,7 @@ def _merged(conv: nn.Conv2d, own: Mapping[str, Tensor], scale: int, ratio: int) 
         dense("1x1"),
         depthwise_separable(depthwise.view(inputs, _MULTIPLIER, *size), pointwise, groups),
     )
-    return sum(
+    weighted = [
         gate.view(-1, 1, 1, 1) * branch for gate, branch in zip(gates, branches, strict=True)
-    )
+    ]
+    return torch.stack(weighted).sum(0)
