@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -71,8 +72,11 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     is followed and kept. The temporary name ends like the target's, for writers that check the
     suffix::
 
-        with atomic_path("out/student.pth") as path:
-            torch.save(tensors, path)
+        with atomic_path("out/student.pth") as path, path.open("wb") as file:
+            torch.save(tensors, file)
+
+    Permissions are those of any new file, whatever the writer made of them. Writers of archives
+    that name what is inside after the file (``torch.save``) are to be given an open file.
 
     Args:
         target: the file to write.
@@ -85,13 +89,17 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     """
     check_writable(target)
     final = Path(target).resolve()
-    temporary = final.with_name(f".tmp-{secrets.token_hex(4)}-{final.name[-_LONGEST_TAIL:]}")
+    temporary = _temporary(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()  # the way to learn the umask that changes nothing
+        mode = temporary.stat().st_mode
+        temporary.unlink()
     except OSError as error:
         raise _refusal(target, error) from error
     try:
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("r+b") as written:
             os.fsync(written.fileno())  # a power cut could otherwise leave an empty new file
         temporary.replace(final)
@@ -101,6 +109,73 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         raise _refusal(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(path: str | Path, belongs: Collection[str]) -> None:
+    """Find out before long work whether a folder could be written; creates nothing.
+
+    Args:
+        path: the folder to be; missing folders above it are fine.
+        belongs: names of the files that such a folder holds; one with no others may be replaced.
+
+    Raises:
+        GpdError: when the path is a file, holds something else, or cannot be written.
+    """
+    path = Path(path)
+    try:
+        target = path.resolve()
+        found = {file.name for file in target.iterdir()} if target.is_dir() else set()
+    except (OSError, RuntimeError) as error:
+        raise _refusal(path, error) from error
+    if others := sorted(found - set(belongs)):
+        raise GpdError(
+            f"Cannot write the folder '{path}': it holds other things, such as '{others[0]}'; "
+            "choose a new one."
+        )
+    if target.exists() and not target.is_dir():
+        raise GpdError(f"Cannot write the folder '{path}': it is a file; choose another path.")
+    check_writable(target / "file" if not target.exists() else target.parent / "file")
+
+
+@contextmanager
+def atomic_folder(target: str | Path, belongs: Collection[str]) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the block ends well.
+
+    Args:
+        target: the folder to write.
+        belongs: see `check_folder`.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        GpdError: when the folder cannot be written, as `check_folder` tells, or the disk refuses.
+    """
+    check_folder(target, belongs)
+    final = Path(target).resolve()
+    temporary, old = _temporary(final), _temporary(final)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise _refusal(target, error) from error
+    try:
+        yield temporary
+        if final.exists():
+            final.replace(old)  # a folder with files in it cannot be replaced in one step
+        try:
+            temporary.replace(final)
+        except OSError:
+            if old.exists():
+                old.replace(final)
+            raise
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(temporary)):
+            raise  # about another file, which the block reads
+        raise _refusal(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def save_tensors(
@@ -128,9 +203,15 @@ def save_tensors(
             if path.suffix.lower() == ".safetensors":
                 save_file(owned, temporary, {"format": "pt", **(metadata or {})})
             else:
-                torch.save(owned, temporary)
+                with temporary.open("wb") as file:
+                    torch.save(owned, file)
         except (RuntimeError, SafetensorError) as error:  # such as a full disk
             raise _refusal(path, error) from error
+
+
+def _temporary(final: Path) -> Path:
+    """A name beside a target that nobody else takes."""
+    return final.with_name(f".tmp-{secrets.token_hex(4)}-{final.name[-_LONGEST_TAIL:]}")
 
 
 def _refusal(path: str | Path, error: Exception) -> GpdError:

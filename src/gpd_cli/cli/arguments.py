@@ -17,6 +17,7 @@ IMAGE_DATA = "gpd_cli.data.ImageData"
 # Beginnings of settings that only training uses.
 _OF_TRAINING = ("static_", "assistants", "ce_weight", "method", "stages")
 _CHECKPOINT = "--ckpt_path"
+_FLAGS = ("--dry_run", "--preprocess", "--fuse_bn", "--half")
 
 
 def occurrences(arguments: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -33,10 +34,10 @@ def occurrences(arguments: Sequence[str], names: Sequence[str]) -> Iterator[tupl
 
 
 def with_values(arguments: Sequence[str]) -> list[str]:
-    """The command line with a value for `--dry_run`, which users may give without one."""
+    """The command line with a value for each flag, which users may give without one."""
     following = [*arguments[1:], "-"]
     return [
-        f"{argument}=true" if argument == "--dry_run" and after.startswith("-") else argument
+        f"{argument}=true" if argument in _FLAGS and after.startswith("-") else argument
         for argument, after in zip(arguments, following, strict=True)
     ]
 

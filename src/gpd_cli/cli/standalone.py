@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from gpd_cli.cli.arguments import with_values
 from gpd_cli.cli.suggestions import suggesting
 from gpd_cli.commands.extract import extract_command
 from gpd_cli.commands.report_runs import report_command
@@ -21,7 +22,7 @@ PARSING: dict[str, Any] = {"parser_mode": YAML, "exit_on_error": False}
 
 def run_extract(arguments: Sequence[str]) -> None:
     """Run `extract`: architecture and plan are in the file, there is nothing else to describe."""
-    config = _parsed(extract_parser(), arguments)
+    config = _parsed(extract_parser(), with_values(arguments))
     del config["config"]
     extract_command(**config)
 

@@ -2,79 +2,109 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
 from gpd_cli.branches import count_branches
-from gpd_cli.commands.report import cost, count, print_table
+from gpd_cli.commands.authors_checkpoint import read_authors
+from gpd_cli.commands.exports import (
+    About,
+    Options,
+    Which,
+    check_output,
+    is_folder,
+    write_network,
+)
+from gpd_cli.commands.exports.arguments import building_arguments
+from gpd_cli.commands.exports.card import facts_of_run
+from gpd_cli.commands.report import Cost, cost, count, print_table
 from gpd_cli.errors import GpdError, WeightsError
-from gpd_cli.files import atomic_path, check_writable, save_tensors
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.certificate import Certificate
-from gpd_cli.teacher.checkpoint import Description, Weights, load_chosen
+from gpd_cli.teacher.checkpoint import Description, Weights, load_chosen, read_run
 from gpd_cli.teacher.compare import relative_difference
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 
-Which = Literal["student", "teacher"]
-STATE_DICTS = (".safetensors", ".pth", ".pt")
-PROGRAMS = (".pt2", ".onnx")
 _IMAGES = 4  # number of random images for the comparison
 _ROUNDING = 1e-4  # tolerated relative difference in float32
 
 
 def extract_command(
-    ckpt_path: Path, output: Path, which: Which = "student", weights: Weights = "ema"
+    ckpt_path: Path,
+    output: str,
+    which: Which = "student",
+    weights: Weights = "ema",
+    preprocess: bool = False,
+    fuse_bn: bool = False,
+    half: bool = False,
 ) -> None:
     """Extract a plain network, compare it with the trained network, and write it.
 
     Args:
-        ckpt_path: a file of `fit` or `expand`.
-        output: the file to write: a state dict (``.safetensors``, ``.pth``, ``.pt``), or a program
-            that needs no source code (``.pt2`` of torch.export, ``.onnx``).
+        ckpt_path: a file of `fit` or `expand`, or a checkpoint of the paper's authors' code.
+        output: the output: a folder for timm (a path that ends in a slash), a state dict
+            (``.safetensors``, ``.pth``, ``.pt``), or a program that needs no source code (``.pt2``
+            of torch.export, ``.onnx``).
         which: the student, or the merged dynamic teacher.
         weights: averaged weights (ema) where the run has an average that has begun, or the trained
             weights (raw).
+        preprocess: put resize, crop and normalization into a program, whose input is then the bytes
+            of Pillow images.
+        fuse_bn: fold batch norms into the convolutions before them, in a program.
+        half: store weights in float16; a program also computes in float16, with the same input and
+            output types as otherwise.
 
     Raises:
         GpdError: for every error that a user can fix; then nothing is written.
     """
-    if output.suffix not in STATE_DICTS + PROGRAMS:
-        raise GpdError(
-            f"The output {output} must end in one of {', '.join(STATE_DICTS + PROGRAMS)}."
-        )
-    check_writable(output)
-    network, description, taken = load_chosen(ckpt_path, weights)
+    output, options = str(output), Options(preprocess, fuse_bn, half)
+    check_output(output, options)
+    foreign = read_authors(ckpt_path, weights)
+    network, description, taken = foreign or load_chosen(ckpt_path, weights)
     if which == "teacher" and isinstance(network, Alone):
         raise GpdError(f"{ckpt_path} holds a student trained alone: there is no teacher in it.")
     extracted = _extract(network, which)
     shape = description.shape
     certificate = _check(network, extracted, which, shape)
-    _write(extracted, output, description, which, shape)
-    whole = sum(p.numel() for p in network.parameters())
     after = cost(extracted, shape)
+    about = About(description.spec, which, shape, description.images)
+    about = replace(
+        about,
+        arguments=_arguments(network, extracted, description, which),
+        facts=_facts(ckpt_path, output, which, taken, after, is_run=foreign is None)
+        if is_folder(output)
+        else {},
+    )
+    written = write_network(extracted, output, about, options)
+    whole = sum(p.numel() for p in network.parameters())
     before = cost(merged_teacher(network), shape) if isinstance(network, Pair) else after
     widened = {name.rpartition(".")[0] for name, _ in description.plan or ()}
     exact = "bit for bit" if certificate.difference == 0 else "up to rounding"
+    trained = [
+        ("parameters", f"{count(whole)} trained -> {count(after.parameters)}"),
+        ("multiply-adds", f"{count(before.macs)} -> {count(after.macs)}"),
+        ("widened layers", str(len(widened))),
+        ("branches", f"{count_branches(description.branches)} merged"),
+        (
+            "certificate",
+            f"equal to the trained network {exact} (relative difference "
+            f"{certificate.difference:.1g}), top-1 agreement {certificate.agreement:.0%} on "
+            f"{certificate.images} images",
+        ),
+    ]
+    cut_here = [("parameters", count(after.parameters)), ("multiply-adds", count(after.macs))]
     print_table(
         f"Extracted {_title(description, which)}",
         [
-            ("parameters", f"{count(whole)} trained -> {count(after.parameters)}"),
-            ("multiply-adds", f"{count(before.macs)} -> {count(after.macs)}"),
-            ("widened layers", str(len(widened))),
-            ("branches", f"{count_branches(description.branches)} merged"),
-            (
-                "certificate",
-                f"equal to the trained network {exact} (relative difference "
-                f"{certificate.difference:.1g}), top-1 agreement {certificate.agreement:.0%} on "
-                f"{certificate.images} images",
-            ),
+            *(trained if foreign is None else cut_here),
             *([] if taken is None else [("weights", taken)]),
-            ("file", str(output)),
+            *_notes(about),
+            *(("takes", line) for line in written),
+            ("file", output),
         ],
     )
 
@@ -89,7 +119,7 @@ def _check(
     network: Pair | Alone, extracted: nn.Module, which: Which, shape: tuple[int, ...]
 ) -> Certificate:
     """Compare the trained network with the extracted one; any difference of a student is a bug."""
-    images = torch.randn(_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+    images = _images(shape)
     with torch.no_grad():
         trained = network.student(images) if which == "student" else network(images)[1]
         assert trained is not None
@@ -105,46 +135,56 @@ def _check(
     return Certificate(difference, float(agreement), len(images))
 
 
-def _write(
-    network: nn.Module,
-    output: Path,
-    description: Description,
-    which: Which,
-    shape: tuple[int, ...],
-) -> None:
-    metadata = {"format": "pt", "model": json.dumps(description.spec.to_dict()), "network": which}
-    if output.suffix in STATE_DICTS:
-        save_tensors(output, network.state_dict(), metadata)
-        return
-    images = torch.zeros(2, *shape)
-    batch = torch.export.Dim("batch", min=1)
-    with atomic_path(output) as temporary:
-        if output.suffix == ".pt2":
-            program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
-            torch.export.save(program, temporary)
+def _images(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _arguments(
+    network: Pair | Alone, extracted: nn.Module, description: Description, which: Which
+) -> dict[str, object] | None:
+    """Arguments that build the extracted network, if any do."""
+    spec = description.spec
+    if which == "student" or not isinstance(network, Pair):
+        return spec.model_args
+    images = _images(description.shape)
+    ratio = network.plan.ratio
+    return building_arguments(extracted, network.extract(), spec, ratio, images)
+
+
+def _facts(
+    ckpt_path: Path, output: str, which: Which, taken: str | None, after: Cost, is_run: bool
+) -> dict[str, str]:
+    """Lines of the model card."""
+    facts: dict[str, str] = {}
+    if is_run and ckpt_path.suffix != ".safetensors":
+        facts |= facts_of_run(read_run(ckpt_path), averaged=taken in (None, "averaged"))
+    if taken is not None:
+        facts["weights"] = taken
+    facts["parameters"] = f"{after.parameters:,}"
+    facts["multiply-adds"] = f"{after.macs:,} for an image"
+    command = f"gpd extract --ckpt_path {ckpt_path.name} --output {Path(output).name}/"
+    facts["command"] = f"`{command}{'' if which == 'student' else ' --which teacher'}`"
+    return facts
+
+
+def _notes(about: About) -> list[tuple[str, str]]:
+    """What the files cannot know, and what builds a wide network."""
+    notes = []
+    if about.network == "teacher":
+        name = about.spec.name
+        if about.arguments is None:
+            text = (
+                f"no arguments of {name} build this network; .pt2 and .onnx run without source code"
+            )
         else:
-            _export_onnx(network, images, temporary)
-
-
-def _export_onnx(network: nn.Module, images: torch.Tensor, path: Path) -> None:
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise GpdError(
-            "Writing ONNX needs further packages: pip install 'gpd-cli[onnx]'."
-        ) from error
-    batch = torch.export.Dim("batch", min=1)
-    torch.onnx.export(
-        network,
-        (images,),
-        str(path),
-        dynamo=True,
-        dynamic_shapes=({0: batch},),
-        input_names=["images"],
-        output_names=["logits"],
-        external_data=False,
-        verbose=False,
-    )
+            given = ", ".join(f"{key}={value}" for key, value in about.arguments.items())
+            text = f"{name}({given})"
+        notes.append(("architecture", text))
+    if not about.has_class_names:
+        notes.append(("classes", f"{about.spec.num_classes}, of unknown names"))
+    if about.preprocessing is None:
+        notes.append(("preprocessing", "unknown to the checkpoint"))
+    return notes
 
 
 def _title(description: Description, which: Which) -> str:

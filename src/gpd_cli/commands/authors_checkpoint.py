@@ -1,0 +1,268 @@
+"""Checkpoints of the paper's authors' code (guoyongcs/GPD): the student that is in them.
+
+What their files hold, found by reading their code:
+
+- timm's layout, ``state_dict`` and, with an average, ``state_dict_ema``; ReviewKD wraps the network
+  as ``student.``.
+- Every tensor is the dynamic teacher's, its copies end to end: the student has the first ones.
+  Kernels and biases of convolutions and linear layers are stored divided by the ratio, except for
+  depthwise ones and the classifier. Norms are stored as they are, with statistics of the student's
+  own (``tiny_running_mean``, ``tiny_running_var``).
+- A layer with branches has six, each with a gate, as rows of ``vector``; the student's kernel is
+  merged from slices of the factors. Such a layer has a bias, also where the network has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
+from torch import Tensor, nn
+
+from gpd_cli.branches.functional import (
+    depthwise_separable,
+    frequency_prior,
+    pointwise_average,
+    pointwise_kxk,
+)
+from gpd_cli.data import ImageSpec
+from gpd_cli.errors import WeightsError
+from gpd_cli.models import ModelSpec
+from gpd_cli.teacher.checkpoint import Description, Weights
+from gpd_cli.teacher.networks import Alone
+
+Rename = Callable[[nn.Module], dict[str, str]]
+
+_MARK = ".tiny_running_mean"
+_AVERAGED, _RAW = "state_dict_ema", "state_dict"
+_PREFIXES = ("module.", "student.")
+_MAIN = "weight_orepa_origin"
+_MULTIPLIER = 8  # outputs per channel of their depthwise-separable branch
+_SIDE = 224
+
+
+def read_authors(path: Path, weights: Weights = "ema") -> tuple[Alone, Description, str] | None:
+    """Read the student of a checkpoint of the authors' code.
+
+    Args:
+        path: the file.
+        weights: averaged weights where there are some (``ema``), or the trained ones (``raw``).
+
+    Returns:
+        The student, its description, and in words what was taken; None for any other file.
+
+    Raises:
+        WeightsError: when the network is none of theirs that is known here.
+    """
+    content = _content(path)
+    if content is None:
+        return None
+    key = _AVERAGED if weights == "ema" and _AVERAGED in content else _RAW
+    stored = _unwrapped(content[key])
+    for name, rename in _STUDENTS.items():
+        spec = ModelSpec(name, _classes(stored))
+        with torch.device("meta"):
+            names = rename(outline := spec.build())
+        if not _covers(outline, names, stored):
+            continue
+        student = spec.build()
+        state, ratio, merged = _student_state(student, names, stored)
+        student.load_state_dict(state)
+        known = ImageNetInfo().label_names()
+        images = ImageSpec(
+            class_names=tuple(known) if len(known) == spec.num_classes else None,
+            size=(_SIDE, _SIDE),
+            channels=3,
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
+            crop_pct=0.875,
+            interpolation="bicubic" if name.startswith("rvt") else "bilinear",
+            dataset="ImageNet",
+        )
+        taken = "averaged" if key == _AVERAGED else "raw"
+        return (
+            Alone(student.eval()),
+            Description(spec, None, (3, _SIDE, _SIDE), images=images),
+            f"{taken}, of the paper's authors' code: ratio {ratio}, branches of {merged} kernels "
+            "merged",
+        )
+    raise WeightsError(
+        f"{path} is a checkpoint of the paper's authors' code, of a network that is none of "
+        f"{', '.join(_STUDENTS)}; extract it with their code."
+    )
+
+
+def _content(path: Path) -> Mapping[str, Any] | None:
+    """The file's content, if it is one of theirs."""
+    if not path.is_file() or path.suffix == ".safetensors":
+        return None
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # torch raises many types; other readers say what is wrong with the file
+        return None
+    state = content.get(_RAW) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not any(str(key).endswith(_MARK) for key in state):
+        return None
+    return cast(Mapping[str, Any], content)
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own tensors, without what wraps it."""
+    found = dict(state)
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in found if key.endswith(_MARK)):
+            found = {k[len(prefix) :]: v for k, v in found.items() if k.startswith(prefix)}
+    return found
+
+
+def _classes(stored: Mapping[str, Tensor]) -> int:
+    names = ("fc.weight", "head.weight")
+    return next((stored[name].shape[0] for name in names if name in stored), 1000)
+
+
+def _same_names(student: nn.Module) -> dict[str, str]:
+    """Their module names by ours, where they are the same."""
+    return {name: name for name, _ in student.named_modules()}
+
+
+def _of_mobilenet(student: nn.Module) -> dict[str, str]:
+    """Their module names of MobileNet V1 by ours, which are timm's."""
+    names = {"conv_stem": "model.0.0", "bn1": "model.0.1", "classifier": "fc"}
+    blocks = [
+        f"blocks.{stage}.{number}"
+        for stage, part in enumerate(student.get_submodule("blocks").children())
+        for number, _ in enumerate(part.children())
+    ]
+    for place, block in enumerate(blocks, start=1):
+        for number, leaf in ((0, "conv_dw"), (1, "bn1"), (3, "conv_pw"), (4, "bn2")):
+            names[f"{block}.{leaf}"] = f"model.{place}.{number}"
+    return names
+
+
+_STUDENTS: dict[str, Rename] = {
+    "resnet18": _same_names,
+    "resnet34": _same_names,
+    "resnet50": _same_names,
+    "mobilenetv1_relu": _of_mobilenet,
+    "rvt_tiny": _same_names,
+    "rvt_small": _same_names,
+}
+
+
+def _layers(student: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """Modules that have tensors of their own."""
+    for name, module in student.named_modules():
+        if module._parameters or module._buffers:
+            yield name, module
+
+
+def _covers(student: nn.Module, names: Mapping[str, str], stored: Mapping[str, Tensor]) -> bool:
+    """Whether a file is of this architecture: the same layers, and none besides."""
+    ours = {names.get(name, name) for name, _ in _layers(student)}
+    theirs = {key.rpartition(".")[0] for key in stored}
+    return ours == theirs
+
+
+def _student_state(
+    student: nn.Module, names: Mapping[str, str], stored: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], int, int]:
+    """Cut the student out.
+
+    Returns:
+        Its state dict, the ratio, and how many kernels had branches.
+    """
+    state, merged, shift = dict(student.state_dict()), 0, None
+    ratio = max(
+        stored[f"{names[name]}.weight"].shape[0] // module.num_features
+        for name, module in _layers(student)
+        if isinstance(module, nn.BatchNorm2d)
+    )
+    for name, module in _layers(student):
+        own = {
+            key.rpartition(".")[2]: value
+            for key, value in stored.items()
+            if key.rpartition(".")[0] == names[name]
+        }
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            grouped = getattr(module, "groups", 1) > 1
+            kernel = own.get(_MAIN, own.get("weight"))
+            assert kernel is not None
+            wide = kernel.shape[0] > module.weight.shape[0]
+            scale = ratio if wide and not grouped else 1
+            if _MAIN in own:
+                assert isinstance(module, nn.Conv2d)
+                weight, merged = _merged(module, own, scale, ratio), merged + 1
+            else:
+                weight = _cut(kernel, module.weight.shape).double() * scale
+            state[f"{name}.weight"] = weight
+            bias = own.get("bias", own.get("bias_orepa_origin"))
+            bias = None if bias is None else bias[: len(weight)].double() * scale
+            if module.bias is not None and bias is not None:
+                state[f"{name}.bias"] = bias
+            elif bias is not None:
+                shift = bias  # what the norm after it takes off again
+        elif isinstance(module, nn.BatchNorm2d):
+            for key in ("weight", "bias"):
+                state[f"{name}.{key}"] = own[key][: module.num_features]
+            # Their networks copy the statistics when they run for the first time.
+            fresh = float(own["tiny_running_mean"].mean()) == 0
+            for key in ("running_mean", "running_var"):
+                source = own[key if fresh else f"tiny_{key}"]
+                state[f"{name}.{key}"] = source[: module.num_features].double()
+            if shift is not None:
+                state[f"{name}.running_mean"] = state[f"{name}.running_mean"] - shift
+                shift = None
+            state[f"{name}.num_batches_tracked"] = own["num_batches_tracked"]
+        else:
+            for key in module.state_dict():
+                state[f"{name}.{key}"] = _cut(own[key], state[f"{name}.{key}"].shape)
+    return state, ratio, merged
+
+
+def _cut(tensor: Tensor, shape: Iterable[int]) -> Tensor:
+    return tensor[tuple(slice(size) for size in shape)]
+
+
+def _merged(conv: nn.Conv2d, own: Mapping[str, Tensor], scale: int, ratio: int) -> Tensor:
+    """The student's kernel of a layer with branches, in float64.
+
+    Args:
+        conv: the student's layer.
+        own: their tensors.
+        scale: what dense kernels are stored divided by.
+        ratio: of widths.
+    """
+    outputs, fan, *size = conv.weight.shape
+    inputs, groups = conv.in_channels, conv.groups
+
+    def dense(key: str) -> Tensor:
+        return own[f"weight_orepa_{key}"][:outputs, :fan].double() * scale
+
+    gates = own["vector"][:, :outputs].double()
+    first = own["weight_orepa_1x1_kxk_idconv1"] + own["id_tensor"]
+    widened = first.shape[1] // fan if groups == 1 else 1  # inputs
+    if groups == 1:
+        first = first[:inputs, :inputs].double() * (
+            ratio if scale > 1 and widened > 1 else 1 if scale > 1 else widened
+        )
+    else:
+        first = first[:inputs].double()
+    depthwise = own["weight_orepa_gconv_dw"][: inputs * _MULTIPLIER].double()
+    pointwise = own["weight_orepa_gconv_pw"][:outputs, : fan * _MULTIPLIER].double() * scale
+    branches = (
+        dense("origin"),
+        pointwise_average(dense("avg_conv"), size),
+        frequency_prior(dense("pfir_conv"), own["weight_orepa_prior"][:outputs].double()),
+        pointwise_kxk(first, dense("1x1_kxk_conv2"), groups),
+        dense("1x1"),
+        depthwise_separable(depthwise.view(inputs, _MULTIPLIER, *size), pointwise, groups),
+    )
+    weighted = [
+        gate.view(-1, 1, 1, 1) * branch for gate, branch in zip(gates, branches, strict=True)
+    ]
+    return torch.stack(weighted).sum(0)

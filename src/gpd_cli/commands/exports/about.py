@@ -1,0 +1,88 @@
+"""What travels with the weights: architecture, classes and preprocessing, as plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from gpd_cli.data import ImageSpec
+from gpd_cli.models import ModelSpec
+
+Which = Literal["student", "teacher"]
+
+
+@dataclass(frozen=True)
+class About:
+    """Description of an exported network.
+
+    Args:
+        spec: architecture of the student.
+        network: which one is exported.
+        shape: of its images, ``(C, H, W)``.
+        images: classes and preprocessing, as far as the checkpoint knows them.
+        arguments: of the constructor, where these build the exported network; None where none do.
+        facts: further lines for a person to read, by heading, such as the accuracy.
+    """
+
+    spec: ModelSpec
+    network: Which
+    shape: tuple[int, int, int]
+    images: ImageSpec | None = None
+    arguments: Mapping[str, Any] | None = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """A name per logit; generic ones where the checkpoint knows none."""
+        count = self.spec.num_classes or 0
+        known = self.images.class_names if self.images is not None else None
+        if known is not None and len(known) == count:
+            return list(known)
+        return [f"class {number}" for number in range(count)]
+
+    @property
+    def has_class_names(self) -> bool:
+        """Whether the names are those of the data."""
+        return bool(self.images and self.images.class_names) and (
+            list(self.images.class_names or ()) == self.classes  # type: ignore[union-attr]
+        )
+
+    @cached_property
+    def preprocessing(self) -> dict[str, Any] | None:
+        """How images are prepared, by timm's names; None where the checkpoint does not know."""
+        images = self.images
+        if images is None or images.mean is None or images.std is None:
+            return None
+        return {
+            "input_size": list(self.shape),
+            "mean": list(images.mean),
+            "std": list(images.std),
+            "interpolation": images.interpolation or "bilinear",
+            "crop_pct": images.crop_pct or 1.0,
+            "crop_mode": "center",
+        }
+
+    def strings(self) -> dict[str, str]:
+        """All of it as JSON by name, for formats whose metadata are strings."""
+        model = self.spec.to_dict()
+        if self.network == "teacher":
+            model["model_args"] = self.arguments
+        values: dict[str, Any] = {
+            "model": model,
+            "classes": self.classes,
+            **({} if self.preprocessing is None else {"preprocessing": self.preprocessing}),
+        }
+        texts = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+        return {**texts, "network": self.network, "writer": f"gpd {gpd_version()}"}
+
+
+def gpd_version() -> str:
+    """The version of this package."""
+    try:
+        return version("gpd-cli")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,133 @@
+"""A folder that timm loads: weights, configuration and model card.
+
+``timm.create_model("local-dir:FOLDER", pretrained=True)`` builds the network from it, and
+``timm.data.resolve_model_data_config`` tells its preprocessing. It is also what the Hugging Face
+hub takes as a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import model_entrypoint
+from torch import Tensor, nn
+
+from gpd_cli.commands.exports.about import About, gpd_version
+from gpd_cli.commands.exports.card import model_card
+from gpd_cli.errors import GpdError
+from gpd_cli.files import atomic_folder, save_tensors
+from gpd_cli.teacher.compare import relative_difference
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+FILES = (WEIGHTS, CONFIG, CARD)
+_OF_TORCHVISION = "torchvision/"
+# Networks of ours that are one of timm's with other arguments.
+_AS_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
+    "mobilenetv1_relu": ("mobilenetv1_100", {"act_layer": "relu"})
+}
+_ROUNDING, _HALF_ROUNDING = 1e-5, 3e-2  # relative
+
+
+def write_folder(
+    network: nn.Module, state: Mapping[str, Tensor], output: Path, about: About, half: bool
+) -> None:
+    """Write the folder, and load it with timm before it is kept.
+
+    Args:
+        network: in eval mode.
+        state: its weights, perhaps in half precision.
+        output: the folder.
+        about: what it is.
+        half: whether the weights are in half precision.
+
+    Raises:
+        GpdError: when timm has no such network, or what it loads is another one.
+    """
+    architecture, arguments = _as_timm(about)
+    try:
+        reference = timm.create_model(architecture, num_classes=about.spec.num_classes, **arguments)
+    except Exception as error:  # constructors raise anything
+        raise _unknown(about) from error
+    if {k: v.shape for k, v in reference.state_dict().items()} != {
+        k: v.shape for k, v in state.items()
+    }:
+        raise _unknown(about)
+    config = _config(reference, architecture, arguments, about)
+    with atomic_folder(output, FILES) as folder:
+        save_tensors(folder / WEIGHTS, state, about.strings())
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+        card = model_card(about, output.resolve().name)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        images = torch.randn(2, *about.shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            difference = relative_difference(loaded(images), network(images))
+        if not difference <= (_HALF_ROUNDING if half else _ROUNDING):
+            raise GpdError(
+                f"timm's {architecture} computes something else with these weights (relative "
+                f"difference {difference:.1e}), so the folder was not kept; write a .pt2 or .onnx "
+                "file instead."
+            )
+
+
+def _as_timm(about: About) -> tuple[str, dict[str, Any]]:
+    """Name and arguments under which timm alone builds the network."""
+    if about.arguments is None:
+        raise GpdError(
+            f"No arguments of {about.spec.name} build its wide teacher, so no folder can hold it; "
+            "write a .pt2 or .onnx file, which need no source code."
+        )
+    name = about.spec.name.removeprefix(_OF_TORCHVISION)
+    name, more = _AS_TIMM.get(name, (name, {}))
+    if not timm.is_model(name) or not model_entrypoint(name).__module__.startswith("timm."):
+        raise _unknown(about)
+    return name, {**more, **about.arguments}
+
+
+def _unknown(about: About) -> GpdError:
+    return GpdError(
+        f"timm alone does not build {about.spec.name}, so no folder of timm's can hold it; write a "
+        ".pt2 or .onnx file, which need no source code, or .safetensors for its weights."
+    )
+
+
+def _config(
+    reference: nn.Module, architecture: str, arguments: Mapping[str, Any], about: About
+) -> dict[str, Any]:
+    """What timm reads; entries under ``gpd`` are for people."""
+    known = dict(reference.pretrained_cfg)  # type: ignore[arg-type]
+    input_size = list(about.shape)
+    first = known.get("first_conv") if about.shape[0] == 3 else None
+    pretrained = {
+        "num_classes": about.spec.num_classes,
+        "input_size": input_size,
+        "fixed_input_size": bool(known.get("fixed_input_size")),
+        **(about.preprocessing or _of_architecture(known, about.shape[0])),
+        "first_conv": first,
+        "classifier": known.get("classifier"),
+        "custom_load": False,
+    }
+    return {
+        "architecture": architecture,
+        "num_classes": about.spec.num_classes,
+        "num_features": getattr(reference, "num_features", None),
+        "model_args": dict(arguments),
+        "label_names": about.classes,
+        "pretrained_cfg": {key: value for key, value in pretrained.items() if value is not None},
+        "gpd": {"network": about.network, "writer": f"gpd {gpd_version()}"},
+    }
+
+
+def _of_architecture(known: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """Where the checkpoint knows no preprocessing, timm's default for the architecture."""
+    chosen = {key: known.get(key) for key in ("interpolation", "crop_pct", "crop_mode")}
+    for key in ("mean", "std"):
+        values = list(known.get(key) or ())
+        chosen[key] = values if len(values) == channels else [0.5] * channels
+    return chosen

@@ -1,0 +1,126 @@
+"""A network as a program without source code: traced by torch.export."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from gpd_cli.commands.exports.about import About
+from gpd_cli.commands.exports.fuse import fuse_batch_norms
+from gpd_cli.commands.exports.preprocess import FILTERS, Prepare
+from gpd_cli.errors import GpdError
+
+_SAMPLES = 2  # images; one would be traced as a constant
+
+
+class Program(nn.Module):
+    """What is traced: the network, perhaps with its preprocessing, and inside in half precision.
+
+    Args:
+        network: a plain network, which is not changed.
+        prepare: its preprocessing, if that is to be inside.
+        half: compute in float16; input and output stay as they are.
+    """
+
+    def __init__(self, network: nn.Module, prepare: Prepare | None, half: bool) -> None:
+        super().__init__()
+        self.half_precision = half
+        self.network = copy.deepcopy(network).half() if half else network
+        self.prepare = prepare
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, classes]`` of images."""
+        if self.prepare is not None:
+            images = self.prepare(images)
+        if not self.half_precision:
+            return cast(Tensor, self.network(images))
+        return cast(Tensor, self.network(images.half())).float()
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced network.
+
+    Args:
+        module: what was traced, to compare with.
+        program: the trace.
+        sample: a batch that it takes.
+        shapes: which of its sizes are open, as torch.export has it.
+        takes: the input in words.
+    """
+
+    module: nn.Module
+    program: ExportedProgram
+    sample: Tensor
+    shapes: tuple[dict[int, Any], ...]
+    takes: str
+
+
+def trace(network: nn.Module, about: About, *, preprocess: bool, fuse: bool, half: bool) -> Traced:
+    """Trace a network with an open batch size.
+
+    Args:
+        network: in eval mode.
+        about: what it is.
+        preprocess: put resize, crop and normalization inside.
+        fuse: fold batch norms into convolutions.
+        half: compute in float16.
+
+    Raises:
+        GpdError: when its preprocessing is not known, or torch cannot trace it.
+    """
+    prepare = _preparation(about) if preprocess else None
+    module = Program(network, prepare, half).eval()
+    channels, height, width = about.shape
+    batch = Dim("batch", min=1)
+    if prepare is None:
+        sample = torch.randn(_SAMPLES, *about.shape, generator=torch.Generator().manual_seed(0))
+        shapes: tuple[dict[int, Any], ...] = ({0: batch},)
+        takes = f"float32 [batch, {channels}, {height}, {width}], normalized"
+    else:
+        # Not square and not the network's size: a size that is open has to differ from others.
+        sides = (height + 3, width + 5)
+        sample = torch.randint(
+            256, (_SAMPLES, *sides, channels), generator=torch.Generator().manual_seed(0)
+        ).to(torch.uint8)
+        shapes = ({0: batch, 1: Dim("height", min=1), 2: Dim("width", min=1)},)
+        takes = f"uint8 [batch, height, width, {channels}], as Pillow has images"
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, (sample,), dynamic_shapes=shapes)
+            if fuse:
+                graph = program.module()
+                assert isinstance(graph, torch.fx.GraphModule)
+                fuse_batch_norms(graph)
+                program = torch.export.export(graph, (sample,), dynamic_shapes=shapes)
+    except Exception as error:  # what it cannot trace makes torch raise almost anything
+        reason = " ".join(str(error).split("\n\n")[0].split())[:200].rstrip(".")
+        raise GpdError(
+            f"torch.export cannot trace {about.spec.name} ({reason}); write its weights, to a "
+            ".safetensors file."
+        ) from error
+    for graph_module in program.graph_module.modules():
+        if isinstance(graph_module, torch.fx.GraphModule):
+            for node in graph_module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # paths of this machine
+    return Traced(module, program, sample, shapes, takes)
+
+
+def _preparation(about: About) -> Prepare:
+    known = about.preprocessing
+    if known is None:
+        raise GpdError(
+            "The checkpoint does not know how its images were prepared, as those of gpd fit on "
+            "images do; leave --preprocess out."
+        )
+    if known["interpolation"] not in FILTERS:
+        raise GpdError(
+            f"Resizing by '{known['interpolation']}' cannot be put inside; leave --preprocess out."
+        )
+    size = (about.shape[1], about.shape[2])
+    return Prepare(size, known["mean"], known["std"], known["crop_pct"], known["interpolation"])
