@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gpd_cli.data.cached import Cache, check_cacheable
 from gpd_cli.data.feed import Batches, Feed, Part
+from gpd_cli.data.image_spec import ImageSpec
 from gpd_cli.data.loaders import LoaderSettings
 from gpd_cli.data.mixing import Mixing
 from gpd_cli.data.opening import DataSpec, MissingSplitError
@@ -169,6 +170,11 @@ class ImageData(LightningDataModule):
         """Channels, height and width of an image as the network sees it."""
         size = self.preprocessing.image_size
         return self.preprocessing.in_chans, size, size
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """What whoever uses the trained network has to know of classes and preprocessing."""
+        return ImageSpec.of_settings(self.hparams, self.class_names)
 
     @property
     def num_train(self) -> int:

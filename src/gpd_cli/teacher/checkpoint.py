@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpd_cli.branches import ALL_LAYERS
+from gpd_cli.data.image_spec import ImageSpec
 from gpd_cli.errors import WeightsError
 from gpd_cli.files import save_tensors
 from gpd_cli.models import ModelSpec
@@ -47,6 +48,7 @@ class Description:
         storage: the scale at which shared weights are stored.
         branch_layers: which layers have branches.
         shared: whether student and dynamic teacher share their weights.
+        images: classes and preprocessing; None where nobody told them, as to `expand`.
     """
 
     spec: ModelSpec
@@ -56,6 +58,7 @@ class Description:
     storage: Storage = "mixed"
     branch_layers: tuple[str, ...] = ALL_LAYERS
     shared: bool = True
+    images: ImageSpec | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The description as plain values (JSON)."""
@@ -68,6 +71,7 @@ class Description:
             "storage": self.storage,
             "shared": self.shared,
             "shape": list(self.shape),
+            "images": None if self.images is None else self.images.to_dict(),
         }
 
     @classmethod
@@ -82,6 +86,7 @@ class Description:
             data["storage"],
             tuple(data.get("branch_layers", ALL_LAYERS)),
             data.get("shared", True),
+            ImageSpec.from_dict(data.get("images")),
         )
 
     def build(self) -> Pair | Alone:
@@ -106,6 +111,7 @@ def describe_run(
     branches: Sequence[str],
     branch_layers: Sequence[str],
     storage: Storage,
+    images: ImageSpec | None = None,
 ) -> dict[str, Any]:
     """The ``gpd`` entry of a training checkpoint.
 
@@ -116,9 +122,10 @@ def describe_run(
         branches: names of the extra branches.
         branch_layers: see `gpd_cli.expand`.
         storage: see `gpd_cli.expand`.
+        images: classes and preprocessing of the data.
     """
     if isinstance(network, Alone):
-        return Description(spec, None, shape).to_dict()
+        return Description(spec, None, shape, images=images).to_dict()
     return Description(
         spec,
         network.plan,
@@ -127,6 +134,7 @@ def describe_run(
         storage,
         tuple(branch_layers),
         shared=not isinstance(network, Unshared),
+        images=images,
     ).to_dict()
 
 
@@ -291,7 +299,17 @@ def _read_run(path: Path, weights: Weights) -> tuple[dict[str, Any], dict[str, T
     content = read_run(path)
     state, taken = exported_state(content, weights)
     state = {k[len(_PREFIX) :]: v for k, v in state.items() if k.startswith(_PREFIX)}
-    return content["gpd"], state, taken
+    return {"images": _older_images(content), **content["gpd"]}, state, taken
+
+
+def _older_images(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint from before this entry knows of its images."""
+    names, settings = content.get("class_names"), content.get("datamodule_hyper_parameters", {})
+    if names is None:
+        return None
+    if settings.get("_class_path") != "gpd_cli.data.ImageData":
+        return ImageSpec(class_names=tuple(names)).to_dict()
+    return ImageSpec.of_settings(settings, names).to_dict()
 
 
 def _read_expanded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpd_cli.branches import BranchInit, branch_names
+from gpd_cli.data import ImageSpec
 from gpd_cli.distill.distillation import Distillation
 from gpd_cli.distill.methods import KD, Batch, Method
 from gpd_cli.distill.methods.simkd import adopt_classifier, freeze_classifier
@@ -414,4 +415,5 @@ class GapPreservingDistillation(EvaluatedModule):
             branch_names(chosen["branches"], chosen["branch_init"]),
             layer_patterns(chosen["branch_layers"]),
             self.storage,
+            ImageSpec.of(self._data()),
         )
