@@ -316,7 +316,7 @@ def test_predictions_are_a_row_per_image(last: str, say: Callable[..., str]) -> 
     with Path("out/table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 360  # the test split of the digits
-    assert [int(row["image"]) for row in rows] == list(range(360))
+    assert [int(row["file"]) for row in rows] == list(range(360))
     for row in rows:
         for network in ("student", "teacher"):
             assert row[f"{network}_class"] in list("0123456789")

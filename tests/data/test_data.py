@@ -599,7 +599,7 @@ def test_empty_folders_and_images_without_class(tree):
 @pytest.mark.parametrize(("split", "stage"), [("val", "fit"), ("test", "test")])
 def test_splits_with_other_classes(tree, split, stage):
     (tree / split / "red").rename(tree / split / "crimson")
-    with pytest.raises(DataError, match=r"'crimson' is in one of them only"):
+    with pytest.raises(DataError, match=r"not among those of training: 'crimson' \(those are"):
         folder_data(tree).setup(stage)
 
 

@@ -171,12 +171,17 @@ def test_names_of_no_classifier_are_unknown(name: str) -> None:
             {"num_classes": 3, "model_args": {"num_classes": 4}},
             "resnet18 is to have 3 classes and, by its model arguments, 4: leave one of the two",
         ),
-        ("resnet18", {"model_args": {"pretrained": True}}, "'pretrained' is no model argument of"),
+        (
+            "resnet18",
+            {"model_args": {"checkpoint_path": "a.pth"}},
+            "'checkpoint_path' is no model argument of resnet18 here: give the file as the model's "
+            "weights instead",
+        ),
         (
             "torchvision/resnet18",
-            {"model_args": {"weights": "DEFAULT"}},
-            "'weights' is no model argument of torchvision/resnet18 here, for nothing is "
-            "downloaded: give a file as the model's weights instead.",
+            {"model_args": {"weights": "DEFAULT"}, "weights": "a.pth"},
+            "torchvision/resnet18 is to start from 'a.pth' and, by its model arguments, from "
+            "published weights",
         ),
         ("hf-hub:timm/resnet18.a1_in1k", {}, "'hf-hub:timm/resnet18.a1_in1k' names a place, not"),
     ],
@@ -562,8 +567,8 @@ def test_a_misfit_names_the_keys_and_changes_nothing(
 
 def test_a_misfit_calls_the_network_by_its_name(tmp_path: Path) -> None:
     torch.save(create_model("cifar_resnet8").state_dict(), tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match=r"does not fit cifar_resnet8: shaped fc.weight 100x64"):
-        create_model("cifar_resnet8", num_classes=10, weights=tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"does not fit cifar_resnet14: missing layer1.1.conv1"):
+        create_model("cifar_resnet14", weights=tmp_path / "x.pth")
 
 
 class Marker:

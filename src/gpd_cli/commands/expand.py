@@ -72,7 +72,8 @@ def expand_command(
         GpdError: for every error that a user can fix; then nothing is written.
     """
     _check_paths(output, plan)
-    check_start(student_weights, branch_init)
+    published = bool((student_args or {}).get("pretrained"))
+    check_start(student_weights or published, branch_init)
     names, layers = branch_names(branches, branch_init), layer_patterns(branch_layers)
     excluded = layer_patterns(exclude)
     spec = ModelSpec(student, num_classes, dict(student_args or {}))
@@ -108,7 +109,7 @@ def expand_command(
     )
     _write_plan(plan, text(pair.plan))
     files = [("file", str(output)), *([] if plan is None else [("plan", str(plan))])]
-    weights = "random" if student_weights is None else str(student_weights)
+    weights = str(student_weights or ("published" if published else "random"))
     print_table(
         f"Expanded {student} at ratio {ratio:g}",
         [*_facts(pair, network, shape, names), ("weights", weights), *files],

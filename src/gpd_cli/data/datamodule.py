@@ -18,7 +18,7 @@ from gpd_cli.data.feed import Batches, Feed, Part
 from gpd_cli.data.image_spec import ImageSpec
 from gpd_cli.data.loaders import LoaderSettings
 from gpd_cli.data.mixing import Mixing
-from gpd_cli.data.opening import DataSpec, MissingSplitError
+from gpd_cli.data.opening import DataSpec, MissingSplitError, understood
 from gpd_cli.data.samplers import Share
 from gpd_cli.data.sources import Source, hold_out
 from gpd_cli.data.transforms import Erasing, Interpolation, Preprocessing
@@ -37,16 +37,20 @@ class ImageData(LightningDataModule):
 
     Args:
         dataset: digits (scikit-learn's 1,797 handwritten digits, nothing to download), folder (a
-            tree root/SPLIT/CLASS/IMAGE), or any of timm's: torch/cifar10, torch/cifar100, hfds/NAME
-            (Hugging Face), hfids/NAME (streamed), tfds/NAME, wds/NAME (WebDataset).
+            tree root/SPLIT/CLASS/IMAGE, or root/CLASS/IMAGE, which is split on the fly; meant as
+            well when there is a root and no dataset), or any of timm's: torch/cifar10,
+            torch/cifar100, hfds/NAME (Hugging Face), hfids/NAME (streamed), tfds/NAME, wds/NAME
+            (WebDataset).
         root: the folder of the data set.
         train_split: split to train on; for wds/ without _info.json the shards and the number of
             images, as train-{0000..0145}.tar|1281167.
         val_split: split to validate on; where the data set has no split "validation", or with null,
             val_fraction of the training images is held out instead.
-        test_split: split of the commands test and predict.
+        test_split: split of the commands test and predict; all for every image of a folder without
+            splits, and, to predict, of any folder.
         val_fraction: fraction of every class of the training images to hold out; 0 trains on all
-            images, without validation.
+            images, without validation. Of a folder without splits, as many more are kept for
+            testing.
         classes: number of classes, for a data set that does not name them.
         train_samples: number of training images, for a stream that does not state it.
         input_key: column of the images, where it is not the scheme's usual one.
@@ -141,6 +145,9 @@ class ImageData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # config.yaml has them; `ratio` is the model's
+        if understood(dataset, root) != dataset:
+            rank_zero_info(f"'{root}' is taken for an image folder (--data.dataset folder).")
+        self.hparams["dataset"] = understood(dataset, root)
         given = dict(self.hparams)
         if not 0 <= val_fraction < 1:
             raise DataError(f"--data.val_fraction must be in [0, 1), not {val_fraction}.")
@@ -154,10 +161,23 @@ class ImageData(LightningDataModule):
             check_cacheable(self.spec, self.preprocessing)
         if aug_repeats < 0 or (aug_repeats and self.spec.is_streamed):
             raise DataError("--data.aug_repeats must be 0 for streams, and is never negative.")
+        self._trained: ImageSpec | None = None
+
+    def follow(self, trained: ImageSpec) -> None:
+        """Number classes by name as a trained network has them, to evaluate it.
+
+        The training images are not needed then.
+
+        Args:
+            trained: of its checkpoint; without class names they are taken from the training images.
+        """
+        self._trained = trained
 
     @property
     def class_names(self) -> list[str]:
         """The names of the classes, in the order of their numbers."""
+        if self._trained is not None and self._trained.class_names is not None:
+            return list(self._trained.class_names)
         return self._train.class_names
 
     @property
@@ -174,7 +194,8 @@ class ImageData(LightningDataModule):
     @property
     def image_spec(self) -> ImageSpec:
         """What whoever uses the trained network has to know of classes and preprocessing."""
-        return ImageSpec.of_settings(self.hparams, self.class_names)
+        names = self.class_names if self._is_named else None
+        return ImageSpec.of_settings(self.hparams, names)
 
     @property
     def num_train(self) -> int:
@@ -203,7 +224,12 @@ class ImageData(LightningDataModule):
         Raises:
             DataError: when a split is missing, or its classes are not those of training.
         """
-        _ = self._fit_parts if stage in ("fit", "validate") else self._test
+        if stage == "fit":
+            _ = self._fit_parts
+        elif stage == "validate":
+            _ = self._validation
+        else:
+            _ = self._pictures if stage == "predict" else self._test
 
     def train_dataloader(self) -> Batches:
         """Batches of images ``[B, C, H, W]`` and class numbers ``[B]``, shuffled.
@@ -225,7 +251,7 @@ class ImageData(LightningDataModule):
 
     def val_dataloader(self) -> Batches | list[Any]:
         """Validation batches in fixed order; none at all when nothing is held out."""
-        _, part = self._fit_parts
+        part = self._validation
         return [] if part is None else self._feed.evaluation(part)
 
     def test_dataloader(self) -> Batches:
@@ -234,8 +260,16 @@ class ImageData(LightningDataModule):
         return replace(self._feed, cache="none").evaluation(self._test)
 
     def predict_dataloader(self) -> Batches:
-        """Test batches, to write predictions for."""
-        return self.test_dataloader()
+        """Images to write predictions for, in fixed order; those without label have class -1."""
+        return replace(self._feed, cache="none").evaluation(self._pictures)
+
+    def predicted_files(self) -> list[str] | None:
+        """The paths of the images to predict, in their order; None where they are no files."""
+        source = self._pictures.source
+        files = getattr(source, "file", None)
+        if files is None or not len(source) or files(0) is None:
+            return None
+        return [files(index) for index in range(len(source))]
 
     def on_after_batch_transfer(
         self, batch: Sequence[Tensor], dataloader_idx: int
@@ -262,22 +296,47 @@ class ImageData(LightningDataModule):
 
     @cached_property
     def _train(self) -> Source:
-        return self._open(self.hparams["train_split"], training=True)
+        source = self._open(self.hparams["train_split"], training=True)
+        if self._trained is not None and self._trained.class_names is not None:
+            self._renumber(source, f"Split '{self.hparams['train_split']}'")
+        return source
 
     @cached_property
     def _test(self) -> Part:
         return Part(self._checked(self.hparams["test_split"]))
 
     @cached_property
-    def _fit_parts(self) -> tuple[Part, Part | None]:
-        """The images to train on and the images to validate on, if any."""
-        split, fraction = self.hparams["val_split"], self.hparams["val_fraction"]
+    def _pictures(self) -> Part:
+        """What to predict."""
+        split = self.hparams["test_split"]
+        trained_on = None if self._trained is None else self._trained.root
+        found = self.spec.pictures(split, self.class_names, trained_on)
+        return self._test if found is None else Part(found)
+
+    @cached_property
+    def _validation(self) -> Part | None:
+        """What to validate on; opens the training images only where it is a part of them."""
+        split = self.hparams["val_split"]
         if split is not None:
             try:
-                return Part(self._train), Part(self._checked(split))
+                return Part(self._checked(split))
             except MissingSplitError:
                 if split != _WHERE_PRESENT:
                     raise
+        return self._held_out[1]
+
+    @cached_property
+    def _fit_parts(self) -> tuple[Part, Part | None]:
+        """What to train on and what to validate on."""
+        whole, validation = Part(self._train), self._validation
+        if validation is None or validation.source is not self._train:
+            return whole, validation
+        return self._held_out
+
+    @cached_property
+    def _held_out(self) -> tuple[Part, Part | None]:
+        """The training images, divided."""
+        fraction = self.hparams["val_fraction"]
         if fraction == 0:
             return Part(self._train), None
         kept, held_out = hold_out(self._train.labels(), fraction, self.hparams["seed"])
@@ -290,17 +349,43 @@ class ImageData(LightningDataModule):
     def _open(self, split: str, training: bool = False) -> Source:
         return self.spec.open(split, mode=self.preprocessing.mode, training=training)
 
+    @property
+    def _is_named(self) -> bool:
+        """Whether classes have names, and are not only numbered."""
+        if self._trained is not None and self._trained.class_names is not None:
+            return True
+        return self._train.named
+
     def _checked(self, split: str) -> Source:
-        """A split, checked to have the classes of the training split."""
+        """A split whose classes have the numbers of training.
+
+        Raises:
+            DataError: when it has a class that was not trained on.
+        """
         source = self._open(split)
-        names, trained = source.class_names, self._train.class_names
-        if names == trained:
-            return source
-        example = (sorted(set(names) ^ set(trained)) or names)[0]
-        raise DataError(
-            f"Split '{split}' has {len(names)} classes and '{self.hparams['train_split']}' has "
-            f"{len(trained)}, and '{example}' is in one of them only; give both the same classes."
-        )
+        self._renumber(source, f"Split '{split}'")
+        return source
+
+    def _renumber(self, source: Source, what: str) -> None:
+        found, names = len(source.class_names), self.class_names
+        if not (source.named and self._is_named):
+            if found != len(names):
+                raise DataError(
+                    f"{what} has {found} classes, which are not named in both it and the training "
+                    f"images, and these have {len(names)}; give both the same classes."
+                )
+            return
+        unknown = source.renumber(names)
+        if unknown:
+            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            listed = ", ".join(f"'{name}'" for name in unknown[:3])
+            known = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise DataError(
+                f"{what} has classes that are not among those of training: {listed}{more} (those "
+                f"are: {known}); give them the names that they had in training, or take them out."
+            )
+        if found < len(names):
+            rank_zero_info(f"{what} has images of {found} of the {len(names)} classes.")
 
 
 def _fields(settings: Any, given: dict[str, Any]) -> dict[str, Any]:

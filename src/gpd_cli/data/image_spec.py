@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from gpd_cli.data.opening import understood
 from gpd_cli.data.transforms import Preprocessing
 
 
@@ -58,14 +60,17 @@ class ImageSpec:
         return cls(**given)
 
     @classmethod
-    def of_settings(cls, settings: Mapping[str, Any], class_names: Sequence[str]) -> ImageSpec:
+    def of_settings(
+        cls, settings: Mapping[str, Any], class_names: Sequence[str] | None
+    ) -> ImageSpec:
         """Describe the images of an `ImageData`.
 
         Args:
             settings: its options.
-            class_names: names in the order of class numbers.
+            class_names: names in the order of class numbers; None for classes without names.
         """
-        dataset, root = settings["dataset"], settings.get("root")
+        root = settings.get("root")
+        dataset = understood(settings["dataset"], root)
         known = {field.name for field in fields(Preprocessing)}
         given = {key: value for key, value in settings.items() if key in known}
         is_digits = dataset == "digits"
@@ -73,7 +78,7 @@ class ImageSpec:
         steps = Preprocessing(**given)
         mean, std = steps.statistics
         return cls(
-            class_names=tuple(class_names),
+            class_names=None if class_names is None else tuple(class_names),
             size=(steps.image_size, steps.image_size),
             channels=steps.in_chans,
             mean=tuple(mean),
@@ -82,7 +87,8 @@ class ImageSpec:
             crop_pct=1.0 if is_digits else steps.crop_pct,
             interpolation="bilinear" if is_digits else steps.interpolation,
             dataset=dataset,
-            root=None if root is None else str(root),
+            # The evaluation may run elsewhere. What is not there is an address.
+            root=str(Path(root).resolve()) if root and Path(root).exists() else root,
         )
 
     @classmethod

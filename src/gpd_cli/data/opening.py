@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +14,10 @@ import torch
 from timm.data import create_dataset
 
 from gpd_cli.data.digits import SPLITS
+from gpd_cli.data.folders import ALL, flat_split, is_flat, read_pictures, read_tree
 from gpd_cli.data.sources import DigitSource, FileSource, Source
 from gpd_cli.data.streams import StreamSource
 from gpd_cli.errors import DataError
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 # Schemes of timm beside image folders: the module that reads them, and packages to install.
 _READERS = {
@@ -33,6 +33,9 @@ _NEEDS_ROOT = ("torch", "wds")
 # but train, so that checkpoints would be chosen on test images.
 _TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist")
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
+_SPLITS = (*_SYNONYMS[0], *_SYNONYMS[1], "test", "testing")
+# Readers that would convert images by themselves, and clip those of 16 bits.
+_LEFT_AS_DECODED = ("hfids", "wds")
 
 
 class MissingSplitError(DataError):
@@ -52,6 +55,8 @@ class DataSpec:
         download: whether the data set may be downloaded.
         batch_size: images per batch, for streams.
         train_samples: number of training images, for a stream that does not state it.
+        val_fraction: fraction of the images to keep for testing, of a folder without splits.
+        seed: seed of the choice of these images.
 
     Raises:
         DataError: when the data set is unknown, needs a root, or a package that is not installed.
@@ -65,13 +70,15 @@ class DataSpec:
     download: bool = False
     batch_size: int = 1
     train_samples: int | None = None
+    val_fraction: float = 0.1
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.is_digits:
             return
         if self.is_folder:
-            if self.root is None or not Path(self.root).is_dir():
-                where = "" if self.root is None else f" ('{self.root}' is no folder)"
+            if self.root is None or not Path(self.root).exists():
+                where = "" if self.root is None else f" ('{self.root}' is no folder and no image)"
                 raise DataError(
                     "An image folder needs --data.root, the folder that holds "
                     f"train/CLASS/IMAGE{where}."
@@ -148,8 +155,39 @@ class DataSpec:
                 f"'{self.dataset}' has {found} classes, not {self.classes}; leave --data.classes "
                 "out."
             )
+        source.named = bool(found)
         source.class_names = source.class_names or [str(n) for n in range(self.classes or 0)]
         return source
+
+    def pictures(self, split: str, names: Sequence[str], trained_on: str | None) -> Source | None:
+        """Open the images to predict, which need have no labels.
+
+        Of an image folder they are the split, where there is one, and everything where the folder
+        is not divided into splits, or is but one image; of one that was trained on, its test part.
+
+        Args:
+            split: its name, or all for every image below the root.
+            names: of the classes that the network tells apart.
+            trained_on: the root of the training images.
+
+        Returns:
+            The images; None where they are those of the split as for testing.
+
+        Raises:
+            DataError: when there are none.
+        """
+        if not self.is_folder:
+            return None
+        root = Path(str(self.root))
+        if root.is_file() or split == ALL:
+            return read_pictures(root, names)
+        folder = self._split_folder(split)
+        if folder is not None:
+            return read_pictures(folder, names)
+        own = trained_on is not None and root.resolve() == Path(trained_on).resolve()
+        if any((root / name).is_dir() for name in _SPLITS) or (own and is_flat(root, _SPLITS)):
+            return None
+        return read_pictures(root, names)
 
     def _open(self, split: str, mode: str, training: bool) -> Source:
         if self.is_digits:
@@ -166,26 +204,23 @@ class DataSpec:
 
     def _open_folder(self, split: str) -> Source:
         root = Path(str(self.root))
-        folder = next((root / name for name in _same(split) if (root / name).is_dir()), None)
-        if folder is None:
-            raise self._missing(split, sorted(p.name for p in root.iterdir() if p.is_dir()))
-        try:
-            dataset = create_dataset(
-                "", str(folder), search_split=False, input_key=";".join(EXTENSIONS)
-            )
-        except RuntimeError as error:
+        if root.is_file():
             raise DataError(
-                f"No images in '{folder}'; put them into one folder per class, as "
-                f"{folder.name}/CLASS/IMAGE ({', '.join(EXTENSIONS)})."
-            ) from error
-        _sort_as_torchvision(dataset.reader)
-        source = FileSource(dataset)
-        if "" in source.class_names:
-            raise DataError(
-                f"There are images directly in '{folder}'; move each into the folder of its class, "
-                f"{folder.name}/CLASS/IMAGE."
+                f"'{root}' is one file, and --data.root the folder that holds train/CLASS/IMAGE; "
+                "gpd predict takes single images."
             )
-        return source
+        folder = self._split_folder(split)
+        if folder is not None:
+            return read_tree(folder)
+        if is_flat(root, _SPLITS):
+            name = next((name for name in _same(split) if name in ("train", "test", ALL)), split)
+            if (found := flat_split(root, name, self.val_fraction, self.seed)) is not None:
+                return found
+        raise self._missing(split, sorted(p.name for p in root.iterdir() if p.is_dir()))
+
+    def _split_folder(self, split: str) -> Path | None:
+        root = Path(str(self.root))
+        return next((root / name for name in _same(split) if (root / name).is_dir()), None)
 
     def _open_with_timm(self, split: str, mode: str, training: bool) -> Source:
         options: dict[str, Any] = {}
@@ -207,7 +242,7 @@ class DataSpec:
                     batch_size=self.batch_size,
                     # As all shuffling, the order of streams follows the global seed.
                     seed=torch.initial_seed() % 2**32,
-                    input_img_mode=mode,
+                    input_img_mode="" if self.scheme in _LEFT_AS_DECODED else mode,
                     **options,
                 )
             if self.scheme == "hfids" and not self.download:
@@ -271,16 +306,14 @@ class DataSpec:
         )
 
 
-def _sort_as_torchvision(reader: Any) -> None:
-    """Number the classes of a folder as torchvision's ImageFolder does: 1, 10, 2.
+def understood(dataset: str, root: str | None) -> str:
+    """The data set that is meant: digits have no folder, so a folder is one of images.
 
-    Networks trained elsewhere and files of labels have that order. timm's reader sorts 1, 2, 10,
-    and ignores the case of letters.
+    Args:
+        dataset: by its name.
+        root: the folder that was given with it.
     """
-    names = sorted(reader.class_to_idx)
-    numbers = {reader.class_to_idx[name]: number for number, name in enumerate(names)}
-    reader.samples = [(path, numbers[label]) for path, label in reader.samples]
-    reader.class_to_idx = {name: number for number, name in enumerate(names)}
+    return "folder" if dataset == "digits" and root is not None else dataset
 
 
 def _is_remote(place: str) -> bool:

@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from gpd_cli.data.digits import CLASSES, DigitImages, load_split
+from gpd_cli.data.pixels import to_mode
 from gpd_cli.data.transforms import Preprocessing, Transform
 from gpd_cli.errors import DataError
 
 Indices = Sequence[int]
+UNKNOWN = -1
+"""The class number of an image without label."""
 
 
 class UnreadableImageError(DataError):
@@ -33,11 +37,35 @@ class Source(ABC):
 
     Attributes:
         class_names: names in the order of class numbers; empty where the data set has none.
+        named: whether the data set itself names them.
+        numbers: the class number of each of its classes, where that is another one than its place.
         streamed: whether images come in a stream, without length, shuffling or random access.
     """
 
     class_names: list[str]
+    named: bool = True
+    numbers: list[int] | None = None
     streamed = False
+
+    def renumber(self, names: Sequence[str]) -> list[str]:
+        """Give classes the numbers that classes of these names have.
+
+        Args:
+            names: in the order of their numbers.
+
+        Returns:
+            Names of its own that are not among these; nothing is changed where there are any.
+        """
+        unknown = [name for name in self.class_names if name not in names]
+        if not unknown and self.class_names != list(names):
+            numbers = {name: number for number, name in enumerate(names)}
+            self.numbers = [numbers[name] for name in self.class_names]
+            self.class_names = list(names)
+        return unknown
+
+    def number(self, label: Any) -> Any:
+        """The class number of a label of the data set."""
+        return label if self.numbers is None or label == UNKNOWN else self.numbers[int(label)]
 
     @abstractmethod
     def __len__(self) -> int:
@@ -66,14 +94,15 @@ class DigitSource(Source):
 
     def labels(self) -> np.ndarray:
         """Class numbers, ``[N]``."""
-        return self._labels.numpy()
+        return np.asarray([self.number(label) for label in self._labels.tolist()])
 
     def images(
         self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
     ) -> Dataset[Any]:
         """All digits, or some."""
         part = slice(None) if indices is None else list(indices)
-        return DigitImages(self._images[part], self._labels[part], preprocessing, training)
+        labels = torch.as_tensor(self.labels())[part]
+        return DigitImages(self._images[part], labels, preprocessing, training)
 
 
 class FileSource(Source):
@@ -100,12 +129,15 @@ class FileSource(Source):
         Raises:
             DataError: when the data set does not list its labels.
         """
+        found: Any = None
         if hasattr(self.reader, "samples"):
-            return np.asarray([label for _, label in self.reader.samples])
-        if hasattr(self.reader, "label_key"):
-            return np.asarray(list(self.reader.dataset[self.reader.label_key]))
-        if hasattr(self.dataset, "targets"):
-            return np.asarray(self.dataset.targets)
+            found = [label for _, label in self.reader.samples]
+        elif hasattr(self.reader, "label_key"):
+            found = list(self.reader.dataset[self.reader.label_key])
+        elif hasattr(self.dataset, "targets"):
+            found = self.dataset.targets
+        if found is not None:
+            return np.asarray([self.number(label) for label in found])
         raise DataError(
             "This data set does not list its labels, so that no part can be held out; name a "
             "validation split with --data.val_split."
@@ -124,10 +156,10 @@ class FileSource(Source):
         try:
             if self.reader is None:
                 image, label = self.dataset[index]
-                return image.convert(mode), label
+                return to_mode(image, mode), self.number(label)
             stream, label = self.reader[index][:2]
             with stream, Image.open(stream) as image:
-                return image.convert(mode), label
+                return to_mode(image, mode), self.number(label)
         except Exception as error:  # decoders raise errors of every kind
             reason = str(error).strip().rstrip(".") or type(error).__name__
             if isinstance(error, UnidentifiedImageError):
@@ -136,6 +168,11 @@ class FileSource(Source):
                 f"{self._name(index)} cannot be read ({reason}); replace it or take it out of "
                 "the data."
             ) from error
+
+    def file(self, index: int) -> str | None:
+        """The path of an image, where it has one of its own."""
+        found = getattr(self.reader, "samples", None)
+        return None if found is None else str(found[index][0])
 
     def _name(self, index: int) -> str:
         try:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from gpd_cli.data.pixels import to_mode
 from gpd_cli.data.sources import Indices, Source
-from gpd_cli.data.transforms import Preprocessing
+from gpd_cli.data.transforms import Preprocessing, Transform
 from gpd_cli.errors import DataError
 
 
@@ -110,11 +113,20 @@ class StreamSource(Source):
     def images(
         self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
     ) -> Dataset[Any]:
-        """The whole stream, or this process's part of it."""
-        self.dataset.transform = preprocessing.transform(training)
+        """The whole stream, or this process's share of it."""
+        self.dataset.transform = partial(
+            _prepare, preprocessing.transform(training), preprocessing.mode
+        )
+        if self.numbers is not None:
+            self.dataset.target_transform = self.number
         if self.training and self._files is not None:
             return ShardStream(self.dataset, self.training)
         return Stream(self.dataset, self.training, self._every)
+
+
+def _prepare(transform: Transform, mode: str, image: Any) -> Any:
+    # Readers that decode by themselves give arrays of the mode they were asked for.
+    return transform(to_mode(image, mode) if isinstance(image, Image.Image) else image)
 
 
 class Stream(IterableDataset[tuple[Tensor, int]]):

@@ -130,7 +130,8 @@ def load_static_teachers(
         return []
     teachers = [_load(first, classes, channels, "static teacher")]
     for assistant in assistants or ():
-        if assistant.name is None or assistant.weights is None:
+        args = assistant.args or {}
+        if assistant.name is None or not (assistant.weights or args.get("pretrained")):
             raise ModelError(
                 "A teacher assistant is a trained network: give each of --model.assistants a name "
                 "and weights."
@@ -143,12 +144,14 @@ def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: st
     """Load a static teacher, and check that it has the student's channels and classes."""
     name, weights, args = settings.name, settings.weights, settings.args or {}
     assert name is not None
-    if weights is None:
+    if weights is None and not args.get("pretrained"):
         raise ModelError(
             f"The static teacher {name} has to be a trained one: add "
-            "--model.static_teacher.weights FILE."
+            "--model.static_teacher.weights FILE, or --model.static_teacher.args "
+            "'{pretrained: true}' for published weights."
         )
-    network = ModelSpec(name, classes, args).build(weights)
+    # A classifier that starts anew would teach noise.
+    network = ModelSpec(name, classes, args).build(weights, role="teacher")
     shape = input_shape(network, name, args)
     found = count_classes(network, shape)
     if shape[0] != channels:
@@ -161,4 +164,5 @@ def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: st
             f"The static teacher {name} has {found} classes but the student has {classes}; give "
             "a static teacher trained on the same classes."
         )
-    return StaticTeacher(network, shape, settings.stages, f"{kind} {name} ({Path(weights).name})")
+    source = "pretrained" if weights is None else Path(weights).name
+    return StaticTeacher(network, shape, settings.stages, f"{kind} {name} ({source})")

@@ -6,6 +6,7 @@ from gpd_cli.models.factory import (
     count_classes,
     create_model,
     input_shape,
+    without_pretrained,
 )
 from gpd_cli.models.reused import ReusedClassifier
 from gpd_cli.models.weights import load_state_dict, load_weights
@@ -19,4 +20,5 @@ __all__ = [
     "input_shape",
     "load_state_dict",
     "load_weights",
+    "without_pretrained",
 ]

@@ -7,16 +7,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
 import torchvision
+from lightning.pytorch.utilities import rank_zero_info
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torchvision.models import list_models
 
-from gpd_cli.errors import ModelError
+from gpd_cli.errors import ModelError, WeightsError
 from gpd_cli.models import (  # noqa: F401 - they register their networks with timm
     cifar_mobilenet,
     cifar_resnet,
@@ -28,12 +29,15 @@ from gpd_cli.models import (  # noqa: F401 - they register their networks with t
 )
 from gpd_cli.models.own import find_maker, is_path, takes
 from gpd_cli.models.reused import ReusedClassifier
-from gpd_cli.models.weights import load_weights
+from gpd_cli.models.weights import load_tensors, load_weights
 
 _TORCHVISION = "torchvision/"
 _REUSED = "simkd/"
 _OF_PROJECTOR = ("features", "relu")
-_LOADS_WEIGHTS = ("pretrained", "weights", "checkpoint_path")
+Role = Literal["student", "teacher"]
+_PRETRAINED = "pretrained"
+# torchvision's own argument for published weights, with the name of an entry.
+_ENTRY = "weights"
 # Auxiliary heads make the output a tuple in training, and their initialization is slow and warns.
 _TORCHVISION_ARGS = {
     "googlenet": {"aux_logits": False, "init_weights": False},
@@ -50,8 +54,11 @@ def create_model(
     num_classes: int | None = None,
     weights: str | Path | None = None,
     model_args: Mapping[str, Any] | None = None,
+    role: Role = "student",
 ) -> nn.Module:
-    """Build a network. Nothing is ever downloaded.
+    """Build a network. Nothing is downloaded unless the model arguments say ``pretrained: true``.
+
+    What of its weights was not taken as the file has it is said in a line.
 
     Args:
         name: a model of timm (``resnet18``) or of this package (``cifar_resnet20``), a
@@ -59,20 +66,20 @@ def create_model(
             or function that builds a network (``mine.Net``). With the prefix ``simkd/``, the
             network ends in its static teacher's classifier (see `ReusedClassifier`).
         num_classes: number of classes; by default the network's own.
-        weights: a state dict to load, strictly; see `gpd_cli.models.weights`.
-        model_args: further arguments of the constructor.
+        weights: a state dict to load; see `gpd_cli.models.weights`.
+        model_args: further arguments of the constructor; with ``pretrained: true`` the weights are
+            those that timm or torchvision publishes for the network.
+        role: a student's classifier may start anew, where a number of classes is given and the
+            weights have another one; that of a static teacher would teach noise. Of a file that
+            has both networks each takes its own.
 
     Raises:
-        ModelError: when the name is unknown or the arguments do not suit the network.
+        ModelError: when the name is unknown, the arguments do not suit the network, or published
+            weights cannot be had.
         WeightsError: when the weights cannot be read or do not fit.
     """
     args = dict(model_args or {})
-    given = next((key for key in _LOADS_WEIGHTS if args.get(key)), None)
-    if given:
-        raise ModelError(
-            f"'{given}' is no model argument of {name} here, for nothing is downloaded: "
-            "give a file as the model's weights instead."
-        )
+    pretrained = _wants_pretrained(name, args, weights)
     if num_classes is not None:
         if args.get("num_classes", num_classes) != num_classes:
             raise ModelError(
@@ -84,16 +91,110 @@ def create_model(
     if not isinstance(classes, int) or classes < 1:
         raise ModelError(f"{name} cannot have {classes!r} classes: give a whole number from 1 on.")
     _check_name(name)
-    try:
-        model = _build(name, args)
-    except Exception as error:  # constructors raise anything at arguments they do not expect
-        reason = " ".join(str(error).split()).rstrip(".!") or type(error).__name__
-        settings = ", ".join(f"{key}={value!r}" for key, value in args.items())
-        raise ModelError(f"Cannot build {name}({settings}): {reason}.") from error
+    own = without_pretrained(name, args)
+    model = _built(name, own)
+    without_heads = getattr(model, "aux_logits", None) is False
+    how: dict[str, Any] = {
+        "name": name,
+        "ignore": _AUXILIARY_HEADS if without_heads else (),
+        "new_classifier": role == "student" and "num_classes" in args,
+        "prefer": f"{role}.",
+    }
+    if "num_classes" not in args:
+        how["hint"] = (
+            "set --model.num_classes to {classes} for its classifier, or to the number of your "
+            "classes for a new one."
+        )
+    notes: tuple[str, ...] = ()
     if weights is not None:
-        without_heads = getattr(model, "aux_logits", None) is False
-        load_weights(model, weights, name=name, ignore=_AUXILIARY_HEADS if without_heads else ())
+        notes = load_weights(model, weights, **how)
+    elif pretrained:
+        notes, model = _load_published(model, args, own, how)
+    for note in notes:
+        rank_zero_info(f"{name}: {note}.")
     return model
+
+
+def without_pretrained(name: str, model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a network's constructor less those that ask for published weights.
+
+    Args:
+        name: of the network.
+        model_args: of its constructor.
+    """
+    asks = (_PRETRAINED, _ENTRY) if name.startswith(_TORCHVISION) else (_PRETRAINED,)
+    return {key: value for key, value in model_args.items() if key not in asks}
+
+
+def _wants_pretrained(name: str, args: Mapping[str, Any], weights: str | Path | None) -> bool:
+    """Whether published weights are to be loaded.
+
+    Raises:
+        ModelError: when a file is given as well, or as an argument of the constructor.
+    """
+    theirs = name.startswith(_TORCHVISION)
+    files = ("checkpoint_path",) if theirs else ("checkpoint_path", _ENTRY)
+    given = next((key for key in files if args.get(key)), None)
+    if given:
+        raise ModelError(
+            f"'{given}' is no model argument of {name} here: give the file as the model's weights "
+            "instead, or 'pretrained: true' for the published ones."
+        )
+    wanted = bool(args.get(_PRETRAINED) or (theirs and args.get(_ENTRY)))
+    if wanted and weights is not None:
+        raise ModelError(
+            f"{name} is to start from '{weights}' and, by its model arguments, from published "
+            "weights: leave one of the two out."
+        )
+    return wanted
+
+
+def _built(name: str, args: dict[str, Any]) -> nn.Module:
+    try:
+        return _build(name, args)
+    except Exception as error:  # constructors raise anything at arguments they do not expect
+        settings = ", ".join(f"{key}={value!r}" for key, value in args.items())
+        raise ModelError(f"Cannot build {name}({settings}): {_reason(error)}.") from error
+
+
+def _load_published(
+    model: nn.Module, args: dict[str, Any], own: dict[str, Any], how: dict[str, Any]
+) -> tuple[tuple[str, ...], nn.Module]:
+    """The weights that a network's library publishes, downloaded unless they have been before."""
+    name: str = how["name"]
+    body = name.removeprefix(_REUSED)
+    try:
+        if body.startswith(_TORCHVISION):
+            entries = torchvision.models.get_model_weights(body.removeprefix(_TORCHVISION))
+            entry = args.get(_ENTRY) or "DEFAULT"
+            state = entries[str(entry).rpartition(".")[2]].get_state_dict(progress=False)
+        else:
+            published = _build(name, {**own, _PRETRAINED: True})
+    except Exception as error:  # of the network, the hub and the libraries
+        raise ModelError(
+            f"The published weights of {name} cannot be had ({_reason(error)}); where the hub "
+            "cannot be reached, give a copy of the file instead "
+            "(--model.student_weights, --model.static_teacher.weights)."
+        ) from error
+    if body.startswith(_TORCHVISION):
+        target = getattr(model, "body", model)
+        return load_tensors(target, state, f"What torchvision publishes as {name}", **how), model
+    config = getattr(published, "pretrained_cfg", None) or {}
+    theirs, ours = config.get("num_classes"), own.get("num_classes")
+    if theirs is None or ours in (None, theirs) or name != body:
+        return (), published
+    if not how["new_classifier"]:
+        raise WeightsError(
+            f"The published weights of {name} are for {theirs} classes and not {ours}; give a file "
+            "of weights for these classes."
+        )
+    note = f"the classifier starts anew, the published weights have {theirs} classes and not {ours}"
+    return (note,), published
+
+
+def _reason(error: Exception) -> str:
+    """What a library says is wrong, as part of a sentence."""
+    return " ".join(str(error).split())[:300].rstrip(".!") or type(error).__name__
 
 
 def input_shape(
@@ -197,14 +298,23 @@ class ModelSpec:
             ) from error
         object.__setattr__(self, "model_args", plain)
 
-    def build(self, weights: str | Path | None = None) -> nn.Module:
-        """Build the network; for errors see `create_model`."""
+    def build(self, weights: str | Path | None = None, *, role: Role = "student") -> nn.Module:
+        """Build the network; arguments and errors are those of `create_model`."""
         return create_model(
-            self.name, num_classes=self.num_classes, weights=weights, model_args=self.model_args
+            self.name,
+            num_classes=self.num_classes,
+            weights=weights,
+            model_args=self.model_args,
+            role=role,
         )
 
     def resolve(self, model: nn.Module) -> ModelSpec:
-        """The same description with the number of classes of the network built from it.
+        """What builds the same network again, to take weights of its own.
+
+        It has the number of classes of the network, and asks for no published weights.
+
+        Args:
+            model: that was built from it.
 
         Raises:
             ModelError: when the network has another number of classes than the description.
@@ -216,7 +326,8 @@ class ModelSpec:
                 f"{self.name} has {classes} classes and not {self.num_classes}: let it take the "
                 f"number as num_classes, or set --model.num_classes {classes}."
             )
-        return replace(self, num_classes=classes)
+        args = without_pretrained(self.name, self.model_args)
+        return replace(self, num_classes=classes, model_args=args)
 
     def to_dict(self) -> dict[str, Any]:
         """The description as plain JSON values."""

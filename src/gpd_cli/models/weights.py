@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import pickle
 import re
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gpd_cli.errors import WeightsError
+from gpd_cli.models.fitting import fit_tensors, listed, unprefixed
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 """Suffixes of the files that `load_state_dict` can read."""
@@ -32,19 +31,12 @@ WRAPPERS = (
 """Keys under which training scripts save the state dict, in order of preference: averaged weights
 before raw weights, since such scripts report and publish the accuracy of the averaged ones."""
 
-PREFIXES = ("module.", "model.", "_orig_mod.")
-"""Prefixes that wrappers (DDP, Lightning, ``torch.compile``) put before every key."""
-
-_SHOWN = 3  # keys of each kind in a message
-# torchvision's published DenseNets have 'denselayer1.norm.1' for today's 'denselayer1.norm1'.
-_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
-
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict onto the CPU, without ever running code from the file.
 
     The state dict may be an entry of the file, also nested, under the first key of `WRAPPERS` that
-    is present. Prefixes in `PREFIXES` are removed where every key has them.
+    is present. Prefixes in `gpd_cli.models.fitting.PREFIXES` are removed where every key has them.
 
     Args:
         path: ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.tar`` as written by ``torch.save``, or
@@ -57,7 +49,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         WeightsError: when the file is missing, unreadable, of another kind, or holds Python objects
             or no state dict.
     """
-    return _unprefixed(_unwrapped(_read(Path(path)), path))
+    return unprefixed(_unwrapped(_read(Path(path)), path))
 
 
 def load_weights(
@@ -66,82 +58,82 @@ def load_weights(
     *,
     name: str | None = None,
     ignore: Collection[str] = (),
-) -> None:
-    """Load a weight file strictly into a model.
+    new_classifier: bool = False,
+    prefer: str = "student.",
+    hint: str = "",
+) -> tuple[str, ...]:
+    """Load a weight file into a model, as timm loads pretrained weights.
 
-    The model is changed only if all weights fit. A file may lack ``num_batches_tracked`` of batch
-    norms only, as old files do.
+    The model is changed only when everything fits. What a file may have differently is in
+    `gpd_cli.models.fitting`: names of older versions and of the authors, image size, input
+    channels, index buffers, a prefix, weights of losses; on request the number of classes, too.
 
     Args:
-        model: the model, changed in place.
-        path: the file, see `load_state_dict`.
-        name: name of the model in error messages; by default its class.
-        ignore: prefixes of keys that the model does not have by design, such as auxiliary heads.
+        model: takes the weights, in place.
+        path: as for `load_state_dict`.
+        name: what error messages call the model; by default its class.
+        ignore: beginnings of keys that the model leaves out by design, such as auxiliary heads.
+        new_classifier: keep the model's classifier as it is where the file has none, or one of
+            another number of classes.
+        prefer: end of the prefix to take, of a file with several networks that fit.
+        hint: a remedy for the case that nothing but the number of classes differs, with
+            ``{classes}`` for that of the file.
+
+    Returns:
+        In words, what was not taken as the file has it.
 
     Raises:
         WeightsError: when the file cannot be read or does not fit the model.
     """
-    own = model.state_dict()
-    read = _unprefixed(_unwrapped(_read(Path(path)), path), keep=own)
-    tensors = OrderedDict(
-        (key if key in own else _OLD_DENSENET.sub(r"\1\2", key), tensor)
-        for key, tensor in read.items()
-        if not key.startswith(tuple(ignore))
+    read = _unwrapped(_read(Path(path)), path)
+    return load_tensors(
+        model,
+        read,
+        f"'{path}'",
+        name=name,
+        ignore=ignore,
+        new_classifier=new_classifier,
+        prefer=prefer,
+        hint=hint,
     )
-    # Versions are per module. Without them modules accept the names of older versions, and batch
-    # norms do not need their counter; only the root's version is kept.
-    versions = getattr(own, "_metadata", {})
-    tensors._metadata = {"": versions.get("", {})}  # type: ignore[attr-defined]
 
-    misfits = _misfits(model, tensors, own)
-    if misfits:
+
+def load_tensors(
+    model: nn.Module,
+    read: Mapping[str, Tensor],
+    source: str,
+    *,
+    name: str | None = None,
+    ignore: Collection[str] = (),
+    new_classifier: bool = False,
+    prefer: str = "student.",
+    hint: str = "",
+) -> tuple[str, ...]:
+    """As `load_weights`, with a state dict instead of a file.
+
+    Args:
+        model: takes the weights, in place.
+        read: the state dict.
+        source: what error messages call it.
+        name: see `load_weights`.
+        ignore: likewise.
+        new_classifier: likewise.
+        prefer: likewise.
+        hint: likewise.
+    """
+    fitted = fit_tensors(model, read, ignore=ignore, new_classifier=new_classifier, prefer=prefer)
+    if fitted.misfits:
+        remedy = "is it for another architecture or class count?"
+        if fitted.remedy:
+            remedy = f"{fitted.remedy}."
+        elif fitted.classes and hint:
+            remedy = hint.format(classes=fitted.classes)
         raise WeightsError(
-            f"'{path}' does not fit {name or type(model).__name__}: {'; '.join(misfits)}; "
-            "is it for another architecture or class count?"
+            f"{source} does not fit {name or type(model).__name__}: {'; '.join(fitted.misfits)}; "
+            f"{remedy}"
         )
-    model.load_state_dict(tensors)
-
-
-def _misfits(
-    model: nn.Module, tensors: OrderedDict[str, Tensor], own: Mapping[str, Tensor]
-) -> list[str]:
-    """Reasons why a state dict cannot be loaded, found by loading it into a copy of the model."""
-    misshaped = {
-        key: f"{key} {_size(tensor)} instead of {_size(own[key])}"
-        for key, tensor in tensors.items()
-        # Old files store scalars as vectors of one element, which torch accepts.
-        if key in own
-        and tensor.shape != own[key].shape
-        and (tensor.numel(), own[key].ndim) != (1, 0)
-    }
-    fitting = tensors.copy()
-    for key in misshaped:
-        del fitting[key]
-    fitting._metadata = tensors._metadata  # type: ignore[attr-defined]
-    try:
-        # Modules may rename keys while loading, so that only loading shows missing keys.
-        result = copy.deepcopy(model).load_state_dict(fitting, strict=False)
-    except (RuntimeError, AssertionError) as error:
-        return [" ".join(str(error).split()).rstrip(".") or "its modules refuse it"]
-    missing = [key for key in result.missing_keys if key not in misshaped]
-    found = [
-        _listed("missing", missing),
-        _listed("unexpected", result.unexpected_keys),
-        _listed("shaped", misshaped.values()),
-    ]
-    return [text for text in found if text]
-
-
-def _listed(kind: str, keys: Iterable[str]) -> str:
-    keys = list(keys)
-    if not keys:
-        return ""
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return f"{kind} {', '.join(keys[:_SHOWN])}{more}"
-
-
-def _size(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
+    model.load_state_dict(fitted.tensors)
+    return fitted.notes
 
 
 def _read(path: Path) -> Any:
@@ -188,6 +180,12 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 def _unwrapped(content: Any, path: str | Path) -> dict[str, Tensor]:
     """The state dict in the content of a weight file."""
+    if isinstance(content, Mapping) and "gpd" in content and "state_dict" in content:
+        raise WeightsError(
+            f"'{path}' is a checkpoint of gpd fit, which holds student and dynamic teacher in one: "
+            f"cut the student out first (gpd extract --ckpt_path {path} --output student.pth) and "
+            "give that file."
+        )
     while isinstance(content, Mapping):
         wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if wrapper is None:
@@ -201,20 +199,8 @@ def _unwrapped(content: Any, path: str | Path) -> dict[str, Tensor]:
         return {key: tensor.detach() for key, tensor in content.items()}
     else:
         others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-        found = _listed("entries such as", others)
+        found = listed("entries such as", others)
     raise WeightsError(
         f"There is no state dict in '{path}', which holds {found}: "
         "save one with torch.save(model.state_dict(), path)."
     )
-
-
-def _unprefixed(tensors: dict[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
-    """Remove the prefixes of wrappers, until some key is among the keys to keep."""
-    # torch's AveragedModel puts 'module.' before all keys but its counter.
-    rest = {key: tensor for key, tensor in tensors.items() if key != "n_averaged"}
-    while rest and not any(key in keep for key in rest):
-        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in rest)), None)
-        if prefix is None:
-            break
-        rest = tensors = {key.removeprefix(prefix): tensor for key, tensor in rest.items()}
-    return tensors

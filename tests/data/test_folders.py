@@ -1,0 +1,296 @@
+"""Trees of images as people have them: nested, flat, of 16 bits, without labels."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gpd_cli.data import ImageData, ImageSpec
+from gpd_cli.data.pixels import to_mode
+from gpd_cli.errors import DataError
+
+GREY = {"ant": 40, "bee": 120, "wasp": 200}
+"""The brightness of each class's images."""
+
+
+def write(folder: Path, name: str, count: int = 2, start: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(start, start + count):
+        Image.new("L", (12, 12), GREY[name] + number).save(folder / f"{name}{number:02}.png")
+
+
+def folder_data(root: Path, **options: Any) -> ImageData:
+    """Grey images, in [0, 255]."""
+    settings: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "image_size": 8, "in_chans": 1}
+    settings |= {"mean": [0.0], "std": [1 / 255], "crop_pct": 1.0, "no_aug": True}
+    return ImageData("folder", root=str(root), **(settings | options))
+
+
+def served(loader: Any) -> list[tuple[int, int]]:
+    """Brightness and label of every image."""
+    found = []
+    for images, labels in loader:
+        for image, label in zip(images, labels, strict=True):
+            found.append((round(image.mean().item()), label.item()))
+    return found
+
+
+def by_class(pairs: list[tuple[int, int]]) -> dict[str, set[int]]:
+    """The labels of the images of each class, told by their brightness."""
+    found: dict[str, set[int]] = {}
+    for grey, label in pairs:
+        name = max((n for n, low in GREY.items() if low <= grey), key=GREY.__getitem__)
+        found.setdefault(name, set()).add(label)
+    return found
+
+
+# Classes
+
+
+def test_the_class_is_the_first_folder_below_the_split(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("ant", "bee"):
+            write(tmp_path / split / name, name)
+            for place in ("indoor", "outdoor"):
+                write(tmp_path / split / name / place / "today", name, start=3)
+    write(tmp_path / "train" / ".thumbnails", "ant")
+    data = folder_data(tmp_path)
+    data.setup("fit")
+    assert data.class_names == ["ant", "bee"]
+    assert by_class(served(data.train_dataloader())) == {"ant": {0}, "bee": {1}}
+    assert len(served(data.val_dataloader())) == 12
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_another_root_is_scored_by_the_names_of_classes(tmp_path: Path, stage: str) -> None:
+    """There is no training image, the first class is missing, and numbers of folders are others."""
+    split = {"validate": "val", "test": "test"}[stage]
+    for name in ("bee", "wasp"):
+        write(tmp_path / split / name, name)
+    data = folder_data(tmp_path)
+    data.follow(ImageSpec(class_names=("ant", "bee", "wasp")))
+    data.setup(stage)
+    loader = data.val_dataloader() if stage == "validate" else data.test_dataloader()
+    assert by_class(served(loader)) == {"bee": {1}, "wasp": {2}}
+    assert data.class_names == ["ant", "bee", "wasp"]
+    assert data.num_classes == 3
+
+
+def test_an_unknown_class_is_refused_until_it_has_its_name_again(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        write(tmp_path / "test" / name, name)
+    (tmp_path / "test" / "ant").rename(tmp_path / "test" / "formica")
+    trained = ImageSpec(class_names=("ant", "bee"))
+    data = folder_data(tmp_path)
+    data.follow(trained)
+    with pytest.raises(DataError, match=r"not among those of training: 'formica' .*ant, bee"):
+        data.setup("test")
+    (tmp_path / "test" / "formica").rename(tmp_path / "test" / "ant")  # as it says
+    data = folder_data(tmp_path)
+    data.follow(trained)
+    data.setup("test")
+    assert by_class(served(data.test_dataloader())) == {"ant": {0}, "bee": {1}}
+
+
+def test_validation_may_lack_a_class(tmp_path: Path) -> None:
+    for name in GREY:
+        write(tmp_path / "train" / name, name)
+    write(tmp_path / "val" / "wasp", "wasp")
+    data = folder_data(tmp_path)
+    data.setup("fit")
+    assert by_class(served(data.val_dataloader())) == {"wasp": {2}}
+
+
+def test_held_out_images_of_a_part_of_the_classes_keep_their_numbers(tmp_path: Path) -> None:
+    for name in ("bee", "wasp"):
+        write(tmp_path / "train" / name, name, 6)
+    data = folder_data(tmp_path, val_fraction=0.5)
+    data.follow(ImageSpec(class_names=("ant", "bee", "wasp")))
+    data.setup("validate")
+    assert by_class(served(data.val_dataloader())) == {"bee": {1}, "wasp": {2}}
+
+
+# Flat folders
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    for name in GREY:
+        write(tmp_path / name, name, 20)
+    return tmp_path
+
+
+def test_a_flat_folder_is_split_into_disjoint_parts(
+    flat: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = folder_data(flat)
+    data.setup("fit")
+    data.setup("test")
+    parts = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader()]
+    seen = [served(part) for part in parts]
+    assert [len(part) for part in seen] == [48, 6, 6]
+    assert len({grey for part in seen for grey, _ in part}) == 60
+    for part in seen:
+        assert by_class(part) == {"ant": {0}, "bee": {1}, "wasp": {2}}
+    assert "has classes and no splits: 6 of its 60 images are kept for testing" in caplog.text
+    assert "6 of its 60 images are scored, those that are not trained on" in caplog.text
+
+
+def test_the_test_part_is_the_same_from_the_checkpoint_and_all_has_everything(flat: Path) -> None:
+    trained = folder_data(flat)
+    trained.setup("fit")
+    kept = {grey for part in trained._fit_parts for grey in files(part)}  # type: ignore[arg-type]
+    later = folder_data(flat)
+    later.follow(trained.image_spec)
+    later.setup("test")
+    assert not kept & files(later._test)
+    assert len(kept | files(later._test)) == 60
+    everything = folder_data(flat, test_split="all")
+    everything.follow(trained.image_spec)
+    everything.setup("test")
+    assert len(files(everything._test)) == 60
+
+
+def files(part: Any) -> set[str]:
+    indices = range(len(part.source)) if part.indices is None else part.indices
+    return {part.source.file(index) for index in indices}
+
+
+def test_a_flat_folder_may_be_trained_on_as_a_whole(flat: Path) -> None:
+    data = folder_data(flat, val_fraction=0)
+    data.setup("fit")
+    assert len(served(data.train_dataloader())) == 60
+    with pytest.raises(DataError, match=r"no split 'test'"):
+        data.setup("test")
+
+
+def test_a_tree_with_splits_is_not_taken_for_a_flat_one(tmp_path: Path) -> None:
+    write(tmp_path / "val" / "ant", "ant")
+    write(tmp_path / "val" / "bee", "bee")
+    with pytest.raises(DataError, match=r"no split 'train'"):
+        folder_data(tmp_path).setup("fit")
+
+
+def test_a_root_without_dataset_is_an_image_folder(
+    flat: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = ImageData(root=str(flat), image_size=8, num_workers=0)
+    assert "is taken for an image folder (--data.dataset folder)" in caplog.text
+    assert data.class_names == list(GREY)
+    assert data.image_shape == (3, 8, 8)
+    assert data.image_spec.crop_pct == 0.875
+
+
+# Images to predict
+
+
+TRAINED = ImageSpec(class_names=("ant", "bee", "wasp"))
+
+
+def predicted(root: Path, **options: Any) -> dict[str, int]:
+    """The labels by the files' paths, relative to the root."""
+    data = folder_data(root, **options)
+    data.follow(TRAINED)
+    data.setup("predict")
+    labels = [label for _, label in served(data.predict_dataloader())]
+    paths = data.predicted_files()
+    assert paths is not None
+    base = root if root.is_dir() else root.parent
+    names = [Path(path).relative_to(base).as_posix() for path in paths]
+    return dict(zip(names, labels, strict=True))
+
+
+def test_images_to_predict_lie_in_any_layout(tmp_path: Path) -> None:
+    write(tmp_path / "one", "bee", 3)
+    assert predicted(tmp_path / "one" / "bee01.png") == {"bee01.png": -1}
+    assert predicted(tmp_path / "one") == {f"bee0{i}.png": -1 for i in range(3)}
+    tree = tmp_path / "tree"
+    write(tree, "ant", 1)
+    write(tree / "2024" / "wasp" / "june", "wasp", 1)
+    write(tree / "unknown", "bee", 1)
+    found = {"ant00.png": -1, "2024/wasp/june/wasp00.png": 2, "unknown/bee00.png": -1}
+    assert predicted(tree) == found
+
+
+def test_a_test_split_is_predicted_with_and_without_labels(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "ant", "ant")
+    write(tmp_path / "test", "ant", 1)
+    write(tmp_path / "test" / "wasp", "wasp", 1)
+    assert predicted(tmp_path) == {"test/ant00.png": -1, "test/wasp/wasp00.png": 2}
+    everything = predicted(tmp_path, test_split="all")
+    assert everything.keys() - predicted(tmp_path).keys() == {
+        "train/ant/ant00.png",
+        "train/ant/ant01.png",
+    }
+    with pytest.raises(DataError, match=r"no split 'new'"):
+        predicted(tmp_path, test_split="new")
+
+
+def test_of_the_folder_that_was_trained_on_the_test_part_is_predicted(flat: Path) -> None:
+    data = folder_data(flat)
+    data.follow(folder_data(flat).image_spec)
+    data.setup("predict")
+    assert len(data.predicted_files() or ()) == 6
+    assert len(predicted(flat)) == 60  # trained elsewhere
+
+
+def test_nothing_to_predict(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"No images in '.*empty'"):
+        predicted(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"'.*gone' is no folder and no image"):
+        predicted(tmp_path / "gone")
+
+
+def test_one_image_cannot_be_trained_on(tmp_path: Path) -> None:
+    write(tmp_path, "ant", 1)
+    with pytest.raises(DataError, match=r"is one file.*gpd predict takes single images"):
+        folder_data(tmp_path / "ant00.png").setup("fit")
+
+
+# Values
+
+
+def saved(path: Path, values: np.ndarray) -> Image.Image:
+    Image.fromarray(values).save(path)
+    return Image.open(path)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_16_bit_images_are_scaled_to_8(tmp_path: Path, ending: str, mode: str) -> None:
+    values = np.array([[0, 257, 32767], [32896, 65534, 65535]], dtype=np.uint16)
+    image = to_mode(saved(tmp_path / f"x.{ending}", values), mode)
+    expected = np.array([[0, 1, 127], [128, 255, 255]], dtype=np.uint8)
+    pixels = np.asarray(image)
+    assert image.mode == mode
+    assert np.array_equal(pixels if mode == "L" else pixels[..., 2], expected)
+
+
+def test_32_bit_images_are_read_where_their_range_is_plain(tmp_path: Path) -> None:
+    shares = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
+    assert np.asarray(to_mode(saved(tmp_path / "f.tif", shares), "L")).tolist() == [[0, 128, 255]]
+    bytes_ = np.array([[0, 7, 255]], dtype=np.int32)
+    assert np.asarray(to_mode(saved(tmp_path / "i.tif", bytes_), "L")).tolist() == [[0, 7, 255]]
+    for name, values in (("a", bytes_ * 100), ("b", bytes_ - 1)):
+        with pytest.raises(ValueError, match="a range that is not known"):
+            to_mode(saved(tmp_path / f"{name}.tif", values), "L")
+
+
+def test_16_bit_images_differ_as_they_are_served(tmp_path: Path) -> None:
+    for name, value in (("bright", 50000), ("dark", 10000)):
+        folder = tmp_path / "train" / name
+        folder.mkdir(parents=True)
+        for number in range(2):
+            values = np.full((12, 12), value, dtype=np.uint16)
+            Image.fromarray(values).save(folder / f"{number}.png")
+    data = folder_data(tmp_path, val_fraction=0)
+    data.setup("fit")
+    assert set(served(data.train_dataloader())) == {(195, 0), (39, 1)}
+    odd = tmp_path / "train" / "dark" / "odd.tif"
+    Image.fromarray(np.full((12, 12), 70000, dtype=np.int32)).save(odd)
+    data = folder_data(tmp_path, val_fraction=0)
+    with pytest.raises(DataError, match=r"odd\.tif cannot be read \(it has values from 0 to 70000"):
+        served(data.train_dataloader())
