@@ -497,7 +497,7 @@ def joint_steps(module: GapPreservingDistillation) -> list[float]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found.append(float(loss))
+        found.append(float(loss.detach()))
     return found
 
 

@@ -235,7 +235,7 @@ def test_an_average_begins_within_a_run_and_goes_on_after_it_was_resumed(tmp_pat
     average = averaged_by("gpd_cli.EMA", decay=0.9, update_starting_at_step=20)  # in epoch 2
     assert fit(tmp_path, *average, *STILL, epochs=4) == 0
     assert len(scores(tmp_path, "val/raw_student_top1")) == 3
-    stopped = (*average, *STILL, "--trainer.callbacks+=test_training.StopAfterTwoEpochs")
+    stopped = (*average, *STILL, "--trainer.callbacks+=runs.StopAfterTwoEpochs")
     assert fit(tmp_path, *stopped, epochs=4) == 0
     last = run(tmp_path, 1) / "checkpoints" / "last.ckpt"
     assert fit(tmp_path, *average, *STILL, "--ckpt_path", str(last), epochs=4) == 0
@@ -288,7 +288,7 @@ def test_a_resumed_average_is_that_of_an_uninterrupted_run(tmp_path: Path, start
     average = averaged_by("gpd_cli.EMA", update_starting_at_step=start)
     options = [*ALONE, *average, *STILL, *SHORT]
     assert fit(tmp_path / "whole", *options) == 0
-    stopped = "--trainer.callbacks+=test_training.StopAfterTwoEpochs"
+    stopped = "--trainer.callbacks+=runs.StopAfterTwoEpochs"
     assert fit(tmp_path / "parts", *options, stopped) == 0
     last = run(tmp_path / "parts") / "checkpoints" / "last.ckpt"
     assert fit(tmp_path / "parts", *options, "--ckpt_path", str(last)) == 0
@@ -312,7 +312,7 @@ def test_a_run_that_goes_on_without_its_average_goes_on_from_the_trained_weights
     tmp_path: Path,
 ) -> None:
     options = [*ALONE, *STILL, *SHORT]
-    stopped = "--trainer.callbacks+=test_training.StopAfterTwoEpochs"
+    stopped = "--trainer.callbacks+=runs.StopAfterTwoEpochs"
     assert fit(tmp_path / "whole", *options) == 0
     average = averaged_by("gpd_cli.EMA")
     assert fit(tmp_path / "parts", *options, *average, stopped) == 0
