@@ -70,7 +70,7 @@ def test_old_configurations_and_options_mean_what_they_did(folder: Path) -> None
         "stages": ["layer1"],
     }
     assert model["method"] == {
-        "class_path": "gpd_cli.methods.FitNets",
+        "class_path": "gpd_cli.distill.methods.FitNets",
         "init_args": {"stage": 1, "weight": 2.0},
     }
     assert config["data"]["init_args"]["batch_size"] == 16
