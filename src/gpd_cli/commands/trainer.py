@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from gpd_cli.commands.closing import closing_lines, resume_command
@@ -22,6 +23,7 @@ from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.files import check_writable
 from gpd_cli.report.run import CONFIG, METRICS, ReportError, read_run
 from gpd_cli.training.resuming import FinishedError
+from gpd_cli.training.storage import WholeCheckpoints
 
 
 class GpdTrainer(Trainer):
@@ -38,6 +40,9 @@ class GpdTrainer(Trainer):
                 "leave it out."
             )
         kwargs.update(launched(kwargs))
+        plugins = kwargs["plugins"] or []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeCheckpoints()]
         super().__init__(*args, **kwargs)
         # Last, after all callbacks that act on every batch.
         self.callbacks += [RankSeeds(), Interruptions()]  # type: ignore[attr-defined]
