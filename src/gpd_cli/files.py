@@ -285,7 +285,8 @@ def _checksum(tensors: Iterator[tuple[str, Tensor]], metadata: Mapping[str, str]
     found = zlib.crc32(json.dumps(others, sort_keys=True).encode())
     for name, tensor in tensors:
         found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
-        found = zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy(), found)
+        content: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+        found = zlib.crc32(content, found)
     return f"{found:08x}"
 
 

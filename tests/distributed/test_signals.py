@@ -106,7 +106,7 @@ def test_ctrl_c_twice_stops_at_once_and_names_what_there_is(
         signal.signal(signal.SIGINT, handler)  # Lightning ignores the signal from then on
     lines = told(capfd)
     assert "Ctrl-C again stops at once" in lines[0]
-    assert lines[1].startswith(f"gpd: stopped at step {done}; ")
+    assert lines[1].startswith(f"gpd: interrupted; stopped at step {done}; ")
     folder = run_folder(tmp_path) / "checkpoints"
     if done:
         assert lines[1].endswith(
@@ -115,7 +115,7 @@ def test_ctrl_c_twice_stops_at_once_and_names_what_there_is(
         )
         assert checkpoint(tmp_path)["global_step"] == BATCHES
     else:
-        assert lines[1].endswith("nothing had been saved yet")
+        assert lines[1].endswith("nothing has been saved, and there is nothing to go on from")
     assert not (folder / "stopped.ckpt").exists()
 
 

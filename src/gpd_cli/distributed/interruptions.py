@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from gpd_cli.errors import TrainingError
 
 STOPPED = "stopped.ckpt"
 """Where a run that was stopped within an epoch is saved, beside ``last.ckpt``."""
+_CONFIGURATION = "config.yaml"
 _STOPPING = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 _ONE_KEY = 0.5  # seconds within which two SIGINT are one: a launcher may pass on what all have got
 
@@ -156,25 +158,30 @@ class Interruptions(Callback):
             exception.code = 128 + signal.SIGTERM
         elif not isinstance(exception, Stopped | KeyboardInterrupt):
             return
-        path, job = self._saved, slurm_job()
-        if path is None:  # at once
-            last = _last(trainer)
-            path = last if last is not None and last.is_file() else None
-        if path is None:
-            after = "nothing had been saved yet"
-        elif job is None or self._saved is None:
-            after = f"saved as {_short(path)}; go on with: {resume_command(path)}"
-        elif isinstance(exception, Stopped) and exception.code:
-            after = f"saved as {path}, from which the job goes on when it is requeued"
-        else:
+        path, job, last = self._saved, slurm_job(), _last(trainer)
+        began = trainer.ckpt_path
+        if path is not None and job is not None:
             after = f"saved as {path}, and job {job} is in the queue again"
-        if self._saved is None and path is not None:
-            after = f"last {after}"
-        text = f"gpd: stopped at step {trainer.global_step}; {after}"
+            if isinstance(exception, Stopped) and exception.code:
+                after = f"saved as {path}, from which the job goes on when it is requeued"
+        elif path is not None:
+            after = f"saved as {_short(path)}; go on with: {resume_command(path)}"
+        elif last is not None and last.is_file():  # stopped at once
+            after = f"last saved as {_short(last)}; go on with: {resume_command(last)}"
+        elif last is not None and began:
+            config = last.parent.parent / _CONFIGURATION
+            after = (
+                f"nothing new has been saved; go on with: {restart_command(config, Path(began))}"
+            )
+        else:
+            after = "nothing has been saved, and there is nothing to go on from"
+        text = f"stopped at step {trainer.global_step}; {after}"
+        if not trainer.is_global_zero:
+            return
         if isinstance(exception, KeyboardInterrupt):
-            exception.args = (text,)  # for the command to say, when all is torn down
-        elif trainer.is_global_zero:
-            _say(text)
+            exception.add_note(text)  # which the command prints when all is torn down
+        else:
+            _say(f"gpd: {text}")
 
     def _note(self, signum: int, frame: Any) -> None:
         self._asked.add(signum)
@@ -190,16 +197,30 @@ class Interruptions(Callback):
 
 
 def resume_command(path: Path) -> str:
-    """The command by which a run goes on from a checkpoint, its own newest one.
+    """The command that resumes a run from its newest checkpoint.
 
     Args:
-        path: of the checkpoint, in the run's folder.
+        path: path of this checkpoint, in the run's folder.
     """
-    launcher = "torchrun ... -m gpd_cli" if TorchElasticEnvironment.detect() else "gpd"
     run = path.parent.parent
-    if (run / "config.yaml").is_file():
-        return f"{launcher} fit --resume {_short(run)}"
-    return f"{launcher} fit -c CONFIG --ckpt_path {_short(path)}"
+    if (run / _CONFIGURATION).is_file():
+        return f"{_launcher()} fit --resume {shlex.quote(_short(run))}"
+    return restart_command(Path("CONFIG"), path)
+
+
+def restart_command(config: Path, checkpoint: Path) -> str:
+    """The command that starts a new run from a checkpoint.
+
+    Args:
+        config: path of the run's configuration.
+        checkpoint: path of the checkpoint.
+    """
+    files = (shlex.quote(_short(path)) for path in (config, checkpoint))
+    return "{} fit -c {} --ckpt_path {}".format(_launcher(), *files)
+
+
+def _launcher() -> str:
+    return "torchrun ... -m gpd_cli" if TorchElasticEnvironment.detect() else "gpd"
 
 
 def _code(trainer: Trainer, signum: int) -> int:

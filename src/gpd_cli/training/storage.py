@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fsspec.core import url_to_fs
@@ -22,7 +23,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Write a checkpoint.
 
@@ -38,7 +39,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def load_checkpoint(
         self,
-        path: str | os.PathLike,
+        path: str | Path,
         map_location: Callable | None = lambda storage, location: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         return super().load_checkpoint(path, map_location, weights_only)
 
 
-def _local(path: str | os.PathLike) -> str | None:
+def _local(path: str | Path) -> str | None:
     """The path on this machine; None of a remote place."""
     system, local = url_to_fs(os.fspath(path))
     return local if isinstance(system, LocalFileSystem) else None
