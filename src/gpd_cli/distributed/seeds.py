@@ -55,7 +55,7 @@ class RandomStates(Callback):
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """State of Python's, NumPy's and torch's random generators, in a form that checkpoints can hold.
+    """State of the random generators of Python, NumPy and torch, as plain values and tensors.
 
     Args:
         device: the device whose generator is saved besides the CPU's.
