@@ -87,7 +87,7 @@ class Seeded(Dataset[Any]):
 
     def _fetch(self, indices: list[int]) -> list[Any]:
         if hasattr(self.images, "__getitems__"):
-            return self.images.__getitems__(indices)
+            return list(self.images.__getitems__(indices))
         return [self.images[index] for index in indices]
 
 

@@ -40,7 +40,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self,
         path: str | Path,
-        map_location: Callable | None = lambda storage, location: storage,
+        map_location: Callable[..., Any] | None = lambda storage, location: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """Read a checkpoint.

@@ -19,7 +19,7 @@ from gpd_cli.files import atomic_path
 class RunCSVLogger(CSVLogger):
     """Lightning's CSV file. It is never without the rows that it had, and can be continued."""
 
-    continues = False
+    continues = False  # set by `continue_in`
 
     def continue_in(self, folder: Path) -> None:
         """Log into the folder of a run that goes on, behind the rows that are there.
@@ -45,7 +45,7 @@ class RunCSVLogger(CSVLogger):
     @property
     def rows(self) -> int:
         """The number of rows that were logged."""
-        return self.experiment.rows
+        return int(self.experiment.rows)
 
     @rank_zero_only
     def go_on(self, rows: int, row: Mapping[str, Any] | None) -> None:
