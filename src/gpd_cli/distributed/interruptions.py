@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import Sampler
 
 from gpd_cli.distributed.cluster import requeue_path, slurm_job
-from gpd_cli.distributed.world import batches_between, gathered
+from gpd_cli.distributed.world import batches_between, gathered, saved_exactly
 from gpd_cli.errors import TrainingError
 
 STOPPED = "stopped.ckpt"
@@ -94,8 +94,7 @@ class Interruptions(Callback):
         if trainer.global_step == self._steps:  # gradients are being accumulated
             return
         self._steps = trainer.global_step
-        # After an epoch's last batch there are validation and checkpoints to come.
-        if trainer.is_last_batch:
+        if not saved_exactly(trainer):  # the next batch will do, or the next epoch
             return
         if any(_just_saved(trainer, c) for c in trainer.checkpoint_callbacks):
             self._remember(trainer)

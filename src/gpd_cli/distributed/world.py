@@ -21,6 +21,20 @@ def batches_between(trainer: Trainer) -> int:
     return _EVERY if trainer.world_size > 1 else 1
 
 
+def saved_exactly(trainer: Trainer) -> bool:
+    """Whether a checkpoint written when a training batch ends resumes exactly there.
+
+    After an epoch's last batch, validation and checkpoints follow, and Lightning resumes behind a
+    validation that was to follow within the epoch.
+
+    Args:
+        trainer: of the run, in ``on_train_batch_end``.
+    """
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return not (trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
 def world_size() -> int:
     """The number of processes that compute together; 1 for a single process."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from gpd_cli.distributed.world import batches_between
+from gpd_cli.distributed.world import batches_between, saved_exactly
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.epoch_state import EpochState
 from gpd_cli.training.history import GapHistory
@@ -77,8 +77,7 @@ class Last(ModelCheckpoint):
         if step == self._seen:  # gradients are accumulated, without a step
             return
         self._seen = step
-        # After an epoch's last batch, validation and another checkpoint follow.
-        if trainer.is_last_batch or self._should_skip_saving_checkpoint(trainer):
+        if self._should_skip_saving_checkpoint(trainer) or not saved_exactly(trainer):
             return
         due = self._steps is not None and step % self._steps == 0
         if not due and self._minutes is not None and self._since >= batches_between(trainer):
