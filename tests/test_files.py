@@ -1,3 +1,4 @@
+import errno
 import os
 import resource
 import signal
@@ -11,7 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from gpd_cli.errors import GpdError, WeightsError
-from gpd_cli.files import TENSOR_SUFFIXES, atomic_path, check_writable, save_tensors
+from gpd_cli.files import (
+    TENSOR_SUFFIXES,
+    atomic_path,
+    check_whole,
+    check_writable,
+    remove_leftovers,
+    save_archive,
+    save_tensors,
+)
 
 needs_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 
@@ -179,7 +188,9 @@ def test_saving_changes_no_tensor_of_the_model(tmp_path: Path) -> None:
 def test_metadata_goes_into_the_header_of_safetensors(tmp_path: Path) -> None:
     save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(1)}, {"gpd": "{}"})
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt", "gpd": "{}"}
+        metadata = file.metadata()
+    assert len(metadata.pop("crc32")) == 8
+    assert metadata == {"format": "pt", "gpd": "{}"}
 
 
 def test_an_unknown_suffix_lists_the_known_ones(tmp_path: Path) -> None:
@@ -210,3 +221,59 @@ def test_a_disk_that_refuses_leaves_the_old_file_and_one_sentence(
     assert "\n" not in str(e.value)
     assert load(path)["a"].tolist() == [1, 1]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_called_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "x.ckpt"
+    save_archive(target, {"a": torch.ones(2)})
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(GpdError, match=r"x\.ckpt': the disk that holds '.*' is full, or its quota"):
+        save_archive(target, {"a": torch.zeros(2)})
+    assert load(target)["a"].tolist() == [1, 1]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in ("x.ckpt", ".tmp-0123abcd-other.ckpt", ".tmp-x.ckpt")]
+    for path in (*kept, tmp_path / ".tmp-0123abcd-x.ckpt"):
+        path.touch()
+    remove_leftovers(tmp_path / "x.ckpt")
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])
+def test_a_single_flipped_bit_is_seen(tmp_path: Path, suffix: str) -> None:
+    path, tensors = tmp_path / f"x{suffix}", {"a": torch.randn(999), "b": torch.tensor(2.5)}
+    if suffix == ".ckpt":
+        save_archive(path, tensors)
+    else:
+        save_tensors(path, tensors)
+    check_whole(path)
+    content = bytearray(path.read_bytes())
+    position = bytes(content).find(tensors["a"].numpy().tobytes())
+    content[position + 1000] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"x\{suffix} is damaged \(.*checksum"):
+        check_whole(path)
+
+
+def test_types_and_metadata_are_in_the_checksum_of_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {"half": torch.ones(3).bfloat16(), "none": torch.zeros(0, 2), "one": torch.ones(())}
+    save_tensors(path, tensors, {"plan": "layer 12"})
+    check_whole(path)
+    path.write_bytes(path.read_bytes().replace(b"layer 12", b"layer 13"))
+    with pytest.raises(WeightsError, match="damaged"):
+        check_whole(path)
+
+
+def test_half_an_archive_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    save_archive(path, {"a": torch.randn(999)})
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(WeightsError, match="damaged"):
+        check_whole(path)

@@ -6,7 +6,11 @@ Help and version are shown at once: nothing slow is imported before the command 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,7 +35,7 @@ commands:
 
 examples:
   gpd fit -c recipe:digits
-  gpd fit -c recipe:digits --ckpt_path runs/digits/version_0/checkpoints/last.ckpt
+  gpd fit --resume runs/digits/version_0
   gpd expand --model.student resnet18 --model.ratio 2 --model.branches 6 --output wide.safetensors
   gpd extract --ckpt_path best.ckpt --output student.safetensors
   gpd report runs/digits/version_0 runs/digits/version_1
@@ -66,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        from gpd_cli.cli.command_line import run
+        with _quiet_interrupt():
+            from gpd_cli.cli.command_line import run
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
@@ -86,6 +91,21 @@ def _recipes(arguments: list[str]) -> int:
     except GpdError as error:
         return _fail(str(error))
     return 0
+
+
+@contextmanager
+def _quiet_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process as a signal does, without the traceback of an import."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _version() -> str:

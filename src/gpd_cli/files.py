@@ -1,17 +1,23 @@
-"""Writing files so that a path holds either the whole new file or the old one."""
+"""Files that are written whole or not at all, and whose damage shows when they are read."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import secrets
 import shutil
+import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +27,10 @@ TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt")
 """Suffixes of the files that `save_tensors` can write."""
 
 _LONGEST_TAIL = 100  # characters of the target's name to keep, as file systems allow 255 bytes
+_TEMPORARY = ".tmp-"
+_CHECKSUM = "crc32"  # in the header of a safetensors file
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = 1 << 16  # bytes: with fewer left, whatever failed did so for want of room
 
 
 def check_writable(path: str | Path, suffixes: Collection[str] | None = None) -> None:
@@ -103,10 +113,17 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         with temporary.open("r+b") as written:
             os.fsync(written.fileno())  # a power cut could otherwise leave an empty new file
         temporary.replace(final)
-    except OSError as error:
-        if error.filename not in (None, str(temporary)):
+        _sync_folder(final.parent)
+    except GpdError:
+        raise
+    except Exception as error:
+        # Libraries that write archives put an error of their own above the system's, or lose it.
+        reason = _of_system(error)
+        if reason is not None and reason.filename not in (None, str(temporary)):
             raise  # the error concerns another file, which the context reads
-        raise _refusal(target, error) from error
+        if reason is None and _free(final.parent) >= _NO_ROOM:
+            raise
+        raise _refusal(target, reason or error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -178,12 +195,109 @@ def atomic_folder(target: str | Path, belongs: Collection[str]) -> Iterator[Path
             shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_leftovers(target: str | Path) -> None:
+    """Remove what processes that were killed while they wrote a file have left beside it.
+
+    Args:
+        target: the file, which no other process may be writing now.
+    """
+    final = Path(target).resolve()
+    pattern = f"{_TEMPORARY}{'[0-9a-f]' * 8}-"
+    with suppress(OSError):
+        for path in final.parent.glob(f"{pattern}*"):
+            if path.name[len(_TEMPORARY) + 9 :] == final.name[-_LONGEST_TAIL:]:
+                path.unlink(missing_ok=True)
+
+
+def save_archive(path: str | Path, content: Any) -> None:
+    """Write what ``torch.save`` writes, atomically.
+
+    Args:
+        path: the file to write.
+        content: what to write.
+
+    Raises:
+        GpdError: when the path cannot be written, in the words of the system.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        # Through a file of Python's: torch by itself loses the reason of a failure.
+        torch.save(content, file)
+
+
+def check_whole(path: str | Path) -> None:
+    """Compare the content of a file with its checksums.
+
+    Archives of ``torch.save`` have one per entry, and safetensors written by `save_tensors` one for
+    all; torch and safetensors look at neither. Of other files nothing is known.
+
+    Args:
+        path: the file.
+
+    Raises:
+        WeightsError: when the file is damaged.
+        OSError: when it cannot be read.
+    """
+    path = Path(path)
+    status = path.stat()
+    _check_version(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _check_version(path: Path, size: int, modified: int) -> None:
+    """Check a file as it is now, once."""
+    if path.suffix.lower() == ".safetensors":
+        reason = _damage_of_tensors(path)
+    else:
+        reason = _damage_of_archive(path)
+    if reason:
+        raise WeightsError(f"{path} is damaged ({reason}); give another file, or a whole copy.")
+
+
+def _damage_of_archive(path: Path) -> str | None:
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return None if path.stat().st_size else "it is empty"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.testzip()
+    except OSError:
+        raise
+    except Exception as error:  # zipfile raises many types
+        return f"its archive is broken: {error}"
+    return None if entry is None else f"the checksum of its entry {entry} differs"
+
+
+def _damage_of_tensors(path: Path) -> str | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if _CHECKSUM not in metadata:
+                return None
+            found = _checksum(((n, file.get_tensor(n)) for n in sorted(file.keys())), metadata)
+    except SafetensorError as error:
+        return " ".join(str(error).split())
+    return None if found == metadata[_CHECKSUM] else "its checksum differs"
+
+
+def _checksum(tensors: Iterator[tuple[str, Tensor]], metadata: Mapping[str, str]) -> str:
+    """The checksum of names, shapes, types and bytes of tensors, in this order, and of metadata."""
+    others = {name: text for name, text in metadata.items() if name != _CHECKSUM}
+    found = zlib.crc32(json.dumps(others, sort_keys=True).encode())
+    for name, tensor in tensors:
+        found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
+        content: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+        found = zlib.crc32(content, found)
+    return f"{found:08x}"
+
+
 def save_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a state dict, atomically.
 
-    Tensors are stored on the CPU, contiguous, each with memory of its own.
+    Tensors are stored on the CPU, contiguous, each with memory of its own. A ``.safetensors`` file
+    has a checksum in its header, which `check_whole` looks at; a ``.pth`` file has those of its
+    archive.
 
     Args:
         path: ``.safetensors``, or ``.pth`` or ``.pt`` for a plain state dict by ``torch.save``,
@@ -201,22 +315,53 @@ def save_tensors(
     with atomic_path(path) as temporary:
         try:
             if path.suffix.lower() == ".safetensors":
-                save_file(owned, temporary, {"format": "pt", **(metadata or {})})
+                header = {"format": "pt", **(metadata or {})}
+                header[_CHECKSUM] = _checksum(iter(sorted(owned.items())), header)
+                save_file(owned, temporary, header)
             else:
                 with temporary.open("wb") as file:
                     torch.save(owned, file)
         except (RuntimeError, SafetensorError) as error:  # such as a full disk
-            raise _refusal(path, error) from error
+            raise _refusal(path, _of_system(error) or error) from error
 
 
 def _temporary(final: Path) -> Path:
     """A name beside a target that nobody else takes."""
-    return final.with_name(f".tmp-{secrets.token_hex(4)}-{final.name[-_LONGEST_TAIL:]}")
+    return final.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{final.name[-_LONGEST_TAIL:]}")
 
 
 def _refusal(path: str | Path, error: Exception) -> GpdError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".")
+    folder = next((f for f in Path(path).absolute().parents if f.is_dir()), Path())
+    said = any(os.strerror(code) in reason for code in _FULL)
+    if said or _free(folder) < _NO_ROOM:
+        reason = f"the disk that holds '{folder}' is full, or its quota is used up"
     return GpdError(f"Cannot write '{path}': {reason}; make room or choose another path.")
+
+
+def _of_system(error: BaseException | None) -> OSError | None:
+    """The error of the system that led to another one, if it is known."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _free(folder: Path) -> int:
+    """Bytes that may still be written; many where that cannot be told."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 2**63
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let a new name outlast a power cut, where folders can be synced."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _with_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

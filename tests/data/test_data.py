@@ -327,7 +327,10 @@ def test_training_images_are_augmented_and_evaluated_ones_not(tmp_path):
             Image.fromarray(noise).save(tmp_path / split / name / "0.png")
     data = folder_data(tmp_path)
     train, val = data.train_dataloader(), data.val_dataloader()
-    assert not torch.equal(gather(train)[0], gather(train)[0])
+    first = gather(train)[0]
+    assert torch.equal(gather(train)[0], first)  # of the same epoch
+    train.sampler.set_epoch(1)
+    assert not torch.equal(gather(train)[0], first)
     assert torch.equal(gather(val)[0], gather(val)[0])
     calm = folder_data(tmp_path, no_aug=True).train_dataloader()
     images, labels = gather(calm)

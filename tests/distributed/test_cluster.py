@@ -424,12 +424,14 @@ def test_terminated_run_says_in_one_sentence_how_it_goes_on(
     assert "Traceback" not in errors
     (told,) = [line for line in errors.splitlines() if line.startswith("gpd:")]
     assert f"stopped at step {Signal.step + 1}" in told
-    option, path = told.split()[-2:]
-    assert Path(path).parent.name == "checkpoints"
+    option, run = told.split()[-2:]
+    assert option == "--resume"
+    assert (tmp_path / "parts" / run / "checkpoints" / "stopped.ckpt").is_file()
 
-    assert fit(tmp_path / "parts", *ALONE, option, path) == 0
+    with chdir(tmp_path / "parts"):
+        assert main(["fit", option, run]) == 0
     assert fit(tmp_path / "whole", *ALONE) == 0
-    resumed = checkpoint(tmp_path / "parts", version=1)
+    resumed = checkpoint(tmp_path / "parts")
     assert difference(trained(resumed), trained(checkpoint(tmp_path / "whole"))) == 0
 
 

@@ -524,7 +524,7 @@ def test_interrupted_run_says_how_to_go_on(
         assert fit(tmp_path, *ALONE, option, epochs=2) == 130
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores the signal from then on
-    assert "--ckpt_path" in capfd.readouterr().err
+    assert "gpd fit --resume runs/gpd/version_0" in capfd.readouterr().err
     assert checkpoint(tmp_path)["global_step"] == BATCHES
 
 

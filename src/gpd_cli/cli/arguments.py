@@ -18,7 +18,7 @@ IMAGE_DATA = "gpd_cli.data.ImageData"
 """The data module of runs that do not name another one."""
 # Beginnings of settings that only training uses.
 _OF_TRAINING = ("static_", "assistants", "ce_weight", "method", "stages")
-_CHECKPOINT = "--ckpt_path"
+CHECKPOINT = "--ckpt_path"
 _FLAGS = ("--dry_run", "--preprocess", "--fuse_bn", "--half")
 
 
@@ -74,11 +74,11 @@ def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
         arguments: the command line.
     """
     found: str | None = None
-    for name, value in occurrences(arguments, (_CHECKPOINT, *CONFIGURATION)):
-        if name == _CHECKPOINT:
+    for name, value in occurrences(arguments, (CHECKPOINT, *CONFIGURATION)):
+        if name == CHECKPOINT:
             found = None if value in ("", "null") else value
         else:
-            found = _configured(value, _CHECKPOINT.removeprefix("--")) or found
+            found = configured(value, CHECKPOINT.removeprefix("--")) or found
     return found
 
 
@@ -128,7 +128,7 @@ def settings_of_checkpoint(path: str) -> tuple[dict[str, Any], ImageSpec | None]
     return settings, spec
 
 
-def _configured(path: str, key: str) -> Any:
+def configured(path: str, key: str) -> Any:
     """An entry of a configuration file, or None if the file cannot be read."""
     try:
         content = yaml.safe_load(Path(path).read_text()) if path else None

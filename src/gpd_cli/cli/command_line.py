@@ -9,6 +9,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from jsonargparse import Namespace, get_loader, set_loader
@@ -21,6 +22,8 @@ from yaml import YAMLError
 from gpd_cli.cli.arguments import (
     IMAGE_DATA,
     chosen_checkpoint,
+    configured,
+    occurrences,
     settings_of_checkpoint,
     with_recipes,
     with_values,
@@ -31,6 +34,7 @@ from gpd_cli.cli.loggers import csv_logger, settings_to_log, with_csv
 from gpd_cli.cli.old_forms import current_arguments, current_settings
 from gpd_cli.cli.parser import Parser
 from gpd_cli.cli.parser_errors import in_short
+from gpd_cli.cli.resume import LAST, last_checkpoint, resumed_run
 from gpd_cli.cli.standalone import PARSING, YAML, run_extract, run_report
 from gpd_cli.cli.suggestions import data_options, suggesting
 from gpd_cli.commands.expand import expand_command
@@ -39,12 +43,14 @@ from gpd_cli.data import ImageData
 from gpd_cli.data.folders import ALL
 from gpd_cli.distill.methods.pairs import for_pair
 from gpd_cli.errors import DataError, GpdError
+from gpd_cli.files import atomic_path
 from gpd_cli.models import without_pretrained
 from gpd_cli.recipes.names import configuration_path
 from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.subnormals import FlushedSubnormals, flushed_subnormals
+from gpd_cli.training.table import RunCSVLogger
 
 EVALUATIONS = ("validate", "test", "predict")
 EXACT = ("expand", "extract")
@@ -56,6 +62,7 @@ _CHATTER = (
     "TPU available",
     "Restoring states",
     "Loaded model weights",
+    "Detected KeyboardInterrupt",
 )
 
 
@@ -69,8 +76,13 @@ class SaveConfig(SaveConfigCallback):
         """Nothing: the configuration is written when training starts."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the configuration."""
-        super().setup(trainer, pl_module, "fit")
+        """Write the configuration atomically."""
+        folder = trainer.log_dir  # every process has to ask: the answer is broadcast
+        if trainer.is_global_zero and folder:
+            with atomic_path(Path(folder) / self.config_filename) as temporary:
+                self.parser.save(self.config, temporary, skip_none=False, multifile=False)
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the settings to every logger, so that runs can be compared."""
@@ -85,10 +97,14 @@ class GpdCLI(LightningCLI):
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._command = next((a for a in arguments if not a.startswith("-")), "")
-        self._checkpoint = self._settings = self._images = None
+        self._checkpoint = self._settings = self._images = self._run = None
+        if self._command == "fit":
+            arguments, self._run = resumed_run(arguments)
         if self._command in ("fit", *EVALUATIONS):
             self._checkpoint = chosen_checkpoint(arguments)
-        if self._checkpoint is not None:
+        if self._checkpoint == LAST and self._command in EVALUATIONS:
+            self._checkpoint = last_checkpoint(_table(arguments)) or LAST
+        if self._checkpoint not in (None, LAST):
             self._settings, self._images = settings_of_checkpoint(self._checkpoint)
         self._on_trainer = HELP_TRAINER in arguments
         super().__init__(
@@ -145,7 +161,8 @@ class GpdCLI(LightningCLI):
             chosen = self._parsers.get(self._command, parser)
             raise suggesting(error, chosen, data_options()) from error
         config = self.config[self.config.subcommand]
-        self._checkpoint = config.ckpt_path or self._checkpoint
+        if self._checkpoint is None or config.ckpt_path != LAST:
+            self._checkpoint = config.ckpt_path or self._checkpoint
         config.ckpt_path = None
 
     def _asked_for(self, arguments: Sequence[str]) -> list[str]:
@@ -155,9 +172,9 @@ class GpdCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Last changes to the parsed settings.
 
-        With a checkpoint, the file of initial weights is not read. Evaluation does not need static
-        teacher and assistants. A method's tables of values by the pair of networks are replaced by
-        the pair's values. A run always has a CSV file, besides or instead of other loggers.
+        Evaluation does not need static teacher and assistants. A method's tables of values by the
+        pair of networks are replaced by the pair's values. A run always has a CSV file, besides or
+        instead of other loggers.
 
         Raises:
             ArgumentError: when an expansion has no output.
@@ -172,10 +189,6 @@ class GpdCLI(LightningCLI):
                 )
             return
         config.ckpt_path = self._checkpoint
-        if config.ckpt_path:
-            model.student_weights = None
-            if model.student_args:
-                model.student_args = without_pretrained(model.student, model.student_args)
         if self.subcommand == "predict" and config.images is not None:
             self._predict_pictures(config)
         if self.subcommand in EVALUATIONS:
@@ -190,6 +203,8 @@ class GpdCLI(LightningCLI):
         options.logger = with_csv(
             options.logger, self.trainer_defaults["logger"], options.default_root_dir
         )
+        if self._checkpoint == LAST:
+            config.ckpt_path = self._checkpoint = last_checkpoint(options.logger[0].init_args)
 
     def _predict_pictures(self, config: Namespace) -> None:
         """Let the data be images anywhere below a folder, prepared as those of training were.
@@ -229,7 +244,18 @@ class GpdCLI(LightningCLI):
             self.trainer: Any = GpdTrainer
             self.model = {name: value for name, value in settings.items() if name in wanted}
             return
+        config = self.config[self.subcommand]
+        model = config.model
+        start = model.student_weights, model.student_args
+        if config.ckpt_path:  # the file of initial weights is not read
+            model.student_weights = None
+            if model.student_args:
+                model.student_args = without_pretrained(model.student, model.student_args)
         super().instantiate_classes()
+        if self._run is not None:
+            # The run's configuration still says how the run began.
+            config.ckpt_path = configured(str(self._run / "config.yaml"), "ckpt_path")
+            model.student_weights, model.student_args = start
         # `SaveConfig` logs all settings; the module's own lack the optimizer's.
         self.model.save_hyperparameters([], logger=False)
         # Evaluation needs the data's settings, also where the data's class does not save them.
@@ -256,9 +282,13 @@ class GpdCLI(LightningCLI):
             unwanted: tuple[type, ...] = (ProgressBar, EpochLines) if has_bar else ()
             if options.enable_checkpointing is False:
                 unwanted = (*unwanted, Checkpoint)
-            default = default_callbacks(watched=shown)
+            default = default_callbacks(
+                shown, options.save_every_n_steps, options.save_every_n_minutes
+            )
             self.trainer_defaults["callbacks"] = [c for c in default if not isinstance(c, unwanted)]
         trainer = super().instantiate_trainer(enable_progress_bar=shown, **kwargs)
+        if self._run is not None and isinstance(trainer.logger, RunCSVLogger):
+            trainer.logger.continue_in(self._run)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.append(FlushedSubnormals())
         return trainer
@@ -333,6 +363,15 @@ def _interrupted(interrupt: KeyboardInterrupt) -> int:
     said = "; ".join(["interrupted", *getattr(interrupt, "__notes__", [])])
     print(f"gpd: {said}", file=sys.stderr)
     return 130
+
+
+def _table(arguments: Sequence[str]) -> dict[str, Any]:
+    """Where runs of this command line are, as far as that is known before it is parsed."""
+    table = dict(csv_logger(arguments)["init_args"])
+    roots = [value for _, value in occurrences(arguments, ("--trainer.default_root_dir",))]
+    if roots:
+        table["save_dir"] = os.path.join(roots[-1], table["save_dir"])  # noqa: PTH118
+    return table
 
 
 def _sentence(error: BaseException) -> str:

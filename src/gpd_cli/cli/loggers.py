@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from gpd_cli.cli.arguments import CONFIGURATION, occurrences
 from gpd_cli.errors import GpdError
 
-_CSV = "lightning.pytorch.loggers.CSVLogger"
+_CSV = "gpd_cli.training.table.RunCSVLogger"
 _PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 _RUNS = "runs"
 _SHIPPED = "configs"
@@ -78,6 +78,8 @@ def with_csv(
     if not files:
         files = [Namespace(class_path=_CSV, init_args=Namespace(**default["init_args"]))]
     for logger in files:
+        if logger.class_path.startswith("lightning."):
+            logger.class_path = _CSV  # which takes the same arguments, and can be continued
         if root and str(logger.init_args.get("save_dir")) == _RUNS:
             logger.init_args["save_dir"] = os.path.join(root, _RUNS)  # noqa: PTH118 - or a URL
     return files + [logger for logger in loggers if logger not in files]

@@ -49,17 +49,6 @@ def next_commands(run: Run) -> list[str]:
     ]
 
 
-def resume_command(config: Path, checkpoint: Path) -> str:
-    """The command by which a run goes on.
-
-    Args:
-        config: of the run, as it was saved.
-        checkpoint: to go on from.
-    """
-    files = (shlex.quote(short_path(path)) for path in (config, checkpoint))
-    return "gpd fit -c {} --ckpt_path {}".format(*files)
-
-
 def short_path(path: Path) -> str:
     """A path as seen from the working directory, if it is in there."""
     absolute, here = path.absolute(), Path.cwd()

@@ -9,19 +9,21 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-from gpd_cli.commands.closing import closing_lines, resume_command
+from gpd_cli.commands.closing import closing_lines
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.predictions import TABLES, PredictionTable
 from gpd_cli.commands.report_runs import write_short_report
 from gpd_cli.distributed.cluster import launched, requeue_path
 from gpd_cli.distributed.interruptions import Interruptions
-from gpd_cli.distributed.seeds import RankSeeds
+from gpd_cli.distributed.seeds import RandomStates
 from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.files import check_writable
-from gpd_cli.report.run import CONFIG, METRICS, ReportError, read_run
+from gpd_cli.report.run import METRICS, ReportError, read_run
 from gpd_cli.training.resuming import FinishedError
+from gpd_cli.training.storage import WholeCheckpoints
 
 
 class GpdTrainer(Trainer):
@@ -29,18 +31,38 @@ class GpdTrainer(Trainer):
 
     Runs that torchrun or SLURM start need no options for devices and nodes. `Interruptions` stops
     and resumes runs.
+
+    Args:
+        save_every_n_steps: optimizer steps between checkpoints (last.ckpt) within an epoch; by
+            default there are none but those by time.
+        save_every_n_minutes: age of the latest checkpoint in minutes at which another one is
+            written within an epoch; null writes last.ckpt only after epochs.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        save_every_n_steps: int | None = None,
+        save_every_n_minutes: float | None = 15.0,
+        **kwargs: Any,
+    ) -> None:
+        for name, value in (("steps", save_every_n_steps), ("minutes", save_every_n_minutes)):
+            if value is not None and not value > 0:
+                raise TrainingError(
+                    f"--trainer.save_every_n_{name} must be above 0, or null, not {value}."
+                )
         if kwargs.get("barebones"):
             raise TrainingError(
                 "Every run keeps a log and checkpoints, which --trainer.barebones is without; "
                 "leave it out."
             )
         kwargs.update(launched(kwargs))
+        plugins = kwargs["plugins"] or []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeCheckpoints()]
         super().__init__(*args, **kwargs)
         # Last, after all callbacks that act on every batch.
-        self.callbacks += [RankSeeds(), Interruptions()]  # type: ignore[attr-defined]
+        self.callbacks += [RandomStates(), Interruptions()]  # type: ignore[attr-defined]
 
     def fit(
         self,
@@ -68,10 +90,6 @@ class GpdTrainer(Trainer):
         start = time.perf_counter()
         try:
             super().fit(model, *data, path if requeued else ckpt_path, weights_only)
-        except SystemExit as stop:
-            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits after Ctrl-C
-                stop.__context__.add_note(self._how_to_go_on())
-            raise
         except FinishedError as finished:
             if path is None or not requeued:
                 raise
@@ -155,16 +173,6 @@ class GpdTrainer(Trainer):
         """Where the log is; asks no other process."""
         found = (logger.log_dir for logger in self.loggers if isinstance(logger, CSVLogger))
         return next((Path(folder) for folder in found), None)
-
-    def _how_to_go_on(self) -> str:
-        """The command that resumes a run after Ctrl-C."""
-        folder = self._run_folder()
-        last = None if folder is None else folder / "checkpoints" / "last.ckpt"
-        if last is None or not last.is_file():
-            last = Path(self.ckpt_path) if self.ckpt_path else None
-        if folder is None or last is None or not (folder / CONFIG).is_file():
-            return "no epoch was completed, and there is nothing to go on from"
-        return f"go on with: {resume_command(folder / CONFIG, last)}"
 
     def _close(self, seconds: float) -> None:
         """Write the report of a run, and say how it went."""

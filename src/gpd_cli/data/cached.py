@@ -118,7 +118,7 @@ class CachedLoader:
     """Batches of held images, on the device that holds them.
 
     The order is the sampler's, as without cache. Crops and flips depend on seed, epoch and rank
-    only, also when a pass does not begin at the first image (`skipped`).
+    only, also when a pass does not begin at the first image (`skip`).
 
     Args:
         held: the images.
@@ -149,22 +149,30 @@ class CachedLoader:
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment = training and not preprocessing.no_aug
         self.with_indices = with_indices
-        self.skipped = 0  # number of images left out at the beginning of the next pass
+        self._skipped = 0  # batches of the next pass
 
     def __len__(self) -> int:
         count = len(self.sampler)
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
+    def skip(self, batches: int) -> None:
+        """Let the next pass begin further on.
+
+        Args:
+            batches: how many to leave out.
+        """
+        self._skipped = batches
+
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         device = self.held.images.device
-        skipped, self.skipped = self.skipped, 0
+        skipped, self._skipped = self._skipped, 0
         order = torch.tensor(list(self.sampler), dtype=torch.int64)
         key = (self.seed, self.sampler.epoch, self.sampler.rank)
         padding, hflip = self.preprocessing.crop_padding, self.preprocessing.hflip
         draws = draw(len(order), padding, hflip, seeded_generator(*key)).to(device)
         order = order.to(device)
         mean, std = self.preprocessing.statistics
-        for number in range(skipped // self.batch_size, len(self)):
+        for number in range(skipped, len(self)):
             part = slice(number * self.batch_size, (number + 1) * self.batch_size)
             rows = order[part]
             images = self.held.images[rows]

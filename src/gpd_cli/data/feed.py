@@ -9,10 +9,11 @@ import torch
 
 from gpd_cli.data.cached import Cache, CachedLoader, hold
 from gpd_cli.data.digits import DigitImages
+from gpd_cli.data.draws import Places, Seeded
 from gpd_cli.data.loaders import EpochLoader, Indexed, LoaderSettings
 from gpd_cli.data.samplers import Share, evaluation_sampler, training_sampler
 from gpd_cli.data.sources import FileSource, Indices, Source
-from gpd_cli.data.streams import StreamSource
+from gpd_cli.data.streams import Stream, StreamSource
 from gpd_cli.data.transforms import Preprocessing
 from gpd_cli.errors import DataError
 
@@ -95,14 +96,12 @@ class Feed:
 
     def evaluation(self, part: Part) -> Batches:
         """Batches in fixed order, each image once over all processes."""
-        # A generator of its own leaves the global random state unchanged.
-        generator = torch.Generator()
         if part.source.streamed:
-            return self._loader(part, generator=generator)
+            return self._loader(part)
         sampler = evaluation_sampler(range(part.count), self.share)
         if self.cache != "none":
             return self._cached(part, sampler)
-        return self._loader(part, sampler=sampler, generator=generator)
+        return self._loader(part, sampler=sampler)
 
     def _loader(
         self, part: Part, training: bool = False, with_indices: bool = False, **options: Any
@@ -115,7 +114,15 @@ class Feed:
             workers = 0  # digits are in memory: processes would only cost time
         if with_indices:
             images = Indexed(images)
-        return self.settings.loader(images, self.share, workers, **options)
+        if isinstance(images, Stream):
+            images.seed_draws(self.seed, self.share.rank)
+        elif training:
+            images = Seeded(images, self.seed)
+        loader = self.settings.loader(images, self.share, workers, **options)
+        if isinstance(images, Seeded):
+            # The loader itself keeps the sampler, which Lightning looks at.
+            loader.batch_sampler.sampler = Places(options["sampler"])  # type: ignore[union-attr]
+        return loader
 
     def _cached(
         self, part: Part, sampler: Any, training: bool = False, **options: Any

@@ -8,11 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, Dataset
 
+from gpd_cli.data.draws import Places
 from gpd_cli.data.samplers import Share
 from gpd_cli.data.streams import Stream
 from gpd_cli.errors import DataError
@@ -78,6 +81,8 @@ class LoaderSettings:
             persistent_workers=self.persistent_workers and workers > 0,
             pin_memory=share.device.type == "cuda" if pin is None else pin,
             worker_init_fn=partial(_begin_worker, rank=share.rank, owner=os.getpid()),
+            # With one of its own, a pass leaves the global random state as it is.
+            generator=torch.Generator(),
             **options,
         )
         loader.epoch = share.epoch
@@ -96,12 +101,26 @@ class EpochLoader(DataLoader[Any]):
 
     epoch: Callable[[], int] | None = None
     _passes = 0
+    _skipped = 0  # batches of a stream's next pass
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if isinstance(self.dataset, Stream):
             self.dataset.set_epoch(self._passes if self.epoch is None else self.epoch())
         self._passes += 1
-        yield from super().__iter__()
+        skipped, self._skipped = self._skipped, 0
+        yield from islice(super().__iter__(), skipped, None)
+
+    def skip(self, batches: int) -> None:
+        """Let the next pass begin further on; a stream is read up to there.
+
+        Args:
+            batches: how many to leave out.
+        """
+        places = getattr(self.batch_sampler, "sampler", None)
+        if isinstance(places, Places):
+            places.skipped = batches * (self.batch_size or 1)
+        else:
+            self._skipped = batches
 
 
 class Indexed(Dataset[tuple[Any, ...]]):
@@ -131,8 +150,9 @@ def _begin_worker(number: int, rank: int, owner: int) -> None:
     before it is saved. Workers end with their owner, or on the owner's signal.
     """
     pl_worker_init_function(number, rank)  # Lightning's own, which it sets only if none is given
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for name in ("SIGUSR1", "SIGHUP", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey, args=(owner,), daemon=True).start()

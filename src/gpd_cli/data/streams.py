@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from gpd_cli.data.draws import drawn_from
 from gpd_cli.data.pixels import to_mode
 from gpd_cli.data.sources import Indices, Source
 from gpd_cli.data.transforms import Preprocessing, Transform
@@ -140,9 +142,21 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
 
     def __init__(self, dataset: Any, training: bool, every: tuple[int, int] = (0, 1)) -> None:
         self.dataset, self.training, self.every = dataset, training, every
+        self._key = (0, 0)
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers live on
+
+    def seed_draws(self, seed: int, rank: int) -> None:
+        """Draw augmentation from a seed, the process, its worker, the epoch and the place in it.
+
+        Args:
+            seed: of the draws.
+            rank: number of this process.
+        """
+        self._key = (seed, rank)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the reader and its workers."""
+        self._epoch.fill_(epoch)
         self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -154,7 +168,18 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         first, step = self.every
-        yield from islice(self.dataset, first, None, step)
+        images = islice(self.dataset, first, None, step)
+        if not self.training:
+            yield from images
+            return
+        info = get_worker_info()
+        key = (*self._key, 0 if info is None else info.id, int(self._epoch))
+        for position in count():
+            with drawn_from(*key, position):
+                item = next(images, None)
+            if item is None:
+                return
+            yield item
 
 
 class ShardStream(Stream):

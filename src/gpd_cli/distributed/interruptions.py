@@ -1,74 +1,83 @@
-"""Stopping a run on a signal: between two steps, on all processes at once."""
+"""Runs that are told to save or to stop: by a signal, between two steps, on all processes."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import Sampler
 
-from gpd_cli.data.cached import CachedLoader
 from gpd_cli.distributed.cluster import requeue_path, slurm_job
+from gpd_cli.distributed.world import batches_between, gathered, saved_exactly
 from gpd_cli.errors import TrainingError
 
-TERMINATED = 128 + signal.SIGTERM
 STOPPED = "stopped.ckpt"
-"""Name of the checkpoint of a run that was stopped within an epoch, beside ``last.ckpt``."""
-_EVERY = 8  # batches between checks, since each check synchronizes the processes
+"""Where a run that was stopped within an epoch is saved, beside ``last.ckpt``."""
+_CONFIGURATION = "config.yaml"
+_STOPPING = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+_ONE_KEY = 0.5  # seconds within which two SIGINT are one: a launcher may pass on what all have got
 
 
 class Stopped(SystemExit):
-    """Ends the command with an exit code."""
+    """Ends the command; its code is that of the process."""
 
 
 class Interruptions(Callback):
-    """Save and stop on SIGTERM; under SLURM, on SIGUSR1, also requeue the job.
+    """Act on signals.
 
-    A signal may come at any moment, and reaches processes at different moments. It is therefore
-    only recorded; all processes act on it after the same batch or epoch. A job that SLURM starts
-    again resumes from the saved checkpoint, or else from the end of its last epoch. A run that
-    resumes within an epoch skips the images that it has already seen in this epoch.
+    - SIGTERM, SIGHUP (a terminal that is closed) and SIGINT (Ctrl-C) save and stop; a second SIGINT
+      stops at once.
+    - SIGUSR1 saves and goes on. Under SLURM, which sends it before the time is up, it saves, puts
+      the job back into the queue and stops.
+
+    A signal may come at any moment and reaches processes at different ones. It is therefore only
+    noted, and acted upon after a batch or an epoch, on all processes after the same one. A job that
+    SLURM starts again goes on from there, or else from its last checkpoint. A run that goes on from
+    within an epoch skips the images that it has seen of it.
     """
 
     def __init__(self) -> None:
-        self._requeue = self._stop = False
+        self._asked: set[int] = set()
+        self._pressed = 0.0  # when Ctrl-C was
         self._saved: Path | None = None
         self._since, self._steps, self._first = 0, 0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the signal handlers; skip the images already seen in a resumed epoch."""
+        """Listen from now on; skip what was seen of the epoch."""
         self._since, self._steps = 0, trainer.global_step
         self._first = trainer.current_epoch
+        self._asked.clear()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note)  # Lightning restores the previous handler
-            if slurm_job():
-                signal.signal(signal.SIGUSR1, self._note)
+            # Lightning puts back what was there before.
+            for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
+                number = getattr(signal, name, None)
+                # nohup has SIGHUP ignored, and shells SIGINT for what runs in their background.
+                if number and signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, self._note)
         if trainer.fit_loop.restarted_mid_epoch:
             warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
             progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
             skip_once(trainer.train_dataloader, progress.processed)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the last epoch's end for requeueing, in case the job is killed without a signal."""
-        folder = _checkpoints(trainer)
-        last = None if folder is None else folder / "last.ckpt"
-        path = requeue_path(trainer.default_root_dir)
-        if path is not None and trainer.is_global_zero and last is not None and last.is_file():
-            link = _beside(path)
-            link.unlink(missing_ok=True)
-            link.symlink_to(last)
-            link.replace(path)
-        # A signal may have come during validation, or an epoch may have a single step. The state is
-        # in last.ckpt already.
+        """Act on a signal that came during validation, or in an epoch of one step."""
+        last = _last(trainer)
+        self._remember(trainer)
+        # What there is to save is in last.ckpt already.
         if last is not None and trainer.current_epoch > self._first:
             self._decide(trainer, saved=last)
 
@@ -80,44 +89,62 @@ class Interruptions(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Stop after this batch if a signal has come."""
+        """Save, and maybe stop here, if that is asked for."""
         self._since += 1
-        if trainer.global_step == self._steps:  # gradients are accumulated, without a step
+        if trainer.global_step == self._steps:  # gradients are being accumulated
             return
         self._steps = trainer.global_step
-        # After an epoch's last batch, validation and checkpoints come first.
-        if trainer.is_last_batch or (trainer.world_size > 1 and self._since < _EVERY):
+        if not saved_exactly(trainer):  # the next batch will do, or the next epoch
             return
-        self._decide(trainer)
+        if any(_just_saved(trainer, c) for c in trainer.checkpoint_callbacks):
+            self._remember(trainer)
+        if self._since >= batches_between(trainer):
+            self._decide(trainer)
+
+    def _remember(self, trainer: Trainer) -> None:
+        """Let a job that is killed without a signal go on from its last checkpoint."""
+        last = _last(trainer)
+        path = requeue_path(trainer.default_root_dir)
+        if path is not None and trainer.is_global_zero and last is not None and last.is_file():
+            link = _beside(path)
+            link.unlink(missing_ok=True)
+            link.symlink_to(last)
+            link.replace(path)
 
     def _decide(self, trainer: Trainer, saved: Path | None = None) -> None:
-        """If a process has got a signal, save (unless `saved` is given) and stop."""
+        """Do what one of the processes was asked for; `saved` is what has been written already."""
         self._since = 0
-        decide = trainer.strategy.reduce_boolean_decision
-        if not decide(self._stop or self._requeue, all=False):
+        if not trainer.strategy.reduce_boolean_decision(bool(self._asked), all=False):
             return
-        requeue = decide(self._requeue, all=False)
-        folder = _checkpoints(trainer)
-        path = requeue_path(trainer.default_root_dir) or (folder and folder / STOPPED)
-        if path is None:
-            raise Stopped(TERMINATED)
-        if saved is None:
-            # The old file is kept until the new one is complete; a link's target stays.
+        asked = set().union(*gathered(self._asked))
+        self._asked.clear()
+        last = _last(trainer)
+        requeue = slurm_job() is not None and getattr(signal, "SIGUSR1", None) in asked
+        stop = next((number for number in _STOPPING if number in asked), None)
+        if not requeue and stop is None:
+            if last is not None and saved is None:
+                trainer.save_checkpoint(last)
+            if trainer.is_global_zero:
+                _say(f"gpd: step {trainer.global_step}: saved as {last or 'nothing'}; going on")
+            return
+        path = requeue_path(trainer.default_root_dir) or (last and last.with_name(STOPPED))
+        if saved is None and path is not None:
+            # What is there is good until the new one is whole; of a link, last.ckpt stays.
             trainer.save_checkpoint(_beside(path))
             if trainer.is_global_zero:
                 _beside(path).replace(path)
-        self._saved = path = saved or path
+        self._saved = saved or path
         problem = _put_back() if requeue and trainer.is_global_zero else ""
         trainer.strategy.barrier()
         if problem:
             raise TrainingError(
                 f"The job cannot be put back into the queue ({problem}); start it again with "
-                f"--ckpt_path {path}."
+                f"--ckpt_path {self._saved}."
             )
-        raise Stopped(0 if requeue else TERMINATED)
+        raise Stopped(0 if requeue else _code(trainer, stop or signal.SIGTERM))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the checkpoint for requeueing, since the run is finished."""
+        """A job that has done its work leaves nothing to go on from."""
         path = requeue_path(trainer.default_root_dir)
         if path is not None and trainer.is_global_zero:
             path.unlink(missing_ok=True)
@@ -125,46 +152,129 @@ class Interruptions(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Print in one sentence that the run was stopped, and how to resume it."""
+        """Say in one sentence that the run was stopped, and how it goes on."""
         if isinstance(exception, SIGTERMException):
-            exception.code = TERMINATED
-        elif not isinstance(exception, Stopped):
+            exception.code = 128 + signal.SIGTERM
+        elif not isinstance(exception, Stopped | KeyboardInterrupt):
             return
+        path, job, last = self._saved, slurm_job(), _last(trainer)
+        began = trainer.ckpt_path
+        if path is not None and job is not None:
+            after = f"saved as {path}, and job {job} is in the queue again"
+            if isinstance(exception, Stopped) and exception.code:
+                after = f"saved as {path}, from which the job goes on when it is requeued"
+        elif path is not None:
+            after = f"saved as {_short(path)}; go on with: {resume_command(path)}"
+        elif last is not None and last.is_file():  # stopped at once
+            after = f"last saved as {_short(last)}; go on with: {resume_command(last)}"
+        elif last is not None and began:
+            config = last.parent.parent / _CONFIGURATION
+            after = (
+                f"nothing new has been saved; go on with: {restart_command(config, Path(began))}"
+            )
+        else:
+            after = "nothing has been saved, and there is nothing to go on from"
+        text = f"stopped at step {trainer.global_step}; {after}"
         if not trainer.is_global_zero:
             return
-        path = self._saved
-        if path is None:
-            after = "go on with --ckpt_path RUN/checkpoints/last.ckpt"
-        elif not slurm_job():
-            after = f"saved, and goes on with --ckpt_path {path}"
-        elif exception.code:
-            after = f"saved as {path}, from which the job goes on when it is requeued"
+        if isinstance(exception, KeyboardInterrupt):
+            exception.add_note(text)  # which the command prints when all is torn down
         else:
-            after = f"saved as {path}, and job {slurm_job()} is in the queue again"
-        print(f"gpd: stopped at step {trainer.global_step}; {after}", file=sys.stderr)
+            _say(f"gpd: {text}")
 
     def _note(self, signum: int, frame: Any) -> None:
-        if signum == signal.SIGTERM:
-            self._stop = True
-        else:
-            self._requeue = True
+        self._asked.add(signum)
+        if signum == signal.SIGINT:
+            now, before = time.monotonic(), self._pressed
+            if before and now - before > _ONE_KEY:
+                raise KeyboardInterrupt
+            self._pressed = before or now
+            if not before:
+                _say("gpd: saving and stopping after this step; Ctrl-C again stops at once")
+        elif signum == getattr(signal, "SIGHUP", None):
+            _leave_terminal()
 
 
-def _checkpoints(trainer: Trainer) -> Path | None:
-    """The folder of ``last.ckpt``; None for a run without this checkpoint."""
+def resume_command(path: Path) -> str:
+    """The command that resumes a run from its newest checkpoint.
+
+    Args:
+        path: path of this checkpoint, in the run's folder.
+    """
+    run = path.parent.parent
+    if (run / _CONFIGURATION).is_file():
+        return f"{_launcher()} fit --resume {shlex.quote(_short(run))}"
+    return restart_command(Path("CONFIG"), path)
+
+
+def restart_command(config: Path, checkpoint: Path) -> str:
+    """The command that starts a new run from a checkpoint.
+
+    Args:
+        config: path of the run's configuration.
+        checkpoint: path of the checkpoint.
+    """
+    files = (shlex.quote(_short(path)) for path in (config, checkpoint))
+    return "{} fit -c {} --ckpt_path {}".format(_launcher(), *files)
+
+
+def _launcher() -> str:
+    return "torchrun ... -m gpd_cli" if TorchElasticEnvironment.detect() else "gpd"
+
+
+def _code(trainer: Trainer, signum: int) -> int:
+    """The exit code of a process that has saved.
+
+    Whoever starts several processes takes a code other than 0 for a failure: torchrun prints a
+    traceback, or starts them again from the beginning; Lightning kills the others.
+    """
+    launched = trainer.strategy.launcher is not None and not trainer.is_global_zero
+    return 0 if launched or TorchElasticEnvironment.detect() else 128 + signum
+
+
+def _short(path: Path) -> str:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _say(text: str) -> None:
+    """Write a line to standard error, from signal handlers too, also when nobody hears it."""
+    with suppress(OSError, ValueError):
+        try:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+        except RuntimeError:  # the signal came while something else was being written
+            os.write(2, f"\n{text}\n".encode())
+
+
+def _leave_terminal() -> None:
+    """Write no more to a terminal that is closed: every attempt would be an error."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        if os.isatty(descriptor):
+            os.dup2(nowhere, descriptor)
+
+
+def _last(trainer: Trainer) -> Path | None:
+    """The path of ``last.ckpt``; None where a run writes none, or has not begun."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.filename == "last":
-            return Path(callback.dirpath or "").resolve()
+            return Path(callback.dirpath, "last.ckpt").resolve() if callback.dirpath else None
     return None
 
 
+def _just_saved(trainer: Trainer, callback: Any) -> bool:
+    return getattr(callback, "_last_global_step_saved", None) == trainer.global_step
+
+
 def _beside(path: Path) -> Path:
-    """Temporary file beside `path`, for an atomic replace."""
+    """Where to write what is then moved to a path."""
     return path.with_name(f".{path.name}")
 
 
 def _put_back() -> str:
-    """Requeue the job; returns the error's text, or an empty one."""
+    """Put the job back into the queue; what went wrong, or nothing."""
     try:
         result = subprocess.run(
             ["scontrol", "requeue", slurm_job() or ""], capture_output=True, text=True
@@ -177,7 +287,7 @@ def _put_back() -> str:
 
 
 class _SkipOnce(Sampler[Any]):
-    """A sampler that leaves out the beginning of its first pass."""
+    """A sampler that begins its first pass further on."""
 
     def __init__(self, sampler: Any, count: int) -> None:
         self._sampler, self._count = sampler, count
@@ -196,14 +306,14 @@ class _SkipOnce(Sampler[Any]):
 
 
 def skip_once(loader: Any, batches: int) -> None:
-    """Leave out the first batches of a loader's next pass; a stream's pass begins anew.
+    """Let a loader's next pass begin further on; that of a foreign stream begins anew.
 
     Args:
-        loader: a loader; nothing is left out where neither it nor its batch sampler has a sampler.
-        batches: number of batches to leave out.
+        loader: of our data; or one with a sampler, its own or its batch sampler's.
+        batches: how many to leave out.
     """
-    if isinstance(loader, CachedLoader):  # it draws the augmentation of the whole epoch
-        loader.skipped = batches * loader.batch_size
+    if hasattr(loader, "skip"):
+        loader.skip(batches)
         return
     owner = getattr(loader, "batch_sampler", None) or loader
     if hasattr(owner, "sampler"):

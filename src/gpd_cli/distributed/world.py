@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Trainer
 from torch import Tensor
+
+_EVERY = 8  # batches between common decisions: for each the processes wait for each other
+
+
+def batches_between(trainer: Trainer) -> int:
+    """How many batches of a run lie between two decisions that its processes take together.
+
+    Args:
+        trainer: of the run.
+    """
+    return _EVERY if trainer.world_size > 1 else 1
+
+
+def saved_exactly(trainer: Trainer) -> bool:
+    """Whether a checkpoint written when a training batch ends resumes exactly there.
+
+    After an epoch's last batch, validation and checkpoints follow, and Lightning resumes behind a
+    validation that was to follow within the epoch.
+
+    Args:
+        trainer: of the run, in ``on_train_batch_end``.
+    """
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return not (trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
 
 
 def world_size() -> int:
@@ -19,3 +47,16 @@ def everywhere(flag: Tensor) -> bool:
     common = flag.to(torch.int32)
     dist.all_reduce(common, op=dist.ReduceOp.MIN)
     return bool(common)
+
+
+def gathered(value: Any) -> list[Any]:
+    """A value of each process, by rank; all have to ask.
+
+    Args:
+        value: this process's, which can be pickled.
+    """
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gpd_cli.errors import WeightsError
+from gpd_cli.files import check_whole
 from gpd_cli.models.fitting import fit_tensors, listed, unprefixed
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
@@ -155,12 +156,15 @@ def _read(path: Path) -> Any:
         ) from error
     try:
         if path.suffix.lower() == ".safetensors":
-            return load_file(path)
-        # timm's training script saves its arguments as a Namespace, which runs no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = load_file(path)
+        else:
+            # timm's training script saves its arguments as a Namespace, which runs no code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds of errors for damaged files
         raise WeightsError(_why_unreadable(path, error)) from error
+    check_whole(path)
+    return content
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

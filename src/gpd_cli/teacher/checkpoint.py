@@ -19,7 +19,7 @@ from torch import Tensor
 from gpd_cli.branches import ALL_LAYERS
 from gpd_cli.data.image_spec import ImageSpec
 from gpd_cli.errors import WeightsError
-from gpd_cli.files import save_tensors
+from gpd_cli.files import check_whole, save_tensors
 from gpd_cli.models import ModelSpec
 from gpd_cli.teacher.build import build_pair
 from gpd_cli.teacher.networks import Alone
@@ -259,6 +259,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"There is no checkpoint {path}; give a file that fit wrote.")
+    check_whole(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
@@ -325,6 +326,7 @@ def image_spec(content: Mapping[str, Any]) -> ImageSpec | None:
 
 
 def _read_expanded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    check_whole(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

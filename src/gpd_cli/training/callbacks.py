@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from gpd_cli.distributed.world import batches_between, saved_exactly
 from gpd_cli.training.epoch_lines import EpochLines
+from gpd_cli.training.epoch_state import EpochState
 from gpd_cli.training.history import GapHistory
 from gpd_cli.training.progress import GapProgressBar
 from gpd_cli.training.telemetry import Telemetry
 
 
-def default_callbacks(watched: bool) -> list[Callback]:
+def default_callbacks(
+    watched: bool, save_steps: int | None = None, save_minutes: float | None = None
+) -> list[Callback]:
     """Checkpoints, gap plot, telemetry and display.
 
     Args:
         watched: whether a person watches the terminal, so that a live progress bar is shown.
+        save_steps: optimizer steps between checkpoints within an epoch; None for none.
+        save_minutes: age of the latest checkpoint, in minutes, at which another one is written
+            within an epoch; None for never.
     """
     display = GapProgressBar() if watched else EpochLines()
-    return [Best(), Last(), GapHistory(), Telemetry(), display]
+    last = Last(save_steps, save_minutes)
+    return [EpochState(), Best(), last, GapHistory(), Telemetry(), display]
 
 
 class Best(ModelCheckpoint):
@@ -31,10 +42,51 @@ class Best(ModelCheckpoint):
 
 
 class Last(ModelCheckpoint):
-    """Write ``last.ckpt`` after every epoch, to resume from."""
+    """Write ``last.ckpt`` after every epoch, and within epochs that are long, to resume from.
 
-    def __init__(self) -> None:
+    Args:
+        steps: optimizer steps between checkpoints within an epoch; None for none.
+        minutes: age of the latest checkpoint, in minutes, at which another one is written within an
+            epoch; None for never.
+    """
+
+    def __init__(self, steps: int | None = None, minutes: float | None = None) -> None:
         # `save_last` would copy the best checkpoint, and only when there is a new one.
         super().__init__(
             filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
+        self._steps, self._minutes = steps, minutes
+        self._written, self._since, self._seen = 0.0, 0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._written, self._seen = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save if it is time; all processes decide so after the same batch."""
+        self._since += 1
+        step = trainer.global_step
+        if step == self._seen:  # gradients are accumulated, without a step
+            return
+        self._seen = step
+        if self._should_skip_saving_checkpoint(trainer) or not saved_exactly(trainer):
+            return
+        due = self._steps is not None and step % self._steps == 0
+        if not due and self._minutes is not None and self._since >= batches_between(trainer):
+            self._since = 0
+            late = time.monotonic() - self._written >= 60 * self._minutes
+            due = trainer.strategy.reduce_boolean_decision(late, all=False)
+        if due:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._written = time.monotonic()

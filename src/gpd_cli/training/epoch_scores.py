@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 SHOWN = ("student_top1", "teacher_top1", "gap")
@@ -21,6 +23,14 @@ class EpochScores(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation has run in this epoch."""
         self._validated = not trainer.sanity_checking
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the epoch has been validated, for a run that is resumed after that."""
+        return {"validated": self._validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self._validated = state_dict.get("validated", False)
 
     def scores(self, trainer: Trainer) -> dict[str, dict[str, float]]:
         """The scores, in percent, of the epoch that ends, by stage and name."""

@@ -51,10 +51,11 @@ class GapHistory(EpochScores):
 
     def state_dict(self) -> dict[str, Any]:
         """The history, for the checkpoint."""
-        return {"epochs": self.epochs}
+        return {**super().state_dict(), "epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the history of the run that is resumed."""
+        super().load_state_dict(state_dict)
         self.epochs = dict(state_dict["epochs"])
 
     def _plot(self, trainer: Trainer) -> None:

@@ -38,32 +38,37 @@ class Scores(nn.Module):
             labels: class numbers, ``[B]``, or soft labels, ``[B, C]``, of which the largest counts.
         """
         classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
-        for name, metric in self._items():
+        for name, metric in self.named_metrics():
             metric.update(logits[name.rpartition("_")[0]], classes)
 
     def compute(self) -> dict[str, Tensor]:
         """Accuracies in percent by name; ``gap`` is teacher's minus student's top-1, in points."""
-        scores = {name: 100 * metric.compute() for name, metric in self._items()}
+        scores = {name: 100 * metric.compute() for name, metric in self.named_metrics()}
         if "teacher_top1" in scores:
             scores["gap"] = scores["teacher_top1"] - scores["student_top1"]
         return scores
 
     def reset(self) -> None:
         """Forget all batches."""
-        for _, metric in self._items():
+        for _, metric in self.named_metrics():
             metric.reset()
 
-    def _items(self) -> list[tuple[str, MulticlassAccuracy]]:
+    def named_metrics(self) -> list[tuple[str, MulticlassAccuracy]]:
+        """The metrics by their names, such as ``student_top1``."""
         return [(name, cast(MulticlassAccuracy, metric)) for name, metric in self.metrics.items()]
 
 
 class RunningAccuracy:
-    """Moving average of top-1 accuracies for the progress bar; not synchronized and not logged."""
+    """Moving average of top-1 accuracies for the progress bar; not synchronized and not logged.
+
+    Attributes:
+        values: accuracy in percent by network.
+    """
 
     _MEMORY = 0.95
 
     def __init__(self) -> None:
-        self._values: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}
 
     def update(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Add a batch.
@@ -78,9 +83,9 @@ class RunningAccuracy:
         classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
         for name, value in logits.items():
             now = 100 * (value.argmax(dim=1) == classes).float().mean()
-            last = self._values.get(name, now)
-            self._values[name] = self._MEMORY * last + (1 - self._MEMORY) * now
-        shown = dict(self._values)
+            last = self.values.get(name, now)
+            self.values[name] = self._MEMORY * last + (1 - self._MEMORY) * now
+        shown = dict(self.values)
         if "teacher" in shown:
             shown["gap"] = shown["teacher"] - shown["student"]
         return shown

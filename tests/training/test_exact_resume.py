@@ -1,0 +1,282 @@
+"""A run that was killed and goes on is the run that was not, bit for bit."""
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from processes import in_processes
+from torch import Tensor
+
+from gpd_cli.__main__ import main
+
+STEPS = 4  # in an epoch
+EPOCHS = 3
+CONFIG = """
+model:
+  student: resnet18
+  student_args: {in_chans: 1, layers: [1, 1, 1, 1], channels: [4, 4, 8, 8], drop_path_rate: 0.4}
+  num_classes: 10
+  ratio: 2
+  branches: 3
+  optimizer: {lr: 0.05, warmup_epochs: 1}
+data: {image_size: 16, batch_size: 16, mixup: 0.4, cutmix: 1.0}
+trainer: {accelerator: cpu, max_epochs: 3, limit_train_batches: 4, limit_val_batches: 1,
+  log_every_n_steps: 2,
+  callbacks: [{class_path: gpd_cli.EMA}, {class_path: test_exact_resume.Kill}]}
+"""
+FOLDER = """
+model: {num_classes: 3}
+data: {dataset: folder, root: images, in_chans: 1, auto_augment: rand-m9-mstd0.5, re_prob: 0.5,
+  val_split: null, val_fraction: 0.2}
+"""
+CLOCK = ("images_per_second", "memory_gib")
+PATHS = ("best_model_path",)  # of last.ckpt: whether there has been one within the first epoch
+
+
+class Kill(Callback):
+    """Stands for a node that is gone, before a step or in validation."""
+
+    step: int | None = None
+    validating = False
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if not self.validating and trainer.global_step == self.step:
+            raise RuntimeError("the node is gone")
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.validating and trainer.global_step == self.step:
+            raise RuntimeError("the node is gone")
+
+
+def images(folder: Path) -> None:
+    noise = np.random.default_rng(0)
+    for number in range(90):
+        path = folder / "images" / "train" / "abc"[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 255, (20, 20), dtype=np.uint8)).save(path)
+
+
+def fit(folder: Path, *options: str) -> int:
+    with chdir(folder):
+        return main(["fit", *options])
+
+
+def killed(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: Sequence[str],
+    step: int,
+    validating: bool = False,
+) -> None:
+    monkeypatch.setattr(Kill, "step", step)
+    monkeypatch.setattr(Kill, "validating", validating)
+    assert fit(folder, *options) == 1
+    monkeypatch.setattr(Kill, "step", None)
+
+
+def prepared(folder: Path, more: str = "") -> list[str]:
+    """Options of a run in a folder, its configurations written there."""
+    folder.mkdir(exist_ok=True)
+    (folder / "run.yaml").write_text(CONFIG)
+    options = ["-c", "run.yaml"]
+    if more:
+        (folder / "more.yaml").write_text(more)
+        options += ["-c", "more.yaml"]
+        images(folder)
+    return options
+
+
+def run_of(folder: Path, version: int = 0) -> Path:
+    (run,) = (folder / "runs").glob(f"*/version_{version}")
+    return run
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two checkpoints differ, other than in the time that things took."""
+    if isinstance(one, Mapping):
+        if one.keys() != other.keys():
+            return [f"{path}: {one.keys() ^ other.keys()}"]
+        return [
+            found
+            for key in one
+            if key not in CLOCK + PATHS
+            for found in differences(one[key], other[key], f"{path}/{key}")
+        ]
+    if isinstance(one, Tensor):
+        return [] if isinstance(other, Tensor) and torch.equal(one, other) else [path]
+    if isinstance(one, list | tuple) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [found for k, (a, b) in pairs for found in differences(a, b, f"{path}/{k}")]
+    return [] if one == other else [f"{path}: {one} and {other}"]
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        found = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if v and k not in CLOCK} for row in found]
+
+
+def assert_same(one: Path, other: Path, names: Sequence[str] = ("last", "best")) -> None:
+    """Two runs in folders of the same name below others have the same checkpoints and metrics."""
+    for name in names:
+        first, second = (
+            torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+            for run in (one, other)
+        )
+        assert first["epoch_state"]["rows"]
+        assert first["random_states"]
+        assert differences(first, second) == []
+    assert len(rows(one)) > EPOCHS
+    assert rows(one) == rows(other)
+
+
+EVERY = "--trainer.save_every_n_steps"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert fit(folder, *prepared(folder)) == 0
+    return run_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("step", "validating", "every"),
+    [(2, False, 1), (7, False, 2), (8, False, 3), (8, True, 1), (9, False, 100)],
+    ids=["first epoch", "one step lost", "between epochs", "validation", "from the epoch's end"],
+)
+def test_killed_anywhere_it_goes_on_bit_for_bit(
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    validating: bool,
+    every: int,
+) -> None:
+    killed(tmp_path, monkeypatch, [*prepared(tmp_path), EVERY, str(every)], step, validating)
+    assert fit(tmp_path, "--resume", "runs/run/version_0") == 0
+    assert_same(whole, run_of(tmp_path))
+
+
+def test_the_best_checkpoint_does_as_well_where_the_last_is_damaged(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is written after validation, before the epoch's end."""
+    killed(tmp_path, monkeypatch, prepared(tmp_path), STEPS + 1)
+    folder = run_of(tmp_path) / "checkpoints"
+    content = (folder / "last.ckpt").read_bytes()
+    (folder / "last.ckpt").write_bytes(content[:-1000])
+    capfd.readouterr()
+    assert fit(tmp_path, "--resume", "runs/run/version_0") == 0
+    assert "last.ckpt is damaged" in capfd.readouterr().err
+    assert_same(whole, run_of(tmp_path))
+
+
+def test_killed_twice_and_moved_in_between(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(tmp_path, monkeypatch, [*prepared(tmp_path), EVERY, "1"], 3)
+    killed(tmp_path, monkeypatch, ["--resume", "runs/run/version_0", EVERY, "1"], 10)
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert fit(tmp_path, "--resume", str(tmp_path / "elsewhere" / "run")) == 0
+    (tmp_path / "elsewhere").rename(tmp_path / "runs")
+    first, second = (
+        torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+        for run in (whole, run_of(tmp_path))
+    )
+    assert differences(first["state_dict"], second["state_dict"]) == []
+    assert rows(whole) == rows(run_of(tmp_path))
+
+
+def test_the_newest_checkpoint_of_the_name_is_found(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = [*prepared(tmp_path), "--ckpt_path", "last"]
+    killed(tmp_path, monkeypatch, [*options, EVERY, "1"], 3)
+    assert "there is no checkpoint in runs/run yet" in capfd.readouterr().err
+    assert fit(tmp_path, *options) == 0
+    assert "runs/run is runs/run/version_0/checkpoints/last.ckpt" in capfd.readouterr().err
+    first, second = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        for run in (whole, run_of(tmp_path, 1))
+    )
+    for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states"):
+        assert differences(first[part], second[part]) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("repeats", [0, 3])
+def test_augmentation_of_files_goes_on_with_any_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, repeats: int
+) -> None:
+    one, other = tmp_path / "whole", tmp_path / "parts"
+    repeated = ["--data.aug_repeats", str(repeats)]
+    assert fit(one, *prepared(one, FOLDER), *repeated, "--data.num_workers", "0") == 0
+    options = [*prepared(other, FOLDER), *repeated, "--data.num_workers", str(workers)]
+    killed(other, monkeypatch, [*options, EVERY, "1"], STEPS + 2)
+    assert fit(other, "--resume", "runs/run_more/version_0", "--data.num_workers", "2") == 0
+    first, second = (
+        torch.load(run_of(folder) / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (one, other)
+    )
+    for part in ("state_dict", "current_model_state", "optimizer_states", "random_states"):
+        assert differences(first[part], second[part]) == []
+    assert rows(run_of(one)) == rows(run_of(other))
+
+
+@pytest.mark.parametrize("step", [STEPS + 1, 2 * STEPS])
+def test_a_run_with_its_length_in_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    one, other = tmp_path / "whole", tmp_path / "parts"
+    length = ["--trainer.max_epochs", "-1", "--trainer.max_steps", "11"]
+    assert fit(one, *prepared(one), *length) == 0
+    killed(other, monkeypatch, [*prepared(other), *length, EVERY, "3"], step)
+    assert fit(other, "--resume", "runs/run") == 0
+    assert_same(run_of(one), run_of(other))
+
+
+def test_accumulated_gradients_and_validation_within_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = tmp_path / "whole", tmp_path / "parts"
+    often = ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "0.5"]
+    assert fit(one, *prepared(one), *often) == 0
+    killed(other, monkeypatch, [*prepared(other), *often, EVERY, "1"], 3)
+    assert fit(other, "--resume", "runs/run") == 0
+    assert_same(run_of(one), run_of(other))
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
+    one, other = tmp_path / "whole", tmp_path / "parts"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc_per_node", "2", "-m", "gpd_cli", "fit"]
+    for folder in (one, other):
+        options = prepared(folder, FOLDER.replace("0.2}", "0.2, num_workers: 1, batch_size: 8}"))
+    (result,) = in_processes(one, [*command, *options])
+    assert result.returncode == 0, result.stderr
+    stop = ["--trainer.callbacks+=test_exact_resume.KillSecond", EVERY, "1"]
+    (result,) = in_processes(other, [*command, *options, *stop])
+    assert result.returncode != 0
+    (result,) = in_processes(other, [*command, "--resume", "runs/run_more"])
+    assert result.returncode == 0, result.stderr
+    assert_same(run_of(one), run_of(other))
+
+
+class KillSecond(Callback):
+    """Kills the second of two processes, in the first run only."""
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        first_run = not trainer.loggers or not getattr(trainer.loggers[0], "continues", False)
+        if trainer.global_step == STEPS + 2 and trainer.global_rank == 1 and first_run:
+            raise RuntimeError("the node is gone")
