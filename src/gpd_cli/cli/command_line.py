@@ -408,6 +408,7 @@ def _quieten() -> None:
         ".*Couldn't infer the batch indices.*",  # for streams
         ".*Total length of `list` across ranks is zero.*",  # nothing is held out for validation
         ".*lr_scheduler.step\\(\\)` before.*",
+        ".*monitor='val/student_top1'.*could not find the monitored key",  # without validation
     ):
         warnings.filterwarnings("ignore", message)
     for name in (
