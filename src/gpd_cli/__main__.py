@@ -19,7 +19,7 @@ commands:
   fit       train a student together with a dynamic teacher grown out of it
   validate  score student and dynamic teacher of a checkpoint on the validation images
   test      score them on the test images
-  predict   write their predictions for the test images
+  predict   write their predictions for images, with or without labels
   expand    inflate a student into a dynamic teacher that computes the same function
   extract   cut the trained student out of a checkpoint, for deployment
   recipes   list the configurations that come with gpd

@@ -51,6 +51,7 @@ def edit(path: Path, names: list[str] | None) -> None:
     """Let a checkpoint have other class names, or none, as older ones."""
     content = torch.load(path, weights_only=True)
     del content["class_names"]
+    content["gpd"].pop("images", None)
     if names is not None:
         content["class_names"] = names
     torch.save(content, path)
@@ -71,23 +72,19 @@ def test_classes_of_folders_have_the_numbers_of_torchvision(folder: Path) -> Non
     assert labels.tolist() == source.labels().tolist()
 
 
-@pytest.mark.parametrize(
-    "command", [["fit", "-c", "tiny.yaml", "--trainer.max_epochs", "2"], ["test"], ["predict"]]
-)
-def test_a_checkpoint_of_another_order_is_refused(
-    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, command: Any
+def test_a_run_goes_on_with_the_classes_of_its_checkpoint_only(
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", "-c", "tiny.yaml"]) == 0
     path = folder / LAST[1]
     assert torch.load(path, weights_only=True)["class_names"] == ["1", "10", "2", "A", "b"]
-    assert main([*command, *LAST]) == 0
+    longer = ["fit", "-c", "tiny.yaml", "--trainer.max_epochs", "2", *LAST]
     edit(path, ["1", "2", "10", "A", "b"])
-    assert main([*command, *LAST]) == 1
+    assert main(longer) == 1
     assert "class 1 of the checkpoint is '2', and of the data '10'" in refusal(capsys)
     edit(path, ["1", "10", "2", "a", "b"])
-    caplog.clear()
-    assert main([*command, *LAST]) == 0
-    assert "class 3 of the checkpoint is 'a', and of the data 'A'" in caplog.text
+    assert main(longer) == 1
+    assert "class 3 of the checkpoint is 'a', and of the data 'A'" in refusal(capsys)
 
 
 def test_an_older_checkpoint_of_numbered_folders_is_refused_until_both_orders_agree(

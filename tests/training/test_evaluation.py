@@ -113,7 +113,7 @@ def predict(folder: Path, last: Path, *options: str) -> list[dict[str, str]]:
 def test_processes_write_the_table_of_one(last: Path, tmp_path: Path) -> None:
     one = predict(tmp_path / "one", last)
     two = predict(tmp_path / "two", last, "--trainer.devices", "2")
-    assert [row["image"] for row in one] == [str(number) for number in range(360)]
+    assert [row["file"] for row in one] == [str(number) for number in range(360)]
     assert len({tuple(row.values())[1:] for row in one}) > 100  # rows can be told apart
     for row, expected in zip(two, one, strict=True):
         for name, value in expected.items():

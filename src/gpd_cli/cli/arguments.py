@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
+from gpd_cli.data import ImageSpec
+from gpd_cli.models import without_pretrained
 from gpd_cli.recipes.names import configuration_path
-from gpd_cli.teacher.checkpoint import read_run
+from gpd_cli.teacher.checkpoint import image_spec, read_run
 
 CONFIGURATION = ("-c", "--config")
 IMAGE_DATA = "gpd_cli.data.ImageData"
@@ -79,13 +81,23 @@ def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
     return found
 
 
-def settings_of_checkpoint(path: str) -> dict[str, Any]:
+# What an image is turned into; a network takes it as it was trained with, from other data as well.
+_PREPARATION = {
+    "in_chans": "channels",
+    **{name: name for name in ("mean", "std", "crop_pct", "interpolation")},
+}
+
+
+def settings_of_checkpoint(path: str) -> tuple[dict[str, Any], ImageSpec | None]:
     """Model and data of the run that wrote a checkpoint, as options without hyphens.
 
     Settings that only training uses, such as the static teacher, are left out.
 
     Args:
         path: path of the checkpoint.
+
+    Returns:
+        The options, and classes and preprocessing of the images if they are known.
 
     Raises:
         WeightsError: when the checkpoint cannot be read.
@@ -97,12 +109,22 @@ def settings_of_checkpoint(path: str) -> dict[str, Any]:
         for name, value in model.items()
         if not name.startswith(("_", *_OF_TRAINING))
     }
+    if isinstance(args := settings.get("model.student_args"), dict):
+        settings["model.student_args"] = without_pretrained(model["student"], args)
     arguments = {name: value for name, value in data.items() if not name.startswith("_")}
+    spec = image_spec(content)
+    if spec is not None and data.get("_class_path", IMAGE_DATA) == IMAGE_DATA:
+        found = {name: getattr(spec, field) for name, field in _PREPARATION.items()}
+        arguments |= {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in found.items()
+            if value is not None
+        }
     settings["data"] = {
         "class_path": data.get("_class_path", IMAGE_DATA),
         "init_args": arguments,
     }
-    return settings
+    return settings, spec
 
 
 def _configured(path: str, key: str) -> Any:

@@ -32,8 +32,11 @@ from gpd_cli.cli.parser_errors import in_short
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.extract import extract_command
 from gpd_cli.commands.trainer import GpdTrainer
+from gpd_cli.data import ImageData
+from gpd_cli.data.folders import ALL
 from gpd_cli.distill.methods.pairs import for_pair
-from gpd_cli.errors import GpdError
+from gpd_cli.errors import DataError, GpdError
+from gpd_cli.models import without_pretrained
 from gpd_cli.recipes.names import configuration_path
 from gpd_cli.training.callbacks import EpochLines, default_callbacks
 from gpd_cli.training.module import GapPreservingDistillation
@@ -81,11 +84,11 @@ class GpdCLI(LightningCLI):
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._command = next((a for a in arguments if not a.startswith("-")), "")
-        self._checkpoint = self._settings = None
+        self._checkpoint = self._settings = self._images = None
         if self._command in ("fit", *EVALUATIONS):
             self._checkpoint = chosen_checkpoint(arguments)
         if self._checkpoint is not None:
-            self._settings = settings_of_checkpoint(self._checkpoint)
+            self._settings, self._images = settings_of_checkpoint(self._checkpoint)
         super().__init__(
             GapPreservingDistillation,
             LightningDataModule,
@@ -150,6 +153,10 @@ class GpdCLI(LightningCLI):
         config.ckpt_path = self._checkpoint
         if config.ckpt_path:
             model.student_weights = None
+            if model.student_args:
+                model.student_args = without_pretrained(model.student, model.student_args)
+        if self.subcommand == "predict" and config.images is not None:
+            self._predict_pictures(config)
         if self.subcommand in EVALUATIONS:
             model.static_teacher.name = model.static_teacher.weights = model.assistants = None
             model.ce_weight = 1.0  # without static teacher the labels' weight must not be 0
@@ -162,6 +169,34 @@ class GpdCLI(LightningCLI):
         options.logger = with_csv(
             options.logger, self.trainer_defaults["logger"], options.default_root_dir
         )
+
+    def _predict_pictures(self, config: Namespace) -> None:
+        """Let the data be images anywhere below a folder, prepared as those of training were.
+
+        Raises:
+            DataError: when it is not known how these were prepared.
+        """
+        spec, data = self._images, config.data
+        if data.class_path != IMAGE_DATA and (spec is None or None in (spec.mean, spec.size)):
+            raise DataError(
+                f"--images needs to know how images are prepared, which {data.class_path} does not "
+                "tell (by an image_spec); let its predict_dataloader give the images."
+            )
+        if data.class_path != IMAGE_DATA:
+            assert spec is not None and spec.size is not None
+            parameters = inspect.signature(ImageData).parameters.values()
+            settings = {parameter.name: parameter.default for parameter in parameters} | {
+                "image_size": spec.size[0],
+                "in_chans": spec.channels,
+                "mean": list(spec.mean or ()),
+                "std": list(spec.std or ()),
+                "crop_pct": spec.crop_pct,
+                "interpolation": spec.interpolation,
+            }
+            config.data = Namespace(class_path=IMAGE_DATA, init_args=Namespace(**settings))
+        for name, value in (("dataset", "folder"), ("root", str(config.images))):
+            config.data.init_args[name] = value
+        config.data.init_args.test_split = ALL
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer, except for an expansion."""
@@ -178,7 +213,13 @@ class GpdCLI(LightningCLI):
         self.model.save_hyperparameters([], logger=False)
         # Evaluation needs the data's settings, also where the data's class does not save them.
         data = self.config_dump["data"]
-        self.datamodule.hparams.update(_class_path=data["class_path"], **data["init_args"])
+        understood = {k: v for k, v in self.datamodule.hparams.items() if k == "dataset"}
+        self.datamodule.hparams.update(
+            {"_class_path": data["class_path"], **data["init_args"], **understood}
+        )
+        follow = getattr(self.datamodule, "follow", None)
+        if self._images is not None and self.subcommand in EVALUATIONS and follow is not None:
+            follow(self._images)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with the default callbacks, except those that its options replace."""

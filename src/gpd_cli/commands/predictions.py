@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
@@ -17,23 +19,43 @@ from gpd_cli.distributed.world import world_size
 from gpd_cli.errors import DataError
 from gpd_cli.files import atomic_path
 
+TABLES = (".csv", ".jsonl")
+"""Endings of the tables that can be written."""
+
 Top = tuple[int, float]
-"""A network's class for an image, and its probability."""
-Rows = dict[int, dict[str, Top]]
-"""Predictions by number of the image and name of the network."""
+"""A class of a network for an image, and its probability."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of an image.
+
+    Args:
+        tops: by network its likeliest classes, the likeliest first.
+        label: the class number of the image; None where it has none.
+    """
+
+    tops: Mapping[str, Sequence[Top]] = field(default_factory=dict)
+    label: int | None = None
+
+
+Rows = dict[int, Row]
+"""By the image's number."""
 
 
 class PredictionTable(BasePredictionWriter):
     """Collect predictions, from all processes, and write them in the order of the images.
 
     Args:
-        path: the table to write (.csv).
+        path: the table to write, with one of the endings in `TABLES`.
+        top: how many classes of each network; no more than there are.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, top: int = 1) -> None:
         super().__init__("batch")
         self.path = path
-        self.images = 0  # number of images in the table, once it is written
+        self.top = top
+        self.images = 0  # in the table, once it is written
         self._rows: Rows = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,44 +82,87 @@ class PredictionTable(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep each network's likeliest class; `prediction` has probabilities, ``[B, C]``."""
-        tops = {name: values.max(dim=1) for name, values in prediction.items()}
+        """Keep each network's likeliest classes; `prediction` has probabilities, ``[B, C]``."""
+        tops = {
+            name: values.topk(min(self.top, values.shape[1]), dim=1)
+            for name, values in prediction.items()
+        }
         count = len(next(iter(tops.values())).values)
+        told = batch[1] if len(batch) > 1 else None
+        labels = told.tolist() if isinstance(told, Tensor) else [None] * count
         # A stream does not number its images; a single process reads them in order.
         numbers = batch_indices or range(len(self._rows), len(self._rows) + count)
         for row, number in zip(range(count), numbers, strict=True):
-            self._rows[int(number)] = {
-                name: (int(top.indices[row]), float(top.values[row])) for name, top in tops.items()
+            found = {
+                name: list(zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True))
+                for name, top in tops.items()
             }
+            label = labels[row]
+            known = isinstance(label, int) and label >= 0
+            self._rows[int(number)] = Row(found, label if known else None)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the rows of all processes; the first process writes the table."""
         rows = _gathered(self._rows)
         self.images = len(rows)
         if trainer.is_global_zero and rows:
-            write_rows(self.path, rows, getattr(trainer.datamodule, "class_names", None))  # type: ignore[attr-defined]
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            files = getattr(data, "predicted_files", lambda: None)()
+            write_rows(self.path, rows, getattr(data, "class_names", None), files)
             print(f"Predictions written to {self.path}")
 
 
-def write_rows(path: Path, rows: Rows, class_names: Sequence[str] | None) -> None:
-    """Write a row per image, in the order of their numbers, atomically.
+def write_rows(
+    path: Path, rows: Rows, class_names: Sequence[str] | None, files: Sequence[str] | None = None
+) -> None:
+    """Write an entry per image, in the order of their numbers, atomically.
+
+    A ``.csv`` has a row per image; a ``.jsonl`` has a line of JSON per image, with a list of
+    classes per network.
 
     Args:
         path: the file to write.
-        rows: predictions, at least one.
-        class_names: names by class number; without names, class numbers are written.
+        rows: at least one.
+        class_names: names by class number; numbers are written without them.
+        files: the images' paths by their number; numbers are written without them.
     """
-    networks = list(next(iter(rows.values())))
-    header = ["image", *(f"{n}_{what}" for n in networks for what in ("class", "probability"))]
+
+    def name(label: int) -> str:
+        return class_names[label] if class_names else str(label)
+
+    entries = (
+        {
+            "file": files[number] if files else str(number),
+            "label": None if row.label is None else name(row.label),
+            **{
+                network: [{"class": name(label), "probability": round(p, 6)} for label, p in tops]
+                for network, tops in row.tops.items()
+            },
+        }
+        for number, row in sorted(rows.items())
+    )
     with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for number in sorted(rows):
-            cells: list[object] = [number]
-            for network in networks:
-                label, probability = rows[number][network]
-                cells += [class_names[label] if class_names else label, f"{probability:.6f}"]
-            writer.writerow(cells)
+        if path.suffix.lower() == ".jsonl":
+            file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        else:
+            _write_csv(file, entries, next(iter(rows.values())))
+
+
+def _write_csv(file: TextIO, entries: Iterator[dict[str, Any]], first: Row) -> None:
+    """The columns of a second class end in ``_2``, and so on."""
+    columns = ["file", "label"]
+    for network, tops in first.tops.items():
+        for place in range(1, len(tops) + 1):
+            ending = "" if place == 1 else f"_{place}"
+            columns += [f"{network}_class{ending}", f"{network}_probability{ending}"]
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    for entry in entries:
+        cells = [entry["file"], entry["label"] or ""]
+        for network in first.tops:
+            for top in entry[network]:
+                cells += [top["class"], f"{top['probability']:.6f}"]
+        writer.writerow(cells)
 
 
 def _gathered(rows: Rows) -> Rows:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from gpd_cli.commands.expand import expand_command
-from gpd_cli.commands.predictions import PredictionTable
+from gpd_cli.commands.predictions import TABLES, PredictionTable
 from gpd_cli.distributed.cluster import launched, requeue_path
 from gpd_cli.distributed.interruptions import Interruptions
 from gpd_cli.distributed.seeds import RankSeeds
@@ -76,23 +76,32 @@ class GpdTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | Path | None = None,
         output: Path = Path("predictions.csv"),
+        images: Path | None = None,
+        top: int = 1,
     ) -> None:
-        """Write the predictions of student and dynamic teacher for the test images.
+        """Write the predictions of student and dynamic teacher for images.
 
-        Several processes divide the images among them; the table has all images, in order.
+        They need no labels and no folders of classes. Several processes divide the images among
+        them; the table has all images, in order.
 
         Args:
             model: the module.
             datamodule: the data.
             ckpt_path: a checkpoint of fit.
-            output: the table to write (.csv): the number of each image, and each network's class
-                and probability.
+            output: the table to write, .csv or .jsonl (a line of JSON per image): per image its
+                file, its class where that is known, and each network's likeliest classes with
+                their probabilities.
+            images: an image, or a folder with images anywhere below it, to predict instead of the
+                data's; see `gpd_cli.cli.command_line`, which tells the data module.
+            top: how many classes of each network.
 
         Raises:
             DataError: when several processes are to read a stream, or there are no images.
         """
-        check_writable(output)
-        table = PredictionTable(output)
+        check_writable(output, TABLES)
+        if top < 1:
+            raise DataError(f"--top must be 1 or more, not {top}.")
+        table = PredictionTable(output, top)
         callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
         callbacks.append(table)
         try:

@@ -299,17 +299,29 @@ def _read_run(path: Path, weights: Weights) -> tuple[dict[str, Any], dict[str, T
     content = read_run(path)
     state, taken = exported_state(content, weights)
     state = {k[len(_PREFIX) :]: v for k, v in state.items() if k.startswith(_PREFIX)}
-    return {"images": _older_images(content), **content["gpd"]}, state, taken
+    entry = content["gpd"]
+    if isinstance(entry, Mapping) and (images := image_spec(content)) is not None:
+        entry = {**entry, "images": images.to_dict()}
+    return entry, state, taken
 
 
-def _older_images(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a checkpoint from before this entry knows of its images."""
+def image_spec(content: Mapping[str, Any]) -> ImageSpec | None:
+    """Classes and preprocessing of the images that a checkpoint was trained on.
+
+    Args:
+        content: of a checkpoint of `fit`; in one from before checkpoints had this entry, it
+            follows from the settings of the data.
+    """
+    found = content["gpd"].get("images")
+    if found is not None:
+        return ImageSpec.from_dict(found)
     names, settings = content.get("class_names"), content.get("datamodule_hyper_parameters", {})
     if names is None:
         return None
     if settings.get("_class_path") != "gpd_cli.data.ImageData":
-        return ImageSpec(class_names=tuple(names)).to_dict()
-    return ImageSpec.of_settings(settings, names).to_dict()
+        return ImageSpec(class_names=tuple(names))
+    # A data set that does not name its classes had to be told their number.
+    return ImageSpec.of_settings(settings, names if settings.get("classes") is None else None)
 
 
 def _read_expanded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
 from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
@@ -48,21 +47,21 @@ def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> Non
     raise TrainingError(f"There are neither labels nor a static teacher to learn from; {remedy}.")
 
 
-def check_start(student_weights: str | Path | None, branch_init: str) -> None:
-    """Check that a student with given weights starts from these weights.
+def check_start(student_weights: str | Path | bool | None, branch_init: str) -> None:
+    """Check that a student which is given its weights starts from these.
 
     Args:
-        student_weights: file of the student's weights, if given.
-        branch_init: initial values of the branches.
+        student_weights: the file of its weights, or whether there are any.
+        branch_init: where the branches start.
 
     Raises:
         TrainingError: when the student would start from the merged branches instead.
     """
-    if student_weights is not None and branch_init == "gpd":
+    if student_weights and branch_init == "gpd":
         raise TrainingError(
             "With --model.branch_init gpd both networks start as what the random branches merge "
-            "to, and not as --model.student_weights; for a trained student set "
-            "--model.branch_init zero."
+            "to, and not as --model.student_weights or published weights; for a trained student "
+            "set --model.branch_init zero."
         )
 
 
@@ -113,9 +112,10 @@ def check_same_parts(
 
 
 def check_same_classes(found: Sequence[str] | None, names: Sequence[str], is_folder: bool) -> None:
-    """Check that the classes of the data have the same numbers as in training.
+    """Check that the classes of the data have the names and numbers that they had in training.
 
-    Classes with other names may have been renamed, which gives a warning only.
+    A class by another name may be the same one renamed, but then the order of folders is another,
+    too: it cannot be told which class is which.
 
     Args:
         found: the checkpoint's class names in the order of class numbers; None in checkpoints of
@@ -124,7 +124,7 @@ def check_same_classes(found: Sequence[str] | None, names: Sequence[str], is_fol
         is_folder: whether the names are names of image folders.
 
     Raises:
-        DataError: when the order differs.
+        DataError: when the names or their order are others.
     """
     if found is None:
         before = sorted(names, key=natural_key)
@@ -135,18 +135,20 @@ def check_same_classes(found: Sequence[str] | None, names: Sequence[str], is_fol
                 "(01, 02, 10), or train anew."
             )
         return
-    first = next(
-        ((k, a, b) for k, (a, b) in enumerate(zip(found, names, strict=False)) if a != b), None
-    )
-    if first is None:
+    if list(found) == list(names):
         return
-    text = f"class {first[0]} of the checkpoint is '{first[1]}', and of the data '{first[2]}'"
-    if sorted(found) == sorted(names):
+    first = next(((k, a, b) for k, (a, b) in enumerate(zip(found, names)) if a != b), None)  # noqa: B905
+    if first is None:
         raise DataError(
-            f"The classes are in another order: {text}; name the folders or classes as they were "
-            "when the checkpoint was trained."
+            f"The checkpoint knows {len(found)} classes and the data has {len(names)}; give the "
+            "classes that it was trained on."
         )
-    rank_zero_info(f"Warning: {text}; results are right only if these are the same classes.")
+    text = f"class {first[0]} of the checkpoint is '{first[1]}', and of the data '{first[2]}'"
+    kind = "in another order" if sorted(found) == sorted(names) else "others"
+    raise DataError(
+        f"The classes are {kind}: {text}; name the folders or classes as they were when the "
+        "checkpoint was trained."
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -63,8 +63,10 @@ class GapPreservingDistillation(EvaluatedModule):
             (torchvision/resnet18), a model of this package (cifar_resnet20), or the path of a
             class or function that builds a network (mine.Net).
         student_weights: a timm or torchvision state dict to start from (.pth, .pt, .safetensors),
-            for fine-tuning; by default the student starts from scratch.
-        student_args: further arguments of the student's constructor.
+            for fine-tuning; its classifier starts anew where num_classes is another number than
+            the file's; by default the student starts from scratch.
+        student_args: further arguments of the student's constructor; with pretrained true it starts
+            from the weights that timm or torchvision publishes.
         num_classes: number of classes; by default the student's own.
         ratio: how many times as wide the dynamic teacher is.
         branches: how many of the paper's six branches, the main kernel included; or names of
@@ -146,7 +148,7 @@ class GapPreservingDistillation(EvaluatedModule):
         # Checkpoints are loaded with weights_only=True.
         self.hparams.update(plain_settings(self.hparams))
         self.settings = optimizer
-        check_start(student_weights, branch_init)
+        check_start(student_weights or bool((student_args or {}).get("pretrained")), branch_init)
         spec = ModelSpec(student, num_classes, student_args or {})
         network = spec.build(student_weights)
         shape = input_shape(network, spec.name, spec.model_args)
@@ -336,7 +338,7 @@ class GapPreservingDistillation(EvaluatedModule):
         """
         self._watch.check(self.trainer.global_step)
         check_weights(self.network, self.trainer.global_step)
-        checkpoint["gpd"] = self._description()
+        checkpoint["gpd"] = self._description(ImageSpec.of(self._data()))
         checkpoint["class_names"] = self._class_names()
         checkpoint["static_scores"] = {"of": self._static_titles(), "values": self._static_scores}
         checkpoint["schedule"] = self._clock.state(self.trainer.global_step)
@@ -357,10 +359,7 @@ class GapPreservingDistillation(EvaluatedModule):
                 differ.
         """
         check_same_network(checkpoint.get("gpd"), self._description())
-        if (names := self._class_names()) is not None:
-            spec = getattr(self._data(), "spec", None)
-            is_folder = bool(getattr(spec, "is_folder", False))
-            check_same_classes(checkpoint.get("class_names"), names, is_folder)
+        self._check_classes(checkpoint)
         if self.trainer.state.fn != TrainerFn.FITTING:
             checkpoint["state_dict"], _ = exported_state(checkpoint)
         state, prefix = checkpoint["state_dict"], "distillation."
@@ -403,10 +402,17 @@ class GapPreservingDistillation(EvaluatedModule):
         """Names of the classes in the order of their numbers, if the data module knows them."""
         return getattr(self._data(), "class_names", None)
 
+    def _check_classes(self, checkpoint: dict[str, Any]) -> None:
+        names = self._class_names()
+        if names is not None:
+            spec = getattr(self._data(), "spec", None)
+            is_folder = bool(getattr(spec, "is_folder", False))
+            check_same_classes(checkpoint.get("class_names"), names, is_folder)
+
     def _static_titles(self) -> list[str]:
         return [] if self.distillation is None else [t.title for t in self.distillation.teachers]
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self, images: ImageSpec | None = None) -> dict[str, Any]:
         chosen = self.hparams
         return describe_run(
             self.network,
@@ -415,5 +421,5 @@ class GapPreservingDistillation(EvaluatedModule):
             branch_names(chosen["branches"], chosen["branch_init"]),
             layer_patterns(chosen["branch_layers"]),
             self.storage,
-            ImageSpec.of(self._data()),
+            images,
         )
