@@ -561,17 +561,25 @@ def test_configuration_that_is_no_yaml(refuse: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["fit", "expand"])
-@pytest.mark.parametrize("kind", ["missing", "text", "other", "classes"])
+@pytest.mark.parametrize("kind", ["missing", "text", "other"])
 def test_weights_that_cannot_be_loaded(command: str, kind: str, refuse: Callable[..., str]) -> None:
     path = Path("weights.pth")
     if kind == "text":
         path.write_text("these are no weights")
     elif kind == "other":
         torch.save(nn.Linear(3, 3).state_dict(), path)
-    elif kind == "classes":
-        torch.save(student(7).state_dict(), path)
     rest = FAST if command == "fit" else ["--output", "w.safetensors"]
     refuse(command, *STUDENT, "--model.student_weights", str(path), *rest, naming=r"weights\.pth")
+
+
+@pytest.mark.parametrize("command", ["fit", "expand"])
+def test_weights_of_other_classes_start_all_but_the_classifier(
+    command: str, say: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(student(7).state_dict(), "weights.pth")
+    rest = FAST if command == "fit" else ["--output", "w.safetensors"]
+    say(command, *STUDENT, "--model.student_weights", "weights.pth", *rest)
+    assert "the classifier (fc) starts anew, the file has 7 classes and not 10" in caplog.text
 
 
 def test_classes_of_data_and_student_differ(refuse: Callable[..., str]) -> None:
