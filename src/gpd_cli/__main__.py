@@ -54,7 +54,17 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0, 1 for an error that is reported in one sentence, 2 for a wrong command
         line.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _command(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of the output has left, as `head` does; Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _command(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if arguments else 2

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -789,3 +790,19 @@ def test_unknown_data(refuse: Callable[..., str]) -> None:
 
 def test_student_of_wrong_type(refuse: Callable[..., str]) -> None:
     refuse("fit", *STUDENT, *FAST, "--trainer.max_epochs", "many", naming="max_epochs", code=2)
+
+
+@pytest.mark.parametrize("command", [["--help"], ["recipes"], ["recipes", "digits"]])
+def test_output_that_nobody_reads_any_longer_is_no_error(command: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        result = subprocess.run(
+            [sys.executable, "-m", "gpd_cli", *command],
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert result.stderr == ""

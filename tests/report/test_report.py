@@ -216,7 +216,7 @@ def test_missing_data_leaves_classes_and_pictures_out(
     def gone(*_: object) -> None:
         raise DataError("The folder photos is gone; set --data.root.")
 
-    monkeypatch.setattr("gpd_cli.commands.report_runs.predict", gone)
+    monkeypatch.setattr("gpd_cli.commands.report.predict", gone)
     assert report(runs, FIRST, "--output", "without.html") == 0
     sentence = "are left out: The folder photos is gone; set --data.root."
     assert sentence in capsys.readouterr().out
@@ -236,7 +236,7 @@ def test_names_are_no_markup(runs: Path) -> None:
 def test_without_plotly_fit_says_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpd_cli.commands.report_runs.find_spec", lambda name: None)
+    monkeypatch.setattr("gpd_cli.commands.report.find_spec", lambda name: None)
     assert fit(tmp_path, *ALONE) == 0
     output = capsys.readouterr().out
     assert "pip install 'gpd-cli[report]', then gpd report runs/gpd/version_0" in output

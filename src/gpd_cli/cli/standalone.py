@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from gpd_cli.cli.arguments import with_values
 from gpd_cli.cli.suggestions import suggesting
 from gpd_cli.commands.extract import extract_command
-from gpd_cli.commands.report_runs import report_command
+from gpd_cli.commands.report import report_command
 
 YAML = "gpd"
 """How all parsers read YAML: with settings in their old form as well."""

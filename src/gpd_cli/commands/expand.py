@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gpd_cli.branches import BranchInit, branch_names, count_branches
-from gpd_cli.commands.report import cost, count, print_table
+from gpd_cli.commands.summary_table import cost, count, print_table
 from gpd_cli.errors import GpdError
 from gpd_cli.files import atomic_path, check_writable
 from gpd_cli.models import ModelSpec, input_shape

@@ -20,7 +20,7 @@ from gpd_cli.commands.exports import (
 )
 from gpd_cli.commands.exports.arguments import building_arguments
 from gpd_cli.commands.exports.card import facts_of_run
-from gpd_cli.commands.report import Cost, cost, count, print_table
+from gpd_cli.commands.summary_table import Cost, cost, count, print_table
 from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.certificate import Certificate

@@ -1,62 +1,102 @@
-"""The summary that `expand` and `extract` print."""
+"""`gpd report`: a page, a picture and a text about one run or several."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
 
-import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from gpd_cli.commands.closing import short_path
+from gpd_cli.errors import GpdError
+from gpd_cli.files import check_writable
+from gpd_cli.report.markdown import write_markdown
+from gpd_cli.report.picture import draw
+from gpd_cli.report.predictions import Predictions, predict
+from gpd_cli.report.run import ReportError, Run, read_runs
 
-
-@dataclass(frozen=True)
-class Cost:
-    """Size and compute of a network.
-
-    Args:
-        parameters: number of parameters.
-        macs: multiply-adds of convolutions, matrix products and attention for one image.
-    """
-
-    parameters: int
-    macs: int
+_PACKAGES = ("plotly", "jinja2")
+_INSTALL = "pip install 'gpd-cli[report]'"
+_NAME = "report.html"
 
 
-def cost(network: nn.Module, shape: Sequence[int]) -> Cost:
-    """Count parameters and multiply-adds.
+def report_command(
+    runs: Sequence[Path],
+    output: Path | None = None,
+    split: Literal["validation", "test", "none"] = "validation",
+) -> None:
+    """Write a page about runs of fit, and beside it a picture (.png) and a text (.md).
 
     Args:
-        network: a plain network.
-        shape: image shape, ``(C, H, W)``.
+        runs: folders of the runs.
+        output: the page to write (.html); by default report.html in the run's folder, of several
+            runs in the working directory.
+        split: the images whose classes, confusions and disagreements are shown, with the networks
+            of best.ckpt; none is quick.
+
+    Raises:
+        ReportError: when a run cannot be read, or a package is missing.
     """
-    weight = next(network.parameters())
-    image = torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device)
-    was_training = network.training
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        network.eval()(image)
-    network.train(was_training)
-    parameters = sum(p.numel() for p in network.parameters())
-    return Cost(parameters, counter.get_total_flops() // 2)
+    if lacking := missing_packages():
+        raise ReportError(f"A report needs {' and '.join(lacking)}: {_INSTALL}.")
+    found = read_runs(runs)
+    page = output or (found[0].folder if len(found) == 1 else Path()) / _NAME
+    if page.suffix != ".html":
+        raise ReportError(f"The report {page} must end in .html.")
+    picture, text = page.with_suffix(".png"), page.with_suffix(".md")
+    for path in (page, picture, text):
+        check_writable(path)
+    predictions, missing = _predictions(found, split)
+    from gpd_cli.report.page import write_page  # which needs the packages
+
+    write_page(found, predictions, missing, page)
+    draw(found, picture)
+    write_markdown(found, predictions, text, picture.name)
+    for sentence in missing:
+        print(sentence)
+    print(f"Report written to {page}, {picture.name} and {text.name}")
 
 
-def count(number: int) -> str:
-    """A number in thousands, millions or thousand millions, three digits."""
-    for unit, name in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
-        if number >= unit:
-            return f"{number / unit:.3g}{name}"
-    return str(number)
+def write_short_report(run: Run) -> str:
+    """Write ``report.html`` beside a run's log, without anything that takes long.
+
+    Returns:
+        Why there is none, with the remedy; nothing when it was written.
+    """
+    command = f"gpd report {shlex.quote(short_path(run.folder))}"
+    if missing_packages():
+        return f"{_INSTALL}, then {command}"
+    from gpd_cli.report.page import write_page
+
+    sentence = f"Accuracy by class, confusions and disagreements: {command}"
+    try:
+        write_page([run], {}, [sentence], run.folder / _NAME)
+    except (GpdError, OSError) as error:  # the run itself went well
+        return str(error)
+    return ""
 
 
-def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print a summary, one line per row."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, escape(value))
-    Console(highlight=False, soft_wrap=False).print(table)
+def missing_packages() -> list[str]:
+    """The packages that a report needs and that are not installed."""
+    return [name for name in _PACKAGES if find_spec(name) is None]
+
+
+def _predictions(runs: Sequence[Run], split: str) -> tuple[dict[str, Predictions], list[str]]:
+    """Predictions by run, and sentences about those that there are none of."""
+    predictions: dict[str, Predictions] = {}
+    missing: list[str] = []
+    if split == "none":
+        return predictions, ["Classes and pictures were left out (--split none)."]
+    for run in runs:
+        checkpoint = run.checkpoint("best") or run.checkpoint("last")
+        without = f"Classes and pictures of {run.name} are left out: "
+        if checkpoint is None:
+            missing.append(f"{without}it has no checkpoint.")
+            continue
+        try:
+            predictions[run.name] = predict(checkpoint, split)  # type: ignore[arg-type]
+        except Exception as error:  # the data may be anybody's code, and is not needed for the rest
+            reason = " ".join(str(error).split()) or type(error).__name__
+            missing.append(f"{without}{reason.rstrip('.')}.")
+    return predictions, missing

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from gpd_cli.commands.closing import closing_lines
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.predictions import TABLES, PredictionTable
-from gpd_cli.commands.report_runs import write_short_report
+from gpd_cli.commands.report import write_short_report
 from gpd_cli.distributed.cluster import launched, requeue_path
 from gpd_cli.distributed.interruptions import Interruptions
 from gpd_cli.distributed.seeds import RandomStates

@@ -1,0 +1,62 @@
+"""The summary that `expand` and `extract` print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size and compute of a network.
+
+    Args:
+        parameters: number of parameters.
+        macs: multiply-adds of convolutions, matrix products and attention for one image.
+    """
+
+    parameters: int
+    macs: int
+
+
+def cost(network: nn.Module, shape: Sequence[int]) -> Cost:
+    """Count parameters and multiply-adds.
+
+    Args:
+        network: a plain network.
+        shape: image shape, ``(C, H, W)``.
+    """
+    weight = next(network.parameters())
+    image = torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device)
+    was_training = network.training
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network.eval()(image)
+    network.train(was_training)
+    parameters = sum(p.numel() for p in network.parameters())
+    return Cost(parameters, counter.get_total_flops() // 2)
+
+
+def count(number: int) -> str:
+    """A number in thousands, millions or thousand millions, three digits."""
+    for unit, name in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return str(number)
+
+
+def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print a summary, one line per row."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, escape(value))
+    Console(highlight=False, soft_wrap=False).print(table)
