@@ -39,6 +39,8 @@ data: {dataset: folder, root: images, in_chans: 1, auto_augment: rand-m9-mstd0.5
 """
 CLOCK = ("images_per_second", "memory_gib")
 PATHS = ("best_model_path",)  # of last.ckpt: whether there has been one within the first epoch
+# Lightning counts from zero after its check of validation when a run begins or is resumed.
+COUNTER = ("epoch_loop.val_loop.batch_progress",)
 
 
 class Kill(Callback):
@@ -107,7 +109,7 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
         return [
             found
             for key in one
-            if key not in CLOCK + PATHS
+            if key not in CLOCK + PATHS + COUNTER
             for found in differences(one[key], other[key], f"{path}/{key}")
         ]
     if isinstance(one, Tensor):

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -99,6 +100,18 @@ class GpdTrainer(Trainer):
                 path.unlink(missing_ok=True)
         else:
             self._close(time.perf_counter() - start)
+
+    def _run_stage(self) -> Any:
+        """Run, without going through a finished epoch once more.
+
+        Lightning does so in a run whose length is given in steps, and that was saved when an epoch
+        had ended.
+        """
+        loop = self.fit_loop
+        progress: Any = loop.epoch_progress.current
+        if loop.restarting and progress.ready == progress.started == progress.processed:
+            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
+        return super()._run_stage()
 
     def predict(  # type: ignore[override]
         self,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from gpd_cli.errors import GpdError
 from gpd_cli.training.epoch_scores import EpochScores
 from gpd_cli.training.plot import plot_gap
 
@@ -46,8 +48,9 @@ class GapHistory(EpochScores):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Write it for a run that was interrupted or failed as well."""
-        self._plot(trainer)
+        """Write it for a run that was interrupted or failed as well, if that can be done."""
+        with suppress(GpdError):  # such as a full disk, of which the run's own error tells
+            self._plot(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The history, for the checkpoint."""
