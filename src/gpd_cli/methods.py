@@ -1,4 +1,4 @@
-"""The methods under the paths in configurations and checkpoints: ``gpd_cli.methods.DKD``."""
+"""The methods under their earlier path, which configurations and checkpoints of users have."""
 
 from gpd_cli.distill.methods import *  # noqa: F403
 from gpd_cli.distill.methods import __all__ as __all__
