@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -109,8 +110,9 @@ def write_network(network: nn.Module, output: str, about: About, options: Option
             write_onnx(traced, temporary, metadata, name=about.spec.name, half=options.half)
         else:
             extra = {METADATA: json.dumps(metadata, ensure_ascii=False)}
-            with temporary.open("wb") as file:
-                torch.export.save(traced.program, file, extra_files=extra)
+            content = BytesIO()  # on a full disk, torch's writer would abort the process
+            torch.export.save(traced.program, content, extra_files=extra)
+            temporary.write_bytes(content.getbuffer())
     return [f"{traced.takes} -> logits [batch, {about.spec.num_classes}]"]
 
 
