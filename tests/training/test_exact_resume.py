@@ -38,7 +38,8 @@ data: {dataset: folder, root: images, in_chans: 1, auto_augment: rand-m9-mstd0.5
   val_split: null, val_fraction: 0.2}
 """
 CLOCK = ("images_per_second", "memory_gib")
-PATHS = ("best_model_path",)  # of last.ckpt: whether there has been one within the first epoch
+# Whether there has been a last.ckpt within the first epoch, and where the images are.
+PATHS = ("best_model_path", "root")
 # Lightning counts from zero after its check of validation when a run begins or is resumed.
 COUNTER = ("epoch_loop.val_loop.batch_progress",)
 
