@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 _EVERY = 8  # batches between common decisions: for each the processes wait for each other
 
@@ -47,6 +47,20 @@ def everywhere(flag: Tensor) -> bool:
     common = flag.to(torch.int32)
     dist.all_reduce(common, op=dist.ReduceOp.MIN)
     return bool(common)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give the buffers of a module, such as running statistics, the first process's values.
+
+    Args:
+        module: a module that all processes have.
+    """
+    if world_size() == 1:
+        return
+    for buffer in module.buffers():
+        value = buffer.detach().contiguous()
+        dist.broadcast(value, src=0)
+        buffer.copy_(value)
 
 
 def gathered(value: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from gpd_cli.distill.methods import KD, Batch, Method
 from gpd_cli.distill.methods.simkd import adopt_classifier, freeze_classifier
 from gpd_cli.distill.objective import Objective
 from gpd_cli.distill.static_teacher import StaticTeacherSettings, load_static_teachers
+from gpd_cli.distributed.world import share_buffers
 from gpd_cli.errors import DataError
 from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
@@ -305,6 +306,10 @@ class GapPreservingDistillation(EvaluatedModule):
         """Stop before a checkpoint of broken weights is written."""
         self._watch.check(self.trainer.global_step)
         check_weights(self.network, self.trainer.global_step)
+        # What is scored is what is saved: the first process's running statistics.
+        share_buffers(self.network)
+        if (average := find_average(self.trainer)) is not None:
+            share_buffers(average._average_model.module.network)  # type: ignore[union-attr, arg-type]
         self._hold_back_average()
 
     def on_train_epoch_end(self) -> None:
