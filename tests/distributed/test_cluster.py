@@ -471,6 +471,7 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path: Path) -> 
     assert rates[0] == pytest.approx(rates[1])
 
 
+@pytest.mark.filterwarnings("ignore:You passed .Trainer:UserWarning")  # about 16-mixed on a CPU
 @pytest.mark.parametrize(
     "precision", ["bf16-true", pytest.param("16-mixed", marks=pytest.mark.slow)]
 )

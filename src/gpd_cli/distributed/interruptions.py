@@ -228,7 +228,9 @@ def _code(trainer: Trainer, signum: int) -> int:
     Whoever starts several processes takes a code other than 0 for a failure: torchrun prints a
     traceback, or starts them again from the beginning; Lightning kills the others.
     """
-    launched = trainer.strategy.launcher is not None and not trainer.is_global_zero
+    # SLURM itself starts the processes of a job, and waits for all of them.
+    launched = trainer.strategy.launcher is not None and slurm_job() is None
+    launched = launched and not trainer.is_global_zero
     return 0 if launched or TorchElasticEnvironment.detect() else 128 + signum
 
 
