@@ -383,3 +383,9 @@ def _with_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if versions is not None:
         owned._metadata = versions  # type: ignore[attr-defined]
     return owned
+
+
+def short_path(path: Path) -> str:
+    """A path as one would type it: seen from the working directory, if it lies in there."""
+    absolute, here = path.absolute(), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import sys
-import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +32,7 @@ from gpd_cli.cli.loggers import csv_logger, settings_to_log, with_csv
 from gpd_cli.cli.old_forms import current_arguments, current_settings
 from gpd_cli.cli.parser import Parser
 from gpd_cli.cli.parser_errors import in_short
+from gpd_cli.cli.quiet import quieten
 from gpd_cli.cli.resume import LAST, last_checkpoint, resumed_run
 from gpd_cli.cli.standalone import PARSING, YAML, run_extract, run_report
 from gpd_cli.cli.suggestions import data_options, suggesting
@@ -55,15 +54,6 @@ from gpd_cli.training.table import RunCSVLogger
 EVALUATIONS = ("validate", "test", "predict")
 EXACT = ("expand", "extract")
 COMMANDS = ("fit", *EVALUATIONS, *EXACT, "report", "recipes", "completion")
-_CHATTER = (
-    "Tip:",
-    "Loading `train_dataloader`",
-    "Seed set to",
-    "TPU available",
-    "Restoring states",
-    "Loaded model weights",
-    "Detected KeyboardInterrupt",
-)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -308,7 +298,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    _quieten()
+    quieten()
     # These commands copy weights bit for bit, subnormal numbers included.
     computes = not any(command in arguments[:1] for command in EXACT)
     try:
@@ -393,31 +383,3 @@ def _mendable(error: BaseException | None) -> GpdError | None:
             return error
         error = error.__cause__ or error.__context__
     return None
-
-
-def _quieten() -> None:
-    """Drop warnings and messages that users of this tool cannot act on."""
-    for message in (
-        ".*LightningCLI's args parameter.*",
-        ".*does not have many workers.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*callbacks used to create the checkpoint need to be provided.*",
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-        ".*The dirpath has changed.*",
-        ".*is smaller than the logging interval.*",
-        ".*Couldn't infer the batch indices.*",  # for streams
-        ".*Total length of `list` across ranks is zero.*",  # nothing is held out for validation
-        ".*lr_scheduler.step\\(\\)` before.*",
-        ".*monitor='val/student_top1'.*could not find the monitored key",  # without validation
-    ):
-        warnings.filterwarnings("ignore", message)
-    for name in (
-        "pytorch.utilities.rank_zero",
-        "fabric.utilities.rank_zero",
-        "fabric.utilities.seed",
-    ):
-        logging.getLogger(f"lightning.{name}").addFilter(_is_news)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return not any(text in record.getMessage() for text in _CHATTER)

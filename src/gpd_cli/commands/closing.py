@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
+from gpd_cli.files import short_path
 from gpd_cli.report.run import CONFIG, METRICS, Run
 
 _FILES = (METRICS, CONFIG, "gap.png", "report.html")
@@ -47,12 +47,6 @@ def next_commands(run: Run) -> list[str]:
         f"gpd test --ckpt_path {path}",
         f"gpd extract --ckpt_path {path} --output {student}",
     ]
-
-
-def short_path(path: Path) -> str:
-    """A path as seen from the working directory, if it is in there."""
-    absolute, here = path.absolute(), Path.cwd()
-    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 
 
 def _accuracies(run: Run) -> list[tuple[str, str]]:

@@ -8,9 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from gpd_cli.commands.closing import short_path
 from gpd_cli.errors import GpdError
-from gpd_cli.files import check_writable
+from gpd_cli.files import check_writable, short_path
 from gpd_cli.report.markdown import write_markdown
 from gpd_cli.report.picture import draw
 from gpd_cli.report.predictions import Predictions, predict

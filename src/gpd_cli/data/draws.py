@@ -7,7 +7,7 @@ and no draw of the network (dropped paths, mixing) depends on how images are loa
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -91,6 +91,19 @@ class Seeded(Dataset[Any]):
         return [self.images[index] for index in indices]
 
 
+def start_generators(key: Sequence[int], seed_torch: Callable[[int], Any]) -> None:
+    """Let Python's, NumPy's and torch's generators start from a key, each in its own way.
+
+    Args:
+        key: whole numbers, not negative.
+        seed_torch: seeds those of torch's generators that are meant.
+    """
+    first, second, third = np.random.SeedSequence(key).generate_state(3).tolist()
+    random.seed(first)
+    np.random.seed(second)
+    seed_torch(third)
+
+
 @contextmanager
 def drawn_from(*key: int) -> Iterator[None]:
     """Let Python's, NumPy's and torch's generators start from a key, and put them back.
@@ -101,10 +114,7 @@ def drawn_from(*key: int) -> Iterator[None]:
         key: whole numbers, not negative.
     """
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    first, second, third = np.random.SeedSequence(key).generate_state(3).tolist()
-    random.seed(first)
-    np.random.seed(second)
-    torch.default_generator.manual_seed(third)
+    start_generators(key, torch.default_generator.manual_seed)
     try:
         yield
     finally:

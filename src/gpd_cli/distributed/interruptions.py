@@ -24,6 +24,7 @@ from torch.utils.data import Sampler
 from gpd_cli.distributed.cluster import requeue_path, slurm_job
 from gpd_cli.distributed.world import batches_between, gathered, saved_exactly
 from gpd_cli.errors import TrainingError
+from gpd_cli.files import short_path
 
 STOPPED = "stopped.ckpt"
 """Where a run that was stopped within an epoch is saved, beside ``last.ckpt``."""
@@ -164,9 +165,9 @@ class Interruptions(Callback):
             if isinstance(exception, Stopped) and exception.code:
                 after = f"saved as {path}, from which the job goes on when it is requeued"
         elif path is not None:
-            after = f"saved as {_short(path)}; go on with: {resume_command(path)}"
+            after = f"saved as {short_path(path)}; go on with: {resume_command(path)}"
         elif last is not None and last.is_file():  # stopped at once
-            after = f"last saved as {_short(last)}; go on with: {resume_command(last)}"
+            after = f"last saved as {short_path(last)}; go on with: {resume_command(last)}"
         elif last is not None and began:
             config = last.parent.parent / _CONFIGURATION
             after = (
@@ -203,7 +204,7 @@ def resume_command(path: Path) -> str:
     """
     run = path.parent.parent
     if (run / _CONFIGURATION).is_file():
-        return f"{_launcher()} fit --resume {shlex.quote(_short(run))}"
+        return f"{_launcher()} fit --resume {shlex.quote(short_path(run))}"
     return restart_command(Path("CONFIG"), path)
 
 
@@ -214,7 +215,7 @@ def restart_command(config: Path, checkpoint: Path) -> str:
         config: path of the run's configuration.
         checkpoint: path of the checkpoint.
     """
-    files = (shlex.quote(_short(path)) for path in (config, checkpoint))
+    files = (shlex.quote(short_path(path)) for path in (config, checkpoint))
     return "{} fit -c {} --ckpt_path {}".format(_launcher(), *files)
 
 
@@ -232,12 +233,6 @@ def _code(trainer: Trainer, signum: int) -> int:
     launched = trainer.strategy.launcher is not None and slurm_job() is None
     launched = launched and not trainer.is_global_zero
     return 0 if launched or TorchElasticEnvironment.detect() else 128 + signum
-
-
-def _short(path: Path) -> str:
-    """A path as one would type it here."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _say(text: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from gpd_cli.data.draws import start_generators
 from gpd_cli.distributed.world import gathered
 
 
@@ -48,10 +49,7 @@ class RandomStates(Callback):
         if trainer.world_size == 1:
             return
         origin = (torch.initial_seed() % 2**63, trainer.global_rank, trainer.global_step)
-        first, second, third = np.random.SeedSequence(origin).generate_state(3).tolist()
-        random.seed(first)
-        np.random.seed(second)
-        torch.manual_seed(third)
+        start_generators(origin, torch.manual_seed)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
         difference = relative_difference(teacher, student)
         response = 0.0 if difference <= TOLERANCE else _response(pair, images, student)
         pair.forget()
-        in_training = _training_difference(pair, images)
+        in_training = _training_difference(pair, sample.shape[1:], generator)
     if not bool(torch.isfinite(student).all()):
         raise ExpansionError(
             f"{type(pair.narrow).__name__} gives NaN or infinite logits on random images; check "
@@ -99,7 +99,7 @@ def _teacher(pair: Pair, images: Tensor, when: str) -> Tensor:
     return logits
 
 
-def _training_difference(pair: Pair, images: Tensor) -> float:
+def _training_difference(pair: Pair, shape: torch.Size, generator: torch.Generator) -> float:
     """The relative difference of the logits in train mode, 0 where it is not defined.
 
     Dropout and stochastic depth are switched off. The difference is not defined for networks with
@@ -110,7 +110,7 @@ def _training_difference(pair: Pair, images: Tensor) -> float:
     difference = 0.0
     with _without_dropout(pair):
         for count in (1, 2, 8):
-            batch = torch.randn((count, *images.shape[1:]), dtype=images.dtype)
+            batch = torch.randn((count, *shape), generator=generator, dtype=torch.float64)
             found = _difference_in_training(pair, batch)
             difference = difference if found is None else found
             if found is not None and found <= _TRAINING_TOLERANCE:

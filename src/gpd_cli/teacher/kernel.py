@@ -17,6 +17,11 @@ from gpd_cli.widening.plan import Index, TensorPlan
 from gpd_cli.widening.tensors import Storage, stored_scales
 
 
+def _student_kernel(merged: Tensor, block: tuple[Index, ...], scale: Tensor | None) -> Tensor:
+    """The student's block of a merged tensor, at the student's scale, contiguous."""
+    return (merged[block] if scale is None else merged[block] * scale).contiguous()
+
+
 class _BothKernels(torch.autograd.Function):
     """Slice and scale in one autograd node, in the fewest passes over the wide tensor.
 
@@ -36,8 +41,7 @@ class _BothKernels(torch.autograd.Function):
         ctx.save_for_backward(teacher_scale, student_scale)
         ctx.block, ctx.mixed, ctx.shape = block, mixed, merged.shape
         ctx.set_materialize_grads(False)
-        student = merged[block] if student_scale is None else merged[block] * student_scale
-        student = student.contiguous()
+        student = _student_kernel(merged, block, student_scale)
         if teacher_scale is None:
             teacher = merged.view_as(merged)
         elif mixed:
@@ -92,7 +96,7 @@ def both_kernels(
         The teacher's kernel, of the wide shape, and the student's, contiguous.
     """
     if teacher_scale is None and student_scale is None:
-        return merged, merged[block].contiguous()
+        return merged, _student_kernel(merged, block, None)
     teacher, student = _BothKernels.apply(
         merged, teacher_scale, block, storage == "mixed", student_scale
     )
@@ -136,8 +140,7 @@ class Sharing(nn.Module):
 
     def student(self, stored: Tensor) -> Tensor:
         """The student's tensor alone, without graph; equal to `forward`'s bit for bit."""
-        block = stored.detach()[self.block]
-        return (block if self.student_scale is None else block * self.student_scale).contiguous()
+        return _student_kernel(stored.detach(), self.block, self.student_scale)
 
     @torch.no_grad()
     def store_(self, wide: Tensor, narrow: Tensor) -> None:

@@ -1,0 +1,44 @@
+"""Warnings and messages of libraries that a user of this tool cannot act on."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+_CHATTER = (
+    "Tip:",
+    "Loading `train_dataloader`",
+    "Seed set to",
+    "TPU available",
+    "Restoring states",
+    "Loaded model weights",
+    "Detected KeyboardInterrupt",
+)
+
+
+def quieten() -> None:
+    """Drop them, in this process."""
+    for message in (
+        ".*LightningCLI's args parameter.*",
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*The dirpath has changed.*",
+        ".*is smaller than the logging interval.*",
+        ".*Couldn't infer the batch indices.*",  # for streams
+        ".*Total length of `list` across ranks is zero.*",  # nothing is held out for validation
+        ".*lr_scheduler.step\\(\\)` before.*",
+        ".*monitor='val/student_top1'.*could not find the monitored key",  # without validation
+    ):
+        warnings.filterwarnings("ignore", message)
+    for name in (
+        "pytorch.utilities.rank_zero",
+        "fabric.utilities.rank_zero",
+        "fabric.utilities.seed",
+    ):
+        logging.getLogger(f"lightning.{name}").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in _CHATTER)
