@@ -20,6 +20,10 @@ def pytest_configure() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for processes that tests start
 
 
+# Torch gives some warnings once in a process, and the first test that caused one would alone fail.
+torch.set_warn_always(True)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

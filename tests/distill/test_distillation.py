@@ -311,7 +311,7 @@ def test_static_weight_rises_over_the_warm_up(
         for epoch in (0, 1, 3, 9)
     ]
     expected = kd_loss(logits, module.distillation.teachers[0](images))
-    shares = [float(term / expected) for term in terms]
+    shares = [float((term / expected).detach()) for term in terms]
     assert shares == pytest.approx([0.25, 0.5, 1.0, 1.0])
     with pytest.raises(MethodError, match="0 warm-up epochs or more"):
         make(static_warmup_epochs=-1)
