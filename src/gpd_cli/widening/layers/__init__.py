@@ -58,9 +58,8 @@ def is_dense(module: nn.Module) -> bool:
         for cls in _DENSE
     )
     changed = {"forward", "_conv_forward"} & vars(module).keys()
-    hooked = module._forward_pre_hooks or module._forward_hooks
     owned = module._parameters.get("weight") is not None
-    return plain and owned and not changed and not hooked and getattr(module, "groups", 1) == 1
+    return plain and owned and not changed and getattr(module, "groups", 1) == 1
 
 
 def layer_out_channels(module: nn.Module) -> int | None:

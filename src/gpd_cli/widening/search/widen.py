@@ -100,7 +100,9 @@ class Widening(Tracer):
         self._dense = {
             name
             for name, module in self._modules.items()
-            if is_dense(module) and f"{name}.weight" not in recording.direct
+            if is_dense(module)
+            and not (module._forward_hooks or module._forward_pre_hooks)
+            and f"{name}.weight" not in recording.direct
         }
         self._computes = False
         self._replicas: dict[str, Tensor] = {}
