@@ -35,6 +35,7 @@ scale, as are all tensors without a fan-in: depthwise kernels, norms, tokens.
 """
 
 _CHUNK = 2**24  # elements of noise drawn at a time
+_PIECE = 2**20  # elements of noise added at a time
 
 
 def widen(narrow: Tensor, plan: TensorPlan) -> Tensor:
@@ -75,14 +76,13 @@ def expand_tensor(
         A new tensor of the wide shape. From copies of the narrow layer's inputs, the wide layer
         computes copies of the narrow layer's outputs, up to rounding.
     """
-    wide = widen(narrow, plan)
-    copies = plan.wide_copies(wide)
+    copies = plan.copies(narrow)
     if copies is None:
-        return wide
-    wide /= copies
+        return widen(narrow, plan)
+    shares = narrow.detach() / copies
+    wide = widen(shares, plan)
     if noise > 0 and plan.divided is not None and narrow.numel() > 1:
-        share = torch.as_tensor(plan.copies(narrow))
-        add_zero_sum_noise_(wide, plan, noise * float((narrow.detach() / share).std()), generator)
+        add_zero_sum_noise_(wide, plan, noise * float(shares.std()), generator)
     return wide
 
 
@@ -114,7 +114,7 @@ def add_zero_sum_noise_(
     but_first = everywhere.clone()
     but_first[map_.firsts] = False
     # Row by row, in chunks: the noise of a large layer at once would double the memory.
-    chunk = max(1, _CHUNK // max(1, rows[0].numel()))
+    chunk, few = (max(1, size // max(1, rows[0].numel())) for size in (_CHUNK, _PIECE))
     for members, which in ((but_first, is_first), (everywhere, ~is_first)):
         contrasts = _contrasts(map_, members)
         if not len(contrasts):
@@ -123,8 +123,12 @@ def add_zero_sum_noise_(
         for part in which.nonzero().flatten().to(wide.device).split(chunk):
             for factor in factors:
                 shape = (len(part), map_.narrow, *rows.shape[2:])
-                drawn = torch.randn(shape, generator=generator).index_select(1, map_.tensor)
-                rows.index_add_(0, part, drawn.to(wide.device) * factor)
+                drawn = torch.randn(shape, generator=generator)
+                # In small pieces, whose memory is used again: fresh pages take most of the time.
+                for piece in range(0, len(part), few):
+                    some = slice(piece, piece + few)
+                    noise = drawn[some].index_select(1, map_.tensor).to(wide.device) * factor
+                    rows.index_add_(0, part[some], noise)
 
 
 def _contrasts(map_: IndexMap, members: Tensor) -> Tensor:
@@ -157,6 +161,53 @@ def _contrasts(map_: IndexMap, members: Tensor) -> Tensor:
         row[members & (number < k)] = -1
         row *= unit * (sizes > k) / math.sqrt(k * (k + 1))
     return factors
+
+
+def complete_(wide: Tensor, narrow: Tensor, plan: TensorPlan) -> float:
+    """Undo the rounding of an expanded tensor, in place: the last copies are what the others leave.
+
+    Args:
+        wide: the teacher's tensor, at the teacher's scale, rounded.
+        narrow: the student's tensor.
+        plan: the tensor's plan.
+
+    Returns:
+        The largest change.
+
+    Example:
+        >>> plan = TensorPlan((None, IndexMap(1, (0, 0))), fan_in=1)
+        >>> wide = torch.tensor([[2.0, 0.5]])
+        >>> complete_(wide, torch.tensor([[3.0]]), plan), wide
+        (0.5, tensor([[2., 1.]]))
+    """
+    map_ = plan.divided
+    if map_ is None or plan.fan_in is None:
+        exact = expand_tensor(narrow, plan)
+        change = float((wide - exact).abs().max())
+        wide.copy_(exact)
+        return change
+    out = plan.axes[1 - plan.fan_in]
+    left = narrow.clone() if out is None else narrow.index_select(1 - plan.fan_in, out.tensor)
+    number = _copy_numbers(map_)
+    is_last = number == map_.counts[map_.tensor] - 1
+    for k in range(int(number.max())):
+        positions = ((number == k) & ~is_last).nonzero().flatten()
+        others = wide.index_select(plan.fan_in, positions)
+        left.index_add_(plan.fan_in, map_.tensor[positions], others, alpha=-1)
+    lasts = is_last.nonzero().flatten()
+    left = left.index_select(plan.fan_in, map_.tensor[lasts])
+    change = float((left - wide.index_select(plan.fan_in, lasts)).abs().max())
+    wide.index_copy_(plan.fan_in, lasts, left)
+    return change
+
+
+def _copy_numbers(map_: IndexMap) -> Tensor:
+    """The number of each copy among those of its channel: 0, 1, ..., ``[wide]``."""
+    order = map_.tensor.argsort(stable=True)
+    before = (map_.counts.cumsum(0) - map_.counts)[map_.tensor[order]]
+    number = torch.empty(len(map_), dtype=torch.int64)
+    number[order] = torch.arange(len(map_)) - before
+    return number
 
 
 def stored_scales(

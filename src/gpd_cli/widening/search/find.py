@@ -176,7 +176,7 @@ def _runs_in_training_only(network: nn.Module, images: Tensor, known: set[str]) 
         ExpansionError: when a backward pass would run a part of the network again.
     """
     called: list[str] = []
-    network = copy_network(network).train()
+    network = copy_network(network, network.parameters()).train()
     for name, module in network.named_modules():
         if is_leaf(module) and name not in known:
             module.register_forward_pre_hook(lambda m, args, name=name: called.append(name))
