@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gpd_cli.branches import BranchBank
 from gpd_cli.errors import ExpansionError
 from gpd_cli.widening.plan import Index, TensorPlan
-from gpd_cli.widening.tensors import Storage, complete_, stored_scales
+from gpd_cli.widening.tensors import Storage, complete_, largest, stored_scales
 
 
 def _student_kernel(merged: Tensor, block: tuple[Index, ...], scale: Tensor | None) -> Tensor:
@@ -196,7 +196,7 @@ class ExactSharing(nn.Module):
         elif self.teacher_scale is not None:
             teacher *= self.teacher_scale
         copies = 1 if self.plan.divided is None else int(self.plan.divided.counts.max())
-        rounding = (copies + 2) * torch.finfo(stored.dtype).eps * float(teacher.abs().max())
+        rounding = (copies + 2) * torch.finfo(stored.dtype).eps * largest(teacher)
         if not complete_(teacher, student, self.plan) <= rounding:
             raise ExpansionError(
                 f"The teacher's {self.name} is no expansion of the student's; this is an error of "

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gpd_cli.widening.plan import IndexMap, TensorPlan
+from gpd_cli.widening.plan import IndexMap, TensorPlan, evenly
 
 Storage = Literal["mixed", "student", "teacher"]
 """The scale at which a weight is stored: it changes how fast an optimizer moves the weight, and no
@@ -180,34 +180,53 @@ def complete_(wide: Tensor, narrow: Tensor, plan: TensorPlan) -> float:
         >>> complete_(wide, torch.tensor([[3.0]]), plan), wide
         (0.5, tensor([[2., 1.]]))
     """
-    map_ = plan.divided
-    if map_ is None or plan.fan_in is None:
+    map_, fan_in = plan.divided, plan.fan_in or 0
+    if map_ is None:
         exact = expand_tensor(narrow, plan)
-        change = float((wide - exact).abs().max())
+        change = largest(wide - exact)
         wide.copy_(exact)
         return change
-    out = plan.axes[1 - plan.fan_in]
-    left = narrow.clone() if out is None else narrow.index_select(1 - plan.fan_in, out.tensor)
-    number = _copy_numbers(map_)
-    is_last = number == map_.counts[map_.tensor] - 1
-    for k in range(int(number.max())):
-        positions = ((number == k) & ~is_last).nonzero().flatten()
-        others = wide.index_select(plan.fan_in, positions)
-        left.index_add_(plan.fan_in, map_.tensor[positions], others, alpha=-1)
-    lasts = is_last.nonzero().flatten()
-    left = left.index_select(plan.fan_in, map_.tensor[lasts])
-    change = float((left - wide.index_select(plan.fan_in, lasts)).abs().max())
-    wide.index_copy_(plan.fan_in, lasts, left)
+    axes = (1 - fan_in, fan_in)
+    rows, source = wide.movedim(axes, (0, 1)), narrow.movedim(axes, (0, 1))
+    out = plan.axes[1 - fan_in]
+    others, lasts = _copies_in_order(map_)
+    change, few = 0.0, max(1, _PIECE // max(1, rows[0].numel()))
+    for start in range(0, len(rows), few):
+        some = rows[start : start + few]
+        index = torch.arange(start, start + len(some)) if out is None else out.tensor
+        left = source.index_select(0, index if out is None else index[start : start + few])
+        for channels, positions in others:
+            if len(channels) == map_.narrow:
+                left -= some[:, evenly(positions)]
+            else:
+                left.index_add_(1, channels, some.index_select(1, positions), alpha=-1)
+        change = max(change, largest(left - some[:, evenly(lasts)]))
+        some[:, evenly(lasts)] = left
     return change
 
 
-def _copy_numbers(map_: IndexMap) -> Tensor:
-    """The number of each copy among those of its channel: 0, 1, ..., ``[wide]``."""
-    order = map_.tensor.argsort(stable=True)
-    before = (map_.counts.cumsum(0) - map_.counts)[map_.tensor[order]]
-    number = torch.empty(len(map_), dtype=torch.int64)
-    number[order] = torch.arange(len(map_)) - before
-    return number
+def largest(values: Tensor) -> float:
+    """The largest absolute value; not a number where some value is none."""
+    if not values.numel():
+        return 0.0
+    low, high = values.aminmax()
+    return float(torch.maximum(-low, high))
+
+
+def _copies_in_order(map_: IndexMap) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """The copies of each channel: all first ones, all second ones, and so on, without the last.
+
+    Returns:
+        A list with the channels and their positions, and the positions of the last copies, one of
+        each channel.
+    """
+    order, counts = map_.tensor.argsort(stable=True), map_.counts
+    before = counts.cumsum(0) - counts
+    others = []
+    for k in range(int(counts.max()) - 1):
+        channels = (counts > k + 1).nonzero().flatten()
+        others.append((channels, order[before[channels] + k]))
+    return others, order[before + counts - 1]
 
 
 def stored_scales(
