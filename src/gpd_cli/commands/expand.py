@@ -29,7 +29,7 @@ from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.search.find import find_plan
 from gpd_cli.widening.tensors import Storage
 
-_PROBE_BATCH = 4
+_PROBE_BATCH = 2
 
 
 def expand_command(
