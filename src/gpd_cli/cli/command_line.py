@@ -36,6 +36,7 @@ from gpd_cli.cli.quiet import quieten
 from gpd_cli.cli.resume import LAST, last_checkpoint, resumed_run
 from gpd_cli.cli.standalone import PARSING, YAML, run_extract, run_report
 from gpd_cli.cli.suggestions import data_options, suggesting
+from gpd_cli.cli.yaml_limits import check_limits
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.data import ImageData
@@ -339,6 +340,7 @@ def _fail(error: BaseException) -> int:
 
 
 def _load_yaml(text: str) -> Any:
+    check_limits(text)
     content = get_loader("yaml")(text)
     if isinstance(content, dict) and isinstance(base := content.get("config"), str):
         content["config"] = configuration_path(base)

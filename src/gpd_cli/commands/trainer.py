@@ -23,6 +23,7 @@ from gpd_cli.distributed.seeds import RandomStates
 from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.files import check_writable
 from gpd_cli.report.run import METRICS, ReportError, read_run
+from gpd_cli.training.restoring import Restoring
 from gpd_cli.training.resuming import FinishedError
 from gpd_cli.training.storage import WholeCheckpoints
 
@@ -62,6 +63,7 @@ class GpdTrainer(Trainer):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, WholeCheckpoints()]
         super().__init__(*args, **kwargs)
+        self._checkpoint_connector = Restoring(self)
         # Last, after all callbacks that act on every batch.
         self.callbacks += [RandomStates(), Interruptions()]  # type: ignore[attr-defined]
 
