@@ -53,6 +53,8 @@ from gpd_cli.training.subnormals import FlushedSubnormals, flushed_subnormals
 from gpd_cli.training.table import RunCSVLogger
 
 EVALUATIONS = ("validate", "test", "predict")
+_LONGEST = 600  # characters of a message
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 EXACT = ("expand", "extract")
 COMMANDS = ("fit", *EVALUATIONS, *EXACT, "report", "recipes", "completion")
 
@@ -322,6 +324,7 @@ def run(arguments: Sequence[str]) -> int:
         if (mendable := _mendable(error)) is not None:
             return _fail(mendable)
         text, remedy = in_short(" ".join(str(error).split()).rstrip("."))
+        text = _shortened(text)
         command = f"gpd {arguments[0]}" if arguments[0] in COMMANDS else "gpd"
         print(f"gpd: error: {text}; see {command} {remedy}.", file=sys.stderr)
         return 2
@@ -367,11 +370,27 @@ def _table(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _sentence(error: BaseException) -> str:
+    return _shortened(_text(error))
+
+
+def _shortened(text: str) -> str:
+    """A text without its middle, if it is long: what is wrong comes first, and the remedy last."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST * 3 // 4]} ... {text[-_LONGEST // 4 :]}"
+
+
+def _text(error: BaseException) -> str:
     mendable = _mendable(error)
     text = str(mendable or error).strip()
     if "Original Traceback" in text:  # a loader's worker puts it before the message
         text = text.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
     text = " ".join(text.split())
+    if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
+        return (
+            "There is not enough memory for this; lower --data.batch_size, --data.image_size or "
+            "--model.ratio, or take another machine."
+        )
     foreseen = ImportError | MisconfigurationException | OSError | ValueError
     if mendable is not None or isinstance(error, foreseen):
         return text

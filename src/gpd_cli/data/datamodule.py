@@ -25,6 +25,7 @@ from gpd_cli.data.transforms import Erasing, Interpolation, Preprocessing
 from gpd_cli.errors import DataError
 
 _WHERE_PRESENT = "validation"
+_MOST_REPEATS = 64
 
 
 class ImageData(LightningDataModule):
@@ -159,8 +160,14 @@ class ImageData(LightningDataModule):
         self.preprocessing = Preprocessing(**_fields(Preprocessing, given))
         if cache != "none":
             check_cacheable(self.spec, self.preprocessing)
-        if aug_repeats < 0 or (aug_repeats and self.spec.is_streamed):
-            raise DataError("--data.aug_repeats must be 0 for streams, and is never negative.")
+        if aug_repeats and self.spec.is_streamed:
+            raise DataError("--data.aug_repeats must be 0 for streams.")
+        if not 0 <= aug_repeats <= _MOST_REPEATS:
+            raise DataError(
+                f"--data.aug_repeats must be from 0 to {_MOST_REPEATS}, not {aug_repeats}."
+            )
+        if not 0 <= seed < 2**32:
+            raise DataError(f"--data.seed must be from 0 to 2^32 - 1, not {seed}.")
         self._trained: ImageSpec | None = None
 
     def follow(self, trained: ImageSpec) -> None:

@@ -10,7 +10,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._device import _device_constructors
 
 from gpd_cli.branches.names import EXTRA_BRANCHES, MAIN_GATE
 from gpd_cli.errors import WeightsError
@@ -22,6 +21,7 @@ _MOST = 2**31
 _SIDE = 2**15  # pixels
 _FREE = 2**28  # elements that a network may have besides those of its file
 _TEACHER, _ORIGINAL = "teacher.", ".parametrizations."
+_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
 _IMAGES = {
     "class_names": maybe([str]),
@@ -109,14 +109,14 @@ class _Bounded(TorchFunctionMode):
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self._left, self._makers = most, _device_constructors()
+        self._left = most
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in self._makers:
+        if func in _MAKERS:
             sizes = args[0] if args and isinstance(args[0], list | tuple) else args
-            if all(isinstance(size, int) for size in sizes) and func is not torch.arange:
+            if all(isinstance(size, int) for size in sizes):
                 self._left -= math.prod(max(size, 1) for size in sizes)
         if self._left < 0:
             raise FormError("the description is of a far larger network than the weights")

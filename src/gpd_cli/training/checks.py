@@ -47,6 +47,16 @@ def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> Non
     raise TrainingError(f"There are neither labels nor a static teacher to learn from; {remedy}.")
 
 
+def check_warmup(epochs: int) -> None:
+    """Check the number of epochs over which the weight of static losses rises.
+
+    Raises:
+        TrainingError: when it is negative.
+    """
+    if epochs < 0:
+        raise TrainingError(f"--model.static_warmup_epochs must be 0 or more, not {epochs}.")
+
+
 def check_start(student_weights: str | Path | bool | None, branch_init: str) -> None:
     """Check that a student which is given its weights starts from these.
 

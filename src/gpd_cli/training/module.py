@@ -30,6 +30,7 @@ from gpd_cli.training.checks import (
     check_same_parts,
     check_start,
     check_taught,
+    check_warmup,
     ignored_settings,
 )
 from gpd_cli.training.evaluation import EvaluatedModule
@@ -175,6 +176,7 @@ class GapPreservingDistillation(EvaluatedModule):
             generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
         freeze_classifier(self.network, teachers)
+        check_warmup(static_warmup_epochs)
         check_taught(ce_weight, static_weight, bool(teachers))
         self.distillation = None
         if teachers:
