@@ -29,6 +29,7 @@ from gpd_cli.cli.arguments import (
 from gpd_cli.cli.completion import print_completion
 from gpd_cli.cli.help import HELP_TRAINER, page_of, trainer_page
 from gpd_cli.cli.loggers import csv_logger, settings_to_log, with_csv
+from gpd_cli.cli.lost_output import output_may_be_lost
 from gpd_cli.cli.old_forms import current_arguments, current_settings
 from gpd_cli.cli.parser import Parser
 from gpd_cli.cli.parser_errors import in_short
@@ -305,7 +306,7 @@ def run(arguments: Sequence[str]) -> int:
     # These commands copy weights bit for bit, subnormal numbers included.
     computes = not any(command in arguments[:1] for command in EXACT)
     try:
-        with flushed_subnormals(computes):
+        with flushed_subnormals(computes), output_may_be_lost(arguments[:1] == ["fit"]):
             if arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
                 known = ", ".join(COMMANDS)
                 raise ArgumentError(None, f"no command '{arguments[0]}': choose from {known}")

@@ -291,6 +291,24 @@ class ImageData(LightningDataModule):
     def _mix(self) -> Mixup:
         return self.mixing.build(self.num_classes)
 
+    def name_images(self, batch: int, places: Sequence[int]) -> list[str]:
+        """Names of images of a training batch of this process: files, or numbers in the data.
+
+        Args:
+            batch: number of the batch in its epoch, counted from 0.
+            places: places of the images in the batch.
+        """
+        sampler = getattr(self.trainer and self.trainer.train_dataloader, "batch_sampler", None)
+        order = getattr(getattr(sampler, "sampler", None), "sampler", None)  # of `Places`
+        if order is None:
+            return [f"image {place + 1} of the batch" for place in places]
+        part, numbers = self._fit_parts[0], list(order)
+        chosen = [numbers[batch * self.settings.batch_size + place] for place in places]
+        if part.indices is not None:
+            chosen = [part.indices[number] for number in chosen]
+        name = getattr(part.source, "file", lambda number: None)
+        return [name(number) or f"image number {number}" for number in chosen]
+
     @property
     def _feed(self) -> Feed:
         share = Share.of(self.trainer)

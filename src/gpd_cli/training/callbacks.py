@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from gpd_cli.distributed.world import batches_between, saved_exactly
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.epoch_state import EpochState
+from gpd_cli.training.gap_remarks import GapRemarks
 from gpd_cli.training.history import GapHistory
 from gpd_cli.training.progress import GapProgressBar
 from gpd_cli.training.telemetry import Telemetry
@@ -29,7 +30,7 @@ def default_callbacks(
     """
     display = GapProgressBar() if watched else EpochLines()
     last = Last(save_steps, save_minutes)
-    return [EpochState(), Best(), last, GapHistory(), Telemetry(), display]
+    return [EpochState(), Best(), last, GapHistory(), GapRemarks(), Telemetry(), display]
 
 
 class Best(ModelCheckpoint):
