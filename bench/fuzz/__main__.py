@@ -35,6 +35,8 @@ def main() -> int:
                 longest = max(longest, result.seconds)
                 if chosen.only is not None:
                     print(result)
+                if number % 25 == 24:
+                    print(f"{kind}: {number + 1}", file=sys.stderr, flush=True)
                 if result.verdict not in ("refused", "taken"):
                     failures.append((number, result))
             wrong += len(failures)

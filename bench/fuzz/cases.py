@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bench.fuzz.damage import damaged_bytes, damaged_text, damaged_value
-from bench.fuzz.isolate import run_forked
+from gpd_cli.__main__ import main
 
 SIGN = "code-was-run"
 OUTPUT = "out.pth"
@@ -102,10 +103,15 @@ class Base:
             ["expand", *model, "--model.branches", "2", "--output", str(found.expanded)],
             ["extract", "--ckpt_path", str(found.checkpoint), "--output", str(found.student)],
         )
-        for arguments in commands:
-            outcome = run_forked(folder, arguments)
-            if outcome.code != 0:
-                raise RuntimeError(f"{arguments}: {outcome.errors}")
+        # In this process, so that children are forked with all that the commands import on the way.
+        with (
+            chdir(folder),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()) as errors,
+        ):
+            for arguments in commands:
+                if main(arguments) != 0:
+                    raise RuntimeError(f"{arguments}: {errors.getvalue()}")
         noise = np.random.default_rng(0)
         found.images.mkdir()
         for number, suffix in enumerate((".png", ".jpg", ".bmp", ".webp", ".tiff", ".jpeg")):
