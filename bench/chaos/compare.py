@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 CLOCK = ("images_per_second", "memory_gib")
-# Whether there has been a last.ckpt within the first epoch, and where the images are.
-PATHS = ("best_model_path", "root")
+# Whether there has been a last.ckpt within the first epoch; where and by whom images are read.
+PATHS = ("best_model_path", "root", "num_workers")
 # Lightning counts from zero after its check of validation when a run begins or is resumed.
 COUNTER = ("epoch_loop.val_loop.batch_progress",)
 
