@@ -27,6 +27,7 @@ from gpd_cli.cli.arguments import (
     with_values,
 )
 from gpd_cli.cli.completion import print_completion
+from gpd_cli.cli.environment import write_environment
 from gpd_cli.cli.help import HELP_TRAINER, page_of, trainer_page
 from gpd_cli.cli.loggers import csv_logger, settings_to_log, with_csv
 from gpd_cli.cli.lost_output import output_may_be_lost
@@ -64,17 +65,23 @@ class SaveConfig(SaveConfigCallback):
     """Write ``config.yaml`` and log all settings when training begins.
 
     A run that is refused before training leaves no file.
+
+    Attributes:
+        arguments: the command line.
     """
+
+    arguments: list[str] = []  # noqa: RUF012 - of the process
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing: the configuration is written when training starts."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the configuration atomically."""
+        """Write the configuration atomically, and how the run was started."""
         folder = trainer.log_dir  # every process has to ask: the answer is broadcast
         if trainer.is_global_zero and folder:
             with atomic_path(Path(folder) / self.config_filename) as temporary:
                 self.parser.save(self.config, temporary, skip_none=False, multifile=False)
+            write_environment(Path(folder), self.arguments, trainer.world_size, trainer.global_step)
         if trainer.is_global_zero:
             self.save_config(trainer, pl_module, "fit")
 
@@ -90,6 +97,7 @@ class GpdCLI(LightningCLI):
     """LightningCLI with the command `expand`, and with the settings of checkpoints as defaults."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
+        SaveConfig.arguments = list(arguments)
         self._command = next((a for a in arguments if not a.startswith("-")), "")
         self._checkpoint = self._settings = self._images = self._run = None
         if self._command == "fit":
