@@ -21,7 +21,7 @@ class Outcome:
     Args:
         code: its exit code; negative for the signal that killed it.
         errors: what it wrote to standard error.
-        seconds: how long it took.
+        seconds: of the processor's time that it took.
         stopped: whether it took longer than it may.
     """
 
@@ -32,14 +32,14 @@ class Outcome:
 
 
 def run_forked(
-    folder: Path, arguments: list[str], seconds: float = 60, gibibytes: float = 3
+    folder: Path, arguments: list[str], seconds: int = 40, gibibytes: float = 3
 ) -> Outcome:
     """Run a command line of `gpd` in a child of this process, which has imported everything.
 
     Args:
         folder: where it runs.
         arguments: the command line.
-        seconds: after which it is killed.
+        seconds: of the processor's time after which it is killed; of the clock's ten times as many.
         gibibytes: memory that it may take besides what this process has.
     """
     errors = folder / ".errors"
@@ -48,6 +48,7 @@ def run_forked(
     if child == 0:
         code = 99
         try:
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
             code = _run(folder, arguments, errors, gibibytes)
         except BaseException:
             traceback.print_exc()
@@ -56,17 +57,19 @@ def run_forked(
             os._exit(code)
     stopped = False
     while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
+        pid, status, used = os.wait4(child, os.WNOHANG)
         if pid:
             break
-        if not stopped and time.monotonic() - start > seconds:
+        if not stopped and time.monotonic() - start > 10 * seconds:
             os.kill(child, signal.SIGKILL)
             stopped = True
         time.sleep(0.005)
-    taken = time.monotonic() - start
     text = errors.read_text(errors="replace")
     errors.unlink()
-    return Outcome(os.waitstatus_to_exitcode(status), text, taken, stopped)
+    code = os.waitstatus_to_exitcode(status)
+    stopped = stopped or code == -signal.SIGXCPU
+    taken = used.ru_utime + used.ru_stime
+    return Outcome(code, text, taken, stopped)
 
 
 def _run(folder: Path, arguments: list[str], errors: Path, gibibytes: float) -> int:

@@ -1,8 +1,7 @@
 """A run that was killed and goes on is the run that was not, bit for bit."""
 
-import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from processes import in_processes
-from torch import Tensor
 
+from bench.chaos.compare import differences, rows
 from gpd_cli.__main__ import main
 
 STEPS = 4  # in an epoch
@@ -37,11 +36,6 @@ model: {num_classes: 3}
 data: {dataset: folder, root: images, in_chans: 1, auto_augment: rand-m9-mstd0.5, re_prob: 0.5,
   val_split: null, val_fraction: 0.2}
 """
-CLOCK = ("images_per_second", "memory_gib")
-# Whether there has been a last.ckpt within the first epoch, and where the images are.
-PATHS = ("best_model_path", "root")
-# Lightning counts from zero after its check of validation when a run begins or is resumed.
-COUNTER = ("epoch_loop.val_loop.batch_progress",)
 
 
 class Kill(Callback):
@@ -100,31 +94,6 @@ def prepared(folder: Path, more: str = "") -> list[str]:
 def run_of(folder: Path, version: int = 0) -> Path:
     (run,) = (folder / "runs").glob(f"*/version_{version}")
     return run
-
-
-def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two checkpoints differ, other than in the time that things took."""
-    if isinstance(one, Mapping):
-        if one.keys() != other.keys():
-            return [f"{path}: {one.keys() ^ other.keys()}"]
-        return [
-            found
-            for key in one
-            if key not in CLOCK + PATHS + COUNTER
-            for found in differences(one[key], other[key], f"{path}/{key}")
-        ]
-    if isinstance(one, Tensor):
-        return [] if isinstance(other, Tensor) and torch.equal(one, other) else [path]
-    if isinstance(one, list | tuple) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [found for k, (a, b) in pairs for found in differences(a, b, f"{path}/{k}")]
-    return [] if one == other else [f"{path}: {one} and {other}"]
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open() as file:
-        found = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if v and k not in CLOCK} for row in found]
 
 
 def assert_same(one: Path, other: Path, names: Sequence[str] = ("last", "best")) -> None:
