@@ -1,6 +1,8 @@
 """A run that was killed and goes on is the run that was not, bit for bit."""
 
+import io
 import sys
+import tarfile
 from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
@@ -252,3 +254,35 @@ class KillSecond(Callback):
         first_run = not trainer.loggers or not getattr(trainer.loggers[0], "continues", False)
         if trainer.global_step == STEPS + 2 and trainer.global_rank == 1 and first_run:
             raise RuntimeError("the node is gone")
+
+
+def test_a_stream_goes_on_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are shuffled and augmented by seed, epoch and worker; they are read up to there."""
+    pytest.importorskip("webdataset")
+    one, other = tmp_path / "whole", tmp_path / "parts"
+    more = (
+        "model: {num_classes: 3}\n"
+        "data: {dataset: wds/images, root: ., train_split: 'train-{0000..0003}.tar|72',\n"
+        "  classes: 3, val_split: null, val_fraction: 0, in_chans: 1, re_prob: 0.5,\n"
+        "  num_workers: 2, batch_size: 8}\n"
+    )
+    for folder in (one, other):
+        prepared(folder, more)
+        shards(folder)
+    options = ["-c", "run.yaml", "-c", "more.yaml"]
+    assert fit(one, *options) == 0
+    killed(other, monkeypatch, [*options, EVERY, "1"], STEPS + 2)
+    assert fit(other, "--resume", "runs/run_more") == 0
+    assert_same(run_of(one), run_of(other), ["last"])
+
+
+def shards(folder: Path) -> None:
+    """Put the images of a folder into shards."""
+    paths = sorted((folder / "images" / "train").rglob("*.png"))[:72]
+    for number in range(4):
+        with tarfile.open(folder / f"train-{number:04}.tar", "w") as archive:
+            for path in paths[number::4]:
+                archive.add(path, f"{path.stem}.png")
+                label = tarfile.TarInfo(f"{path.stem}.cls")
+                label.size = 1
+                archive.addfile(label, io.BytesIO(b"%d" % "abc".index(path.parent.name)))
