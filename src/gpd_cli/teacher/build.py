@@ -53,7 +53,10 @@ def widen_module(
         owner, _, leaf = name.rpartition(".")
         module = network.get_submodule(owner)
         tensor = getattr(module, leaf)
-        wide = expand_tensor(tensor, tensor_plan, noise=noise, generator=generator)
+        # In float64 the noise cancels to 1e-15 before it is rounded.
+        exact = tensor.detach().double() if noise and tensor.is_floating_point() else tensor
+        wide = expand_tensor(exact, tensor_plan, noise=noise, generator=generator)
+        wide = wide.to(tensor.dtype)
         if leaf in module._buffers:
             module._buffers[leaf] = wide
         else:
@@ -227,9 +230,9 @@ def _branch_bank(
         init=init,
         channels=channels,
         device=wide.device,
-        dtype=wide.dtype,
+        dtype=torch.float64,  # so that the weights do not depend on the type of the network
         generator=generator,
-    )
+    ).to(wide.dtype)
 
 
 def _tie(

@@ -132,10 +132,14 @@ def _patterns(given: str | Sequence[str], what: str) -> Sequence[str]:
 
 
 def _grow(student: nn.Module, plan: WidthPlan, sample: Tensor, **options: Any) -> Pair:
-    # In float64 the noise cancels to 1e-15, so that the certificate tests the algebra and not
-    # rounding; the pair is rounded to the student's own type afterwards.
     refresh(student)
-    pair = build_pair(copy_network(student).to("cpu", torch.float64), plan, **options)
+    network = student
+    if options["branch_init"] != "zero":
+        # Only in float64 do merged branches give back the student's kernels exactly enough.
+        network = copy_network(student).to("cpu", torch.float64)
+    elif any(tensor.device.type != "cpu" for tensor in (*student.parameters(), *student.buffers())):
+        network = copy_network(student).to("cpu")
+    pair = build_pair(network, plan, **options)
     pair.certificate = certify(pair, sample)
     return pair
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.branches import BranchBank
+from gpd_cli.errors import ExpansionError
 from gpd_cli.widening.plan import Index, TensorPlan
-from gpd_cli.widening.tensors import Storage, stored_scales
+from gpd_cli.widening.tensors import Storage, complete_, largest, stored_scales
 
 
 def _student_kernel(merged: Tensor, block: tuple[Index, ...], scale: Tensor | None) -> Tensor:
@@ -120,6 +121,7 @@ class Sharing(nn.Module):
         self, plan: TensorPlan, storage: Storage, like: Tensor, out_axis: int | None = None
     ) -> None:
         super().__init__()
+        self.plan, self.out_axis = plan, out_axis
         self.block = plan.block
         self.storage = storage
         teacher_scale, student_scale = stored_scales(plan, storage, like, out_axis)
@@ -154,6 +156,58 @@ class Sharing(nn.Module):
         if self.teacher_scale is not None and self.storage != "mixed":
             wide /= self.teacher_scale
         wide[self.block] = narrow if self.student_scale is None else narrow / self.student_scale
+
+
+class ExactSharing(nn.Module):
+    """A `Sharing` in float64 in which the teacher's tensor is an exact expansion of the student's.
+
+    A stored tensor is rounded to its own type, so that the copies of an input channel add up to the
+    student's weight up to rounding only. Here the last copy of each input channel is what the
+    others leave of the student's weight, and tensors without a fan-in are copied from the
+    student's. The function is then exactly the student's if the plan is right. That this moves no
+    weight by more than rounding is checked.
+
+    Args:
+        sharing: how teacher and student share the stored tensor.
+        name: name of the tensor, for errors.
+    """
+
+    def __init__(self, sharing: Sharing, name: str) -> None:
+        super().__init__()
+        self.plan, self.storage, self.name = sharing.plan, sharing.storage, name
+        like = torch.empty(0, dtype=torch.float64)
+        self.teacher_scale, self.student_scale = stored_scales(
+            sharing.plan, sharing.storage, like, sharing.out_axis
+        )
+
+    def forward(self, stored: Tensor) -> tuple[Tensor, None]:
+        """The teacher's tensor in float64, and nothing of the student's: memory is scarce here.
+
+        Args:
+            stored: the stored tensor, branches left out.
+
+        Raises:
+            ExpansionError: when the stored tensor is no expansion of the student's.
+        """
+        student = self.student(stored)
+        teacher = stored.detach().to(torch.float64, copy=True)
+        if self.teacher_scale is not None and self.storage == "mixed":
+            teacher[self.plan.block] *= self.teacher_scale
+        elif self.teacher_scale is not None:
+            teacher *= self.teacher_scale
+        copies = 1 if self.plan.divided is None else int(self.plan.divided.counts.max())
+        rounding = (copies + 2) * torch.finfo(stored.dtype).eps * largest(teacher)
+        if not complete_(teacher, student, self.plan) <= rounding:
+            raise ExpansionError(
+                f"The teacher's {self.name} is no expansion of the student's; this is an error of "
+                "gpd itself."
+            )
+        return teacher, None
+
+    def student(self, stored: Tensor) -> Tensor:
+        """The student's tensor in float64."""
+        student = stored.detach()[self.plan.block].double()
+        return student.contiguous() if self.student_scale is None else student * self.student_scale
 
 
 class SharedKernel(nn.Module):
