@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all lint bench coverage clean
+.PHONY: setup demo test test-all lint bench chaos fuzz coverage clean
 
 setup: $(VENV)/installed
 
@@ -31,6 +31,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Runs that are killed and disks that fail, compared bit for bit; broken files and options.
+# make chaos CHAOS="--kills 4"; make fuzz FUZZ="--count 50 --kinds image".
+chaos: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.chaos $(CHAOS)
+
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz $(FUZZ)
 
 bench: setup
 	$(BIN)/python bench/step.py

@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0, 1 for an error that is reported in one sentence, 2 for a wrong command
         line.
     """
+    _open_streams()
     try:
         code = _command(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
@@ -90,6 +91,17 @@ def _command(arguments: list[str]) -> int:
             "install both in one step into a fresh environment: pip install torch torchvision."
         )
     return run(arguments)
+
+
+def _open_streams() -> None:
+    """Open what a shell has closed (``>&-``); a file would get its number, and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is free
+            if getattr(sys, name) is None:
+                setattr(sys, name, os.fdopen(opened, "r" if number == 0 else "w", closefd=False))
 
 
 def _recipes(arguments: list[str]) -> int:

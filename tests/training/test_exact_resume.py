@@ -1,8 +1,9 @@
 """A run that was killed and goes on is the run that was not, bit for bit."""
 
-import csv
+import io
 import sys
-from collections.abc import Mapping, Sequence
+import tarfile
+from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from processes import in_processes
-from torch import Tensor
 
+from bench.chaos.compare import differences, rows
 from gpd_cli.__main__ import main
 
 STEPS = 4  # in an epoch
@@ -37,11 +38,6 @@ model: {num_classes: 3}
 data: {dataset: folder, root: images, in_chans: 1, auto_augment: rand-m9-mstd0.5, re_prob: 0.5,
   val_split: null, val_fraction: 0.2}
 """
-CLOCK = ("images_per_second", "memory_gib")
-# Whether there has been a last.ckpt within the first epoch, and where the images are.
-PATHS = ("best_model_path", "root")
-# Lightning counts from zero after its check of validation when a run begins or is resumed.
-COUNTER = ("epoch_loop.val_loop.batch_progress",)
 
 
 class Kill(Callback):
@@ -100,31 +96,6 @@ def prepared(folder: Path, more: str = "") -> list[str]:
 def run_of(folder: Path, version: int = 0) -> Path:
     (run,) = (folder / "runs").glob(f"*/version_{version}")
     return run
-
-
-def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two checkpoints differ, other than in the time that things took."""
-    if isinstance(one, Mapping):
-        if one.keys() != other.keys():
-            return [f"{path}: {one.keys() ^ other.keys()}"]
-        return [
-            found
-            for key in one
-            if key not in CLOCK + PATHS + COUNTER
-            for found in differences(one[key], other[key], f"{path}/{key}")
-        ]
-    if isinstance(one, Tensor):
-        return [] if isinstance(other, Tensor) and torch.equal(one, other) else [path]
-    if isinstance(one, list | tuple) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [found for k, (a, b) in pairs for found in differences(a, b, f"{path}/{k}")]
-    return [] if one == other else [f"{path}: {one} and {other}"]
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open() as file:
-        found = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if v and k not in CLOCK} for row in found]
 
 
 def assert_same(one: Path, other: Path, names: Sequence[str] = ("last", "best")) -> None:
@@ -283,3 +254,35 @@ class KillSecond(Callback):
         first_run = not trainer.loggers or not getattr(trainer.loggers[0], "continues", False)
         if trainer.global_step == STEPS + 2 and trainer.global_rank == 1 and first_run:
             raise RuntimeError("the node is gone")
+
+
+def test_a_stream_goes_on_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are shuffled and augmented by seed, epoch and worker; they are read up to there."""
+    pytest.importorskip("webdataset")
+    one, other = tmp_path / "whole", tmp_path / "parts"
+    more = (
+        "model: {num_classes: 3}\n"
+        "data: {dataset: wds/images, root: ., train_split: 'train-{0000..0003}.tar|72',\n"
+        "  classes: 3, val_split: null, val_fraction: 0, in_chans: 1, re_prob: 0.5,\n"
+        "  num_workers: 2, batch_size: 8}\n"
+    )
+    for folder in (one, other):
+        prepared(folder, more)
+        shards(folder)
+    options = ["-c", "run.yaml", "-c", "more.yaml"]
+    assert fit(one, *options) == 0
+    killed(other, monkeypatch, [*options, EVERY, "1"], STEPS + 2)
+    assert fit(other, "--resume", "runs/run_more") == 0
+    assert_same(run_of(one), run_of(other), ["last"])
+
+
+def shards(folder: Path) -> None:
+    """Put the images of a folder into shards."""
+    paths = sorted((folder / "images" / "train").rglob("*.png"))[:72]
+    for number in range(4):
+        with tarfile.open(folder / f"train-{number:04}.tar", "w") as archive:
+            for path in paths[number::4]:
+                archive.add(path, f"{path.stem}.png")
+                label = tarfile.TarInfo(f"{path.stem}.cls")
+                label.size = 1
+                archive.addfile(label, io.BytesIO(b"%d" % "abc".index(path.parent.name)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from gpd_cli.cli.yaml_limits import check_limits
 from gpd_cli.data import ImageSpec
 from gpd_cli.models import without_pretrained
 from gpd_cli.recipes.names import configuration_path
@@ -131,7 +132,9 @@ def settings_of_checkpoint(path: str) -> tuple[dict[str, Any], ImageSpec | None]
 def configured(path: str, key: str) -> Any:
     """An entry of a configuration file, or None if the file cannot be read."""
     try:
-        content = yaml.safe_load(Path(path).read_text()) if path else None
+        text = Path(path).read_text() if path else ""
+        check_limits(text)
+        content = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):
         return None  # the parser reports the error later
     return content.get(key) if isinstance(content, dict) else None

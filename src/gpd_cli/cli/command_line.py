@@ -27,8 +27,10 @@ from gpd_cli.cli.arguments import (
     with_values,
 )
 from gpd_cli.cli.completion import print_completion
+from gpd_cli.cli.environment import write_environment
 from gpd_cli.cli.help import HELP_TRAINER, page_of, trainer_page
 from gpd_cli.cli.loggers import csv_logger, settings_to_log, with_csv
+from gpd_cli.cli.lost_output import output_may_be_lost
 from gpd_cli.cli.old_forms import current_arguments, current_settings
 from gpd_cli.cli.parser import Parser
 from gpd_cli.cli.parser_errors import in_short
@@ -36,6 +38,7 @@ from gpd_cli.cli.quiet import quieten
 from gpd_cli.cli.resume import LAST, last_checkpoint, resumed_run
 from gpd_cli.cli.standalone import PARSING, YAML, run_extract, run_report
 from gpd_cli.cli.suggestions import data_options, suggesting
+from gpd_cli.cli.yaml_limits import check_limits
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.data import ImageData
@@ -52,6 +55,8 @@ from gpd_cli.training.subnormals import FlushedSubnormals, flushed_subnormals
 from gpd_cli.training.table import RunCSVLogger
 
 EVALUATIONS = ("validate", "test", "predict")
+_LONGEST = 600  # characters of a message
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 EXACT = ("expand", "extract")
 COMMANDS = ("fit", *EVALUATIONS, *EXACT, "report", "recipes", "completion")
 
@@ -60,17 +65,23 @@ class SaveConfig(SaveConfigCallback):
     """Write ``config.yaml`` and log all settings when training begins.
 
     A run that is refused before training leaves no file.
+
+    Attributes:
+        arguments: the command line.
     """
+
+    arguments: list[str] = []  # noqa: RUF012 - of the process
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing: the configuration is written when training starts."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the configuration atomically."""
+        """Write the configuration atomically, and how the run was started."""
         folder = trainer.log_dir  # every process has to ask: the answer is broadcast
         if trainer.is_global_zero and folder:
             with atomic_path(Path(folder) / self.config_filename) as temporary:
                 self.parser.save(self.config, temporary, skip_none=False, multifile=False)
+            write_environment(Path(folder), self.arguments, trainer.world_size, trainer.global_step)
         if trainer.is_global_zero:
             self.save_config(trainer, pl_module, "fit")
 
@@ -86,6 +97,7 @@ class GpdCLI(LightningCLI):
     """LightningCLI with the command `expand`, and with the settings of checkpoints as defaults."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
+        SaveConfig.arguments = list(arguments)
         self._command = next((a for a in arguments if not a.startswith("-")), "")
         self._checkpoint = self._settings = self._images = self._run = None
         if self._command == "fit":
@@ -302,7 +314,7 @@ def run(arguments: Sequence[str]) -> int:
     # These commands copy weights bit for bit, subnormal numbers included.
     computes = not any(command in arguments[:1] for command in EXACT)
     try:
-        with flushed_subnormals(computes):
+        with flushed_subnormals(computes), output_may_be_lost(arguments[:1] == ["fit"]):
             if arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
                 known = ", ".join(COMMANDS)
                 raise ArgumentError(None, f"no command '{arguments[0]}': choose from {known}")
@@ -321,6 +333,7 @@ def run(arguments: Sequence[str]) -> int:
         if (mendable := _mendable(error)) is not None:
             return _fail(mendable)
         text, remedy = in_short(" ".join(str(error).split()).rstrip("."))
+        text = _shortened(text)
         command = f"gpd {arguments[0]}" if arguments[0] in COMMANDS else "gpd"
         print(f"gpd: error: {text}; see {command} {remedy}.", file=sys.stderr)
         return 2
@@ -339,6 +352,7 @@ def _fail(error: BaseException) -> int:
 
 
 def _load_yaml(text: str) -> Any:
+    check_limits(text)
     content = get_loader("yaml")(text)
     if isinstance(content, dict) and isinstance(base := content.get("config"), str):
         content["config"] = configuration_path(base)
@@ -365,11 +379,27 @@ def _table(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _sentence(error: BaseException) -> str:
+    return _shortened(_text(error))
+
+
+def _shortened(text: str) -> str:
+    """A text without its middle, if it is long: what is wrong comes first, and the remedy last."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST * 3 // 4]} ... {text[-_LONGEST // 4 :]}"
+
+
+def _text(error: BaseException) -> str:
     mendable = _mendable(error)
     text = str(mendable or error).strip()
     if "Original Traceback" in text:  # a loader's worker puts it before the message
         text = text.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
     text = " ".join(text.split())
+    if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
+        return (
+            "There is not enough memory for this; lower --data.batch_size, --data.image_size or "
+            "--model.ratio, or take another machine."
+        )
     foreseen = ImportError | MisconfigurationException | OSError | ValueError
     if mendable is not None or isinstance(error, foreseen):
         return text

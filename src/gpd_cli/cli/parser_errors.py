@@ -40,7 +40,7 @@ def in_short(text: str) -> tuple[str, str]:
     key = re.match(_KEY, text)
     reason = next((found for r in _REASONS if (found := re.search(r, text))), None)
     if key is None or reason is None:
-        return text, "--help"
+        return _of_several(text), "--help"
     said = re.sub(r"<class '([\w.]+)'>", r"\1", reason[0]).removeprefix("Parser key ")
     path = re.search(_CLASS, text)
     if key[1] == "model.assistants":  # all of one class
@@ -50,6 +50,41 @@ def in_short(text: str) -> tuple[str, str]:
     said += _suggestion(said, path[1])
     name = path[1].rpartition(".")[2] if path[1].startswith("gpd_cli.") else path[1]
     return f"--{key[1]} {path[1]}: {said}", f"--{key[1]}.help {name}"
+
+
+def _of_several(text: str) -> str:
+    """An error about an option of several types: what it takes, and what was given.
+
+    Example:
+        >>> _of_several(
+        ...     'Parser key "trainer.x": Does not validate against any of the Union subtypes '
+        ...     "Subtypes: [<class 'int'>, typing.Literal['a'], <class 'NoneType'>] Errors: - "
+        ...     "Expected a <class 'int'> Given value type: <class 'str'> Given value: b"
+        ... )
+        "--trainer.x takes a whole number, 'a' or null, not b"
+    """
+    found = re.match(
+        r'Parser key "([\w.]+)": .*?Subtypes: \[(.*?)\] Errors: .* Given value: (.*)$', text
+    )
+    if found is None:
+        return text
+    kinds = re.findall(r"<class '[\w.]+'>|typing\.\w+\[[^\]]*\]|\w+\[[\w.]+\]", found[2])
+    names = list(dict.fromkeys(_plainly(kind) for kind in kinds))
+    listed = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"--{found[1]} takes {listed}, not {found[3]}"
+
+
+def _plainly(kind: str) -> str:
+    """The name of a type, in the words of users."""
+    plain = {"int": "a whole number", "float": "a number", "NoneType": "null", "str": "a text"}
+    if kind.startswith("typing.Literal"):
+        return kind.partition("[")[2].rstrip("]")
+    name = re.sub(r"<class '([\w.]+)'>", r"\1", kind)
+    if name in plain:
+        return plain[name]
+    outer, bracket, inner = name.partition("[")
+    inner = inner.rstrip("]").rpartition(".")[2]
+    return f"a {outer} of {inner}" if bracket else f"a {name.rpartition('.')[2]}"
 
 
 def _suggestion(said: str, path: str) -> str:

@@ -17,12 +17,14 @@ from gpd_cli.commands.closing import closing_lines
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.predictions import TABLES, PredictionTable
 from gpd_cli.commands.report import write_short_report
+from gpd_cli.commands.trainer_numbers import check_numbers
 from gpd_cli.distributed.cluster import launched, requeue_path
 from gpd_cli.distributed.interruptions import Interruptions
 from gpd_cli.distributed.seeds import RandomStates
 from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.files import check_writable
 from gpd_cli.report.run import METRICS, ReportError, read_run
+from gpd_cli.training.restoring import Restoring
 from gpd_cli.training.resuming import FinishedError
 from gpd_cli.training.storage import WholeCheckpoints
 
@@ -57,11 +59,16 @@ class GpdTrainer(Trainer):
                 "Every run keeps a log and checkpoints, which --trainer.barebones is without; "
                 "leave it out."
             )
+        check_numbers(kwargs)
         kwargs.update(launched(kwargs))
         plugins = kwargs["plugins"] or []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, WholeCheckpoints()]
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except TypeError as error:  # Lightning's, about values of several types
+            raise TrainingError(f"The options of the trainer do not fit: {error}") from error
+        self._checkpoint_connector = Restoring(self)
         # Last, after all callbacks that act on every batch.
         self.callbacks += [RandomStates(), Interruptions()]  # type: ignore[attr-defined]
 

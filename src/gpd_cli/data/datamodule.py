@@ -25,6 +25,7 @@ from gpd_cli.data.transforms import Erasing, Interpolation, Preprocessing
 from gpd_cli.errors import DataError
 
 _WHERE_PRESENT = "validation"
+_MOST_REPEATS = 64
 
 
 class ImageData(LightningDataModule):
@@ -159,8 +160,14 @@ class ImageData(LightningDataModule):
         self.preprocessing = Preprocessing(**_fields(Preprocessing, given))
         if cache != "none":
             check_cacheable(self.spec, self.preprocessing)
-        if aug_repeats < 0 or (aug_repeats and self.spec.is_streamed):
-            raise DataError("--data.aug_repeats must be 0 for streams, and is never negative.")
+        if aug_repeats and self.spec.is_streamed:
+            raise DataError("--data.aug_repeats must be 0 for streams.")
+        if not 0 <= aug_repeats <= _MOST_REPEATS:
+            raise DataError(
+                f"--data.aug_repeats must be from 0 to {_MOST_REPEATS}, not {aug_repeats}."
+            )
+        if not 0 <= seed < 2**32:
+            raise DataError(f"--data.seed must be from 0 to 2^32 - 1, not {seed}.")
         self._trained: ImageSpec | None = None
 
     def follow(self, trained: ImageSpec) -> None:
@@ -283,6 +290,24 @@ class ImageData(LightningDataModule):
     @cached_property
     def _mix(self) -> Mixup:
         return self.mixing.build(self.num_classes)
+
+    def name_images(self, batch: int, places: Sequence[int]) -> list[str]:
+        """Names of images of a training batch of this process: files, or numbers in the data.
+
+        Args:
+            batch: number of the batch in its epoch, counted from 0.
+            places: places of the images in the batch.
+        """
+        sampler = getattr(self.trainer and self.trainer.train_dataloader, "batch_sampler", None)
+        order = getattr(getattr(sampler, "sampler", None), "sampler", None)  # of `Places`
+        if order is None:
+            return [f"image {place + 1} of the batch" for place in places]
+        part, numbers = self._fit_parts[0], list(order)
+        chosen = [numbers[batch * self.settings.batch_size + place] for place in places]
+        if part.indices is not None:
+            chosen = [part.indices[number] for number in chosen]
+        name = getattr(part.source, "file", lambda number: None)
+        return [name(number) or f"image number {number}" for number in chosen]
 
     @property
     def _feed(self) -> Feed:

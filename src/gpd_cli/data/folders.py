@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from lightning.pytorch.utilities import rank_zero_info
-from timm.data import ImageDataset, create_dataset
+from timm.data import ImageDataset
 
+from gpd_cli.data.image_files import image_files
 from gpd_cli.data.sources import UNKNOWN, FileSource, hold_out
 from gpd_cli.errors import DataError
 
@@ -110,9 +111,8 @@ def read_pictures(place: Path, names: Sequence[str]) -> FileSource:
     Raises:
         DataError: when there are none.
     """
-    reader: Any
     if place.is_file():
-        reader = _OneFile(place)
+        reader = _Files([str(place)], place.parent)
     else:
         reader = _images_below(place)
         numbers = {name: number for number, name in enumerate(names)}
@@ -130,21 +130,9 @@ def read_pictures(place: Path, names: Sequence[str]) -> FileSource:
     return source
 
 
-def _images_below(folder: Path) -> Any:
-    """All images below a folder, hidden folders left out, as a reader of timm."""
-    try:
-        dataset = create_dataset(
-            "", str(folder), search_split=False, input_key=";".join(EXTENSIONS)
-        )
-    except RuntimeError:  # it found none
-        return _OneFile(None)
-    reader = dataset.reader
-    reader.samples = [
-        sample
-        for sample in reader.samples
-        if not any(p.startswith(".") for p in _parents(sample[0], folder))
-    ]
-    return reader
+def _images_below(folder: Path) -> _Files:
+    """All images below a folder, hidden folders left out."""
+    return _Files(image_files(folder, EXTENSIONS), folder)
 
 
 def _parents(path: str, folder: Path) -> tuple[str, ...]:
@@ -152,12 +140,18 @@ def _parents(path: str, folder: Path) -> tuple[str, ...]:
     return Path(path).relative_to(folder).parts[:-1]
 
 
-class _OneFile:
-    """A reader of one image, or of none, with what `FileSource` uses of timm's readers."""
+class _Files:
+    """A reader of images, with what `FileSource` uses of timm's readers.
 
-    def __init__(self, path: Path | None) -> None:
-        self.samples = [] if path is None else [(str(path), UNKNOWN)]
+    Args:
+        paths: of the images.
+        root: the folder that they lie below.
+    """
+
+    def __init__(self, paths: Sequence[str], root: Path) -> None:
+        self.samples = [(path, UNKNOWN) for path in paths]
         self.class_to_idx: dict[str, int] = {}
+        self.root = root
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         path, label = self.samples[index]
@@ -168,5 +162,7 @@ class _OneFile:
 
     def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         """The path of the image."""
-        path = self.samples[index][0]
-        return Path(path).name if basename else path
+        path = Path(self.samples[index][0])
+        if basename:
+            return path.name
+        return str(path if absolute else path.relative_to(self.root))

@@ -20,7 +20,8 @@ from gpd_cli.data.samplers import Share
 from gpd_cli.data.streams import Stream
 from gpd_cli.errors import DataError
 
-_MOST_WORKERS = 8
+_MOST_WORKERS = 8  # by default
+_LIMIT = 512  # of worker processes, on request
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,11 @@ class LoaderSettings:
     pin_memory: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or (self.num_workers or 0) < 0:
+        if self.batch_size < 1:
+            raise DataError(f"--data.batch_size must be at least 1, not {self.batch_size}.")
+        if not 0 <= (self.num_workers or 0) <= _LIMIT:
             raise DataError(
-                "--data.batch_size must be positive and --data.num_workers not negative."
+                f"--data.num_workers must be from 0 to {_LIMIT}, not {self.num_workers}."
             )
         if self.prefetch_factor < 1:
             raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from gpd_cli.errors import DataError
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Erasing = Literal["pixel", "rand", "const"]
 Transform = Callable[[Any], Any]
+_LARGEST = 2**14  # side of an image, pixels
+_LEAST_CROP = 0.05  # an image is resized to twenty times its side
 
 # torchvision takes no strings.
 _MODES = {
@@ -72,15 +75,35 @@ class Preprocessing:
     re_count: int = 1
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise DataError(f"--data.image_size must be at least 1, not {self.image_size}.")
-        if not 0 < self.crop_pct <= 1:
-            raise DataError(f"--data.crop_pct must be above 0 and at most 1, not {self.crop_pct}.")
+        if not 1 <= self.image_size <= _LARGEST:
+            raise DataError(
+                f"--data.image_size must be from 1 to {_LARGEST}, not {self.image_size}."
+            )
+        if not _LEAST_CROP <= self.crop_pct <= 1:
+            raise DataError(
+                f"--data.crop_pct must be above 0 and at most 1, and at least {_LEAST_CROP}, not "
+                f"{self.crop_pct}."
+            )
+        for name, most in (("scale", 1.0), ("ratio", math.inf)):
+            least, greatest = getattr(self, name)
+            if not 0 < least <= greatest <= most:
+                bound = " at most 1 and" if most == 1 else ""
+                raise DataError(
+                    f"--data.{name} must be two numbers above 0,{bound} the smaller one first, not "
+                    f"{list(getattr(self, name))}."
+                )
+        if not self.color_jitter >= 0:
+            raise DataError(f"--data.color_jitter must be 0 or more, not {self.color_jitter}.")
         for name in ("hflip", "re_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"--data.{name} must be in [0, 1], not {getattr(self, name)}.")
-        if self.crop_padding < 0 or self.re_count < 1:
-            raise DataError("--data.crop_padding must not be negative, and re_count at least 1.")
+        if not 0 <= self.crop_padding <= self.image_size:
+            raise DataError(
+                f"--data.crop_padding must be from 0 to --data.image_size ({self.image_size}), not "
+                f"{self.crop_padding}."
+            )
+        if self.re_count < 1:
+            raise DataError(f"--data.re_count must be at least 1, not {self.re_count}.")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) != self.in_chans:
@@ -88,6 +111,8 @@ class Preprocessing:
                     f"--data.{name} has {len(values)} values but the images have {self.in_chans} "
                     f"channels; give {self.in_chans}, or change --data.in_chans."
                 )
+        if self.std is not None and not min(self.std) > 0:
+            raise DataError(f"--data.std must be above 0, not {list(self.std)}.")
 
     @property
     def mode(self) -> str:

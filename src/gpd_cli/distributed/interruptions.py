@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import Sampler
 
 from gpd_cli.distributed.cluster import requeue_path, slurm_job
-from gpd_cli.distributed.world import batches_between, gathered, saved_exactly
+from gpd_cli.distributed.world import batches_between, gathered, is_lost_process, saved_exactly
 from gpd_cli.errors import TrainingError
 from gpd_cli.files import short_path
 
@@ -154,6 +154,16 @@ class Interruptions(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Say in one sentence that the run was stopped, and how it goes on."""
+        if is_lost_process(exception):
+            last = _last(trainer)
+            start_again = "start the run again"
+            if last is not None and last.is_file():
+                start_again = f"go on with: {resume_command(last)}"
+            exception.__cause__ = TrainingError(
+                "Another process of the run has ended or does not answer, and this one cannot go "
+                f"on alone; the other's message says why; {start_again}"
+            )
+            return
         if isinstance(exception, SIGTERMException):
             exception.code = 128 + signal.SIGTERM
         elif not isinstance(exception, Stopped | KeyboardInterrupt):

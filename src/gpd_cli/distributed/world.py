@@ -9,6 +9,7 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL error")
 _EVERY = 8  # batches between common decisions: for each the processes wait for each other
 
 
@@ -33,6 +34,14 @@ def saved_exactly(trainer: Trainer) -> bool:
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
     return not (trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error is that of a process whose partner in the computation is gone."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(words in text for words in _LOST)
 
 
 def world_size() -> int:

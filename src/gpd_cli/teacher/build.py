@@ -67,11 +67,17 @@ def check_plan(student: nn.Module, plan: WidthPlan) -> None:
     """Check that a plan fits a student.
 
     Raises:
-        ExpansionError: when the student lacks a tensor of the plan or has it in another size.
+        ExpansionError: when the student lacks a tensor of the plan or has it in another size, or a
+            channel has no copy.
     """
     tensors: dict[str, torch.Tensor] = dict(student.named_buffers(remove_duplicate=False))
     tensors.update(student.named_parameters(remove_duplicate=False))
     for name, tensor_plan in plan:
+        axes = [axis for axis in tensor_plan.axes if axis is not None]
+        if not all(axis.is_onto() for axis in axes):
+            raise ExpansionError(
+                f"The plan leaves channels of {name} without a copy; find a new one with find_plan."
+            )
         planned = [None if axis is None else axis.narrow for axis in tensor_plan.axes]
         shape = list(tensors[name].shape) if name in tensors else None
         if shape is None or len(shape) != len(planned):

@@ -18,12 +18,21 @@ from torch import Tensor
 
 from gpd_cli.branches import ALL_LAYERS
 from gpd_cli.data.image_spec import ImageSpec
-from gpd_cli.errors import WeightsError
+from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.files import check_whole, save_tensors
+from gpd_cli.forms import Form, FormError, anything, check_form, maybe, shown
 from gpd_cli.models import ModelSpec
-from gpd_cli.teacher.build import build_pair
+from gpd_cli.teacher.build import build_pair, check_plan
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.stored import (
+    bounded_by,
+    check_description,
+    check_images,
+    check_tensors,
+    check_values,
+    damaged,
+)
 from gpd_cli.teacher.unshared import Unshared
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.tensors import Storage
@@ -94,6 +103,7 @@ class Description:
         student = self.spec.build()
         if self.plan is None:
             return Alone(student)
+        check_plan(student, self.plan)
         pair = build_pair(
             student,
             self.plan,
@@ -221,8 +231,7 @@ def load_chosen(
         entry, state = _read_expanded(path)
     else:
         entry, state, taken = _read_run(path, weights)
-    description = _description(path, entry)
-    network = description.build()
+    network, description = _built(path, entry, state)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -234,20 +243,21 @@ def load_chosen(
     return network.eval(), description, taken
 
 
-def _description(path: Path, entry: Any) -> Description:
-    found = entry.get("format") if isinstance(entry, Mapping) else None
-    if found != FORMAT:
-        raise WeightsError(
-            f"{path} has format {found}, this version reads format {FORMAT}; use the version of "
-            "gpd that wrote it."
-        )
+def _built(path: Path, entry: Any, state: Mapping[str, Tensor]) -> tuple[Pair | Alone, Description]:
+    """The networks of a file, with weights still to be loaded, and their description."""
+    _check_format(path, entry)
     try:
-        return Description.from_dict(entry)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise WeightsError(
-            f"The description in {path} is damaged ({type(error).__name__}: {error}); write the "
-            "file again with gpd fit or gpd expand."
-        ) from error
+        check_tensors(state)
+        check_description(entry, state)
+        description = Description.from_dict(entry)
+        with bounded_by(state):
+            network = description.build()
+        check_values(network, state)
+    except GpdError:
+        raise
+    except Exception as error:  # networks are built by the code of others
+        raise damaged(path, error) from error
+    return network, description
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
@@ -267,12 +277,65 @@ def read_run(path: str | Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint of gpd fit: it is damaged or something else; "
             "give best.ckpt or last.ckpt of a run."
         ) from error
-    if not isinstance(content, dict) or "gpd" not in content or "state_dict" not in content:
+    if not isinstance(content, dict):
+        content = {}
+    check_content(path, content)
+    return content
+
+
+_ANY: Form = {str: anything}
+_PLAN: Form = {"ratio": float}
+_CONTENT: Form = {
+    "state_dict": {},
+    "gpd": {"student": {}, "plan": maybe(_PLAN)},
+    "pytorch-lightning_version": str,
+    "hyper_parameters": {"student": str, **_ANY},
+}
+_OPTIONAL: Form = {
+    "datamodule_hyper_parameters": _ANY,
+    "class_names": maybe([str]),
+    TRAINED: {},
+    "averaging_state": {"n_averaged": Tensor},
+}
+
+
+def check_content(path: Path, content: Mapping[str, Any]) -> None:
+    """Check that a checkpoint holds what each of `fit` does.
+
+    Args:
+        path: of the checkpoint, for the message.
+        content: as it was read.
+
+    Raises:
+        WeightsError: when it is no checkpoint of `fit`, or a part is missing or of another type.
+    """
+    if "gpd" not in content or "state_dict" not in content:
         raise WeightsError(
             f"{path} is no checkpoint of gpd fit; give best.ckpt or last.ckpt of a run, or a file "
             "that gpd expand wrote."
         )
-    return content
+    try:
+        _check_format(path, content["gpd"])
+        check_form(content, _CONTENT, "the checkpoint")
+        known = {name: form for name, form in _OPTIONAL.items() if name in content}
+        if TRAINED in content:
+            known["averaging_state"] = _OPTIONAL["averaging_state"]
+        check_form(content, known, "the checkpoint")
+        for name in known.keys() & {TRAINED} | {"state_dict"}:
+            check_tensors(content[name])
+        if content["gpd"].get("images") is not None:
+            check_images(content["gpd"]["images"])
+    except FormError as error:
+        raise damaged(path, error) from error
+
+
+def _check_format(path: Path, entry: Any) -> None:
+    found = entry.get("format") if isinstance(entry, Mapping) else None
+    if found != FORMAT:
+        raise WeightsError(
+            f"{path} has format {shown(found)}, this version reads format {FORMAT}; use the "
+            "version of gpd that wrote it."
+        )
 
 
 def exported_state(

@@ -11,9 +11,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from gpd_cli.distributed.world import batches_between, saved_exactly
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.epoch_state import EpochState
+from gpd_cli.training.gap_remarks import GapRemarks
 from gpd_cli.training.history import GapHistory
 from gpd_cli.training.progress import GapProgressBar
 from gpd_cli.training.telemetry import Telemetry
+
+_SHARE = 0.01  # of the time, for checkpoints that are written by the clock
 
 
 def default_callbacks(
@@ -29,7 +32,7 @@ def default_callbacks(
     """
     display = GapProgressBar() if watched else EpochLines()
     last = Last(save_steps, save_minutes)
-    return [EpochState(), Best(), last, GapHistory(), Telemetry(), display]
+    return [EpochState(), Best(), last, GapHistory(), GapRemarks(), Telemetry(), display]
 
 
 class Best(ModelCheckpoint):
@@ -47,7 +50,8 @@ class Last(ModelCheckpoint):
     Args:
         steps: optimizer steps between checkpoints within an epoch; None for none.
         minutes: age of the latest checkpoint, in minutes, at which another one is written within an
-            epoch; None for never.
+            epoch; None for never. On a disk on which a checkpoint takes more than a hundredth of
+            that time, it is as many times older as keeps writing to this share.
     """
 
     def __init__(self, steps: int | None = None, minutes: float | None = None) -> None:
@@ -57,6 +61,7 @@ class Last(ModelCheckpoint):
         )
         self._steps, self._minutes = steps, minutes
         self._written, self._since, self._seen = 0.0, 0, 0
+        self._took = 0.0  # seconds of the latest checkpoint
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -82,11 +87,14 @@ class Last(ModelCheckpoint):
         due = self._steps is not None and step % self._steps == 0
         if not due and self._minutes is not None and self._since >= batches_between(trainer):
             self._since = 0
-            late = time.monotonic() - self._written >= 60 * self._minutes
+            least = max(60 * self._minutes, self._took / _SHARE)
+            late = time.monotonic() - self._written >= least
             due = trainer.strategy.reduce_boolean_decision(late, all=False)
         if due:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        start = time.monotonic()
         super()._save_checkpoint(trainer, filepath)
         self._written = time.monotonic()
+        self._took = self._written - start

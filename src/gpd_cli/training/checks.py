@@ -47,6 +47,20 @@ def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> Non
     raise TrainingError(f"There are neither labels nor a static teacher to learn from; {remedy}.")
 
 
+def check_counts(**counts: int) -> None:
+    """Check options that are numbers of epochs or steps.
+
+    Args:
+        counts: by the option's name.
+
+    Raises:
+        TrainingError: when one is negative.
+    """
+    for name, count in counts.items():
+        if count < 0:
+            raise TrainingError(f"--model.{name} must be 0 or more, not {count}.")
+
+
 def check_start(student_weights: str | Path | bool | None, branch_init: str) -> None:
     """Check that a student which is given its weights starts from these.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,15 +17,22 @@ from gpd_cli.distill.distillation import Distillation
 from gpd_cli.distill.methods import KD, Batch, Method
 from gpd_cli.distill.methods.simkd import adopt_classifier, freeze_classifier
 from gpd_cli.distill.objective import Objective
-from gpd_cli.distill.static_teacher import StaticTeacherSettings, load_static_teachers
+from gpd_cli.distill.static_teacher import (
+    StaticTeacherSettings,
+    check_logits,
+    load_static_teachers,
+)
 from gpd_cli.distributed.world import share_buffers
-from gpd_cli.errors import DataError
+from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
 from gpd_cli.teacher.expansion import DEFAULT_NOISE
 from gpd_cli.teacher.networks import layer_patterns, summary, with_teacher
+from gpd_cli.training.amx import has_amx, keep_in_float32
 from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up, settle
+from gpd_cli.training.broken_numbers import FACTOR, OnNan, may_go_on, reduced
 from gpd_cli.training.checks import (
+    check_counts,
     check_same_classes,
     check_same_parts,
     check_start,
@@ -50,7 +57,7 @@ from gpd_cli.training.resuming import (
 from gpd_cli.training.settings import default_settings, method_name, plain_settings
 from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_scores import score_static_teachers
-from gpd_cli.training.watch import FiniteWatch, check_weights
+from gpd_cli.training.watch import Seen, StepWatch, check_weights, remedy
 from gpd_cli.widening.tensors import Storage
 
 
@@ -107,6 +114,10 @@ class GapPreservingDistillation(EvaluatedModule):
         gap_temperature: temperature of the gap loss.
         gap_warmup_epochs: epochs over which lambda rises evenly from epoch to epoch.
         label_smoothing: smoothing of the labels in the cross-entropy terms.
+        on_nan: what happens after too many steps in a row whose loss or gradients are NaN or
+            infinite: stop; or reduce_lr, which goes on from the weights of last.ckpt with half of
+            the learning rate.
+        nan_steps: number of such steps in a row that are left out, before that happens.
         optimizer: optimizer and schedule.
         channels_last: keep kernels and images in channels-last memory format, as tensor cores take
             them.
@@ -140,6 +151,8 @@ class GapPreservingDistillation(EvaluatedModule):
         gap_temperature: float = 1.0,
         gap_warmup_epochs: int = 0,
         label_smoothing: float = 0.0,
+        on_nan: OnNan = "stop",
+        nan_steps: int = 3,
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 - frozen
         channels_last: bool = False,
         compile: bool | str = False,
@@ -175,6 +188,7 @@ class GapPreservingDistillation(EvaluatedModule):
             generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
         freeze_classifier(self.network, teachers)
+        check_counts(static_warmup_epochs=static_warmup_epochs, nan_steps=nan_steps)
         check_taught(ce_weight, static_weight, bool(teachers))
         self.distillation = None
         if teachers:
@@ -198,7 +212,8 @@ class GapPreservingDistillation(EvaluatedModule):
         self.score(self.num_classes)
         self._speed = Speed(channels_last, compile)
         self._live = RunningAccuracy()
-        self._watch = FiniteWatch(teachers)
+        self._watch = StepWatch(self.network, nan_steps)
+        self._rate_factor = 1.0  # of the schedule's learning rate, after `reduce_lr`
         self._static_scores: dict[str, float] = {}
         self._clock = ScheduleClock()
         self._resumed: dict[str, Any] | None = None
@@ -261,6 +276,8 @@ class GapPreservingDistillation(EvaluatedModule):
             teachers = self.distillation.teachers
             self._static_scores = score_static_teachers(trainer, self, teachers, self.num_classes)
         self._speed.prepare(self.network, self.distillation)
+        if has_amx():
+            keep_in_float32(self.network)
         if trainer.lr_scheduler_configs and trainer.max_steps == -1:
             self._clock.updates_per_epoch = updates_in_epoch(trainer)
         # The optimizer has been made, and has not read the checkpoint yet.
@@ -272,6 +289,9 @@ class GapPreservingDistillation(EvaluatedModule):
             return
         keep_settings(self.trainer.optimizers[0], self._group_settings)
         self._clock.resume(self._resumed, self.trainer.global_step)
+        self._rate_factor = self._resumed.get("rate_factor", 1.0)
+        if not self.trainer.lr_scheduler_configs:
+            self._reduce_rates(self._rate_factor)
         for config in self.trainer.lr_scheduler_configs:
             self.lr_scheduler_step(config.scheduler, None)
 
@@ -279,6 +299,7 @@ class GapPreservingDistillation(EvaluatedModule):
         """One joint step: both networks' losses, summed for one backward pass."""
         images, labels, *indices = batch
         images = self._speed.arrange(images)
+        self._watch.remember()
         student, teacher = self(images)
         terms = self.objective.terms(student, teacher, labels, self.current_epoch)
         logits = (
@@ -288,9 +309,10 @@ class GapPreservingDistillation(EvaluatedModule):
             known = Batch(labels, *indices)
             terms |= self.distillation(logits, images, known, epoch=self.current_epoch)
         loss = torch.stack(list(terms.values())).sum()
-        self._watch.note(loss.detach(), self.trainer.global_step)
         logits = {name: value.detach() for name, value in logits.items()}
         values = {name: term.detach() for name, term in terms.items()}
+        outputs = list(logits.values())
+        self._watch.begin(Seen.of(values, images, outputs, self.current_epoch, batch_idx))
         self.log_batch("train", logits, values | {"total": loss.detach()}, labels)
         self.log_dict(self._live.update(logits, labels), prog_bar=True, logger=False)
         if self.trainer.is_last_batch:
@@ -298,14 +320,33 @@ class GapPreservingDistillation(EvaluatedModule):
             self.log_scores("train")
         return loss
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Leave the step out if it would break the weights.
+
+        Raises:
+            ModelError: when the logits of a static teacher are the cause.
+            TrainingError: when there have been too many such steps in a row.
+        """
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in weights if p.grad is not None]
+        what = self._watch.judge(gradients, self._name_images)
+        if what is None:
+            return
+        self._check_static_teachers()
+        self._watch.undo()
+        if not may_go_on(self._watch, self.trainer, self, what, self.hparams["on_nan"]):
+            self._rate_factor = reduced(self._rate_factor)
+            self._reduce_rates()
+        for weight in weights:
+            weight.grad = None
+
     def on_train_epoch_start(self) -> None:
         """Count the epoch's accuracies from zero."""
         self.train_scores.reset()
 
     def on_validation_start(self) -> None:
         """Stop before a checkpoint of broken weights is written."""
-        self._watch.check(self.trainer.global_step)
-        check_weights(self.network, self.trainer.global_step)
+        self._check_numbers()
         # What is scored is what is saved: the first process's running statistics.
         share_buffers(self.network)
         if (average := find_average(self.trainer)) is not None:
@@ -341,12 +382,12 @@ class GapPreservingDistillation(EvaluatedModule):
         Raises:
             TrainingError: instead of saving broken weights.
         """
-        self._watch.check(self.trainer.global_step)
-        check_weights(self.network, self.trainer.global_step)
+        self._check_numbers()
         checkpoint["gpd"] = self._description(ImageSpec.of(self._data()))
         checkpoint["class_names"] = self._class_names()
         checkpoint["static_scores"] = {"of": self._static_titles(), "values": self._static_scores}
         checkpoint["schedule"] = self._clock.state(self.trainer.global_step)
+        checkpoint["schedule"]["rate_factor"] = self._rate_factor
         average = find_average(self.trainer)
         if average is not None and not has_begun(average):
             # The averaging callback has swapped the weights before this hook.
@@ -398,6 +439,40 @@ class GapPreservingDistillation(EvaluatedModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Schedules of timm are functions of the number of updates."""
         scheduler.step_update(self._clock.updates(self.trainer.global_step))
+        self._reduce_rates(self._rate_factor)
+
+    def _reduce_rates(self, factor: float = FACTOR) -> None:
+        """Multiply the learning rates, which a schedule sets anew after each step."""
+        if factor != 1:
+            for optimizer in self.trainer.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] *= factor
+
+    def _check_numbers(self) -> None:
+        """Stop before broken weights are scored or saved.
+
+        Raises:
+            ModelError: when the logits of a static teacher are NaN or infinite.
+            TrainingError: when the weights are, or have made the last loss so.
+        """
+        step = self.trainer.global_step
+        self._check_static_teachers()
+        if self._watch.is_suspicious:
+            raise TrainingError(f"The loss became NaN or infinite by step {step}; {remedy()}")
+        check_weights(self.network, step)
+
+    def _check_static_teachers(self) -> None:
+        """Let the static teachers answer for a loss that is NaN, unless the images have to."""
+        for teacher in [] if self.distillation is None else self.distillation.teachers:
+            if self._watch.is_suspicious:
+                check_logits([teacher], self.device)
+            teacher.finite = None
+
+    def _name_images(self, batch: int, places: Sequence[int]) -> list[str]:
+        name = getattr(self._data(), "name_images", None)
+        if name is None:
+            return [f"image {place + 1} of the batch" for place in places]
+        return list(name(batch, places))
 
     def _data(self) -> Any:
         """The data module; None for a run without one."""

@@ -13,7 +13,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from gpd_cli.errors import GpdError
+from gpd_cli.errors import GpdError, TrainingError
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.tensors import Storage
@@ -36,6 +36,9 @@ class OptimizerSettings:
         min_lr: learning rate that the schedule ends at.
         cooldown_epochs: epochs at the end of the run, after the schedule has ended.
         sched_args: further arguments of the schedule, such as decay_milestones and decay_rate.
+
+    Raises:
+        TrainingError: when a number is out of range.
     """
 
     opt: str = "sgd"
@@ -50,6 +53,19 @@ class OptimizerSettings:
     min_lr: float = 0.0
     cooldown_epochs: int = 0
     sched_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "momentum", "warmup_epochs", "warmup_lr", "min_lr"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise TrainingError(
+                    f"--model.optimizer.{name} must be 0 or more, not {getattr(self, name)}."
+                )
+        if self.momentum >= 1:
+            raise TrainingError(f"--model.optimizer.momentum must be below 1, not {self.momentum}.")
+        if self.cooldown_epochs < 0:
+            raise TrainingError(
+                f"--model.optimizer.cooldown_epochs must be 0 or more, not {self.cooldown_epochs}."
+            )
 
 
 def make_optimizer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
@@ -29,6 +30,8 @@ from gpd_cli.widening.search.widen import Confirmation, Widening, title
 
 _SEED = 20410
 _BATCH = 2
+_GIB = 2**30
+_BYTES = 8  # of a number in float64
 _SMALL = (96, 128)  # image sides to try first: smaller images take less time
 
 
@@ -66,6 +69,7 @@ def find_plan(
         raise ExpansionError(f"The expansion ratio must be 1 or more, not {ratio}.")
     if not isinstance(width_multiple, int) or width_multiple < 1:
         raise ExpansionError(f"The width multiple must be 1 or more, not {width_multiple}.")
+    _check_memory(student, ratio, width_multiple)
     check_student(student)
     check_rules(student)
     generator = torch.Generator().manual_seed(_SEED)
@@ -88,6 +92,35 @@ def find_plan(
             return _plan(narrow, images, scale, exclude, confirm)
     finally:
         gc.collect()  # cycles of hooks and networks hold large tensors
+
+
+def _check_memory(student: nn.Module, ratio: float, multiple: int) -> None:
+    """Refuse what would need far more memory than the machine has, before time is lost on it."""
+
+    def widened(size: int) -> float:
+        # Axes of one channel, as those of depthwise kernels, often stay.
+        return size if size == 1 else math.ceil(size * ratio / multiple) * multiple
+
+    elements = sum(
+        math.prod([*map(widened, shape[:2]), *shape[2:]])
+        for shape in (parameter.shape for parameter in student.parameters())
+        if len(shape) > 1
+    )
+    needed, there = elements * _BYTES, _memory()
+    if needed > 2 * there:
+        raise ExpansionError(
+            f"At ratio {ratio:g} and in multiples of {multiple} channels the dynamic teacher would "
+            f"take about {needed / _GIB:,.0f} GiB, and this machine has {there / _GIB:,.0f}; lower "
+            "--model.ratio or --model.width_multiple."
+        )
+
+
+def _memory() -> float:
+    """Bytes of memory that the machine has; infinite where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return math.inf
 
 
 def _smaller(shape: torch.Size) -> Iterator[torch.Size]:

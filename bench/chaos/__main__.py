@@ -1,0 +1,42 @@
+"""``python -m bench.chaos``: kill runs at random moments and let their disks fail."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import gpd_cli.cli.command_line  # noqa: F401 - once for all runs, which are forked
+from bench.chaos.disks import FAULTS, strike_disk
+from bench.chaos.kills import kill_and_compare
+
+
+def main() -> int:
+    """Run both parts, and say what went wrong."""
+    parser = argparse.ArgumentParser(prog="python -m bench.chaos", description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="number of kills (20)")
+    parser.add_argument("--a_run", type=int, default=4, help="kills of one run (4)")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="to draw from (1 2)")
+    parser.add_argument("--faults", nargs="*", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--seed", type=int, default=0, help="seed of all draws (0)")
+    chosen = parser.parse_args()
+    draw, wrong, done, whole = random.Random(chosen.seed), 0, 0, {}
+    with tempfile.TemporaryDirectory() as place:
+        while done < chosen.kills:
+            kills = min(chosen.a_run, chosen.kills - done)
+            ranks = draw.choice(chosen.ranks)
+            what, different = kill_and_compare(Path(place), draw, kills, ranks, whole)
+            done += kills
+            wrong += bool(different)
+            print(f"{what}: {'; '.join(different[:5]) or 'equal bit for bit'}", flush=True)
+        for fault in chosen.faults:
+            said, problem = strike_disk(Path(place) / fault, fault)
+            wrong += bool(problem)
+            print(f"{fault}: {problem or 'nothing lost'} ({said})", flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Disks that fill, are write-protected or lose the run's folder while a run saves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from bench.chaos.runs import fit, prepare
+from gpd_cli.errors import WeightsError
+from gpd_cli.files import check_whole
+
+FAULTS = ("fill", "protect", "take", "forbid")
+_STEP = 7
+_SIZE = "12m"
+
+
+def strike_disk(folder: Path, fault: str) -> tuple[str, str]:
+    """Let a disk fail in the second epoch of a run.
+
+    Args:
+        folder: where the run has its own.
+        fault: one of `FAULTS`; ``fill`` and ``protect`` need a disk of their own, a tmpfs.
+
+    Returns:
+        What the run said at last, and what is wrong, if anything is.
+    """
+    prepare(folder)
+    runs = folder / "runs"
+    runs.mkdir()
+    mounted = fault in ("fill", "protect")
+    if mounted and (os.geteuid() != 0 or not _mount(runs)):
+        return "no disk could be mounted", ""
+    try:
+        arguments = ["-c", "run.yaml", "--data.num_workers", "0"]
+        codes, log = fit(folder, arguments, plan=f"{fault}:{_STEP}:0:0")
+        said = [line for line in log.splitlines() if line.startswith("gpd: error:")]
+        kept = list(runs.rglob("last.ckpt"))
+        problem = ""
+        if "Traceback" in log:
+            problem = f"a traceback: {log[-500:]}"
+        elif codes[0] and len(said) != 1:
+            problem = f"ended with {codes} and no sentence: {log[-300:]}"
+        elif not kept:
+            problem = "no checkpoint is left"
+        for path in kept:
+            try:
+                check_whole(path)
+            except WeightsError as error:
+                problem = str(error)
+        return (said or ["it went on"])[0], problem
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(runs)], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mount(folder: Path) -> bool:
+    command = ["mount", "-t", "tmpfs", "-o", f"size={_SIZE}", "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -1,0 +1,63 @@
+"""Runs that are killed again and again, and the run that nothing happened to."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+
+from bench.chaos.compare import differing
+from bench.chaos.runs import STEPS, fit, prepare
+
+_RUN = Path("runs", "run", "version_0")
+
+
+def kill_and_compare(
+    place: Path, draw: random.Random, kills: int, ranks: int, whole: dict[int, Path]
+) -> tuple[str, list[str]]:
+    """Kill a run some times, let it go on each time, and compare it with the undisturbed one.
+
+    Args:
+        place: where runs have their folders.
+        draw: source of the draws.
+        kills: how often.
+        ranks: number of processes that train together.
+        whole: undisturbed runs by number of processes, which are added to.
+
+    Returns:
+        In words what was done, and where the runs differ.
+    """
+    if ranks not in whole:
+        folder = place / f"whole-{ranks}"
+        prepare(folder)
+        codes, log = fit(folder, ["-c", "run.yaml", "--data.num_workers", "0"], ranks)
+        if any(codes):
+            raise RuntimeError(f"The undisturbed run failed ({codes}): {log[-1000:]}")
+        whole[ranks] = folder / _RUN
+    folder = place / f"killed-{draw.getrandbits(32):08x}"
+    prepare(folder)
+    # From the third step on there is a checkpoint to go on from.
+    moments = sorted(draw.randrange(3, STEPS) for _ in range(kills))
+    told, problems = [], []
+    arguments = ["-c", "run.yaml"]
+    for step in moments:
+        how = draw.choice(("kill", "save"))
+        rank = 0 if how == "save" else draw.randrange(ranks)  # the first process saves
+        workers = draw.choice((0, 2))
+        wait = draw.random() if how == "save" else draw.random() * 0.4
+        plan = f"{how}:{step}:{rank}:{wait:.3f}"
+        codes, log = fit(folder, [*arguments, "--data.num_workers", str(workers)], ranks, plan)
+        if codes[rank] not in (-signal.SIGKILL, 0):  # it may have come to its end before
+            problems.append(f"{plan} ended with {codes}: {log[-300:]}")
+        told.append(f"{how} at step {step} of process {rank} ({workers} workers)")
+        if (folder / _RUN / "checkpoints").is_dir():
+            arguments = ["--resume", str(_RUN)]
+        if codes[rank] == 0:
+            break
+    if codes[rank] != 0:
+        codes, log = fit(folder, [*arguments, "--data.num_workers", "0"], ranks)
+        if any(codes):
+            problems.append(f"going on ended with {codes}: {log[-300:]}")
+    problems += differing(folder / _RUN, whole[ranks])
+    left = [path.name for path in folder.rglob(".tmp-*")]
+    return f"{ranks} processes, {', '.join(told)}", problems + left

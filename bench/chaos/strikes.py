@@ -1,0 +1,105 @@
+"""What strikes a run from within, at a moment that was drawn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+PLAN = "GPD_CHAOS"
+"""Environment variable: what strikes, the step, the rank, and seconds to wait after the step."""
+
+
+class Strike(Callback):
+    """Strike once, in the run that was told to; without `PLAN` nothing happens."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin to wait when the step has come."""
+        plan = os.environ.get(PLAN)
+        if not plan:
+            return
+        what, step, rank, wait = plan.split(":")
+        if trainer.global_step < int(step) or trainer.global_rank != int(rank):
+            return
+        del os.environ[PLAN]
+        if what == "save":
+            _at_next_save(float(wait))
+        elif what == "kill":
+            threading.Thread(target=_kill_after, args=(float(wait),), daemon=True).start()
+        else:
+            _FAULTS[what](Path(str(trainer.log_dir)))
+
+
+def _kill_after(seconds: float) -> None:
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _at_next_save(share: float) -> None:
+    """Kill the process within its next save: before, in the middle of, or after the renaming."""
+    replace = os.replace
+
+    def killed(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if share < 0.4:
+        threading.Thread(target=_in_the_file, daemon=True).start()
+    elif share < 0.6:
+        os.fsync = killed  # type: ignore[assignment]
+    elif share < 0.8:
+        os.replace = killed  # type: ignore[assignment]
+        Path.replace = killed  # type: ignore[assignment, method-assign]
+    else:
+
+        def after(*arguments: Any) -> None:
+            replace(*arguments)
+            killed()
+
+        Path.replace = after  # type: ignore[assignment, method-assign]
+
+
+def _in_the_file() -> None:
+    """Kill when a temporary file has its first bytes."""
+    while True:
+        for path in Path.cwd().rglob(".tmp-*"):
+            if path.exists() and path.stat().st_size:
+                os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.0005)
+
+
+def _fill(run: Path) -> None:
+    """Fill the disk that a run writes to."""
+    with (run.parent / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return
+
+
+def _protect(run: Path) -> None:
+    """Let the disk be read only."""
+    mount = next(path for path in run.resolve().parents if path.is_mount())
+    subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
+
+
+def _take_away(run: Path) -> None:
+    """Let the run's folder be elsewhere."""
+    run.rename(run.with_name("taken"))
+
+
+def _forbid(run: Path) -> None:
+    """Let the run's folder be a file."""
+    run.rename(run.with_name("taken"))
+    run.write_text("in the way")
+
+
+_FAULTS = {"fill": _fill, "protect": _protect, "take": _take_away, "forbid": _forbid}

@@ -1,0 +1,1 @@
+"""Broken files and options given to the commands: each has to be refused in one sentence."""

@@ -1,0 +1,66 @@
+"""Running cases of one kind."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.fuzz.cases import KINDS, Base
+from bench.fuzz.isolate import run_forked
+from bench.fuzz.verdict import judge
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a case.
+
+    Args:
+        verdict: ``refused``, ``taken``, or what is wrong.
+        damage: what was done, in words.
+        text: the sentence, or what shows that something is wrong.
+        seconds: how long the command took.
+    """
+
+    verdict: str
+    damage: str
+    text: str
+    seconds: float
+
+
+def run_kind(
+    kind: str, base: Base, numbers: Iterable[int], seed: int, place: Path
+) -> Iterator[tuple[int, Result]]:
+    """Run cases, each with draws of its own.
+
+    Args:
+        kind: one of `KINDS`.
+        base: what cases are made of.
+        numbers: of the cases.
+        seed: of all draws.
+        place: where cases have their folders.
+
+    Yields:
+        The number of each case and its result.
+    """
+    expected = {"checkpoint": base.student, "weights": base.expanded}.get(kind)
+    if kind == "expanded":  # that of the student alone, undamaged
+        expected = place / "of_expanded.pth"
+        arguments = ["extract", "--ckpt_path", str(base.expanded), "--output", str(expected)]
+        run_forked(place, arguments)
+    if kind == "weights":
+        expected = place / "of_weights.safetensors"
+    for number in numbers:
+        folder = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=place))
+        draw = random.Random(f"{seed} {kind} {number}")
+        case = KINDS[kind](draw, base, folder)
+        if kind == "weights" and expected is not None and not expected.exists():
+            whole = [str(base.student) if "damaged.pth" in a else a for a in case.arguments]
+            run_forked(place, [*whole[:-1], str(expected)])
+        outcome = run_forked(folder, case.arguments)
+        verdict, text = judge(case, outcome, folder, expected)
+        shutil.rmtree(folder)
+        yield number, Result(verdict, case.damage, text, outcome.seconds)

@@ -1,0 +1,105 @@
+"""How a run was started, in its folder: command line, versions, machine, and state of the code."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpd_cli.files import atomic_path
+
+ENVIRONMENT = "environment.json"
+"""The file: a list with an entry for each time that the run was started or went on."""
+_PACKAGES = (
+    *("gpd-cli", "torch", "torchvision", "lightning", "timm", "torchmetrics", "jsonargparse"),
+    *("numpy", "pillow"),
+)
+
+
+def write_environment(folder: Path, arguments: list[str], processes: int, step: int) -> None:
+    """Add an entry to the file in a run's folder.
+
+    Args:
+        folder: of the run.
+        arguments: the command line, without the program's name.
+        processes: number of processes that train together.
+        step: number of updates that the run has made already.
+
+    Raises:
+        GpdError: when it cannot be written.
+    """
+    path = folder / ENVIRONMENT
+    entries: list[Any] = []
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        entries = found if isinstance(found, list) else []
+    entries.append(
+        {
+            "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": f"gpd {shlex.join(arguments)}",
+            "folder": str(Path.cwd()),
+            "from_step": step,
+            "processes": processes,
+            "versions": {"python": platform.python_version(), **_versions()},
+            "machine": _machine(),
+            "git": git_state(Path.cwd()),
+            "git_of_gpd": git_state(Path(__file__).parent),
+        }
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit, branch and changed files of the repository that a folder is in, if it is in one.
+
+    Args:
+        folder: the folder.
+    """
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return {
+            "commit": commit,
+            "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
+            "changed": _git(folder, "status", "--porcelain", "--untracked-files=no").splitlines(),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip("\n")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    found = {
+        "system": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "byteorder": sys.byteorder,
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["cuda"] = torch.version.cuda
+    return found

@@ -1,0 +1,52 @@
+"""Numbers of the Trainer's options that Lightning takes, and fails at later or makes nothing of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpd_cli.errors import TrainingError
+
+_MOST_PROCESSES = 256  # on a machine
+
+# The least value, and what another value stands for, if there is one.
+_LEAST: dict[str, tuple[float, str]] = {
+    "max_epochs": (1, "-1 for no limit"),
+    "max_steps": (1, "-1 for no limit"),
+    "min_epochs": (0, ""),
+    "min_steps": (0, ""),
+    "check_val_every_n_epoch": (1, ""),
+    "log_every_n_steps": (0, ""),
+    "accumulate_grad_batches": (1, ""),
+    "gradient_clip_val": (0, ""),
+}
+_ABOVE_ZERO = ("limit_train_batches", "val_check_interval")
+
+
+def check_numbers(options: Mapping[str, Any]) -> None:
+    """Check numbers among the arguments of the Trainer.
+
+    Args:
+        options: the arguments; those that are missing or None are left to Lightning.
+
+    Raises:
+        TrainingError: when one is out of range.
+    """
+    for name, (least, other) in _LEAST.items():
+        value = options.get(name)
+        unlimited = other and value == -1
+        if isinstance(value, int | float) and not unlimited and not value >= least:
+            or_other = f", or {other}" if other else ""
+            raise TrainingError(f"--trainer.{name} must be {least} or more{or_other}, not {value}.")
+    for name in _ABOVE_ZERO:
+        value = options.get(name)
+        if isinstance(value, int | float) and value == 0:
+            raise TrainingError(f"--trainer.{name} must be above 0, not {value}.")
+    devices = str(options.get("devices", "auto")).strip()
+    if devices.lstrip("+-").isdigit():
+        count = int(devices)
+        if not (1 <= count <= _MOST_PROCESSES or count == -1):
+            raise TrainingError(
+                f"--trainer.devices must be from 1 to {_MOST_PROCESSES}, -1 or auto for all that "
+                f"there are, not {count}."
+            )

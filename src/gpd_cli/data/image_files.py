@@ -1,0 +1,71 @@
+"""Finding images in a tree of folders, whatever else lies there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from timm.utils.misc import natural_key
+
+from gpd_cli.errors import DataError
+
+
+def image_files(folder: Path, extensions: Collection[str]) -> list[str]:
+    """The paths of all images below a folder, in natural order (2 before 10).
+
+    Links are followed, each folder once on a way: a link that leads back up is left out. Hidden
+    folders are passed over, and so is what only has the name of an image: folders, pipes, devices.
+
+    Args:
+        folder: the folder.
+        extensions: suffixes of images, in lower case.
+
+    Raises:
+        DataError: when a folder cannot be read, or a link leads nowhere.
+    """
+    found = _below(str(folder), (), tuple(extensions))
+    return sorted(found, key=natural_key)
+
+
+def _below(
+    folder: str, above: tuple[tuple[int, int], ...], extensions: tuple[str, ...]
+) -> Iterator[str]:
+    """The images below a folder.
+
+    Args:
+        folder: its path.
+        above: device and number of each folder on the way to it.
+        extensions: see `image_files`.
+    """
+    try:
+        status = os.stat(folder)  # noqa: PTH116 - trees have millions of entries
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        with os.scandir(folder) as entries:
+            listed = list(entries)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    for entry in listed:
+        try:
+            is_folder = entry.is_dir()
+            is_image = not is_folder and entry.name.lower().endswith(extensions)
+            if is_folder:
+                if not entry.name.startswith("."):
+                    yield from _below(entry.path, (*above, here), extensions)
+            elif is_image and entry.is_symlink():
+                os.stat(entry.path)  # noqa: PTH116 - where the link leads
+                if entry.is_file():
+                    yield entry.path
+            elif is_image and entry.is_file():
+                yield entry.path
+        except OSError as error:
+            raise _unreadable(entry.path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> DataError:
+    return DataError(
+        f"'{path}' cannot be read ({error.strerror}); mend its permissions or the link, or take it "
+        "out of the data."
+    )

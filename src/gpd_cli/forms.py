@@ -1,0 +1,114 @@
+"""The form of plain values that were read from a file: checked before anything is made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Form = Any
+"""A type; ``[form]``, a list or tuple of values of a form; ``{key: form}``, a mapping with at least
+these keys; ``{str: form}`` or ``{int: form}``, a mapping with any keys of the type; a set of
+allowed values; or a function that takes the value and the words for its place, and raises
+`FormError`."""
+
+_SHOWN = 60  # characters of a value in a message
+
+
+class FormError(ValueError):
+    """A value has another form than it should; the message names its place."""
+
+
+def check_form(value: Any, form: Form, place: str) -> None:
+    """Check that a value has a form.
+
+    Whole numbers are taken for floats, but neither ``True`` for a number nor NaN or infinity.
+
+    Args:
+        value: of numbers, strings, lists, mappings and tensors.
+        form: see `Form`.
+        place: words for the value, for the message.
+
+    Raises:
+        FormError: when it has another form.
+
+    Example:
+        >>> check_form({"size": [1, 2.5]}, {"size": [int]}, "the spec")
+        Traceback (most recent call last):
+            ...
+        gpd_cli.forms.FormError: the spec, size, 1 is 2.5 and not int
+    """
+    if isinstance(form, list):
+        _require(isinstance(value, list | tuple), value, "a list", place)
+        for number, entry in enumerate(value):
+            check_form(entry, form[0], f"{place}, {number}")
+    elif isinstance(form, dict):
+        _check_mapping(value, form, place)
+    elif isinstance(form, set | frozenset):
+        allowed = isinstance(value, str | int | type(None)) and value in form
+        _require(allowed, value, f"one of {', '.join(sorted(map(str, form)))}", place)
+    elif form is float:
+        right = isinstance(value, int | float) and not isinstance(value, bool)
+        _require(right and math.isfinite(value), value, "a finite number", place)
+    elif isinstance(form, type):
+        right = isinstance(value, form) and not (form is int and isinstance(value, bool))
+        _require(right, value, form.__name__, place)
+    else:
+        form(value, place)
+
+
+def maybe(form: Form) -> Callable[[Any, str], None]:
+    """The form of a value that may be None as well."""
+    return lambda value, place: None if value is None else check_form(value, form, place)
+
+
+def within(least: int, most: int) -> Callable[[Any, str], None]:
+    """The form of a whole number between two others, both included."""
+
+    def check(value: Any, place: str) -> None:
+        right = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        _require(right, value, f"a whole number from {least} to {most}", place)
+
+    return check
+
+
+def anything(value: Any, place: str) -> None:
+    """The form of any value at all."""
+
+
+def plain(value: Any, place: str) -> None:
+    """The form of any value of numbers, strings, lists and mappings."""
+    if isinstance(value, list | tuple):
+        check_form(value, [plain], place)
+    elif isinstance(value, Mapping):
+        check_form(value, {str: plain}, place)
+    else:
+        right = isinstance(value, str | int | float | bool | type(None))
+        _require(right, value, "a plain value", place)
+
+
+def shown(value: Any) -> str:
+    """A value in short, for a message."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # a whole number of too many digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _check_mapping(value: Any, form: Mapping[Any, Form], place: str) -> None:
+    _require(isinstance(value, Mapping), value, "a mapping", place)
+    for key, entry_form in form.items():
+        if isinstance(key, type):
+            for name, entry in value.items():
+                _require(isinstance(name, key), name, f"a key of type {key.__name__}", place)
+                check_form(entry, entry_form, f"{place}, {name}")
+            continue
+        if key not in value:
+            raise FormError(f"{place} lacks {key}")
+        check_form(value[key], entry_form, f"{place}, {key}")
+
+
+def _require(right: bool, value: Any, what: str, place: str) -> None:
+    if not right:
+        raise FormError(f"{place} is {shown(value)} and not {what}")

@@ -1,0 +1,181 @@
+"""Checks of what a checkpoint holds, before networks are built from it and after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gpd_cli.branches.names import EXTRA_BRANCHES, MAIN_GATE
+from gpd_cli.errors import WeightsError
+from gpd_cli.forms import FormError, check_form, maybe, plain, within
+from gpd_cli.widening.plan_check import check_plan_values
+from gpd_cli.widening.tensors import Storage
+
+_MOST = 2**31
+_SIDE = 2**15  # pixels
+_FREE = 2**28  # elements that a network may have besides those of its file
+_TEACHER, _ORIGINAL = "teacher.", ".parametrizations."
+_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
+
+_IMAGES = {
+    "class_names": maybe([str]),
+    "size": maybe([within(1, _SIDE)]),
+    "channels": maybe(within(1, _SIDE)),
+    "mean": maybe([float]),
+    "std": maybe([float]),
+    "crop_pct": maybe(float),
+    "interpolation": maybe(str),
+    "dataset": maybe(str),
+    "root": maybe(str),
+}
+_DESCRIPTION = {
+    "student": {"name": str, "num_classes": maybe(within(1, _MOST)), "model_args": {str: plain}},
+    "plan": maybe({}),
+    "branches": [{*EXTRA_BRANCHES, MAIN_GATE}],
+    "storage": set(get_args(Storage)),
+    "shape": [within(1, _SIDE)],
+}
+
+
+def check_description(entry: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Check the description of a checkpoint against its form and its tensors.
+
+    Args:
+        entry: the ``gpd`` entry, as it was read.
+        state: the tensors of the same file.
+
+    Raises:
+        FormError: when a part is missing, or of another type or size than it can be.
+    """
+    check_form(entry, _DESCRIPTION, "the description")
+    check_form(entry.get("branch_layers", []), [str], "the description, branch_layers")
+    check_form(entry.get("shared", True), bool, "the description, shared")
+    if len(entry["shape"]) != 3 or math.prod(entry["shape"]) > _FREE:
+        raise FormError(f"the description, shape is {entry['shape']}")
+    if len(set(entry["branches"])) < len(entry["branches"]):
+        raise FormError("the description names a branch twice")
+    if (images := entry.get("images")) is not None:
+        check_images(images)
+    if entry["plan"] is not None:
+        check_plan_values(entry["plan"], _shapes_by_name(state))
+
+
+def check_images(images: Any) -> None:
+    """Check the description of images; what a version does not know may be missing.
+
+    Raises:
+        FormError: when a part is of another type than it can be.
+    """
+    check_form(images, {}, "the description, images")
+    known = {name: form for name, form in _IMAGES.items() if name in images}
+    check_form(images, known, "the description, images")
+
+
+def check_tensors(state: Any) -> None:
+    """Check that a state dict holds tensors of numbers.
+
+    Raises:
+        FormError: when it does not.
+    """
+    check_form(state, {str: Tensor}, "the weights")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
+            raise FormError(f"the weights, {name} is a tensor of {tensor.dtype}, {tensor.layout}")
+
+
+@contextmanager
+def bounded_by(state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Refuse to make larger tensors than the networks of a file can have.
+
+    Args:
+        state: tensors of the file.
+
+    Raises:
+        FormError: in the context, before memory is taken.
+    """
+    most = 4 * sum(tensor.numel() for tensor in state.values()) + _FREE
+    with _Bounded(most):
+        yield
+
+
+class _Bounded(TorchFunctionMode):
+    """Counts the elements of new tensors before they are made."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._left = most
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _MAKERS:
+            sizes = args[0] if args and isinstance(args[0], list | tuple) else args
+            if all(isinstance(size, int) for size in sizes):
+                self._left -= math.prod(max(size, 1) for size in sizes)
+        if self._left < 0:
+            raise FormError("the description is of a far larger network than the weights")
+        return func(*args, **(kwargs or {}))
+
+
+def check_values(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Check that the tensors of a file are what those of a network can be.
+
+    Args:
+        network: built from the description of the file.
+        state: tensors of the file, by the names of the network.
+
+    Raises:
+        FormError: when one is of whole numbers where the network has others or the reverse, or when
+            weights or running statistics are not finite, or a variance is negative.
+    """
+    statistics = ("running_mean", "running_var")
+    weights = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    for name, own in network.state_dict().items():
+        if name not in state:
+            continue
+        found = state[name]
+        if found.is_floating_point() != own.is_floating_point():
+            raise FormError(f"the weights, {name} is of {found.dtype} and not of {own.dtype}")
+        if name in weights or name.endswith(statistics):
+            if not torch.isfinite(found).all():
+                raise FormError(f"the weights, {name} has values that are NaN or infinite")
+            if name.endswith("running_var") and (found < 0).any():
+                raise FormError(f"the weights, {name} has a negative variance")
+
+
+def damaged(path: Any, error: Exception) -> WeightsError:
+    """The error about a file that is whole, and whose content cannot be right.
+
+    Args:
+        path: of the file.
+        error: what is wrong.
+    """
+    reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
+    if not isinstance(error, FormError):
+        reason = f"{type(error).__name__}: {reason}"
+    return WeightsError(
+        f"The content of {path} cannot be used ({reason}); give another checkpoint of the run, or "
+        "write the file again."
+    )
+
+
+def _shapes_by_name(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Shapes of the dynamic teacher's tensors by the names that they have in the student."""
+    found: dict[str, list[int]] = {}
+    for key, tensor in state.items():
+        if not key.startswith(_TEACHER):
+            continue
+        name = key.removeprefix(_TEACHER)
+        owner, parametrized, leaf = name.partition(_ORIGINAL)
+        if parametrized and leaf.endswith(".original"):
+            name = f"{owner}.{leaf.removesuffix('.original')}"
+        elif parametrized:
+            continue
+        found[name] = list(tensor.shape)
+    return found

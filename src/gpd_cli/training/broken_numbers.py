@@ -1,0 +1,107 @@
+"""What a run does about a step whose loss or gradients are NaN or infinite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from gpd_cli.distributed.interruptions import resume_command
+from gpd_cli.errors import TrainingError
+from gpd_cli.files import check_whole, short_path
+from gpd_cli.teacher.checkpoint import TRAINED
+from gpd_cli.training.averages import find_average
+from gpd_cli.training.watch import StepWatch, overflowing, remedy
+
+OnNan = Literal["stop", "reduce_lr"]
+FACTOR = 0.5
+_MOST_REDUCTIONS = 8
+_HALVINGS = 20  # steps in a row that float16's loss scale may need to find its size
+_LARGEST_HALF = 65504.0
+
+
+def may_go_on(
+    watch: StepWatch, trainer: Trainer, module: LightningModule, what: str, on_nan: OnNan
+) -> bool:
+    """Say that a step was left out; after too many, stop, or prepare to go on more slowly.
+
+    Args:
+        watch: has left the step out.
+        trainer: of the run.
+        module: that is trained.
+        what: what is wrong, in words.
+        on_nan: what to do after too many such steps.
+
+    Returns:
+        Whether the run just goes on; else it has its last good weights again, and the learning rate
+        is to be reduced.
+
+    Raises:
+        TrainingError: when the run is to stop.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    most = watch.most if scaler is None else max(watch.most, _HALVINGS)
+    if watch.in_a_row <= most:
+        if scaler is None:
+            rank_zero_info(f"step {trainer.global_step + 1} is left out: {what}")
+        return True
+    last = last_checkpoint(trainer)
+    if on_nan == "reduce_lr" and last is not None:
+        _take_back(last, trainer, module)
+        watch.in_a_row = 0
+        return False
+    large = overflowing(watch.network, _LARGEST_HALF) if scaler is not None else []
+    if large:
+        what += f"; merged kernels are too large for float16 ({', '.join(large[:3])})"
+    go_on = "" if last is None else f"; the last good one is {short_path(last)}"
+    if last is not None:
+        go_on += f", go on with: {resume_command(last)}"
+    raise TrainingError(
+        f"The numbers broke: {what}; {watch.in_a_row} steps in a row became NaN or infinite; "
+        f"{remedy(go_on)}"
+    )
+
+
+def reduced(factor: float) -> float:
+    """The next factor of the learning rate.
+
+    Raises:
+        TrainingError: when it has been reduced too often.
+    """
+    if factor <= FACTOR**_MOST_REDUCTIONS:
+        raise TrainingError(
+            f"The numbers broke again at {factor:g} times the learning rate; look at the data, or "
+            f"{remedy()}"
+        )
+    rank_zero_info(f"The learning rate is {factor * FACTOR:g} times what it was to be from now on.")
+    return factor * FACTOR
+
+
+def last_checkpoint(trainer: Trainer) -> Path | None:
+    """The run's ``last.ckpt``, if there is one."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.filename == "last":
+            path = Path(callback.dirpath or "", "last.ckpt")
+            return path if path.is_file() else None
+    return None
+
+
+def _take_back(path: Path, trainer: Trainer, module: LightningModule) -> None:
+    """Give networks, average and optimizer what they had in a checkpoint."""
+    check_whole(path)
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(content.get(TRAINED, content["state_dict"]))
+    average = find_average(trainer)
+    if average is not None and TRAINED in content:
+        model: Any = average._average_model
+        model.module.load_state_dict(content["state_dict"])
+    for optimizer, state in zip(trainer.optimizers, content["optimizer_states"], strict=True):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+    rank_zero_info(f"The run has the weights of {short_path(path)} again.")

@@ -1,0 +1,68 @@
+"""Taking up a checkpoint: whatever is wrong with its content is said in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from gpd_cli.errors import GpdError
+from gpd_cli.teacher.checkpoint import check_content
+from gpd_cli.teacher.stored import damaged
+from gpd_cli.training.stored_state import check_optimizer_state, check_training_state
+
+
+class Restoring(_CheckpointConnector):
+    """Lightning's, which trusts that a checkpoint holds what it should.
+
+    What the checks do not foresee fails in Lightning, in an optimizer or in a callback, each with
+    an error of its own.
+    """
+
+    def resume_start(
+        self, checkpoint_path: str | Path | None = None, weights_only: bool | None = None
+    ) -> None:
+        """Read it, and check its form."""
+        with self._taken_up(checkpoint_path):
+            super().resume_start(checkpoint_path, weights_only)
+            if self._loaded_checkpoint:
+                check_content(Path(str(checkpoint_path)), self._loaded_checkpoint)
+                if self.trainer.state.fn == TrainerFn.FITTING:
+                    check_training_state(self._loaded_checkpoint)
+
+    def restore_model(self) -> None:
+        """Load the weights."""
+        with self._taken_up():
+            super().restore_model()
+
+    def restore_datamodule(self) -> None:
+        """Load the data module's state."""
+        with self._taken_up():
+            super().restore_datamodule()
+
+    def restore_callbacks(self) -> None:
+        """Load the callbacks' states."""
+        with self._taken_up():
+            super().restore_callbacks()
+
+    def restore_training_state(self) -> None:
+        """Load the states of precision, loops and optimizer."""
+        with self._taken_up():
+            super().restore_training_state()
+            if self._loaded_checkpoint and self.trainer.state.fn == TrainerFn.FITTING:
+                for optimizer in self.trainer.optimizers:
+                    check_optimizer_state(optimizer)
+
+    @contextmanager
+    def _taken_up(self, path: Any = None) -> Iterator[None]:
+        try:
+            yield
+        except (GpdError, MisconfigurationException, OSError):
+            raise
+        except Exception as error:  # of Lightning, torch and callbacks
+            raise damaged(path or self._ckpt_path, error) from error

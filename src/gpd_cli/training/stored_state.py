@@ -1,0 +1,94 @@
+"""Checks of what a checkpoint holds besides networks: the state of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gpd_cli.errors import WeightsError
+from gpd_cli.forms import FormError, anything, check_form, maybe, within
+
+_COUNT = within(0, 2**53)
+_TURNS = {"ready": _COUNT, "completed": _COUNT, "started": _COUNT, "processed": _COUNT}
+_PROGRESS = {"total": _TURNS, "current": _TURNS}
+_STATE = {
+    "global_step": _COUNT,
+    "loops": {
+        "fit_loop": {
+            "epoch_progress": _PROGRESS,
+            "epoch_loop.batch_progress": _PROGRESS,
+            "epoch_loop.state_dict": {"_batches_that_stepped": _COUNT},
+        }
+    },
+    "callbacks": {str: {}},
+    "optimizer_states": [{"state": {int: {}}, "param_groups": [{"params": [int]}]}],
+}
+_SUMS = {str: {"value": Tensor, "options": {}}}
+_HITS = {str: {str: Tensor}}
+# Entries of our own, which checkpoints of earlier versions lack.
+_OWN = {
+    "epoch_state": maybe(
+        {
+            "processes": [{"shown": {str: Tensor}}],
+            "values": {str: Tensor},
+            "row": maybe({"step": _COUNT, "values": {}}),
+            "rows": [_COUNT],
+            "average_epoch": maybe(int),
+        }
+    ),
+    "random_states": maybe([{"python": [anything], "numpy": [anything]}]),
+    "schedule": {"updates": maybe(_COUNT), "updates_per_epoch": maybe(within(1, 2**53))},
+    "static_scores": {"of": [str], "values": {str: float}},
+}
+
+
+def check_training_state(checkpoint: Mapping[str, Any]) -> None:
+    """Check that a run can go on from a checkpoint.
+
+    Args:
+        checkpoint: as it was read.
+
+    Raises:
+        WeightsError: when it was saved without the state of the optimizer.
+        FormError: when a part is missing or has another form.
+    """
+    if "optimizer_states" not in checkpoint:
+        raise WeightsError(
+            "The checkpoint has no state of the optimizer, as one saved with save_weights_only, so "
+            "that no run can go on from it; give last.ckpt, or start anew from its student (gpd "
+            "extract, then --model.student_weights)."
+        )
+    check_form(checkpoint, _STATE, "the checkpoint")
+    for name, form in _OWN.items():
+        if checkpoint.get(name):
+            check_form(checkpoint[name], form, f"the checkpoint, {name}")
+    for own in (checkpoint.get("epoch_state") or {}).get("processes", []):
+        check_form(own.get("sums", {}), _SUMS, "the checkpoint, sums of the epoch")
+        check_form(own.get("hits", {}), _HITS, "the checkpoint, hits of the epoch")
+
+
+def check_optimizer_state(optimizer: Optimizer) -> None:
+    """Check the state that an optimizer has taken up from a checkpoint.
+
+    Args:
+        optimizer: of the run.
+
+    Raises:
+        FormError: when a tensor does not have the shape of its weight, or is not finite.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            state = optimizer.state.get(weight, {})
+            check_form(state, {}, "the optimizer's state of a weight")
+            for name, value in state.items():
+                if not isinstance(value, Tensor):
+                    continue
+                place = f"the optimizer's {name} of a weight of shape {list(weight.shape)}"
+                if value.is_complex() or not torch.isfinite(value).all():
+                    raise FormError(f"{place} is complex, NaN or infinite")
+                if value.ndim == weight.ndim and value.ndim and value.shape != weight.shape:
+                    raise FormError(f"{place} has the shape {list(value.shape)}")

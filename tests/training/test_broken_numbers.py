@@ -1,0 +1,146 @@
+"""Losses and gradients that are NaN: the step is left out, the images are named, the run stops."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from runs import ALONE, BATCHES, PAIRED, checkpoint, fit, logged
+from torch import nn
+
+from gpd_cli.training.gap_remarks import remark_on_gap
+from gpd_cli.training.watch import Seen, StepWatch, overflowing
+
+
+class Break(Callback):
+    """Puts NaN into images of some batches; set by the tests."""
+
+    steps: tuple[int, ...] = ()
+    weights = False
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step not in self.steps:
+            return
+        if self.weights:
+            with torch.no_grad():
+                next(pl_module.parameters()).fill_(math.nan)
+        else:
+            batch[0][[1, 4]] = math.nan
+
+
+BROKEN = ["--trainer.callbacks+=test_broken_numbers.Break"]
+
+
+def images(folder: Path) -> None:
+    noise = np.random.default_rng(0)
+    for number in range(100):
+        path = folder / "images" / "train" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 255, (16, 16), dtype=np.uint8)).save(path)
+
+
+def told(errors: str, start: str) -> list[str]:
+    return [line for line in errors.splitlines() if line.startswith(start)]
+
+
+def test_a_batch_of_nan_is_as_if_it_had_not_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All steps after the first are broken: weights and statistics are those after the first."""
+    monkeypatch.setattr(Break, "steps", (1, 2))
+    assert fit(tmp_path, *PAIRED, *BROKEN) == 0
+    left_out = [text for text in caplog.messages if "is left out" in text]
+    assert len(left_out) == 2
+    assert left_out[0].startswith(
+        "step 2 is left out: the loss (student_ce, teacher_ce, gap) is NaN or infinite in batch 2 "
+        "of epoch 1, where pixels of image number "
+    )
+    other = tmp_path / "short"
+    other.mkdir()
+    monkeypatch.setattr(Break, "steps", ())
+    assert fit(other, *PAIRED, *BROKEN, "--trainer.limit_train_batches", "1") == 0
+    states = [checkpoint(folder) for folder in (tmp_path, other)]
+    first, second = (state["state_dict"] for state in states)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    momenta = [state["optimizer_states"][0]["state"] for state in states]
+    assert all(torch.equal(v["momentum_buffer"], momenta[1][k]["momentum_buffer"])
+               for k, v in momenta[0].items())  # fmt: skip
+
+
+def test_too_many_broken_steps_stop_the_run_and_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images(tmp_path)
+    monkeypatch.setattr(Break, "steps", (BATCHES, BATCHES + 1))
+    options = ["--data.dataset", "folder", "--data.root", "images", "--data.in_chans", "1"]
+    options += ["--data.val_split", "null", "--data.num_workers", "0", "--model.nan_steps", "1"]
+    options += ["--model.num_classes", "2", "--data.val_fraction", "0.2"]
+    assert fit(tmp_path, *ALONE, *BROKEN, *options, "--data.batch_size", "16", epochs=2) == 1
+    (error,) = told(capfd.readouterr().err, "gpd: error:")
+    assert (
+        "the loss (student_ce) is NaN or infinite in batch 2 of epoch 2, where pixels of" in error
+    )
+    assert error.count(".png") == 2
+    assert "2 steps in a row" in error
+    assert "gpd fit --resume runs/gpd/version_0" in error
+    assert checkpoint(tmp_path)["epoch"] == 0
+
+
+def test_reduce_lr_goes_on_from_the_last_good_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights that explode in the second epoch are those of the first one again."""
+    monkeypatch.setattr(Break, "steps", (BATCHES,))
+    monkeypatch.setattr(Break, "weights", True)
+    options = ["--model.on_nan", "reduce_lr", "--model.nan_steps", "0"]
+    options += ["--model.optimizer.sched", "none", "--model.optimizer.lr", "0.08"]
+    options += ["--trainer.log_every_n_steps", "1"]
+    assert fit(tmp_path, *PAIRED, *BROKEN, *options, epochs=2) == 0
+    assert "The run has the weights of runs/gpd/version_0/checkpoints/last.ckpt again." in (
+        caplog.messages
+    )
+    state = checkpoint(tmp_path)
+    assert all(torch.isfinite(t).all() for t in state["state_dict"].values())
+    assert state["schedule"]["rate_factor"] == 0.5
+    assert {group["lr"] for group in state["optimizer_states"][0]["param_groups"]} == {0.04}
+    assert fit(
+        tmp_path, "--ckpt_path", "runs/gpd/version_0/checkpoints/last.ckpt",
+        *PAIRED, *options, epochs=3,
+    ) == 0  # fmt: skip
+    rates = {float(row["lr"]) for row in logged(tmp_path, 1) if row.get("lr")}
+    assert rates == {pytest.approx(0.04)}
+
+
+def test_a_gradient_that_breaks_under_a_finite_loss_is_seen() -> None:
+    network = nn.BatchNorm1d(2)
+    watch = StepWatch(network, 1)
+    watch.remember()
+    network(torch.ones(3, 2))
+    logits = torch.zeros(3, 2)
+    watch.begin(Seen.of({"ce": torch.tensor(1.0)}, torch.zeros(3, 1, 2, 2), [logits], 0, 4))
+    what = watch.judge([torch.tensor([1.0, math.inf])], lambda batch, places: [])
+    assert what == "a gradient is NaN or infinite in batch 5 of epoch 1"
+    watch.undo()
+    assert network.num_batches_tracked == 0
+    assert torch.equal(network.running_mean, torch.zeros(2))
+    assert watch.judge([torch.ones(2)], lambda batch, places: []) is None
+
+
+def test_kernels_too_large_for_float16_are_named() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with torch.no_grad():
+        network[1].weight.fill_(7e4)
+    assert overflowing(network, 65504.0) == ["1"]
+
+
+def test_remarks_on_a_gap_are_rare() -> None:
+    assert remark_on_gap([0, 0, 0, 0, 0, 0], 99.5) is None  # both have learned it all
+    assert remark_on_gap([-1, -1, -1, -1], 50.0) is None  # too early
+    assert remark_on_gap([1, 2, 1, 3, 2, 1, 2], 50.0) is None
+    assert remark_on_gap([30] * 10, 50.0) is None  # wide, and no wider
