@@ -79,6 +79,7 @@ def by_hand(data: ImageData, settings: OptimizerSettings, epochs: int) -> nn.Mod
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
+        fused=True,
     )
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -575,6 +576,29 @@ def test_parameters_a_model_exempts_are_not_decayed() -> None:
         network, make_optimizer(network, OptimizerSettings(weight_decay=0.01), {"network.weight"})
     )
     assert decay == {"network.weight": 0.0, "network.bias": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("opt", "arguments", "is_fused"),
+    [
+        ("sgd", {}, True),
+        ("adamw", {}, True),
+        ("sgd", {"foreach": True}, False),
+        ("adamw", {"fused": False}, False),
+        ("lamb", {}, False),
+    ],
+)
+def test_optimizers_of_torch_are_fused_unless_told_otherwise(
+    opt: str, arguments: dict[str, Any], is_fused: bool
+) -> None:
+    network = nn.Linear(4, 2)
+    settings = OptimizerSettings(opt=opt, opt_args=arguments)
+    optimizer = make_optimizer(network, settings, set(), fused=True)
+    assert bool(optimizer.defaults.get("fused")) == is_fused
+    network(torch.ones(1, 4)).sum().backward()
+    before = network.weight.clone()
+    optimizer.step()
+    assert not torch.equal(network.weight, before)
 
 
 @pytest.mark.parametrize(

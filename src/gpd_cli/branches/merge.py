@@ -86,7 +86,7 @@ def branch_kernel(
 
 
 def pointwise_factor(parameters: Mapping[str, Tensor], fan: int) -> Tensor:
-    """The 1 x 1 convolution of ``1x1_kxk``: its deviation from the identity, plus the identity.
+    """The 1 x 1 convolution of ``1x1_kxk``: by default its deviation from the identity is stored.
 
     Args:
         parameters: the branch's tensors, see `branch_kernel`.
@@ -95,6 +95,8 @@ def pointwise_factor(parameters: Mapping[str, Tensor], fan: int) -> Tensor:
     Returns:
         ``[g * J, I/g, 1, 1]``.
     """
+    if "first" in parameters:  # of an inner width of its own
+        return parameters["first"]
     deviation, identity = parameters["deviation"], parameters.get("identity")
     return from_identity(deviation, fan) if identity is None else deviation + identity
 

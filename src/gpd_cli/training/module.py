@@ -88,6 +88,8 @@ class GapPreservingDistillation(EvaluatedModule):
             OREPA's, for training from scratch; gpd is that of the paper's authors, where both
             networks start as the function of the merged branches and not as the student's own
             weights.
+        branch_width: inner channels of the 1x1_kxk branch, in units of the paper's; 0.25 makes the
+            step much cheaper where batches or images are small.
         shared: whether student and dynamic teacher share their weights; false trains both with
             weights of their own, to see what sharing is worth.
         static_teacher: a frozen network to distil from; by default none.
@@ -127,6 +129,7 @@ class GapPreservingDistillation(EvaluatedModule):
         width_multiple: int = 1,
         branch_layers: list[str] | str = "all",
         branch_init: BranchInit = "zero",
+        branch_width: float = 1.0,
         shared: bool = True,
         static_teacher: StaticTeacherSettings = StaticTeacherSettings(),  # noqa: B008 - frozen
         assistants: list[StaticTeacherSettings] | None = None,
@@ -171,6 +174,7 @@ class GapPreservingDistillation(EvaluatedModule):
             width_multiple=width_multiple,
             branch_layers=branch_layers,
             branch_init=branch_init,
+            branch_width=branch_width,
             shared=shared,
             generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
@@ -426,5 +430,6 @@ class GapPreservingDistillation(EvaluatedModule):
             branch_names(chosen["branches"], chosen["branch_init"]),
             layer_patterns(chosen["branch_layers"]),
             self.storage,
+            chosen["branch_width"],
             images,
         )

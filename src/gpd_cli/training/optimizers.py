@@ -18,7 +18,6 @@ from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.tensors import Storage
 
-
 FUSED = ("sgd", "nesterov", "momentum", "adam", "adamw")
 """Optimizers of timm that are torch's own and have a fused update."""
 
