@@ -33,7 +33,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python bench/step.py
+	$(BIN)/python -m bench.speed --device $(or $(DEVICE),cpu)
 
 # make coverage NAMES="convnext torchvision/resnet18" JOBS=4; without names it resumes.
 coverage: setup
