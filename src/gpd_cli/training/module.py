@@ -19,11 +19,13 @@ from gpd_cli.distill.methods.simkd import adopt_classifier, freeze_classifier
 from gpd_cli.distill.objective import Objective
 from gpd_cli.distill.static_teacher import StaticTeacherSettings, load_static_teachers
 from gpd_cli.distributed.world import share_buffers
-from gpd_cli.errors import DataError
+from gpd_cli.errors import DataError, ModelError
 from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
 from gpd_cli.teacher.expansion import DEFAULT_NOISE
 from gpd_cli.teacher.networks import layer_patterns, summary, with_teacher
+from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.recomputing import has_hooks
 from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up, settle
 from gpd_cli.training.checks import (
     check_same_classes,
@@ -112,6 +114,9 @@ class GapPreservingDistillation(EvaluatedModule):
         optimizer: optimizer and schedule.
         channels_last: keep kernels and images in channels-last memory format, as tensor cores take
             them.
+        recompute_student: keep no activations of the student, and run it a second time in the
+            backward pass: a step takes a little longer and needs hardly more memory than training
+            the wide network alone.
         compile: compile the networks with torch.compile; true, or the name of a backend.
     """
 
@@ -145,6 +150,7 @@ class GapPreservingDistillation(EvaluatedModule):
         label_smoothing: float = 0.0,
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 - frozen
         channels_last: bool = False,
+        recompute_student: bool = False,
         compile: bool | str = False,
     ) -> None:
         super().__init__()
@@ -191,6 +197,8 @@ class GapPreservingDistillation(EvaluatedModule):
                 weight=static_weight,
                 warmup_epochs=static_warmup_epochs,
             )
+        if recompute_student:
+            self._recompute_student()
         self.objective = Objective(
             gap_weight=gap_weight,
             gap_smoothing=gap_smoothing,
@@ -402,6 +410,21 @@ class GapPreservingDistillation(EvaluatedModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Schedules of timm are functions of the number of updates."""
         scheduler.step_update(self._clock.updates(self.trainer.global_step))
+
+    def _recompute_student(self) -> None:
+        if not isinstance(self.network, Pair):
+            raise ModelError(
+                "Without a dynamic teacher (ratio 1, one branch) there is nothing that "
+                "--model.recompute_student could save; leave it out."
+            )
+        hooked = [name for name, m in self.network.narrow.named_modules() if has_hooks(m)]
+        if hooked:
+            raise ModelError(
+                f"--model.recompute_student runs the student twice, and the features of its module "
+                f"'{hooked[0]}' are read in the first run; leave it out, or choose a method that "
+                "compares logits only."
+            )
+        self.network.recompute_student = True
 
     def _data(self) -> Any:
         """The data module; None for a run without one."""
