@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from gpd_cli.__main__ import main
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.data import ImageData
-from gpd_cli.distill.methods import DKD, KD, Batch, Method
+from gpd_cli.distill.methods import DKD, KD, Batch, FitNets, Method
 from gpd_cli.distill.methods.dkd import dkd_loss
 from gpd_cli.distill.methods.kd import kd_loss
 from gpd_cli.distill.static_teacher import StaticTeacherSettings
@@ -365,6 +365,15 @@ def test_method_settings_reach_the_loss(static_weights: Path) -> None:
     terms = module.distillation({"student": logits}, images, Batch(labels))
     teacher = module.distillation.teachers[0](images)
     assert torch.equal(terms["student_static"], 0.5 * kd_loss(logits, teacher, 2.0))
+
+
+def test_a_student_that_is_run_twice_refuses_what_reads_its_features(static_weights: Path) -> None:
+    options = {"ratio": 2, "branches": 1, "recompute_student": True}
+    assert distiller(static_weights, KD, **options).network.recompute_student
+    with pytest.raises(GpdError, match=r"recompute_student .* compares logits only"):
+        distiller(static_weights, FitNets, **options)
+    with pytest.raises(GpdError, match="Without a dynamic teacher"):
+        distiller(static_weights, KD, ratio=1, branches=1, recompute_student=True)
 
 
 def test_run_with_a_static_teacher_is_scored_without_its_file(
