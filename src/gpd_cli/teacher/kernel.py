@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.branches import BranchBank
+from gpd_cli.distributed.averaging import averaged
 from gpd_cli.widening.plan import Index, TensorPlan
 from gpd_cli.widening.tensors import Storage, stored_scales
 
@@ -181,6 +182,7 @@ class SharedKernel(nn.Module):
         super().__init__()
         self.sharing = sharing
         self.branches = branches
+        self.averages_gradient = False  # of the merged kernel, over processes
         self._student: Tensor | None = None
 
     def forward(self, stored: Tensor) -> Tensor:
@@ -194,9 +196,15 @@ class SharedKernel(nn.Module):
 
     def both_kernels(self, stored: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's kernel and the student's, which is a block of the merged kernel."""
-        merged = stored if self.branches is None else self.branches(stored)
+        merged = stored if self.branches is None else self._averaging(self.branches(stored))
         kernels: tuple[Tensor, Tensor] = self.sharing(merged, in_place=merged is not stored)
         return kernels
+
+    def _averaging(self, merged: Tensor) -> Tensor:
+        """A merged kernel whose gradient is averaged over processes, where that is wanted."""
+        if self.averages_gradient and merged.requires_grad:
+            merged.register_hook(averaged)
+        return merged
 
     def student(self, stored: Tensor) -> Tensor:
         """The student's kernel, as sliced when the teacher's kernel was last computed.

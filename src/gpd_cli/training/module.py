@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -18,6 +19,7 @@ from gpd_cli.distill.methods import KD, Batch, Method
 from gpd_cli.distill.methods.simkd import adopt_classifier, freeze_classifier
 from gpd_cli.distill.objective import Objective
 from gpd_cli.distill.static_teacher import StaticTeacherSettings, load_static_teachers
+from gpd_cli.distributed.averaging import share_parameters
 from gpd_cli.distributed.world import share_buffers
 from gpd_cli.errors import DataError, ModelError
 from gpd_cli.models import ModelSpec, check_images, input_shape
@@ -42,6 +44,7 @@ from gpd_cli.training.optimizers import (
     suitable_storage,
     updates_in_epoch,
 )
+from gpd_cli.training.reduction import average_merged_kernels
 from gpd_cli.training.resuming import (
     ScheduleClock,
     check_same_optimizer,
@@ -215,6 +218,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self._clock = ScheduleClock()
         self._resumed: dict[str, Any] | None = None
         self._group_settings: list[dict[str, Any]] = []
+        self._averaged: list[str] = []  # parameters whose gradients are averages already
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logits of student and dynamic teacher (None without one), ``[B, C]`` each."""
@@ -249,8 +253,8 @@ class GapPreservingDistillation(EvaluatedModule):
             )
         if stage == "fit" and self.distillation is not None:
             self.distillation.prepare(data, shape)
-            equal = [f"distillation.{name}" for name in self.distillation.same_everywhere()]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, equal)
+        if stage == "fit":
+            self._divide_reduction()
         if shape is None or shape == self.image_shape:
             return
         check_images(self.network.extract(), shape, "--model.student_args")
@@ -261,6 +265,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self.train()
         if (average := find_average(self.trainer)) is not None:
             settle(average, self)
+        share_parameters(self, self._averaged)
         rank_zero_info(summary(self.spec.name, self.network))
         defaults = plain_settings(default_settings(GapPreservingDistillation))
         if ignored := ignored_settings(self.hparams, defaults):
@@ -425,6 +430,19 @@ class GapPreservingDistillation(EvaluatedModule):
                 "compares logits only."
             )
         self.network.recompute_student = True
+
+    def _divide_reduction(self) -> None:
+        """Tell DistributedDataParallel what it need not send between processes."""
+        ignored = []
+        if self.distillation is not None:
+            ignored = [f"distillation.{name}" for name in self.distillation.same_everywhere()]
+        is_spread = isinstance(self.trainer.strategy, DDPStrategy) and self.trainer.world_size > 1
+        if is_spread and isinstance(self.network, Pair):
+            names = average_merged_kernels(self.network)
+            self._averaged = [f"network.{name}" for name in names]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self, ignored + self._averaged
+        )
 
     def _data(self) -> Any:
         """The data module; None for a run without one."""
