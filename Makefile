@@ -41,7 +41,7 @@ fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz $(FUZZ)
 
 bench: setup
-	$(BIN)/python bench/step.py
+	$(BIN)/python -m bench.speed --device $(or $(DEVICE),cpu)
 
 # make coverage NAMES="convnext torchvision/resnet18" JOBS=4; without names it resumes.
 coverage: setup
