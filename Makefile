@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all lint bench coverage clean
+.PHONY: setup demo test test-all lint docs bench coverage clean
 
 setup: $(VENV)/installed
 
@@ -32,6 +32,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Pages from docs/, into site/; a link that leads nowhere is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: setup
 	$(BIN)/python bench/step.py
 
@@ -40,4 +44,4 @@ coverage: setup
 	$(BIN)/python -m bench.coverage --jobs $(or $(JOBS),1) $(NAMES)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
