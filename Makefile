@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all lint bench chaos fuzz coverage clean
+.PHONY: setup demo test test-all lint docs bench chaos fuzz coverage clean
 
 setup: $(VENV)/installed
 
@@ -40,12 +40,16 @@ chaos: setup
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz $(FUZZ)
 
+# Pages from docs/, into site/; a link that leads nowhere is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: setup
-	$(BIN)/python bench/step.py
+	$(BIN)/python -m bench.speed --device $(or $(DEVICE),cpu)
 
 # make coverage NAMES="convnext torchvision/resnet18" JOBS=4; without names it resumes.
 coverage: setup
 	$(BIN)/python -m bench.coverage --jobs $(or $(JOBS),1) $(NAMES)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

@@ -47,16 +47,17 @@ def load(path: Path) -> torch.nn.Module:
 
 
 def main() -> None:
-    """Print a JSON line per file: accuracy in percent on validation and test digits."""
+    """Print a JSON line per file: per split the accuracy in percent, and which images are wrong."""
     splits = digits()
     for name in sys.argv[1:]:
         model = load(Path(name))
-        scores = {}
+        accuracy, wrong = {}, {}
         for split, (images, labels) in splits.items():
             with torch.no_grad():
-                hits = (model(images).argmax(dim=1) == labels).float()
-            scores[split] = 100 * hits.mean().item()
-        print(json.dumps({"file": name, **scores}))
+                hits = model(images).argmax(dim=1) == labels
+            accuracy[split] = 100 * hits.float().mean().item()
+            wrong[split] = (~hits).nonzero().flatten().tolist()
+        print(json.dumps({"file": name, **accuracy, "wrong": wrong}))
     assert "gpd_cli" not in sys.modules
 
 

@@ -9,6 +9,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from scipy.stats import binomtest
 
 HERE = Path(__file__).parent
 RUNS = Path("runs")
@@ -61,8 +64,8 @@ def extract(run: str, output: Path, *options: str) -> Path:
     return output
 
 
-def evaluate(files: dict[str, Path]) -> dict[str, dict[str, float]]:
-    """Accuracies by network, on validation and test, by a process that does not import gpd."""
+def evaluate(files: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """Accuracies and wrong images by network and split, by a process that does not import gpd."""
     command = [sys.executable, str(HERE / "evaluate.py"), *map(str, files.values())]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -77,7 +80,25 @@ def best_epoch(metrics: Path) -> dict[str, float]:
     return {name: float(best[f"val/{name}_top1"]) for name in ("student", "teacher")}
 
 
-def report(scores: dict[str, dict[str, float]], logged: dict[str, float], student: Path) -> None:
+def compared(student: list[int], alone: list[int]) -> str:
+    """What the difference of two students is worth, by McNemar's exact test.
+
+    Args:
+        student: the test images that the student trained with gpd gets wrong.
+        alone: those that the student trained alone gets wrong.
+    """
+    better, worse = len(set(alone) - set(student)), len(set(student) - set(alone))
+    if not better + worse:
+        return "both students are right on the same test images"
+    # Were both as good, each image that only one gets right would be the throw of a fair coin.
+    chance = binomtest(better, better + worse).pvalue
+    return (
+        f"test images that only one student gets right: {better} with gpd, {worse} alone "
+        f"(chance makes as great a difference in {100 * chance:.0f} % of cases)"
+    )
+
+
+def report(scores: dict[str, dict[str, Any]], logged: dict[str, float], student: Path) -> None:
     """Print the comparison; fail if an extracted file does not have the logged accuracy."""
     print("\naccuracy (%) of the extracted files, plain PyTorch   validation     test")
     titles = {
@@ -90,6 +111,7 @@ def report(scores: dict[str, dict[str, float]], logged: dict[str, float], studen
         print(f"  {title:50} {values['validation']:10.2f} {values['test']:8.2f}")
     gap = {k: scores["teacher"][k] - scores["student"][k] for k in ("validation", "test")}
     print(f"  {'gap (points)':50} {gap['validation']:10.2f} {gap['test']:8.2f}")
+    print(compared(scores["student"]["wrong"]["test"], scores["alone"]["wrong"]["test"]))
     for name in ("student", "teacher"):
         same = abs(scores[name]["validation"] - logged[name]) < 1e-4
         sign = "=" if same else "is NOT"

@@ -1,9 +1,11 @@
 """Every test starts from the same random state, whatever ran before it."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from wheels import build_wheel, install
 
 # Before the tests import anything else, as in the program: Python keeps one object for the types
 # `int | float` and `float | int`, so that otherwise what is imported first decides whether the
@@ -27,3 +29,10 @@ torch.set_warn_always(True)
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the programs of an environment into which the wheel was installed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    return install(build_wheel(folder), folder / "environment")

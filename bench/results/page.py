@@ -38,9 +38,9 @@ def render_page(everything: Iterable[Records]) -> str:
     lines = [
         "# Results",
         "",
-        "This page is made by `python -m bench.results` of the [tables](../results) and the "
-        "records beside them: every number is computed from the records, and each record holds "
-        "the command of its run.",
+        "This page is made by `python -m bench.results` of the tables in the folder `results` and "
+        "the records beside them: every number is computed from the records, and each record "
+        "holds the command of its run.",
         "",
         "- student, teacher: test accuracy (top-1, %) of the checkpoint that was best on held-out "
         "training images: mean and standard deviation over seeds; tested once;",

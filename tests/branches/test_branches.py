@@ -553,6 +553,39 @@ def test_expansion_with_each_branch_is_exact(name: str, init: str, network: str)
         assert torch.equal(pair.extract().eval()(x), pair(x)[0])
 
 
+@pytest.mark.parametrize("init", ["zero", "orepa"])
+@pytest.mark.parametrize("width", [0.25, 0.6, 2])
+def test_the_product_of_another_width_is_exact_and_learns(width: float, init: str) -> None:
+    torch.manual_seed(0)
+    student, x = TinyConvNet(), torch.randn(4, 3, 12, 12)
+    options = {"branches": ["1x1_kxk"], "branch_init": init, "branch_width": width}
+    pair = gpd_cli.expand(student, sample=x, **options)
+    assert pair.certificate.difference < 1e-9
+    bank = pair.teacher.get_submodule("3").parametrizations.weight[-1].branches
+    inner = max(1, round(16 * width))
+    assert bank.weights["1x1_kxk"].first.shape == (inner, 16, 1, 1)
+    assert bank.weights["1x1_kxk"].weight.shape == (16, inner, 3, 3)
+    for gate in bank.gates.values():
+        nn.init.normal_(gate)
+    pair.train()(x)[1].square().sum().backward()
+    assert all(parameter.grad.any() for parameter in bank.parameters())
+    pair.eval()
+    with torch.no_grad():
+        assert torch.equal(pair.extract().eval()(x), pair(x)[0])
+
+
+@pytest.mark.parametrize("width", [0, -1, float("inf"), float("nan"), "wide"])
+def test_widths_that_are_none_are_refused(width: object) -> None:
+    with pytest.raises(ExpansionError, match="branch_width must be above 0"):
+        gpd_cli.expand(ThreeConvs(), sample=torch.zeros(2, 3, 9, 9), branch_width=width)
+
+
+def test_the_authors_block_has_the_papers_width() -> None:
+    options = {"branches": 6, "branch_init": "gpd", "branch_width": 0.5}
+    with pytest.raises(ExpansionError, match="leave it at 1"):
+        gpd_cli.expand(ThreeConvs(), sample=torch.zeros(2, 3, 9, 9), **options)
+
+
 class ThreeConvs(nn.Sequential):
     """A strided stem, plain and depthwise 3 x 3, and a 5 x 5."""
 

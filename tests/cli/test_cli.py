@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
+from documentation import python_file
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -170,10 +171,7 @@ def test_module_and_program_are_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_method_of_ones_own_is_found_beside_the_configuration(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    examples = re.findall(r"```python\n(# mine\.py\n.*?)```", readme, flags=re.DOTALL)
-    (example,) = (text for text in examples if "class Cosine" in text)
-    (tmp_path / "mine.py").write_text(example)
+    (tmp_path / "mine.py").write_text(python_file("docs/own.md", "mine.py", "class Cosine"))
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     torch.save(student().state_dict(), tmp_path / "static.pth")
     static = ["--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(TINY)]

@@ -1,7 +1,5 @@
 """A student and data of a user's own, by the path of their class."""
 
-import re
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -11,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from documentation import commands, python_file
 from torch import nn
 
 from gpd_cli.__main__ import main
 from gpd_cli.errors import ModelError
 from gpd_cli.models import ModelSpec, create_model
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = "docs/own.md"
 LAST = "runs/gpd/version_0/checkpoints/last.ckpt"
 CPU = ["--trainer.accelerator", "cpu"]
 
@@ -43,10 +42,8 @@ def unannotated(width: int):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the README's example."""
-    examples = re.findall(r"```python\n(# mine\.py\n.*?)```", README, flags=re.DOTALL)
-    (example,) = (text for text in examples if "class Squares" in text)
-    (tmp_path / "mine.py").write_text(example)
+    """A folder with the documentation's example."""
+    (tmp_path / "mine.py").write_text(python_file(PAGE, "mine.py", "class Squares"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("mine", None)
@@ -55,8 +52,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_student_and_data_of_ones_own(mine: Path) -> None:
-    (command,) = re.findall(r"^gpd (fit --model\.student mine\.Net .*?[^\\])$", README, re.M | re.S)
-    arguments = shlex.split(command.replace("\\\n", " "))
+    (arguments,) = (found for _, found in commands(PAGE) if "mine.Net" in found)
     assert main([*arguments, *CPU]) == 0
     # Only the checkpoint says what network and data there were.
     for evaluation in ("validate", "test", "predict"):

@@ -1,6 +1,5 @@
 """Recipes by name: `gpd recipes` and ``-c recipe:NAME``, also from an installed wheel."""
 
-import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -138,32 +137,13 @@ def test_only_configurations_are_taken_for_recipes() -> None:
 
 
 @pytest.mark.slow
-def test_wheel_has_them(tmp_path: Path) -> None:
-    copy, empty = tmp_path / "copy", tmp_path / "empty"
+def test_wheel_has_them(installed: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
     empty.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for folder in ("src", "configs"):
-        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    pip = [sys.executable, "-m", "pip", "--quiet"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
-    subprocess.run([*build, str(copy)], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    target = tmp_path / "target"
-    install = [*pip, "install", "--no-deps", "--no-index", "--target", str(target)]
-    subprocess.run([*install, str(wheel)], check=True)
-    shutil.rmtree(copy)
-    # A path in front of the others, as a repository that is installed for editing has its own.
-    code = (
-        f"import sys; sys.path.insert(0, {str(target)!r}); import gpd_cli; "
-        f"assert gpd_cli.__file__.startswith({str(target)!r}); "
-        "from gpd_cli.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
-    run = [sys.executable, "-c", code]
-    listed = subprocess.run([*run, "recipes"], cwd=empty, capture_output=True, text=True)
+    gpd = str(installed / "gpd")
+    listed = subprocess.run([gpd, "recipes"], cwd=empty, capture_output=True, text=True)
     assert listed.stdout == said("recipes")
     name = "imagenet/distill/rvt_tiny_dkd"
-    command = [*run, "fit", "-c", f"recipe:{name}", "--print_config"]
+    command = [gpd, "fit", "-c", f"recipe:{name}", "--print_config"]
     result = subprocess.run(command, cwd=empty, capture_output=True, text=True)
     assert yaml.safe_load(result.stdout) == printed("-c", str(CONFIGS / f"{name}.yaml"))

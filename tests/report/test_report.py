@@ -13,6 +13,7 @@ import torch
 from runs import ALONE, PAIRED, fit, last_logged, run_folder
 
 from gpd_cli.__main__ import main
+from gpd_cli.commands.closing import closing_lines
 from gpd_cli.report.predictions import class_accuracies, predict, worst_confusions
 from gpd_cli.report.run import (
     ReportError,
@@ -52,6 +53,34 @@ def test_rows_of_an_epoch_are_brought_together(tmp_path: Path) -> None:
     assert run.curve("train/student_top1") == ([1, 2], [30, 50])
     assert [row["lr"] for row in run.steps] == [0.1, 0.05]
     assert run.best_epoch == 2  # the first of two, whose weights best.ckpt has
+
+
+def test_run_that_started_from_a_checkpoint_has_the_epochs_before(tmp_path: Path) -> None:
+    """Each run says which checkpoint it started from, by a path from the working directory."""
+    write_run(tmp_path / "runs/a/version_0")
+    second = "epoch,step,lr,val/student_top1\n1,20,0.5,\n1,31,,45.0\n2,47,,44.0\n"
+    checkpoint = "ckpt_path: runs/a/version_{}/checkpoints/last.ckpt"
+    write_run(tmp_path / "runs/a/version_1", second, checkpoint.format(0))
+    third = "epoch,step,lr,val/student_top1\n3,50,0.1,\n3,63,,43.0\n"
+    run = read_run(write_run(tmp_path / "runs/a/version_2", third, checkpoint.format(1)))
+    assert run.curve("val/student_top1") == ([1, 2, 3, 4], [40, 45, 44, 43])
+    assert run.curve("train/student_top1") == ([1], [30])
+    assert [(row["step"], row["lr"]) for row in run.steps] == [
+        (9, 0.1),
+        (19, 0.05),
+        (20, 0.5),
+        (50, 0.1),
+    ]
+    assert (run.first, run.best_epoch, run.own_epochs) == (4, 4, [4])  # as best.ckpt is its own
+    assert "2 epochs" in "".join(closing_lines(read_run(tmp_path / "runs/a/version_1"), 1))
+    assert not run.lacking
+
+    shutil.rmtree(tmp_path / "runs/a/version_0")
+    run = read_run(tmp_path / "runs/a/version_2")
+    assert run.curve("val/student_top1") == ([2, 3, 4], [45, 44, 43])
+    assert (
+        "epochs before 2, of runs/a/version_0/checkpoints/last.ckpt, was not found" in run.lacking
+    )
 
 
 def test_runs_are_named_from_where_their_paths_differ(tmp_path: Path) -> None:

@@ -122,6 +122,20 @@ def test_run_with_the_authors_settings_rebuilds_them(authors_run: Path) -> None:
     assert Description.from_dict(older).branch_layers == ("all",)
 
 
+def test_the_width_of_the_product_branch_is_rebuilt(tmp_path: Path) -> None:
+    path = tmp_path / "wide.safetensors"
+    options = {"student_args": TINY, "num_classes": 10, "branches": ["1x1_kxk"]}
+    expand_command(path, student="resnet18", branch_width=0.5, **options)
+    network, description = load_networks(path)
+    assert description.branch_width == 0.5
+    shapes = {n: p.shape for n, p in network.named_parameters() if n.endswith("1x1_kxk.first")}
+    assert shapes
+    assert all(inner == max(1, fan // 2) for inner, fan, *_ in shapes.values())
+    older = description.to_dict()
+    del older["branch_width"]
+    assert Description.from_dict(older).branch_width == 1
+
+
 def test_a_run_with_the_authors_settings_goes_on(authors_run: Path, tmp_path: Path) -> None:
     options = ["--trainer.max_epochs", "2", "--ckpt_path", str(authors_run)]
     before, after = (

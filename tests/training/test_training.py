@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from gpd_cli.__main__ import main
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.data import ImageData
-from gpd_cli.distill.methods import DKD, KD, Batch, Method
+from gpd_cli.distill.methods import DKD, KD, Batch, FitNets, Method
 from gpd_cli.distill.methods.dkd import dkd_loss
 from gpd_cli.distill.methods.kd import kd_loss
 from gpd_cli.distill.static_teacher import StaticTeacherSettings
@@ -79,6 +79,7 @@ def by_hand(data: ImageData, settings: OptimizerSettings, epochs: int) -> nn.Mod
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
+        fused=True,
     )
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -366,6 +367,15 @@ def test_method_settings_reach_the_loss(static_weights: Path) -> None:
     assert torch.equal(terms["student_static"], 0.5 * kd_loss(logits, teacher, 2.0))
 
 
+def test_a_student_that_is_run_twice_refuses_what_reads_its_features(static_weights: Path) -> None:
+    options = {"ratio": 2, "branches": 1, "recompute_student": True}
+    assert distiller(static_weights, KD, **options).network.recompute_student
+    with pytest.raises(GpdError, match=r"recompute_student .* compares logits only"):
+        distiller(static_weights, FitNets, **options)
+    with pytest.raises(GpdError, match="Without a dynamic teacher"):
+        distiller(static_weights, KD, ratio=1, branches=1, recompute_student=True)
+
+
 def test_run_with_a_static_teacher_is_scored_without_its_file(
     static_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -575,6 +585,29 @@ def test_parameters_a_model_exempts_are_not_decayed() -> None:
         network, make_optimizer(network, OptimizerSettings(weight_decay=0.01), {"network.weight"})
     )
     assert decay == {"network.weight": 0.0, "network.bias": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("opt", "arguments", "is_fused"),
+    [
+        ("sgd", {}, True),
+        ("adamw", {}, True),
+        ("sgd", {"foreach": True}, False),
+        ("adamw", {"fused": False}, False),
+        ("lamb", {}, False),
+    ],
+)
+def test_optimizers_of_torch_are_fused_unless_told_otherwise(
+    opt: str, arguments: dict[str, Any], is_fused: bool
+) -> None:
+    network = nn.Linear(4, 2)
+    settings = OptimizerSettings(opt=opt, opt_args=arguments)
+    optimizer = make_optimizer(network, settings, set(), fused=True)
+    assert bool(optimizer.defaults.get("fused")) == is_fused
+    network(torch.ones(1, 4)).sum().backward()
+    before = network.weight.clone()
+    optimizer.step()
+    assert not torch.equal(network.weight, before)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ class BranchBank(nn.Module):
         groups: groups of the convolution.
         names: the extra branches, as `branch_names` returns them.
         init: initial values of gates and weights.
+        width: inner channels of ``1x1_kxk``, see `gpd_cli.expand`.
         channels: ``[O]``, for the identity branch: the input channel within the group that each
             output copies; by default the input channel in the same position.
         device: device of the parameters.
@@ -59,6 +60,7 @@ class BranchBank(nn.Module):
         names: Sequence[str],
         *,
         init: BranchInit = "zero",
+        width: float = 1.0,
         channels: Tensor | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -81,6 +83,7 @@ class BranchBank(nn.Module):
                 kernel_shape,
                 groups,
                 init=init,
+                width=width,
                 authors=self.is_authors,
                 device=device,
                 dtype=dtype,

@@ -72,6 +72,7 @@ def initial_parameters(
     groups: int,
     *,
     init: BranchInit = "zero",
+    width: float = 1.0,
     authors: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -91,6 +92,9 @@ def initial_parameters(
         kernel_shape: shape of the main kernel, ``[O, I/g, kh, kw]``, or ``[O, I]``.
         groups: groups of the convolution.
         init: see `gpd_cli.branches.BranchInit`.
+        width: inner channels of ``1x1_kxk`` in units of the usual ones. With another number of
+            them than 1 there is no identity to start from, and the first half starts as a
+            convolution.
         authors: whether the branch is one of the authors' block, see
             `gpd_cli.branches.AUTHORS_BRANCHES`.
         device: device of the result.
@@ -124,6 +128,10 @@ def initial_parameters(
             return {"weight": conv(out_channels, fan, *size)}
         case "1x1_kxk":
             inner = fan if groups <= 4 or authors else 2 * fan
+            if width != 1:
+                inner = max(1, round(width * inner))
+                first = conv(groups * inner, fan, 1, 1)
+                return {"first": first, "weight": conv(out_channels, inner, *size)}
             return {
                 "deviation": zeros(groups * inner, fan, 1, 1),
                 "weight": conv(out_channels, inner, *size),

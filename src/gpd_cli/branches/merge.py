@@ -8,6 +8,7 @@ al., CVPR 2022).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -24,6 +25,15 @@ from gpd_cli.branches.functional import (
     linear_factors,
     pointwise_average,
     pointwise_kxk,
+)
+from gpd_cli.branches.gated_sum import (
+    Dense,
+    DepthwiseProduct,
+    Filtered,
+    Identity,
+    PointwiseProduct,
+    Term,
+    gated_sum,
 )
 from gpd_cli.branches.names import MAIN_GATE
 
@@ -56,9 +66,7 @@ def branch_kernel(
         case "kxk_2":
             return weight
         case "1x1_kxk":
-            deviation, identity = parameters["deviation"], parameters.get("identity")
-            first = from_identity(deviation, fan) if identity is None else deviation + identity
-            return pointwise_kxk(first, weight, groups)
+            return pointwise_kxk(pointwise_factor(parameters, fan), weight, groups)
         case "1x1_avg":
             return pointwise_average(weight, kernel_size)
         case "frequency":
@@ -66,10 +74,8 @@ def branch_kernel(
                 weight.shape[0], kernel_size, dtype=weight.dtype, device=weight.device
             )
             return frequency_prior(weight, filters)
-        case "depthwise_separable":
-            return depthwise_separable(parameters["depthwise"], weight, groups)
-        case "do_conv":
-            depthwise = from_identity(parameters["deviation"], weight[0, 0].numel())
+        case "depthwise_separable" | "do_conv":
+            depthwise = depthwise_factor(parameters, kernel_size)
             return depthwise_separable(depthwise, weight.flatten(1)[:, :, None, None], groups)
         case "expandnet":
             return expandnet(parameters["first"], parameters["middle"], weight, groups)
@@ -77,6 +83,37 @@ def branch_kernel(
             deviation = parameters["deviation"]
             return linear_factors(from_identity(deviation, deviation.shape[1]), weight, groups)
     raise ValueError(f"no branch is named '{name}'")
+
+
+def pointwise_factor(parameters: Mapping[str, Tensor], fan: int) -> Tensor:
+    """The 1 x 1 convolution of ``1x1_kxk``: by default its deviation from the identity is stored.
+
+    Args:
+        parameters: the branch's tensors, see `branch_kernel`.
+        fan: I/g, input channels per group.
+
+    Returns:
+        ``[g * J, I/g, 1, 1]``.
+    """
+    if "first" in parameters:  # of an inner width of its own
+        return parameters["first"]
+    deviation, identity = parameters["deviation"], parameters.get("identity")
+    return from_identity(deviation, fan) if identity is None else deviation + identity
+
+
+def depthwise_factor(parameters: Mapping[str, Tensor], kernel_size: Sequence[int]) -> Tensor:
+    """The depthwise convolution of ``depthwise_separable`` or ``do_conv``.
+
+    Args:
+        parameters: the branch's tensors, see `branch_kernel`.
+        kernel_size: (kh, kw).
+
+    Returns:
+        ``[I, m, kh, kw]``.
+    """
+    if "depthwise" in parameters:
+        return parameters["depthwise"]
+    return from_identity(parameters["deviation"], math.prod(kernel_size))
 
 
 def weight_size(name: str, kernel_size: Sequence[int]) -> tuple[int, int]:
@@ -139,11 +176,10 @@ def merge(
 ) -> Tensor:
     """Merge gated branches into the main kernel: ``kernel[o] + sum_b gate_b[o] * branch_b[o]``.
 
-    This is the sum over `branch_kernel`, with fewer passes over tensors of the kernel's size: the
-    branches with fixed filters are one product, each gate is applied when its branch is added, and
-    the identity changes only the elements of the channels that it copies. Under autocast the
-    products may run in lower precision, but the sum is taken in the main kernel's precision, so
-    that with zero gates the result is the main kernel to the last bit.
+    This is the sum over `branch_kernel` as one autograd node (see `gated_sum`), in which the
+    branches with fixed filters are one product. Under autocast products may run in lower precision,
+    but the sum is taken in the main kernel's precision, so that with zero gates the result is the
+    main kernel to the last bit.
 
     Args:
         kernel: the main kernel, ``[O, I/g, kh, kw]`` (``[O, I]`` for a linear layer).
@@ -159,28 +195,49 @@ def merge(
     """
     if not gates:
         return kernel
-    merged = kernel
-    if MAIN_GATE in gates:
-        merged = kernel * gates[MAIN_GATE].view(-1, *[1] * (kernel.ndim - 1))
+    main_gate: Tensor | None = None
+    terms: list[Term] = []
     filtered = [name for name in gates if name in FILTERED_BRANCHES]
     if filtered:
-        weights = [parameters[name]["weight"].flatten(2) for name in filtered]
-        gated = torch.cat(
-            [gates[n].expand(w.shape[2], -1) for n, w in zip(filtered, weights, strict=True)]
-        )
-        gated = gated[:, :, None] * filters.flatten(2)
-        # Per output channel, [I/g, T] by [T, kh * kw]: only the result is of the kernel's size.
-        product = torch.bmm(torch.cat(weights, dim=2), gated.transpose(0, 1))
-        merged = merged + product.view(kernel.shape)
+        terms.append(_filtered_term(filtered, gates, parameters, filters))
     for name, gate in gates.items():
-        if name not in (*FILTERED_BRANCHES, "identity", MAIN_GATE):
-            branch = branch_kernel(name, parameters[name], kernel.shape, groups)
-            branch = branch * gate.view(-1, *[1] * (kernel.ndim - 1))
-            merged = merged + branch if merged is kernel else merged.add_(branch)
-    if "identity" in gates:
-        channels = parameters["identity"]["channels"]
-        row = torch.arange(len(channels), device=channels.device)
-        y, x = ((side - 1) // 2 for side in kernel.shape[2:])
-        merged = kernel.clone() if merged is kernel else merged
-        merged[row, channels, y, x] += gates["identity"]
-    return merged
+        if name == MAIN_GATE:
+            main_gate = gate
+        elif name not in FILTERED_BRANCHES:
+            terms.append(_term(name, gate, parameters[name], kernel, groups))
+    return gated_sum(kernel, main_gate, terms)
+
+
+def _filtered_term(
+    names: Sequence[str],
+    gates: Mapping[str, Tensor],
+    parameters: Mapping[str, Mapping[str, Tensor]],
+    filters: Tensor,
+) -> Filtered:
+    """The branches with fixed filters, as one product per output channel."""
+    weights = [parameters[name]["weight"].flatten(2).transpose(1, 2) for name in names]
+    gated = torch.cat(
+        [gates[n].expand(w.shape[1], -1) for n, w in zip(names, weights, strict=True)]
+    )
+    patterns = gated[:, :, None] * filters.flatten(2)
+    return Filtered(torch.cat(weights, dim=1), patterns.transpose(0, 1))
+
+
+def _term(
+    name: str, gate: Tensor, parameters: Mapping[str, Tensor], kernel: Tensor, groups: int
+) -> Term:
+    """One of the other branches: in closed form where its product is of the kernel's size."""
+    fan, *kernel_size = kernel.shape[1:]
+    match name:
+        case "identity":
+            return Identity(gate, parameters["channels"])
+        case "1x1_kxk":
+            first = pointwise_factor(parameters, fan)
+            return PointwiseProduct(gate, first.view(groups, -1, fan), parameters["weight"])
+        case "depthwise_separable" | "do_conv":
+            depthwise = depthwise_factor(parameters, kernel_size)
+            filters = depthwise.reshape(groups, fan, depthwise.shape[1], -1)
+            return DepthwiseProduct(
+                gate, filters, parameters["weight"].reshape(-1, *filters.shape[1:3])
+            )
+    return Dense(gate, branch_kernel(name, parameters, kernel.shape, groups))

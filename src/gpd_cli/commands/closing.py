@@ -65,7 +65,7 @@ def _accuracies(run: Run) -> list[tuple[str, str]]:
 
 
 def _epochs(run: Run) -> str:
-    count = len(run.epochs)
+    count = len(run.own_epochs)
     return f"{count} epoch{'' if count == 1 else 's'}"
 
 

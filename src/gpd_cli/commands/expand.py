@@ -47,6 +47,7 @@ def expand_command(
     width_multiple: int = 1,
     branch_layers: str | Sequence[str] = "all",
     branch_init: BranchInit = "zero",
+    branch_width: float = 1.0,
     plan: Path | None = None,
 ) -> None:
     """Expand a student, certify and write the result, and print a summary.
@@ -66,6 +67,7 @@ def expand_command(
         width_multiple: see `gpd_cli.expand`.
         branch_layers: see `gpd_cli.expand`.
         branch_init: see `gpd_cli.expand`.
+        branch_width: see `gpd_cli.expand`.
         plan: file for the width plan as readable text (YAML); by default none.
 
     Raises:
@@ -101,12 +103,19 @@ def expand_command(
         width_multiple=width_multiple,
         branch_layers=layers,
         branch_init=branch_init,
+        branch_width=branch_width,
     )
-    save_expanded(
-        output,
-        pair,
-        Description(spec.resolve(network), pair.plan, shape, names, storage or "mixed", layers),
+    resolved = spec.resolve(network)
+    description = Description(
+        resolved,
+        pair.plan,
+        shape,
+        names,
+        storage or "mixed",
+        layers,
+        branch_width=branch_width,
     )
+    save_expanded(output, pair, description)
     _write_plan(plan, text(pair.plan))
     files = [("file", str(output)), *([] if plan is None else [("plan", str(plan))])]
     weights = str(student_weights or ("published" if published else "random"))

@@ -47,6 +47,7 @@ def report_command(
     for path in (page, picture, text):
         check_writable(path)
     predictions, missing = _predictions(found, split)
+    missing = [f"{run.name}: {run.lacking}" for run in found if run.lacking] + missing
     from gpd_cli.report.page import write_page  # which needs the packages
 
     write_page(found, predictions, missing, page)
@@ -68,9 +69,10 @@ def write_short_report(run: Run) -> str:
         return f"{_INSTALL}, then {command}"
     from gpd_cli.report.page import write_page
 
-    sentence = f"Accuracy by class, confusions and disagreements: {command}"
+    page = run.folder / _NAME
+    missing = [f"Accuracy by class, confusions and disagreements: {command}"]
     try:
-        write_page([run], {}, [sentence], run.folder / _NAME)
+        write_page([run], {}, [run.lacking, *missing] if run.lacking else missing, page)
     except (GpdError, OSError) as error:  # the run itself went well
         return str(error)
     return ""

@@ -41,6 +41,9 @@ class Run:
         steps: what was logged of single steps, by ``step``, counted from 0: learning rate and
             images per second.
         settings: what it was told, by the names of the options, without hyphens.
+        first: the first epoch that it trained itself; those before are from the log of the run
+            whose checkpoint it started from.
+        lacking: why there is nothing of the epochs before, where that is so.
     """
 
     name: str
@@ -48,11 +51,18 @@ class Run:
     epochs: dict[int, dict[str, float]]
     steps: list[dict[str, float]]
     settings: dict[str, Any] = field(default_factory=dict)
+    first: int = 1
+    lacking: str = ""
+
+    @property
+    def own_epochs(self) -> list[int]:
+        """The epochs that it trained itself, in order."""
+        return [n for n in sorted(self.epochs) if n >= self.first]
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch that ``best.ckpt`` is from: the first with the best validation accuracy."""
-        scored = [n for n, values in sorted(self.epochs.items()) if _SELECTOR in values]
+        """The epoch that ``best.ckpt`` is from: its own first one with the best validation."""
+        scored = [n for n in self.own_epochs if _SELECTOR in self.epochs[n]]
         return max(scored, key=lambda n: self.epochs[n][_SELECTOR], default=None)
 
     def checkpoint(self, name: str) -> Path | None:
@@ -94,11 +104,55 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     Raises:
         ReportError: when it is no run, or has logged nothing yet.
     """
-    path = folder / METRICS
-    if not path.is_file():
+    if not (folder / METRICS).is_file():
         raise ReportError(
             f"{folder} is no folder of a run: there is no {METRICS} in it{_at(folder)}."
         )
+    epochs, steps = _read_log(folder / METRICS)
+    if not epochs:
+        raise ReportError(f"{folder} has no whole epoch in its {METRICS} yet; wait for the first.")
+    config = _configuration(folder / CONFIG)
+    first, lacking = min(epochs), ""
+    if first > 1 or config.get("ckpt_path"):
+        before, steps_before, lacking = _before(folder, config, first)
+        epochs = before | epochs
+        start = min((row["step"] for row in steps if "step" in row), default=0)
+        steps = [row for row in steps_before if row.get("step", start) < start] + steps
+    name = name or run_names([folder])[0]
+    return Run(name, folder, epochs, steps, _settings(config), first, lacking)
+
+
+def _before(
+    folder: Path, config: Mapping[str, Any], first: int
+) -> tuple[dict[int, dict[str, float]], list[dict[str, float]], str]:
+    """What was logged before a run that started from a checkpoint.
+
+    Args:
+        folder: of the run.
+        config: its configuration, which names the checkpoint.
+        first: the first epoch that the run trained itself.
+
+    Returns:
+        The epochs and steps of all runs before, and a sentence if their log was not found.
+    """
+    checkpoint = config.get("ckpt_path")
+    # The path is as it was typed: from the folder that the run was started in, one of those above.
+    roots = (Path(), *folder.resolve().parents)
+    found = [root / checkpoint for root in roots] if isinstance(checkpoint, str) else []
+    for path in found:
+        origin = path.parent.parent
+        if (origin / METRICS).is_file() and origin.resolve() != folder.resolve():
+            earlier = read_run(origin)
+            epochs = {n: values for n, values in earlier.epochs.items() if n < first}
+            return epochs, earlier.steps, earlier.lacking
+    if first == 1:
+        return {}, [], ""
+    source = f", of {checkpoint}," if checkpoint else ""
+    return {}, [], f"The log of the epochs before {first}{source} was not found."
+
+
+def _read_log(path: Path) -> tuple[dict[int, dict[str, float]], list[dict[str, float]]]:
+    """The epochs and the steps in a table of a run; see `Run`."""
     epochs: dict[int, dict[str, float]] = {}
     steps: list[dict[str, float]] = []
     try:
@@ -117,9 +171,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
             f"{path} cannot be read as the log of a run ({error}); give a folder that gpd fit "
             "wrote."
         ) from error
-    if not epochs:
-        raise ReportError(f"{folder} has no whole epoch in its {METRICS} yet; wait for the first.")
-    return Run(name or run_names([folder])[0], folder, epochs, steps, _settings(folder / CONFIG))
+    return epochs, steps
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -179,15 +231,18 @@ def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """Those of a run's configuration that say how it was trained."""
+def _configuration(path: Path) -> dict[str, Any]:
+    """A run's configuration; empty where there is none that can be read."""
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    if not isinstance(content, dict):
-        return {}
-    flat = flat_settings(content)
+    return content if isinstance(content, dict) else {}
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a configuration that say how a run was trained."""
+    flat = flat_settings(config)
     return {name: value for name, value in flat.items() if not name.startswith(_ABOUT_FILES)}
 
 

@@ -113,8 +113,8 @@ class AuthorsKernel(SharedKernel):
         own = {name: gate[self.outputs] for name, gate in gates.items()}
         filters = bank.filters[:, *self.outputs]
         return (
-            merge(kernels[0], gates, wide, bank.filters, bank.groups),
-            merge(kernels[1], own, narrow, filters, self.groups),
+            self._averaging(merge(kernels[0], gates, wide, bank.filters, bank.groups)),
+            self._averaging(merge(kernels[1], own, narrow, filters, self.groups)),
         )
 
 

@@ -53,7 +53,10 @@ def widen_module(
         owner, _, leaf = name.rpartition(".")
         module = network.get_submodule(owner)
         tensor = getattr(module, leaf)
-        wide = expand_tensor(tensor, tensor_plan, noise=noise, generator=generator)
+        # In float64 the noise cancels to 1e-15 before it is rounded.
+        exact = tensor.detach().double() if noise and tensor.is_floating_point() else tensor
+        wide = expand_tensor(exact, tensor_plan, noise=noise, generator=generator)
+        wide = wide.to(tensor.dtype)
         if leaf in module._buffers:
             module._buffers[leaf] = wide
         else:
@@ -95,6 +98,7 @@ def build_pair(
     branches: Sequence[str] = (),
     branch_layers: Sequence[str] = ALL_LAYERS,
     branch_init: BranchInit = "zero",
+    branch_width: float = 1.0,
     noise: float = 0.0,
     storage: Storage = "mixed",
     generator: torch.Generator | None = None,
@@ -110,6 +114,7 @@ def build_pair(
             kernel unchanged to the last bit. ``orepa``: the main kernels take up the difference,
             so that both networks are unchanged up to rounding. ``gpd``: both networks start as the
             function of the merged branches.
+        branch_width: see `gpd_cli.expand`.
         noise: size of the zero-sum noise (see `expand_tensor`).
         storage: the scale at which shared kernels are stored.
         generator: random generator of the noise and of the branches' initial weights.
@@ -160,7 +165,14 @@ def build_pair(
             bank = None
             if extra:
                 bank = _branch_bank(
-                    parameter, tensor_plan, narrow[name], module, extra, branch_init, generator
+                    parameter,
+                    tensor_plan,
+                    narrow[name],
+                    module,
+                    extra,
+                    branch_init,
+                    branch_width,
+                    generator,
                 )
                 if branch_init != "zero":
                     with torch.no_grad():
@@ -210,6 +222,7 @@ def _branch_bank(
     module: nn.Module,
     names: Sequence[str],
     init: BranchInit,
+    width: float,
     generator: torch.Generator | None,
 ) -> BranchBank:
     """The branches of a wide kernel."""
@@ -225,11 +238,12 @@ def _branch_bank(
         getattr(module, "groups", 1),
         names,
         init=init,
+        width=width,
         channels=channels,
         device=wide.device,
-        dtype=wide.dtype,
+        dtype=torch.float64,  # so that the weights do not depend on the type of the network
         generator=generator,
-    )
+    ).to(wide.dtype)
 
 
 def _tie(

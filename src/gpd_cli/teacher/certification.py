@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gpd_cli.errors import ExpansionError
 from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.compare import relative_difference
-from gpd_cli.teacher.kernel import SharedKernel
+from gpd_cli.teacher.kernel import ExactSharing, SharedKernel
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.running.double import in_double
 from gpd_cli.widening.running.locate import short_text
@@ -32,7 +33,8 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
     """Compare both networks on random images.
 
     Args:
-        pair: student and dynamic teacher, in float64; the pair's mode does not change.
+        pair: student and dynamic teacher, in float64 if any of its branches has a gate that is not
+            zero; neither its state nor its mode changes.
         sample: a batch of the shape of the random images.
 
     Returns:
@@ -159,31 +161,56 @@ def _without_dropout(pair: Pair) -> Iterator[None]:
 
 @contextmanager
 def _as_before(pair: Pair) -> Iterator[None]:
-    """Restore modes, buffers (running statistics) and tensors kept as attributes afterwards.
+    """Compute in float64, and restore everything that this changes afterwards.
 
-    Within this context branches with gates of zero are left out: they change no bit of the result,
-    and merging them takes most of the time.
+    Branches with gates of zero are left out within this context, since they change no bit of the
+    result and merging them takes most of the time. Shared kernels become exact expansions (see
+    `ExactSharing`), one at a time: all of them in float64 would take twice the teacher's memory.
     """
-    kernels = [module for module in pair.modules() if isinstance(module, SharedKernel)]
-    silent = {k: k.branches for k in kernels if k.branches is not None and k.branches.is_silent()}
-    for kernel in silent:
+    kernels = {
+        name: module
+        for name, module in pair.named_modules(remove_duplicate=True)
+        if isinstance(module, SharedKernel)
+        and (module.branches is None or module.branches.is_silent())
+    }
+    parts = {kernel: dict(kernel._modules) for kernel in kernels.values()}
+    for name, kernel in kernels.items():
         kernel.branches = None
+        kernel.sharing = ExactSharing(kernel.sharing, name)  # type: ignore[assignment]
+    modules = [m for m in pair.modules() if not isinstance(m, parametrize.ParametrizationList)]
     modes = {module: module.training for module in pair.modules()}
-    attributes = {module: dict(vars(module)) for module in pair.modules()}
-    buffers = {buffer: buffer.clone() for buffer in pair.buffers()}
+    attributes = {module: dict(vars(module)) for module in modules}
+    state = {module: (dict(module._parameters), dict(module._buffers)) for module in modules}
+    _double(modules)
     try:
         yield
     finally:
-        for kernel, branches in silent.items():
-            kernel.branches = branches
+        for kernel, before in parts.items():
+            kernel._modules.update(before)
         for module, mode in modes.items():
             module.training = mode
         for module, before in attributes.items():
             _put_tensors_back(module, before)
-        for buffer, value in buffers.items():
-            buffer.copy_(value)
+        for module, (parameters, buffers) in state.items():
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
         pair.forget()
         refresh(pair)
+
+
+def _double(modules: Iterable[nn.Module]) -> None:
+    """Replace parameters and buffers by copies in float64; what is tied stays tied."""
+    copies: dict[int, Any] = {}
+    for module in modules:
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                exact = nn.Parameter(parameter.detach().double(), parameter.requires_grad)
+                module._parameters[name] = copies.setdefault(id(parameter), exact)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                dtype = torch.float64 if buffer.is_floating_point() else buffer.dtype
+                double = buffer.to(dtype, copy=True)
+                module._buffers[name] = copies.setdefault(id(buffer), double)
 
 
 def _put_tensors_back(module: nn.Module, before: Mapping[str, Any]) -> None:

@@ -57,6 +57,7 @@ class Description:
         storage: the scale at which shared weights are stored.
         branch_layers: which layers have branches.
         shared: whether student and dynamic teacher share their weights.
+        branch_width: see `gpd_cli.expand`.
         images: classes and preprocessing; None where nobody told them, as to `expand`.
     """
 
@@ -67,6 +68,7 @@ class Description:
     storage: Storage = "mixed"
     branch_layers: tuple[str, ...] = ALL_LAYERS
     shared: bool = True
+    branch_width: float = 1.0
     images: ImageSpec | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,6 +79,7 @@ class Description:
             "plan": None if self.plan is None else self.plan.to_dict(),
             "branches": list(self.branches),
             "branch_layers": list(self.branch_layers),
+            "branch_width": self.branch_width,
             "storage": self.storage,
             "shared": self.shared,
             "shape": list(self.shape),
@@ -95,6 +98,7 @@ class Description:
             data["storage"],
             tuple(data.get("branch_layers", ALL_LAYERS)),
             data.get("shared", True),
+            data.get("branch_width", 1.0),
             ImageSpec.from_dict(data.get("images")),
         )
 
@@ -109,6 +113,7 @@ class Description:
             self.plan,
             branches=self.branches,
             branch_layers=self.branch_layers,
+            branch_width=self.branch_width,
             storage=self.storage,
         )
         return pair if self.shared else Unshared.of(pair)
@@ -121,6 +126,7 @@ def describe_run(
     branches: Sequence[str],
     branch_layers: Sequence[str],
     storage: Storage,
+    branch_width: float = 1.0,
     images: ImageSpec | None = None,
 ) -> dict[str, Any]:
     """The ``gpd`` entry of a training checkpoint.
@@ -132,6 +138,7 @@ def describe_run(
         branches: names of the extra branches.
         branch_layers: see `gpd_cli.expand`.
         storage: see `gpd_cli.expand`.
+        branch_width: see `gpd_cli.expand`.
         images: classes and preprocessing of the data.
     """
     if isinstance(network, Alone):
@@ -144,6 +151,7 @@ def describe_run(
         storage,
         tuple(branch_layers),
         shared=not isinstance(network, Unshared),
+        branch_width=branch_width,
         images=images,
     ).to_dict()
 
@@ -173,11 +181,13 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
 
     def layers(entry: Mapping[str, Any]) -> str:
         chosen = entry["branch_layers"]
-        return "" if chosen == list(ALL_LAYERS) else f" on {chosen}"
+        text = "" if entry["branch_width"] == 1 else f" at width {entry['branch_width']:g}"
+        return text if chosen == list(ALL_LAYERS) else f"{text} on {chosen}"
 
     # Files of earlier versions lack these entries.
-    found = {"branch_layers": list(ALL_LAYERS), "shared": True, **found}
-    keys = ("student", "plan", "branches", "branch_layers", "storage", "shared")
+    defaults = {"branch_layers": list(ALL_LAYERS), "shared": True, "branch_width": 1.0}
+    found = {**defaults, **found}
+    keys = ("student", "plan", "branches", *defaults, "storage")
     if any(found[key] != expected[key] for key in keys):
         if short(found) == short(expected) and found["student"] == expected["student"]:
             raise WeightsError(

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.branches import BranchBank
+from gpd_cli.distributed.averaging import averaged
+from gpd_cli.errors import ExpansionError
 from gpd_cli.widening.plan import Index, TensorPlan
-from gpd_cli.widening.tensors import Storage, stored_scales
+from gpd_cli.widening.tensors import Storage, complete_, largest, stored_scales
 
 
 def _student_kernel(merged: Tensor, block: tuple[Index, ...], scale: Tensor | None) -> Tensor:
@@ -37,18 +39,21 @@ class _BothKernels(torch.autograd.Function):
         block: tuple[Index, ...],
         mixed: bool,
         student_scale: Tensor | None,
+        in_place: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(teacher_scale, student_scale)
         ctx.block, ctx.mixed, ctx.shape = block, mixed, merged.shape
         ctx.set_materialize_grads(False)
         student = _student_kernel(merged, block, student_scale)
         if teacher_scale is None:
-            teacher = merged.view_as(merged)
-        elif mixed:
-            teacher = merged.clone()
+            return merged.view_as(merged), student
+        if in_place:
+            ctx.mark_dirty(merged)
+        if mixed:
+            teacher = merged if in_place else merged.clone()
             teacher[block] = student * teacher_scale
         else:
-            teacher = merged * teacher_scale
+            teacher = merged.mul_(teacher_scale) if in_place else merged * teacher_scale
         return teacher, student
 
     @staticmethod
@@ -58,20 +63,22 @@ class _BothKernels(torch.autograd.Function):
             student = student * student_scale
         if teacher is None:
             if student is None:
-                return (None,) * 5
+                return (None,) * 6
             grad = student.new_zeros(ctx.shape)
             grad[ctx.block] = student
-            return grad, None, None, None, None
-        if teacher_scale is None:
-            grad = teacher.clone()
-        elif ctx.mixed:
-            grad = teacher.clone()
-            grad[ctx.block] = grad[ctx.block] * teacher_scale
+            return grad, None, None, None, None, None
+        scale = teacher_scale if ctx.mixed else None  # of the block; else of the whole tensor
+        grad = teacher.clone() if teacher_scale is None or ctx.mixed else teacher * teacher_scale
+        block = grad[ctx.block]
+        if student is None:
+            if scale is not None:
+                grad[ctx.block] = block * scale
         else:
-            grad = teacher * teacher_scale
-        if student is not None:
-            grad[ctx.block] += student
-        return grad, None, None, None, None
+            # One pass over the strided block in each direction.
+            grad[ctx.block] = (
+                block + student if scale is None else torch.addcmul(student, block, scale)
+            )
+        return grad, None, None, None, None, None
 
 
 def both_kernels(
@@ -80,6 +87,8 @@ def both_kernels(
     block: tuple[Index, ...],
     storage: Storage = "mixed",
     student_scale: Tensor | None = None,
+    *,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Teacher's and student's kernel from one merged tensor.
 
@@ -91,6 +100,7 @@ def both_kernels(
         storage: the scale at which the merged tensor is stored.
         student_scale: factor from the stored scale of the block to the student's; None for one, as
             always with mixed storage.
+        in_place: whether the teacher's kernel may take the merged tensor's memory.
 
     Returns:
         The teacher's kernel, of the wide shape, and the student's, contiguous.
@@ -98,7 +108,7 @@ def both_kernels(
     if teacher_scale is None and student_scale is None:
         return merged, _student_kernel(merged, block, None)
     teacher, student = _BothKernels.apply(
-        merged, teacher_scale, block, storage == "mixed", student_scale
+        merged, teacher_scale, block, storage == "mixed", student_scale, in_place
     )
     return teacher, student
 
@@ -120,6 +130,7 @@ class Sharing(nn.Module):
         self, plan: TensorPlan, storage: Storage, like: Tensor, out_axis: int | None = None
     ) -> None:
         super().__init__()
+        self.plan, self.out_axis = plan, out_axis
         self.block = plan.block
         self.storage = storage
         teacher_scale, student_scale = stored_scales(plan, storage, like, out_axis)
@@ -132,10 +143,15 @@ class Sharing(nn.Module):
         """Whether both networks use the stored tensor as it is."""
         return self.teacher_scale is None and self.student_scale is None
 
-    def forward(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, stored: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
         """The teacher's and the student's tensor, see `both_kernels`."""
         return both_kernels(
-            stored, self.teacher_scale, self.block, self.storage, self.student_scale
+            stored,
+            self.teacher_scale,
+            self.block,
+            self.storage,
+            self.student_scale,
+            in_place=in_place,
         )
 
     def student(self, stored: Tensor) -> Tensor:
@@ -156,6 +172,58 @@ class Sharing(nn.Module):
         wide[self.block] = narrow if self.student_scale is None else narrow / self.student_scale
 
 
+class ExactSharing(nn.Module):
+    """A `Sharing` in float64 in which the teacher's tensor is an exact expansion of the student's.
+
+    A stored tensor is rounded to its own type, so that the copies of an input channel add up to the
+    student's weight up to rounding only. Here the last copy of each input channel is what the
+    others leave of the student's weight, and tensors without a fan-in are copied from the
+    student's. The function is then exactly the student's if the plan is right. That this moves no
+    weight by more than rounding is checked.
+
+    Args:
+        sharing: how teacher and student share the stored tensor.
+        name: name of the tensor, for errors.
+    """
+
+    def __init__(self, sharing: Sharing, name: str) -> None:
+        super().__init__()
+        self.plan, self.storage, self.name = sharing.plan, sharing.storage, name
+        like = torch.empty(0, dtype=torch.float64)
+        self.teacher_scale, self.student_scale = stored_scales(
+            sharing.plan, sharing.storage, like, sharing.out_axis
+        )
+
+    def forward(self, stored: Tensor) -> tuple[Tensor, None]:
+        """The teacher's tensor in float64, and nothing of the student's: memory is scarce here.
+
+        Args:
+            stored: the stored tensor, branches left out.
+
+        Raises:
+            ExpansionError: when the stored tensor is no expansion of the student's.
+        """
+        student = self.student(stored)
+        teacher = stored.detach().to(torch.float64, copy=True)
+        if self.teacher_scale is not None and self.storage == "mixed":
+            teacher[self.plan.block] *= self.teacher_scale
+        elif self.teacher_scale is not None:
+            teacher *= self.teacher_scale
+        copies = 1 if self.plan.divided is None else int(self.plan.divided.counts.max())
+        rounding = (copies + 2) * torch.finfo(stored.dtype).eps * largest(teacher)
+        if not complete_(teacher, student, self.plan) <= rounding:
+            raise ExpansionError(
+                f"The teacher's {self.name} is no expansion of the student's; this is an error of "
+                "gpd itself."
+            )
+        return teacher, None
+
+    def student(self, stored: Tensor) -> Tensor:
+        """The student's tensor in float64."""
+        student = stored.detach()[self.plan.block].double()
+        return student.contiguous() if self.student_scale is None else student * self.student_scale
+
+
 class SharedKernel(nn.Module):
     """The parametrization of a kernel that teacher and student share.
 
@@ -168,6 +236,7 @@ class SharedKernel(nn.Module):
         super().__init__()
         self.sharing = sharing
         self.branches = branches
+        self.averages_gradient = False  # of the merged kernel, over processes
         self._student: Tensor | None = None
 
     def forward(self, stored: Tensor) -> Tensor:
@@ -181,9 +250,15 @@ class SharedKernel(nn.Module):
 
     def both_kernels(self, stored: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's kernel and the student's, which is a block of the merged kernel."""
-        merged = stored if self.branches is None else self.branches(stored)
-        kernels: tuple[Tensor, Tensor] = self.sharing(merged)
+        merged = stored if self.branches is None else self._averaging(self.branches(stored))
+        kernels: tuple[Tensor, Tensor] = self.sharing(merged, in_place=merged is not stored)
         return kernels
+
+    def _averaging(self, merged: Tensor) -> Tensor:
+        """A merged kernel whose gradient is averaged over processes, where that is wanted."""
+        if self.averages_gradient and merged.requires_grad:
+            merged.register_hook(averaged)
+        return merged
 
     def student(self, stored: Tensor) -> Tensor:
         """The student's kernel, as sliced when the teacher's kernel was last computed.

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.kernel import SharedKernel
+from gpd_cli.teacher.recomputing import recomputed
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.refresh import refresh
@@ -35,6 +36,7 @@ class Pair(nn.Module):
     def __init__(self, teacher: nn.Module, student: nn.Module, plan: WidthPlan) -> None:
         super().__init__()
         self.certificate: Certificate | None = None  # of the expansion, see `expand`
+        self.recompute_student = False  # whether `forward` keeps no activations of the student
         self.training = student.training
         self.teacher = teacher
         self.narrow = student
@@ -56,6 +58,10 @@ class Pair(nn.Module):
         """
         with self._merged_once():
             weights = self._weights()
+            if self.recompute_student and torch.is_grad_enabled():
+                # Before the teacher: the backward pass then meets the teacher first.
+                student = recomputed(self.narrow, weights, images)
+                return student, self.teacher(images)
             teacher = self.teacher(images)
             student = functional_call(self.narrow, weights, (images,))
         return student, teacher

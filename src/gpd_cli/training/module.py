@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -22,12 +23,15 @@ from gpd_cli.distill.static_teacher import (
     check_logits,
     load_static_teachers,
 )
+from gpd_cli.distributed.averaging import share_parameters
 from gpd_cli.distributed.world import share_buffers
-from gpd_cli.errors import DataError, TrainingError
+from gpd_cli.errors import DataError, ModelError, TrainingError
 from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
 from gpd_cli.teacher.expansion import DEFAULT_NOISE
 from gpd_cli.teacher.networks import layer_patterns, summary, with_teacher
+from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.recomputing import has_hooks
 from gpd_cli.training.amx import has_amx, keep_in_float32
 from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up, settle
 from gpd_cli.training.broken_numbers import FACTOR, OnNan, may_go_on, reduced
@@ -47,6 +51,7 @@ from gpd_cli.training.optimizers import (
     suitable_storage,
     updates_in_epoch,
 )
+from gpd_cli.training.reduction import average_merged_kernels
 from gpd_cli.training.resuming import (
     ScheduleClock,
     check_same_optimizer,
@@ -95,6 +100,8 @@ class GapPreservingDistillation(EvaluatedModule):
             OREPA's, for training from scratch; gpd is that of the paper's authors, where both
             networks start as the function of the merged branches and not as the student's own
             weights.
+        branch_width: inner channels of the 1x1_kxk branch, in units of the paper's; 0.25 makes the
+            step much cheaper where batches or images are small.
         shared: whether student and dynamic teacher share their weights; false trains both with
             weights of their own, to see what sharing is worth.
         static_teacher: a frozen network to distil from; by default none.
@@ -121,6 +128,9 @@ class GapPreservingDistillation(EvaluatedModule):
         optimizer: optimizer and schedule.
         channels_last: keep kernels and images in channels-last memory format, as tensor cores take
             them.
+        recompute_student: keep no activations of the student, and run it a second time in the
+            backward pass: a step takes a little longer and needs hardly more memory than training
+            the wide network alone.
         compile: compile the networks with torch.compile; true, or the name of a backend.
     """
 
@@ -138,6 +148,7 @@ class GapPreservingDistillation(EvaluatedModule):
         width_multiple: int = 1,
         branch_layers: list[str] | str = "all",
         branch_init: BranchInit = "zero",
+        branch_width: float = 1.0,
         shared: bool = True,
         static_teacher: StaticTeacherSettings = StaticTeacherSettings(),  # noqa: B008 - frozen
         assistants: list[StaticTeacherSettings] | None = None,
@@ -155,6 +166,7 @@ class GapPreservingDistillation(EvaluatedModule):
         nan_steps: int = 3,
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 - frozen
         channels_last: bool = False,
+        recompute_student: bool = False,
         compile: bool | str = False,
     ) -> None:
         super().__init__()
@@ -184,6 +196,7 @@ class GapPreservingDistillation(EvaluatedModule):
             width_multiple=width_multiple,
             branch_layers=branch_layers,
             branch_init=branch_init,
+            branch_width=branch_width,
             shared=shared,
             generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
@@ -201,6 +214,8 @@ class GapPreservingDistillation(EvaluatedModule):
                 weight=static_weight,
                 warmup_epochs=static_warmup_epochs,
             )
+        if recompute_student:
+            self._recompute_student()
         self.objective = Objective(
             gap_weight=gap_weight,
             gap_smoothing=gap_smoothing,
@@ -218,6 +233,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self._clock = ScheduleClock()
         self._resumed: dict[str, Any] | None = None
         self._group_settings: list[dict[str, Any]] = []
+        self._averaged: list[str] = []  # parameters whose gradients are averages already
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logits of student and dynamic teacher (None without one), ``[B, C]`` each."""
@@ -252,8 +268,8 @@ class GapPreservingDistillation(EvaluatedModule):
             )
         if stage == "fit" and self.distillation is not None:
             self.distillation.prepare(data, shape)
-            equal = [f"distillation.{name}" for name in self.distillation.same_everywhere()]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, equal)
+        if stage == "fit":
+            self._divide_reduction()
         if shape is None or shape == self.image_shape:
             return
         check_images(self.network.extract(), shape, "--model.student_args")
@@ -264,6 +280,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self.train()
         if (average := find_average(self.trainer)) is not None:
             settle(average, self)
+        share_parameters(self, self._averaged)
         rank_zero_info(summary(self.spec.name, self.network))
         defaults = plain_settings(default_settings(GapPreservingDistillation))
         if ignored := ignored_settings(self.hparams, defaults):
@@ -474,6 +491,34 @@ class GapPreservingDistillation(EvaluatedModule):
             return [f"image {place + 1} of the batch" for place in places]
         return list(name(batch, places))
 
+    def _recompute_student(self) -> None:
+        if not isinstance(self.network, Pair):
+            raise ModelError(
+                "Without a dynamic teacher (ratio 1, one branch) there is nothing that "
+                "--model.recompute_student could save; leave it out."
+            )
+        hooked = [name for name, m in self.network.narrow.named_modules() if has_hooks(m)]
+        if hooked:
+            raise ModelError(
+                f"--model.recompute_student runs the student twice, and the features of its module "
+                f"'{hooked[0]}' are read in the first run; leave it out, or choose a method that "
+                "compares logits only."
+            )
+        self.network.recompute_student = True
+
+    def _divide_reduction(self) -> None:
+        """Tell DistributedDataParallel what it need not send between processes."""
+        ignored = []
+        if self.distillation is not None:
+            ignored = [f"distillation.{name}" for name in self.distillation.same_everywhere()]
+        is_spread = isinstance(self.trainer.strategy, DDPStrategy) and self.trainer.world_size > 1
+        if is_spread and isinstance(self.network, Pair):
+            names = average_merged_kernels(self.network)
+            self._averaged = [f"network.{name}" for name in names]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self, ignored + self._averaged
+        )
+
     def _data(self) -> Any:
         """The data module; None for a run without one."""
         return getattr(self.trainer, "datamodule", None)
@@ -501,5 +546,6 @@ class GapPreservingDistillation(EvaluatedModule):
             branch_names(chosen["branches"], chosen["branch_init"]),
             layer_patterns(chosen["branch_layers"]),
             self.storage,
+            chosen["branch_width"],
             images,
         )

@@ -18,6 +18,9 @@ from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.tensors import Storage
 
+FUSED = ("sgd", "nesterov", "momentum", "adam", "adamw")
+"""Optimizers of timm that are torch's own and have a fused update."""
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -69,7 +72,7 @@ class OptimizerSettings:
 
 
 def make_optimizer(
-    network: nn.Module, settings: OptimizerSettings, no_decay: set[str]
+    network: nn.Module, settings: OptimizerSettings, no_decay: set[str], *, fused: bool = False
 ) -> Optimizer:
     """Make the optimizer of a network.
 
@@ -77,6 +80,8 @@ def make_optimizer(
         network: the network to train.
         settings: the optimizer's settings.
         no_decay: further names of parameters without weight decay (timm's models list such names).
+        fused: update each tensor in one pass, where torch's optimizer can: on the CPU it takes a
+            quarter of the time.
 
     Raises:
         GpdError: when timm does not know the optimizer, or the optimizer rejects its arguments.
@@ -88,6 +93,9 @@ def make_optimizer(
     else:
         # Norms, biases and gates have one axis.
         groups = param_groups_weight_decay(network, decay, no_weight_decay_list=no_decay)
+    options = dict(settings.opt_args)
+    if fused and settings.opt.lower() in FUSED and not {"fused", "foreach"} & options.keys():
+        options["fused"] = True
     try:
         return create_optimizer_v2(
             groups,
@@ -95,7 +103,7 @@ def make_optimizer(
             lr=settings.lr,
             weight_decay=decay,
             momentum=settings.momentum,
-            **settings.opt_args,
+            **options,
         )
     except (AssertionError, TypeError, ValueError) as error:
         raise GpdError(f"Optimizer '{settings.opt}' cannot be made: {error}") from error
@@ -163,7 +171,9 @@ def configure(
         else undecayed(network.network, "0.network.")
     )
     trained = nn.ModuleList([network] if distillation is None else [network, distillation])
-    optimizer = make_optimizer(trained, settings, no_decay)
+    # Lightning cannot clip gradients when a fused optimizer takes off the scale of float16 itself.
+    fused = trainer.precision != "16-mixed"
+    optimizer = make_optimizer(trained, settings, no_decay, fused=fused)
     updates = trainer.estimated_stepping_batches
     if updates == float("inf"):
         if settings.sched not in ("none", "constant"):

@@ -58,14 +58,7 @@ class IndexMap:
     @cached_property
     def block(self) -> Index:
         """Index of the first copies: a slice (no copy is made) where a(c) is evenly spaced."""
-        firsts = self.firsts
-        if self.narrow == 1:
-            return slice(int(firsts[0]), int(firsts[0]) + 1)
-        steps = firsts.diff()
-        step = int(steps[0])
-        if step > 0 and bool((steps == step).all()):
-            return slice(int(firsts[0]), int(firsts[-1]) + 1, step)
-        return firsts
+        return evenly(self.firsts)
 
     @property
     def is_identity(self) -> bool:
@@ -80,6 +73,17 @@ class IndexMap:
     def is_onto(self) -> bool:
         """Whether every narrow position has at least one copy, as slicing requires."""
         return bool((self.counts > 0).all())
+
+
+def evenly(positions: Tensor) -> Index:
+    """An index of some positions: a slice where they are evenly spaced, and else themselves."""
+    if len(positions) == 1:
+        return slice(int(positions[0]), int(positions[0]) + 1)
+    steps = positions.diff()
+    step = int(steps[0])
+    if step > 0 and bool((steps == step).all()):
+        return slice(int(positions[0]), int(positions[-1]) + 1, step)
+    return positions
 
 
 def identity(size: int) -> IndexMap:

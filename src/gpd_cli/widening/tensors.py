@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gpd_cli.widening.plan import IndexMap, TensorPlan
+from gpd_cli.widening.plan import IndexMap, TensorPlan, evenly
 
 Storage = Literal["mixed", "student", "teacher"]
 """The scale at which a weight is stored: it changes how fast an optimizer moves the weight, and no
@@ -35,6 +35,7 @@ scale, as are all tensors without a fan-in: depthwise kernels, norms, tokens.
 """
 
 _CHUNK = 2**24  # elements of noise drawn at a time
+_PIECE = 2**20  # elements of noise added at a time
 
 
 def widen(narrow: Tensor, plan: TensorPlan) -> Tensor:
@@ -75,14 +76,13 @@ def expand_tensor(
         A new tensor of the wide shape. From copies of the narrow layer's inputs, the wide layer
         computes copies of the narrow layer's outputs, up to rounding.
     """
-    wide = widen(narrow, plan)
-    copies = plan.wide_copies(wide)
+    copies = plan.copies(narrow)
     if copies is None:
-        return wide
-    wide /= copies
+        return widen(narrow, plan)
+    shares = narrow.detach() / copies
+    wide = widen(shares, plan)
     if noise > 0 and plan.divided is not None and narrow.numel() > 1:
-        share = torch.as_tensor(plan.copies(narrow))
-        add_zero_sum_noise_(wide, plan, noise * float((narrow.detach() / share).std()), generator)
+        add_zero_sum_noise_(wide, plan, noise * float(shares.std()), generator)
     return wide
 
 
@@ -114,7 +114,7 @@ def add_zero_sum_noise_(
     but_first = everywhere.clone()
     but_first[map_.firsts] = False
     # Row by row, in chunks: the noise of a large layer at once would double the memory.
-    chunk = max(1, _CHUNK // max(1, rows[0].numel()))
+    chunk, few = (max(1, size // max(1, rows[0].numel())) for size in (_CHUNK, _PIECE))
     for members, which in ((but_first, is_first), (everywhere, ~is_first)):
         contrasts = _contrasts(map_, members)
         if not len(contrasts):
@@ -123,8 +123,12 @@ def add_zero_sum_noise_(
         for part in which.nonzero().flatten().to(wide.device).split(chunk):
             for factor in factors:
                 shape = (len(part), map_.narrow, *rows.shape[2:])
-                drawn = torch.randn(shape, generator=generator).index_select(1, map_.tensor)
-                rows.index_add_(0, part, drawn.to(wide.device) * factor)
+                drawn = torch.randn(shape, generator=generator)
+                # In small pieces, whose memory is used again: fresh pages take most of the time.
+                for piece in range(0, len(part), few):
+                    some = slice(piece, piece + few)
+                    noise = drawn[some].index_select(1, map_.tensor).to(wide.device) * factor
+                    rows.index_add_(0, part[some], noise)
 
 
 def _contrasts(map_: IndexMap, members: Tensor) -> Tensor:
@@ -157,6 +161,72 @@ def _contrasts(map_: IndexMap, members: Tensor) -> Tensor:
         row[members & (number < k)] = -1
         row *= unit * (sizes > k) / math.sqrt(k * (k + 1))
     return factors
+
+
+def complete_(wide: Tensor, narrow: Tensor, plan: TensorPlan) -> float:
+    """Undo the rounding of an expanded tensor, in place: the last copies are what the others leave.
+
+    Args:
+        wide: the teacher's tensor, at the teacher's scale, rounded.
+        narrow: the student's tensor.
+        plan: the tensor's plan.
+
+    Returns:
+        The largest change.
+
+    Example:
+        >>> plan = TensorPlan((None, IndexMap(1, (0, 0))), fan_in=1)
+        >>> wide = torch.tensor([[2.0, 0.5]])
+        >>> complete_(wide, torch.tensor([[3.0]]), plan), wide
+        (0.5, tensor([[2., 1.]]))
+    """
+    map_, fan_in = plan.divided, plan.fan_in or 0
+    if map_ is None:
+        exact = expand_tensor(narrow, plan)
+        change = largest(wide - exact)
+        wide.copy_(exact)
+        return change
+    axes = (1 - fan_in, fan_in)
+    rows, source = wide.movedim(axes, (0, 1)), narrow.movedim(axes, (0, 1))
+    out = plan.axes[1 - fan_in]
+    others, lasts = _copies_in_order(map_)
+    change, few = 0.0, max(1, _PIECE // max(1, rows[0].numel()))
+    for start in range(0, len(rows), few):
+        some = rows[start : start + few]
+        index = torch.arange(start, start + len(some)) if out is None else out.tensor
+        left = source.index_select(0, index if out is None else index[start : start + few])
+        for channels, positions in others:
+            if len(channels) == map_.narrow:
+                left -= some[:, evenly(positions)]
+            else:
+                left.index_add_(1, channels, some.index_select(1, positions), alpha=-1)
+        change = max(change, largest(left - some[:, evenly(lasts)]))
+        some[:, evenly(lasts)] = left
+    return change
+
+
+def largest(values: Tensor) -> float:
+    """The largest absolute value; not a number where some value is none."""
+    if not values.numel():
+        return 0.0
+    low, high = values.aminmax()
+    return float(torch.maximum(-low, high))
+
+
+def _copies_in_order(map_: IndexMap) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """The copies of each channel: all first ones, all second ones, and so on, without the last.
+
+    Returns:
+        A list with the channels and their positions, and the positions of the last copies, one of
+        each channel.
+    """
+    order, counts = map_.tensor.argsort(stable=True), map_.counts
+    before = counts.cumsum(0) - counts
+    others = []
+    for k in range(int(counts.max()) - 1):
+        channels = (counts > k + 1).nonzero().flatten()
+        others.append((channels, order[before[channels] + k]))
+    return others, order[before + counts - 1]
 
 
 def stored_scales(

@@ -22,6 +22,7 @@ __all__ = [
     "Axes",
     "LayerPlan",
     "UnsupportedLayerError",
+    "is_dense",
     "is_leaf",
     "layer_in_channels",
     "layer_out_channels",
@@ -40,6 +41,25 @@ def is_leaf(module: nn.Module) -> bool:
     if not isinstance(module, _LAYERS):
         return False
     return not any(True for child in module.children() for _ in child.parameters())
+
+
+_DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def is_dense(module: nn.Module) -> bool:
+    """Whether a layer is torch's own weighted sum over all input channels, with a weight it owns.
+
+    The output of such a layer widens as its index maps say, whatever the weights.
+    """
+    kind = type(module)
+    plain = any(
+        kind.forward is cls.forward
+        and getattr(kind, "_conv_forward", None) is getattr(cls, "_conv_forward", None)
+        for cls in _DENSE
+    )
+    changed = {"forward", "_conv_forward"} & vars(module).keys()
+    owned = module._parameters.get("weight") is not None
+    return plain and owned and not changed and getattr(module, "groups", 1) == 1
 
 
 def layer_out_channels(module: nn.Module) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from math import prod
 
 import torch
@@ -44,7 +44,8 @@ def reshaped(
     if prod(old) == 0 or prod(old) != prod(new):
         return None
     result: list[int] = []
-    for before, after in _groups(old, new):
+    counts = {k for k, asked in enumerate(given or ()) if _is_count(asked)}
+    for before, after in _groups(old, new, counts):
         sizes = [new[k] for k in after]
         if all(wide[k] == old[k] for k in before):
             result += sizes
@@ -90,8 +91,16 @@ def cut(map_: IndexMap, sizes: Sequence[int]) -> list[IndexMap] | None:
     return pieces if start == len(map_) else None
 
 
-def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Smallest groups of axes before and after a reshape that hold the same elements."""
+def _groups(
+    old: Sequence[int], new: Sequence[int], counts: Collection[int] = ()
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Smallest groups of axes before and after a reshape that hold the same elements.
+
+    Args:
+        old: the shape before.
+        new: the shape after.
+        counts: the axes of the new shape that count heads.
+    """
     i = j = 0
     while i < len(old) or j < len(new):
         before, after = [], []
@@ -107,9 +116,13 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int],
             else:
                 after.append(j)
                 b, j = b * new[j], j + 1
-        # New axes of one element belong to the axis before them; old axes of one element (a single
-        # head) belong to the axis after them, where there is one.
-        while j < len(new) and new[j] == 1 and (i == len(old) or old[i] != 1):
+        # New axes of one element belong to the axis before them, but a single head to the axis
+        # after it, where there is one; so do old axes of one element.
+        while (
+            j < len(new)
+            and new[j] == 1
+            and (i == len(old) or (old[i] != 1 and (j not in counts or j + 1 == len(new))))
+        ):
             after, j = [*after, j], j + 1
         while j == len(new) and i < len(old) and old[i] == 1:
             before, i = [*before, i], i + 1
@@ -149,11 +162,16 @@ def _take_apart(
     return None
 
 
+def _is_count(asked: int) -> bool:
+    """Whether code takes a size from an attribute with one of the usual names of head counts."""
+    expression = asked.expression if isinstance(asked, Number) else None
+    return isinstance(expression, Attribute) and expression.name in COUNTS
+
+
 def _rank(size: int, asked: int) -> int:
     """How unlikely it is that an axis grows, judged by the size that the code asks for."""
     if isinstance(asked, Number):
-        expression = asked.expression
-        return 1 if isinstance(expression, Attribute) and expression.name in COUNTS else 2
+        return 1 if _is_count(asked) else 2
     if asked == -1:
         return 0 if size == 1 else 2  # an open size of 1 makes room for copies
     return 3  # a literal in the code, or the size of another tensor

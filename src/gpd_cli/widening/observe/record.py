@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.widening.layers import is_leaf, layer_in_channels, layer_out_channels, mixes_channels
+from gpd_cli.widening.layers import (
+    is_dense,
+    is_leaf,
+    layer_in_channels,
+    layer_out_channels,
+    mixes_channels,
+)
 from gpd_cli.widening.numbers.alignment import overlays_operands
 from gpd_cli.widening.numbers.arithmetic import Attribute, remember
 from gpd_cli.widening.numbers.calls import INDEXES, NUMBERED, Call
@@ -74,6 +80,7 @@ class Recording:
     Args:
         inputs: per layer the input of each call, per container all tensor arguments of each call.
         outputs: per container the tensors returned in each call.
+        layer_outputs: per dense layer the output of each call.
         out_channels: number of output channels of each layer that mixes channels.
         in_channels: number of input channels of each layer that mixes channels.
         direct: weights that code passes to a linear function, with the name of their bias.
@@ -91,6 +98,7 @@ class Recording:
 
     inputs: dict[str, list[list[Tensor]]] = field(default_factory=dict)
     outputs: dict[str, list[list[Tensor]]] = field(default_factory=dict)
+    layer_outputs: dict[str, list[Tensor]] = field(default_factory=dict)
     out_channels: dict[str, int] = field(default_factory=dict)
     in_channels: dict[str, int] = field(default_factory=dict)
     direct: dict[str, str | None] = field(default_factory=dict)
@@ -162,6 +170,7 @@ class _Recorder(Tracer):
                 (layer_out_channels(module), layer_in_channels(module)),
             )
             split = _split_by_groups(module) if leaf else None
+            dense = leaf and is_dense(module)
 
             def enter(
                 module: nn.Module, args: Any, kwargs: Any, name: str = name, split: Any = split
@@ -178,8 +187,11 @@ class _Recorder(Tracer):
                 output: Any,
                 name: str = name,
                 channels: Any = channels,
+                dense: bool = dense,
             ) -> None:
                 y = first_tensor(output)
+                if dense and y is not None:
+                    self.recording.layer_outputs.setdefault(name, []).append(self._copy(y))
                 if y is not None and y.grad_fn is not None:
                     self._nodes[y.grad_fn] = name
                 if channels[0] is not None:

@@ -52,14 +52,17 @@ def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) ->
         images: a batch, ``[B, C, H, W]``.
         generator: random generator of the deviations from the statistics.
     """
+    modules = network.modules()
+    norms = [m for m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return
 
     def near(like: Tensor) -> Tensor:
         deviation = torch.randn(like.shape, generator=generator, dtype=torch.float64)
         return 1 + 0.15 * deviation.clamp(-3, 3).to(like)
 
     def hook(module: nn.Module, args: Any) -> None:
-        if not isinstance(module, _BatchNorm) or module.running_mean is None:
-            return
+        assert isinstance(module, _BatchNorm) and module.running_mean is not None
         x = args[0].detach().transpose(0, 1).flatten(1)
         mean, var = x.mean(1), x.var(1, correction=0)
         # Channels with hardly any variance would amplify rounding from layer to layer.
@@ -68,7 +71,7 @@ def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) ->
         assert module.running_var is not None
         module.running_var.copy_(var * near(var))
 
-    handles = [module.register_forward_pre_hook(hook) for module in network.modules()]
+    handles = [norm.register_forward_pre_hook(hook) for norm in norms]
     try:
         with torch.no_grad(), Tracer():  # the tracer's activations, as in the probing runs
             network(images)

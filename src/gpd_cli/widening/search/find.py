@@ -26,7 +26,7 @@ from gpd_cli.widening.running.own_errors import original_errors
 from gpd_cli.widening.running.randomize import calibrate, randomize
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.search.unsupported import check_student
-from gpd_cli.widening.search.widen import Widening, title
+from gpd_cli.widening.search.widen import Confirmation, Widening, title
 
 _SEED = 20410
 _BATCH = 2
@@ -56,7 +56,7 @@ def find_plan(
         shrink: whether to probe with smaller images where the network takes them: index maps do
             not depend on the size of the images.
         is_certified: whether the caller certifies the expansion. Then the plan is not confirmed
-            here by another run of the wide network where the probe images have the sample's size.
+            here by a run of the wide network with all its weights.
 
     Returns:
         The plan; for ratio 1 an empty one.
@@ -83,11 +83,13 @@ def find_plan(
             for shape in [*_smaller(whole)] if shrink else []:
                 images = torch.randn(shape, generator=generator, dtype=torch.float64)
                 try:
-                    return _plan(narrow, images, scale, exclude, confirm=True)
+                    confirm: Confirmation = "copied" if is_certified else "computed"
+                    return _plan(narrow, images, scale, exclude, confirm)
                 except ExpansionError:
                     continue  # too small for the network, or an error that the full size repeats
             images = torch.randn(whole, generator=generator, dtype=torch.float64)
-            return _plan(narrow, images, scale, exclude, confirm=not is_certified)
+            confirm = "none" if is_certified else "computed"
+            return _plan(narrow, images, scale, exclude, confirm)
     finally:
         gc.collect()  # cycles of hooks and networks hold large tensors
 
@@ -129,7 +131,11 @@ def _smaller(shape: torch.Size) -> Iterator[torch.Size]:
 
 
 def _plan(
-    narrow: nn.Module, images: Tensor, scale: Scale, exclude: Sequence[str], *, confirm: bool
+    narrow: nn.Module,
+    images: Tensor,
+    scale: Scale,
+    exclude: Sequence[str],
+    confirm: Confirmation,
 ) -> WidthPlan:
     recording = _record(narrow, images)
     if scale.ratio == 1 and scale.multiple == 1:
@@ -155,7 +161,7 @@ def _widen(
     scale: Scale,
     exclude: Sequence[str],
     images: Tensor,
-    confirm: bool,
+    confirm: Confirmation,
 ) -> WidthPlan:
     """Widen by arithmetic, and by trial the containers that the final run does not confirm."""
     by_trial: set[str] = set()
@@ -203,7 +209,7 @@ def _runs_in_training_only(network: nn.Module, images: Tensor, known: set[str]) 
         ExpansionError: when a backward pass would run a part of the network again.
     """
     called: list[str] = []
-    network = copy_network(network).train()
+    network = copy_network(network, network.parameters()).train()
     for name, module in network.named_modules():
         if is_leaf(module) and name not in known:
             module.register_forward_pre_hook(lambda m, args, name=name: called.append(name))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gpd_cli.widening.layers import LayerPlan, is_leaf
-from gpd_cli.widening.plan import WidthPlan
+from gpd_cli.widening.plan import TensorPlan, WidthPlan
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.tensors import expand_tensor
 
@@ -27,13 +30,15 @@ class WideNetwork:
         self.modules = dict(narrow.named_modules())
         self.plan = WidthPlan(ratio)
         self.network = copy_network(narrow, [*narrow.parameters(), *narrow.buffers()])
+        self._postponed: dict[str, Tensor | None] = {}
 
-    def apply(self, name: str, layer: LayerPlan) -> None:
+    def apply(self, name: str, layer: LayerPlan, postponed: Collection[str] = ()) -> None:
         """Widen tensors and attributes of one module.
 
         Args:
             name: the module.
             layer: the changes.
+            postponed: local names of tensors that are computed when they are read (see `read`).
         """
         prefix = f"{name}." if name else ""
         module = self.network.get_submodule(name)
@@ -41,8 +46,33 @@ class WideNetwork:
             setattr(module, attribute, value)
             self.plan.attributes.setdefault(name, {})[attribute] = value
         for local, plan in layer.tensors.items():
-            self._set(prefix + local, expand_tensor(_tensor(self.narrow, prefix + local), plan))
-            self.plan.tensors[prefix + local] = plan
+            full = prefix + local
+            if local in postponed:
+                self._set(full, _stand_in(self.source(full), plan))
+                self._postponed[full] = None
+            else:
+                self._set(full, expand_tensor(self.source(full), plan))
+            self.plan.tensors[full] = plan
+
+    def read(self, name: str, value: Tensor) -> Tensor:
+        """The value of a tensor of the copy that is being read; a postponed one is computed now.
+
+        Args:
+            name: qualified name of the tensor.
+            value: what the module holds under this name.
+        """
+        if name not in self._postponed:
+            return value
+        made = self._postponed[name]
+        if made is None:
+            made = nn.Parameter(expand_tensor(self.source(name), self.plan.tensors[name]))
+            self._postponed[name] = made
+        return made
+
+    def forget(self, name: str) -> None:
+        """Free a postponed tensor's values; they are computed again when they are read again."""
+        if name in self._postponed:
+            self._postponed[name] = None
 
     def state(self) -> WidthPlan:
         """A copy of the plan so far, for `restore`."""
@@ -63,7 +93,8 @@ class WideNetwork:
                 value = state.attributes.get(name, {}).get(attribute, narrow)
                 setattr(self.network.get_submodule(name), attribute, value)
         for name in self.plan.tensors.keys() - state.tensors.keys():
-            self._set(name, _tensor(self.narrow, name))
+            self._set(name, self.source(name))
+            self._postponed.pop(name, None)
         self.plan = state
         self.plan = self.state()  # a copy, so that the state can be restored again
 
@@ -97,6 +128,15 @@ class WideNetwork:
         else:
             parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
             module.register_parameter(local, parameter)
+
+
+def _stand_in(narrow: Tensor, plan: TensorPlan) -> Tensor:
+    """A tensor of the wide shape that takes no memory; as it is not a number, no use passes."""
+    shape = [
+        size if axis is None else len(axis)
+        for size, axis in zip(narrow.shape, plan.axes, strict=True)
+    ]
+    return nn.Parameter(torch.full((), math.nan, dtype=narrow.dtype).expand(shape), False)
 
 
 def _tensor(network: nn.Module, name: str) -> Tensor:

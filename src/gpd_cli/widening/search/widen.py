@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gpd_cli.widening.layers import (
     LayerPlan,
     UnsupportedLayerError,
+    is_dense,
     is_leaf,
     linear_tensors,
     plan_layer,
@@ -31,7 +32,7 @@ from gpd_cli.widening.numbers.arithmetic import Attribute, remember
 from gpd_cli.widening.numbers.calls import Call
 from gpd_cli.widening.observe.reads import reading
 from gpd_cli.widening.observe.record import Recording
-from gpd_cli.widening.plan import IndexMap, WidthPlan
+from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan
 from gpd_cli.widening.rules import Rule, rule_for
 from gpd_cli.widening.running.locate import short_text
 from gpd_cli.widening.running.own_errors import own_errors
@@ -44,6 +45,14 @@ from gpd_cli.widening.search.kept_narrow import inner_layers, stream_layers
 from gpd_cli.widening.search.trial_order import Assignment, assignments, counts_in
 from gpd_cli.widening.search.variables import Variable
 from gpd_cli.widening.search.wide_network import WideNetwork
+from gpd_cli.widening.tensors import widen
+
+Confirmation = Literal["none", "copied", "computed"]
+"""How the widened network is run once more with the numbers that its own code computes.
+
+With ``copied``, the outputs of dense layers are copies of the student's, as in the widening run;
+with ``computed``, every layer computes its output from its wide weights.
+"""
 
 _MOST_TRIALS = 12  # for one container, trials of the containers inside included
 _MOST_ARITHMETIC = 4  # trials after a failure that no numbers help against
@@ -88,13 +97,22 @@ class Widening(Tracer):
         self.trials = 0
         self.confirming = False
         self._first_failure: Mismatch | None = None
+        self._dense = {
+            name
+            for name, module in self._modules.items()
+            if is_dense(module)
+            and not (module._forward_hooks or module._forward_pre_hooks)
+            and f"{name}.weight" not in recording.direct
+        }
+        self._computes = False
+        self._replicas: dict[str, Tensor] = {}
 
-    def run(self, images: Tensor, confirm: bool = True) -> WidthPlan:
+    def run(self, images: Tensor, confirm: Confirmation = "computed") -> WidthPlan:
         """Widen while running.
 
         Args:
             images: the probe batch that was recorded.
-            confirm: whether to run once more with what the code itself computes.
+            confirm: whether and how to run once more with what the code itself computes.
 
         Raises:
             Mismatch: when a module cannot be widened exactly.
@@ -102,7 +120,9 @@ class Widening(Tracer):
         for name, module in self._wide.network.named_modules():
             if is_leaf(module):
                 module.register_forward_pre_hook(self._layer_hook(name), with_kwargs=True)
-                module.register_forward_hook(self._leave_layer)
+                module.register_forward_hook(self._leave_layer(name))
+                if name in self._dense:
+                    module.forward = self._dense_layer(name, module.forward)
             elif getattr(module.forward, "__func__", None) is not nn.Module.forward:
                 module.forward = self._container(name, module.forward)
         with torch.no_grad(), self, reading(self._wide.network, self._number, self._tensor):
@@ -110,7 +130,8 @@ class Widening(Tracer):
             if self._first_failure is not None and not self._wide.plan.tensors:
                 raise self._first_failure  # a plan in which nothing widens does not help
             self._wide.drop_idle_attributes()
-            if confirm:
+            if confirm != "none":
+                self._computes = confirm == "computed"
                 self._confirm(images)
         self._wide.plan.trials = self.trials
         return self._wide.plan
@@ -143,8 +164,10 @@ class Widening(Tracer):
         return remember(Attribute(owner, name), value)
 
     def _tensor(self, owner: str, name: str, value: Tensor) -> Tensor:
+        full = f"{owner}.{name}" if owner else name
+        value = self._wide.read(full, value)
         if self._frames and self._frames[-1] is not None:
-            self._following.read(f"{owner}.{name}" if owner else name, value)
+            self._following.read(full, value)
         return value
 
     # Layers
@@ -152,12 +175,53 @@ class Widening(Tracer):
     def _layer_hook(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._frames.append(None)
-            if self.confirming:
-                return
+            self._replicas.pop(name, None)
+            x = first_tensor(args, kwargs)
             with own_errors():
-                self._widen_layer(name, first_tensor(args, kwargs))
+                call = self._calls.get(name, 0)
+                if self.confirming:
+                    self._calls[name] = call + 1
+                else:
+                    self._widen_layer(name, x)
+                if name in self._dense and x is not None and not self._computes:
+                    replica = self._replica(name, call, x)
+                    if replica is not None:
+                        self._replicas[name] = replica
 
         return hook
+
+    def _dense_layer(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            replica = self._replicas.pop(name, None)
+            return forward(*args, **kwargs) if replica is None else replica
+
+        return run
+
+    def _replica(self, name: str, call: int, x: Tensor) -> Tensor | None:
+        """A dense layer's output: the student's, copied as the layer's index maps say.
+
+        It takes neither wide weights nor products of them.
+
+        Returns:
+            The output, or None where it has to be computed: for an input that the index maps do
+            not describe.
+        """
+        inputs = self._recording.inputs.get(name, [])
+        outputs = self._recording.layer_outputs.get(name, [])
+        if call >= len(outputs):
+            return None
+        axes = self._following.matches.axes(inputs[call][0], x)
+        weight = self._wide.plan.tensors.get(f"{name}.weight", TensorPlan((None, None)))
+        if axes is None or axes != self._input_axes.get(name):
+            return None
+        channels = x.ndim - self._wide.source(f"{name}.weight").ndim + 1
+        map_ = axes[channels]
+        if any(axes[channels + 1 :]) or map_ != weight.axes[1]:
+            return None
+        if map_ is not None and not map_.is_onto():
+            return None
+        wide = (*axes[:channels], weight.axes[0], *axes[channels + 1 :])
+        return widen(outputs[call], TensorPlan(wide))
 
     def _widen_layer(self, name: str, x: Tensor | None) -> None:
         """Widen a layer by the index maps of its input."""
@@ -174,10 +238,14 @@ class Widening(Tracer):
             )
         except UnsupportedLayerError as error:
             raise Mismatch(name, str(error)) from error
-        self._wide.apply(name, layer)
+        self._wide.apply(name, layer, ("weight",) if name in self._dense else ())
 
-    def _leave_layer(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._frames.pop()
+    def _leave_layer(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._frames.pop()
+            self._wide.forget(f"{name}.weight")
+
+        return hook
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a call with numbers, constants and weights that fit the copies."""

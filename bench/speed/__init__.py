@@ -1,0 +1,1 @@
+"""Speed: the joint training step against plain steps of its two networks."""

@@ -1,0 +1,60 @@
+"""One row of the benchmark: a student, its dynamic teacher, and the batch of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PRECISIONS = ("32", "bf16")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed.
+
+    Args:
+        student: name of the student, as `gpd fit` takes it.
+        size: image side in pixels.
+        batch: images in a batch.
+        branches: see `gpd_cli.expand`.
+        branch_width: see `gpd_cli.expand`.
+        ratio: see `gpd_cli.expand`.
+        precision: ``32``, or ``bf16`` for autocast to bfloat16.
+        channels_last: kernels and images in channels-last memory.
+        compile: networks compiled with torch.compile.
+    """
+
+    student: str
+    size: int
+    batch: int
+    branches: int = 1
+    branch_width: float = 1.0
+    ratio: float = 2.0
+    precision: str = "32"
+    channels_last: bool = False
+    compile: bool = False
+
+
+def cases(device: str) -> list[Case]:
+    """The rows of the table: of networks and batches that a device trains in a second or so.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+    """
+    branches = ((1, 1.0), (6, 1.0), (6, 0.25))
+    if device == "cpu":
+        return [
+            Case(student, size, batch, m, width)
+            for student, size, batch in (
+                ("resnet18", 64, 16),
+                ("resnet18", 224, 8),
+                ("mobilenet", 224, 8),
+                ("vit_tiny_patch16_224", 224, 8),
+            )
+            for m, width in (branches if "vit" not in student else branches[:1])
+        ]
+    return [
+        Case(student, 224, 256, m, width, 2.0, "bf16", channels_last=True, compile=compiled)
+        for student in ("resnet18", "mobilenet", "vit_tiny_patch16_224")
+        for compiled in (False, True)
+        for m, width in (branches if "vit" not in student else branches[:1])
+    ]

@@ -1,0 +1,46 @@
+"""Averages of gradients over processes, taken where the fewest numbers have to travel.
+
+All branches of a layer have gradients that are functions of one tensor, the gradient of the merged
+kernel, and of weights that are the same in all processes. Averaging that tensor alone is exact, and
+with the paper's six branches it has less than a third of the numbers of all their gradients.
+"""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gpd_cli.distributed.world import world_size
+
+
+def averaged(gradient: Tensor) -> Tensor:
+    """The mean of a gradient over all processes, which all have to ask.
+
+    Args:
+        gradient: a tensor of any shape, in contiguous or channels-last memory.
+
+    Returns:
+        A new tensor in the same memory format.
+    """
+    # In channels-last memory this is a contiguous view of the same numbers.
+    last = gradient.ndim == 4 and not gradient.is_contiguous()
+    numbers = (gradient.permute(0, 2, 3, 1) if last else gradient).contiguous().clone()
+    dist.all_reduce(numbers)
+    numbers /= world_size()
+    return numbers.permute(0, 3, 1, 2) if last else numbers
+
+
+def share_parameters(module: nn.Module, names: list[str]) -> None:
+    """Give some parameters the first process's values, as DistributedDataParallel does with others.
+
+    Args:
+        module: a module that all processes have.
+        names: names of its parameters.
+    """
+    if world_size() == 1:
+        return
+    for name in names:
+        parameter = module.get_parameter(name).detach()
+        value = parameter.contiguous()
+        dist.broadcast(value, src=0)
+        parameter.copy_(value)

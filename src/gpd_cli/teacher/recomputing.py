@@ -1,0 +1,64 @@
+"""A student whose activations are not kept: the backward pass computes them again.
+
+A joint step keeps the activations of both networks until the backward pass. With a student that
+runs first, and again once the teacher's activations are gone, the two are never kept together, and
+a joint step needs hardly more memory than training the wide network alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+
+def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Run a network on given weights, to be run again in the backward pass.
+
+    The second run has the same random draws as the first (dropout, dropped paths), and leaves
+    running statistics alone.
+
+    Args:
+        network: the student.
+        weights: its weights by name.
+        images: ``[B, C, H, W]``.
+
+    Returns:
+        The logits, ``[B, C]``.
+    """
+
+    def run(images: Tensor) -> Tensor:
+        return cast(Tensor, functional_call(network, dict(weights), (images,)))
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _spare_buffers(network)
+
+    return checkpoint(run, images, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _spare_buffers(network: nn.Module) -> Iterator[None]:
+    """Let a network run on copies of its buffers, which are then dropped."""
+    modules = list(network.modules())
+    buffers = [dict(module._buffers) for module in modules]
+    for module, own in zip(modules, buffers, strict=True):
+        copies = {name: None if b is None else b.clone() for name, b in own.items()}
+        module._buffers.update(copies)
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, buffers, strict=True):
+            module._buffers.update(own)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something reads a module's inputs or outputs while it runs.
+
+    Args:
+        module: a module.
+    """
+    return bool(module._forward_hooks or module._forward_pre_hooks)

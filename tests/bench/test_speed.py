@@ -1,0 +1,47 @@
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from bench.speed.case import Case, cases
+from bench.speed.measure import make_steps, measure, peak_memory
+from bench.speed.page import PAGE, RECORDS, write_page
+
+SMALL = Case("cifar_resnet8", size=16, batch=2, branches=6)
+
+
+def test_figures_of_a_small_case_are_a_page(tmp_path: Path) -> None:
+    figures = measure(SMALL, "cpu", rounds=1)
+    assert all(value > 0 for value in figures.values())
+    assert figures["merging"] < 1
+    for name in ("joint", "wide"):
+        figures[f"{name}_memory"] = peak_memory(SMALL, "cpu", name)
+    record = {
+        "machine": "a machine",
+        "threads": 1,
+        "rounds": 1,
+        "versions": {"torch": "3"},
+        "command": "python -m bench.speed",
+        "rows": [{"case": asdict(SMALL), "figures": figures}],
+    }
+    (tmp_path / RECORDS).mkdir(parents=True)
+    (tmp_path / PAGE).parent.mkdir()
+    (tmp_path / RECORDS / "cpu.json").write_text(json.dumps(record))
+    write_page(tmp_path)
+    page = (tmp_path / PAGE).read_text()
+    assert f"| cifar_resnet8 | 16 | 2 | 6 | {figures['student']:.0f} ms |" in page
+    assert f"**{figures['ratio']:.2f}**" in page
+
+
+def test_each_step_trains_its_network() -> None:
+    steps = make_steps(SMALL, "cpu")
+    assert list(steps) == ["student", "wide", "joint", "merging"]
+    assert list(make_steps(SMALL, "cpu", ("joint",))) == ["joint"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_cases_are_those_of_three_networks(device: str) -> None:
+    students = {case.student for case in cases(device)}
+    assert students == {"resnet18", "mobilenet", "vit_tiny_patch16_224"}
+    assert {case.branches for case in cases(device) if case.student == "resnet18"} == {1, 6}

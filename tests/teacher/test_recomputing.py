@@ -1,0 +1,64 @@
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpd_cli import expand
+from gpd_cli.teacher.build import merged_teacher
+from gpd_cli.teacher.pair import Pair
+
+
+def make_pair(recompute: bool, dropout: float = 0.0) -> Pair:
+    torch.manual_seed(0)
+    size = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+    student = timm.create_model("resnet18", num_classes=10, drop_rate=dropout, **size)
+    pair = expand(student.double(), sample=torch.zeros(2, 3, 32, 32), branches=["1x1"]).train()
+    pair.recompute_student = recompute
+    return pair
+
+
+def loss_of(logits: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+    student, teacher = logits
+    gap = F.cross_entropy(student, teacher.detach().softmax(1))
+    return F.cross_entropy(student, labels) + F.cross_entropy(teacher, labels) + gap
+
+
+def test_a_recomputed_student_has_the_same_gradients_and_statistics() -> None:
+    images, labels = torch.randn(4, 3, 32, 32).double(), torch.tensor([1, 2, 3, 4])
+    pairs = [make_pair(False, 0.2), make_pair(True, 0.2)]
+    for pair in pairs:
+        torch.manual_seed(1)
+        # Dropout in both networks, which run in another order: the same draws for each of them.
+        for network in (pair.teacher, pair.narrow):
+            network.register_forward_pre_hook(lambda *_: torch.manual_seed(2) and None)
+        for _ in range(2):
+            loss_of(pair(images), labels).backward()
+    first, second = (dict(pair.named_parameters()) for pair in pairs)
+    for name, parameter in first.items():
+        torch.testing.assert_close(parameter.grad, second[name].grad, rtol=1e-9, atol=1e-12)
+    buffers = [dict(pair.named_buffers()) for pair in pairs]
+    for name, buffer in buffers[0].items():
+        assert torch.equal(buffer, buffers[1][name]), name
+    assert int(pairs[1].narrow.bn1.num_batches_tracked) == 2
+
+
+def kept(network: nn.Module, images: Tensor) -> int:
+    """Bytes that the forward pass keeps for the backward pass, weights aside."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if len(tensor.shape) == 4 and len(tensor) == len(images):  # activations
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _outputs = network(images)  # which hold what is kept
+    return sum(sizes.values())
+
+
+def test_a_recomputed_student_keeps_no_activations() -> None:
+    images = torch.randn(8, 3, 32, 32).double()
+    wide = kept(merged_teacher(make_pair(False)).train(), images)
+    assert kept(make_pair(False), images) > 1.3 * wide
+    assert kept(make_pair(True), images) < 1.05 * wide
