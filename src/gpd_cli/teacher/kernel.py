@@ -194,11 +194,12 @@ class ExactSharing(nn.Module):
             sharing.plan, sharing.storage, like, sharing.out_axis
         )
 
-    def forward(self, stored: Tensor) -> tuple[Tensor, None]:
+    def forward(self, stored: Tensor, in_place: bool = False) -> tuple[Tensor, None]:
         """The teacher's tensor in float64, and nothing of the student's: memory is scarce here.
 
         Args:
             stored: the stored tensor, branches left out.
+            in_place: see `Sharing`; a tensor of another type has memory of its own.
 
         Raises:
             ExpansionError: when the stored tensor is no expansion of the student's.
