@@ -27,6 +27,8 @@ _STATE = {
     "callbacks": {str: {}},
     "optimizer_states": [{"state": {int: {}}, "param_groups": [{"params": [int]}]}],
 }
+# What optimizers keep per element of a weight; others keep rows, columns and matrices besides.
+_OF_THE_SHAPE = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg")
 _SUMS = {str: {"value": Tensor, "options": {}}}
 _HITS = {str: {str: Tensor}}
 # Entries of our own, which checkpoints of earlier versions lack.
@@ -90,5 +92,6 @@ def check_optimizer_state(optimizer: Optimizer) -> None:
                 place = f"the optimizer's {name} of a weight of shape {list(weight.shape)}"
                 if value.is_complex() or not torch.isfinite(value).all():
                     raise FormError(f"{place} is complex, NaN or infinite")
-                if value.ndim == weight.ndim and value.ndim and value.shape != weight.shape:
+                alike = name in _OF_THE_SHAPE or (value.ndim == weight.ndim and value.ndim)
+                if alike and value.shape != weight.shape:
                     raise FormError(f"{place} has the shape {list(value.shape)}")
