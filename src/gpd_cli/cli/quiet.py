@@ -27,6 +27,7 @@ def quieten() -> None:
         ".*The dirpath has changed.*",
         ".*is smaller than the logging interval.*",
         ".*Couldn't infer the batch indices.*",  # for streams
+        ".*Your `IterableDataset` has `__len__` defined.*",  # whose workers have parts of their own
         ".*Total length of `list` across ranks is zero.*",  # nothing is held out for validation
         ".*lr_scheduler.step\\(\\)` before.*",
         ".*monitor='val/student_top1'.*could not find the monitored key",  # without validation
