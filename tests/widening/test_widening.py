@@ -10,6 +10,7 @@ from exactness import assert_exact
 from torch import Tensor, nn
 
 from gpd_cli import ExpansionError, Pair, expand
+from gpd_cli.widening.observe.record import record
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.rules import RULES, Rule
 from gpd_cli.widening.search.find import find_plan
@@ -352,3 +353,17 @@ def test_a_single_head_is_copied_as_one_of_several_is(heads: int) -> None:
     )
     assert pair.teacher[1].num_heads == 2 * heads
     assert pair.plan.trials == 0 and not pair.plan.narrow
+
+
+def test_layers_of_one_split_are_listed_in_the_order_of_the_run() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Linear(6, 8) for _ in range(9))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = sum(part(x) for part in self.parts).chunk(2, -1)
+            return first * second
+
+    splits = record(Sum().double().eval(), torch.randn(2, 6, dtype=torch.float64)).splits
+    assert list(splits) == [f"parts.{k}" for k in range(9)]
