@@ -23,9 +23,9 @@ def run(folder: Path, module: str, *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_broken_files_and_options_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    table = run(tmp_path, "bench.fuzz", "--count", "4", "--seed", "3").splitlines()
+    table = run(tmp_path, "bench.fuzz", "--count", "2", "--seed", "3").splitlines()
     assert len(table) == 7
-    assert sum(int(line.split()[2]) for line in table[1:]) >= 8  # refused; others did no harm
+    assert sum(int(line.split()[2]) for line in table[1:]) >= 4  # refused; others did no harm
 
 
 @pytest.mark.slow

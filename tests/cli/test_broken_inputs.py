@@ -18,6 +18,7 @@ from PIL import Image
 from processes import importable
 
 from bench.fuzz.cases import SHORT, TRAIN
+from bench.fuzz.student import Student
 from gpd_cli.__main__ import main
 from gpd_cli.cli.yaml_limits import check_limits
 from gpd_cli.data.folders import EXTENSIONS
@@ -163,6 +164,30 @@ def test_a_run_does_not_go_on_from_a_damaged_state(
     path = damaged_copy(trained, tmp_path, change)
     longer = ["--trainer.max_steps", "9", "--trainer.max_epochs", "9", "--ckpt_path", path]
     assert_said(said, refused(tmp_path, "fit", *TRAIN, *SHORT, *longer))
+
+
+@pytest.mark.parametrize(
+    ("name", "new", "said"),
+    [
+        (
+            "bn1.running_mean",
+            lambda t: t * float("inf"),
+            "bn1.running_mean has values that are NaN",
+        ),
+        ("bn1.running_var", lambda t: t - 9, "bn1.running_var has a negative variance"),
+        ("conv1.weight", lambda t: t.int(), "conv1.weight is of torch.int32"),
+        ("head.bias", lambda t: t.to(torch.complex64), "head.bias is of torch.complex64"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(
+    tmp_path: Path, name: str, new: Callable[[torch.Tensor], torch.Tensor], said: str
+) -> None:
+    state = Student().state_dict()
+    state[name] = new(state[name] + 1)
+    torch.save(state, tmp_path / "student.pth")
+    student = ["--model.student", "bench.fuzz.student.Student", "--model.num_classes", "10"]
+    weights = ["--model.student_weights", "student.pth", "--output", "wide.safetensors"]
+    assert_said(said, refused(tmp_path, "expand", *student, *weights))
 
 
 def assert_said(said: str, sentence: str) -> None:

@@ -133,8 +133,31 @@ def load_tensors(
             f"{source} does not fit {name or type(model).__name__}: {'; '.join(fitted.misfits)}; "
             f"{remedy}"
         )
+    _check_numbers(model, fitted.tensors, source)
     model.load_state_dict(fitted.tensors)
     return fitted.notes
+
+
+def _check_numbers(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Check that weights and running statistics are finite numbers of the kind that they can be.
+
+    Raises:
+        WeightsError: when they are not.
+    """
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, own in model.state_dict().items():
+        if name not in tensors:
+            continue
+        found, reason = tensors[name], ""
+        if found.is_complex() or found.is_floating_point() != own.is_floating_point():
+            reason = f"is of {found.dtype}, and that of the network of {own.dtype}"
+        elif name in weights or name.endswith(("running_mean", "running_var")):
+            if not torch.isfinite(found).all():
+                reason = "has values that are NaN or infinite"
+            elif name.endswith("running_var") and (found < 0).any():
+                reason = "has a negative variance"
+        if reason:
+            raise WeightsError(f"{source} cannot be used: {name} {reason}; give another file.")
 
 
 def _read(path: Path) -> Any:
