@@ -34,7 +34,7 @@ def images(folder: Path, size: int) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    return {size: images(tmp_path_factory.mktemp(f"images{size}"), size) for size in (32, 224)}
+    return {size: images(tmp_path_factory.mktemp(f"images{size}"), size) for size in (32, 96, 224)}
 
 
 def weights(folder: Path, name: str) -> str:
@@ -66,7 +66,8 @@ def test_imagenet(path: Path, data: dict[int, Path], tmp_path: Path) -> None:
     elif path.parent.stem == "finetune":
         assert student is not None
         options += ["--model.student_weights", weights(tmp_path, student)]
-    two_steps(tmp_path, data[224], *options)
+    size = 224 if "rvt" in path.stem else 96  # a convolutional network takes any size
+    two_steps(tmp_path, data[size], *options, "--data.image_size", str(size))
 
 
 @pytest.mark.slow
