@@ -16,7 +16,7 @@ from gpd_cli.distill.methods import KD, Batch, FitNets, Method, SimKD
 from gpd_cli.distill.methods.kd import kd_loss
 from gpd_cli.distill.methods.reviewkd import ReviewKD
 from gpd_cli.distill.static_teacher import StaticTeacherSettings
-from gpd_cli.errors import MethodError, ModelError
+from gpd_cli.errors import GpdError, MethodError, ModelError
 from gpd_cli.files import save_tensors
 from gpd_cli.training.module import GapPreservingDistillation
 
@@ -313,5 +313,5 @@ def test_static_weight_rises_over_the_warm_up(
     expected = kd_loss(logits, module.distillation.teachers[0](images))
     shares = [float((term / expected).detach()) for term in terms]
     assert shares == pytest.approx([0.25, 0.5, 1.0, 1.0])
-    with pytest.raises(MethodError, match="0 warm-up epochs or more"):
+    with pytest.raises(GpdError, match="static_warmup_epochs must be 0 or more"):
         make(static_warmup_epochs=-1)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpd_cli.errors import ExpansionError
+from gpd_cli.teacher.certification import certify
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.widening.plan import WidthPlan
 
@@ -74,6 +75,36 @@ def test_a_student_that_amplifies_rounding_is_told_apart(
 def test_what_happens_in_train_mode_only_is_certified_too(kind: type[Student]) -> None:
     with pytest.raises(ExpansionError, match="train mode"):
         expand(kind(), sample=SAMPLE, branches=1)
+
+
+@pytest.mark.parametrize("storage", ["mixed", "student", "teacher"])
+@pytest.mark.parametrize("ratio", [2, 3])
+def test_the_teacher_is_certified_in_the_type_in_which_it_is_kept(
+    storage: str, ratio: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = Student()
+    options = {"sample": SAMPLE, "branches": 2, "ratio": ratio, "storage": storage}
+    pair = expand(student, **options)
+    assert pair.certificate.difference < 1e-12
+    assert {p.dtype for p in pair.parameters()} == {torch.float32}
+
+    def noise(wide: Tensor, *args: object) -> None:
+        wide += 1e-5 * torch.randn(wide.shape, dtype=wide.dtype)
+
+    monkeypatch.setattr("gpd_cli.widening.tensors.add_zero_sum_noise_", noise)
+    with pytest.raises(ExpansionError, match=r"b\.\S+ is no expansion of the student's"):
+        expand(student, **options)
+
+
+def test_the_certificate_leaves_no_trace() -> None:
+    student = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), Student(8).b)
+    student = nn.Sequential(*student, nn.Flatten(), nn.Linear(8 * 12 * 12, 4))
+    pair = expand(student, sample=SAMPLE, branches=2)
+    before = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+    certify(pair, SAMPLE)
+    after = pair.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert {t.dtype for t in after.values()} == {torch.float32, torch.int64}
 
 
 def test_dropout_alone_is_no_reason_to_refuse() -> None:

@@ -10,7 +10,14 @@ from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan, stack
 from gpd_cli.widening.search.find import find_plan
-from gpd_cli.widening.tensors import Storage, expand_tensor, slice_tensor
+from gpd_cli.widening.tensors import (
+    Storage,
+    complete_,
+    expand_tensor,
+    largest,
+    slice_tensor,
+    widen,
+)
 
 RATIOS = [1.25, 1.5, 2, 2.5, 3, 4]
 SEEDS = range(8)
@@ -146,6 +153,26 @@ def test_slicing_undoes_expansion_at_any_ratio(ratio: float) -> None:
     torch.testing.assert_close(back, student, rtol=2**-23, atol=0)
     if ratio in (1.25, 1.5, 2, 4):  # halving and quartering do not round
         assert torch.equal(back, student)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_rounding_of_an_expanded_tensor_can_be_undone(name: str) -> None:
+    plan, shape = PLANS[name]
+    student = torch.randn(shape)
+    noise = 0.5 if plan.divided is not None else 0.0
+    rounded = expand_tensor(student.double(), plan, noise=noise).float().double()
+    exact = rounded.clone()
+    change = complete_(exact, student.double(), plan)
+    assert change == (exact - rounded).abs().max()
+    assert change <= 10 * 2**-23 * rounded.abs().max()
+    if plan.divided is not None:
+        fan_in = plan.fan_in or 0
+        sums = torch.zeros_like(exact.index_select(fan_in, plan.divided.firsts))
+        sums.index_add_(fan_in, plan.divided.tensor, exact)
+        rows = TensorPlan(tuple(a if k != fan_in else None for k, a in enumerate(plan.axes)))
+        assert largest(sums - widen(student.double(), rows)) < 1e-15
+    exact[(0,) * exact.ndim] += 1
+    assert complete_(exact, student.double(), plan) > 0.9
 
 
 @pytest.mark.parametrize("name", DIVIDED)

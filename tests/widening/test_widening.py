@@ -10,6 +10,7 @@ from exactness import assert_exact
 from torch import Tensor, nn
 
 from gpd_cli import ExpansionError, Pair, expand
+from gpd_cli.widening.observe.record import record
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.rules import RULES, Rule
 from gpd_cli.widening.search.find import find_plan
@@ -321,3 +322,48 @@ def test_results_kept_from_narrow_weights_do_not_survive_expansion() -> None:
     student[2] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     student(torch.randn(IMAGE))
     exact(student)
+
+
+class SingleHead(nn.Module):
+    """Attention over pixels whose queries, keys and values lie side by side in each head."""
+
+    def __init__(self, width: int = 8, num_heads: int = 1) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.width = num_heads, width // num_heads, width
+        self.qkv, self.proj = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        heads = self.qkv(x).reshape(batch, self.num_heads, 3 * self.head_dim, height * width)
+        q, k, v = heads.transpose(2, 3).chunk(3, dim=3)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
+        return self.proj(y.reshape(batch, self.width, height, width))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_single_head_is_copied_as_one_of_several_is(heads: int) -> None:
+    pair = exact(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 1),
+            SingleHead(num_heads=heads),
+            convnet()[2][0],
+            nn.Flatten(),
+            nn.Linear(8, 5),
+        )
+    )
+    assert pair.teacher[1].num_heads == 2 * heads
+    assert pair.plan.trials == 0 and not pair.plan.narrow
+
+
+def test_layers_of_one_split_are_listed_in_the_order_of_the_run() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Linear(6, 8) for _ in range(9))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = sum(part(x) for part in self.parts).chunk(2, -1)
+            return first * second
+
+    splits = record(Sum().double().eval(), torch.randn(2, 6, dtype=torch.float64)).splits
+    assert list(splits) == [f"parts.{k}" for k in range(9)]

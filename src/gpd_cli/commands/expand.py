@@ -18,7 +18,6 @@ from gpd_cli.commands.summary_table import cost, count, print_table
 from gpd_cli.errors import GpdError
 from gpd_cli.files import atomic_path, check_writable
 from gpd_cli.models import ModelSpec, input_shape
-from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.checkpoint import Description, save_expanded
 from gpd_cli.teacher.expansion import DEFAULT_NOISE, expand
 from gpd_cli.teacher.networks import layer_patterns
@@ -29,7 +28,7 @@ from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.search.find import find_plan
 from gpd_cli.widening.tensors import Storage
 
-_PROBE_BATCH = 4
+_PROBE_BATCH = 2
 
 
 def expand_command(
@@ -170,7 +169,7 @@ def _facts(
     """Rows of the summary: the network before and after expansion."""
     before, certificate = cost(network, shape), pair.certificate
     assert certificate is not None
-    after = cost(merged_teacher(pair), shape)
+    after = cost(network, shape, pair.plan)
     trained = sum(p.numel() for p in pair.parameters())
     widened = {name.rpartition(".")[0] for name, _ in pair.plan}
     branched = sum(1 for name, _ in pair.named_modules() if name.endswith(".branches"))

@@ -12,6 +12,10 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpd_cli.teacher.build import widen_module
+from gpd_cli.widening.plan import WidthPlan
+from gpd_cli.widening.running.copying import copy_network
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -26,20 +30,32 @@ class Cost:
     macs: int
 
 
-def cost(network: nn.Module, shape: Sequence[int]) -> Cost:
+def cost(network: nn.Module, shape: Sequence[int], plan: WidthPlan | None = None) -> Cost:
     """Count parameters and multiply-adds.
 
     Args:
-        network: a plain network.
+        network: a plain network, which is left as it is.
         shape: image shape, ``(C, H, W)``.
+        plan: a width plan of the network: the wide network is counted, its branches merged.
     """
+    tensors = (*network.parameters(), *network.buffers())
+    # Without memory and arithmetic, where the network's own code allows it. On the CPU, torch's
+    # fused attention would not be counted.
+    copy = copy_network(network, tensors).to("meta")
+    try:
+        return _cost(copy, shape, plan)
+    except Exception:  # code that looks at values, such as a branch on them
+        return _cost(copy_network(network, tensors if plan is None else ()), shape, plan)
+
+
+def _cost(network: nn.Module, shape: Sequence[int], plan: WidthPlan | None) -> Cost:
+    if plan is not None:
+        widen_module(network, plan)
     weight = next(network.parameters())
     image = torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device)
-    was_training = network.training
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         network.eval()(image)
-    network.train(was_training)
     parameters = sum(p.numel() for p in network.parameters())
     return Cost(parameters, counter.get_total_flops() // 2)
 

@@ -54,8 +54,6 @@ class Distillation(nn.Module):
         warmup_epochs: int = 0,
     ) -> None:
         super().__init__()
-        if warmup_epochs < 0:
-            raise MethodError(f"There must be 0 warm-up epochs or more, not {warmup_epochs}.")
         self._weight, self._warmup = weight, warmup_epochs
         self.teachers = list(teachers)
         kind = _checked(method())

@@ -199,7 +199,7 @@ class ExactSharing(nn.Module):
 
         Args:
             stored: the stored tensor, branches left out.
-            in_place: see `Sharing`; a tensor of another type has memory of its own.
+            in_place: not used, since the result is of another type.
 
         Raises:
             ExpansionError: when the stored tensor is no expansion of the student's.

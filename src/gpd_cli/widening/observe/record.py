@@ -297,8 +297,10 @@ class _Recorder(Tracer):
                 if len(alike) > 1 and alike not in self.recording.sums:
                     self.recording.sums.append(alike)
         for container, node, split in self._seen_splits:
-            for layer in last_layers([node], self._nodes, self._mixes):
-                if layer in self.recording.out_channels:
+            behind = last_layers([node], self._nodes, self._mixes)
+            # In the order of the run: the order of a set differs from process to process.
+            for layer in self.recording.out_channels:
+                if layer in behind:
                     found = self.recording.splits.setdefault(layer, [])
                     if (container, split) not in found:
                         found.append((container, split))
