@@ -122,6 +122,12 @@ def load_tensors(
         prefer: likewise.
         hint: likewise.
     """
+    for key, tensor in read.items():
+        if tensor.is_complex() or tensor.layout != torch.strided:
+            raise WeightsError(
+                f"{source} cannot be used: {key} is of {tensor.dtype}, {tensor.layout}; give "
+                "another file."
+            )
     fitted = fit_tensors(model, read, ignore=ignore, new_classifier=new_classifier, prefer=prefer)
     if fitted.misfits:
         remedy = "is it for another architecture or class count?"
@@ -149,7 +155,7 @@ def _check_numbers(model: nn.Module, tensors: Mapping[str, Tensor], source: str)
         if name not in tensors:
             continue
         found, reason = tensors[name], ""
-        if found.is_complex() or found.is_floating_point() != own.is_floating_point():
+        if found.is_floating_point() != own.is_floating_point():
             reason = f"is of {found.dtype}, and that of the network of {own.dtype}"
         elif name in weights or name.endswith(("running_mean", "running_var")):
             if not torch.isfinite(found).all():
