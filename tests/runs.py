@@ -5,8 +5,10 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
 
 from gpd_cli.__main__ import main
 
@@ -31,6 +33,15 @@ def fit(folder: Path, *options: str, epochs: int = 1) -> int:
                 *options,
             ]
         )
+
+
+def noise_images(folder: Path, classes: str, count: int, side: int) -> None:
+    """Grey images of noise, ``images/train/CLASS/NUMBER.png``, the classes in turn."""
+    noise = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / "images" / "train" / classes[number % len(classes)] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 255, (side, side), dtype=np.uint8)).save(path)
 
 
 def run_folder(folder: Path, version: int = 0) -> Path:

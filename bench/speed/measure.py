@@ -8,9 +8,7 @@ does meets all of them; medians and the median of the ratios are reported.
 from __future__ import annotations
 
 import contextlib
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -26,6 +24,7 @@ from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.kernel import SharedKernel
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
+from gpd_cli.training.telemetry import peak_memory as most_so_far
 
 WARM_UP = 2  # steps that are not counted
 
@@ -76,16 +75,15 @@ def peak_memory(case: Case, device: str, name: str) -> float:
         device: ``cpu`` or ``cuda``.
         name: ``wide`` or ``joint``.
     """
-    before = _resident()
+    where = torch.device(device)
+    before = 0 if device == "cuda" else most_so_far(where)
     step = make_steps(case, device, (name,))[name]
     step()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for _ in range(WARM_UP):
         step()
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return _resident() - before
+    return (most_so_far(where) - before) / 2**20
 
 
 def make_steps(
@@ -177,9 +175,3 @@ def _precision(case: Case, device: str) -> contextlib.AbstractContextManager[obj
     if case.precision == "32":
         return contextlib.nullcontext()
     return torch.autocast(device, torch.bfloat16)
-
-
-def _resident() -> float:
-    """Peak resident memory of this process, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -4,12 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
-from runs import ALONE, BATCHES, PAIRED, checkpoint, fit, logged
+from runs import ALONE, BATCHES, PAIRED, checkpoint, fit, logged, noise_images
 from torch import nn
 
 from gpd_cli.training.gap_remarks import remark_on_gap
@@ -35,14 +33,6 @@ class Break(Callback):
 
 
 BROKEN = ["--trainer.callbacks+=test_broken_numbers.Break"]
-
-
-def images(folder: Path) -> None:
-    noise = np.random.default_rng(0)
-    for number in range(100):
-        path = folder / "images" / "train" / "ab"[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise.integers(0, 255, (16, 16), dtype=np.uint8)).save(path)
 
 
 def told(errors: str, start: str) -> list[str]:
@@ -76,7 +66,7 @@ def test_a_batch_of_nan_is_as_if_it_had_not_come(
 def test_too_many_broken_steps_stop_the_run_and_files_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    images(tmp_path)
+    noise_images(tmp_path, "ab", 100, 16)
     monkeypatch.setattr(Break, "steps", (BATCHES, BATCHES + 1))
     options = ["--data.dataset", "folder", "--data.root", "images", "--data.in_chans", "1"]
     options += ["--data.val_split", "null", "--data.num_workers", "0", "--model.nan_steps", "1"]

@@ -8,12 +8,11 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
 from processes import in_processes
+from runs import noise_images
 
 from bench.chaos.compare import differences, rows
 from gpd_cli.__main__ import main
@@ -55,14 +54,6 @@ class Kill(Callback):
             raise RuntimeError("the node is gone")
 
 
-def images(folder: Path) -> None:
-    noise = np.random.default_rng(0)
-    for number in range(90):
-        path = folder / "images" / "train" / "abc"[number % 3] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise.integers(0, 255, (20, 20), dtype=np.uint8)).save(path)
-
-
 def fit(folder: Path, *options: str) -> int:
     with chdir(folder):
         return main(["fit", *options])
@@ -89,7 +80,7 @@ def prepared(folder: Path, more: str = "") -> list[str]:
     if more:
         (folder / "more.yaml").write_text(more)
         options += ["-c", "more.yaml"]
-        images(folder)
+        noise_images(folder, "abc", 90, 20)
     return options
 
 

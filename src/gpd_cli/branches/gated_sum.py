@@ -52,8 +52,8 @@ class Filtered(NamedTuple):
 
     def add_to(self, total: Tensor, dtype: torch.dtype) -> None:
         """Add the sum over T of weight times filter."""
-        rows = torch.bmm(self.patterns.transpose(1, 2), self.taps)
-        _rows_of(total).add_(rows.view(_rows_of(total).shape))
+        rows = _rows_of(total)
+        rows.add_(torch.bmm(self.patterns.transpose(1, 2), self.taps).view(rows.shape))
 
     def gradients(self, grad: Gradient, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
         """Gradients of weights and filters, one product each."""

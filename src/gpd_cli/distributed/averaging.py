@@ -7,8 +7,9 @@ with the paper's six branches it has less than a third of the numbers of all the
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpd_cli.distributed.world import world_size
 
@@ -20,27 +21,14 @@ def averaged(gradient: Tensor) -> Tensor:
         gradient: a tensor of any shape, in contiguous or channels-last memory.
 
     Returns:
-        A new tensor in the same memory format.
+        A new tensor in the same memory format; for a single process the gradient itself.
     """
+    if world_size() == 1:
+        return gradient
     # In channels-last memory this is a contiguous view of the same numbers.
     last = gradient.ndim == 4 and not gradient.is_contiguous()
-    numbers = (gradient.permute(0, 2, 3, 1) if last else gradient).contiguous().clone()
+    numbers = gradient.permute(0, 2, 3, 1) if last else gradient
+    numbers = numbers.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(numbers)
     numbers /= world_size()
     return numbers.permute(0, 3, 1, 2) if last else numbers
-
-
-def share_parameters(module: nn.Module, names: list[str]) -> None:
-    """Give some parameters the first process's values, as DistributedDataParallel does with others.
-
-    Args:
-        module: a module that all processes have.
-        names: names of its parameters.
-    """
-    if world_size() == 1:
-        return
-    for name in names:
-        parameter = module.get_parameter(name).detach()
-        value = parameter.contiguous()
-        dist.broadcast(value, src=0)
-        parameter.copy_(value)

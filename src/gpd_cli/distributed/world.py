@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL error")
 _EVERY = 8  # batches between common decisions: for each the processes wait for each other
@@ -58,18 +59,18 @@ def everywhere(flag: Tensor) -> bool:
     return bool(common)
 
 
-def share_buffers(module: nn.Module) -> None:
-    """Give the buffers of a module, such as running statistics, the first process's values.
+def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give tensors the first process's values, in place; all processes have to ask.
 
     Args:
-        module: a module that all processes have.
+        tensors: as many and of the same shapes in all processes, such as running statistics.
     """
     if world_size() == 1:
         return
-    for buffer in module.buffers():
-        value = buffer.detach().contiguous()
+    for tensor in tensors:
+        value = tensor.detach().contiguous()
         dist.broadcast(value, src=0)
-        buffer.copy_(value)
+        tensor.detach().copy_(value)
 
 
 def gathered(value: Any) -> list[Any]:

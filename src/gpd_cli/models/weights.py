@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gpd_cli.errors import WeightsError
 from gpd_cli.files import check_whole
 from gpd_cli.models.fitting import fit_tensors, listed, unprefixed
+from gpd_cli.models.numbers import unusual_tensor, wrong_numbers
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 """Suffixes of the files that `load_state_dict` can read."""
@@ -122,12 +123,9 @@ def load_tensors(
         prefer: likewise.
         hint: likewise.
     """
-    for key, tensor in read.items():
-        if tensor.is_complex() or tensor.layout != torch.strided:
-            raise WeightsError(
-                f"{source} cannot be used: {key} is of {tensor.dtype}, {tensor.layout}; give "
-                "another file."
-            )
+    if (unusual := unusual_tensor(read)) is not None:
+        key, kind = unusual
+        raise WeightsError(f"{source} cannot be used: {key} is of {kind}; give another file.")
     fitted = fit_tensors(model, read, ignore=ignore, new_classifier=new_classifier, prefer=prefer)
     if fitted.misfits:
         remedy = "is it for another architecture or class count?"
@@ -139,31 +137,10 @@ def load_tensors(
             f"{source} does not fit {name or type(model).__name__}: {'; '.join(fitted.misfits)}; "
             f"{remedy}"
         )
-    _check_numbers(model, fitted.tensors, source)
+    if (wrong := wrong_numbers(model, fitted.tensors)) is not None:
+        raise WeightsError(f"{source} cannot be used: {wrong}; give another file.")
     model.load_state_dict(fitted.tensors)
     return fitted.notes
-
-
-def _check_numbers(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Check that weights and running statistics are finite numbers of the kind that they can be.
-
-    Raises:
-        WeightsError: when they are not.
-    """
-    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    for name, own in model.state_dict().items():
-        if name not in tensors:
-            continue
-        found, reason = tensors[name], ""
-        if found.is_floating_point() != own.is_floating_point():
-            reason = f"is of {found.dtype}, and that of the network of {own.dtype}"
-        elif name in weights or name.endswith(("running_mean", "running_var")):
-            if not torch.isfinite(found).all():
-                reason = "has values that are NaN or infinite"
-            elif name.endswith("running_var") and (found < 0).any():
-                reason = "has a negative variance"
-        if reason:
-            raise WeightsError(f"{source} cannot be used: {name} {reason}; give another file.")
 
 
 def _read(path: Path) -> Any:

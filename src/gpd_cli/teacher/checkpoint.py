@@ -29,6 +29,7 @@ from gpd_cli.teacher.stored import (
     bounded_by,
     check_description,
     check_images,
+    check_options,
     check_tensors,
     check_values,
     damaged,
@@ -333,6 +334,7 @@ def check_content(path: Path, content: Mapping[str, Any]) -> None:
         check_form(content, known, "the checkpoint")
         for name in known.keys() & {TRAINED} | {"state_dict"}:
             check_tensors(content[name])
+        check_options(content["gpd"])
         if content["gpd"].get("images") is not None:
             check_images(content["gpd"]["images"])
     except FormError as error:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from gpd_cli.branches.names import EXTRA_BRANCHES, MAIN_GATE
 from gpd_cli.errors import WeightsError
 from gpd_cli.forms import FormError, check_form, maybe, plain, within
+from gpd_cli.models.numbers import unusual_tensor, wrong_numbers
 from gpd_cli.widening.plan_check import check_plan_values
 from gpd_cli.widening.tensors import Storage
 
@@ -54,8 +55,7 @@ def check_description(entry: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
         FormError: when a part is missing, or of another type or size than it can be.
     """
     check_form(entry, _DESCRIPTION, "the description")
-    check_form(entry.get("branch_layers", []), [str], "the description, branch_layers")
-    check_form(entry.get("shared", True), bool, "the description, shared")
+    check_options(entry)
     if len(entry["shape"]) != 3 or math.prod(entry["shape"]) > _FREE:
         raise FormError(f"the description, shape is {entry['shape']}")
     if len(set(entry["branches"])) < len(entry["branches"]):
@@ -64,6 +64,20 @@ def check_description(entry: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
         check_images(images)
     if entry["plan"] is not None:
         check_plan_values(entry["plan"], _shapes_by_name(state))
+
+
+def check_options(entry: Mapping[str, Any]) -> None:
+    """Check the parts of a description that files of earlier versions lack.
+
+    Raises:
+        FormError: when one is of another type than it can be.
+    """
+    check_form(entry.get("branch_layers", []), [str], "the description, branch_layers")
+    check_form(entry.get("shared", True), bool, "the description, shared")
+    width = entry.get("branch_width", 1.0)
+    check_form(width, float, "the description, branch_width")
+    if width <= 0:
+        raise FormError(f"the description, branch_width is {width} and not above 0")
 
 
 def check_images(images: Any) -> None:
@@ -84,9 +98,9 @@ def check_tensors(state: Any) -> None:
         FormError: when it does not.
     """
     check_form(state, {str: Tensor}, "the weights")
-    for name, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
-            raise FormError(f"the weights, {name} is a tensor of {tensor.dtype}, {tensor.layout}")
+    if (unusual := unusual_tensor(state)) is not None:
+        name, kind = unusual
+        raise FormError(f"the weights, {name} is a tensor of {kind}")
 
 
 @contextmanager
@@ -131,22 +145,10 @@ def check_values(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         state: tensors of the file, by the names of the network.
 
     Raises:
-        FormError: when one is of whole numbers where the network has others or the reverse, or when
-            weights or running statistics are not finite, or a variance is negative.
+        FormError: when one of them is not, see `gpd_cli.models.numbers.wrong_numbers`.
     """
-    statistics = ("running_mean", "running_var")
-    weights = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    for name, own in network.state_dict().items():
-        if name not in state:
-            continue
-        found = state[name]
-        if found.is_floating_point() != own.is_floating_point():
-            raise FormError(f"the weights, {name} is of {found.dtype} and not of {own.dtype}")
-        if name in weights or name.endswith(statistics):
-            if not torch.isfinite(found).all():
-                raise FormError(f"the weights, {name} has values that are NaN or infinite")
-            if name.endswith("running_var") and (found < 0).any():
-                raise FormError(f"the weights, {name} has a negative variance")
+    if (wrong := wrong_numbers(network, state)) is not None:
+        raise FormError(f"the weights, {wrong}")
 
 
 def damaged(path: Any, error: Exception) -> WeightsError:

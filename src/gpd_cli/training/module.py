@@ -23,8 +23,7 @@ from gpd_cli.distill.static_teacher import (
     check_logits,
     load_static_teachers,
 )
-from gpd_cli.distributed.averaging import share_parameters
-from gpd_cli.distributed.world import share_buffers
+from gpd_cli.distributed.world import broadcast_from_first
 from gpd_cli.errors import DataError, ModelError, TrainingError
 from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
@@ -280,7 +279,8 @@ class GapPreservingDistillation(EvaluatedModule):
         self.train()
         if (average := find_average(self.trainer)) is not None:
             settle(average, self)
-        share_parameters(self, self._averaged)
+        # DistributedDataParallel does so with all other parameters.
+        broadcast_from_first(self.get_parameter(name) for name in self._averaged)
         rank_zero_info(summary(self.spec.name, self.network))
         defaults = plain_settings(default_settings(GapPreservingDistillation))
         if ignored := ignored_settings(self.hparams, defaults):
@@ -365,9 +365,9 @@ class GapPreservingDistillation(EvaluatedModule):
         """Stop before a checkpoint of broken weights is written."""
         self._check_numbers()
         # What is scored is what is saved: the first process's running statistics.
-        share_buffers(self.network)
+        broadcast_from_first(self.network.buffers())
         if (average := find_average(self.trainer)) is not None:
-            share_buffers(average._average_model.module.network)  # type: ignore[union-attr, arg-type]
+            broadcast_from_first(average._average_model.module.network.buffers())  # type: ignore[union-attr]
         self._hold_back_average()
 
     def on_train_epoch_end(self) -> None:

@@ -80,8 +80,7 @@ def make_optimizer(
         network: the network to train.
         settings: the optimizer's settings.
         no_decay: further names of parameters without weight decay (timm's models list such names).
-        fused: update each tensor in one pass, where torch's optimizer can: on the CPU it takes a
-            quarter of the time.
+        fused: update each tensor in one pass, where torch's optimizer can.
 
     Raises:
         GpdError: when timm does not know the optimizer, or the optimizer rejects its arguments.

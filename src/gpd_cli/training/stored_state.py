@@ -68,6 +68,8 @@ def check_training_state(checkpoint: Mapping[str, Any]) -> None:
     for name, form in _OWN.items():
         if checkpoint.get(name):
             check_form(checkpoint[name], form, f"the checkpoint, {name}")
+    rate_factor = (checkpoint.get("schedule") or {}).get("rate_factor", 1.0)
+    check_form(rate_factor, float, "the checkpoint, schedule, rate_factor")
     for own in (checkpoint.get("epoch_state") or {}).get("processes", []):
         check_form(own.get("sums", {}), _SUMS, "the checkpoint, sums of the epoch")
         check_form(own.get("hits", {}), _HITS, "the checkpoint, hits of the epoch")

@@ -67,7 +67,7 @@ class Telemetry(Callback):
         now = time.perf_counter()
         values = {
             "images_per_second": self._images * trainer.world_size / (now - self._since),
-            "memory_gib": _memory(pl_module.device) / _GIB,
+            "memory_gib": peak_memory(pl_module.device) / _GIB,
         }
         pl_module.log_dict(values, on_step=True, on_epoch=False)
         self._images, self._since = 0, now
@@ -79,8 +79,12 @@ def _is_logged(trainer: Trainer, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def _memory(device: torch.device) -> int:
-    """Peak memory so far, in bytes."""
+def peak_memory(device: torch.device) -> int:
+    """Peak memory of this process so far, in bytes.
+
+    Args:
+        device: a GPU, whose memory is meant; for any other device it is the process's own.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
