@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from wheels import build_wheel, install
 
 # Before the tests import anything else, as in the program: Python keeps one object for the types
 # `int | float` and `float | int`, so that otherwise what is imported first decides whether the
 # option --trainer.limit_train_batches 1 is one batch or all of them.
 import gpd_cli.cli.command_line  # noqa: F401
+from wheels import build_wheel, install
 
 
 def pytest_configure() -> None:

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from torch import nn
+
 from blocks import ends, tokens
 from blocks.catalogue import (
     IMAGE_BLOCKS,
@@ -16,10 +20,6 @@ from blocks.catalogue import (
     one,
     spec,
 )
-from hypothesis import strategies as st
-from hypothesis.strategies import SearchStrategy
-from torch import nn
-
 from gpd_cli.widening.running.randomize import randomize
 
 RATIOS = (2.0, 3.0, 4.0)

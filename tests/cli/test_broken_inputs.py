@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from processes import importable
 
 from bench.fuzz.cases import SHORT, TRAIN
 from bench.fuzz.student import Student
@@ -25,6 +24,7 @@ from gpd_cli.data.folders import EXTENSIONS
 from gpd_cli.data.image_files import image_files
 from gpd_cli.errors import DataError
 from gpd_cli.training.amx import keep_in_float32
+from processes import importable
 
 Change = Callable[[dict[str, Any]], None]
 

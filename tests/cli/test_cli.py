@@ -15,12 +15,12 @@ import pytest
 import timm
 import torch
 import yaml
-from documentation import python_file
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from documentation import python_file
 from gpd_cli.__main__ import main
 
 TINY = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}

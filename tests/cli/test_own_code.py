@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from documentation import commands, python_file
 from torch import nn
 
+from documentation import commands, python_file
 from gpd_cli.__main__ import main
 from gpd_cli.errors import ModelError
 from gpd_cli.models import ModelSpec, create_model

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import runs
 import timm
 import torch
 from PIL import Image
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
+import runs
 from gpd_cli import expand
 from gpd_cli.commands.exports.about import About
 from gpd_cli.commands.exports.card import facts_of_run, model_card

@@ -15,7 +15,6 @@ import pytest
 import timm
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from processes import JOB, SLURM, in_processes
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -36,6 +35,7 @@ from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.speed import Speed
+from processes import JOB, SLURM, in_processes
 
 RESNET = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 VIT = {"in_chans": 1, "img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}

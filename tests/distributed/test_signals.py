@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from processes import importable
-from runs import ALONE, BATCHES, checkpoint, fit, run_folder
 
 from gpd_cli.__main__ import main
 from gpd_cli.distributed.interruptions import Interruptions
+from processes import importable
+from runs import ALONE, BATCHES, checkpoint, fit, run_folder
 
 
 class Signals(Callback):

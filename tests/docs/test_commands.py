@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import yaml
-from documentation import blocks, commands
 
+from documentation import blocks, commands
 from gpd_cli.cli.arguments import with_recipes, with_values
 from gpd_cli.cli.command_line import COMMANDS, GpdCLI
 from gpd_cli.cli.old_forms import current_arguments

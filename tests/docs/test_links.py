@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from documentation import ROOT
 
 FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md"]

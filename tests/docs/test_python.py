@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from documentation import Block, blocks
 from torch import nn
 
 import gpd_cli
+from documentation import Block, blocks
 
 # Files of their own, which other tests run: tests/cli/test_own_code.py, tests/cli/test_cli.py, and
 # tests/docs/test_tutorial.py.

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from documentation import ROOT, blocks, python_file
 
 PAGE = "docs/tutorial.md"

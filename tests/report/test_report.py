@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ALONE, PAIRED, fit, last_logged, run_folder
 
 from gpd_cli.__main__ import main
 from gpd_cli.commands.closing import closing_lines
@@ -23,6 +22,7 @@ from gpd_cli.report.run import (
     read_runs,
     run_names,
 )
+from runs import ALONE, PAIRED, fit, last_logged, run_folder
 
 LOG = """\
 epoch,step,lr,images_per_second,train/student_top1,val/student_top1,val/gap

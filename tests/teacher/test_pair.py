@@ -6,7 +6,6 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
-from maps import copies
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -17,6 +16,7 @@ from gpd_cli.teacher.kernel import both_kernels
 from gpd_cli.widening.plan import IndexMap, TensorPlan
 from gpd_cli.widening.running.randomize import randomize
 from gpd_cli.widening.tensors import Storage, expand_tensor, stored_scales
+from maps import copies
 
 SHAPE = (8, 3, 8, 8)
 STORAGES = get_args(Storage)

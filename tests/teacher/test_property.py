@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, event, given, settings
-from random_networks import Case, cases
 from torch import Tensor, nn
 
 from gpd_cli import ExpansionError, Pair, expand
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.compare import relative_difference
+from random_networks import Case, cases
 
 
 def images_of(*shape: int) -> Tensor:

@@ -16,7 +16,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from PIL import Image
-from processes import in_processes
 from sklearn.datasets import load_digits
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from gpd_cli.data import ImageData
 from gpd_cli.teacher.checkpoint import load_networks
 from gpd_cli.training.averages import closing_remark, settle, share_of_start
 from gpd_cli.training.ema import warmed_up_decay
+from processes import in_processes
 
 ROOT = Path(__file__).parents[2]
 LIGHTNING = "lightning.pytorch.callbacks.EMAWeightAveraging"

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from runs import ALONE, BATCHES, PAIRED, checkpoint, fit, logged, noise_images
 from torch import nn
 
 from gpd_cli.training.gap_remarks import remark_on_gap
 from gpd_cli.training.watch import Seen, StepWatch, overflowing
+from runs import ALONE, BATCHES, PAIRED, checkpoint, fit, logged, noise_images
 
 
 class Break(Callback):

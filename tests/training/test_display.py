@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, Trainer
-from runs import ALONE, PAIRED, fit, last_logged, run_folder
 
 from gpd_cli.__main__ import main
 from gpd_cli.training.clock import in_digits, share_done
 from gpd_cli.training.progress import header, row
+from runs import ALONE, PAIRED, fit, last_logged, run_folder
 
 CLOCK = r"(\d+:)?\d+:\d\d"
 

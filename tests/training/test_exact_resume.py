@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from processes import in_processes
-from runs import noise_images
 
 from bench.chaos.compare import differences, rows
 from gpd_cli.__main__ import main
+from processes import in_processes
+from runs import noise_images
 
 STEPS = 4  # in an epoch
 EPOCHS = 3

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from processes import JOB, SLURM
-from runs import ALONE, BATCHES, PAIRED, STOP, checkpoint, fit, logged, run_folder
 from torch import Tensor, nn
 
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
 from gpd_cli.training.resuming import group_settings, keep_settings
+from processes import JOB, SLURM
+from runs import ALONE, BATCHES, PAIRED, STOP, checkpoint, fit, logged, run_folder
 
 EVERY = ["--trainer.log_every_n_steps", "1", "--trainer.limit_val_batches", "1"]
 

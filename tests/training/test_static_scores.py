@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from runs import ALONE, PAIRED, TINY, UNVALIDATED, exploding, fit, logged, run_folder
 from torch import nn
 
 from gpd_cli.data import ImageData
 from gpd_cli.files import save_tensors
 from gpd_cli.training.plot import plot_gap
 from gpd_cli.training.static_scores import is_chance
+from runs import ALONE, PAIRED, TINY, UNVALIDATED, exploding, fit, logged, run_folder
 
 LARGER = TINY | {"channels": [16, 32, 64, 128]}
 BATCHES = ["--trainer.limit_val_batches", "5"]

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from runs import ALONE, BATCHES, checkpoint, fit, run_folder
 
 from gpd_cli.__main__ import main
 from gpd_cli.files import check_whole
 from gpd_cli.training.storage import WholeCheckpoints
+from runs import ALONE, BATCHES, checkpoint, fit, run_folder
 
 
 class DiskFillsUp(Callback):

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from processes import importable
 
 from gpd_cli.__main__ import main
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.data import ImageData
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.subnormals import are_subnormals_flushed
+from processes import importable
 
 TINY = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 PAIRED = ["--model.branches", "2"]

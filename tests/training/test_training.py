@@ -13,20 +13,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer, seed_everything
-from runs import (
-    ALONE,
-    BATCHES,
-    PAIRED,
-    STOP,
-    TINY,
-    UNVALIDATED,
-    checkpoint,
-    exploding,
-    fit,
-    last_logged,
-    logged,
-    run_folder,
-)
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -47,6 +33,20 @@ from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
+from runs import (
+    ALONE,
+    BATCHES,
+    PAIRED,
+    STOP,
+    TINY,
+    UNVALIDATED,
+    checkpoint,
+    exploding,
+    fit,
+    last_logged,
+    logged,
+    run_folder,
+)
 
 EMA = [
     "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging",

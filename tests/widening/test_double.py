@@ -6,10 +6,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from exactness import assert_exact
 from timm.layers import LayerNormFp32, RmsNormFp32
 from torch import Tensor, nn
 
+from exactness import assert_exact
 from gpd_cli import Pair, expand
 from gpd_cli.widening.running.double import in_double
 

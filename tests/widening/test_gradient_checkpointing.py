@@ -6,11 +6,11 @@ import pytest
 import timm
 import torch
 import torchvision
-from exactness import assert_exact
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
+from exactness import assert_exact
 from gpd_cli import ExpansionError, expand
 
 

@@ -3,7 +3,6 @@ from typing import get_args
 
 import pytest
 import torch
-from maps import copies
 from torch import Tensor, nn
 
 from gpd_cli.teacher.build import merged_teacher
@@ -18,6 +17,7 @@ from gpd_cli.widening.tensors import (
     slice_tensor,
     widen,
 )
+from maps import copies
 
 RATIOS = [1.25, 1.5, 2, 2.5, 3, 4]
 SEEDS = range(8)

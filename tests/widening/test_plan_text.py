@@ -6,7 +6,6 @@ from itertools import pairwise
 import pytest
 import torch
 import yaml
-from maps import copies
 from torch import Tensor, nn
 
 from gpd_cli.widening.describe import axis_words, describe_plan, plan_text
@@ -19,6 +18,7 @@ from gpd_cli.widening.plan import (
     stack,
 )
 from gpd_cli.widening.search.find import find_plan
+from maps import copies
 
 
 def joined(*maps: IndexMap) -> IndexMap:

@@ -4,8 +4,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from exactness import assert_exact
 from torch import Tensor, nn
+
+from exactness import assert_exact
 
 VIT = {"img_size": 32, "patch_size": 8, "num_classes": 5, "depth": 2, "embed_dim": 48}
 

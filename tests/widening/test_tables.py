@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import assert_exact
 from torch import Tensor, nn
 
+from exactness import assert_exact
 from gpd_cli import ExpansionError, expand
 
 TOKENS, WIDTH = 16, 16

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from exactness import assert_exact
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
+from exactness import assert_exact
 from gpd_cli import ExpansionError, expand
 from gpd_cli.widening.search.find import find_plan
 

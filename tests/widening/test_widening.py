@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from exactness import assert_exact
 from torch import Tensor, nn
 
+from exactness import assert_exact
 from gpd_cli import ExpansionError, Pair, expand
 from gpd_cli.widening.observe.record import record
 from gpd_cli.widening.plan import WidthPlan
