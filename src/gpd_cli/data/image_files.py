@@ -49,17 +49,14 @@ def _below(
         raise _unreadable(folder, error) from error
     for entry in listed:
         try:
-            is_folder = entry.is_dir()
-            is_image = not is_folder and entry.name.lower().endswith(extensions)
-            if is_folder:
+            if entry.is_dir():
                 if not entry.name.startswith("."):
                     yield from _below(entry.path, (*above, here), extensions)
-            elif is_image and entry.is_symlink():
-                os.stat(entry.path)  # noqa: PTH116 - where the link leads
+            elif entry.name.lower().endswith(extensions):
+                if entry.is_symlink():
+                    os.stat(entry.path)  # noqa: PTH116 - an error where the link leads nowhere
                 if entry.is_file():
                     yield entry.path
-            elif is_image and entry.is_file():
-                yield entry.path
         except OSError as error:
             raise _unreadable(entry.path, error) from error
 
