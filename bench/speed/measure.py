@@ -24,6 +24,7 @@ from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.kernel import SharedKernel
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
+from gpd_cli.training.subnormals import flushed_subnormals
 from gpd_cli.training.telemetry import peak_memory as most_so_far
 
 WARM_UP = 2  # steps that are not counted
@@ -31,6 +32,7 @@ WARM_UP = 2  # steps that are not counted
 Step = Callable[[], None]
 
 
+@flushed_subnormals()  # as the command does
 def measure(case: Case, device: str, rounds: int) -> dict[str, float]:
     """Time a case.
 
@@ -65,6 +67,7 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, float]:
     }
 
 
+@flushed_subnormals()
 def peak_memory(case: Case, device: str, name: str) -> float:
     """Peak memory of a few steps, in MiB, above that of the process before.
 
@@ -96,7 +99,6 @@ def make_steps(
         device: ``cpu`` or ``cuda``.
         names: which steps to make; the networks of all others are let go.
     """
-    torch.set_flush_denormal(True)  # as the command does
     torch.manual_seed(0)
     student = create_model(case.student)
     sample = torch.zeros(2, 3, case.size, case.size)

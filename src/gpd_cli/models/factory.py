@@ -99,6 +99,7 @@ def create_model(
         "ignore": _AUXILIARY_HEADS if without_heads else (),
         "new_classifier": role == "student" and "num_classes" in args,
         "prefer": f"{role}.",
+        "finite": role == "student",  # a static teacher is judged by its logits, with its name
     }
     if "num_classes" not in args:
         how["hint"] = (

@@ -25,7 +25,9 @@ def unusual_tensor(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
     return None
 
 
-def wrong_numbers(network: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
+def wrong_numbers(
+    network: nn.Module, tensors: Mapping[str, Tensor], *, finite: bool = True
+) -> str | None:
     """The first tensor whose values are none that a network's tensor can have.
 
     Those are whole numbers where the network has others or the reverse, weights and running
@@ -34,6 +36,7 @@ def wrong_numbers(network: nn.Module, tensors: Mapping[str, Tensor]) -> str | No
     Args:
         network: has tensors of the right kind.
         tensors: by the names of the network; tensors of other names are not looked at.
+        finite: whether to look at values as well, and not at the kind of numbers only.
 
     Returns:
         Its name and what is wrong, in words; None if all are right.
@@ -45,7 +48,7 @@ def wrong_numbers(network: nn.Module, tensors: Mapping[str, Tensor]) -> str | No
         found = tensors[name]
         if found.is_floating_point() != own.is_floating_point():
             return f"{name} is of {found.dtype} and not of {own.dtype}"
-        if name in weights or name.endswith(_STATISTICS):
+        if finite and (name in weights or name.endswith(_STATISTICS)):
             if not torch.isfinite(found).all():
                 return f"{name} has values that are NaN or infinite"
             if name.endswith("running_var") and (found < 0).any():

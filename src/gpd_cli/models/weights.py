@@ -63,6 +63,7 @@ def load_weights(
     new_classifier: bool = False,
     prefer: str = "student.",
     hint: str = "",
+    finite: bool = True,
 ) -> tuple[str, ...]:
     """Load a weight file into a model, as timm loads pretrained weights.
 
@@ -80,6 +81,7 @@ def load_weights(
         prefer: end of the prefix to take, of a file with several networks that fit.
         hint: a remedy for the case that nothing but the number of classes differs, with
             ``{classes}`` for that of the file.
+        finite: refuse values that are NaN or infinite, and negative variances.
 
     Returns:
         In words, what was not taken as the file has it.
@@ -97,6 +99,7 @@ def load_weights(
         new_classifier=new_classifier,
         prefer=prefer,
         hint=hint,
+        finite=finite,
     )
 
 
@@ -110,6 +113,7 @@ def load_tensors(
     new_classifier: bool = False,
     prefer: str = "student.",
     hint: str = "",
+    finite: bool = True,
 ) -> tuple[str, ...]:
     """As `load_weights`, with a state dict instead of a file.
 
@@ -122,6 +126,7 @@ def load_tensors(
         new_classifier: likewise.
         prefer: likewise.
         hint: likewise.
+        finite: likewise.
     """
     if (unusual := unusual_tensor(read)) is not None:
         key, kind = unusual
@@ -137,7 +142,7 @@ def load_tensors(
             f"{source} does not fit {name or type(model).__name__}: {'; '.join(fitted.misfits)}; "
             f"{remedy}"
         )
-    if (wrong := wrong_numbers(model, fitted.tensors)) is not None:
+    if (wrong := wrong_numbers(model, fitted.tensors, finite=finite)) is not None:
         raise WeightsError(f"{source} cannot be used: {wrong}; give another file.")
     model.load_state_dict(fitted.tensors)
     return fitted.notes
