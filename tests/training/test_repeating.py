@@ -1,0 +1,63 @@
+"""The same seed gives the same bits, and the folder of a run says how to repeat it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_exact_resume import FOLDER, assert_same, fit, killed, prepared, run_of
+
+from bench.chaos.compare import rows
+from processes import in_processes
+
+
+def test_the_saved_configuration_repeats_the_run(tmp_path: Path) -> None:
+    """With augmentation, mixing, dropped paths and an average, all drawn anew."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert fit(one, *prepared(one)) == 0
+    other.mkdir()
+    (other / "run.yaml").write_text((run_of(one) / "config.yaml").read_text())
+    assert fit(other, "-c", "run.yaml") == 0
+    assert_same(run_of(one), run_of(other))
+
+
+def test_another_seed_is_another_run(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, seed in ((one, "0"), (other, "1")):
+        assert fit(folder, *prepared(folder), "--seed_everything", seed) == 0
+    assert rows(run_of(one)) != rows(run_of(other))
+
+
+@pytest.mark.slow
+def test_two_processes_repeat_their_run_with_other_workers(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc_per_node", "2", "-m", "gpd_cli", "fit"]
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, workers in ((one, "0"), (other, "2")):
+        options = prepared(folder, FOLDER.replace("0.2}", "0.2, batch_size: 8}"))
+        (result,) = in_processes(folder, [*command, *options, "--data.num_workers", workers])
+        assert result.returncode == 0, result.stderr
+    assert_same(run_of(one), run_of(other))
+
+
+def test_each_start_leaves_what_is_needed_to_repeat_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = prepared(tmp_path)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=N", "-c", "user.email=n@example.org"]
+    for command in (["init", "-q", "-b", "trunk"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    (tmp_path / "run.yaml").write_text((tmp_path / "run.yaml").read_text() + "# changed\n")
+    killed(tmp_path, monkeypatch, [*options, "--trainer.save_every_n_steps", "1"], 3)
+    assert fit(tmp_path, "--resume", "runs/run/version_0") == 0
+    first, second = json.loads((run_of(tmp_path) / "environment.json").read_text())
+    assert first["command"] == "gpd fit -c run.yaml --trainer.save_every_n_steps 1"
+    assert second["command"] == "gpd fit --resume runs/run/version_0"
+    assert (first["from_step"], second["from_step"]) == (0, 3)
+    assert first["git"]["commit"] == commit.stdout.strip()
+    assert first["git"]["branch"] == "trunk"
+    assert first["git"]["changed"] == [" M run.yaml"]
+    assert first["folder"] == str(tmp_path)
+    assert {"python", "torch", "lightning", "timm", "gpd-cli"} <= set(first["versions"])
