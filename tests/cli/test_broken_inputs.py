@@ -134,6 +134,11 @@ RESUMED: dict[str, tuple[Change, str]] = {
     "rate": (set_to("half", "schedule", "rate_factor"), "rate_factor is 'half' and not a finite"),
     "groups": (set_to([], "optimizer_states", 0, "param_groups"), "cannot be used"),
     "generators": (set_to([{"python": 1}], "random_states"), "random_states"),
+    "generator": (without("random_states", 0, "torch"), "random_states, 0 lacks torch"),
+    "words": (
+        set_to(torch.zeros(5056, dtype=torch.uint8), "random_states", 0, "torch"),
+        "random_states, 0, torch is no state of a random generator",
+    ),
     "rows": (set_to("many", "epoch_state", "rows"), "rows is 'many' and not a list"),
     "callback": (set_to({"x": 1}, "callbacks", "GapHistory"), "KeyError: 'epochs'"),
 }

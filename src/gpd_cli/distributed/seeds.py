@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from gpd_cli.data.draws import start_generators
 from gpd_cli.distributed.world import gathered
+from gpd_cli.forms import FormError, anything, check_form, maybe
 
 
 class RandomStates(Callback):
@@ -78,10 +80,45 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
         state: the state.
         device: the device of this process.
     """
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    random.setstate(_of_python(state))
+    np.random.set_state(_of_numpy(state))
     torch.set_rng_state(state["torch"].cpu())
     if device.type != "cpu" and state["device"] is not None:
         torch.get_device_module(device).set_rng_state(state["device"].cpu(), device)
+
+
+def random_state_form(value: Any, place: str) -> None:
+    """The form of a value of `random_state`, for `gpd_cli.forms.check_form`.
+
+    Generators that nothing draws from take up the state, since only they know which states they
+    can have. That of another device than the CPU is left to the device.
+
+    Args:
+        value: the value.
+        place: words for it.
+
+    Raises:
+        FormError: when a generator cannot take it up.
+    """
+    form = {"python": [anything], "numpy": [anything], "torch": Tensor, "device": maybe(Tensor)}
+    check_form(value, form, place)
+    takers: dict[str, Callable[[], object]] = {
+        "python": lambda: random.Random().setstate(_of_python(value)),
+        "numpy": lambda: np.random.RandomState().set_state(_of_numpy(value)),
+        "torch": lambda: torch.Generator().set_state(value["torch"].cpu()),
+    }
+    for name, take in takers.items():
+        try:
+            take()
+        except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise FormError(f"{place}, {name} is no state of a random generator") from error
+
+
+def _of_python(state: Mapping[str, Any]) -> tuple[Any, ...]:
+    version, words, gauss = state["python"]
+    return version, tuple(words.tolist()), gauss
+
+
+def _of_numpy(state: Mapping[str, Any]) -> tuple[Any, ...]:
+    keys, position, has_gauss, cached = state["numpy"]
+    return "MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gpd_cli.distributed.seeds import random_state_form
 from gpd_cli.errors import WeightsError
-from gpd_cli.forms import FormError, anything, check_form, maybe, within
+from gpd_cli.forms import FormError, check_form, maybe, within
 
 _COUNT = within(0, 2**53)
 _TURNS = {"ready": _COUNT, "completed": _COUNT, "started": _COUNT, "processed": _COUNT}
@@ -42,7 +43,7 @@ _OWN = {
             "average_epoch": maybe(int),
         }
     ),
-    "random_states": maybe([{"python": [anything], "numpy": [anything]}]),
+    "random_states": maybe([random_state_form]),
     "schedule": {"updates": maybe(_COUNT), "updates_per_epoch": maybe(within(1, 2**53))},
     "static_scores": {"of": [str], "values": {str: float}},
 }
