@@ -13,7 +13,6 @@ its product comes in: ``[O, K, F]`` (rows, channels-last memory), or ``[O, F, K]
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -30,16 +29,23 @@ class Gradient:
 
     def __init__(self, grad: Tensor) -> None:
         self.grad = grad
+        # No cached_property: its lock is nothing that torch.compile can trace.
+        self._rows: Tensor | None = None
+        self._flat: Tensor | None = None
 
-    @cached_property
+    @property
     def rows(self) -> Tensor:
         """``[O, K, F]``, contiguous: a copy unless the gradient is in channels-last memory."""
-        return self.grad.flatten(2).transpose(1, 2).contiguous()
+        if self._rows is None:
+            self._rows = self.grad.flatten(2).transpose(1, 2).contiguous()
+        return self._rows
 
-    @cached_property
+    @property
     def flat(self) -> Tensor:
         """``[O, F, K]``, contiguous: a copy if the gradient is in channels-last memory."""
-        return self.grad.flatten(2).contiguous()
+        if self._flat is None:
+            self._flat = self.grad.flatten(2).contiguous()
+        return self._flat
 
 
 class Filtered(NamedTuple):

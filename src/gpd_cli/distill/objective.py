@@ -71,18 +71,45 @@ class Objective:
             Scalars: ``student_ce``, and with a dynamic teacher ``teacher_ce`` and ``gap``; terms
             of weight zero are left out.
         """
+        return self.weighted(self.losses(student, dynamic_teacher, labels), epoch)
+
+    def losses(
+        self, student: Tensor, dynamic_teacher: Tensor | None, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms without their weights, which may be compiled: none of them knows the epoch.
+
+        Args:
+            student: see `terms`.
+            dynamic_teacher: see `terms`.
+            labels: see `terms`.
+
+        Returns:
+            Scalars, by the names of `terms`.
+        """
         networks = {"student": student}
         if dynamic_teacher is not None:
             networks["teacher"] = dynamic_teacher
-        terms: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         if self.ce_weight:
             for name, logits in networks.items():
-                loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-                terms[f"{name}_ce"] = self.ce_weight * loss
+                losses[f"{name}_ce"] = F.cross_entropy(
+                    logits, labels, label_smoothing=self.label_smoothing
+                )
         if dynamic_teacher is not None and self.gap_weight:
-            loss = gap_loss(student, dynamic_teacher, self.gap_smoothing, self.gap_temperature)
-            terms["gap"] = self.gap_weight * warmed_up(epoch, self.gap_warmup_epochs) * loss
-        return terms
+            losses["gap"] = gap_loss(
+                student, dynamic_teacher, self.gap_smoothing, self.gap_temperature
+            )
+        return losses
+
+    def weighted(self, losses: dict[str, Tensor], epoch: int | None = None) -> dict[str, Tensor]:
+        """The terms: each loss times its weight.
+
+        Args:
+            losses: as `losses` returns them.
+            epoch: see `terms`.
+        """
+        gap = self.gap_weight * warmed_up(epoch, self.gap_warmup_epochs)
+        return {n: (gap if n == "gap" else self.ce_weight) * loss for n, loss in losses.items()}
 
 
 def warmed_up(epoch: int | None, epochs: int) -> float:

@@ -100,7 +100,9 @@ class Pair(nn.Module):
     def _weights(self) -> dict[str, Tensor]:
         """The student's weights by name: slices of the teacher's merged weights."""
         # No inference tensors: torch may choose other arithmetic for them.
-        grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        # Compiled code has no inference mode, and cannot ask for it.
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        grad = torch.is_grad_enabled() and not inference
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
             weights = {n: self._weight(n) for n, first in self._tied.items() if n == first}
             if not grad:

@@ -225,6 +225,7 @@ class GapPreservingDistillation(EvaluatedModule):
         )
         self.score(self.num_classes)
         self._speed = Speed(channels_last, compile)
+        self._losses = self.objective.losses
         self._live = RunningAccuracy()
         self._watch = StepWatch(self.network, nan_steps)
         self._rate_factor = 1.0  # of the schedule's learning rate, after `reduce_lr`
@@ -293,6 +294,7 @@ class GapPreservingDistillation(EvaluatedModule):
             teachers = self.distillation.teachers
             self._static_scores = score_static_teachers(trainer, self, teachers, self.num_classes)
         self._speed.prepare(self.network, self.distillation)
+        self._losses = self._speed.compiled(self.objective.losses)
         if has_amx():
             keep_in_float32(self.network)
         if trainer.lr_scheduler_configs and trainer.max_steps == -1:
@@ -318,7 +320,7 @@ class GapPreservingDistillation(EvaluatedModule):
         images = self._speed.arrange(images)
         self._watch.remember()
         student, teacher = self(images)
-        terms = self.objective.terms(student, teacher, labels, self.current_epoch)
+        terms = self.objective.weighted(self._losses(student, teacher, labels), self.current_epoch)
         logits = (
             {"student": student} if teacher is None else {"student": student, "teacher": teacher}
         )

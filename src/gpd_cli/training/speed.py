@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gpd_cli.distill.distillation import Distillation
+from gpd_cli.distributed.world import world_size
 from gpd_cli.errors import ModelError
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,10 @@ class Speed:
     def prepare(self, network: Pair | Alone, distillation: Distillation | None) -> None:
         """Set the memory format and compile, in place: state-dict keys do not change.
 
-        Each network is compiled as a whole, with its hooks; copies are not compiled. A pair's
-        kernels are merged outside of the compiled networks, and are arguments of these.
+        A pair is compiled as a whole, with its hooks: merging and both networks are one graph.
+        Where several processes average the gradients of merged kernels, and where the student runs
+        twice, the networks are compiled one by one; kernels are then merged outside of the graphs,
+        and are arguments of these. Copies are not compiled.
 
         Args:
             network: the network that is trained.
@@ -52,9 +60,20 @@ class Speed:
             for module in (network, *frozen):
                 module.to(memory_format=torch.channels_last)
         if self.compile:
-            backend = self.compile if isinstance(self.compile, str) else "inductor"
             for module in (*_parts(network), *frozen):
-                module.compile(backend=backend)
+                module.compile(backend=self._backend)
+
+    def compiled(self, function: Callable[Given, Result]) -> Callable[Given, Result]:
+        """A function, compiled where compilation is wanted.
+
+        Args:
+            function: of tensors.
+        """
+        return torch.compile(function, backend=self._backend) if self.compile else function
+
+    @property
+    def _backend(self) -> str:
+        return self.compile if isinstance(self.compile, str) else "inductor"
 
     def arrange(self, images: Tensor) -> Tensor:
         """The images in the memory format of the kernels.
@@ -68,6 +87,10 @@ class Speed:
 
 
 def _parts(network: Pair | Alone) -> tuple[nn.Module, ...]:
+    """What is compiled as a whole."""
     if isinstance(network, Pair):
-        return network.narrow, network.teacher
+        # Torch traces no hooks on intermediate gradients, and under DistributedDataParallel no
+        # custom gradients.
+        in_parts = network.recompute_student or world_size() > 1
+        return (network.narrow, network.teacher) if in_parts else (network,)
     return (network.network,)
