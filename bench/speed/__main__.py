@@ -1,10 +1,13 @@
 """Time joint training steps against plain training of both networks, and write the page.
 
-python -m bench.speed [--device cuda] [--rounds 10] [--only resnet18]
+python -m bench.speed [--device cuda] [--rounds 10] [--only resnet18] [--reference DIR]
+python -m bench.speed --computed
 
 Each row is measured in processes of its own, one after the other, and recorded in results/speed;
 docs/benchmarks.md is made of the records. Run the command in the folder of the checkout, on a
-machine that does nothing else; OMP_NUM_THREADS sets the threads.
+machine that does nothing else; OMP_NUM_THREADS sets the threads. With one thread on the CPU times
+are those that the process computes. --reference times the authors' code as well; --computed makes
+the table of many GPUs, by count.
 """
 
 from __future__ import annotations
@@ -26,17 +29,37 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does, befor
 
 import torch
 
-from bench.speed.case import cases
+from bench.speed.case import Case, cases
+from bench.speed.cost import count_case
+from bench.speed.forecast import H100, computed_cases, forecast, predict
+from bench.speed.machine import Machine, attained
 from bench.speed.measure import measure, peak_memory
-from bench.speed.page import PAGE, RECORDS, write_page
+from bench.speed.page import COMPUTED, PAGE, RECORDS, write_page
+from bench.speed.reference import find_code, has_reference, measure_reference
+from gpd_cli.errors import GpdError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure all rows, or those of some students, and write the page."""
     options = _parse(arguments)
-    path = Path(RECORDS) / f"{options.device}.json"
+    try:
+        if options.reference is not None:
+            find_code(options.reference)
+        path = _compute() if options.computed else _measure(options)
+    except GpdError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    write_page(Path())
+    print(f"wrote {path} and {PAGE}")
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> Path:
+    """Measure rows, and write the record of the device."""
+    path = RECORDS / f"{options.device}.json"
     before = json.loads(path.read_text())["rows"] if path.exists() and options.only else []
     rows = {json.dumps(row["case"]): row for row in before}
+    rates = in_fresh_process(attained, options.device)
     for case in cases(options.device):
         if options.only and case.student not in options.only:
             continue
@@ -44,14 +67,46 @@ def main(arguments: list[str] | None = None) -> int:
         for name in ("joint", "wide"):
             memory = in_fresh_process(peak_memory, case, options.device, name)
             figures[f"{name}_memory"] = memory
-        print(case, {name: round(value, 3) for name, value in figures.items()}, flush=True)
-        rows[json.dumps(asdict(case))] = {"case": asdict(case), "figures": figures}
-    record = {**_circumstances(options), "rows": list(rows.values())}
+        row = {"case": asdict(case), "figures": figures}
+        if not case.compile:
+            row["predicted"] = in_fresh_process(_predicted, case, rates)
+        if options.reference is not None and has_reference(case):
+            row["reference"] = in_fresh_process(
+                measure_reference, case, options.device, options.rounds, options.reference
+            )
+        print(json.dumps(_rounded(row)), flush=True)
+        rows[json.dumps(asdict(case))] = row
+    _write(path, {**_circumstances(options), "rates": asdict(rates), "rows": [*rows.values()]})
+    return path
+
+
+def _predicted(case: Case, rates: Machine) -> dict[str, float]:
+    return predict(count_case(case), rates)
+
+
+def _compute() -> Path:
+    """Count the rows of the table of many GPUs, and write their record."""
+    rows = [
+        {"case": asdict(case), "figures": in_fresh_process(forecast, case, H100)}
+        for case in computed_cases()
+    ]
+    record = {"command": "python -m bench.speed --computed", "rows": rows}
+    _write(COMPUTED, record)
+    return COMPUTED
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    write_page(Path())
-    print(f"wrote {path} and {PAGE}")
-    return 0
+    path.write_text(json.dumps(_rounded(record), indent=1) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    """A record with numbers of four digits, which is more than timing gives."""
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -63,13 +118,14 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _circumstances(options: argparse.Namespace) -> dict[str, Any]:
     device = options.device
+    reference = "" if options.reference is None else " --reference GPD"
     machine = torch.cuda.get_device_name() if device == "cuda" else _processor()
     return {
         "machine": machine,
         "threads": torch.get_num_threads(),
         "rounds": options.rounds,
         "versions": {name: version(name) for name in ("torch", "timm")},
-        "command": f"python -m bench.speed --device {device} --rounds {options.rounds}",
+        "command": f"python -m bench.speed --device {device} --rounds {options.rounds}{reference}",
     }
 
 
@@ -92,6 +148,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=10, help="turns that count")
     parser.add_argument("--only", nargs="+", metavar="STUDENT", help="rows of these students")
+    parser.add_argument(
+        "--reference", type=Path, metavar="DIR", help="checkout of github.com/guoyongcs/GPD"
+    )
+    parser.add_argument(
+        "--computed", action="store_true", help="the table of many GPUs, by count: nothing is timed"
+    )
     return parser.parse_args(arguments)
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.speed.case import Case
+from bench.speed.machine import clock_of
 from gpd_cli import expand
 from gpd_cli.distill.objective import Objective
 from gpd_cli.models import create_model
@@ -47,15 +47,7 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, float]:
         backward; ``images`` per second of the joint step.
     """
     steps = make_steps(case, device)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + WARM_UP):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn >= WARM_UP:
-                times[name].append(time.perf_counter() - start)
+    times = take_turns(steps, device, rounds)
     median = {name: 1000 * statistics.median(values) for name, values in times.items()}
     apart = zip(times["joint"], times["student"], times["wide"], strict=True)
     shares = zip(times["merging"], times["joint"], strict=True)
@@ -65,6 +57,30 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, float]:
         "merging": statistics.median(merging / joint for merging, joint in shares),
         "images": 1000 * case.batch / median["joint"],
     }
+
+
+def take_turns(steps: Mapping[str, Step], device: str, rounds: int) -> dict[str, list[float]]:
+    """Run steps one after the other, in turns.
+
+    Args:
+        steps: by name.
+        device: ``cpu`` or ``cuda``.
+        rounds: turns that count.
+
+    Returns:
+        Seconds by name, one for each turn, see `bench.speed.machine.clock_of`.
+    """
+    clock = clock_of(device)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + WARM_UP):
+        for name, step in steps.items():
+            start = clock()
+            step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if turn >= WARM_UP:
+                times[name].append(clock() - start)
+    return times
 
 
 @flushed_subnormals()
@@ -116,10 +132,12 @@ def make_steps(
         classes = pair.student(sample).shape[1]
     labels = torch.randint(0, classes, (case.batch,), device=device)
     objective = Objective()
+    losses = torch.compile(objective.losses) if case.compile else objective.losses
 
     def joint(network: nn.Module) -> Tensor:
         narrow, teacher = network(images)
-        return torch.stack(list(objective.terms(narrow, teacher, labels).values())).sum()
+        terms = objective.weighted(losses(narrow, teacher, labels))
+        return torch.stack(list(terms.values())).sum()
 
     def plain(network: nn.Module) -> Tensor:
         return F.cross_entropy(network(images), labels)
@@ -133,7 +151,7 @@ def make_steps(
     if "joint" in names:
         made["joint"] = _training_step(pair, joint, case, device)
     if "merging" in names:
-        made["merging"] = _merging_step(pair.to(device))
+        made["merging"] = _merging_step(pair.to(device), case, device)
     return made
 
 
@@ -148,7 +166,7 @@ def _training_step(
 
     def step() -> None:
         optimizer.zero_grad()
-        with _precision(case, device):
+        with precision(case.precision, device):
             value = loss(run)
         value.backward()
         optimizer.step()
@@ -156,24 +174,41 @@ def _training_step(
     return step
 
 
-def _merging_step(pair: Pair) -> Step:
-    """Merge all kernels and take the gradients of all branches, as a joint step does."""
-    kernels = [
-        (parametrizations[-1], parametrizations.original)
-        for module in pair.teacher.modules()
-        for parametrizations in getattr(module, "parametrizations", {}).values()
-        if isinstance(parametrizations[-1], SharedKernel)
-    ]
-
+def _merging_step(pair: Pair, case: Case, device: str) -> Step:
     def step() -> None:
-        both = [kernel for shared, stored in kernels for kernel in shared.both_kernels(stored)]
+        with precision(case.precision, device):
+            both = merge_all(pair)
         torch.autograd.backward(both, both)
         pair.zero_grad()
 
     return step
 
 
-def _precision(case: Case, device: str) -> contextlib.AbstractContextManager[object]:
-    if case.precision == "32":
+def merge_all(pair: Pair) -> list[Tensor]:
+    """Merge the branches of all layers, as a joint step does.
+
+    Args:
+        pair: student and dynamic teacher.
+
+    Returns:
+        The kernels of both networks, with the graphs that lead to main kernels and branches.
+    """
+    return [
+        kernel
+        for module in pair.teacher.modules()
+        for found in getattr(module, "parametrizations", {}).values()
+        if isinstance(found[-1], SharedKernel)
+        for kernel in found[-1].both_kernels(found.original)
+    ]
+
+
+def precision(name: str, device: str) -> contextlib.AbstractContextManager[object]:
+    """The context in which a network runs.
+
+    Args:
+        name: ``32``, or ``bf16`` for autocast to bfloat16.
+        device: ``cpu`` or ``cuda``.
+    """
+    if name == "32":
         return contextlib.nullcontext()
     return torch.autocast(device, torch.bfloat16)

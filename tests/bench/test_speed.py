@@ -1,12 +1,15 @@
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from bench.speed.case import Case, cases
+from bench.speed.forecast import PROCESSES
 from bench.speed.measure import make_steps, measure, peak_memory
-from bench.speed.page import PAGE, RECORDS, write_page
+from bench.speed.page import COMPUTED, PAGE, RECORDS, write_page
+from documentation import ROOT
 
 SMALL = Case("cifar_resnet8", size=16, batch=2, branches=6)
 
@@ -23,7 +26,15 @@ def test_figures_of_a_small_case_are_a_page(tmp_path: Path) -> None:
         "rounds": 1,
         "versions": {"torch": "3"},
         "command": "python -m bench.speed",
-        "rows": [{"case": asdict(SMALL), "figures": figures}],
+        "rates": {"flops": 8e10, "low_flops": 1e11, "bandwidth": 1e10},
+        "rows": [
+            {
+                "case": asdict(SMALL),
+                "figures": figures,
+                "predicted": {"ratio": 2.25},
+                "reference": {"ratio": 7.5},
+            }
+        ],
     }
     (tmp_path / RECORDS).mkdir(parents=True)
     (tmp_path / PAGE).parent.mkdir()
@@ -31,13 +42,36 @@ def test_figures_of_a_small_case_are_a_page(tmp_path: Path) -> None:
     write_page(tmp_path)
     page = (tmp_path / PAGE).read_text()
     assert f"| cifar_resnet8 | 16 | 2 | 6 | {figures['student']:.0f} ms |" in page
-    assert f"**{figures['ratio']:.2f}**" in page
+    assert f"| **{figures['ratio']:.2f}** | 2.25 | 7.50 |" in page
+    assert "Many GPUs" not in page
 
 
 def test_each_step_trains_its_network() -> None:
     steps = make_steps(SMALL, "cpu")
     assert list(steps) == ["student", "wide", "joint", "merging"]
     assert list(make_steps(SMALL, "cpu", ("joint",))) == ["joint"]
+
+
+def test_the_computed_table_says_that_it_is(tmp_path: Path) -> None:
+    figures = dict.fromkeys(("student", "wide", "merging", "ratio"), 2.0)
+    for processes in PROCESSES:
+        for name in ("merged", "each"):
+            figures |= {f"{name}_{processes}": 3.0, f"{name}_ratio_{processes}": 1.25}
+    record = {"command": "count", "rows": [{"case": asdict(SMALL), "figures": figures}]}
+    (tmp_path / RECORDS).mkdir(parents=True)
+    (tmp_path / PAGE).parent.mkdir()
+    (tmp_path / COMPUTED).write_text(json.dumps(record))
+    write_page(tmp_path)
+    page = (tmp_path / PAGE).read_text()
+    assert "computed, not measured" in page and "## Measured" not in page
+    assert "| 3.0 ms | 3.0 ms | 1.25 | 1.25 |" in page
+
+
+def test_the_page_is_that_of_the_records(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / RECORDS, tmp_path / RECORDS)
+    (tmp_path / PAGE).parent.mkdir()
+    write_page(tmp_path)
+    assert (tmp_path / PAGE).read_text() == (ROOT / PAGE).read_text()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -1,0 +1,103 @@
+"""How fast a machine computes and moves bytes, and how long operations take on it.
+
+An operation takes as long as its arithmetic or its bytes, whichever takes longer (the roofline of
+Williams, Waterman and Patterson, 2009); operations follow one another.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from bench.speed.operations import Operation
+
+_TIMES = 7
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of a machine.
+
+    Args:
+        flops: floating-point operations per second in float32.
+        low_flops: those in bfloat16.
+        bandwidth: bytes read or written per second.
+    """
+
+    flops: float
+    low_flops: float
+    bandwidth: float
+
+    def seconds(self, operations: Iterable[Operation]) -> float:
+        """How long operations take.
+
+        Args:
+            operations: as counted, see `bench.speed.operations`.
+        """
+        return sum(max(o.flops / self._rate(o.dtype), o.bytes / self.bandwidth) for o in operations)
+
+    def _rate(self, dtype: torch.dtype) -> float:
+        return self.low_flops if dtype.itemsize == 2 else self.flops
+
+
+def attained(device: str) -> Machine:
+    """The rates that a machine attains in plain operations.
+
+    FLOP/s are those of the forward and backward pass of a 3 x 3 convolution of 128 channels; bytes
+    are those of a sum of two kernels of 1024 channels, far larger than any cache, in new memory, as
+    in a training step.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+    """
+    first, second = (torch.rand(9 * 2**20, device=device) for _ in range(2))
+    moved = 3 * first.numel() * first.element_size()
+    bandwidth = moved / _seconds(lambda: first + second, device)
+    rates = [_convolution_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    return Machine(*rates, bandwidth)
+
+
+def _convolution_rate(device: str, dtype: torch.dtype) -> float:
+    channels, side, batch = 128, 28, 8 if device == "cpu" else 256
+    images = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
+    kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
+    images.requires_grad_()
+    kernel.requires_grad_()
+
+    def both_ways() -> None:
+        result = F.conv2d(images, kernel, padding=1)
+        torch.autograd.grad(result, (images, kernel), result)
+
+    products = 3 * 2 * 9 * channels**2 * batch * side**2
+    return products / _seconds(both_ways, device)
+
+
+def _seconds(step: Callable[[], object], device: str) -> float:
+    """The median time of a step, after one that does not count."""
+    clock = clock_of(device)
+    times = []
+    for _ in range(_TIMES + 1):
+        start = clock()
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(clock() - start)
+    return statistics.median(times[1:])
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """The clock that steps are timed with, in seconds.
+
+    With one thread on the CPU the time that this process computes: whatever else the machine does
+    in between is not counted.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+    """
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
