@@ -44,8 +44,9 @@ fuzz: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+# make bench DEVICE=cuda REFERENCE=folder, with a checkout of the authors' code in that folder.
 bench: setup
-	$(BIN)/python -m bench.speed --device $(or $(DEVICE),cpu)
+	$(BIN)/python -m bench.speed --device $(or $(DEVICE),cpu) $(if $(REFERENCE),--reference $(REFERENCE))
 
 # make coverage NAMES="convnext torchvision/resnet18" JOBS=4; without names it resumes.
 coverage: setup
