@@ -1,6 +1,7 @@
 """What `--model.compile` makes of a joint step: how many graphs, and how often they are made."""
 
 import json
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch._dynamo.utils import counters
 
 from gpd_cli import expand
 from gpd_cli.__main__ import main
+from gpd_cli.branches import BranchBank, branch_names
 from gpd_cli.distill.objective import Objective
 from gpd_cli.models import create_model
 from gpd_cli.training.speed import Speed
@@ -82,3 +84,24 @@ def test_compiled_steps_are_the_same_steps(recompute: bool) -> None:
     plain, compiled = trained(None, recompute), trained("aot_eager", recompute)
     for name, tensor in plain.items():
         torch.testing.assert_close(compiled[name], tensor, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.slow
+def test_compiled_merging_has_the_precision_of_the_plain_one() -> None:
+    torch.manual_seed(0)
+    bank = BranchBank((8, 4, 3, 3), 1, branch_names(6))
+    for gate in bank.gates.values():
+        torch.nn.init.constant_(gate, 0.3)
+    kernel, gradient = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)
+
+    def merged(merge: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        bank.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            result = merge(kernel)
+        result.backward(gradient)
+        return [result.detach(), *(p.grad for p in bank.parameters() if p.grad is not None)]
+
+    plain, compiled = merged(bank), merged(torch.compile(bank.forward, backend="aot_eager"))
+    assert len(plain) == len(compiled) == 1 + len(list(bank.parameters()))
+    for one, other in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)

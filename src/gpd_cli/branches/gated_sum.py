@@ -241,12 +241,14 @@ class _GatedSum(torch.autograd.Function):
         kernel, main_gate, *tensors = ctx.saved_tensors
         gradient = Gradient(grad)
         found: list[Tensor | None] = []
-        for term in _terms(ctx.kinds, tensors):
-            found += term.gradients(gradient, ctx.dtype)
-        if main_gate is None:
-            return None, None, grad, None, *found
-        kernel_grad = grad * _per_output(main_gate, grad)
-        return None, None, kernel_grad, _dot_per_output(grad, kernel), *found
+        # Compiled, the backward pass would be traced under the forward pass's autocast.
+        with torch.autocast(grad.device.type, enabled=False):
+            for term in _terms(ctx.kinds, tensors):
+                found += term.gradients(gradient, ctx.dtype)
+            if main_gate is None:
+                return None, None, grad, None, *found
+            kernel_grad = grad * _per_output(main_gate, grad)
+            return None, None, kernel_grad, _dot_per_output(grad, kernel), *found
 
 
 def gated_sum(kernel: Tensor, main_gate: Tensor | None, terms: Sequence[Term]) -> Tensor:
