@@ -135,16 +135,20 @@ class GpdCLI(LightningCLI):
         for name, parser in self._parsers.items():
             parser.page = trainer_page(name) if self._on_trainer else page_of(name, expanding)
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Methods of the Trainer, each with the arguments that are no options."""
-        return {
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Methods of the Trainer, each with the arguments that are no options.
+
+        Only the one that the command line begins with, where it does: each has a parser with
+        hundreds of options.
+        """
+        known = {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "weights_only"},
             "test": {"model", "dataloaders", "datamodule", "weights_only"},
             "predict": {"model", "datamodule"},
             "expand": {"model", "datamodule"},
         }
+        return {self._command: known[self._command]} if self._command in known else known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Make a checkpoint's settings the defaults, below configuration and command line."""
