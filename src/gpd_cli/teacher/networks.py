@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gpd_cli.teacher.build import merged_networks
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.teacher.unshared import Unshared
@@ -34,6 +35,10 @@ class Alone(nn.Module):
     def extract(self) -> nn.Module:
         """A copy of the student."""
         return copy_network(self.network)
+
+    def outline(self) -> nn.Module:
+        """A copy of the student, see `Pair.outline`."""
+        return self.extract()
 
 
 def with_teacher(
@@ -77,6 +82,18 @@ def with_teacher(
     return pair if shared else Unshared.of(pair)
 
 
+def plain_networks(network: Pair | Alone) -> dict[str, nn.Module]:
+    """The networks as they would be extracted, in eval mode: ``student``, and ``teacher`` if any.
+
+    Args:
+        network: the network that is trained.
+    """
+    if isinstance(network, Alone):
+        return {"student": network.extract().eval()}
+    student, teacher = merged_networks(network)
+    return {"student": student.eval(), "teacher": teacher.eval()}
+
+
 def layer_patterns(exclude: str | Sequence[str] | None) -> tuple[str, ...]:
     """Patterns of layer names as users write them: one, several with commas, or a list.
 
@@ -104,7 +121,7 @@ def summary(name: str, network: Pair | Alone) -> str:
         name: the student's name.
         network: the network that is trained.
     """
-    student = sum(p.numel() for p in network.extract().parameters())
+    student = sum(p.numel() for p in network.outline().parameters())
     text = f"{name}: {student:,} parameters"
     certificate = network.certificate if isinstance(network, Pair) else None
     if certificate is None:
