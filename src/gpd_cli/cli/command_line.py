@@ -44,6 +44,7 @@ from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.data import ImageData
 from gpd_cli.data.folders import ALL
 from gpd_cli.distill.methods.pairs import for_pair
+from gpd_cli.distributed.first_process import together
 from gpd_cli.errors import DataError, GpdError
 from gpd_cli.files import atomic_path
 from gpd_cli.models import without_pretrained
@@ -257,7 +258,8 @@ class GpdCLI(LightningCLI):
             model.student_weights = None
             if model.student_args:
                 model.student_args = without_pretrained(model.student, model.student_args)
-        super().instantiate_classes()
+        with together():
+            super().instantiate_classes()
         if self._run is not None:
             # The run's configuration still says how the run began.
             config.ckpt_path = configured(str(self._run / "config.yaml"), "ckpt_path")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gpd_cli.teacher.build import merged_networks
 from gpd_cli.teacher.expansion import expand
+from gpd_cli.teacher.found_once import grown_once
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.teacher.unshared import Unshared
 from gpd_cli.widening.running.copying import copy_network
@@ -54,6 +55,8 @@ def with_teacher(
 ) -> Pair | Alone:
     """Grow a student's dynamic teacher, unless the two would be the same network.
 
+    Of the processes of a run the first one finds the plan and certifies, see `grown_once`.
+
     Args:
         student: the network to train.
         shape: image shape, ``(C, H, W)``.
@@ -69,16 +72,20 @@ def with_teacher(
     """
     if ratio == 1 and branches in (1, ["kxk"]):
         return Alone(student)
-    sample = torch.zeros(_PROBE_BATCH, *shape)
-    pair = expand(
-        student,
-        sample=sample,
-        ratio=ratio,
-        branches=branches,
-        exclude=layer_patterns(exclude),
-        branch_layers=layer_patterns(branch_layers),
-        **options,
-    )
+
+    def grow(**found: Any) -> Pair:
+        return expand(
+            student,
+            sample=torch.zeros(_PROBE_BATCH, *shape),
+            ratio=ratio,
+            branches=branches,
+            exclude=layer_patterns(exclude),
+            branch_layers=layer_patterns(branch_layers),
+            **options,
+            **found,
+        )
+
+    pair = grown_once(grow)
     return pair if shared else Unshared.of(pair)
 
 
