@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all lint docs bench chaos fuzz coverage clean
+.PHONY: setup demo test test-all lint docs help bench chaos fuzz coverage clean
 
 setup: $(VENV)/installed
 
@@ -43,6 +43,10 @@ fuzz: setup
 # Pages from docs/, into site/; a link that leads nowhere is an error.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# What `gpd COMMAND --help` shows at once, from the parsers; a test says when it is out of date.
+help: setup
+	$(BIN)/python -m gpd_cli.cli.stored_help
 
 # make bench DEVICE=cuda REFERENCE=folder, with a checkout of the authors' code in that folder.
 bench: setup

@@ -1,6 +1,7 @@
 """Commands in processes of their own, one by one or several together."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -53,3 +54,20 @@ def in_processes(
             subprocess.CompletedProcess(process.args, process.returncode, output, errors)
         )
     return results
+
+
+def free_port() -> str:
+    """One that nobody listens to."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def slurm_tasks(count: int) -> list[dict[str, str]]:
+    """What srun tells each task."""
+    common = {"SLURM_NTASKS": str(count), "SLURM_NTASKS_PER_NODE": str(count)}
+    common |= {"SLURM_STEP_NUM_TASKS": str(count), "MASTER_PORT": free_port()}
+    return [
+        SLURM | common | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        for rank in range(count)
+    ]

@@ -1,10 +1,11 @@
 """The command `gpd`, also `python -m gpd_cli`.
 
-Help and version are shown at once: nothing slow is imported before the command is known.
+Help and version are shown at once: nothing slow is imported before a command is to do something.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from gpd_cli.cli.stored_help import stored_help
 
 HELP = """\
 usage: gpd [-h] [--version] COMMAND ...
@@ -74,6 +77,9 @@ def _command(arguments: list[str]) -> int:
         return 0
     if arguments[0] == "recipes":
         return _recipes(arguments[1:])
+    if (page := stored_help(arguments)) is not None:
+        print(page, end="")
+        return 0
     # Huge pages for tensors on the CPU: a training step allocates every kernel and gradient anew,
     # and would otherwise spend much of its time on page faults. Torch reads this variable once.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -81,7 +87,7 @@ def _command(arguments: list[str]) -> int:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        with _quiet_interrupt():
+        with _quiet_interrupt(), _without_collector():
             from gpd_cli.cli.command_line import run
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
@@ -128,6 +134,24 @@ def _quiet_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Import without the garbage collector, and let it pass over what was imported from then on.
+
+    Modules, classes and functions stay until the process ends. To look through all of them again
+    and again, while they are imported, in each later collection and at the end, takes a second.
+    """
+    if not gc.isenabled() or "lightning" in sys.modules:  # as in a program that calls `main`
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _version() -> str:

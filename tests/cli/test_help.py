@@ -1,13 +1,19 @@
 """Help, what is said of options that there are not, and completion by the shell."""
 
+import ast
+import contextlib
+import io
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gpd_cli.__main__ import main
+from gpd_cli.cli.stored_help import COMMANDS, PAGES, write_pages
 from gpd_cli.cli.suggestions import nearest
 
 
@@ -50,6 +56,48 @@ def test_help_of_expand_shows_what_it_takes(say: Callable[..., str]) -> None:
         assert name in text
     for name in ("--trainer", "--data", "--model.optimizer", "--model.gap_weight"):
         assert name not in text
+
+
+def test_stored_pages_are_those_of_the_parsers(tmp_path: Path) -> None:
+    def read(folder: Path) -> dict[str, str]:
+        # Other tests have imported further classes, which jsonargparse names.
+        pages = {path.stem: path.read_text() for path in folder.glob("*.txt")}
+        return {name: re.sub(r", known subclasses: .*", "", text) for name, text in pages.items()}
+
+    write_pages(tmp_path)
+    assert read(tmp_path) == read(PAGES), "make help writes them anew"
+    assert read(PAGES).keys() == set(COMMANDS)
+
+
+@pytest.mark.parametrize("columns", [56, 80, 200])
+@pytest.mark.parametrize("command", ["fit", "report"])
+def test_stored_pages_are_wrapped_as_the_parsers_do(
+    columns: int, command: str, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpd_cli.cli.command_line import run
+
+    def shown(text: str) -> list[str]:
+        return text.partition("  --data CONFIG")[0].splitlines()
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stored = say(command, "--help")
+    with contextlib.redirect_stdout(io.StringIO()) as live:
+        assert run([command, "--help"]) == 0
+    assert shown(stored) == shown(live.getvalue())
+
+
+@pytest.mark.parametrize("arguments", [["fit", "--help"], ["extract", "-h"], ["--version"]])
+def test_help_imports_nothing_slow(arguments: list[str]) -> None:
+    code = (
+        "import sys; from gpd_cli.__main__ import main; main(sys.argv[1:]); "
+        "print({name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout
+    imported = ast.literal_eval(done.stderr)
+    assert not imported & {"torch", "lightning", "timm", "jsonargparse", "numpy", "matplotlib"}
 
 
 OPTIONS = [

@@ -2,7 +2,6 @@ import csv
 import os
 import random
 import signal
-import socket
 import stat
 import sys
 from contextlib import chdir
@@ -35,7 +34,7 @@ from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.speed import Speed
-from processes import JOB, SLURM, in_processes
+from processes import JOB, SLURM, free_port, in_processes, slurm_tasks
 
 RESNET = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 VIT = {"in_chans": 1, "img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -118,23 +117,6 @@ def distiller(weights: Path, **options: Any) -> GapPreservingDistillation:
 
 
 # Several processes
-
-
-def free_port() -> str:
-    """One that nobody listens to."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
-
-
-def slurm_tasks(count: int) -> list[dict[str, str]]:
-    """What srun tells each task."""
-    common = {"SLURM_NTASKS": str(count), "SLURM_NTASKS_PER_NODE": str(count)}
-    common["MASTER_PORT"] = free_port()
-    return [
-        SLURM | common | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        for rank in range(count)
-    ]
 
 
 EXACT = ["--trainer.precision", "64-true", "--trainer.max_epochs", "1"]

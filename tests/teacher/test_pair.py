@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from gpd_cli import Pair, expand
 from gpd_cli.branches import BranchBank
-from gpd_cli.teacher.build import merged_teacher
+from gpd_cli.teacher.build import merged_networks, merged_teacher
 from gpd_cli.teacher.kernel import both_kernels
 from gpd_cli.widening.plan import IndexMap, TensorPlan
 from gpd_cli.widening.running.randomize import randomize
@@ -185,6 +185,17 @@ def test_extraction_changes_nothing() -> None:
     for parameter in first.parameters():
         parameter.data.zero_()
     assert same(pair.state_dict(), state)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_outline_has_the_modules_and_shapes_of_the_student(name: str) -> None:
+    pair = train(make_pair(name, ratio=3, branches=6))
+    outline, student = pair.outline(), pair.extract()
+    assert type(outline) is type(student)
+    shapes = [[(n, p.shape) for n, p in m.named_parameters()] for m in (outline, student)]
+    assert shapes[0] == shapes[1]
+    kernels = [dict(m.named_parameters()) for m in (outline, pair.narrow)]
+    assert not kernels[0].keys() & kernels[1].keys()  # the pair's own student stays without
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -490,6 +501,18 @@ def test_branches_are_merged_once_per_step(monkeypatch: pytest.MonkeyPatch) -> N
     assert merges == sum(isinstance(m, BranchBank) for m in pair.modules()) == 3
     pair(torch.randn(SHAPE))
     assert merges == 6
+    pair.outline()
+    merged_networks(pair)  # gates of zero: there is nothing to merge yet
+    assert merges == 6
+    with torch.no_grad():
+        for name, parameter in pair.named_parameters():
+            parameter += 0.1 * (".gates." in name)
+    student, teacher = merged_networks(pair)
+    assert merges == 9
+    for found, expected in zip(
+        (student, teacher), (pair.extract(), merged_teacher(pair)), strict=True
+    ):
+        assert same(found.state_dict(), expected.state_dict())
 
 
 def test_nothing_of_a_step_is_kept() -> None:

@@ -44,6 +44,7 @@ from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.data import ImageData
 from gpd_cli.data.folders import ALL
 from gpd_cli.distill.methods.pairs import for_pair
+from gpd_cli.distributed.first_process import together
 from gpd_cli.errors import DataError, GpdError
 from gpd_cli.files import atomic_path
 from gpd_cli.models import without_pretrained
@@ -135,16 +136,20 @@ class GpdCLI(LightningCLI):
         for name, parser in self._parsers.items():
             parser.page = trainer_page(name) if self._on_trainer else page_of(name, expanding)
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Methods of the Trainer, each with the arguments that are no options."""
-        return {
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Methods of the Trainer, each with the arguments that are no options.
+
+        Only the one that the command line begins with, where it does: each has a parser with
+        hundreds of options.
+        """
+        known = {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "weights_only"},
             "test": {"model", "dataloaders", "datamodule", "weights_only"},
             "predict": {"model", "datamodule"},
             "expand": {"model", "datamodule"},
         }
+        return {self._command: known[self._command]} if self._command in known else known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Make a checkpoint's settings the defaults, below configuration and command line."""
@@ -253,7 +258,8 @@ class GpdCLI(LightningCLI):
             model.student_weights = None
             if model.student_args:
                 model.student_args = without_pretrained(model.student, model.student_args)
-        super().instantiate_classes()
+        with together():
+            super().instantiate_classes()
         if self._run is not None:
             # The run's configuration still says how the run began.
             config.ckpt_path = configured(str(self._run / "config.yaml"), "ckpt_path")

@@ -34,7 +34,8 @@ def run_report(arguments: Sequence[str]) -> None:
 
 def extract_parser() -> ArgumentParser:
     """The options of `extract`."""
-    parser = ArgumentParser(prog="gpd extract", **PARSING)
+    usage = "gpd extract --ckpt_path CKPT_PATH --output OUTPUT [options]"
+    parser = ArgumentParser(prog="gpd extract", usage=usage, **PARSING)
     parser.add_argument("-c", "--config", action="config", help="a file with these options (YAML)")
     parser.add_function_arguments(extract_command)
     return parser
@@ -42,7 +43,8 @@ def extract_parser() -> ArgumentParser:
 
 def report_parser() -> ArgumentParser:
     """The options of `report`."""
-    parser = ArgumentParser(prog="gpd report", **PARSING)
+    usage = "gpd report RUN [RUN ...] [options]"
+    parser = ArgumentParser(prog="gpd report", usage=usage, **PARSING)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folders of runs of fit")
     parser.add_function_arguments(report_command, skip={"runs"})
     return parser

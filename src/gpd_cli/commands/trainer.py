@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from gpd_cli.commands.predictions import TABLES, PredictionTable
 from gpd_cli.commands.report import write_short_report
 from gpd_cli.commands.trainer_numbers import check_numbers
 from gpd_cli.distributed.cluster import launched, requeue_path
+from gpd_cli.distributed.first_process import launched_by_another, left_for_children
 from gpd_cli.distributed.interruptions import Interruptions
 from gpd_cli.distributed.seeds import RandomStates
 from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.files import check_writable
 from gpd_cli.report.run import METRICS, ReportError, read_run
+from gpd_cli.teacher.found_once import what_was_found
+from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.restoring import Restoring
 from gpd_cli.training.resuming import FinishedError
 from gpd_cli.training.storage import WholeCheckpoints
@@ -97,7 +101,8 @@ class GpdTrainer(Trainer):
         data = (train_dataloaders, val_dataloaders, datamodule)
         start = time.perf_counter()
         try:
-            super().fit(model, *data, path if requeued else ckpt_path, weights_only)
+            with self._handed_on(model):
+                super().fit(model, *data, path if requeued else ckpt_path, weights_only)
         except FinishedError as finished:
             if path is None or not requeued:
                 raise
@@ -188,6 +193,14 @@ class GpdTrainer(Trainer):
             plan=None if plan is None else Path(plan),
             **model,
         )
+
+    def _handed_on(self, model: LightningModule) -> AbstractContextManager[None]:
+        """Hand the width plan to the processes that Lightning starts for further devices."""
+        network = getattr(model, "network", None)
+        starts_others = self.num_devices > 1 and not launched_by_another()
+        if starts_others and isinstance(network, Pair) and network.certificate is not None:
+            return left_for_children(what_was_found(network))
+        return nullcontext()
 
     def _run_folder(self) -> Path | None:
         """Where the log is; asks no other process."""

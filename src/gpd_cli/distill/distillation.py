@@ -64,7 +64,7 @@ class Distillation(nn.Module):
         trained = _trained(network)
         # The student's own module has weights only while it runs.
         before = kind.student_preactivation
-        infos = {"student": self._feature_info(network.extract(), shape, stages, before)}
+        infos = {"student": self._feature_info(network.outline(), shape, stages, before)}
         if isinstance(network, Pair):
             like = infos["student"]
             infos["teacher"] = self._feature_info(network.teacher, shape, None, before, like)

@@ -40,7 +40,7 @@ def launched(options: Mapping[str, Any]) -> dict[str, Any]:
         options["sync_batchnorm"] = False
         plugins.append(SyncedNorms())
     if slurm_job() and not any(isinstance(p, ClusterEnvironment) for p in plugins):
-        plugins.append(_slurm())
+        plugins.append(slurm_environment())
     options["plugins"] = plugins or None
     return options
 
@@ -64,7 +64,12 @@ def requeue_path(folder: str | Path) -> Path | None:
     return None if job is None else Path(folder) / f"requeue_{job}_{step}.ckpt"
 
 
-def _slurm() -> SLURMEnvironment:
+def slurm_environment() -> SLURMEnvironment:
+    """Lightning's view of the SLURM job.
+
+    Raises:
+        TrainingError: when SLURM does not know the number of tasks per node.
+    """
     try:
         return SLURMEnvironment(auto_requeue=False)
     except RuntimeError as error:

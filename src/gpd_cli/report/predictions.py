@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from gpd_cli.data import ImageData
 from gpd_cli.errors import DataError
-from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.checkpoint import load_networks, read_run
-from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.networks import plain_networks
 
 Split = Literal["validation", "test"]
 PICTURES = 12
@@ -109,9 +108,7 @@ def predict(checkpoint: Path, split: Split) -> Predictions:
         GpdError: when checkpoint or data cannot be read, or there are no such images.
     """
     network, _ = load_networks(checkpoint)
-    networks: dict[str, nn.Module] = {"student": network.extract().eval()}
-    if isinstance(network, Pair):
-        networks["teacher"] = merged_teacher(network).eval()
+    networks = plain_networks(network)
     data = _data(checkpoint)
     seen = _Seen(networks, data)
     trainer = Trainer(

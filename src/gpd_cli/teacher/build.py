@@ -266,20 +266,28 @@ def merged_teacher(pair: Pair) -> nn.Module:
     Args:
         pair: student and dynamic teacher.
     """
-    # No copy of the teacher with its parametrizations removed: a copy shares the class that the
-    # parametrization made, and removing the parametrization from one breaks the other.
-    network = pair.extract()
-    ties = tied_names(network)
-    with torch.inference_mode(False):
-        widen_module(network, pair.plan)
-    for name, first in ties.items():
-        if name != first:
-            owner, _, leaf = name.rpartition(".")
-            _tie(network, network.get_submodule(owner), leaf, first, {})
-    tensors = [*network.named_parameters(), *network.named_buffers()]
-    with torch.no_grad(), parametrize.cached():
-        for name, tensor in tensors:
+    return merged_networks(pair)[1]
+
+
+def merged_networks(pair: Pair) -> tuple[nn.Module, nn.Module]:
+    """The student as `Pair.extract` gives it, and `merged_teacher`; branches are merged once.
+
+    Args:
+        pair: student and dynamic teacher.
+    """
+    with torch.inference_mode(False), torch.no_grad(), parametrize.cached():
+        student = pair.extract()
+        # No copy of the teacher with its parametrizations removed: a copy shares the class that the
+        # parametrization made, and removing the parametrization from one breaks the other.
+        teacher = copy_network(student)
+        ties = tied_names(teacher)
+        widen_module(teacher, pair.plan)
+        for name, first in ties.items():
+            if name != first:
+                owner, _, leaf = name.rpartition(".")
+                _tie(teacher, teacher.get_submodule(owner), leaf, first, {})
+        for name, tensor in [*teacher.named_parameters(), *teacher.named_buffers()]:
             owner, _, leaf = name.rpartition(".")
             tensor.copy_(getattr(pair.teacher.get_submodule(owner), leaf))
     pair.forget()
-    return network
+    return student, teacher

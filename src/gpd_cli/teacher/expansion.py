@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gpd_cli.branches import BranchInit, branch_names
 from gpd_cli.errors import ExpansionError
 from gpd_cli.teacher.build import build_pair, check_plan
+from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.certification import certify
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.plan import WidthPlan
@@ -38,6 +39,7 @@ def expand(
     branch_init: BranchInit = "zero",
     branch_width: float = 1.0,
     plan: WidthPlan | None = None,
+    certificate: Certificate | None = None,
     generator: torch.Generator | None = None,
 ) -> Pair:
     """Grow a dynamic teacher that computes exactly the student's function.
@@ -65,6 +67,8 @@ def expand(
         branch_width: inner channels of the ``1x1_kxk`` branch, in units of the paper's; at 1/4 its
             product, by far the most expensive one, takes a quarter of the operations.
         plan: a plan found before; by default a plan is found by running the student.
+        certificate: that of the same expansion by this plan, made elsewhere; by default both
+            networks are run and compared.
         generator: random generator of noise and branches' weights; by default one with a fixed
             seed. The global random state is left alone.
 
@@ -98,16 +102,22 @@ def expand(
         )
     if not isinstance(plan, WidthPlan | None):
         raise ExpansionError(f"The plan must be a WidthPlan, not {_describe(plan)}.")
+    if certificate is not None and plan is None:
+        raise ExpansionError("A certificate is that of a plan; give the plan as well.")
     names = branch_names(branches, branch_init)
     patterns = _patterns(exclude, "What to exclude")
     layers = _patterns(branch_layers, "The branch_layers")
     generator = generator or torch.Generator().manual_seed(0)
 
+    start = generator.get_state()
+
     def grow(plan: WidthPlan) -> Pair:
+        generator.set_state(start)  # so that the weights depend on seed and plan alone
         return _grow(
             student,
             plan,
             sample,
+            certificate,
             branches=names,
             branch_layers=layers,
             noise=noise,
@@ -141,7 +151,13 @@ def _patterns(given: str | Sequence[str], what: str) -> Sequence[str]:
     return patterns
 
 
-def _grow(student: nn.Module, plan: WidthPlan, sample: Tensor, **options: Any) -> Pair:
+def _grow(
+    student: nn.Module,
+    plan: WidthPlan,
+    sample: Tensor,
+    certificate: Certificate | None,
+    **options: Any,
+) -> Pair:
     refresh(student)
     network = student
     if options["branch_init"] != "zero":
@@ -150,7 +166,7 @@ def _grow(student: nn.Module, plan: WidthPlan, sample: Tensor, **options: Any) -
     elif any(tensor.device.type != "cpu" for tensor in (*student.parameters(), *student.buffers())):
         network = copy_network(student).to("cpu")
     pair = build_pair(network, plan, **options)
-    pair.certificate = certify(pair, sample)
+    pair.certificate = certificate or certify(pair, sample)
     return pair
 
 

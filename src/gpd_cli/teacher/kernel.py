@@ -251,7 +251,10 @@ class SharedKernel(nn.Module):
 
     def both_kernels(self, stored: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's kernel and the student's, which is a block of the merged kernel."""
-        merged = stored if self.branches is None else self._averaging(self.branches(stored))
+        if self.branches is None or (not torch.is_grad_enabled() and self.branches.is_silent()):
+            merged = stored  # also before the first step: gates of zero change no bit
+        else:
+            merged = self._averaging(self.branches(stored))
         kernels: tuple[Tensor, Tensor] = self.sharing(merged, in_place=merged is not stored)
         return kernels
 

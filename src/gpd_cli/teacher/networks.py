@@ -8,7 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gpd_cli.teacher.build import merged_networks
 from gpd_cli.teacher.expansion import expand
+from gpd_cli.teacher.found_once import grown_once
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.teacher.unshared import Unshared
 from gpd_cli.widening.running.copying import copy_network
@@ -35,6 +37,10 @@ class Alone(nn.Module):
         """A copy of the student."""
         return copy_network(self.network)
 
+    def outline(self) -> nn.Module:
+        """A copy of the student, see `Pair.outline`."""
+        return self.extract()
+
 
 def with_teacher(
     student: nn.Module,
@@ -48,6 +54,8 @@ def with_teacher(
     **options: Any,
 ) -> Pair | Alone:
     """Grow a student's dynamic teacher, unless the two would be the same network.
+
+    Of the processes of a run the first one finds the plan and certifies, see `grown_once`.
 
     Args:
         student: the network to train.
@@ -64,17 +72,33 @@ def with_teacher(
     """
     if ratio == 1 and branches in (1, ["kxk"]):
         return Alone(student)
-    sample = torch.zeros(_PROBE_BATCH, *shape)
-    pair = expand(
-        student,
-        sample=sample,
-        ratio=ratio,
-        branches=branches,
-        exclude=layer_patterns(exclude),
-        branch_layers=layer_patterns(branch_layers),
-        **options,
-    )
+
+    def grow(**found: Any) -> Pair:
+        return expand(
+            student,
+            sample=torch.zeros(_PROBE_BATCH, *shape),
+            ratio=ratio,
+            branches=branches,
+            exclude=layer_patterns(exclude),
+            branch_layers=layer_patterns(branch_layers),
+            **options,
+            **found,
+        )
+
+    pair = grown_once(grow)
     return pair if shared else Unshared.of(pair)
+
+
+def plain_networks(network: Pair | Alone) -> dict[str, nn.Module]:
+    """The networks as they would be extracted, in eval mode: ``student``, and ``teacher`` if any.
+
+    Args:
+        network: the network that is trained.
+    """
+    if isinstance(network, Alone):
+        return {"student": network.extract().eval()}
+    student, teacher = merged_networks(network)
+    return {"student": student.eval(), "teacher": teacher.eval()}
 
 
 def layer_patterns(exclude: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -104,7 +128,7 @@ def summary(name: str, network: Pair | Alone) -> str:
         name: the student's name.
         network: the network that is trained.
     """
-    student = sum(p.numel() for p in network.extract().parameters())
+    student = sum(p.numel() for p in network.outline().parameters())
     text = f"{name}: {student:,} parameters"
     certificate = network.certificate if isinstance(network, Pair) else None
     if certificate is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -84,17 +84,31 @@ class Pair(nn.Module):
         The module's output equals the output of `student` bit for bit.
         """
         with torch.inference_mode(False), torch.no_grad():
-            refresh(self.narrow)
-            student = copy_network(self.narrow)
-            weights = {
-                name: nn.Parameter(weight.detach().clone(), self._requires_grad[name])
-                for name, weight in self._weights().items()
-                if self._tied[name] == name
-            }
-        self.forget()
+            weights = self._weights()
+            self.forget()
+            return self._plain(weights)
+
+    def outline(self) -> nn.Module:
+        """The student as `extract` gives it, but without its branches, which take time to merge.
+
+        It answers questions on modules and shapes; its output is another one.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            names = {name for name, first in self._tied.items() if name == first}
+            return self._plain({name: self._weight(name, merged=False) for name in names})
+
+    def _plain(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        """A copy of the student's module with copies of weights, by their first names."""
+        refresh(self.narrow)
+        student = copy_network(self.narrow)
+        copies = {
+            name: nn.Parameter(weights[name].detach().clone(), self._requires_grad[name])
+            for name, first in self._tied.items()
+            if name == first
+        }
         for name, first in self._tied.items():
             owner, _, leaf = name.rpartition(".")
-            student.get_submodule(owner)._parameters[leaf] = weights[first]
+            student.get_submodule(owner)._parameters[leaf] = copies[first]
         return student
 
     def _weights(self) -> dict[str, Tensor]:
@@ -111,16 +125,19 @@ class Pair(nn.Module):
                     weights[name] = weight.detach().requires_grad_(self._requires_grad[name])
         return {name: weights[first] for name, first in self._tied.items()}
 
-    def _weight(self, name: str) -> Tensor:
+    def _weight(self, name: str, merged: bool = True) -> Tensor:
+        """The student's weight of a name, with its branches or without."""
         owner, _, leaf = name.rpartition(".")
         module = self.teacher.get_submodule(owner)
         if parametrize.is_parametrized(module, leaf):
             kernel = module.parametrizations[leaf][-1]  # type: ignore[index]
             assert isinstance(kernel, SharedKernel)
+            stored = cast(Tensor, module.parametrizations[leaf].original)  # type: ignore[index, union-attr]
+            if not merged:
+                return kernel.sharing.student(stored)
             if kernel.needs_merging:
                 getattr(module, leaf)  # merges for both networks, unless it is cached
-            stored = module.parametrizations[leaf].original  # type: ignore[index, union-attr]
-            return kernel.student(cast(Tensor, stored))
+            return kernel.student(stored)
         weight = cast(Tensor, getattr(module, leaf))
         if name in self.plan.tensors:
             # Contiguous, as extracted weights are, so that both run the same arithmetic.

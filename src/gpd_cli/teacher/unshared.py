@@ -37,5 +37,5 @@ class Unshared(Pair):
         unshared.certificate = pair.certificate
         return unshared
 
-    def _weight(self, name: str) -> Tensor:
+    def _weight(self, name: str, merged: bool = True) -> Tensor:
         return self.narrow.get_parameter(name)

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from gpd_cli.teacher.build import merged_teacher
-from gpd_cli.teacher.networks import Alone
+from gpd_cli.teacher.networks import Alone, plain_networks
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.averages import find_average, has_begun, trained_weights
 from gpd_cli.training.metrics import Scores
@@ -57,19 +56,19 @@ class EvaluatedModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Extract the networks to score, after Lightning has put the average into the module."""
-        self._plain = self._cut()
+        self._plain = plain_networks(self.network)
         average = find_average(self.trainer)
         if average is not None and has_begun(average):
             with trained_weights(average, self):
-                self._raw = self._cut()
+                self._raw = plain_networks(self.network)
 
     def on_test_epoch_start(self) -> None:
         """Extract the networks to score."""
-        self._plain = self._cut()
+        self._plain = plain_networks(self.network)
 
     def on_predict_epoch_start(self) -> None:
         """Extract the networks to run."""
-        self._plain = self._cut()
+        self._plain = plain_networks(self.network)
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracies and the gap."""
@@ -121,13 +120,6 @@ class EvaluatedModule(LightningModule):
         logits = _logits(self._plain, images)
         terms = {f"{name}_ce": F.cross_entropy(value, labels) for name, value in logits.items()}
         self.log_batch(stage, logits, terms, labels)
-
-    def _cut(self) -> dict[str, nn.Module]:
-        """The plain networks, extracted and merged once, so that exported networks are scored."""
-        plain = {"student": self.network.extract().eval()}
-        if isinstance(self.network, Pair):
-            plain["teacher"] = merged_teacher(self.network).eval()
-        return plain
 
     def _scores(self, stage: str) -> Scores:
         return {"train": self.train_scores, "val": self.val_scores, "test": self.test_scores}[stage]

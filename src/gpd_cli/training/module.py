@@ -272,7 +272,7 @@ class GapPreservingDistillation(EvaluatedModule):
             self._divide_reduction()
         if shape is None or shape == self.image_shape:
             return
-        check_images(self.network.extract(), shape, "--model.student_args")
+        check_images(self.network.outline(), shape, "--model.student_args")
         self.image_shape = shape
 
     def on_fit_start(self) -> None:

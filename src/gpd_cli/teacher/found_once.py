@@ -1,0 +1,54 @@
+"""The width plan and its certificate, found by the first process of a run for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from gpd_cli.distributed.first_process import current_exchange
+from gpd_cli.errors import ExpansionError, GpdError
+from gpd_cli.teacher.certificate import Certificate
+from gpd_cli.teacher.pair import Pair
+from gpd_cli.widening.plan import WidthPlan
+
+
+def grown_once(grow: Callable[..., Pair]) -> Pair:
+    """Grow a pair: the first process finds the plan and certifies, the others build by its plan.
+
+    Seeds are the same in all processes, and so are the pairs.
+
+    Args:
+        grow: makes the pair; with a ``plan`` and its ``certificate`` it neither searches nor
+            compares.
+
+    Raises:
+        ExpansionError: in all processes, when the first one fails to grow its pair.
+    """
+    exchange = current_exchange()
+    if exchange is None:
+        return grow()
+    if not exchange.is_first:
+        found = exchange.receive()
+        if "error" in found:
+            raise ExpansionError(found["error"])
+        plan, certificate = WidthPlan.from_dict(found["plan"]), found["certificate"]
+        return grow(plan=plan, certificate=Certificate(**certificate))
+    try:
+        pair = grow()
+    except Exception as error:
+        text = str(error) if isinstance(error, GpdError) else f"{type(error).__name__}: {error}"
+        exchange.give({"error": text})
+        raise
+    exchange.give(what_was_found(pair))
+    return pair
+
+
+def what_was_found(pair: Pair) -> dict[str, Any]:
+    """The plan and the certificate of a pair as plain values (JSON).
+
+    Args:
+        pair: that was grown by `gpd_cli.expand`.
+    """
+    assert pair.certificate is not None
+    return {"plan": pair.plan.to_dict(), "certificate": asdict(pair.certificate)}
