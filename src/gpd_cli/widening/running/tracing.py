@@ -86,6 +86,17 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     return (tensor for tensor in all_tensors_in(value) if tensor.is_floating_point())
 
 
+def replace_tensors(value: Any, replaced: Mapping[int, Tensor]) -> Any:
+    """A nested structure with some tensors replaced, by the id of the original."""
+    if isinstance(value, Tensor):
+        return replaced.get(id(value), value)
+    if isinstance(value, dict):
+        return {key: replace_tensors(inner, replaced) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(replace_tensors(inner, replaced) for inner in value)
+    return value
+
+
 def first_tensor(*values: Any) -> Tensor | None:
     """The first floating-point tensor in (nested) values, or None."""
     return next(tensors_in(values), None)

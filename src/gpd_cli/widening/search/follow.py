@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from gpd_cli.widening.observe.constants import Constants, source_axes
 from gpd_cli.widening.observe.record import Event, is_event
 from gpd_cli.widening.plan import IndexMap, TensorPlan
 from gpd_cli.widening.rules import Rule
-from gpd_cli.widening.running.tracing import tensors_in
+from gpd_cli.widening.running.tracing import replace_tensors, tensors_in
 from gpd_cli.widening.search.wide_network import WideNetwork
 from gpd_cli.widening.tensors import expand_tensor
 
@@ -218,7 +218,7 @@ class Following:
                         wide = expand_tensor(wide, plan)
             if wide is not tensors[c]:
                 replaced[id(tensors[c])] = wide
-        return _replace((args, kwargs), replaced) if replaced else (args, kwargs)
+        return replace_tensors((args, kwargs), replaced) if replaced else (args, kwargs)
 
     def note_sources(
         self,
@@ -300,14 +300,3 @@ def _as_recorded(call: Call, event: Event) -> Call:
         dim = call.argument(2, "dim") or 0
         return Call(torch.split, (call.input, [shape[dim] for shape in event.result], dim))
     return call
-
-
-def _replace(value: Any, replaced: Mapping[int, Tensor]) -> Any:
-    """A nested structure with some tensors replaced, by the id of the original."""
-    if isinstance(value, Tensor):
-        return replaced.get(id(value), value)
-    if isinstance(value, dict):
-        return {key: _replace(inner, replaced) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_replace(inner, replaced) for inner in value)
-    return value

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -37,8 +37,15 @@ from gpd_cli.widening.rules import Rule, rule_for
 from gpd_cli.widening.running.locate import short_text
 from gpd_cli.widening.running.own_errors import own_errors
 from gpd_cli.widening.running.refresh import refresh
-from gpd_cli.widening.running.tracing import Tracer, first_tensor, linear_call, tensors_in
+from gpd_cli.widening.running.tracing import (
+    Tracer,
+    first_tensor,
+    linear_call,
+    replace_tensors,
+    tensors_in,
+)
 from gpd_cli.widening.search.choices import Choices, MapsInUse
+from gpd_cli.widening.search.cut_layouts import cut_layouts
 from gpd_cli.widening.search.exclusion import excluded_layers
 from gpd_cli.widening.search.follow import Following, Frame
 from gpd_cli.widening.search.kept_narrow import inner_layers, stream_layers
@@ -363,14 +370,22 @@ class Widening(Tracer):
             with self._running(None):
                 if self.confirming or name in self._settled:
                     return attempt(by_trial=False)
+                arguments = (args, kwargs)
                 return self._try_guesses(
-                    name, attempt, lambda: self._maps_in_use(name, call, (args, kwargs))
+                    name,
+                    attempt,
+                    lambda: self._maps_in_use(name, call, arguments),
+                    lambda: self._cut_layouts(name, call, arguments),
                 )
 
         return run
 
     def _try_guesses(
-        self, name: str, attempt: Callable[[bool], Any], maps_in_use: Callable[[], MapsInUse]
+        self,
+        name: str,
+        attempt: Callable[[bool], Any],
+        maps_in_use: Callable[[], MapsInUse],
+        cut_layouts: Callable[[], dict[str, Layout]],
     ) -> Any:
         """Run a container with one guess after the other, until one is exact."""
         before = self._state()
@@ -407,7 +422,12 @@ class Widening(Tracer):
                 break
         assert failure is not None
         self._failed_classes.add(cls)
-        return self._keep_narrow(name, lambda: self._attempt(name, attempt, False), before, failure)
+        with own_errors():
+            layouts = cut_layouts()
+        if layouts:
+            with suppress(Exception):
+                return self._attempt_with(name, layouts, attempt, before)
+        return self._keep_narrow(name, attempt, before, failure)
 
     def _trial_limit(self, cls: type, failure: Mismatch) -> int:
         """The largest number of trials for a container after its first failure."""
@@ -452,8 +472,56 @@ class Widening(Tracer):
         except Mismatch:
             return False
 
+    def _attempt_with(
+        self,
+        name: str,
+        layouts: Mapping[str, Layout],
+        attempt: Callable[[bool], Any],
+        before: tuple[Any, ...],
+    ) -> Any:
+        """Run a container with other layouts of its layers, in a state to return to on failure."""
+        self._layouts.update(layouts)
+        refresh(self._wide.network.get_submodule(name))
+        try:
+            output = self._attempt(name, attempt, False)
+        except Exception:
+            self.trials += 1
+            self._restore(before)
+            raise
+        self._settled.add(name)
+        return output
+
+    def _cut_layouts(self, name: str, call: int, arguments: Any) -> dict[str, Layout]:
+        """Layouts that other maps than the usual ones come of, for layers with shuffled outputs."""
+        prefix = f"{name}." if name else ""
+        usual = {layer: self._map(layer) for layer in self._recording.out_channels}
+        sizes = {
+            layer.removeprefix(prefix): size
+            if layer in self._kept or (map_ := usual[layer]) is None
+            else len(map_)
+            for layer, size in self._recording.out_channels.items()
+            if layer.startswith(prefix)
+        }
+        wide = list(tensors_in(arguments))
+        recorded = self._recording.inputs.get(name, [])[call]
+        found = cut_layouts(
+            self._modules[name],
+            replace_tensors(
+                arguments, {id(w): n.clone() for w, n in zip(wide, recorded, strict=False)}
+            ),
+            replace_tensors(arguments, {id(w): w.clone() for w in wide}),
+            sizes,
+        )
+        layouts = {prefix + layer: layout for layer, layout in found.items()}
+        other = any(layout_map(layout, self._scale) != usual[n] for n, layout in layouts.items())
+        return layouts if other else {}
+
     def _keep_narrow(
-        self, name: str, attempt: Callable[[], Any], before: tuple[Any, ...], failure: Mismatch
+        self,
+        name: str,
+        attempt: Callable[[bool], Any],
+        before: tuple[Any, ...],
+        failure: Mismatch,
     ) -> Any:
         """The last resort: keep layers inside the container narrow.
 
@@ -466,18 +534,13 @@ class Widening(Tracer):
             narrow = inner_layers(self._recording, name)
         if not name or not narrow:
             raise failure
-        self._layouts.update(narrow)
         where = "" if failure.name == name else f"in {failure.name}, "
         self._wide.plan.narrow[name] = f"{where}{failure.reason}"
-        refresh(self._wide.network.get_submodule(name))
         try:
-            output = attempt()
+            output = self._attempt_with(name, narrow, attempt, before)
         except Exception:
-            self.trials += 1
-            self._restore(before)
             raise failure from None
         self._first_failure = self._first_failure or failure
-        self._settled.add(name)
         return output
 
     def _maps_in_use(self, name: str, call: int, arguments: Any) -> MapsInUse:
