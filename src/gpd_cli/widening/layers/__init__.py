@@ -14,7 +14,7 @@ from gpd_cli.widening.layers.attention import plan_attention
 from gpd_cli.widening.layers.base import Axes, LayerPlan, UnsupportedLayerError
 from gpd_cli.widening.layers.convolution import mixes_channels, plan_convolution
 from gpd_cli.widening.layers.embedding import Table, plan_embedding
-from gpd_cli.widening.layers.linear import linear_tensors, plan_linear
+from gpd_cli.widening.layers.linear import linear_tensors, plan_linear, rescaled
 from gpd_cli.widening.layers.norm import plan_norm
 from gpd_cli.widening.layout import Layout, Scale
 
@@ -29,6 +29,7 @@ __all__ = [
     "linear_tensors",
     "mixes_channels",
     "plan_layer",
+    "rescaled",
 ]
 
 _LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU, Table)

@@ -185,7 +185,7 @@ class Following:
             # The constant's source has not widened yet, so that narrow numbers fit for now.
             self._deferred.append((call, event, names))
             return _as_recorded(call, event)
-        return _fit(frame, event, call, partial(self.matches.input, frame.name, narrow, x))
+        return _fit(frame, event, call, partial(self.matches.axes, frame.name, narrow, x))
 
     def _widen_constants(
         self, frame: Frame, event: Event, func: Any, args: Any, kwargs: Any
@@ -201,7 +201,7 @@ class Following:
             for a, other in enumerate(constant):
                 if other is not None or tensors[a].shape == event.tensors[a].shape:
                     continue
-                axes = self.matches.input(frame.name, event.tensors[a], tensors[a])
+                axes = self.matches.axes(frame.name, event.tensors[a], tensors[a])
                 over = aligned(func, args, kwargs, tensors[a], event.tensors[c])
                 sums = summed(func, args, tensors[a], tensors[c])
                 if sums is not None:

@@ -25,9 +25,10 @@ from gpd_cli.widening.layers import (
     is_leaf,
     linear_tensors,
     plan_layer,
+    rescaled,
 )
 from gpd_cli.widening.layout import Layout, Scale, Segment, layout_map
-from gpd_cli.widening.mismatch import Mismatch
+from gpd_cli.widening.mismatch import Match, Mismatch, UnfitMultiple, times
 from gpd_cli.widening.numbers.arithmetic import Attribute, remember
 from gpd_cli.widening.numbers.calls import Call
 from gpd_cli.widening.observe.reads import reading
@@ -61,6 +62,9 @@ With ``copied``, the outputs of dense layers are copies of the student's, as in 
 with ``computed``, every layer computes its output from its wide weights.
 """
 
+_TRACKED = ("_calls", "_inputs", "_layouts", "_multiples", "_give_multiples", "_settled")
+"""What a container changes that fails; all of it is copied to return to the state before."""
+
 _MOST_TRIALS = 12  # for one container, trials of the containers inside included
 _MOST_ARITHMETIC = 4  # trials after a failure that no numbers help against
 
@@ -93,8 +97,10 @@ class Widening(Tracer):
         self._choices = Choices(self._wide, recording, scale, self._kept)
         self._by_trial = by_trial
         self._calls: dict[str, int] = {}
-        self._input_axes: dict[str, tuple[IndexMap | None, ...]] = {}
+        self._inputs: dict[str, Match] = {}
         self._layouts: dict[str, Layout] = {}
+        self._multiples: dict[str, float] = {}
+        self._give_multiples: set[str] = set()
         self._settled: set[str] = set()
         self._remembered: dict[type, list[Mapping[str, str]]] = {}
         self._frames: list[Frame | None] = []
@@ -217,10 +223,11 @@ class Widening(Tracer):
         outputs = self._recording.layer_outputs.get(name, [])
         if call >= len(outputs):
             return None
-        axes = self._following.matches.axes(inputs[call][0], x)
+        found = self._following.matches.find(inputs[call][0], x)
         weight = self._wide.plan.tensors.get(f"{name}.weight", TensorPlan((None, None)))
-        if axes is None or axes != self._input_axes.get(name):
+        if found is None or found != self._inputs.get(name):
             return None
+        axes, _ = found
         channels = x.ndim - self._wide.source(f"{name}.weight").ndim + 1
         map_ = axes[channels]
         if any(axes[channels + 1 :]) or map_ != weight.axes[1]:
@@ -228,13 +235,18 @@ class Widening(Tracer):
         if map_ is not None and not map_.is_onto():
             return None
         wide = (*axes[:channels], weight.axes[0], *axes[channels + 1 :])
-        return widen(outputs[call], TensorPlan(wide))
+        replica = widen(outputs[call], TensorPlan(wide))
+        return replica.mul_(multiple) if (multiple := self._multiples.get(name)) else replica
 
     def _widen_layer(self, name: str, x: Tensor | None) -> None:
         """Widen a layer by the index maps of its input."""
-        axes = () if x is None else self._axes(name, x)  # a table's input is row numbers
-        if axes is None:
+        # A table's input is row numbers.
+        found: Match | None = ((), 1.0) if x is None else self._input(name, x)
+        if found is None:
             return
+        axes, multiple = found
+        if multiple != 1 and name not in self._dense:
+            raise UnfitMultiple(name, f"its input is the student's input {times(multiple)}")
         try:
             layer = plan_layer(
                 self._modules[name],
@@ -245,6 +257,9 @@ class Widening(Tracer):
             )
         except UnsupportedLayerError as error:
             raise Mismatch(name, str(error)) from error
+        if name in self._dense:
+            outputs = self._multiples.get(name, 1)
+            layer = rescaled(layer, self._modules[name], multiple, outputs)
         self._wide.apply(name, layer, ("weight",) if name in self._dense else ())
 
     def _leave_layer(self, name: str) -> Any:
@@ -274,7 +289,10 @@ class Widening(Tracer):
         if linear is None or name is None:
             return func(*args, **kwargs)
         x, weight, bias = linear
-        axes = self._axes(name, x)
+        found = self._input(name, x)
+        axes = None if found is None else found[0]
+        if found is not None and found[1] != 1:
+            raise UnfitMultiple(name, f"its input is the student's input {times(found[1])}")
         owns = bias is not None and self._recording.direct[name] is not None
         if axes is not None:
             inputs = axes[x.ndim - weight.ndim + 1] if weight.ndim > 2 else axes[-1]
@@ -311,18 +329,18 @@ class Widening(Tracer):
                 return name
         return None
 
-    def _axes(self, name: str, x: Tensor) -> tuple[IndexMap | None, ...] | None:
-        """The index maps of a layer's input; None where the layer is planned already."""
+    def _input(self, name: str, x: Tensor) -> Match | None:
+        """The match of a layer's input; None where the layer is planned already."""
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
         recorded = self._recording.inputs.get(name, [])
         if call >= len(recorded) or not recorded[call]:
             return None
-        axes = self._following.matches.input(name, recorded[call][0], x)
+        found = self._following.matches.input(name, recorded[call][0], x)
         if call == 0:
-            self._input_axes[name] = axes
-            return axes
-        if axes != self._input_axes[name]:
+            self._inputs[name] = found
+            return found
+        if found != self._inputs[name]:
             raise Mismatch(name, "it is called several times, with inputs that widen differently")
         return None
 
@@ -354,7 +372,10 @@ class Widening(Tracer):
                         output = forward(*args, **kwargs)
                     with own_errors():
                         self._following.matches.check_output(
-                            name, recorded[call], tensors_in(output)
+                            name,
+                            recorded[call],
+                            tensors_in(output),
+                            allows_multiples=name in self._give_multiples,
                         )
                 except Exception as error:
                     self._failed = frame
@@ -390,6 +411,7 @@ class Widening(Tracer):
         """Run a container with one guess after the other, until one is exact."""
         before = self._state()
         failure: Mismatch | None = None
+        is_computed = False
         containers, cls = self._containers_in(name), type(self._modules[name])
         spent = self.trials
         for by_trial in (False, True) if name not in self._by_trial else (True,):
@@ -418,16 +440,29 @@ class Widening(Tracer):
                     return output
                 self.trials += 1
                 self._restore(before)
+                if not is_computed:
+                    is_computed = True
+                    with own_errors():
+                        computed = self._computed_outputs(name, failure, cut_layouts)
+                    if any(computed):
+                        with suppress(Exception):
+                            return self._attempt_with(name, attempt, before, *computed)
             if fails_inside or (failure is not None and failure.arithmetic):
                 break
         assert failure is not None
         self._failed_classes.add(cls)
-        with own_errors():
-            layouts = cut_layouts()
-        if layouts:
+        if name and isinstance(failure, UnfitMultiple) and failure.name == name:
             with suppress(Exception):
-                return self._attempt_with(name, layouts, attempt, before)
+                return self._attempt_with(name, attempt, before, gives_multiples=True)
         return self._keep_narrow(name, attempt, before, failure)
+
+    def _computed_outputs(
+        self, name: str, failure: Mismatch, cut_layouts: Callable[[], dict[str, Layout]]
+    ) -> tuple[dict[str, Layout], dict[str, float]]:
+        """Layouts and multiples of layers' outputs that follow from the way a container failed."""
+        layouts = cut_layouts() if failure.arithmetic else {}
+        multiples = {} if failure.tensors is None else self._multiples_of(name, *failure.tensors)
+        return layouts, multiples
 
     def _trial_limit(self, cls: type, failure: Mismatch) -> int:
         """The largest number of trials for a container after its first failure."""
@@ -475,12 +510,25 @@ class Widening(Tracer):
     def _attempt_with(
         self,
         name: str,
-        layouts: Mapping[str, Layout],
         attempt: Callable[[bool], Any],
         before: tuple[Any, ...],
+        layouts: Mapping[str, Layout] | None = None,
+        multiples: Mapping[str, float] | None = None,
+        gives_multiples: bool = False,
     ) -> Any:
-        """Run a container with other layouts of its layers, in a state to return to on failure."""
-        self._layouts.update(layouts)
+        """Run a container with other outputs of its layers.
+
+        Args:
+            name: the container.
+            attempt: runs the container.
+            before: the state to return to on failure.
+            layouts: layouts of layers.
+            multiples: multiples of copies that outputs of layers have to be.
+            gives_multiples: whether the outputs of the container may be multiples of copies.
+        """
+        self._layouts.update(layouts or {})
+        self._multiples.update(multiples or {})
+        self._give_multiples.update({name} if gives_multiples else ())
         refresh(self._wide.network.get_submodule(name))
         try:
             output = self._attempt(name, attempt, False)
@@ -490,6 +538,33 @@ class Widening(Tracer):
             raise
         self._settled.add(name)
         return output
+
+    def _multiples_of(self, container: str, narrow: Tensor, wide: Tensor) -> dict[str, float]:
+        """The multiple that a layer's output has to be for its sum with a multiple to be one.
+
+        Args:
+            container: the container that fails.
+            narrow: the sum, or what else does not match, in the student.
+            wide: the same tensor in the wide network, in which the layer's output is plain copies.
+
+        Returns:
+            The layer with its multiple; empty where the rest of the tensor is no multiple.
+        """
+        prefix = f"{container}." if container else ""
+        added = set().union(*self._recording.sums)
+        for layer, outputs in self._recording.layer_outputs.items():
+            if not layer.startswith(prefix) or layer not in added & self._dense:
+                continue
+            channels = narrow.ndim - self._wide.source(f"{layer}.weight").ndim + 1
+            axes = [self._map(layer) if k == channels else None for k in range(narrow.ndim)]
+            for output in (y for y in outputs if y.shape == narrow.shape):
+                copies = widen(output, TensorPlan(tuple(axes)))
+                if copies.shape != wide.shape:
+                    continue
+                rest = self._following.matches.find(narrow - output, wide - copies)
+                if rest is not None and rest[1] != 1:
+                    return {layer: rest[1]}
+        return {}
 
     def _cut_layouts(self, name: str, call: int, arguments: Any) -> dict[str, Layout]:
         """Layouts that other maps than the usual ones come of, for layers with shuffled outputs."""
@@ -528,7 +603,7 @@ class Widening(Tracer):
         Raises:
             Mismatch: the given failure, where narrow layers do not help either.
         """
-        if failure.name in self._containers_in(name):
+        if failure.name in self._containers_in(name) or isinstance(failure, UnfitMultiple):
             narrow = stream_layers(self._recording, name, self._modules[name])
         else:
             narrow = inner_layers(self._recording, name)
@@ -537,7 +612,7 @@ class Widening(Tracer):
         where = "" if failure.name == name else f"in {failure.name}, "
         self._wide.plan.narrow[name] = f"{where}{failure.reason}"
         try:
-            output = self._attempt_with(name, narrow, attempt, before)
+            output = self._attempt_with(name, attempt, before, narrow)
         except Exception:
             raise failure from None
         self._first_failure = self._first_failure or failure
@@ -554,7 +629,7 @@ class Widening(Tracer):
         fixed: set[int] = set()
         recorded = self._recording.inputs.get(name, [])[call]
         for narrow, wide in zip(recorded, tensors_in(arguments), strict=False):
-            axes = self._following.matches.input(name, narrow, wide)
+            axes = self._following.matches.axes(name, narrow, wide)
             for size, map_ in zip(narrow.shape, axes, strict=True):
                 add(map_)
                 fixed.update({size} if map_ is None else ())
@@ -588,13 +663,13 @@ class Widening(Tracer):
     # State
 
     def _state(self) -> tuple[Any, ...]:
-        tracked = (self._calls, self._input_axes, self._layouts, self._settled)
-        return (self._wide.state(), *(copy.copy(value) for value in tracked))
+        return (self._wide.state(), *(copy.copy(getattr(self, name)) for name in _TRACKED))
 
     def _restore(self, state: tuple[Any, ...]) -> None:
         wide, *tracked = state
         self._wide.restore(wide)
-        self._calls, self._input_axes, self._layouts, self._settled = map(copy.copy, tracked)
+        for name, value in zip(_TRACKED, tracked, strict=True):
+            setattr(self, name, copy.copy(value))
 
     def _layers(self) -> list[str]:
         leaves = [name for name, module in self._modules.items() if is_leaf(module)]
