@@ -126,6 +126,16 @@ def test_a_norm_of_a_multiple_stays_narrow_with_the_reason() -> None:
     assert "its input is the student's input times 0.707" in pair.plan.narrow["1.1"]
 
 
+@pytest.mark.parametrize(
+    ("activation", "narrow"), [(nn.ReLU(), []), (nn.GELU(), ["1"]), (nn.Hardswish(), ["1"])]
+)
+def test_multiples_end_at_functions_that_do_not_keep_them(
+    activation: nn.Module, narrow: list[str]
+) -> None:
+    pair = exact(network(conv(), Code(normalized), activation, conv()))
+    assert list(pair.plan.narrow) == narrow
+
+
 def test_a_plan_with_multiples_is_written_and_described() -> None:
     student = network(Added())
     plan = find_plan(student, torch.randn(2, 3, 8, 8), 2)

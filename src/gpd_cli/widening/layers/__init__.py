@@ -22,6 +22,7 @@ __all__ = [
     "Axes",
     "LayerPlan",
     "UnsupportedLayerError",
+    "channel_axis",
     "is_dense",
     "is_leaf",
     "layer_in_channels",
@@ -61,6 +62,15 @@ def is_dense(module: nn.Module) -> bool:
     changed = {"forward", "_conv_forward"} & vars(module).keys()
     owned = module._parameters.get("weight") is not None
     return plain and owned and not changed and getattr(module, "groups", 1) == 1
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of a layer's output that holds the channels, counted from the end.
+
+    Args:
+        layer: a convolution, a linear layer or a table.
+    """
+    return 1 - layer.weight.ndim if isinstance(layer, _ConvNd) else -1
 
 
 def layer_out_channels(module: nn.Module) -> int | None:

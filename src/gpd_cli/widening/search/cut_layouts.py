@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.widening.layers import is_leaf
+from gpd_cli.widening.layers import channel_axis, is_leaf
 from gpd_cli.widening.layout import Layout, Segment
 from gpd_cli.widening.numbers.calls import CHUNKS, INDEXES, NARROWS, SPLITS
 from gpd_cli.widening.running.tracing import Tracer, tensors_in
@@ -126,7 +126,7 @@ class _Run(Tracer):
                 return _resized(x, before, after)
             shape = [*after]
             if calls is not None:
-                shape[_channel_axis(layer)] = self._sizes[name]
+                shape[channel_axis(layer)] = self._sizes[name]
             output = torch.randn(shape, dtype=torch.float64, requires_grad=True)
             self.outputs.setdefault(name, []).append(output)
             return output.clone()  # code may change the copy in place
@@ -149,11 +149,6 @@ def _resized(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
     return x.mean(changed, keepdim=True).expand(shape)
 
 
-def _channel_axis(layer: nn.Module) -> int:
-    """The axis of a layer's output that holds its channels, counted from the end."""
-    return 1 - layer.weight.ndim if isinstance(layer, nn.modules.conv._ConvNd) else -1
-
-
 def _ways(run: _Run) -> dict[str, list[_Way]]:
     """The way of each output of each layer that mixes channels."""
     calls = [(name, output) for name, outputs in run.outputs.items() for output in outputs]
@@ -165,7 +160,7 @@ def _ways(run: _Run) -> dict[str, list[_Way]]:
         )
         for (name, output), gradient in zip(calls, gradients, strict=True):
             used = torch.zeros_like(output) if gradient is None else gradient
-            channels = used.movedim(_channel_axis(run.layers[name]), 0).flatten(1)
+            channels = used.movedim(channel_axis(run.layers[name]), 0).flatten(1)
             reached[name].append((channels != 0).any(1).tolist())
     return {name: [*zip(*pieces, strict=True)] for name, pieces in reached.items()}
 

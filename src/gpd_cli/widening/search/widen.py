@@ -50,6 +50,7 @@ from gpd_cli.widening.search.cut_layouts import cut_layouts
 from gpd_cli.widening.search.exclusion import excluded_layers
 from gpd_cli.widening.search.follow import Following, Frame
 from gpd_cli.widening.search.kept_narrow import inner_layers, stream_layers
+from gpd_cli.widening.search.multiples import output_multiples
 from gpd_cli.widening.search.trial_order import Assignment, assignments, counts_in
 from gpd_cli.widening.search.variables import Variable
 from gpd_cli.widening.search.wide_network import WideNetwork
@@ -61,9 +62,6 @@ Confirmation = Literal["none", "copied", "computed"]
 With ``copied``, the outputs of dense layers are copies of the student's, as in the widening run;
 with ``computed``, every layer computes its output from its wide weights.
 """
-
-_TRACKED = ("_calls", "_inputs", "_layouts", "_multiples", "_give_multiples", "_settled")
-"""What a container changes that fails; all of it is copied to return to the state before."""
 
 _MOST_TRIALS = 12  # for one container, trials of the containers inside included
 _MOST_ARITHMETIC = 4  # trials after a failure that no numbers help against
@@ -396,7 +394,7 @@ class Widening(Tracer):
                     name,
                     attempt,
                     lambda: self._maps_in_use(name, call, arguments),
-                    lambda: self._cut_layouts(name, call, arguments),
+                    lambda: self._layouts_by_cuts(name, call, arguments),
                 )
 
         return run
@@ -406,7 +404,7 @@ class Widening(Tracer):
         name: str,
         attempt: Callable[[bool], Any],
         maps_in_use: Callable[[], MapsInUse],
-        cut_layouts: Callable[[], dict[str, Layout]],
+        layouts_by_cuts: Callable[[], dict[str, Layout]],
     ) -> Any:
         """Run a container with one guess after the other, until one is exact."""
         before = self._state()
@@ -443,7 +441,7 @@ class Widening(Tracer):
                 if not is_computed:
                     is_computed = True
                     with own_errors():
-                        computed = self._computed_outputs(name, failure, cut_layouts)
+                        computed = self._computed_outputs(name, failure, layouts_by_cuts)
                     if any(computed):
                         with suppress(Exception):
                             return self._attempt_with(name, attempt, before, *computed)
@@ -457,12 +455,16 @@ class Widening(Tracer):
         return self._keep_narrow(name, attempt, before, failure)
 
     def _computed_outputs(
-        self, name: str, failure: Mismatch, cut_layouts: Callable[[], dict[str, Layout]]
+        self, name: str, failure: Mismatch, layouts_by_cuts: Callable[[], dict[str, Layout]]
     ) -> tuple[dict[str, Layout], dict[str, float]]:
         """Layouts and multiples of layers' outputs that follow from the way a container failed."""
-        layouts = cut_layouts() if failure.arithmetic else {}
-        multiples = {} if failure.tensors is None else self._multiples_of(name, *failure.tensors)
-        return layouts, multiples
+        if failure.arithmetic:
+            return layouts_by_cuts(), {}
+        if failure.tensors is None:
+            return {}, {}
+        prefix = f"{name}." if name else ""
+        inside = {n: self._modules[n] for n in self._dense if n.startswith(prefix)}
+        return {}, output_multiples(self._recording, inside, self._map, *failure.tensors)
 
     def _trial_limit(self, cls: type, failure: Mismatch) -> int:
         """The largest number of trials for a container after its first failure."""
@@ -539,35 +541,8 @@ class Widening(Tracer):
         self._settled.add(name)
         return output
 
-    def _multiples_of(self, container: str, narrow: Tensor, wide: Tensor) -> dict[str, float]:
-        """The multiple that a layer's output has to be for its sum with a multiple to be one.
-
-        Args:
-            container: the container that fails.
-            narrow: the sum, or what else does not match, in the student.
-            wide: the same tensor in the wide network, in which the layer's output is plain copies.
-
-        Returns:
-            The layer with its multiple; empty where the rest of the tensor is no multiple.
-        """
-        prefix = f"{container}." if container else ""
-        added = set().union(*self._recording.sums)
-        for layer, outputs in self._recording.layer_outputs.items():
-            if not layer.startswith(prefix) or layer not in added & self._dense:
-                continue
-            channels = narrow.ndim - self._wide.source(f"{layer}.weight").ndim + 1
-            axes = [self._map(layer) if k == channels else None for k in range(narrow.ndim)]
-            for output in (y for y in outputs if y.shape == narrow.shape):
-                copies = widen(output, TensorPlan(tuple(axes)))
-                if copies.shape != wide.shape:
-                    continue
-                rest = self._following.matches.find(narrow - output, wide - copies)
-                if rest is not None and rest[1] != 1:
-                    return {layer: rest[1]}
-        return {}
-
-    def _cut_layouts(self, name: str, call: int, arguments: Any) -> dict[str, Layout]:
-        """Layouts that other maps than the usual ones come of, for layers with shuffled outputs."""
+    def _layouts_by_cuts(self, name: str, call: int, arguments: Any) -> dict[str, Layout]:
+        """Layouts of the layers in a container whose outputs it shuffles or cuts unevenly."""
         prefix = f"{name}." if name else ""
         usual = {layer: self._map(layer) for layer in self._recording.out_channels}
         sizes = {
@@ -663,13 +638,18 @@ class Widening(Tracer):
     # State
 
     def _state(self) -> tuple[Any, ...]:
-        return (self._wide.state(), *(copy.copy(getattr(self, name)) for name in _TRACKED))
+        tracked = (
+            *(self._calls, self._inputs, self._settled),
+            *(self._layouts, self._multiples, self._give_multiples),
+        )
+        return (self._wide.state(), *(copy.copy(value) for value in tracked))
 
     def _restore(self, state: tuple[Any, ...]) -> None:
         wide, *tracked = state
         self._wide.restore(wide)
-        for name, value in zip(_TRACKED, tracked, strict=True):
-            setattr(self, name, copy.copy(value))
+        calls, inputs, settled, *outputs = map(copy.copy, tracked)
+        self._calls, self._inputs, self._settled = calls, inputs, settled
+        self._layouts, self._multiples, self._give_multiples = outputs
 
     def _layers(self) -> list[str]:
         leaves = [name for name, module in self._modules.items() if is_leaf(module)]
