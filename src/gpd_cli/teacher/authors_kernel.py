@@ -149,5 +149,7 @@ def _factor_plans(
     return {
         ("1x1_kxk", "deviation"): TensorPlan((every, inputs, None, None), divided),
         ("depthwise_separable", "depthwise"): TensorPlan((every, None, None, None)),
-        ("depthwise_separable", "weight"): TensorPlan((outputs, filters, None, None), plan.fan_in),
+        ("depthwise_separable", "weight"): TensorPlan(
+            (outputs, filters, None, None), plan.fan_in, plan.share
+        ),
     }

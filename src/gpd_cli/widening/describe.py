@@ -214,7 +214,8 @@ def _tensor(shape: tuple[int, ...], plan: TensorPlan) -> str | dict[str, str]:
     for axis, map_ in enumerate(plan.axes):
         if map_ is not None:
             words[f"axis {axis}"] = axis_words(map_) + _division(plan, axis)
-    divisor = f"divided by {plan.share}" if plan.share > 1 else ""
+    is_apart = plan.share != 1 and plan.divided is None
+    divisor = f"divided by {plan.share:g}" if is_apart else ""
     sizes = f"{_sizes(shape)} -> {_sizes(_wide_shape(shape, plan))}"
     if len(shape) == 1:
         return ", ".join(filter(None, (sizes, *words.values(), divisor)))
@@ -222,11 +223,14 @@ def _tensor(shape: tuple[int, ...], plan: TensorPlan) -> str | dict[str, str]:
 
 
 def _division(plan: TensorPlan, axis: int) -> str:
-    if axis != plan.fan_in or plan.share > 1 or plan.divided is None:
+    if axis != plan.fan_in or plan.divided is None:
         return ""
     counts = plan.divided.counts
-    by = int(counts[0]) if plan.divided.is_uniform else "the number of copies"
-    return "" if by == 1 else f", weight divided by {by}"
+    if not plan.divided.is_uniform:
+        further = "" if plan.share == 1 else f" and by {plan.share:g}"
+        return f", weight divided by the number of copies{further}"
+    by = int(counts[0]) * plan.share
+    return "" if by == 1 else f", weight divided by {by:g}"
 
 
 def _totals(plan: WidthPlan, student: nn.Module) -> dict[str, str]:

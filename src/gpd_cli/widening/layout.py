@@ -46,23 +46,29 @@ class Segment:
         parts: number of equal parts that widen one by one (queries, keys, values).
         block: how many neighbours are copied together (the width of an attention head).
         grows: whether the segment widens at all.
+        wide: the number of wide outputs, where it is not the scale that decides it.
 
     Example:
         >>> Segment(4, parts=2).map(Scale(2)).index
         (0, 0, 1, 1, 2, 2, 3, 3)
         >>> Segment(4, block=2).map(Scale(2)).index
         (0, 1, 0, 1, 2, 3, 2, 3)
+        >>> Segment(4, wide=7).map(Scale(2)).index
+        (0, 0, 1, 1, 2, 2, 3)
     """
 
     size: int
     parts: int = 1
     block: int = 1
     grows: bool = True
+    wide: int | None = None
 
     def map(self, scale: Scale) -> IndexMap:
         """The segment's index map: copies side by side, ``c0 c0 c1 c1 ...``, by block and part."""
         if not self.grows:
             return identity(self.size)
+        if self.wide is not None:
+            return spread(self.size, self.wide)
         units = self.size // (self.parts * self.block)
         plain = self.parts == self.block == 1
         wide = scale.width(units) if plain else scale.count(units)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import lru_cache
 
 import torch
@@ -13,6 +14,8 @@ from gpd_cli.widening.plan import IndexMap, spread
 _TIE = 1e-10  # channels closer than this, relative to the largest, are told apart by position
 _EXACT = 1e-6  # tolerance between wide and narrow activations, relative to the largest value:
 # attention that divides by small sums rounds that much; the certificate is stricter
+_MOST_COPIES = 16  # of a channel, where activations are multiples of copies
+_SIMPLE = 1e-9  # relative tolerance of a square of a multiple
 
 
 def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | None:
@@ -48,6 +51,49 @@ def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | No
     if not float((replica - wide).abs_().max()) <= tolerance:  # NaN is no replication either
         return None
     return tuple(maps)
+
+
+def match_multiple(
+    narrow: Tensor, wide: Tensor
+) -> tuple[tuple[IndexMap | None, ...], float] | None:
+    """Index maps that make ``wide`` a multiple of a replication of ``narrow``.
+
+    Code that divides by the norm of copied channels makes copies smaller, and code that adds
+    copied channels up makes its result larger, by one factor everywhere.
+
+    Args:
+        narrow: an activation of the student, float64.
+        wide: the same activation of the dynamic teacher, with as many axes.
+
+    Returns:
+        The index maps, as from `match_axes`, and the multiple, 1 for a replication; None when
+        there are none.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 5.0]], dtype=torch.float64)
+        >>> maps, multiple = match_multiple(x, x[:, [0, 0, 1, 1]] / 2**0.5)
+        >>> maps[1].index, round(multiple, 4)
+        ((0, 0, 1, 1), 0.7071)
+    """
+    axes = match_axes(narrow, wide)
+    if axes is not None:
+        return axes, 1.0
+    multiple = _multiple(narrow, wide) if narrow.ndim == wide.ndim else None
+    axes = None if multiple is None else match_axes(narrow, wide / multiple)
+    return None if axes is None or multiple is None else (axes, multiple)
+
+
+def _multiple(narrow: Tensor, wide: Tensor) -> float | None:
+    """The quotient of two root mean squares, where it is the root of a fraction of small numbers.
+
+    Copies that are all equally many do not change a root mean square.
+    """
+    squares = [float(x.square().mean()) if x.numel() else 0.0 for x in (narrow, wide)]
+    if not all(0 < square < math.inf for square in squares):
+        return None
+    found = squares[1] / squares[0]
+    simple = float(Fraction(found).limit_denominator(_MOST_COPIES**2))
+    return math.sqrt(simple) if abs(simple / found - 1) < _SIMPLE else None
 
 
 def _projected(activation: Tensor, grown: list[int]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gpd_cli.widening.match import match_axes
+from gpd_cli.widening.match import match_multiple
 from gpd_cli.widening.plan import IndexMap
 
 _REMEMBERED = 16  # tensors
@@ -21,11 +21,29 @@ class Mismatch(Exception):  # noqa: N818 - an outcome of a trial, not an error
         name: the module.
         reason: the cause, as a clause for a message.
         arithmetic: whether no numbers in the module's code would help, so that trials are useless.
+        tensors: the student's tensor and the wide one that is no multiple of a replication of it,
+            where the mismatch is between two tensors.
     """
 
-    def __init__(self, name: str, reason: str, *, arithmetic: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        reason: str,
+        *,
+        arithmetic: bool = False,
+        tensors: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         super().__init__(name, reason)
         self.name, self.reason, self.arithmetic = name, reason, arithmetic
+        self.tensors = tensors
+
+
+class UnfitMultiple(Mismatch):
+    """A module's input or output is a multiple of a replication, where it has to be one itself."""
+
+
+Match = tuple[tuple[IndexMap | None, ...], float]
+"""Index maps by axis, and the multiple of a replication that an activation is."""
 
 
 class Matches:
@@ -34,19 +52,23 @@ class Matches:
     def __init__(self) -> None:
         self._last: OrderedDict[Any, tuple[Any, ...]] = OrderedDict()
 
-    def axes(self, narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | None:
-        """The result of `match_axes`, from the cache where the same tensors were matched before."""
+    def find(self, narrow: Tensor, wide: Tensor) -> Match | None:
+        """The result of `match_multiple`, also where the same tensors were matched before."""
         key = (id(narrow), id(wide), wide._version)
         if key not in self._last:
             # The tensors are kept as well, so that their ids are not used again.
-            self._last[key] = (match_axes(narrow, wide), narrow, wide)
+            self._last[key] = (match_multiple(narrow, wide), narrow, wide)
             if len(self._last) > _REMEMBERED:
                 self._last.popitem(last=False)
-        found: tuple[IndexMap | None, ...] | None = self._last[key][0]
+        found: Match | None = self._last[key][0]
         return found
 
-    def input(self, name: str, recorded: Tensor, x: Tensor) -> tuple[IndexMap | None, ...]:
-        """The index map of each axis of a module's input.
+    def axes(self, name: str, recorded: Tensor, x: Tensor) -> tuple[IndexMap | None, ...]:
+        """The index map of each axis of a module's input; arguments as for `input`."""
+        return self.input(name, recorded, x)[0]
+
+    def input(self, name: str, recorded: Tensor, x: Tensor) -> Match:
+        """The index map of each axis of a module's input, and the multiple of copies that it is.
 
         Args:
             name: the module.
@@ -54,19 +76,24 @@ class Matches:
             x: the same input in the wide network.
 
         Raises:
-            Mismatch: when the wide input is no replication of the student's.
+            Mismatch: when the wide input is no multiple of a replication of the student's.
         """
-        axes = self.axes(recorded, x)
-        if axes is None:
+        found = self.find(recorded, x)
+        if found is None:
             raise Mismatch(
                 name,
                 "its input is not a replication of the student's input, because something before "
                 "it mixes channels by position",
+                tensors=(recorded, x),
             )
-        return axes
+        return found
 
     def check_output(
-        self, name: str, recorded: Sequence[Tensor], outputs: Iterable[Tensor]
+        self,
+        name: str,
+        recorded: Sequence[Tensor],
+        outputs: Iterable[Tensor],
+        allows_multiples: bool = False,
     ) -> None:
         """Check that each output of a module is a replication; the logits may not widen.
 
@@ -74,18 +101,33 @@ class Matches:
             name: the module; empty for the network itself.
             recorded: the student's outputs.
             outputs: the same outputs of the wide network.
+            allows_multiples: whether outputs may be multiples of replications as well.
 
         Raises:
             Mismatch: when an output is no replication.
         """
         tensors = list(outputs)
-        exact = len(tensors) == len(recorded)
-        for narrow, wide in zip(recorded, tensors, strict=False):
-            exact = exact and self.axes(narrow, wide) is not None
-            exact = exact and (bool(name) or narrow.shape == wide.shape)
+        pairs = list(zip(recorded, tensors, strict=False))
+        found = [self.find(*pair) for pair in pairs]
+        exact = len(tensors) == len(recorded) and None not in found
+        exact = exact and (bool(name) or all(n.shape == w.shape for n, w in pairs))
         if not exact:
             raise Mismatch(
                 name,
                 "its output does not follow the copies in its input: it mixes or cuts channels by "
                 "their position, or counts them",
+                tensors=next((p for p, f in zip(pairs, found, strict=True) if f is None), None),
             )
+        multiples = [match[1] for match in found if match is not None and match[1] != 1]
+        if multiples and not allows_multiples:
+            reason = f"its output is the student's output {times(multiples[0])}"
+            raise UnfitMultiple(name, reason)
+
+
+def times(multiple: float) -> str:
+    """A multiple of copies with its cause, as the end of a clause.
+
+    Args:
+        multiple: the multiple; 1 would be a replication.
+    """
+    return f"times {multiple:.3g}, because of a norm of copies or a sum over them"

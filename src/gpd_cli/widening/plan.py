@@ -135,13 +135,14 @@ class TensorPlan:
         axes: per axis the index map, or None where the axis keeps its size.
         fan_in: the fan-in axis, which is summed over: its n copies get 1/n of the weight each.
             None for tensors that are only copied (biases, norms, tokens).
-        share: divisor of the whole copied tensor: standardization would remove a factor 1/n from a
-            kernel, so that the gain after a standardized kernel is divided instead.
+        share: further divisor of the whole tensor. Standardization would remove a factor 1/n from a
+            kernel, so that the gain after a standardized kernel is divided instead. A layer whose
+            input is a multiple of copies (`match_multiple`) is divided by the multiple.
     """
 
     axes: tuple[IndexMap | None, ...]
     fan_in: int | None = None
-    share: int = 1
+    share: float = 1
 
     @property
     def divided(self) -> IndexMap | None:
@@ -168,20 +169,24 @@ class TensorPlan:
         return tuple(blocks)
 
     def copies(self, like: Tensor) -> Tensor | None:
-        """n(i), shaped to broadcast against the *narrow* tensor; None where nothing is divided.
+        """The divisor, n(i) times the share, shaped to broadcast against the *narrow* tensor.
 
         Args:
             like: a tensor that gives device and dtype.
+
+        Returns:
+            The divisor, or None where nothing is divided.
         """
-        if self.share > 1:
-            return like.new_full([1] * len(self.axes), self.share)
-        return None if self.divided is None else self._along_fan_in(self.divided.counts).to(like)
+        if self.divided is None:
+            return None if self.share == 1 else like.new_full([1] * len(self.axes), self.share)
+        return self._along_fan_in(self.divided.counts).to(like) * self.share
 
     def wide_copies(self, like: Tensor) -> Tensor | None:
-        """n(in(i')), shaped to broadcast against the *wide* tensor; None as for `copies`."""
-        if self.share > 1 or self.divided is None:
+        """The divisor, shaped to broadcast against the *wide* tensor; None as for `copies`."""
+        if self.divided is None:
             return self.copies(like)
-        return self._along_fan_in(self.divided.counts[self.divided.tensor]).to(like)
+        counts = self.divided.counts[self.divided.tensor]
+        return self._along_fan_in(counts).to(like) * self.share
 
     def _along_fan_in(self, values: Tensor) -> Tensor:
         shape = [1] * len(self.axes)

@@ -69,7 +69,9 @@ def _check_tensor(
         raise FormError(f"{place} names an index map that it does not have")
     if fan_in is not None and fan_in >= len(axes):
         raise FormError(f"{place} has a fan-in axis {fan_in} of {len(axes)}")
-    check_form(entry.get("share", 1), within(1, _MOST), f"{place}, share")
+    check_form(share := entry.get("share", 1), float, f"{place}, share")
+    if not 1 / _MOST <= share <= _MOST:
+        raise FormError(f"{place} divides by {share:g}")
     sizes = [None if axis is None else wide[axis] for axis in axes]
     if shape is None:
         if math.prod(size or 1 for size in sizes) > _FREE:

@@ -186,6 +186,8 @@ def complete_(wide: Tensor, narrow: Tensor, plan: TensorPlan) -> float:
         change = largest(wide - exact)
         wide.copy_(exact)
         return change
+    if plan.share != 1:
+        narrow = narrow / plan.share
     axes = (1 - fan_in, fan_in)
     rows, source = wide.movedim(axes, (0, 1)), narrow.movedim(axes, (0, 1))
     out = plan.axes[1 - fan_in]

@@ -14,7 +14,7 @@ from gpd_cli.widening.layers.attention import plan_attention
 from gpd_cli.widening.layers.base import Axes, LayerPlan, UnsupportedLayerError
 from gpd_cli.widening.layers.convolution import mixes_channels, plan_convolution
 from gpd_cli.widening.layers.embedding import Table, plan_embedding
-from gpd_cli.widening.layers.linear import linear_tensors, plan_linear
+from gpd_cli.widening.layers.linear import linear_tensors, plan_linear, rescaled
 from gpd_cli.widening.layers.norm import plan_norm
 from gpd_cli.widening.layout import Layout, Scale
 
@@ -22,6 +22,7 @@ __all__ = [
     "Axes",
     "LayerPlan",
     "UnsupportedLayerError",
+    "channel_axis",
     "is_dense",
     "is_leaf",
     "layer_in_channels",
@@ -29,6 +30,7 @@ __all__ = [
     "linear_tensors",
     "mixes_channels",
     "plan_layer",
+    "rescaled",
 ]
 
 _LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU, Table)
@@ -60,6 +62,15 @@ def is_dense(module: nn.Module) -> bool:
     changed = {"forward", "_conv_forward"} & vars(module).keys()
     owned = module._parameters.get("weight") is not None
     return plain and owned and not changed and getattr(module, "groups", 1) == 1
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of a layer's output that holds the channels, counted from the end.
+
+    Args:
+        layer: a convolution, a linear layer or a table.
+    """
+    return 1 - layer.weight.ndim if isinstance(layer, _ConvNd) else -1
 
 
 def layer_out_channels(module: nn.Module) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from gpd_cli.widening.layers.base import Axes, LayerPlan
@@ -47,6 +49,26 @@ def linear_tensors(
     if out is not None and has_bias:
         tensors["bias"] = TensorPlan((out,))
     return tensors
+
+
+def rescaled(layer: LayerPlan, module: nn.Module, inputs: float, outputs: float) -> LayerPlan:
+    """The plan of a weighted sum whose inputs and outputs are multiples of copies.
+
+    Args:
+        layer: the plan for plain copies.
+        module: the narrow layer, with a weight and perhaps a bias.
+        inputs: the multiple of copies that the inputs are.
+        outputs: the multiple of copies that the outputs have to be.
+    """
+    if inputs == outputs == 1:
+        return layer
+    shares = {"weight": inputs / outputs, "bias": 1 / outputs}
+    tensors = dict(layer.tensors)
+    for name, tensor in module.named_parameters(recurse=False):
+        if shares.get(name, 1) != 1:
+            plan = tensors.get(name, TensorPlan((None,) * tensor.ndim))
+            tensors[name] = replace(plan, share=shares[name])
+    return LayerPlan(tensors, layer.attributes)
 
 
 def outputs(size: int, scale: Scale, layout: Layout | None) -> IndexMap | None:

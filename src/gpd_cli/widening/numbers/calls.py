@@ -172,9 +172,12 @@ def _follow_split(
     sizes = [len(piece) for piece in pieces]
     given = call.argument(1, "split_size_or_sections", "split_size", "split_sizes", "chunks")
     if call.function in CHUNKS:
-        natural = torch.empty(len(map_)).chunk(len(sizes))
-        if isinstance(given, int) and [len(part) for part in natural] != sizes:
-            raise Unfollowed(f"it cuts its channels into {len(sizes)} parts across their copies")
+        natural = [len(part) for part in torch.empty(len(map_)).chunk(len(sizes))]
+        if isinstance(given, int) and natural != sizes:
+            raise Unfollowed(
+                f"it cuts its channels into {_shown(natural)}, and their copies take "
+                f"{_shown(sizes)}"
+            )
     elif isinstance(given, int):
         if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]:
             raise Unfollowed(f"its pieces of {given} channels widen to different sizes")

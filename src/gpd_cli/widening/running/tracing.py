@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+_RECTIFIERS = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 _SATURATING = {
-    F.relu,
-    F.relu_,
     F.relu6,
     F.hardtanh,
     F.hardtanh_,
@@ -26,11 +25,9 @@ _SATURATING = {
     F.celu,
     F.selu,
     F.softplus,
-    torch.relu,
-    torch.relu_,
-    Tensor.relu,
-    Tensor.relu_,
 }
+_SLOPE = 0.3  # of the leaky activation below zero
+_SHIFT = 0.1  # so that twice the input does not give twice the output
 
 _LINEAR = {F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d}
 
@@ -39,7 +36,8 @@ class Tracer(TorchFunctionMode):
     """Run a network with leaky activations, and pass every torch function call to `call`.
 
     The index maps do not depend on the activation function; but channels that are zero throughout
-    a small probe batch could not be told apart.
+    a small probe batch could not be told apart. Multiples of the input give multiples of the output
+    only where the activation function does so.
     """
 
     def __torch_function__(
@@ -47,8 +45,9 @@ class Tracer(TorchFunctionMode):
     ) -> Any:
         """Replace activation functions by a leaky one, and pass all other calls to `call`."""
         kwargs = kwargs or {}
-        if func in _SATURATING:
-            return F.leaky_relu(args[0] if args else kwargs["input"], 0.3)
+        if func in _RECTIFIERS or func in _SATURATING:
+            x = args[0] if args else kwargs["input"]
+            return F.leaky_relu(x if func in _RECTIFIERS else x - _SHIFT, _SLOPE)
         return self.call(func, args, kwargs)
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -84,6 +83,17 @@ def all_tensors_in(value: Any) -> Iterator[Tensor]:
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The floating-point tensors in a nested structure of tuples, lists and dictionaries."""
     return (tensor for tensor in all_tensors_in(value) if tensor.is_floating_point())
+
+
+def replace_tensors(value: Any, replaced: Mapping[int, Tensor]) -> Any:
+    """A nested structure with some tensors replaced, by the id of the original."""
+    if isinstance(value, Tensor):
+        return replaced.get(id(value), value)
+    if isinstance(value, dict):
+        return {key: replace_tensors(inner, replaced) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(replace_tensors(inner, replaced) for inner in value)
+    return value
 
 
 def first_tensor(*values: Any) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from gpd_cli.widening.observe.constants import Constants, source_axes
 from gpd_cli.widening.observe.record import Event, is_event
 from gpd_cli.widening.plan import IndexMap, TensorPlan
 from gpd_cli.widening.rules import Rule
-from gpd_cli.widening.running.tracing import tensors_in
+from gpd_cli.widening.running.tracing import replace_tensors, tensors_in
 from gpd_cli.widening.search.wide_network import WideNetwork
 from gpd_cli.widening.tensors import expand_tensor
 
@@ -185,7 +185,7 @@ class Following:
             # The constant's source has not widened yet, so that narrow numbers fit for now.
             self._deferred.append((call, event, names))
             return _as_recorded(call, event)
-        return _fit(frame, event, call, partial(self.matches.input, frame.name, narrow, x))
+        return _fit(frame, event, call, partial(self.matches.axes, frame.name, narrow, x))
 
     def _widen_constants(
         self, frame: Frame, event: Event, func: Any, args: Any, kwargs: Any
@@ -201,7 +201,7 @@ class Following:
             for a, other in enumerate(constant):
                 if other is not None or tensors[a].shape == event.tensors[a].shape:
                     continue
-                axes = self.matches.input(frame.name, event.tensors[a], tensors[a])
+                axes = self.matches.axes(frame.name, event.tensors[a], tensors[a])
                 over = aligned(func, args, kwargs, tensors[a], event.tensors[c])
                 sums = summed(func, args, tensors[a], tensors[c])
                 if sums is not None:
@@ -218,7 +218,7 @@ class Following:
                         wide = expand_tensor(wide, plan)
             if wide is not tensors[c]:
                 replaced[id(tensors[c])] = wide
-        return _replace((args, kwargs), replaced) if replaced else (args, kwargs)
+        return replace_tensors((args, kwargs), replaced) if replaced else (args, kwargs)
 
     def note_sources(
         self,
@@ -300,14 +300,3 @@ def _as_recorded(call: Call, event: Event) -> Call:
         dim = call.argument(2, "dim") or 0
         return Call(torch.split, (call.input, [shape[dim] for shape in event.result], dim))
     return call
-
-
-def _replace(value: Any, replaced: Mapping[int, Tensor]) -> Any:
-    """A nested structure with some tensors replaced, by the id of the original."""
-    if isinstance(value, Tensor):
-        return replaced.get(id(value), value)
-    if isinstance(value, dict):
-        return {key: _replace(inner, replaced) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_replace(inner, replaced) for inner in value)
-    return value

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -25,9 +25,10 @@ from gpd_cli.widening.layers import (
     is_leaf,
     linear_tensors,
     plan_layer,
+    rescaled,
 )
 from gpd_cli.widening.layout import Layout, Scale, Segment, layout_map
-from gpd_cli.widening.mismatch import Mismatch
+from gpd_cli.widening.mismatch import Match, Mismatch, UnfitMultiple, times
 from gpd_cli.widening.numbers.arithmetic import Attribute, remember
 from gpd_cli.widening.numbers.calls import Call
 from gpd_cli.widening.observe.reads import reading
@@ -37,11 +38,19 @@ from gpd_cli.widening.rules import Rule, rule_for
 from gpd_cli.widening.running.locate import short_text
 from gpd_cli.widening.running.own_errors import own_errors
 from gpd_cli.widening.running.refresh import refresh
-from gpd_cli.widening.running.tracing import Tracer, first_tensor, linear_call, tensors_in
+from gpd_cli.widening.running.tracing import (
+    Tracer,
+    first_tensor,
+    linear_call,
+    replace_tensors,
+    tensors_in,
+)
 from gpd_cli.widening.search.choices import Choices, MapsInUse
+from gpd_cli.widening.search.cut_layouts import cut_layouts
 from gpd_cli.widening.search.exclusion import excluded_layers
 from gpd_cli.widening.search.follow import Following, Frame
 from gpd_cli.widening.search.kept_narrow import inner_layers, stream_layers
+from gpd_cli.widening.search.multiples import output_multiples
 from gpd_cli.widening.search.trial_order import Assignment, assignments, counts_in
 from gpd_cli.widening.search.variables import Variable
 from gpd_cli.widening.search.wide_network import WideNetwork
@@ -86,8 +95,10 @@ class Widening(Tracer):
         self._choices = Choices(self._wide, recording, scale, self._kept)
         self._by_trial = by_trial
         self._calls: dict[str, int] = {}
-        self._input_axes: dict[str, tuple[IndexMap | None, ...]] = {}
+        self._inputs: dict[str, Match] = {}
         self._layouts: dict[str, Layout] = {}
+        self._multiples: dict[str, float] = {}
+        self._give_multiples: set[str] = set()
         self._settled: set[str] = set()
         self._remembered: dict[type, list[Mapping[str, str]]] = {}
         self._frames: list[Frame | None] = []
@@ -210,10 +221,11 @@ class Widening(Tracer):
         outputs = self._recording.layer_outputs.get(name, [])
         if call >= len(outputs):
             return None
-        axes = self._following.matches.axes(inputs[call][0], x)
+        found = self._following.matches.find(inputs[call][0], x)
         weight = self._wide.plan.tensors.get(f"{name}.weight", TensorPlan((None, None)))
-        if axes is None or axes != self._input_axes.get(name):
+        if found is None or found != self._inputs.get(name):
             return None
+        axes, _ = found
         channels = x.ndim - self._wide.source(f"{name}.weight").ndim + 1
         map_ = axes[channels]
         if any(axes[channels + 1 :]) or map_ != weight.axes[1]:
@@ -221,13 +233,18 @@ class Widening(Tracer):
         if map_ is not None and not map_.is_onto():
             return None
         wide = (*axes[:channels], weight.axes[0], *axes[channels + 1 :])
-        return widen(outputs[call], TensorPlan(wide))
+        replica = widen(outputs[call], TensorPlan(wide))
+        return replica.mul_(multiple) if (multiple := self._multiples.get(name)) else replica
 
     def _widen_layer(self, name: str, x: Tensor | None) -> None:
         """Widen a layer by the index maps of its input."""
-        axes = () if x is None else self._axes(name, x)  # a table's input is row numbers
-        if axes is None:
+        # A table's input is row numbers.
+        found: Match | None = ((), 1.0) if x is None else self._input(name, x)
+        if found is None:
             return
+        axes, multiple = found
+        if multiple != 1 and name not in self._dense:
+            raise UnfitMultiple(name, f"its input is the student's input {times(multiple)}")
         try:
             layer = plan_layer(
                 self._modules[name],
@@ -238,6 +255,9 @@ class Widening(Tracer):
             )
         except UnsupportedLayerError as error:
             raise Mismatch(name, str(error)) from error
+        if name in self._dense:
+            outputs = self._multiples.get(name, 1)
+            layer = rescaled(layer, self._modules[name], multiple, outputs)
         self._wide.apply(name, layer, ("weight",) if name in self._dense else ())
 
     def _leave_layer(self, name: str) -> Any:
@@ -267,7 +287,10 @@ class Widening(Tracer):
         if linear is None or name is None:
             return func(*args, **kwargs)
         x, weight, bias = linear
-        axes = self._axes(name, x)
+        found = self._input(name, x)
+        axes = None if found is None else found[0]
+        if found is not None and found[1] != 1:
+            raise UnfitMultiple(name, f"its input is the student's input {times(found[1])}")
         owns = bias is not None and self._recording.direct[name] is not None
         if axes is not None:
             inputs = axes[x.ndim - weight.ndim + 1] if weight.ndim > 2 else axes[-1]
@@ -304,18 +327,18 @@ class Widening(Tracer):
                 return name
         return None
 
-    def _axes(self, name: str, x: Tensor) -> tuple[IndexMap | None, ...] | None:
-        """The index maps of a layer's input; None where the layer is planned already."""
+    def _input(self, name: str, x: Tensor) -> Match | None:
+        """The match of a layer's input; None where the layer is planned already."""
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
         recorded = self._recording.inputs.get(name, [])
         if call >= len(recorded) or not recorded[call]:
             return None
-        axes = self._following.matches.input(name, recorded[call][0], x)
+        found = self._following.matches.input(name, recorded[call][0], x)
         if call == 0:
-            self._input_axes[name] = axes
-            return axes
-        if axes != self._input_axes[name]:
+            self._inputs[name] = found
+            return found
+        if found != self._inputs[name]:
             raise Mismatch(name, "it is called several times, with inputs that widen differently")
         return None
 
@@ -347,7 +370,10 @@ class Widening(Tracer):
                         output = forward(*args, **kwargs)
                     with own_errors():
                         self._following.matches.check_output(
-                            name, recorded[call], tensors_in(output)
+                            name,
+                            recorded[call],
+                            tensors_in(output),
+                            allows_multiples=name in self._give_multiples,
                         )
                 except Exception as error:
                     self._failed = frame
@@ -363,18 +389,27 @@ class Widening(Tracer):
             with self._running(None):
                 if self.confirming or name in self._settled:
                     return attempt(by_trial=False)
+                arguments = (args, kwargs)
                 return self._try_guesses(
-                    name, attempt, lambda: self._maps_in_use(name, call, (args, kwargs))
+                    name,
+                    attempt,
+                    lambda: self._maps_in_use(name, call, arguments),
+                    lambda: self._layouts_by_cuts(name, call, arguments),
                 )
 
         return run
 
     def _try_guesses(
-        self, name: str, attempt: Callable[[bool], Any], maps_in_use: Callable[[], MapsInUse]
+        self,
+        name: str,
+        attempt: Callable[[bool], Any],
+        maps_in_use: Callable[[], MapsInUse],
+        layouts_by_cuts: Callable[[], dict[str, Layout]],
     ) -> Any:
         """Run a container with one guess after the other, until one is exact."""
         before = self._state()
         failure: Mismatch | None = None
+        is_computed = False
         containers, cls = self._containers_in(name), type(self._modules[name])
         spent = self.trials
         for by_trial in (False, True) if name not in self._by_trial else (True,):
@@ -403,11 +438,33 @@ class Widening(Tracer):
                     return output
                 self.trials += 1
                 self._restore(before)
+                if not is_computed:
+                    is_computed = True
+                    with own_errors():
+                        computed = self._computed_outputs(name, failure, layouts_by_cuts)
+                    if any(computed):
+                        with suppress(Exception):
+                            return self._attempt_with(name, attempt, before, *computed)
             if fails_inside or (failure is not None and failure.arithmetic):
                 break
         assert failure is not None
         self._failed_classes.add(cls)
-        return self._keep_narrow(name, lambda: self._attempt(name, attempt, False), before, failure)
+        if name and isinstance(failure, UnfitMultiple) and failure.name == name:
+            with suppress(Exception):
+                return self._attempt_with(name, attempt, before, gives_multiples=True)
+        return self._keep_narrow(name, attempt, before, failure)
+
+    def _computed_outputs(
+        self, name: str, failure: Mismatch, layouts_by_cuts: Callable[[], dict[str, Layout]]
+    ) -> tuple[dict[str, Layout], dict[str, float]]:
+        """Layouts and multiples of layers' outputs that follow from the way a container failed."""
+        if failure.arithmetic:
+            return layouts_by_cuts(), {}
+        if failure.tensors is None:
+            return {}, {}
+        prefix = f"{name}." if name else ""
+        inside = {n: self._modules[n] for n in self._dense if n.startswith(prefix)}
+        return {}, output_multiples(self._recording, inside, self._map, *failure.tensors)
 
     def _trial_limit(self, cls: type, failure: Mismatch) -> int:
         """The largest number of trials for a container after its first failure."""
@@ -452,32 +509,88 @@ class Widening(Tracer):
         except Mismatch:
             return False
 
+    def _attempt_with(
+        self,
+        name: str,
+        attempt: Callable[[bool], Any],
+        before: tuple[Any, ...],
+        layouts: Mapping[str, Layout] | None = None,
+        multiples: Mapping[str, float] | None = None,
+        gives_multiples: bool = False,
+    ) -> Any:
+        """Run a container with other outputs of its layers.
+
+        Args:
+            name: the container.
+            attempt: runs the container.
+            before: the state to return to on failure.
+            layouts: layouts of layers.
+            multiples: multiples of copies that outputs of layers have to be.
+            gives_multiples: whether the outputs of the container may be multiples of copies.
+        """
+        self._layouts.update(layouts or {})
+        self._multiples.update(multiples or {})
+        self._give_multiples.update({name} if gives_multiples else ())
+        refresh(self._wide.network.get_submodule(name))
+        try:
+            output = self._attempt(name, attempt, False)
+        except Exception:
+            self.trials += 1
+            self._restore(before)
+            raise
+        self._settled.add(name)
+        return output
+
+    def _layouts_by_cuts(self, name: str, call: int, arguments: Any) -> dict[str, Layout]:
+        """Layouts of the layers in a container whose outputs it shuffles or cuts unevenly."""
+        prefix = f"{name}." if name else ""
+        usual = {layer: self._map(layer) for layer in self._recording.out_channels}
+        sizes = {
+            layer.removeprefix(prefix): size
+            if layer in self._kept or (map_ := usual[layer]) is None
+            else len(map_)
+            for layer, size in self._recording.out_channels.items()
+            if layer.startswith(prefix)
+        }
+        wide = list(tensors_in(arguments))
+        recorded = self._recording.inputs.get(name, [])[call]
+        found = cut_layouts(
+            self._modules[name],
+            replace_tensors(
+                arguments, {id(w): n.clone() for w, n in zip(wide, recorded, strict=False)}
+            ),
+            replace_tensors(arguments, {id(w): w.clone() for w in wide}),
+            sizes,
+        )
+        layouts = {prefix + layer: layout for layer, layout in found.items()}
+        other = any(layout_map(layout, self._scale) != usual[n] for n, layout in layouts.items())
+        return layouts if other else {}
+
     def _keep_narrow(
-        self, name: str, attempt: Callable[[], Any], before: tuple[Any, ...], failure: Mismatch
+        self,
+        name: str,
+        attempt: Callable[[bool], Any],
+        before: tuple[Any, ...],
+        failure: Mismatch,
     ) -> Any:
         """The last resort: keep layers inside the container narrow.
 
         Raises:
             Mismatch: the given failure, where narrow layers do not help either.
         """
-        if failure.name in self._containers_in(name):
+        if failure.name in self._containers_in(name) or isinstance(failure, UnfitMultiple):
             narrow = stream_layers(self._recording, name, self._modules[name])
         else:
             narrow = inner_layers(self._recording, name)
         if not name or not narrow:
             raise failure
-        self._layouts.update(narrow)
         where = "" if failure.name == name else f"in {failure.name}, "
         self._wide.plan.narrow[name] = f"{where}{failure.reason}"
-        refresh(self._wide.network.get_submodule(name))
         try:
-            output = attempt()
+            output = self._attempt_with(name, attempt, before, narrow)
         except Exception:
-            self.trials += 1
-            self._restore(before)
             raise failure from None
         self._first_failure = self._first_failure or failure
-        self._settled.add(name)
         return output
 
     def _maps_in_use(self, name: str, call: int, arguments: Any) -> MapsInUse:
@@ -491,7 +604,7 @@ class Widening(Tracer):
         fixed: set[int] = set()
         recorded = self._recording.inputs.get(name, [])[call]
         for narrow, wide in zip(recorded, tensors_in(arguments), strict=False):
-            axes = self._following.matches.input(name, narrow, wide)
+            axes = self._following.matches.axes(name, narrow, wide)
             for size, map_ in zip(narrow.shape, axes, strict=True):
                 add(map_)
                 fixed.update({size} if map_ is None else ())
@@ -525,13 +638,18 @@ class Widening(Tracer):
     # State
 
     def _state(self) -> tuple[Any, ...]:
-        tracked = (self._calls, self._input_axes, self._layouts, self._settled)
+        tracked = (
+            *(self._calls, self._inputs, self._settled),
+            *(self._layouts, self._multiples, self._give_multiples),
+        )
         return (self._wide.state(), *(copy.copy(value) for value in tracked))
 
     def _restore(self, state: tuple[Any, ...]) -> None:
         wide, *tracked = state
         self._wide.restore(wide)
-        self._calls, self._input_axes, self._layouts, self._settled = map(copy.copy, tracked)
+        calls, inputs, settled, *outputs = map(copy.copy, tracked)
+        self._calls, self._inputs, self._settled = calls, inputs, settled
+        self._layouts, self._multiples, self._give_multiples = outputs
 
     def _layers(self) -> list[str]:
         leaves = [name for name, module in self._modules.items() if is_leaf(module)]

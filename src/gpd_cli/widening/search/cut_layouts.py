@@ -1,0 +1,188 @@
+"""Layouts whose copies stay together where code shuffles channels before it cuts them.
+
+ShuffleNet V2 interleaves the channels of two layers and cuts the result in two, unit after unit.
+Where an output of a layer goes depends on its position alone, so that of two copies side by side
+one may pass through and the other go into the next branch. The narrow outputs that go one way must
+then have their copies among the wide outputs that go the same way, however many these are.
+
+The ways are found by running the container's code twice, with the student's numbers of outputs and
+with the wide ones, on stand-ins for the layers. Gradients tell which outputs reach which piece of
+which cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpd_cli.widening.layers import channel_axis, is_leaf
+from gpd_cli.widening.layout import Layout, Segment
+from gpd_cli.widening.numbers.calls import CHUNKS, INDEXES, NARROWS, SPLITS
+from gpd_cli.widening.running.tracing import Tracer, tensors_in
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""The positional and the keyword arguments of a call."""
+
+_CUTS = SPLITS | CHUNKS | NARROWS | INDEXES
+
+_Shapes = tuple[torch.Size, torch.Size]  # of an input and an output
+_Way = tuple[bool, ...]  # for each piece of each cut, whether an output reaches it
+
+
+def cut_layouts(
+    container: nn.Module, narrow: Arguments, wide: Arguments, sizes: Mapping[str, int]
+) -> dict[str, Layout]:
+    """Layouts in which the copies of each output go the way that the output goes.
+
+    Args:
+        container: a container of the student.
+        narrow: the arguments of its call in the student; code may change them in place.
+        wide: the arguments of the same call in the wide network, likewise.
+        sizes: the wide number of outputs of each layer that mixes channels, by the layer's name
+            inside the container.
+
+    Returns:
+        A layout for each layer whose outputs go several ways. Empty where there is no such layer,
+        where no layouts fit, and where the code does not run with wide layers.
+    """
+    layers = {name: module for name, module in container.named_modules() if is_leaf(module)}
+    if any(isinstance(layer, nn.MultiheadAttention) for layer in layers.values()):
+        return {}  # its output is no single tensor
+    students = _Run(layers, sizes)
+    runs = (students, _Run(layers, sizes, students.shapes))
+    for run, (args, kwargs) in zip(runs, (narrow, wide), strict=True):
+        try:
+            with torch.enable_grad(), _replaced(layers, run.stand_in), run:
+                container(*args, **kwargs)
+        except Exception:  # of the container's code, which takes layers of one width only
+            return {}
+    return _layouts(*(_ways(run) for run in runs))
+
+
+@contextmanager
+def _replaced(
+    layers: Mapping[str, nn.Module], stand_in: Callable[[str, nn.Module], Callable[..., Any]]
+) -> Iterator[None]:
+    """Let stand-ins run in place of the forward of layers, within this context."""
+    own = {name: layer.forward for name, layer in layers.items() if "forward" in vars(layer)}
+    for name, layer in layers.items():
+        layer.forward = stand_in(name, layer)
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            del layer.forward
+            if name in own:
+                layer.forward = own[name]
+
+
+class _Run(Tracer):
+    """A run of a container's code on stand-ins for its layers.
+
+    Args:
+        layers: the student's layers in the container, by name.
+        sizes: the wide number of outputs of each layer that mixes channels.
+        given: per layer the shapes of the student's input and output in each call, for the run of
+            the wide network; None for the student's own run, in which they are found.
+
+    Attributes:
+        shapes: per layer the shapes of the student's input and output in each call.
+        outputs: per layer that mixes channels its output in each call, random numbers.
+        pieces: the pieces of all tensors that the code cuts.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        sizes: Mapping[str, int],
+        given: Mapping[str, Sequence[_Shapes]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers, self._sizes, self._given = layers, sizes, given
+        self.shapes: dict[str, list[_Shapes]] = {}
+        self.outputs: dict[str, list[Tensor]] = {}
+        self.pieces: list[Tensor] = []
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        if func in _CUTS:
+            self.pieces += [piece for piece in tensors_in(result) if piece.requires_grad]
+        return result
+
+    def stand_in(self, name: str, layer: nn.Module) -> Callable[..., Any]:
+        """The function that runs in place of a layer's forward."""
+        forward = layer.forward
+        calls = None if self._given is None else iter(self._given.get(name, ()))
+
+        def run(x: Tensor) -> Tensor:
+            before, after = (x.shape, forward(x).shape) if calls is None else next(calls)
+            self.shapes.setdefault(name, []).append((before, after))
+            if name not in self._sizes:
+                return _resized(x, before, after)
+            shape = [*after]
+            if calls is not None:
+                shape[channel_axis(layer)] = self._sizes[name]
+            output = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+            self.outputs.setdefault(name, []).append(output)
+            return output.clone()  # code may change the copy in place
+
+        return run
+
+
+def _resized(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """The stand-in for the output of a layer that keeps channels apart, such as a depthwise one.
+
+    Args:
+        x: the layer's wide input.
+        before: the shape of the narrow input.
+        after: the shape of the narrow output; axes that keep their size keep it in ``x`` as well.
+    """
+    changed = [k for k, sizes in enumerate(zip(before, after, strict=True)) if len({*sizes}) > 1]
+    if not changed:
+        return x
+    shape = [after[k] if k in changed else size for k, size in enumerate(x.shape)]
+    return x.mean(changed, keepdim=True).expand(shape)
+
+
+def _ways(run: _Run) -> dict[str, list[_Way]]:
+    """The way of each output of each layer that mixes channels."""
+    calls = [(name, output) for name, outputs in run.outputs.items() for output in outputs]
+    reached: dict[str, list[list[bool]]] = {name: [] for name in run.outputs}
+    for piece in run.pieces if calls else ():
+        weights = torch.randn(piece.shape, dtype=piece.dtype)  # a plain sum may be constant
+        gradients = torch.autograd.grad(
+            piece, [output for _, output in calls], weights, retain_graph=True, allow_unused=True
+        )
+        for (name, output), gradient in zip(calls, gradients, strict=True):
+            used = torch.zeros_like(output) if gradient is None else gradient
+            channels = used.movedim(channel_axis(run.layers[name]), 0).flatten(1)
+            reached[name].append((channels != 0).any(1).tolist())
+    return {name: [*zip(*pieces, strict=True)] for name, pieces in reached.items()}
+
+
+def _layouts(
+    narrow: Mapping[str, Sequence[_Way]], wide: Mapping[str, Sequence[_Way]]
+) -> dict[str, Layout]:
+    """Layouts in which each segment of outputs that go one way gets the outputs that go this way.
+
+    Args:
+        narrow: the way of each narrow output of each layer.
+        wide: the way of each wide output.
+    """
+    layouts: dict[str, Layout] = {}
+    for name in narrow:
+        segments, places = (
+            [(way, len([*run])) for way, run in groupby(ways[name])] for ways in (narrow, wide)
+        )
+        fits = [way for way, _ in segments] == [way for way, _ in places]
+        if not fits or any(n > w for (_, n), (_, w) in zip(segments, places, strict=True)):
+            return {}
+        if len(segments) > 1:
+            pairs = zip(segments, places, strict=True)
+            layouts[name] = tuple(Segment(size, wide=count) for (_, size), (_, count) in pairs)
+    return layouts
