@@ -324,6 +324,27 @@ def test_results_kept_from_narrow_weights_do_not_survive_expansion() -> None:
     exact(student)
 
 
+class Places(nn.Module):
+    """A table of places that the first run makes and later ones keep, as in ConViT."""
+
+    places: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.register_buffer("places", torch.zeros(1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.places.shape[1] != x.shape[1]:
+            side = torch.zeros(x.shape[1]).view(1, -1) + torch.arange(x.shape[1])
+            self.places = side.to(x)[..., None].reshape(1, -1, 1) / x.shape[1]
+        return self.linear(x) * self.places.expand(len(x), -1, -1)
+
+
+def test_a_table_that_the_first_run_makes_is_kept() -> None:
+    assert exact(Transformer(Places(9))).plan.trials == 0
+
+
 class SingleHead(nn.Module):
     """Attention over pixels whose queries, keys and values lie side by side in each head."""
 

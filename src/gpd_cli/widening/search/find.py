@@ -183,6 +183,9 @@ def _widen(
 def _record(narrow: nn.Module, images: Tensor) -> Recording:
     with located(narrow) as where:
         try:
+            with torch.no_grad():  # code may keep what it computes first (ConViT's positions)
+                narrow(images.clone())
+            refresh(narrow)
             calibrate(narrow, images.clone(), torch.Generator().manual_seed(_SEED))
             recording = record(narrow, images.clone())
         except ExpansionError:
