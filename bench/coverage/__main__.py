@@ -2,9 +2,10 @@
 
 python -m bench.coverage [NAME ...] [--jobs 4] [--again failed]
 
-Without names the command continues where it was stopped. A NAME is a module of timm (convnext: its
-smallest network), a network of timm (convnext_atto) or of torchvision (torchvision/resnet18), or a
-whole library (timm, torchvision); named networks are tried again.
+Without names the command continues where it was stopped, from the records in results/coverage. A
+NAME is a module of timm (convnext: its smallest network), a network of timm (convnext_atto) or of
+torchvision (torchvision/resnet18), or a whole library (timm, torchvision); named networks are tried
+again.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600, help="limit per network")
     parser.add_argument("--memory", type=float, default=16, help="limit per network, GiB")
     parser.add_argument(
-        "--results", type=Path, default=Path("runs/coverage/results.jsonl"), help="JSON lines"
+        "--results", type=Path, default=Path("results/coverage/networks.jsonl"), help="JSON lines"
     )
     parser.add_argument("--table", type=Path, default=Path("docs/coverage.md"))
     return parser.parse_args(arguments)
