@@ -22,7 +22,7 @@ from gpd_cli.report.run import (
     read_runs,
     run_names,
 )
-from runs import ALONE, PAIRED, fit, last_logged, run_folder
+from runs import ALONE, PAIRED, fit, last_logged, noise_images, run_folder
 
 LOG = """\
 epoch,step,lr,images_per_second,train/student_top1,val/student_top1,val/gap
@@ -197,6 +197,11 @@ def test_report_compares_runs(page: Path) -> None:
     assert "model.num_classes" not in text  # which is the same in both
     for title in ("Accuracy by class", "confuses most often", "disagree on"):
         assert title in text
+    with chdir(page.parent):
+        found = predict(run_folder(page.parent) / "checkpoints/best.ckpt", "validation")
+    said = f"Student {found.accuracy('student'):.2f} %, dynamic teacher"
+    assert said in text
+    assert said in markdown
 
 
 def test_page_is_complete_in_itself(page: Path) -> None:
@@ -223,6 +228,34 @@ def test_predictions_are_those_that_were_logged(runs: Path) -> None:
             assert guess.label == found.chosen[network][picture.number]
         assert picture.pixels.shape == (1, 16, 16)
         assert 0 <= float(picture.pixels.min()) < float(picture.pixels.max()) <= 1
+
+
+def test_classes_are_matched_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders that changed since training do not shift the labels."""
+    pytest.importorskip("plotly")
+    monkeypatch.chdir(tmp_path)
+    noise_images(tmp_path, "abc", 48, 16)
+    for split in ("val", "test"):
+        shutil.copytree("images/train", f"images/{split}")
+    folder = ["--data.dataset", "folder", "--data.root", "images", "--data.in_chans", "1"]
+    workers = ["--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
+    assert fit(tmp_path, *ALONE, *folder, *workers, "--model.num_classes", "3") == 0
+    best = run_folder(tmp_path) / "checkpoints/best.ckpt"
+    before = predict(best, "test")
+    shutil.rmtree("images/test/a")
+    shutil.rmtree("images/train")
+    after = predict(best, "test")
+    assert after.class_names == before.class_names == ["a", "b", "c"]
+    of_others = before.labels != 0
+    assert torch.equal(after.labels, before.labels[of_others])
+    assert torch.equal(after.chosen["student"], before.chosen["student"][of_others])
+
+    Path("images/test/b").rename("images/test/z")
+    assert report(tmp_path, FIRST, "--split", "test") == 0
+    assert "classes that are not among those of training: 'z'" in capsys.readouterr().out
+    assert "Accuracy by class" not in (run_folder(tmp_path) / "report.md").read_text()
 
 
 def test_pictures_are_as_they_were_before_normalization(runs: Path) -> None:

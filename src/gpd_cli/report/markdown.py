@@ -8,13 +8,13 @@ from pathlib import Path
 from gpd_cli.files import atomic_path
 from gpd_cli.report.predictions import Predictions
 from gpd_cli.report.run import Run
-from gpd_cli.report.summary import Table, confusions, results, settings
+from gpd_cli.report.summary import CAPTION, Table, confusions, results, scores, settings
 
 
 def write_markdown(
     runs: Sequence[Run], predictions: Mapping[str, Predictions], path: Path, picture: str
 ) -> None:
-    """Write results, the picture, settings that differ and confused classes.
+    """Write results, the picture, settings that differ, scores and confused classes.
 
     Args:
         runs: at least one.
@@ -23,14 +23,15 @@ def write_markdown(
         picture: the picture's path as seen from there.
     """
     parts = ["# " + ", ".join(run.name for run in runs)]
-    parts += [_table(results(runs)), f"![accuracy, gap, loss and learning rate]({picture})"]
+    parts += [_table(results(runs)), CAPTION]
+    parts += [f"![accuracy, gap, loss and learning rate]({picture})"]
     if len(runs) > 1:
         parts += ["## Settings that differ", _table(settings(runs))]
     for name, found in predictions.items():
+        parts += [f"## What {name} sees in the {found.split} images", scores(found)]
         table = confusions(found)
         if table.rows:
-            title = f"## Classes that the student of {name} confuses ({found.split} images)"
-            parts += [title, _table(table)]
+            parts += ["Classes that the student confuses most often:", _table(table)]
     with atomic_path(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

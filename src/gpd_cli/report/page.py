@@ -23,7 +23,7 @@ from gpd_cli.files import atomic_path
 from gpd_cli.report import figures
 from gpd_cli.report.predictions import Guess, Picture, Predictions
 from gpd_cli.report.run import Run
-from gpd_cli.report.summary import Table, confusions, results, settings
+from gpd_cli.report.summary import CAPTION, Table, confusions, results, scores, settings
 
 _CONFIG = {"responsive": True, "displaylogo": False, "displayModeBar": False}
 _THUMBNAIL = 192  # pixels
@@ -46,6 +46,7 @@ class _Predicted:
 
     run: str
     split: str
+    scores: str
     images: int
     disagreements: int
     has_teacher: bool
@@ -90,6 +91,7 @@ def write_page(
         subtitle=_subtitle(runs),
         script=Markup(get_plotlyjs()),
         results=results(runs),
+        caption=CAPTION,
         accuracy=plot(figures.accuracy_figure(runs)),
         gap=plot(gap) if (gap := figures.gap_figure(runs)).data else None,
         losses={name: plot(figure) for name, figure in figures.loss_figures(runs).items()},
@@ -137,6 +139,7 @@ def _predicted(name: str, found: Predictions, plot: object) -> _Predicted:
     return _Predicted(
         run=name,
         split=found.split,
+        scores=scores(found),
         images=len(found.labels),
         disagreements=found.disagreements,
         has_teacher="teacher" in found.chosen,

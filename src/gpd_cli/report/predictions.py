@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gpd_cli.data import ImageData
 from gpd_cli.errors import DataError
-from gpd_cli.teacher.checkpoint import load_networks, read_run
+from gpd_cli.teacher.checkpoint import image_spec, load_networks, read_run
 from gpd_cli.teacher.networks import plain_networks
 
 Split = Literal["validation", "test"]
@@ -78,6 +78,10 @@ class Predictions:
         if "teacher" not in self.chosen:
             return 0
         return int((self.chosen["student"] != self.chosen["teacher"]).sum())
+
+    def accuracy(self, network: str) -> float:
+        """Top-1 accuracy of a network on these images, in percent."""
+        return 100 * int((self.chosen[network] == self.labels).sum()) / len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -231,12 +235,16 @@ class _Seen(LightningModule):
 
 
 def _data(checkpoint: Path) -> LightningDataModule:
-    """The data of the run that wrote a checkpoint."""
-    settings = read_run(checkpoint).get("datamodule_hyper_parameters", {})
+    """The data of the run that wrote a checkpoint, its classes numbered as in training."""
+    content = read_run(checkpoint)
+    settings = content.get("datamodule_hyper_parameters", {})
     path = settings.get("_class_path")
     cls: Any = ImageData if path is None else locate(path)
     if cls is None:
         raise DataError(f"The data's class {path} is not found; run the command where it lies.")
     arguments = {name: value for name, value in settings.items() if not name.startswith("_")}
-    data: LightningDataModule = cls(**arguments)
-    return data
+    data: Any = cls(**arguments)
+    trained = image_spec(content)
+    if trained is not None and hasattr(data, "follow"):
+        data.follow(trained)  # by name: the folders may have changed since
+    return data  # type: ignore[no-any-return]

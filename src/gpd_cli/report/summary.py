@@ -1,4 +1,4 @@
-"""The tables of a report, as texts: results, settings that differ, confused classes."""
+"""The tables of a report, as texts: results, settings that differ, confused classes; and scores."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from gpd_cli.report.predictions import Predictions, worst_confusions
 from gpd_cli.report.run import Run, differing_settings
 
 _NONE = "-"
+CAPTION = (
+    "Top-1 accuracy in percent on validation images in the epoch that is best for the student; the "
+    "gap is the dynamic teacher's accuracy minus the student's, in points."
+)
+"""What the numbers of `results` are."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,13 @@ class Table:
 
 def results(runs: Sequence[Run]) -> Table:
     """What each run reached: accuracies in percent and the gap of its best epoch."""
-    scores = {
+    columns = {
         "student": "student_top1",
         "teacher": "teacher_top1",
         "static teacher": "static_top1",
         "gap": "gap",
     }
-    table = Table(["run", "best epoch", *scores, "images/s"])
+    table = Table(["run", "best epoch", *columns, "images/s"])
     for run in runs:
         best = run.best_epoch
         # Without validation, the last epoch's training.
@@ -42,7 +47,7 @@ def results(runs: Sequence[Run]) -> Table:
             [
                 run.name,
                 of,
-                *(_number(values.get(f"{stage}/{name}")) for name in scores.values()),
+                *(_number(values.get(f"{stage}/{name}")) for name in columns.values()),
                 f"{statistics.median(speeds):,.0f}" if speeds else _NONE,
             ]
         )
@@ -72,6 +77,17 @@ def confusions(predictions: Predictions) -> Table:
             row.append(str(int(same.sum())))
         table.rows.append(row)
     return table
+
+
+def scores(predictions: Predictions) -> str:
+    """The accuracies on the images of the predictions, and the gap, as a sentence."""
+    student = predictions.accuracy("student")
+    parts = [f"Student {student:.2f} %"]
+    if "teacher" in predictions.chosen:
+        teacher = predictions.accuracy("teacher")
+        parts += [f"dynamic teacher {teacher:.2f} %", f"gap {teacher - student:.2f} points"]
+    count = len(predictions.labels)
+    return f"{', '.join(parts)}, on {count:,} {predictions.split} images."
 
 
 def said(value: Any) -> str:
