@@ -20,27 +20,30 @@ from gpd_cli.cli.stored_help import stored_help
 HELP = """\
 usage: gpd [-h] [--version] COMMAND ...
 
-Gap Preserving Distillation: train small image classifiers better than they can be trained alone.
+Gap Preserving Distillation: train small image classifiers better than they can
+be trained alone.
 
 commands:
   fit       train a student together with a dynamic teacher grown out of it
-  validate  score student and dynamic teacher of a checkpoint on the validation images
+  validate  score student and dynamic teacher on the validation images
   test      score them on the test images
   predict   write their predictions for images, with or without labels
-  expand    inflate a student into a dynamic teacher that computes the same function
+  expand    inflate a student into a dynamic teacher with the same function
   extract   cut the trained student out of a checkpoint, for deployment
-  report    write a page about one run or several: curves, classes, pictures, settings
+  report    write a page about one run or several: curves, classes, pictures
   recipes   list the configurations that come with gpd
 
-  gpd COMMAND --help lists a command's options, gpd COMMAND --help-trainer those of Lightning's
-  Trainer, and gpd COMMAND --print_config prints the whole configuration. gpd completion bash
-  (or zsh) prints a script that completes commands and options.
+  gpd COMMAND --help lists a command's options, gpd COMMAND --help-trainer those
+  of Lightning's Trainer, and gpd COMMAND --print_config prints the whole
+  configuration. gpd completion bash (or zsh) prints a script that completes
+  commands and options.
 
 examples:
   gpd fit -c recipe:digits
   gpd fit --resume runs/digits/version_0
-  gpd expand --model.student resnet18 --model.ratio 2 --model.branches 6 --output wide.safetensors
+  gpd test --ckpt_path runs/digits/version_0/checkpoints/best.ckpt
   gpd extract --ckpt_path best.ckpt --output student.safetensors
+  gpd expand --model.student resnet18 --output wide.safetensors
   gpd report runs/digits/version_0 runs/digits/version_1
 
 GPD_DEBUG=1 shows the full traceback of an error.

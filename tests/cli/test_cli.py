@@ -768,10 +768,10 @@ def test_checkpoint_that_cannot_be_read(
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
-def test_evaluation_without_checkpoint_needs_a_student(
+def test_evaluation_without_checkpoint_asks_for_one(
     command: str, refuse: Callable[..., str]
 ) -> None:
-    refuse(command, *CPU, naming="student", code=2)
+    refuse(command, *CPU, naming="--ckpt_path", code=2)
 
 
 def test_resuming_with_another_network(last: str, refuse: Callable[..., str]) -> None:

@@ -50,6 +50,39 @@ def test_help_lists_every_setting_of_the_model(say: Callable[..., str]) -> None:
         assert f"--model.{name}" in text
 
 
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("fit", ("--ckpt_path", "--resume RUN", "--seed_everything")),
+        ("validate", ("--ckpt_path", "--verbose")),
+        ("test", ("--ckpt_path", "--verbose")),
+        ("predict", ("--ckpt_path", "--images", "--output", "--top")),
+    ],
+)
+def test_help_has_all_options_of_a_command(
+    command: str, options: tuple[str, ...], say: Callable[..., str]
+) -> None:
+    text = say(command, "--help")
+    for name in (*options, "--help-trainer", "--data.help"):
+        assert name in text
+
+
+def test_help_of_the_evaluations_is_our_own(say: Callable[..., str]) -> None:
+    for command, images in (("validate", "validation images"), ("test", "test images")):
+        text = " ".join(say(command, "--help").split())
+        assert f"Score student and dynamic teacher on the {images}." in text
+        assert '"registry"' not in text  # of Lightning's Trainer
+
+
+@pytest.mark.parametrize("command", [[], ["recipes"], ["completion"]])
+def test_pages_that_are_written_by_hand_fit_80_columns(
+    command: list[str], say: Callable[..., str]
+) -> None:
+    lines = say(*command, "--help").splitlines()
+    assert lines[0].startswith("usage: gpd")
+    assert max(map(len, lines)) <= 80
+
+
 def test_help_of_expand_shows_what_it_takes(say: Callable[..., str]) -> None:
     text = say("expand", "--help")
     for name in ("--model.student ", "--model.ratio", "--output", "--plan", "--dry_run"):
@@ -103,6 +136,7 @@ def test_help_imports_nothing_slow(arguments: list[str]) -> None:
 OPTIONS = [
     *("--model.ratio", "--model.optimizer.lr", "--model.optimizer.weight_decay", "--ckpt_path"),
     *("--trainer.max_epochs", "--data.batch_size", "--data.ratio", "--data.seed"),
+    *("--model.optimizer", "--model.optimizer.opt", "--model.student_args"),
 ]
 
 
@@ -120,6 +154,8 @@ OPTIONS = [
         ("--optimizer.lr", "--model.optimizer.lr"),
         ("--wieght-decay", "--model.optimizer.weight_decay"),
         ("--resume", "--ckpt_path"),
+        ("--optimizer", "--model.optimizer.opt"),
+        ("--pretrained", "--model.student_args '{pretrained: true}'"),
         ("--speed", None),
         ("--", None),
     ],
@@ -135,6 +171,13 @@ def test_nearest_option(typed: str, meant: str | None) -> None:
         ("fit --batch-size=64", "did you mean --data.batch_size?"),
         ("fit --model.student resnet18 --data.bathc_size 3", "did you mean batch_size?"),
         ("fit configs/digits.yaml", "given as -c configs/digits.yaml"),
+        ("fit recipe:digits", "given as -c recipe:digits"),
+        ("fit --resum runs", "did you mean --resume?"),
+        ("fit --model resnet18", "did you mean --model.student resnet18?"),
+        ("fit --data photos", "did you mean --data.root photos?"),
+        ("fit --model.student resnet18 --model.optimizer lamb", "mean --model.optimizer.opt lamb?"),
+        ("test best.ckpt", "given as --ckpt_path best.ckpt"),
+        ("predict --images x.jpg", "add --ckpt_path FILE"),
         ("expand --model.student resnet18 --ouput x", "did you mean --output?"),
         ("extract --ckpt_path x --output y.pth --wich teacher", "did you mean --which?"),
         ("report x --spilt none", "did you mean --split?"),
@@ -177,6 +220,11 @@ def test_shell_completes_commands_and_options(
     assert completed("gpd", "expand", "--train") == []
     assert completed("gpd", "report", "--sp") == ["--split"]
     assert completed("gpd", "extract", "--which", "") == []  # files, by the shell itself
+    assert completed("gpd", "fit", "--resu") == ["--resume"]
+    assert completed("gpd", "test", "--help-") == ["--help-trainer"]
+    assert completed("gpd", "compl") == ["completion"]
+    assert set(completed("gpd", "completion", "")) == {"bash", "zsh"}
+    assert completed("gpd", "recipes", "dig") == ["digits"]
 
 
 def test_completion_for_another_shell_is_refused(say: Callable[..., str]) -> None:

@@ -240,7 +240,7 @@ def test_nothing_to_predict(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"No images in '.*empty'"):
         predicted(tmp_path / "empty")
-    with pytest.raises(DataError, match=r"'.*gone' is no folder and no image"):
+    with pytest.raises(DataError, match=r"There is no '.*gone'; --data.root is the folder"):
         predicted(tmp_path / "gone")
 
 

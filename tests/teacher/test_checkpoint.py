@@ -16,7 +16,7 @@ from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.extract import extract_command
 from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.teacher.build import merged_teacher
-from gpd_cli.teacher.checkpoint import Description, load_networks
+from gpd_cli.teacher.checkpoint import Description, load_networks, read_run
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 
@@ -353,6 +353,16 @@ def test_foreign_and_damaged_runs_are_refused(
     message = assert_refused(path, tmp_path / "student.pth")
     assert "foreign.ckpt" in message
     assert "code from the file ran" not in capsys.readouterr().out
+
+
+def test_checkpoint_in_a_folder_is_pointed_to(tmp_path: Path) -> None:
+    inside = tmp_path / "version_0" / "checkpoints" / "best.ckpt"
+    inside.parent.mkdir(parents=True)
+    inside.touch()
+    for folder in (inside.parent, inside.parent.parent):
+        for read in (read_run, load_networks):
+            with pytest.raises(WeightsError, match=rf"is a folder; give .* {inside}"):
+                read(folder)
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "empty", "plain", "truncated", "no-json"])

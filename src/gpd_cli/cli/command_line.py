@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from yaml import YAMLError
 
 from gpd_cli.cli.arguments import (
+    CHECKPOINT,
     IMAGE_DATA,
     chosen_checkpoint,
     configured,
@@ -35,7 +36,7 @@ from gpd_cli.cli.old_forms import current_arguments, current_settings
 from gpd_cli.cli.parser import Parser
 from gpd_cli.cli.parser_errors import in_short
 from gpd_cli.cli.quiet import quieten
-from gpd_cli.cli.resume import LAST, last_checkpoint, resumed_run
+from gpd_cli.cli.resume import LAST, RESUME, last_checkpoint, resumed_run
 from gpd_cli.cli.standalone import PARSING, YAML, run_extract, run_report
 from gpd_cli.cli.suggestions import data_options, suggesting
 from gpd_cli.cli.yaml_limits import check_limits
@@ -165,12 +166,20 @@ class GpdCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
+            if self._command in EVALUATIONS and self._settings is None and _lacks_model(error):
+                raise ArgumentError(
+                    None, f"add {CHECKPOINT} FILE, a checkpoint of fit, to {self._command}"
+                ) from error
             chosen = self._parsers.get(self._command, parser)
-            raise suggesting(error, chosen, data_options()) from error
+            raise suggesting(error, chosen, [*data_options(), *self._unparsed()]) from error
         config = self.config[self.config.subcommand]
         if self._checkpoint is None or config.ckpt_path != LAST:
             self._checkpoint = config.ckpt_path or self._checkpoint
         config.ckpt_path = None
+
+    def _unparsed(self) -> tuple[str, ...]:
+        """Options of the command that are taken from the command line before it is parsed."""
+        return (RESUME, HELP_TRAINER) if self._command == "fit" else (HELP_TRAINER,)
 
     def _asked_for(self, arguments: Sequence[str]) -> list[str]:
         """Help on the Trainer is help with another page."""
@@ -217,8 +226,10 @@ class GpdCLI(LightningCLI):
         """Let the data be images anywhere below a folder, prepared as those of training were.
 
         Raises:
-            DataError: when it is not known how these were prepared.
+            DataError: when there are none, or it is not known how those of training were prepared.
         """
+        if not config.images.exists():
+            raise DataError(f"--images {config.images}: there is no such image or folder.")
         spec, data = self._images, config.data
         if data.class_path != IMAGE_DATA and (spec is None or None in (spec.mean, spec.size)):
             raise DataError(
@@ -300,6 +311,11 @@ class GpdCLI(LightningCLI):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.append(FlushedSubnormals())
         return trainer
+
+
+def _lacks_model(error: ArgumentError) -> bool:
+    """Whether a parser says that it was not told the network."""
+    return "required" in str(error) and "model.student" in str(error)
 
 
 def _trainer_defaults(command: str, arguments: Sequence[str]) -> dict[str, Any]:

@@ -6,13 +6,25 @@ from argparse import Action
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+from gpd_cli.cli.help import HELP_TRAINER
 from gpd_cli.cli.parser import Parser
+from gpd_cli.cli.resume import RESUME
 from gpd_cli.cli.standalone import extract_parser, report_parser
 from gpd_cli.cli.suggestions import data_options
 from gpd_cli.errors import GpdError
+from gpd_cli.recipes.names import recipe_names
 
 Shell = Literal["bash", "zsh"]
-# One function for both: zsh runs bash's completions. Words that are no options are files.
+HELP = """\
+usage: gpd completion bash|zsh
+
+Print a script by which the shell completes commands and options.
+
+  gpd completion bash > ~/.local/share/bash-completion/completions/gpd
+  gpd completion zsh > ~/.gpd-completion   # to be sourced in ~/.zshrc
+"""
+# One function for both: zsh runs bash's completions. Words that are no options are files, but for
+# the two commands that take a name.
 _FUNCTION = """\
 _gpd() {{
   local current="${{COMP_WORDS[COMP_CWORD]}}" words=""
@@ -24,7 +36,8 @@ _gpd() {{
     esac
   fi
   COMPREPLY=()
-  if [[ $COMP_CWORD == 1 || $current == -* ]]; then
+  if [[ $COMP_CWORD == 1 || $current == -* || " recipes completion " == *" ${{COMP_WORDS[1]}} "* ]]
+  then
     COMPREPLY=($(compgen -W "$words" -- "$current"))
   fi
 }}
@@ -43,15 +56,20 @@ def print_completion(shells: Sequence[str], parsers: Mapping[str, Parser]) -> No
     Raises:
         GpdError: when there is no such shell, or none or several are named.
     """
+    if any(shell in ("-h", "--help") for shell in shells):
+        print(HELP, end="")
+        return
     if len(shells) != 1:
         raise GpdError("Name one shell: gpd completion bash, or gpd completion zsh.")
     options = {name: _long(parser._actions) for name, parser in parsers.items()}
     options["expand"] = _long(parsers["expand"].shown())  # it takes more than it needs
     options["extract"] = _long(extract_parser()._actions)
     options["report"] = _long(report_parser()._actions)
-    options["recipes"] = []
+    options["recipes"] = sorted(recipe_names())
+    options["completion"] = list(get_args(Shell))
     for name in ("fit", "validate", "test", "predict"):
-        options[name] += data_options()
+        options[name] += [*data_options(), HELP_TRAINER]
+    options["fit"].append(RESUME)
     print(completion_script(shells[0], options), end="")
 
 

@@ -40,8 +40,12 @@ class Page:
 
 
 _RUN = (
-    *("-h", "-c", "--print_config*", "--ckpt_path", "--output", "--plan", "--dry_run", "--verbose"),
-    "--seed_everything",
+    *("-h", "-c", "--print_config*", "--ckpt_path", "--images", "--output", "--top", "--plan"),
+    *("--dry_run", "--verbose", "--seed_everything"),
+)
+_RESUMING = (
+    "--resume RUN goes on with a run that was interrupted: by its own configuration, from its "
+    "newest checkpoint and in its folder, which is RUN (runs/digits/version_0)."
 )
 _MODEL = (
     Section(
@@ -95,7 +99,7 @@ def page_of(command: str, expanding: Sequence[str]) -> Page:
         expanding: names of the settings of the model that `expand` takes.
     """
     usage = f"gpd {command} [-c CONFIG] [options]"
-    run = Section("run", _RUN)
+    run = Section("run", _RUN, _RESUMING if command == "fit" else "")
     if command == "expand":
         text = "A configuration of fit is welcome; what expansion does not need is left out."
         options = tuple(f"--model.{name}" for name in expanding)

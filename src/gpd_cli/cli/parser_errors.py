@@ -10,6 +10,12 @@ from gpd_cli.cli.suggestions import nearest
 
 _KEY = r'Parser key "(data|model\.method|model\.assistants)": '
 _CLASS = r"class_path[ =]'([\w.]+)'"
+# What is meant by a value in the place of a file of settings.
+_MEANT = {
+    "model": "--model.student",
+    "model.optimizer": "--model.optimizer.opt",
+    "data": "--data.root",
+}
 # The innermost reason, without the types that jsonargparse tried around it.
 _REASONS = (
     r"Option '\w+' is not accepted",
@@ -62,7 +68,12 @@ def _of_several(text: str) -> str:
         ...     "Expected a <class 'int'> Given value type: <class 'str'> Given value: b"
         ... )
         "--trainer.x takes a whole number, 'a' or null, not b"
+        >>> _of_several('Parser key "model": Unable to load config ' + "'resnet18' - Parser key")
+        '--model takes a file of settings, not resnet18 (did you mean --model.student resnet18?)'
     """
+    file = re.match(r"Parser key \"([\w.]+)\": Unable to load config '([^']*)' -", text)
+    if file is not None:
+        return f"--{file[1]} takes a file of settings, not {file[2]}{_meant(file[1], file[2])}"
     found = re.match(
         r'Parser key "([\w.]+)": .*?Subtypes: \[(.*?)\] Errors: .* Given value: (.*)$', text
     )
@@ -71,7 +82,15 @@ def _of_several(text: str) -> str:
     kinds = re.findall(r"<class '[\w.]+'>|typing\.\w+\[[^\]]*\]|\w+\[[\w.]+\]", found[2])
     names = list(dict.fromkeys(_plainly(kind) for kind in kinds))
     listed = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-    return f"--{found[1]} takes {listed}, not {found[3]}"
+    if found[1] == "data":
+        listed = "a class of data, such as mine.Data"
+    return f"--{found[1]} takes {listed}, not {found[3]}{_meant(found[1], found[3])}"
+
+
+def _meant(key: str, value: str) -> str:
+    """The option whose value was probably given to the one above it."""
+    is_word = re.fullmatch(r"[\w./~-]+", value)
+    return f" (did you mean {_MEANT[key]} {value}?)" if key in _MEANT and is_word else ""
 
 
 def _plainly(kind: str) -> str:

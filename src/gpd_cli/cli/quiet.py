@@ -13,6 +13,7 @@ _CHATTER = (
     "Restoring states",
     "Loaded model weights",
     "Detected KeyboardInterrupt",
+    "`weights_only` was not set",
 )
 
 

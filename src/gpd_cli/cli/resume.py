@@ -36,6 +36,8 @@ def resumed_run(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     given = [value for _, value in occurrences(arguments, (RESUME,))]
     if not given:
         return list(arguments), None
+    if given[-1].startswith("-") or not given[-1]:
+        raise GpdError(f"{RESUME} needs the folder of a run, such as runs/digits/version_0.")
     run = _run_folder(given[-1])
     command, *others = _without(arguments, RESUME)
     options = [command, "--config", str(run / _CONFIGURATION), *others]

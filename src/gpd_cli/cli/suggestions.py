@@ -26,7 +26,7 @@ _ELSEWHERE = {
     "scheduler": "--model.optimizer.sched",
     "arch": "--model.student",
     "weights": "--model.student_weights",
-    "pretrained": "--model.student_weights",
+    "pretrained": "--model.student_args '{pretrained: true}'",
     "teacher": "--model.static_teacher.name",
     "bs": "--data.batch_size",
     "batch": "--data.batch_size",
@@ -78,8 +78,11 @@ def with_suggestion(message: str, known: Iterable[str]) -> str:
     if found is None:
         return message
     typed = found[1]
-    if typed.endswith((".yaml", ".yml")) and not typed.startswith("-"):
-        return f"{message} (a configuration is given as -c {typed})"
+    if not typed.startswith("-"):
+        if typed.endswith((".yaml", ".yml")) or typed.startswith("recipe:"):
+            return f"{message} (a configuration is given as -c {typed})"
+        if typed.endswith(".ckpt"):
+            return f"{message} (a checkpoint is given as --ckpt_path {typed})"
     meant = nearest(typed.partition("=")[0], known)
     return message if meant is None else f"{message} (did you mean {meant}?)"
 
@@ -101,11 +104,12 @@ def nearest(typed: str, known: Iterable[str]) -> str | None:
     if not typed.startswith("--") or not name:
         return None
     leaf = name.rpartition(".")[2]
+    elsewhere = _ELSEWHERE.get(leaf, "")
+    if elsewhere.partition(" ")[0] in options:
+        return elsewhere
     same = [option for option in options if _leaf(option) == leaf]
     if same and "." not in name:
         return same[0]
-    if _ELSEWHERE.get(leaf) in options:
-        return _ELSEWHERE[leaf]
     close = get_close_matches(f"--{name}", options, n=1, cutoff=_ALIKE)
     if close:
         return close[0]

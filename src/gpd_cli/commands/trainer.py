@@ -92,8 +92,9 @@ class GpdTrainer(Trainer):
             train_dataloaders: training data, unless there is a data module.
             val_dataloaders: validation data, unless there is a data module.
             datamodule: the data.
-            ckpt_path: a checkpoint of fit to resume from; a requeued SLURM job resumes from its
-                own.
+            ckpt_path: a checkpoint of fit that a new run starts from, with its weights, optimizer
+                and position in the schedule; last is the newest of the runs of this name. A
+                requeued SLURM job goes on from its own.
             weights_only: whether checkpoints may hold tensors and plain values only.
         """
         path = requeue_path(self.default_root_dir)
@@ -125,6 +126,48 @@ class GpdTrainer(Trainer):
             _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
         return super()._run_stage()
 
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Score student and dynamic teacher on the validation images.
+
+        Args:
+            model: the module.
+            dataloaders: validation data, unless there is a data module.
+            ckpt_path: a checkpoint of fit; last is the newest of the runs of this name.
+            verbose: whether to print the scores.
+            datamodule: the data.
+            weights_only: whether checkpoints may hold tensors and plain values only.
+        """
+        return super().validate(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Score student and dynamic teacher on the test images.
+
+        Args:
+            model: the module.
+            dataloaders: test data, unless there is a data module.
+            ckpt_path: a checkpoint of fit; last is the newest of the runs of this name.
+            verbose: whether to print the scores.
+            datamodule: the data.
+            weights_only: whether checkpoints may hold tensors and plain values only.
+        """
+        return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+
     def predict(  # type: ignore[override]
         self,
         model: LightningModule | None = None,
@@ -136,19 +179,20 @@ class GpdTrainer(Trainer):
     ) -> None:
         """Write the predictions of student and dynamic teacher for images.
 
-        They need no labels and no folders of classes. Several processes divide the images among
+        They need no labels and no folders of classes. `images` is read by the command line, which
+        gives the data module these images. Several processes divide the images among
         them; the table has all images, in order.
 
         Args:
             model: the module.
             datamodule: the data.
-            ckpt_path: a checkpoint of fit.
+            ckpt_path: a checkpoint of fit; last is the newest of the runs of this name.
             output: the table to write, .csv or .jsonl (a line of JSON per image): per image its
                 file, its class where that is known, and each network's likeliest classes with
                 their probabilities.
             images: an image, or a folder with images anywhere below it, to predict instead of the
-                data's; see `gpd_cli.cli.command_line`, which tells the data module.
-            top: how many classes of each network.
+                data's.
+            top: how many classes of each network the table has.
 
         Raises:
             DataError: when several processes are to read a stream, or there are no images.

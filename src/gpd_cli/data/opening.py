@@ -77,12 +77,11 @@ class DataSpec:
         if self.is_digits:
             return
         if self.is_folder:
-            if self.root is None or not Path(self.root).exists():
-                where = "" if self.root is None else f" ('{self.root}' is no folder and no image)"
-                raise DataError(
-                    "An image folder needs --data.root, the folder that holds "
-                    f"train/CLASS/IMAGE{where}."
-                )
+            layout = "the folder that holds train/CLASS/IMAGE, or CLASS/IMAGE"
+            if self.root is None:
+                raise DataError(f"An image folder needs --data.root, {layout}.")
+            if not Path(self.root).exists():
+                raise DataError(f"There is no '{self.root}'; --data.root is {layout}.")
             return
         scheme, slash, _ = self.dataset.partition("/")
         if not slash or self.scheme not in _READERS:

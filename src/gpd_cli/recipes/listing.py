@@ -16,9 +16,9 @@ usage: gpd recipes [-h] [NAME]
 List the configurations that come with gpd, or print the one of this name.
 
   gpd fit -c recipe:NAME            train by a recipe, in any folder
-  gpd fit -c recipe:A -c recipe:B   by A, then B: where both set an option, B's value is taken
+  gpd fit -c recipe:A -c recipe:B   by both; B's value where both set an option
 
-A configuration of your own builds on a recipe by the entry `config: recipe:NAME`.
+In a configuration of your own, the entry `config: recipe:NAME` builds on one.
 """
 
 

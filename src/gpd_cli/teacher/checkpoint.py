@@ -237,7 +237,7 @@ def load_chosen(
     path = Path(path)
     taken = None
     if not path.is_file():
-        raise WeightsError(f"There is no checkpoint {path}; give a file that fit or expand wrote.")
+        raise _missing(path, "fit or expand")
     if path.suffix == ".safetensors":
         entry, state = _read_expanded(path)
     else:
@@ -279,7 +279,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"There is no checkpoint {path}; give a file that fit wrote.")
+        raise _missing(path, "fit")
     check_whole(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -292,6 +292,14 @@ def read_run(path: str | Path) -> dict[str, Any]:
         content = {}
     check_content(path, content)
     return content
+
+
+def _missing(path: Path, writers: str) -> WeightsError:
+    """The error for a path that is no file; a run's folder has its checkpoint inside."""
+    for inside in (path / "checkpoints" / "best.ckpt", path / "best.ckpt"):
+        if inside.is_file():
+            return WeightsError(f"{path} is a folder; give a checkpoint in it, such as {inside}.")
+    return WeightsError(f"There is no checkpoint {path}; give a file that {writers} wrote.")
 
 
 _ANY: Form = {str: anything}
