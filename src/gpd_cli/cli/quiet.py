@@ -38,6 +38,7 @@ def quieten() -> None:
         "pytorch.utilities.rank_zero",
         "fabric.utilities.rank_zero",
         "fabric.utilities.seed",
+        "pytorch.trainer.connectors.checkpoint_connector",
     ):
         logging.getLogger(f"lightning.{name}").addFilter(_is_news)
 
