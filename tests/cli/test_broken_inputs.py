@@ -216,8 +216,9 @@ def bomb(levels: int) -> str:
         ("\n".join(" " * k + "a:" for k in range(500)), "more than 60 levels"),
         ("model: &m\n  student_args: *m\n", r"alias \*m stands for what it is in"),
         ("a" * 5_000_000, "5,000,000 characters"),
+        ("model: {0x10: resnet18}\n", "model has an option 16, which YAML reads as no text"),
     ],
-    ids=["aliases", "brackets", "indents", "itself", "long"],
+    ids=["aliases", "brackets", "indents", "itself", "long", "name"],
 )
 def test_limits_of_yaml(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "bomb.yaml").write_text(text)
@@ -258,6 +259,13 @@ def test_ordinary_aliases_are_no_bomb() -> None:
 )
 def test_numbers_out_of_range(tmp_path: Path, option: str, said: str) -> None:
     assert_said(said, refused(tmp_path, "fit", *TRAIN, *SHORT, option))
+
+
+def test_null_for_a_number_in_a_file(tmp_path: Path) -> None:
+    """On the command line, jsonargparse refuses it."""
+    (tmp_path / "null.yaml").write_text("trainer: {accumulate_grad_batches: null}")
+    said = "accumulate_grad_batches must be 1 or more, not null"
+    assert_said(said, refused(tmp_path, "fit", *TRAIN, *SHORT, "-c", "null.yaml"))
 
 
 # Folders

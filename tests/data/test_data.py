@@ -536,7 +536,7 @@ def test_streams_name_no_classes_and_have_no_part_to_hold_out(monkeypatch):
     ("settings", "message"),
     [
         ({"dataset": "folder"}, r"--data\.root"),
-        ({"dataset": "folder", "root": "nowhere"}, "'nowhere' is no folder"),
+        ({"dataset": "folder", "root": "nowhere"}, "There is no 'nowhere'"),
         ({"dataset": "imagenet"}, r"'imagenet'.*digits, folder.*torch/NAME"),
         ({"dataset": "web/thing"}, "'web/thing'.*wds/NAME"),
         ({"dataset": "torch/cifar10"}, r"'torch/cifar10' needs --data\.root"),

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yaml import YAMLError
+
 from gpd_cli.cli.arguments import IMAGE_DATA
 from gpd_cli.distill.methods import METHODS
 from gpd_cli.errors import MethodError
@@ -60,6 +62,7 @@ def current_settings(content: Any) -> Any:
 
     Raises:
         MethodError: when an old form has no equivalent, or a method is unknown.
+        YAMLError: when the name of an option of the model is no text.
     """
     if not isinstance(content, Mapping):
         return content
@@ -102,6 +105,8 @@ def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
     settings = dict(settings)
     arguments = settings.pop("method_args", None)
     for name, value in settings.items():
+        if not isinstance(name, str):
+            raise YAMLError(f"model has an option {name}, which YAML reads as no text")
         if name == "method" and isinstance(value, str):
             value = _class_name(value)
             if arguments:

@@ -27,7 +27,8 @@ def check_numbers(options: Mapping[str, Any]) -> None:
     """Check numbers among the arguments of the Trainer.
 
     Args:
-        options: the arguments; those that are missing or None are left to Lightning.
+        options: the arguments; those that are missing, or None where that means something, are
+            left to Lightning.
 
     Raises:
         TrainingError: when one is out of range.
@@ -38,6 +39,8 @@ def check_numbers(options: Mapping[str, Any]) -> None:
         if isinstance(value, int | float) and not unlimited and not value >= least:
             or_other = f", or {other}" if other else ""
             raise TrainingError(f"--trainer.{name} must be {least} or more{or_other}, not {value}.")
+    if options.get("accumulate_grad_batches", 1) is None:
+        raise TrainingError("--trainer.accumulate_grad_batches must be 1 or more, not null.")
     for name in _ABOVE_ZERO:
         value = options.get(name)
         if isinstance(value, int | float) and value == 0:
