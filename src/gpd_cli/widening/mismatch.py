@@ -47,12 +47,26 @@ Match = tuple[tuple[IndexMap | None, ...], float]
 
 
 class Matches:
-    """Index maps of activations; recent ones are kept, since modules hand tensors on unchanged."""
+    """Index maps of activations; recent ones are kept, since modules hand tensors on unchanged.
 
-    def __init__(self) -> None:
+    Args:
+        multiples: whether multiples of replications match as well.
+    """
+
+    def __init__(self, multiples: bool = False) -> None:
+        self._multiples = multiples
         self._last: OrderedDict[Any, tuple[Any, ...]] = OrderedDict()
 
     def find(self, narrow: Tensor, wide: Tensor) -> Match | None:
+        """The result of `match_multiple`; None for a multiple where these do not match."""
+        found = self._find(narrow, wide)
+        return found if found is None or found[1] == 1 or self._multiples else None
+
+    def withholds(self, narrow: Tensor, wide: Tensor) -> bool:
+        """Whether two tensors would match if multiples of replications did."""
+        return self.find(narrow, wide) is None and self._find(narrow, wide) is not None
+
+    def _find(self, narrow: Tensor, wide: Tensor) -> Match | None:
         """The result of `match_multiple`, also where the same tensors were matched before."""
         key = (id(narrow), id(wide), wide._version)
         if key not in self._last:

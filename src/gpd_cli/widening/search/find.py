@@ -163,21 +163,38 @@ def _widen(
     images: Tensor,
     confirm: Confirmation,
 ) -> WidthPlan:
-    """Widen by arithmetic, and by trial the containers that the final run does not confirm."""
-    by_trial: set[str] = set()
-    while True:
-        widening = Widening(narrow, recording, scale, exclude, by_trial)
-        try:
-            return widening.run(images, confirm)
-        except Mismatch as failure:
-            if widening.confirming and failure.name not in by_trial:
+    """Widen by plain copies; where a multiple of copies is in the way, by multiples as well.
+
+    Numbers that are wrong in a guess may make multiples, too (a query times the root of a wrong
+    width). They are therefore allowed only where nothing else is left.
+    """
+
+    def widened(multiples: bool) -> tuple[WidthPlan | Mismatch, Widening]:
+        by_trial: set[str] = set()  # containers that the final run did not confirm
+        while True:
+            widening = Widening(narrow, recording, scale, exclude, by_trial, multiples)
+            try:
+                return widening.run(images, confirm), widening
+            except Mismatch as failure:
+                if not widening.confirming or failure.name in by_trial:
+                    return failure, widening
                 by_trial.add(failure.name)
-                continue
-            raise ExpansionError(
-                f"{title(failure.name, dict(narrow.named_modules()))} cannot be widened: "
-                f"{failure.reason}; keep the layers that feed it narrow (exclude), choose another "
-                "ratio, or give a rule for its class (RULES)."
-            ) from failure
+
+    found, first = widened(multiples=False)
+    if first.withholds_multiples:
+        other, _ = widened(multiples=True)
+        if isinstance(found, Mismatch):
+            found = other
+        elif isinstance(other, WidthPlan) and len(other.narrow) <= len(found.narrow):
+            other.trials += found.trials
+            found = other
+    if isinstance(found, WidthPlan):
+        return found
+    raise ExpansionError(
+        f"{title(found.name, dict(narrow.named_modules()))} cannot be widened: {found.reason}; "
+        "keep the layers that feed it narrow (exclude), choose another ratio, or give a rule for "
+        "its class (RULES)."
+    ) from found
 
 
 def _record(narrow: nn.Module, images: Tensor) -> Recording:

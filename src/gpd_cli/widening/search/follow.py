@@ -78,11 +78,12 @@ class Following:
 
     Args:
         wide: the network that is widened.
+        multiples: whether activations may be multiples of copies.
     """
 
-    def __init__(self, wide: WideNetwork) -> None:
+    def __init__(self, wide: WideNetwork, multiples: bool = False) -> None:
         self._wide = wide
-        self.matches = Matches()
+        self.matches = Matches(multiples)
         self.constants = Constants()
         self._deferred: list[tuple[Call, Event, frozenset[str]]] = []
         own = (*wide.narrow.parameters(), *wide.narrow.buffers())

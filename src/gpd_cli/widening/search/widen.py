@@ -76,6 +76,10 @@ class Widening(Tracer):
         scale: how much wider the network gets.
         exclude: patterns of names of layers that keep their output channels.
         by_trial: containers whose numbers are found by trial, since the solution was wrong.
+        multiples: whether activations may be multiples of copies.
+
+    Attributes:
+        withholds_multiples: whether something stays narrow that multiples of copies might widen.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Widening(Tracer):
         scale: Scale,
         exclude: Sequence[str] = (),
         by_trial: Collection[str] = (),
+        multiples: bool = False,
     ) -> None:
         super().__init__()
         self._wide = WideNetwork(narrow, scale.ratio)
@@ -103,9 +108,10 @@ class Widening(Tracer):
         self._remembered: dict[type, list[Mapping[str, str]]] = {}
         self._frames: list[Frame | None] = []
         self._failed: Frame | None = None
-        self._following = Following(self._wide)
+        self._following = Following(self._wide, multiples)
         self._failed_classes: set[type] = set()
         self.trials = 0
+        self.withholds_multiples = False
         self.confirming = False
         self._first_failure: Mismatch | None = None
         self._dense = {
@@ -578,6 +584,8 @@ class Widening(Tracer):
         Raises:
             Mismatch: the given failure, where narrow layers do not help either.
         """
+        if failure.tensors is not None and self._following.matches.withholds(*failure.tensors):
+            self.withholds_multiples = True
         if failure.name in self._containers_in(name) or isinstance(failure, UnfitMultiple):
             narrow = stream_layers(self._recording, name, self._modules[name])
         else:
