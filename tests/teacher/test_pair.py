@@ -448,6 +448,17 @@ def test_a_pair_can_be_copied_after_its_teacher_ran_alone() -> None:
     assert torch.equal(copy.deepcopy(pair)(images)[1], wide)
 
 
+def test_a_student_is_that_of_the_weights_after_its_teacher_ran_alone() -> None:
+    pair = expand(Convolutional(), sample=torch.zeros(SHAPE), ratio=2, branches=1)
+    with torch.no_grad():
+        pair.teacher(torch.randn(SHAPE))
+        before = pair.extract().fc.weight
+        pair.teacher(torch.randn(SHAPE))
+        for parameter in pair.parameters():
+            parameter.mul_(2)
+        torch.testing.assert_close(pair.extract().fc.weight, 2 * before)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_pair_can_change_its_type(name: str) -> None:
     pair, images = train(make_pair(name, 3, branches=3)).eval(), torch.randn(SHAPE)

@@ -113,6 +113,7 @@ class Pair(nn.Module):
 
     def _weights(self) -> dict[str, Tensor]:
         """The student's weights by name: slices of the teacher's merged weights."""
+        self.forget()  # a run of the teacher alone leaves slices, of weights that may have changed
         # No inference tensors: torch may choose other arithmetic for them.
         # Compiled code has no inference mode, and cannot ask for it.
         inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
