@@ -63,11 +63,11 @@ def same(one: Pair, other: Pair) -> bool:
 
 def test_the_others_build_the_same_pair_without_search(monkeypatch: pytest.MonkeyPatch) -> None:
     store = dist.HashStore()
-    with meeting(monkeypatch, StoreExchange(store, 0, 0)):
+    with meeting(monkeypatch, StoreExchange(lambda: store, 0, 0)):
         first = grown_once(grow)
     monkeypatch.setattr(expansion, "find_plan", never)
     monkeypatch.setattr(expansion, "certify", never)
-    with meeting(monkeypatch, StoreExchange(store, 1, 0)):
+    with meeting(monkeypatch, StoreExchange(lambda: store, 1, 0)):
         other = grown_once(grow)
     assert same(first, other)
     assert other.certificate == first.certificate is not None
@@ -104,16 +104,19 @@ def test_an_error_of_the_first_process_is_that_of_all(
         raise raised
 
     store = dist.HashStore()
-    with pytest.raises(type(raised)), meeting(monkeypatch, StoreExchange(store, 0, 0)):
+    with pytest.raises(type(raised)), meeting(monkeypatch, StoreExchange(lambda: store, 0, 0)):
         grown_once(fails)
-    with pytest.raises(ExpansionError) as error, meeting(monkeypatch, StoreExchange(store, 1, 0)):
+    with (
+        pytest.raises(ExpansionError) as error,
+        meeting(monkeypatch, StoreExchange(lambda: store, 1, 0)),
+    ):
         grown_once(never)
     assert str(error.value) == text
 
 
 def test_the_first_process_waits_until_all_have_read() -> None:
     store = dist.HashStore()
-    first, other = (StoreExchange(store, rank, 2) for rank in (0, 1))
+    first, other = (StoreExchange(lambda: store, rank, 2) for rank in (0, 1))
     first.give({"plan": 1})
     reader = threading.Timer(0.2, other.receive)
     reader.start()
@@ -128,7 +131,7 @@ def test_the_end_of_the_first_process_is_noticed() -> None:
     store = dist.TCPStore("127.0.0.1", keeper.port, is_master=False, wait_for_workers=False)
     del keeper
     with pytest.raises(TrainingError, match="its own message says why"):
-        StoreExchange(store, 1, 1).receive()
+        StoreExchange(lambda: store, 1, 1).receive()
 
 
 def test_a_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
@@ -190,3 +193,14 @@ def test_a_refusal_ends_all_processes(launcher: str, tmp_path: Path) -> None:
     assert said.count("every layer is excluded") == (1 if launcher == "lightning" else 2)
     assert 'counting.py", line' not in said.replace(str(tmp_path), "")
     assert len([*tmp_path.glob("find_plan_*")]) <= 1
+
+
+def test_processes_with_nothing_to_tell_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first may have gone on, and closed its store, before another one reaches it."""
+
+    def connect() -> None:
+        pytest.fail("a process waits for the store")
+
+    for rank in (0, 1):
+        with meeting(monkeypatch, StoreExchange(connect, rank, 1)):
+            pass

@@ -11,10 +11,11 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,16 +110,28 @@ def left_for_children(values: Values) -> Iterator[None]:
 class StoreExchange:
     """An exchange through a store of torch.
 
+    The store is opened when something is given or received: processes that have nothing to tell
+    each other need not wait for each other.
+
     Args:
-        store: a store of `torch.distributed` that all processes reach.
+        connect: opens the store of `torch.distributed` that all processes reach.
         rank: of this process.
         readers: number of the other processes, where the store ends with the first process; it
             then stays until all of them have read. 0 where another process keeps the store.
     """
 
-    def __init__(self, store: Any, rank: int, readers: int) -> None:
-        self.store, self.is_first, self._readers = store, rank == 0, readers
+    def __init__(self, connect: Callable[[], Any], rank: int, readers: int) -> None:
+        self._connect, self.is_first, self._readers = connect, rank == 0, readers
         self._given = False
+
+    @cached_property
+    def store(self) -> Any:
+        """The store.
+
+        Raises:
+            TrainingError: when it cannot be opened or reached.
+        """
+        return self._connect()
 
     def give(self, values: Values) -> None:
         """Leave values for the others."""
@@ -186,16 +199,20 @@ def _found_exchange() -> Exchange | None:
     if TorchElasticEnvironment.detect():
         if environment.get("WORLD_SIZE") == "1" or not _agent_keeps_store():
             return None
-        store = _connected(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]))
+        host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
         attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-        apart = dist.PrefixStore(f"gpd/{attempt}", store)  # type: ignore[attr-defined]
+
+        def apart() -> Any:
+            return dist.PrefixStore(f"gpd/{attempt}", _connected(host, port))  # type: ignore[attr-defined]
+
         return StoreExchange(apart, _rank("RANK"), 0)
     # srun tells the number of tasks of its step; a batch script without srun is a single process.
     if slurm_job() and (tasks := int(environment.get("SLURM_STEP_NUM_TASKS", "1"))) > 1:
         slurm, rank = slurm_environment(), _rank("SLURM_PROCID")
         port = slurm.main_port + _BESIDE
         port = port if port <= _LAST_PORT else slurm.main_port - _BESIDE
-        return StoreExchange(_connected(slurm.main_address, port, rank == 0), rank, tasks - 1)
+        meet = partial(_connected, slurm.main_address, port, rank == 0)
+        return StoreExchange(meet, rank, tasks - 1)
     return None
 
 
