@@ -45,13 +45,17 @@ class Exchange(Protocol):
     is_first: bool
 
     def give(self, values: Values) -> None:
-        """Leave values for the others; for the first process."""
+        """Leave values for the others; for the first process.
+
+        Raises:
+            TrainingError: when the place where the processes meet cannot be opened.
+        """
 
     def receive(self) -> Values:
         """The values of the first process, as soon as they are there.
 
         Raises:
-            TrainingError: when the first process has ended without any.
+            TrainingError: when the first process cannot be reached, or has ended without any.
         """
 
 
@@ -65,11 +69,7 @@ def current_exchange() -> Exchange | None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Let the processes of a run exchange what they find within this context.
-
-    Raises:
-        TrainingError: when a process cannot reach the first one.
-    """
+    """Let the processes of a run exchange what they find within this context."""
     exchange = _found_exchange()
     token = _exchange.set(exchange)
     try:
