@@ -70,18 +70,14 @@ def current_exchange() -> Exchange | None:
 @contextmanager
 def together() -> Iterator[None]:
     """Let the processes of a run exchange what they find within this context."""
-    exchange = _found_exchange()
+    exchange, patience = _found_exchange(), _PARTING
     token = _exchange.set(exchange)
     try:
         yield
-    except BaseException:
-        if isinstance(exchange, StoreExchange):
-            exchange.part(_PARTING)
-        raise
-    else:
-        if isinstance(exchange, StoreExchange):
-            exchange.part(_MEETING)
+        patience = _MEETING
     finally:
+        if isinstance(exchange, StoreExchange):
+            exchange.part(patience)
         _exchange.reset(token)
 
 
