@@ -30,9 +30,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does, befor
 import torch
 
 from bench.speed.case import Case, cases
-from bench.speed.cost import count_case
-from bench.speed.forecast import H100, computed_cases, forecast, predict
-from bench.speed.machine import Machine, attained
+from bench.speed.forecast import H100, computed_cases, forecast, predict_case
+from bench.speed.machine import attained
 from bench.speed.measure import measure, peak_memory
 from bench.speed.page import COMPUTED, PAGE, RECORDS, write_page
 from bench.speed.reference import find_code, has_reference, measure_reference
@@ -69,19 +68,16 @@ def _measure(options: argparse.Namespace) -> Path:
             figures[f"{name}_memory"] = memory
         row = {"case": asdict(case), "figures": figures}
         if not case.compile:
-            row["predicted"] = in_fresh_process(_predicted, case, rates)
+            row["predicted"] = in_fresh_process(predict_case, case, rates)
         if options.reference is not None and has_reference(case):
             row["reference"] = in_fresh_process(
                 measure_reference, case, options.device, options.rounds, options.reference
             )
         print(json.dumps(_rounded(row)), flush=True)
         rows[json.dumps(asdict(case))] = row
-    _write(path, {**_circumstances(options), "rates": asdict(rates), "rows": [*rows.values()]})
+        # After each row, since a row takes minutes: `--only` then goes on from what is there.
+        _write(path, {**_circumstances(options), "rates": asdict(rates), "rows": [*rows.values()]})
     return path
-
-
-def _predicted(case: Case, rates: Machine) -> dict[str, float]:
-    return predict(count_case(case), rates)
 
 
 def _compute() -> Path:
@@ -110,7 +106,13 @@ def _rounded(value: Any) -> Any:
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function that is called in a process of its own."""
+    """The result of a function that is called in a process of its own.
+
+    Args:
+        function: a function of any module but this one: the new process does not import the module
+            that ``python -m`` runs, and finds nothing that is defined there.
+        arguments: what it is called with.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()

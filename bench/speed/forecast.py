@@ -95,6 +95,19 @@ def predict(cost: Cost, machine: Machine) -> dict[str, float]:
     }
 
 
+def predict_case(case: Case, machine: Machine) -> dict[str, float]:
+    """Times of a case's steps in one process, by its counts.
+
+    Args:
+        case: what is predicted.
+        machine: what it runs on.
+
+    Returns:
+        What `predict` returns.
+    """
+    return predict(count_case(case), machine)
+
+
 def forecast(case: Case, cluster: Cluster) -> dict[str, float]:
     """Times of a case on one GPU and on many.
 

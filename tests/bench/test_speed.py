@@ -1,4 +1,5 @@
 import json
+import runpy
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +45,23 @@ def test_figures_of_a_small_case_are_a_page(tmp_path: Path) -> None:
     assert f"| cifar_resnet8 | 16 | 2 | 6 | {figures['student']:.0f} ms |" in page
     assert f"| **{figures['ratio']:.2f}** | 2.25 | 7.50 |" in page
     assert "Many GPUs" not in page
+
+
+@pytest.mark.slow
+def test_the_command_measures_its_rows_and_writes_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.speed.case.cases", lambda device: [SMALL])
+    monkeypatch.setattr("sys.argv", ["bench.speed", "--rounds", "1"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / PAGE).parent.mkdir()
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("bench.speed", run_name="__main__")
+    assert ended.value.code == 0
+    (row,) = json.loads((tmp_path / RECORDS / "cpu.json").read_text())["rows"]
+    assert row["figures"]["ratio"] > 0
+    assert row["predicted"]["ratio"] > 1
+    assert "cifar_resnet8" in (tmp_path / PAGE).read_text()
 
 
 def test_each_step_trains_its_network() -> None:
