@@ -29,7 +29,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does, befor
 
 import torch
 
-from bench.speed.case import Case, cases
+from bench.speed.case import cases
 from bench.speed.forecast import H100, computed_cases, forecast, predict_case
 from bench.speed.machine import attained
 from bench.speed.measure import measure, peak_memory

@@ -195,3 +195,23 @@ def test_counters_of_an_optimizer_go_on(opt: str) -> None:
     for a, b in zip(network.parameters(), other.parameters(), strict=True):
         assert isinstance(a, Tensor)
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("fused_before", "fused_now", "device"), [(False, True, "meta"), (True, False, "cpu")]
+)
+def test_counters_of_updates_lie_where_the_update_reads_them(
+    fused_before: bool, fused_now: bool, device: str
+) -> None:
+    """The meta device stands for a GPU."""
+    weight = nn.Parameter(torch.empty(2, device="meta"))
+    optimizer = torch.optim.AdamW([weight])
+    optimizer.param_groups[0]["fused"] = fused_before
+    counter = torch.tensor(5.0, device="meta" if fused_before else "cpu")
+    optimizer.state[weight] = {"step": counter}
+    if fused_before:  # numbers cannot come back from the meta device
+        counter.cpu = lambda: torch.tensor(5.0)  # type: ignore[method-assign]
+    keep_settings(optimizer, [{"fused": fused_now, "capturable": False}])
+    placed = optimizer.state[weight]["step"]
+    assert placed.device.type == device
+    assert placed.dtype == torch.float32

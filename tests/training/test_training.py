@@ -12,10 +12,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from gpd_cli.__main__ import main
 from gpd_cli.commands.trainer import GpdTrainer
@@ -463,6 +464,48 @@ def test_mixed_precision_trains(tmp_path: Path, static_weights: Path, options: l
     floating = [tensor for tensor in state.values() if tensor.is_floating_point()]
     assert all(tensor.dtype == torch.float32 for tensor in floating)
     assert all(torch.isfinite(tensor).all() for tensor in floating)
+
+
+def one_step(folder: Path, settings: OptimizerSettings, **options: Any) -> dict[str, Tensor]:
+    """How a step of a small student changes its weights."""
+    network = GapPreservingDistillation(
+        "cifar_resnet8", num_classes=10, ratio=1, branches=1, optimizer=settings
+    )
+    before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    trainer = Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **options,
+    )
+    data = ImageData(dataset="digits", image_size=16, in_chans=3, batch_size=32)
+    trainer.fit(network, data)
+    return {name: weight.detach() - before[name] for name, weight in network.named_parameters()}
+
+
+def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path) -> None:
+    settings = OptimizerSettings(lr=1.0, weight_decay=0.0, momentum=0.5, sched="none")
+    changes = one_step(tmp_path, settings, precision="bf16-mixed", gradient_clip_val=1e-3)
+    first_step = 1 + settings.momentum  # Nesterov's
+    norm = get_total_norm(list(changes.values())).item()
+    assert norm == pytest.approx(first_step * 1e-3, rel=1e-2)
+
+
+def test_no_gradient_outlives_its_update(tmp_path: Path) -> None:
+    held: list[bool] = []
+
+    class Look(Callback):
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, *_: object
+        ) -> None:
+            held.extend(weight.grad is not None for weight in pl_module.parameters())
+
+    changes = one_step(tmp_path, OptimizerSettings(), callbacks=[Look()])
+    assert any(change.any() for change in changes.values())
+    assert held
+    assert not any(held)
 
 
 def assert_last_good_checkpoint(folder: Path, captured: str) -> None:

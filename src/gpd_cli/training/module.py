@@ -455,6 +455,11 @@ class GapPreservingDistillation(EvaluatedModule):
         """Optimizer and schedule from timm."""
         return configure(self.network, self.distillation, self.settings, self.trainer)
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weights, and free the gradients: the next forward pass needs the memory."""
+        super().optimizer_step(*args, **kwargs)
+        self.trainer.optimizers[0].zero_grad()
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Schedules of timm are functions of the number of updates."""
         scheduler.step_update(self._clock.updates(self.trainer.global_step))

@@ -104,7 +104,7 @@ def make_optimizer(
             momentum=settings.momentum,
             **options,
         )
-    except (AssertionError, TypeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise GpdError(f"Optimizer '{settings.opt}' cannot be made: {error}") from error
 
 
@@ -173,6 +173,9 @@ def configure(
     # Lightning cannot clip gradients when a fused optimizer takes off the scale of float16 itself.
     fused = trainer.precision != "16-mixed"
     optimizer = make_optimizer(trained, settings, no_decay, fused=fused)
+    if trainer.precision == "bf16-mixed":
+        # bfloat16 has no scale to take off, but Lightning asks this of the optimizer all the same.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     updates = trainer.estimated_stepping_batches
     if updates == float("inf"):
         if settings.sched not in ("none", "constant"):

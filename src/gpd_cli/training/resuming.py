@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gpd_cli.errors import GpdError, TrainingError
@@ -118,6 +119,25 @@ def keep_settings(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]]) -
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.pop("initial_lr", None)  # left by the checkpoint's schedule
         group.update(own)
+        _place_counters(optimizer, group)
+
+
+def _place_counters(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
+    """Put the updates that Adam counts for each weight where the group's kind of update reads them.
+
+    torch places what it loads by the checkpoint's settings, and a fused update on a GPU reads its
+    counter there.
+    """
+    if "fused" not in group:
+        return  # an optimizer of timm, which has one kind of update
+    for weight in group["params"]:
+        counter = optimizer.state.get(weight, {}).get("step")
+        if isinstance(counter, Tensor):
+            if group["fused"]:
+                counter = counter.to(weight.device, torch.float32)
+            elif not group.get("capturable"):
+                counter = counter.cpu()
+            optimizer.state[weight]["step"] = counter
 
 
 class ScheduleClock:
