@@ -53,6 +53,14 @@ def gradients(branches: Any, init: str, *, merged: bool) -> tuple[dict[str, Tens
     return {name: found[name] for name in with_branches}, sum(sent)
 
 
+def test_gradients_that_travel_once_travel_for_all_batches_of_an_update() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 4))
+    pair = expand(network, sample=torch.zeros(2, 3, 3, 3), branches=6)
+    merged, each = average_merged_kernels(pair), average_merged_kernels(pair, batches=100)
+    assert any(name.endswith("original") for name in merged)
+    assert not each
+
+
 def process(rank: int, count: int, folder: Path) -> None:
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)

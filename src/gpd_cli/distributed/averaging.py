@@ -14,21 +14,22 @@ from torch import Tensor
 from gpd_cli.distributed.world import world_size
 
 
-def averaged(gradient: Tensor) -> Tensor:
+def averaged(gradient: Tensor, channels_last: bool = False) -> Tensor:
     """The mean of a gradient over all processes, which all have to ask.
 
     Args:
-        gradient: a tensor of any shape, in contiguous or channels-last memory.
+        gradient: a tensor of any shape.
+        channels_last: whether the numbers travel in channels-last order, which is for all processes
+            to agree on: the order of each one's gradient may differ.
 
     Returns:
-        A new tensor in the same memory format; for a single process the gradient itself.
+        A new tensor in that memory format; for a single process the gradient itself.
     """
     if world_size() == 1:
         return gradient
     # In channels-last memory this is a contiguous view of the same numbers.
-    last = gradient.ndim == 4 and not gradient.is_contiguous()
-    numbers = gradient.permute(0, 2, 3, 1) if last else gradient
-    numbers = numbers.clone(memory_format=torch.contiguous_format)
+    numbers = gradient.permute(0, 2, 3, 1) if channels_last else gradient
+    # Divided first, since a sum of small types may overflow where the mean does not.
+    numbers = (numbers / world_size()).contiguous()
     dist.all_reduce(numbers)
-    numbers /= world_size()
-    return numbers.permute(0, 3, 1, 2) if last else numbers
+    return numbers.permute(0, 3, 1, 2) if channels_last else numbers

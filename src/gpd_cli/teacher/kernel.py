@@ -7,6 +7,7 @@ is sliced from the same merged tensor on the way.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -261,7 +262,8 @@ class SharedKernel(nn.Module):
     def _averaging(self, merged: Tensor) -> Tensor:
         """A merged kernel whose gradient is averaged over processes, where that is wanted."""
         if self.averages_gradient and merged.requires_grad:
-            merged.register_hook(averaged)
+            channels_last = merged.ndim == 4 and not merged.is_contiguous()
+            merged.register_hook(partial(averaged, channels_last=channels_last))
         return merged
 
     def student(self, stored: Tensor) -> Tensor:

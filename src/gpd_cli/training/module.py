@@ -520,7 +520,8 @@ class GapPreservingDistillation(EvaluatedModule):
             ignored = [f"distillation.{name}" for name in self.distillation.same_everywhere()]
         is_spread = isinstance(self.trainer.strategy, DDPStrategy) and self.trainer.world_size > 1
         if is_spread and isinstance(self.network, Pair):
-            names = average_merged_kernels(self.network)
+            batches = self.trainer.accumulate_grad_batches
+            names = average_merged_kernels(self.network, batches)
             self._averaged = [f"network.{name}" for name in names]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self, ignored + self._averaged

@@ -11,11 +11,15 @@ from gpd_cli.teacher.kernel import SharedKernel
 from gpd_cli.teacher.pair import Pair
 
 
-def average_merged_kernels(pair: Pair) -> list[str]:
+def average_merged_kernels(pair: Pair, batches: int = 1) -> list[str]:
     """Make a pair average the gradients of its merged kernels over the processes.
+
+    This happens in every backward pass, and DistributedDataParallel averages once per update. Of
+    each layer the gradients are chosen of which fewer numbers travel.
 
     Args:
         pair: student and dynamic teacher.
+        batches: backward passes of an update (accumulated gradients).
 
     Returns:
         Names of the pair's parameters whose gradients are then averages already.
@@ -23,8 +27,12 @@ def average_merged_kernels(pair: Pair) -> list[str]:
     names = []
     for name, module in pair.named_modules():
         if isinstance(module, SharedKernel) and module.branches is not None:
-            module.averages_gradient = True
-            names += [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
             # The kernel's parametrizations are a list with the main kernel beside it.
-            names.append(f"{name.rpartition('.')[0]}.original")
+            main = f"{name.rpartition('.')[0]}.original"
+            kernel = pair.get_parameter(main).numel()
+            branches = sum(parameter.numel() for parameter in module.parameters())
+            if batches * kernel < kernel + branches:
+                module.averages_gradient = True
+                names += [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+                names.append(main)
     return names

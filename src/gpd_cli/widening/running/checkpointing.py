@@ -42,7 +42,8 @@ def refuse_checkpointing(network: nn.Module, output: Any) -> None:
         raise ExpansionError(
             f"{title} is run a second time during the backward pass (gradient checkpointing), when "
             "the student's weights are gone; switch that off (in timm's models by "
-            "set_grad_checkpointing(False)), and where memory is short, take smaller batches "
+            "set_grad_checkpointing(False)), and where memory is short, set "
+            "--model.recompute_student true or take smaller batches "
             "(--trainer.accumulate_grad_batches)."
         )
 
