@@ -5,9 +5,9 @@ python -m bench.speed --computed
 
 Each row is measured in processes of its own, one after the other, and recorded in results/speed;
 docs/benchmarks.md is made of the records. Run the command in the folder of the checkout, on a
-machine that does nothing else; OMP_NUM_THREADS sets the threads. With one thread on the CPU times
-are those that the process computes. --reference times the authors' code as well; --computed makes
-the table of many GPUs, by count.
+machine that does nothing else, for half an hour to an hour; OMP_NUM_THREADS sets the threads. With
+one thread on the CPU times are those that the process computes. --reference times the authors' code
+as well; --computed makes the table of many GPUs, by count.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does, befor
 
 import torch
 
-from bench.speed.case import cases
+from bench.speed.case import Case, cases
 from bench.speed.forecast import H100, computed_cases, forecast, predict_case
-from bench.speed.machine import attained
-from bench.speed.measure import measure, peak_memory
+from bench.speed.machine import Machine, attained
+from bench.speed.measure import measure, peak_of_step
 from bench.speed.page import COMPUTED, PAGE, RECORDS, write_page
 from bench.speed.reference import find_code, has_reference, measure_reference
+from bench.speed.whole import images_per_second
 from gpd_cli.errors import GpdError
 
 
@@ -45,39 +46,57 @@ def main(arguments: list[str] | None = None) -> int:
         if options.reference is not None:
             find_code(options.reference)
         path = _compute() if options.computed else _measure(options)
+        write_page(Path())
     except GpdError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    write_page(Path())
     print(f"wrote {path} and {PAGE}")
     return 0
 
 
 def _measure(options: argparse.Namespace) -> Path:
-    """Measure rows, and write the record of the device."""
+    """Measure rows, and write the record of the device and the page after each of them."""
     path = RECORDS / f"{options.device}.json"
-    before = json.loads(path.read_text())["rows"] if path.exists() and options.only else []
-    rows = {json.dumps(row["case"]): row for row in before}
+    record = _circumstances(options)
+    before = json.loads(path.read_text()) if path.exists() and options.only else {}
+    if before:
+        changed = [name for name in record if name != "command" and before[name] != record[name]]
+        if changed:
+            raise GpdError(
+                f"The rows in {path} were measured with other {' and '.join(changed)}; measure all "
+                "rows, without --only."
+            )
+        record["command"] = before["command"]
     rates = in_fresh_process(attained, options.device)
+    record["rates"] = before.get("rates", asdict(rates))
+    rows = {json.dumps(row["case"]): row for row in before.get("rows", [])}
     for case in cases(options.device):
         if options.only and case.student not in options.only:
             continue
-        figures = in_fresh_process(measure, case, options.device, options.rounds)
-        for name in ("joint", "wide"):
-            memory = in_fresh_process(peak_memory, case, options.device, name)
-            figures[f"{name}_memory"] = memory
-        row = {"case": asdict(case), "figures": figures}
-        if not case.compile:
-            row["predicted"] = in_fresh_process(predict_case, case, rates)
-        if options.reference is not None and has_reference(case):
-            row["reference"] = in_fresh_process(
-                measure_reference, case, options.device, options.rounds, options.reference
-            )
+        row = _row(case, Machine(**record["rates"]), options)
         print(json.dumps(_rounded(row)), flush=True)
         rows[json.dumps(asdict(case))] = row
         # After each row, since a row takes minutes: `--only` then goes on from what is there.
-        _write(path, {**_circumstances(options), "rates": asdict(rates), "rows": [*rows.values()]})
+        _write(path, {**record, "rows": [*rows.values()]})
+        write_page(Path())
     return path
+
+
+def _row(case: Case, rates: Machine, options: argparse.Namespace) -> dict[str, Any]:
+    """What is measured, and predicted, of a case."""
+    device = options.device
+    figures = in_fresh_process(measure, case, device, options.rounds)
+    for name in ("joint", "wide"):
+        figures[f"{name}_memory"] = in_fresh_process(peak_of_step, case, device, name)
+    figures["whole"] = in_fresh_process(images_per_second, case, device)
+    row = {"case": asdict(case), "figures": figures}
+    if not case.compile and not case.recompute:
+        row["predicted"] = in_fresh_process(predict_case, case, rates)
+    if options.reference is not None and has_reference(case):
+        row["reference"] = in_fresh_process(
+            measure_reference, case, device, options.rounds, options.reference
+        )
+    return row
 
 
 def _compute() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 PRECISIONS = ("32", "bf16")
 
@@ -21,6 +22,7 @@ class Case:
         precision: ``32``, or ``bf16`` for autocast to bfloat16.
         channels_last: kernels and images in channels-last memory.
         compile: networks compiled with torch.compile.
+        recompute: the student runs again in the backward pass (``--model.recompute_student``).
     """
 
     student: str
@@ -32,6 +34,7 @@ class Case:
     precision: str = "32"
     channels_last: bool = False
     compile: bool = False
+    recompute: bool = False
 
 
 def cases(device: str) -> list[Case]:
@@ -42,7 +45,7 @@ def cases(device: str) -> list[Case]:
     """
     branches = ((1, 1.0), (6, 1.0), (6, 0.25))
     if device == "cpu":
-        return [
+        rows = [
             Case(student, size, batch, m, width)
             for student, size, batch in (
                 ("resnet18", 64, 16),
@@ -52,9 +55,12 @@ def cases(device: str) -> list[Case]:
             )
             for m, width in (branches if "vit" not in student else branches[:1])
         ]
-    return [
-        Case(student, 224, 256, m, width, 2.0, "bf16", channels_last=True, compile=compiled)
+        return [*rows, Case("resnet18", 224, 8, recompute=True)]
+    gpu = partial(Case, size=224, batch=256, precision="bf16", channels_last=True)
+    rows = [
+        gpu(student, branches=m, branch_width=width, compile=compiled)
         for student in ("resnet18", "mobilenet", "vit_tiny_patch16_224")
         for compiled in (False, True)
         for m, width in (branches if "vit" not in student else branches[:1])
     ]
+    return [*rows, *(gpu("resnet18", branches=m, recompute=True) for m in (1, 6))]

@@ -8,6 +8,7 @@ does meets all of them; medians and the median of the ratios are reported.
 from __future__ import annotations
 
 import contextlib
+import gc
 import statistics
 from collections.abc import Callable, Mapping
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from bench.speed.case import Case
 from bench.speed.machine import clock_of
+from bench.speed.memory import forget_peak, peak
 from gpd_cli import expand
 from gpd_cli.distill.objective import Objective
 from gpd_cli.models import create_model
@@ -25,7 +27,6 @@ from gpd_cli.teacher.kernel import SharedKernel
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
 from gpd_cli.training.subnormals import flushed_subnormals
-from gpd_cli.training.telemetry import peak_memory as most_so_far
 
 WARM_UP = 2  # steps that are not counted
 
@@ -43,20 +44,24 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, float]:
 
     Returns:
         Medians: milliseconds of ``student``, ``wide`` and ``joint``; ``ratio`` of the joint step to
-        the floor; ``merging``, the share of the joint step that merging takes, forward and
-        backward; ``images`` per second of the joint step.
+        the floor; ``images`` per second of the joint step; ``merging``, the share of the joint step
+        that merging takes, forward and backward, where nothing is compiled (a compiled step has no
+        such part).
     """
-    steps = make_steps(case, device)
+    names = ("student", "wide", "joint", *(() if case.compile else ("merging",)))
+    steps = make_steps(case, device, names)
     times = take_turns(steps, device, rounds)
     median = {name: 1000 * statistics.median(values) for name, values in times.items()}
     apart = zip(times["joint"], times["student"], times["wide"], strict=True)
-    shares = zip(times["merging"], times["joint"], strict=True)
-    return {
+    figures = {
         **{name: median[name] for name in ("student", "wide", "joint")},
         "ratio": statistics.median(joint / (student + wide) for joint, student, wide in apart),
-        "merging": statistics.median(merging / joint for merging, joint in shares),
         "images": 1000 * case.batch / median["joint"],
     }
+    if "merging" in times:
+        shares = zip(times["merging"], times["joint"], strict=True)
+        figures["merging"] = statistics.median(merging / joint for merging, joint in shares)
+    return figures
 
 
 def take_turns(steps: Mapping[str, Step], device: str, rounds: int) -> dict[str, list[float]]:
@@ -84,10 +89,10 @@ def take_turns(steps: Mapping[str, Step], device: str, rounds: int) -> dict[str,
 
 
 @flushed_subnormals()
-def peak_memory(case: Case, device: str, name: str) -> float:
+def peak_of_step(case: Case, device: str, name: str) -> float:
     """Peak memory of a few steps, in MiB, above that of the process before.
 
-    On the CPU it is the peak of the whole process, which only a fresh process tells.
+    What was needed to make the networks does not count.
 
     Args:
         case: what to measure.
@@ -95,14 +100,15 @@ def peak_memory(case: Case, device: str, name: str) -> float:
         name: ``wide`` or ``joint``.
     """
     where = torch.device(device)
-    before = 0 if device == "cuda" else most_so_far(where)
+    forget_peak(where)
+    before = 0 if device == "cuda" else peak(where)
     step = make_steps(case, device, (name,))[name]
     step()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    gc.collect()
+    forget_peak(where)
     for _ in range(WARM_UP):
         step()
-    return (most_so_far(where) - before) / 2**20
+    return (peak(where) - before) / 2**20
 
 
 def make_steps(
@@ -148,6 +154,7 @@ def make_steps(
         made["student"] = _training_step(student, plain, case, device)
     if wide is not None:
         made["wide"] = _training_step(wide, plain, case, device)
+    pair.recompute_student = case.recompute
     if "joint" in names:
         made["joint"] = _training_step(pair, joint, case, device)
     if "merging" in names:
@@ -176,10 +183,10 @@ def _training_step(
 
 def _merging_step(pair: Pair, case: Case, device: str) -> Step:
     def step() -> None:
+        pair.zero_grad()  # those of the joint step: adding to them is no part of merging
         with precision(case.precision, device):
             both = merge_all(pair)
         torch.autograd.backward(both, both)
-        pair.zero_grad()
 
     return step
 

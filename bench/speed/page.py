@@ -33,9 +33,12 @@ The three steps take turns in one process, each with the same optimizer; all fig
 - authors: the joint step of the paper's authors over the same floor, where the benchmark had a
   checkout of their code (`--reference DIR`); only convolutions of stride 1 have branches in it;
 - merging: share of the joint step in which branches are merged and their gradients computed;
-- images/s: of the joint step, without loading;
+- images/s: of the joint step by itself, and of a whole `gpd fit` on a folder of JPEG files, which
+  also decodes and augments them, checks each step's numbers and keeps metrics (by the wall clock);
 - memory: peak of a joint step, and of a plain step of the wide network, each above that of the
   program before.
+
+Rows with "recompute" run the student twice (`--model.recompute_student true`).
 """
 
 _MANY = """\
@@ -69,6 +72,7 @@ _MEASURED_HEADER = (
     "authors",
     "merging",
     "images/s",
+    "of `gpd fit`",
     "memory",
     "wide alone",
 )
@@ -147,7 +151,7 @@ def _row(row: dict[str, Any]) -> Sequence[str]:
     if case["branch_width"] != 1:
         branches += f", width {case['branch_width']:g}"
     student = case["student"]
-    for word in ("channels_last", "compile"):
+    for word in ("channels_last", "compile", "recompute"):
         student += f", {word}" if case[word] else ""
     student += "" if case["precision"] == "32" else f", {case['precision']}"
     milliseconds = [f"{figures[name]:.0f} ms" for name in ("student", "wide", "joint")]
@@ -163,7 +167,7 @@ def _row(row: dict[str, Any]) -> Sequence[str]:
         *milliseconds,
         f"**{figures['ratio']:.2f}**",
         *others,
-        f"{100 * figures['merging']:.0f} %",
-        f"{figures['images']:.0f}",
+        f"{100 * figures['merging']:.0f} %" if "merging" in figures else "",
+        *(f"{figures[name]:.1f}" for name in ("images", "whole")),
         *memory,
     )

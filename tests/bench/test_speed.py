@@ -8,8 +8,9 @@ import pytest
 
 from bench.speed.case import Case, cases
 from bench.speed.forecast import PROCESSES
-from bench.speed.measure import make_steps, measure, peak_memory
+from bench.speed.measure import make_steps, measure, peak_of_step
 from bench.speed.page import COMPUTED, PAGE, RECORDS, write_page
+from bench.speed.whole import images_per_second
 from documentation import ROOT
 
 SMALL = Case("cifar_resnet8", size=16, batch=2, branches=6)
@@ -20,7 +21,9 @@ def test_figures_of_a_small_case_are_a_page(tmp_path: Path) -> None:
     assert all(value > 0 for value in figures.values())
     assert figures["merging"] < 1
     for name in ("joint", "wide"):
-        figures[f"{name}_memory"] = peak_memory(SMALL, "cpu", name)
+        figures[f"{name}_memory"] = peak_of_step(SMALL, "cpu", name)
+    figures["whole"] = images_per_second(SMALL, "cpu")
+    assert figures["whole"] > 0
     record = {
         "machine": "a machine",
         "threads": 1,

@@ -7,7 +7,6 @@ with the paper's six branches it has less than a third of the numbers of all the
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 

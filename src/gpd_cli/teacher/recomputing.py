@@ -1,8 +1,8 @@
 """A student whose activations are not kept: the backward pass computes them again.
 
 A joint step keeps the activations of both networks until the backward pass. With a student that
-runs first, and again once the teacher's activations are gone, the two are never kept together, and
-a joint step needs hardly more memory than training the wide network alone.
+runs first, and again once the teacher's activations are gone, the two are never kept together: a
+joint step keeps the activations of the wide network alone.
 """
 
 from __future__ import annotations

@@ -128,8 +128,8 @@ class GapPreservingDistillation(EvaluatedModule):
         channels_last: keep kernels and images in channels-last memory format, as tensor cores take
             them.
         recompute_student: keep no activations of the student, and run it a second time in the
-            backward pass: a step takes a little longer and needs hardly more memory than training
-            the wide network alone.
+            backward pass: a step takes a little longer and keeps the activations of the wide
+            network alone.
         compile: compile the networks with torch.compile; true, or the name of a backend.
     """
 
