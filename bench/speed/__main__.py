@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +26,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does, befor
 
 import torch
 
+from bench.fresh_process import in_fresh_process
 from bench.speed.case import Case, cases
 from bench.speed.forecast import H100, computed_cases, forecast, predict_case
 from bench.speed.machine import Machine, attained
@@ -122,19 +120,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(part) for part in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function that is called in a process of its own.
-
-    Args:
-        function: a function of any module but this one: the new process does not import the module
-            that ``python -m`` runs, and finds nothing that is defined there.
-        arguments: what it is called with.
-    """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def _circumstances(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.speed.__main__ import in_fresh_process, main
+from bench.fresh_process import in_fresh_process
+from bench.speed.__main__ import main
 from bench.speed.case import Case, cases
 from bench.speed.reference import has_reference, measure_reference
 from gpd_cli.errors import GpdError

@@ -255,25 +255,74 @@ def test_gates_learn_first_then_the_branches(layer: str) -> None:
         assert gradient.flatten(1).any(1).all() if gradient.ndim > 1 else gradient.all(), name
 
 
-@pytest.mark.parametrize("layer", [(2, 3, 1), (4, 2, 2), (2, 2, 2)])
-def test_merge_gradients_are_right(layer: tuple[int, int, int]) -> None:
+MERGED = {
+    "plain": ((3, 2, 3, 4), 1, CONV_BRANCHES),
+    "grouped": ((2, 2, 3, 4), 2, CONV_BRANCHES),
+    "depthwise": ((2, 1, 3, 4), 2, CONV_BRANCHES),
+    "main_gate": ((3, 2, 3, 3), 1, branch_names("gpd", "gpd")),
+    "linear": ((4, 3), 1, ("linear",)),
+}
+
+
+def merge_gradients(
+    bank: BranchBank, kernel: Tensor, upstream: Tensor, groups: int, in_bfloat16: bool = False
+) -> dict[str, Tensor]:
+    """Gradients of the merge, by parameter, for a gradient of the merged kernel."""
+    bank.zero_grad()
+    kernel = kernel.detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
+        bank(kernel).backward(upstream)
+    return {"kernel": kernel.grad} | {n: p.grad for n, p in bank.named_parameters()}
+
+
+@pytest.mark.parametrize("layer", MERGED)
+def test_merge_gradients_are_right(layer: str) -> None:
     torch.manual_seed(0)
-    in_channels, out_channels, groups = layer
-    bank = random_bank((out_channels, in_channels // groups, 3, 4), groups, CONV_BRANCHES)
-    kernel = torch.randn(out_channels, in_channels // groups, 3, 4, dtype=torch.float64)
-    keys = [(name, key) for name in bank.names for key, _ in bank.weights[name].named_parameters()]
-    inputs = [kernel.requires_grad_(), *(bank.gates[name] for name in bank.names)]
-    inputs += [getattr(bank.weights[name], key) for name, key in keys]
+    shape, groups, names = MERGED[layer]
+    bank = random_bank(shape, groups, names)
+    kernel = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    gates = dict(bank.gates.items())
+    parameters = {name: tensors_of(bank, name) for name in bank.names if name != MAIN_GATE}
+    trained = [
+        (name, key) for name in bank.weights for key, _ in bank.weights[name].named_parameters()
+    ]
+    inputs = [kernel, *gates.values(), *(parameters[name][key] for name, key in trained)]
 
     def run(kernel: Tensor, *rest: Tensor) -> Tensor:
-        gates = dict(zip(bank.names, rest, strict=False))
-        parameters: dict[str, dict[str, Tensor]] = {name: {} for name in bank.names}
-        parameters["identity"] = {"channels": bank.channels}
-        for (name, key), tensor in zip(keys, rest[len(gates) :], strict=True):
-            parameters[name][key] = tensor
-        return merge(kernel, gates, parameters, bank.filters, groups)
+        given = dict(zip(gates, rest, strict=False))
+        tensors = {name: dict(one) for name, one in parameters.items()}
+        for (name, key), tensor in zip(trained, rest[len(gates) :], strict=True):
+            tensors[name][key] = tensor
+        return merge(kernel, given, tensors, bank.filters, groups)
 
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("layer", ["plain", "grouped", "depthwise", "main_gate"])
+def test_merge_gradients_do_not_depend_on_the_memory_format(layer: str) -> None:
+    torch.manual_seed(0)
+    shape, groups, names = MERGED[layer]
+    bank = random_bank(shape, groups, names)
+    kernel, upstream = (torch.randn(shape, dtype=torch.float64) for _ in range(2))
+    expected = merge_gradients(bank, kernel, upstream, groups)
+    for formats in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
+        pair = (t.to(memory_format=f) for t, f in zip((kernel, upstream), formats, strict=True))
+        for name, gradient in merge_gradients(bank, *pair, groups).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("layer", MERGED)
+def test_merge_gradients_in_bfloat16_are_those_in_float32_but_for_rounding(layer: str) -> None:
+    torch.manual_seed(0)
+    shape, groups, names = MERGED[layer]
+    bank = random_bank(shape, groups, names).float()
+    kernel, upstream = (torch.randn(shape) for _ in range(2))
+    expected = merge_gradients(bank, kernel, upstream, groups)
+    rounded = merge_gradients(bank, kernel, upstream, groups, in_bfloat16=True)
+    for name, gradient in rounded.items():
+        assert gradient.dtype == torch.float32
+        error = (gradient - expected[name]).norm() / expected[name].norm()
+        assert error < 0.02, name
 
 
 def test_frequency_filters_are_none_of_them_dead() -> None:
