@@ -13,7 +13,8 @@ from bench.results.table import Table, read_table
 MARKS = ("<!-- results: python -m bench.results -->", "<!-- end of results -->")
 """The lines before and after the README's table."""
 
-_HEAD = ("row", "student", "against", "gain", "teacher", "gap", "epochs", "time", "lr", "seeds")
+_HEAD = ("row", "student", "against", "gain", "gain on validation")
+_HEAD += ("teacher", "gap", "epochs", "time", "lr", "seeds")
 
 
 def all_records(root: Path) -> list[Records]:
@@ -44,10 +45,15 @@ def render_page(everything: Iterable[Records]) -> str:
         "",
         "- student, teacher: test accuracy (top-1, %) of the checkpoint that was best on held-out "
         "training images: mean and standard deviation over seeds; tested once;",
-        "- gain: the student's mean minus that of the row it is compared with, in points, and the "
-        "standard error of that difference (of the differences seed by seed, where the seeds are "
-        "the same);",
-        "- gap: the dynamic teacher's accuracy minus the student's;",
+        "- gain: the student's accuracy minus that of the row it is compared with, in points: the "
+        "mean over the seeds that both rows have, and in parentheses its 95 % t interval over "
+        "these seeds, or their number if they are fewer than three, which allow no interval. "
+        "They allow for the seed alone, not for the choice of test images; of twenty such "
+        "intervals, one misses the true difference on average;",
+        "- gain on validation: the same on the held-out training images, each student at its best "
+        "epoch;",
+        "- gap: the dynamic teacher's accuracy minus the student's, of the checkpoint that was "
+        "best for the student, not for the teacher;",
         "- time: of one training, in minutes (of the processor on a CPU, of the clock on a GPU; "
         "runs side by side slow each other down), and relative to the row it is compared with;",
         "- lr: the learning rate with the best validation accuracy in the row's grid, or that of "
@@ -85,8 +91,8 @@ def render_headline(everything: Iterable[Records]) -> str:
             ]
             head = ("row", "test accuracy, %", "against", "gain", "minutes", "seeds")
             text = (
-                f"{records.table.title} (accuracy with its standard deviation over seeds, gain "
-                "with its standard error):"
+                f"{records.table.title} (accuracy: mean ± standard deviation over seeds; gain: in "
+                "points, with its 95 % interval over seeds):"
             )
             lines = [text, "", *_markdown(head, cells)]
             lines += _untrained(records.table, records.table.headline, found)
@@ -164,6 +170,7 @@ def _cells(summary: Summary, table: Table) -> list[str]:
         str(summary.student),
         _against(summary, table),
         _text(summary.gain),
+        _text(summary.validation_gain),
         _text(summary.teacher),
         _text(summary.gap),
         str(summary.epochs),

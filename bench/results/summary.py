@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
+
 from bench.results.records import Record, Records, best_validation
 from bench.results.table import Row
 
@@ -45,44 +47,51 @@ class Gain:
     """The accuracy of a row's student minus that of another row's student, in points.
 
     Args:
-        mean: difference of the means over seeds.
-        error: standard error of this difference; None where a row has a single seed.
+        mean: mean of the differences seed by seed.
+        seeds: number of seeds that both rows have.
+        low: lower end of the 95 % t interval of the mean; None with fewer than three seeds.
+        high: its upper end.
     """
 
     mean: float
-    error: float | None
+    seeds: int
+    low: float | None = None
+    high: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.mean:+.2f}" + ("" if self.error is None else f" ± {self.error:.2f}")
+        if self.low is None:
+            return f"{self.mean:+.2f} ({self.seeds} seed{'s' if self.seeds > 1 else ''})"
+        return f"{self.mean:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
 
-    def __format__(self, spec: str) -> str:
-        return format(self.mean, spec) if spec else str(self)
 
-
-def gain(row: Mapping[int, float], other: Mapping[int, float]) -> Gain:
-    """Compare two rows.
+def gain(row: Mapping[int, float], other: Mapping[int, float]) -> Gain | None:
+    """Compare two rows on the seeds that both have.
 
     Runs of one seed start from equal weights and see the images in the same order, and may share a
-    static teacher: where the seeds are the same, the standard error is that of the differences.
+    static teacher, so that their difference says more than the two accuracies do.
 
     Args:
         row: accuracy by seed, in percent.
         other: accuracy by seed of the other row, in percent.
 
+    Returns:
+        The gain; None if the rows have no seed in common.
+
     Example:
-        >>> str(gain({0: 41.0, 1: 43.0}, {0: 40.0, 1: 41.0}))
-        '+1.50 ± 0.50'
+        >>> str(gain({0: 41.0, 1: 43.0, 2: 42.0}, {0: 40.0, 1: 41.0, 2: 39.0}))
+        '+2.00 (-0.48 to +4.48)'
         >>> str(gain({0: 41.0}, {0: 40.0, 1: 41.0}))
-        '+0.50'
+        '+1.00 (1 seed)'
     """
-    mean = statistics.fmean(row.values()) - statistics.fmean(other.values())
-    if min(len(row), len(other)) < 2:
-        return Gain(mean, None)
-    if row.keys() == other.keys():
-        parts = [[row[seed] - other[seed] for seed in row]]
-    else:
-        parts = [list(row.values()), list(other.values())]
-    return Gain(mean, math.sqrt(sum(statistics.variance(part) / len(part) for part in parts)))
+    differences = [row[seed] - other[seed] for seed in row if seed in other]
+    if not differences:
+        return None
+    mean, number = statistics.fmean(differences), len(differences)
+    if number < 3:
+        return Gain(mean, number)
+    error = statistics.stdev(differences) / math.sqrt(number)
+    margin = float(stdtrit(number - 1, 0.975)) * error  # the quantile of Student's t
+    return Gain(mean, number, mean - margin, mean + margin)
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,8 @@ class Summary:
         minutes: minutes of training of one run; None if every run was killed once, since the time
             of a killed run is unknown.
         rate: the learning rate.
-        gain: gain over the row that this one is compared with, if that has been trained.
+        gain: gain over the row that this one is compared with, if both have a seed in common.
+        validation_gain: the same of validation accuracies.
         time: minutes relative to the minutes of the row that this one is compared with.
         wanted: number of seeds in the table.
     """
@@ -111,6 +121,7 @@ class Summary:
     minutes: Spread | None
     rate: float
     gain: Gain | None
+    validation_gain: Gain | None
     time: float | None
     wanted: int
 
@@ -145,7 +156,8 @@ def summarize(records: Records) -> dict[str, Summary]:
             gap=_gap(runs) if "teacher_top1" in runs[0]["test"] else None,
             minutes=minutes,
             rate=runs[0]["learning_rate"],
-            gain=gain(_by_seed(runs), _by_seed(other)) if other else None,
+            gain=gain(_tested_by_seed(runs), _tested_by_seed(other)) if other else None,
+            validation_gain=gain(_best_by_seed(runs), _best_by_seed(other)) if other else None,
             time=_relative(minutes, _minutes(other)) if other else None,
             wanted=len(records.table.seeds_of(row)),
         )
@@ -170,8 +182,12 @@ def _gap(runs: Sequence[Record]) -> Spread:
     return Spread(tuple(r["test"]["teacher_top1"] - r["test"]["student_top1"] for r in runs))
 
 
-def _by_seed(runs: Sequence[Record]) -> dict[int, float]:
+def _tested_by_seed(runs: Sequence[Record]) -> dict[int, float]:
     return {run["seed"]: run["test"]["student_top1"] for run in runs}
+
+
+def _best_by_seed(runs: Sequence[Record]) -> dict[int, float]:
+    return {run["seed"]: best_validation(run) for run in runs}
 
 
 def _minutes(runs: Sequence[Record]) -> Spread | None:

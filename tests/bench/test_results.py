@@ -48,7 +48,7 @@ TABLE: dict[str, Any] = {
         },
     },
     "headline": ["alone", "gpd"],
-    "reading": ["GPD gains {gpd.gain:+.1f} points in {gpd.time:.1f} times the time."],
+    "reading": ["GPD gains {gpd.gain.mean:+.1f} points in {gpd.time:.1f} times the time."],
 }
 
 
@@ -214,17 +214,26 @@ def test_means_spreads_and_gains_are_those_of_the_seeds(tmp_path: Path) -> None:
     # alone: 49 and 50; with GPD 52 and 53, three points more for each seed
     assert gpd.student.values == (52, 53)
     assert gpd.gain is not None and gpd.gain.mean == pytest.approx(3.0)
-    assert gpd.gain.error == pytest.approx(0.0)
+    assert gpd.validation_gain is not None
+    assert gpd.validation_gain.mean == pytest.approx(3.0)
     assert gpd.gap is not None and gpd.gap.mean == pytest.approx(7.5)
     assert gpd.time == pytest.approx(2.0)
-    assert str(gpd.student) == "52.50 ± 0.71" and f"{gpd.gain:+.1f}" == "+3.0"
+    assert str(gpd.student) == "52.50 ± 0.71" and str(gpd.gain) == "+3.00 (2 seeds)"
 
 
-def test_the_error_of_a_gain_is_that_of_the_differences_where_the_seeds_are_the_same() -> None:
-    paired = gain({0: 41.0, 1: 44.0}, {0: 40.0, 1: 41.0})  # differences 1 and 3
-    assert (paired.mean, paired.error) == (2.0, pytest.approx(1.0))
-    apart = gain({2: 41.0, 3: 44.0}, {0: 40.0, 1: 41.0})  # variances 4.5 and 0.5
-    assert (apart.mean, apart.error) == (2.0, pytest.approx((4.5 / 2 + 0.5 / 2) ** 0.5))
+def test_the_interval_of_a_gain_is_that_of_the_differences_over_common_seeds() -> None:
+    # Differences 1, 3 and 5: deviation 2, and Student's t with two degrees of freedom is 4.303.
+    paired = gain({0: 41.0, 1: 44.0, 2: 50.0}, {2: 45.0, 1: 41.0, 0: 40.0, 3: 90.0})
+    assert paired is not None and paired.low is not None and paired.high is not None
+    assert (paired.mean, paired.seeds) == (3.0, 3)
+    assert paired.high - paired.mean == pytest.approx(4.303 * 2 / 3**0.5, abs=1e-3)
+    assert paired.mean - paired.low == pytest.approx(paired.high - paired.mean)
+    assert gain({2: 41.0}, {0: 40.0}) is None
+
+
+def test_fewer_than_three_common_seeds_have_no_interval() -> None:
+    assert str(gain({0: 51.0, 1: 53.0, 2: 60.0}, {0: 50.0})) == "+1.00 (1 seed)"
+    assert str(gain({0: 51.0, 1: 53.0, 2: 60.0}, {0: 50.0, 1: 51.0})) == "+1.50 (2 seeds)"
 
 
 def test_a_run_whose_time_is_not_known_does_not_count_for_the_time(tmp_path: Path) -> None:
@@ -264,7 +273,6 @@ def test_other_options_have_other_folders_for_checkpoints(tmp_path: Path) -> Non
 def test_a_single_seed_has_no_spread() -> None:
     one = Spread((50.0,))
     assert one.deviation is None and str(one) == "50.00"
-    assert str(gain({0: 51.0, 1: 53.0}, {0: 50.0})) == "+2.00"
 
 
 def test_the_page_and_the_readme_are_made_of_the_records(tmp_path: Path) -> None:
@@ -275,13 +283,14 @@ def test_the_page_and_the_readme_are_made_of_the_records(tmp_path: Path) -> None
     pretended(tmp_path, rows=["alone", "gpd"])
     write_pages(tmp_path)
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert "| with GPD | 52.50 ± 0.71 | alone | +3.00 ± 0.00 | 60.00 ± 0.00 | 7.50 ± 0.71 |" in page
+    gains = "+3.00 (2 seeds) | +3.00 (2 seeds)"
+    assert f"| with GPD | 52.50 ± 0.71 | alone | {gains} | 60.00 ± 0.00 | 7.50 ± 0.71 |" in page
     assert "Still to be trained: trained further." in page
     assert "| alone | **49.00** | 48.00 |" in page and "| with GPD | 51.00 | **52.00** |" in page
     assert "1. GPD gains +3.0 points in 2.0 times the time." in page
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n") and readme.endswith("after\n") and "old" not in readme
-    assert "| with GPD | 52.50 ± 0.71 | alone | +3.00 ± 0.00 | 2.0 (2.0 x) | 2 |" in readme
+    assert "| with GPD | 52.50 ± 0.71 | alone | +3.00 (2 seeds) | 2.0 (2.0 x) | 2 |" in readme
     for name in ("accuracy", "gap", "time"):
         assert (tmp_path / "docs" / "results" / f"digits_{name}.png").stat().st_size > 1000
 
