@@ -55,7 +55,9 @@ def render_page(everything: Iterable[Records]) -> str:
         "- gap: the dynamic teacher's accuracy minus the student's, of the checkpoint that was "
         "best for the student, not for the teacher;",
         "- time: of one training, in minutes (of the processor on a CPU, of the clock on a GPU; "
-        "runs side by side slow each other down), and relative to the row it is compared with;",
+        "runs side by side slow each other down), and relative to the row it is compared with "
+        "where both were trained on the same hardware; empty where it is not known, since each "
+        "run was killed once and the time of a killed run is lost;",
         "- lr: the learning rate with the best validation accuracy in the row's grid, or that of "
         "another row, which is named.",
     ]
@@ -136,6 +138,7 @@ def _section(records: Records) -> list[str]:
         return [*lines, "", "Nothing has been trained yet."]
     lines += ["", *_markdown(_HEAD, [_cells(s, table) for s in found.values()])]
     lines += _untrained(table, table.rows, found)
+    lines += _hardware(found)
     for name, text in (
         ("accuracy", "Test accuracy of students, each seed a point"),
         ("gap", "Validation accuracy and gap over epochs, means over seeds"),
@@ -154,6 +157,22 @@ def _untrained(table: Table, keys: Iterable[str], found: Mapping[str, Summary]) 
     """A sentence that names the rows without records, if there are any."""
     titles = [table.rows[key].title for key in keys if key not in found]
     return ["", f"Still to be trained: {'; '.join(titles)}."] if titles else []
+
+
+def _hardware(found: Mapping[str, Summary]) -> list[str]:
+    """A sentence on what the times were taken on, and one on the rows without a time."""
+    by_hardware: dict[str, list[str]] = {}
+    for summary in found.values():
+        if summary.hardware is not None:
+            by_hardware.setdefault(summary.hardware, []).append(summary.row.title)
+    unknown = [summary.row.title for summary in found.values() if summary.minutes is None]
+    parts = [
+        name if len(by_hardware) == 1 else f"{name} ({'; '.join(titles)})"
+        for name, titles in by_hardware.items()
+    ]
+    sentences = [f"Times are those of: {', '.join(parts)}."] if parts else []
+    sentences += [f"No time is known of: {'; '.join(unknown)}."] if unknown else []
+    return ["", " ".join(sentences)]
 
 
 def _fill_in(sentence: str, found: Mapping[str, Summary]) -> str | None:

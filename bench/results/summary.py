@@ -104,12 +104,14 @@ class Summary:
         student: test accuracy of the student, in percent.
         teacher: test accuracy of the dynamic teacher, in percent, if there is one.
         gap: accuracy of the dynamic teacher minus that of the student, in points.
-        minutes: minutes of training of one run; None if every run was killed once, since the time
-            of a killed run is unknown.
+        minutes: minutes of training of one run on `hardware`; None if every run was killed once,
+            since the time of a killed run is unknown.
+        hardware: what most runs with a known time were trained on.
         rate: the learning rate.
         gain: gain over the row that this one is compared with, if both have a seed in common.
         validation_gain: the same of validation accuracies.
-        time: minutes relative to the minutes of the row that this one is compared with.
+        time: minutes relative to those of the row that this one is compared with, both on the same
+            hardware; None where there are none such.
         wanted: number of seeds in the table.
     """
 
@@ -119,6 +121,7 @@ class Summary:
     teacher: Spread | None
     gap: Spread | None
     minutes: Spread | None
+    hardware: str | None
     rate: float
     gain: Gain | None
     validation_gain: Gain | None
@@ -147,18 +150,20 @@ def summarize(records: Records) -> dict[str, Summary]:
             continue
         row = records.table.rows[key]
         other = finished.get(row.versus or "")
-        student, minutes = _tested(runs, "student"), _minutes(runs)
+        times = _minutes(runs)
+        hardware = max(times, key=lambda name: len(times[name]), default=None)
         found[key] = Summary(
             row=row,
             records=runs,
-            student=student,
+            student=_tested(runs, "student"),
             teacher=_tested(runs, "teacher") if "teacher_top1" in runs[0]["test"] else None,
             gap=_gap(runs) if "teacher_top1" in runs[0]["test"] else None,
-            minutes=minutes,
+            minutes=None if hardware is None else Spread(times[hardware]),
+            hardware=hardware,
             rate=runs[0]["learning_rate"],
             gain=gain(_tested_by_seed(runs), _tested_by_seed(other)) if other else None,
             validation_gain=gain(_best_by_seed(runs), _best_by_seed(other)) if other else None,
-            time=_relative(minutes, _minutes(other)) if other else None,
+            time=_relative(times, _minutes(other)) if other else None,
             wanted=len(records.table.seeds_of(row)),
         )
     return found
@@ -190,10 +195,28 @@ def _best_by_seed(runs: Sequence[Record]) -> dict[int, float]:
     return {run["seed"]: best_validation(run) for run in runs}
 
 
-def _minutes(runs: Sequence[Record]) -> Spread | None:
-    values = tuple(run["seconds"] / 60 for run in runs if run["seconds"] is not None)
-    return Spread(values) if values else None
+def _minutes(runs: Sequence[Record]) -> dict[str, tuple[float, ...]]:
+    """Minutes of the runs whose time is known, by hardware."""
+    found: dict[str, tuple[float, ...]] = {}
+    for run in runs:
+        if run["seconds"] is not None:
+            name = _hardware(run)
+            found[name] = (*found.get(name, ()), run["seconds"] / 60)
+    return found
 
 
-def _relative(minutes: Spread | None, others: Spread | None) -> float | None:
-    return None if minutes is None or others is None else minutes.mean / others.mean
+def _hardware(run: Record) -> str:
+    """Device and threads of a run; a GPU's record has no threads."""
+    device, threads = run["hardware"]["device"], run["hardware"].get("threads")
+    return device if threads is None else f"{device}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _relative(
+    minutes: Mapping[str, Sequence[float]], others: Mapping[str, Sequence[float]]
+) -> float | None:
+    """The ratio of mean times on the hardware on which both rows have the most runs."""
+    common = [name for name in minutes if name in others]
+    if not common:
+        return None
+    name = max(common, key=lambda name: min(len(minutes[name]), len(others[name])))
+    return statistics.fmean(minutes[name]) / statistics.fmean(others[name])

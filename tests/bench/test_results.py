@@ -78,6 +78,7 @@ def pretend(records: Records) -> Callable[[Run], Record]:
             "learning_rate": run.rate,
             "seed": run.seed,
             "seconds": 120.0 if run.row == "gpd" else 60.0,
+            "hardware": {"device": "A processor", "threads": 1},
             "epochs": {f"val/{name}": [value] for name, value in scores.items()},
             "test": scores,
         }
@@ -245,7 +246,27 @@ def test_a_run_whose_time_is_not_known_does_not_count_for_the_time(tmp_path: Pat
         minutes = None if found.minutes is None else found.minutes.values
         assert minutes == ((2.0,) if name == "0" else None)
     assert found.time is None and found.gain is not None
-    assert "| with GPD | 52.50" in render_page([records])
+    page = render_page([records])
+    assert "| with GPD | 52.50" in page and "No time is known of: with GPD." in page
+
+
+def test_times_of_different_hardware_are_not_compared(tmp_path: Path) -> None:
+    records = pretended(tmp_path)
+
+    def move(run: str, **hardware: Any) -> None:
+        path = records.folder / f"{run}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": hardware}))
+
+    move("gpd/0", device="A processor", threads=2)
+    found = summarize(records)["gpd"]
+    assert found.time == pytest.approx(2.0)  # by the other seed
+    assert found.minutes is not None and found.minutes.values == (2.0,)
+    move("gpd/1", device="Another", threads=1)
+    assert summarize(records)["gpd"].time is None
+    page = render_page([records])
+    assert (
+        "A processor, 1 thread (alone; trained further), A processor, 2 threads (with GPD)" in page
+    )
 
 
 def test_a_row_that_is_changed_is_trained_again(tmp_path: Path) -> None:
