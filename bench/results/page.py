@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from bench.results.reading import Reading
 from bench.results.records import Records
 from bench.results.summary import Summary, summarize, tuning_scores
 from bench.results.table import Table, read_table
@@ -146,7 +147,8 @@ def _section(records: Records) -> list[str]:
     ):
         lines += ["", f"![{text}](results/{table.name}_{name}.png)"]
     lines += ["", *_rates(records, found)]
-    said = [text for sentence in table.reading if (text := _fill_in(sentence, found))]
+    lines += _verdicts(found)
+    said = [text for reading in table.reading if (text := _say(reading, table, found))]
     if said:
         lines += ["", "What this says:", ""]
         lines += [f"{number}. {text}" for number, text in enumerate(said, 1)]
@@ -157,6 +159,25 @@ def _untrained(table: Table, keys: Iterable[str], found: Mapping[str, Summary]) 
     """A sentence that names the rows without records, if there are any."""
     titles = [table.rows[key].title for key in keys if key not in found]
     return ["", f"Still to be trained: {'; '.join(titles)}."] if titles else []
+
+
+def _verdicts(found: Mapping[str, Summary]) -> list[str]:
+    """What the intervals of the gains allow to say of the rows."""
+    titles: dict[str, list[str]] = {}
+    for summary in found.values():
+        gain = summary.gain
+        if gain is None:
+            continue
+        if gain.low is None or gain.high is None:
+            verdict = "Fewer than three seeds in common with the row compared with, so no verdict"
+        elif gain.low > 0:
+            verdict = "Ahead of the row compared with (its whole interval is above 0)"
+        elif gain.high < 0:
+            verdict = "Behind it (its whole interval is below 0)"
+        else:
+            verdict = "Not told apart from it by these seeds (the interval holds 0)"
+        titles.setdefault(verdict, []).append(summary.row.title)
+    return ["", *(f"- {verdict}: {'; '.join(rows)}." for verdict, rows in titles.items())]
 
 
 def _hardware(found: Mapping[str, Summary]) -> list[str]:
@@ -175,12 +196,13 @@ def _hardware(found: Mapping[str, Summary]) -> list[str]:
     return ["", " ".join(sentences)]
 
 
-def _fill_in(sentence: str, found: Mapping[str, Summary]) -> str | None:
-    """A sentence of the reading with its numbers; None if a row is untrained."""
-    try:
-        return sentence.format(**found)
-    except (KeyError, TypeError):  # a row, or the row that it is compared with, is untrained
+def _say(reading: Reading, table: Table, found: Mapping[str, Summary]) -> str | None:
+    """A conclusion, or None before each of its rows, and what they are compared with, is complete."""
+    rows = [table.rows[key] for key in reading.rows()]
+    needed = {row.key for row in rows} | {row.versus for row in rows if row.versus is not None}
+    if not all(key in found and found[key].complete for key in needed):
         return None
+    return reading.say(found)
 
 
 def _cells(summary: Summary, table: Table) -> list[str]:
@@ -215,7 +237,7 @@ def _time(summary: Summary) -> str:
 
 def _seeds(summary: Summary) -> str:
     trained = len(summary.records)
-    return str(trained) if trained == summary.wanted else f"{trained} of {summary.wanted}"
+    return str(trained) if summary.complete else f"{trained} of {summary.wanted}"
 
 
 def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:

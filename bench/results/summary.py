@@ -38,9 +38,6 @@ class Spread:
             return f"{self.mean:.2f}"
         return f"{self.mean:.2f} ± {self.deviation:.2f}"
 
-    def __format__(self, spec: str) -> str:
-        return format(self.mean, spec) if spec else str(self)
-
 
 @dataclass(frozen=True)
 class Gain:
@@ -132,6 +129,11 @@ class Summary:
     def epochs(self) -> int:
         """Number of epochs of a run."""
         return len(self.records[0]["epochs"]["val/student_top1"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether every seed of the row has been trained."""
+        return len(self.records) == self.wanted
 
 
 def summarize(records: Records) -> dict[str, Summary]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from bench.results.reading import Reading
 
 LEARNING_RATE = "model.optimizer.lr"
 
@@ -74,7 +74,7 @@ class Table:
         seeds: seeds of every row.
         rows: the rows by key.
         headline: keys of the rows that the README shows.
-        reading: conclusions, as sentences with ``{row.gain:+.1f}`` in place of numbers.
+        reading: conclusions.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Table:
     seeds: tuple[int, ...]
     rows: Mapping[str, Row]
     headline: tuple[str, ...] = ()
-    reading: tuple[str, ...] = ()
+    reading: tuple[Reading, ...] = ()
 
     def seeds_of(self, row: Row) -> tuple[int, ...]:
         """The seeds of a row."""
@@ -118,13 +118,17 @@ def read_table(path: Path) -> Table:
         raise TableError(f"{path} has no entries; see results/README.md for what a table holds.")
     rows = content.pop("rows", None) or {}
     tuning = content.pop("tuning", None) or {}
+    reading = content.pop("reading", None) or ()
     try:
         table = Table(
             name=path.stem,
             tuning=Tuning(**_tuples(tuning, "grid")),
             rows={key: Row(key, **_tuples(row, "grid", "seeds")) for key, row in rows.items()},
-            **{"settings": {}, **_tuples(content, "seeds", "headline", "reading")},
+            reading=tuple(map(_reading, reading)),
+            **{"settings": {}, **_tuples(content, "seeds", "headline")},
         )
+    except ValueError as error:
+        raise TableError(f"{path}: {error}.") from error
     except TypeError as error:
         raise TableError(f"{path}: {str(error).partition('__init__() ')[2] or error}.") from error
     _check(path, table)
@@ -158,10 +162,12 @@ def _tuples(entries: Any, *names: str) -> dict[str, Any]:
     }
 
 
-def _rows_in(sentence: str) -> list[str]:
-    """Keys of the rows whose numbers occur in a sentence."""
-    fields = (field for _, field, _, _ in string.Formatter().parse(sentence))
-    return [re.split(r"[.\[]", field)[0] for field in fields if field]
+def _reading(entries: Any) -> Reading:
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"a reading is a mapping of conditions to sentences, not {entries!r}")
+    sentences = dict(entries)
+    topic = sentences.pop("topic", None)
+    return Reading({str(name): str(text) for name, text in sentences.items()}, topic)
 
 
 def _check(path: Path, table: Table) -> None:
@@ -170,7 +176,7 @@ def _check(path: Path, table: Table) -> None:
         *((f"{row.key}.tuned_as", row.tuned_as) for row in table.rows.values()),
         *((f"{row.key}.files", key) for row in table.rows.values() for key in row.files.values()),
         *(("headline", key) for key in table.headline),
-        *(("reading", key) for sentence in table.reading for key in _rows_in(sentence)),
+        *(("reading", key) for reading in table.reading for key in reading.rows()),
     ]
     for place, key in named:
         if key is not None and key not in table.rows:

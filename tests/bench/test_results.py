@@ -48,7 +48,12 @@ TABLE: dict[str, Any] = {
         },
     },
     "headline": ["alone", "gpd"],
-    "reading": ["GPD gains {gpd.gain.mean:+.1f} points in {gpd.time:.1f} times the time."],
+    "reading": [
+        {
+            "gpd.gain.mean > 0": "GPD gains {gpd.gain.mean:+.1f} points in {gpd.time:.1f} x the time.",
+            "otherwise": "GPD gains nothing.",
+        }
+    ],
 }
 
 
@@ -100,7 +105,13 @@ def pretended(folder: Path, rows: list[str] | None = None, **changes: Any) -> Re
         ({"headline": ["best"]}, "headline names the row 'best'"),
         ({"rows": {"a": {"title": "a", "versus": "b"}}, "headline": []}, "a.versus names the row"),
         ({"rows": {"a": {"titel": "a"}}, "headline": []}, "unexpected keyword argument 'titel'"),
-        ({"reading": ["It is {best.gain}."]}, "reading names the row 'best'"),
+        ({"reading": ["It is ahead."]}, "a reading is a mapping of conditions to sentences"),
+        ({"reading": [{"otherwise": "It is ahead."}]}, "needs a sentence under a condition"),
+        ({"reading": [{"gpd.gap > 1": "It is ahead."}]}, "a last one under 'otherwise'"),
+        ({"reading": [{"best.gap > 1": "a", "otherwise": "b"}]}, "reading names the row 'best'"),
+        ({"reading": [{"gpd.gap": "a", "otherwise": "b"}]}, "the condition 'gpd.gap' is none"),
+        ({"reading": [{"gpd.gap > 1": "{gpd.row}", "otherwise": ""}]}, "the number 'gpd.row'"),
+        ({"reading": [{"gpd.time.low > 1": "a", "otherwise": ""}]}, "the number 'gpd.time.low'"),
         ({"seeds": []}, "alone has no learning rates or no seeds"),
         ({"rows": {"a": "b"}}, "has to be a mapping"),
     ],
@@ -237,6 +248,68 @@ def test_fewer_than_three_common_seeds_have_no_interval() -> None:
     assert str(gain({0: 51.0, 1: 53.0, 2: 60.0}, {0: 50.0, 1: 51.0})) == "+1.50 (2 seeds)"
 
 
+def readings(records: Records) -> str:
+    """The readings on the page of a table."""
+    return render_page([records]).partition("What this says:")[2].strip()
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ("gpd.gain.mean > 2.9", "1. 52.50 ± 0.71, +3.00 (2 seeds)"),
+        ("gpd.gain > 2.9", "1. 52.50 ± 0.71, +3.00 (2 seeds)"),
+        ("gpd.gain.mean > 2.9 and gpd.time <= 1.5", "1. no"),
+        ("gpd.gain.mean < 2.9", "1. no"),
+        ("gpd.gain.low > 0", ""),  # two seeds have no interval: neither sentence is true
+        ("gpd.gain.low > 0 and gpd.time > 5", ""),
+    ],
+)
+def test_a_reading_says_what_holds_and_nothing_where_a_number_is_unknown(
+    tmp_path: Path, condition: str, said: str
+) -> None:
+    reading = {condition: "{gpd.student}, {gpd.gain}", "otherwise": "no"}
+    assert readings(pretended(tmp_path, reading=[reading])) == said
+
+
+def test_no_sentence_has_a_none_for_a_number(tmp_path: Path) -> None:
+    reading = {"alone.student > 0": "The gain is {alone.gain}.", "otherwise": ""}
+    assert readings(pretended(tmp_path, reading=[reading])) == ""
+
+
+@pytest.mark.parametrize("row", ["gpd", "alone"])
+def test_a_reading_waits_for_every_seed_of_its_rows_and_of_those_compared_with(
+    tmp_path: Path, row: str
+) -> None:
+    reading = {"gpd.student > 0": "GPD reaches {gpd.student}.", "otherwise": ""}
+    records = pretended(tmp_path, reading=[reading])
+    assert readings(records) == "1. GPD reaches 52.50 ± 0.71."
+    Run(row, "1", 1).path(records.folder).unlink()
+    assert readings(records) == ""
+
+
+def test_rows_are_ahead_or_behind_only_beyond_their_interval(tmp_path: Path) -> None:
+    records = pretended(tmp_path, seeds=[0, 1, 2])
+
+    def set_gpd(*students: float) -> str:
+        for seed, student in enumerate(students):
+            path = records.folder / "gpd" / f"{seed}.json"
+            record = json.loads(path.read_text())
+            record["test"]["student_top1"] = student
+            path.write_text(json.dumps(record))
+        return render_page([records])
+
+    # The student alone: 49, 50, 51.
+    assert "- Ahead of the row compared with (its whole interval is above 0): with GPD." in set_gpd(
+        52.0, 53.1, 54.0
+    )
+    assert "- Behind it (its whole interval is below 0): with GPD." in set_gpd(46.0, 47.1, 48.0)
+    assert "- Not told apart from it by these seeds (the interval holds 0): with GPD." in set_gpd(
+        49.0, 51.0, 51.1
+    )
+    (records.folder / "gpd" / "2.json").unlink()
+    assert "so no verdict: with GPD." in render_page([records])
+
+
 def test_a_run_whose_time_is_not_known_does_not_count_for_the_time(tmp_path: Path) -> None:
     records = pretended(tmp_path)
     for name in ("0", "1"):
@@ -308,7 +381,7 @@ def test_the_page_and_the_readme_are_made_of_the_records(tmp_path: Path) -> None
     assert f"| with GPD | 52.50 ± 0.71 | alone | {gains} | 60.00 ± 0.00 | 7.50 ± 0.71 |" in page
     assert "Still to be trained: trained further." in page
     assert "| alone | **49.00** | 48.00 |" in page and "| with GPD | 51.00 | **52.00** |" in page
-    assert "1. GPD gains +3.0 points in 2.0 times the time." in page
+    assert "1. GPD gains +3.0 points in 2.0 x the time." in page
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n") and readme.endswith("after\n") and "old" not in readme
     assert "| with GPD | 52.50 ± 0.71 | alone | +3.00 (2 seeds) | 2.0 (2.0 x) | 2 |" in readme

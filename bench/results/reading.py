@@ -1,0 +1,135 @@
+"""What a table says of its numbers: sentences that depend on what the numbers are."""
+
+from __future__ import annotations
+
+import operator
+import re
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+OTHERWISE = "otherwise"
+"""The condition of the last sentence, which is said when no other condition holds."""
+
+_NUMBERS = {
+    **dict.fromkeys(("student", "teacher", "gap", "minutes"), ("mean",)),
+    **dict.fromkeys(("gain", "validation_gain"), ("mean", "low", "high")),
+    **dict.fromkeys(("time", "epochs", "rate"), ()),
+}
+"""What a reading may name of a row, and what of each of these."""
+
+_COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+_COMPARISON = re.compile(r"\s*([\w.]+)\s*(<=|>=|<|>)\s*(-?[\d.]+)\s*")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A conclusion: the first of its sentences whose condition holds.
+
+    Conditions compare numbers of rows with constants, such as ``gpd.gain.low > 0 and gpd.time < 2``.
+    A conclusion that cannot turn out otherwise is none, so the last sentence is that for all
+    other cases.
+
+    Args:
+        sentences: sentence by condition, the last one under `OTHERWISE`; numbers of rows are in
+            braces, such as ``{gpd.gain}`` or ``{gpd.gap.mean:.1f}``.
+        topic: when a reader needs the conclusion; those with a topic are in the README, too.
+
+    Raises:
+        ValueError: when there is no condition, no sentence for other cases, or a condition or a
+            number that cannot be read.
+
+    Example:
+        >>> reading = Reading({"a.epochs > 20": "{a.epochs} are many.", "otherwise": "Few."})
+        >>> reading.rows()
+        ['a']
+    """
+
+    sentences: Mapping[str, str]
+    topic: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that conditions and sentences can be read."""
+        conditions = list(self.sentences)
+        if len(conditions) < 2 or conditions[-1] != OTHERWISE:
+            raise ValueError(
+                f"a reading needs a sentence under a condition and a last one under "
+                f"{OTHERWISE!r}, and one has {conditions}"
+            )
+        for path in self._paths():
+            _, *names = path.split(".")
+            if not names or names[0] not in _NUMBERS or names[1:] not in _allowed(names[0]):
+                raise ValueError(
+                    f"a reading names the number {path!r}; numbers are ROW.NAME with "
+                    f"{', '.join(_NUMBERS)}, and of some of them .mean, .low or .high"
+                )
+
+    def rows(self) -> list[str]:
+        """Keys of the rows whose numbers the reading needs."""
+        return list(dict.fromkeys(path.split(".")[0] for path in self._paths()))
+
+    def say(self, summaries: Mapping[str, object]) -> str | None:
+        """The sentence that is true.
+
+        Args:
+            summaries: summary by key of the row.
+
+        Returns:
+            The sentence with its numbers; None if a number that a condition or this sentence needs
+            is not known.
+        """
+        for condition, sentence in self.sentences.items():
+            true = _holds(condition, summaries)
+            if true is None:
+                return None
+            if true:
+                known = all(_look_up(path, summaries) is not None for path in _in_braces(sentence))
+                return sentence.format(**summaries) if known else None
+        return None
+
+    def _paths(self) -> Iterator[str]:
+        for condition, sentence in self.sentences.items():
+            yield from (path for path, _, _ in _comparisons(condition))
+            yield from _in_braces(sentence)
+
+
+def _allowed(name: str) -> list[list[str]]:
+    return [[], *([part] for part in _NUMBERS[name])]
+
+
+def _comparisons(condition: str) -> list[tuple[str, str, float]]:
+    """The comparisons of a condition, as number of a row, sign and constant."""
+    if condition == OTHERWISE:
+        return []
+    found = [_COMPARISON.fullmatch(part) for part in condition.split(" and ")]
+    if None in found:
+        raise ValueError(
+            f"the condition {condition!r} is none; write NUMBER > CONSTANT, joined by 'and'"
+        )
+    return [(match[1], match[2], float(match[3])) for match in found if match is not None]
+
+
+def _holds(condition: str, summaries: Mapping[str, object]) -> bool | None:
+    """Whether a condition holds; None if a number is not known."""
+    results = []
+    for path, sign, constant in _comparisons(condition):
+        value = _look_up(path, summaries)
+        if value is None:
+            return None
+        # A spread, or a gain, counts by its mean.
+        results.append(_COMPARISONS[sign](getattr(value, "mean", value), constant))
+    return all(results)
+
+
+def _look_up(path: str, summaries: Mapping[str, object]) -> object | None:
+    """A number of a row; None if the row, or the number, is not there."""
+    key, *names = path.split(".")
+    value = summaries.get(key)
+    for name in names:
+        value = getattr(value, name, None)
+    return value
+
+
+def _in_braces(sentence: str) -> list[str]:
+    return [field for _, field, _, _ in string.Formatter().parse(sentence) if field]
