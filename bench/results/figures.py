@@ -25,7 +25,7 @@ def draw_figures(records: Records, found: Mapping[str, Summary], folder: Path) -
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in (
-        ("accuracy", _accuracy(found)),
+        ("accuracy", _accuracy(found, records.table.metric)),
         ("gap", _gap(found)),
         ("time", _time(found)),
     ):
@@ -36,7 +36,7 @@ def draw_figures(records: Records, found: Mapping[str, Summary], folder: Path) -
         )
 
 
-def _accuracy(found: Mapping[str, Summary]) -> Figure:
+def _accuracy(found: Mapping[str, Summary], metric: str) -> Figure:
     """A line for each row, with a point per seed and a bar at the mean."""
     figure = Figure(figsize=(8, 1.2 + 0.35 * len(found)), layout="constrained")
     axes = figure.subplots()
@@ -44,7 +44,7 @@ def _accuracy(found: Mapping[str, Summary]) -> Figure:
         axes.plot(summary.student.values, [place] * len(summary.records), "o", color="tab:blue")
         axes.plot(summary.student.mean, place, "|", markersize=16, color="black")
     axes.set_yticks(range(len(found)), [s.row.title for s in reversed(found.values())])
-    axes.set_xlabel("student's test accuracy (%)")
+    axes.set_xlabel(f"student's {metric} accuracy (%)")
     axes.grid(alpha=0.3)
     return figure
 

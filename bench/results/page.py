@@ -14,9 +14,6 @@ from bench.results.table import Table, read_table
 MARKS = ("<!-- results: python -m bench.results -->", "<!-- end of results -->")
 """The lines before and after the README's table."""
 
-_HEAD = ("row", "student", "against", "gain", "gain on validation")
-_HEAD += ("teacher", "gap", "epochs", "time", "lr", "seeds")
-
 
 def all_records(root: Path) -> list[Records]:
     """The tables of a checkout, in the order of their names, with their records.
@@ -44,15 +41,16 @@ def render_page(everything: Iterable[Records]) -> str:
         "the records beside them: every number is computed from the records, and each record "
         "holds the command of its run.",
         "",
-        "- student, teacher: test accuracy (top-1, %) of the checkpoint that was best on held-out "
-        "training images: mean and standard deviation over seeds; tested once;",
+        "- student, teacher: accuracy (top-1, %) on the test images of the checkpoint that was "
+        "best on held-out training images, tested once; in a table of settings, among which one "
+        "chooses, on the held-out images themselves. Mean ± standard deviation over seeds;",
         "- gain: the student's accuracy minus that of the row it is compared with, in points: the "
         "mean over the seeds that both rows have, and in parentheses its 95 % t interval over "
         "these seeds, or their number if they are fewer than three, which allow no interval. "
         "They allow for the seed alone, not for the choice of test images; of twenty such "
         "intervals, one misses the true difference on average;",
-        "- gain on validation: the same on the held-out training images, each student at its best "
-        "epoch;",
+        "- gain on validation: beside a gain on test images, that on the held-out training images, "
+        "each student at its best epoch;",
         "- gap: the dynamic teacher's accuracy minus the student's, of the checkpoint that was "
         "best for the student, not for the teacher;",
         "- time: of one training, in minutes (of the processor on a CPU, of the clock on a GPU; "
@@ -92,7 +90,14 @@ def render_headline(everything: Iterable[Records]) -> str:
                 ]
                 for s in rows
             ]
-            head = ("row", "test accuracy, %", "against", "gain", "minutes", "seeds")
+            head = (
+                "row",
+                f"{records.table.metric} accuracy, %",
+                "against",
+                "gain",
+                "minutes",
+                "seeds",
+            )
             text = (
                 f"{records.table.title} (accuracy: mean ± standard deviation over seeds; gain: in "
                 "points, with its 95 % interval over seeds):"
@@ -137,11 +142,12 @@ def _section(records: Records) -> list[str]:
     lines = ["", f"## {table.title}", "", table.about]
     if not found:
         return [*lines, "", "Nothing has been trained yet."]
-    lines += ["", *_markdown(_HEAD, [_cells(s, table) for s in found.values()])]
+    cells = [_cells(s, table) for s in found.values()]
+    lines += ["", *_markdown(list(cells[0]), [list(row.values()) for row in cells])]
     lines += _untrained(table, table.rows, found)
     lines += _hardware(found)
     for name, text in (
-        ("accuracy", "Test accuracy of students, each seed a point"),
+        ("accuracy", f"{table.metric.capitalize()} accuracy of students, each seed a point"),
         ("gap", "Validation accuracy and gap over epochs, means over seeds"),
         ("time", "Validation accuracy of students over training time, means over seeds"),
     ):
@@ -205,20 +211,22 @@ def _say(reading: Reading, table: Table, found: Mapping[str, Summary]) -> str | 
     return reading.say(found)
 
 
-def _cells(summary: Summary, table: Table) -> list[str]:
-    return [
-        summary.row.title,
-        str(summary.student),
-        _against(summary, table),
-        _text(summary.gain),
-        _text(summary.validation_gain),
-        _text(summary.teacher),
-        _text(summary.gap),
-        str(summary.epochs),
-        _time(summary),
-        _rate(summary, table),
-        _seeds(summary),
-    ]
+def _cells(summary: Summary, table: Table) -> dict[str, str]:
+    """The cells of a row by the heads of their columns."""
+    tested = table.metric == "test"
+    return {
+        "row": summary.row.title,
+        f"student, {table.metric}": str(summary.student),
+        "against": _against(summary, table),
+        "gain": _text(summary.gain),
+        **({"gain on validation": _text(summary.validation_gain)} if tested else {}),
+        f"teacher, {table.metric}": _text(summary.teacher),
+        "gap": _text(summary.gap),
+        "epochs": str(summary.epochs),
+        "time": _time(summary),
+        "lr": _rate(summary, table),
+        "seeds": _seeds(summary),
+    }
 
 
 def _against(summary: Summary, table: Table) -> str:

@@ -105,9 +105,8 @@ class Records:
         if len(grid) == 1:
             return grid[0]
         scores = {run.rate: self.read(run) for run in self.tuning(row)}
-        if None in scores.values():
-            return None
-        return max(scores, key=lambda rate: best_validation(scores[rate]))  # type: ignore[arg-type]
+        tried = {rate: best_validation(found) for rate, found in scores.items() if found}
+        return max(tried, key=lambda rate: tried[rate]) if len(tried) == len(scores) else None
 
     def finished(self, row: Row) -> list[Record]:
         """The records of a row's scored runs, as far as they have been trained."""
@@ -164,7 +163,25 @@ def _dump(record: Mapping[str, Any]) -> str:
     return re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
 
 
-def best_validation(record: Record | None) -> float:
+def accuracy(record: Record, network: str, metric: str) -> float | None:
+    """The accuracy of a network of a run, in percent.
+
+    Args:
+        record: the record of the run.
+        network: ``student`` or ``teacher``.
+        metric: ``test``, or ``validation`` for the epoch with the student's best validation
+            accuracy.
+
+    Returns:
+        The accuracy; None if the run has no such network.
+    """
+    if metric == "test":
+        return record["test"].get(f"{network}_top1")
+    epochs = record["epochs"]
+    student, curve = epochs["val/student_top1"], epochs.get(f"val/{network}_top1")
+    return None if curve is None else curve[student.index(max(student))]
+
+
+def best_validation(record: Record) -> float:
     """The student's best validation accuracy over the epochs of a run, in percent."""
-    assert record is not None
     return max(record["epochs"]["val/student_top1"])

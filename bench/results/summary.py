@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from bench.results.records import Record, Records, best_validation
+from bench.results.records import Record, Records, accuracy, best_validation
 from bench.results.table import Row
 
 
@@ -98,15 +98,16 @@ class Summary:
     Args:
         row: the row.
         records: records of the row's scored runs.
-        student: test accuracy of the student, in percent.
-        teacher: test accuracy of the dynamic teacher, in percent, if there is one.
+        student: accuracy of the student, in percent, by the metric of the table.
+        teacher: that of the dynamic teacher, if there is one.
         gap: accuracy of the dynamic teacher minus that of the student, in points.
         minutes: minutes of training of one run on `hardware`; None if every run was killed once,
             since the time of a killed run is unknown.
         hardware: what most runs with a known time were trained on.
         rate: the learning rate.
         gain: gain over the row that this one is compared with, if both have a seed in common.
-        validation_gain: the same of validation accuracies.
+        validation_gain: the same of validation accuracies; equal to `gain` if the table compares
+            by them.
         time: minutes relative to those of the row that this one is compared with, both on the same
             hardware; None where there are none such.
         wanted: number of seeds in the table.
@@ -145,6 +146,7 @@ def summarize(records: Records) -> dict[str, Summary]:
     Returns:
         Summaries by key of the row, in the table's order.
     """
+    metric = records.table.metric
     finished = {key: records.finished(row) for key, row in records.table.rows.items()}
     found: dict[str, Summary] = {}
     for key, runs in finished.items():
@@ -152,19 +154,20 @@ def summarize(records: Records) -> dict[str, Summary]:
             continue
         row = records.table.rows[key]
         other = finished.get(row.versus or "")
-        times = _minutes(runs)
+        student, times = _spread(runs, "student", metric), _minutes(runs)
+        assert student is not None
         hardware = max(times, key=lambda name: len(times[name]), default=None)
         found[key] = Summary(
             row=row,
             records=runs,
-            student=_tested(runs, "student"),
-            teacher=_tested(runs, "teacher") if "teacher_top1" in runs[0]["test"] else None,
-            gap=_gap(runs) if "teacher_top1" in runs[0]["test"] else None,
+            student=student,
+            teacher=_spread(runs, "teacher", metric),
+            gap=_gap(runs, metric),
             minutes=None if hardware is None else Spread(times[hardware]),
             hardware=hardware,
             rate=runs[0]["learning_rate"],
-            gain=gain(_tested_by_seed(runs), _tested_by_seed(other)) if other else None,
-            validation_gain=gain(_best_by_seed(runs), _best_by_seed(other)) if other else None,
+            gain=_gain(runs, other, metric),
+            validation_gain=_gain(runs, other, "validation"),
             time=_relative(times, _minutes(other)) if other else None,
             wanted=len(records.table.seeds_of(row)),
         )
@@ -181,20 +184,25 @@ def tuning_scores(records: Records) -> dict[str, Mapping[float, float]]:
     return found
 
 
-def _tested(runs: Sequence[Record], network: str) -> Spread:
-    return Spread(tuple(run["test"][f"{network}_top1"] for run in runs))
+def _spread(runs: Sequence[Record], network: str, metric: str) -> Spread | None:
+    values = [accuracy(run, network, metric) for run in runs]
+    known = tuple(value for value in values if value is not None)
+    return Spread(known) if known else None
 
 
-def _gap(runs: Sequence[Record]) -> Spread:
-    return Spread(tuple(r["test"]["teacher_top1"] - r["test"]["student_top1"] for r in runs))
+def _gap(runs: Sequence[Record], metric: str) -> Spread | None:
+    pairs = [(accuracy(r, "teacher", metric), accuracy(r, "student", metric)) for r in runs]
+    gaps = tuple(t - s for t, s in pairs if t is not None and s is not None)
+    return Spread(gaps) if gaps else None
 
 
-def _tested_by_seed(runs: Sequence[Record]) -> dict[int, float]:
-    return {run["seed"]: run["test"]["student_top1"] for run in runs}
+def _gain(runs: Sequence[Record], others: Sequence[Record] | None, metric: str) -> Gain | None:
+    return gain(_by_seed(runs, metric), _by_seed(others or (), metric))
 
 
-def _best_by_seed(runs: Sequence[Record]) -> dict[int, float]:
-    return {run["seed"]: best_validation(run) for run in runs}
+def _by_seed(runs: Sequence[Record], metric: str) -> dict[int, float]:
+    scores = {run["seed"]: accuracy(run, "student", metric) for run in runs}
+    return {seed: score for seed, score in scores.items() if score is not None}
 
 
 def _minutes(runs: Sequence[Record]) -> dict[str, tuple[float, ...]]:

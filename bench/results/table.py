@@ -13,6 +13,7 @@ import yaml
 from bench.results.reading import Reading
 
 LEARNING_RATE = "model.optimizer.lr"
+METRICS = ("test", "validation")
 
 
 class TableError(Exception):
@@ -75,6 +76,8 @@ class Table:
         rows: the rows by key.
         headline: keys of the rows that the README shows.
         reading: conclusions.
+        metric: ``test``, or ``validation`` for rows among which settings are chosen: their runs are
+            compared by held-out training images, and not tested.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Table:
     rows: Mapping[str, Row]
     headline: tuple[str, ...] = ()
     reading: tuple[Reading, ...] = ()
+    metric: str = "test"
 
     def seeds_of(self, row: Row) -> tuple[int, ...]:
         """The seeds of a row."""
@@ -178,6 +182,8 @@ def _check(path: Path, table: Table) -> None:
         *(("headline", key) for key in table.headline),
         *(("reading", key) for reading in table.reading for key in reading.rows()),
     ]
+    if table.metric not in METRICS:
+        raise TableError(f"{path}: metric is {table.metric!r}; it is {' or '.join(METRICS)}.")
     for place, key in named:
         if key is not None and key not in table.rows:
             raise TableError(

@@ -52,7 +52,7 @@ class Trainer:
     _running: set[subprocess.Popen[bytes]] = field(default_factory=set, init=False)
 
     def train(self, run: Run) -> Record:
-        """Train a run to its end, test it once, and make its record.
+        """Train a run to its end, test it once if its table compares tests, and make its record.
 
         Args:
             run: a run whose learning rate is known.
@@ -125,7 +125,7 @@ class Trainer:
             "versions": {name: version(name).partition("+")[0] for name in _LIBRARIES},
             "hardware": _gpu() if on_gpu else {"device": _processor(), "threads": self.threads},
         }
-        if not run.tuning:
+        if not run.tuning and self.records.table.metric == "test":
             record["test"] = self._test(_best_checkpoint(attempts), last / "test")
         return record
 

@@ -112,6 +112,7 @@ def pretended(folder: Path, rows: list[str] | None = None, **changes: Any) -> Re
         ({"reading": [{"gpd.gap": "a", "otherwise": "b"}]}, "the condition 'gpd.gap' is none"),
         ({"reading": [{"gpd.gap > 1": "{gpd.row}", "otherwise": ""}]}, "the number 'gpd.row'"),
         ({"reading": [{"gpd.time.low > 1": "a", "otherwise": ""}]}, "the number 'gpd.time.low'"),
+        ({"metric": "training"}, "metric is 'training'; it is test or validation"),
         ({"seeds": []}, "alone has no learning rates or no seeds"),
         ({"rows": {"a": "b"}}, "has to be a mapping"),
     ],
@@ -231,6 +232,23 @@ def test_means_spreads_and_gains_are_those_of_the_seeds(tmp_path: Path) -> None:
     assert gpd.gap is not None and gpd.gap.mean == pytest.approx(7.5)
     assert gpd.time == pytest.approx(2.0)
     assert str(gpd.student) == "52.50 ± 0.71" and str(gpd.gain) == "+3.00 (2 seeds)"
+
+
+def test_settings_are_compared_on_validation_images_at_the_students_best_epoch(
+    tmp_path: Path,
+) -> None:
+    records = pretended(tmp_path, metric="validation")
+    for path in records.folder.glob("gpd/?.json"):
+        record = json.loads(path.read_text())
+        del record["test"]  # such runs are not tested
+        record["epochs"] = {"val/student_top1": [40, 55, 54], "val/teacher_top1": [41, 57, 70]}
+        path.write_text(json.dumps(record))
+    gpd = summarize(records)["gpd"]
+    assert gpd.student.values == (55, 55) and gpd.gain == gpd.validation_gain
+    assert gpd.teacher is not None and gpd.teacher.values == (57, 57)
+    assert gpd.gap is not None and gpd.gap.values == (2, 2)
+    page = render_page([records])
+    assert "| row | student, validation | against | gain | teacher, validation | gap |" in page
 
 
 def test_the_interval_of_a_gain_is_that_of_the_differences_over_common_seeds() -> None:
