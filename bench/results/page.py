@@ -57,8 +57,9 @@ def render_page(everything: Iterable[Records]) -> str:
         "runs side by side slow each other down), and relative to the row it is compared with "
         "where both were trained on the same hardware; empty where it is not known, since each "
         "run was killed once and the time of a killed run is lost;",
-        "- lr: the learning rate with the best validation accuracy in the row's grid, or that of "
-        "another row, which is named.",
+        "- lr: the learning rate of the row's grid with the best validation accuracy in short runs "
+        "of one seed, which are listed below each table; it need not be the best for longer runs. "
+        "A row without such runs takes the rate of another one, which is named.",
     ]
     for records in everything:
         lines += _section(records)
@@ -260,12 +261,21 @@ def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:
     if not rows:
         return []
     options = "".join(f", {k} {v}" for k, v in records.table.tuning.settings.items())
-    return [
+    edges = [
+        records.table.rows[key].title
+        for key, by_rate in scores.items()
+        if max(by_rate, key=lambda rate: by_rate[rate]) in (min(by_rate), max(by_rate))
+    ]
+    lines = [
         f"Learning rates (seed {records.table.tuning.seed}{options}): the student's validation "
         "accuracy, %.",
         "",
         *_markdown(["row", *(f"{rate:g}" for rate in rates)], rows),
     ]
+    if edges:
+        beyond = "Best at the edge of the grid, so that a better rate may lie beyond"
+        lines += ["", f"{beyond}: {'; '.join(edges)}."]
+    return lines
 
 
 def _score(value: float | None, best: float) -> str:

@@ -441,6 +441,17 @@ def test_every_row_of_the_tables_is_a_command_line_that_is_understood(
         assert "max_epochs" in capsys.readouterr().out
 
 
+def test_a_best_learning_rate_at_the_edge_of_its_grid_is_pointed_out(tmp_path: Path) -> None:
+    records = pretended(tmp_path, tuning={**TABLE["tuning"], "grid": [0.1, 0.2, 0.3]})
+    edge = "Best at the edge of the grid, so that a better rate may lie beyond:"
+    assert f"{edge} alone; with GPD." in render_page([records])
+    path = Run("gpd", "lr-0.2", 0, 0.2, tuning=True).path(records.folder)
+    record = json.loads(path.read_text())
+    record["epochs"]["val/student_top1"] = [90]
+    path.write_text(json.dumps(record))
+    assert f"{edge} alone." in render_page([records])
+
+
 def test_a_tuning_run_takes_the_settings_of_tuning_last(tmp_path: Path) -> None:
     records = records_in(tmp_path)
     assert "--trainer.max_epochs=1" in records.options(Run("gpd", "lr-0.1", 0, 0.1, tuning=True))
