@@ -6,34 +6,49 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bench.results.records import Record, Records
-from bench.results.summary import Summary
+from bench.results.summary import Summary, compared_by_epoch, compared_by_time
+from bench.results.table import Table
+
+_COLOURS = (*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2])
+_COLOURS += tuple(colormaps["tab20b"].colors)
 
 
 def draw_figures(records: Records, found: Mapping[str, Summary], folder: Path) -> None:
     """Write ``TABLE_accuracy.png``, ``TABLE_gap.png`` and ``TABLE_time.png``.
 
+    A figure without rows to compare is not drawn, and an older one is removed.
+
     Args:
-        records: the records of a table; without any record nothing is drawn.
+        records: the records of a table.
         found: summaries of the table's rows.
         folder: the folder to write to.
     """
-    if not found:
-        return
+    table = records.table
+    by_epoch = compared_by_epoch(table, found) if found else []
+    by_time = compared_by_time(table, found)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in (
-        ("accuracy", _accuracy(found, records.table.metric)),
-        ("gap", _gap(found)),
-        ("time", _time(found)),
+        ("accuracy", _accuracy(found, table.metric) if found else None),
+        ("gap", _gap(by_epoch, table) if by_epoch else None),
+        ("time", _time(by_time, table) if by_time else None),
     ):
+        path = folder / f"{table.name}_{name}.png"
+        if figure is None:
+            path.unlink(missing_ok=True)
+            continue
         FigureCanvasAgg(figure)
         # Without the version of the library, equal records give equal files.
-        figure.savefig(
-            folder / f"{records.table.name}_{name}.png", dpi=110, metadata={"Software": None}
-        )
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _colour(summary: Summary, table: Table) -> Sequence[float]:
+    """The colour of a row, the same in all figures, whichever other rows have been trained."""
+    return _COLOURS[list(table.rows).index(summary.row.key) % len(_COLOURS)]
 
 
 def _accuracy(found: Mapping[str, Summary], metric: str) -> Figure:
@@ -49,12 +64,12 @@ def _accuracy(found: Mapping[str, Summary], metric: str) -> Figure:
     return figure
 
 
-def _gap(found: Mapping[str, Summary]) -> Figure:
+def _gap(rows: Sequence[Summary], table: Table) -> Figure:
     """Above, validation accuracy of student, dynamic and static teacher; below, the gap."""
     figure = Figure(figsize=(8, 7), layout="constrained")
     accuracy, gap = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    for number, summary in enumerate(found.values()):
-        colour = f"C{number % 10}"
+    for summary in rows:
+        colour = _colour(summary, table)
         for network, style in (("student", "-"), ("teacher", "--"), ("static", ":")):
             curve = _mean(summary.records, f"val/{network}_top1")
             if curve is not None:
@@ -76,17 +91,17 @@ def _gap(found: Mapping[str, Summary]) -> Figure:
     return figure
 
 
-def _time(found: Mapping[str, Summary]) -> Figure:
-    """Validation accuracy of each row's student over its training time."""
+def _time(rows: Sequence[Summary], table: Table) -> Figure:
+    """Validation accuracy of each row's student over its training time, on one hardware."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for summary in found.values():
+    for summary in rows:
         curve = _mean(summary.records, "val/student_top1")
         if curve is not None and summary.minutes is not None:
             minutes = summary.minutes.mean * _epochs(curve) / len(curve)
-            axes.plot(minutes, curve, label=summary.row.title)
+            axes.plot(minutes, curve, color=_colour(summary, table), label=summary.row.title)
             axes.plot(minutes[-1], curve[-1], "k.", markersize=4)
-    axes.set_xlabel("training time (minutes)")
+    axes.set_xlabel(f"training time (minutes; {rows[0].hardware})")
     axes.set_ylabel("student's validation accuracy (%)")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)

@@ -8,11 +8,20 @@ from pathlib import Path
 
 from bench.results.reading import Reading
 from bench.results.records import Records
-from bench.results.summary import Summary, summarize, tuning_scores
+from bench.results.summary import (
+    Summary,
+    compared_by_epoch,
+    compared_by_time,
+    summarize,
+    tuning_scores,
+)
 from bench.results.table import Table, read_table
 
 MARKS = ("<!-- results: python -m bench.results -->", "<!-- end of results -->")
 """The lines before and after the README's table."""
+
+FIGURE_MARKS = ("<!-- figure: python -m bench.results -->", "<!-- end of figure -->")
+"""The lines before and after the picture of the README and of the first page of the manual."""
 
 
 def all_records(root: Path) -> list[Records]:
@@ -55,8 +64,8 @@ def render_page(everything: Iterable[Records]) -> str:
         "best for the student, not for the teacher;",
         "- time: of one training, in minutes (of the processor on a CPU, of the clock on a GPU; "
         "runs side by side slow each other down), and relative to the row it is compared with "
-        "where both were trained on the same hardware; empty where it is not known, since each "
-        "run was killed once and the time of a killed run is lost;",
+        "where both were trained on the same hardware; empty where it is not known: the time of "
+        "a run that was killed once is lost;",
         "- lr: the learning rate of the row's grid with the best validation accuracy in short runs "
         "of one seed, which are listed below each table; it need not be the best for longer runs. "
         "A row without such runs takes the rate of another one, which is named.",
@@ -105,37 +114,78 @@ def render_headline(everything: Iterable[Records]) -> str:
             )
             lines = [text, "", *_markdown(head, cells)]
             lines += _untrained(records.table, records.table.headline, found)
+            lines += _hardware(rows)
+            lines += _advice(records.table, found)
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def with_headline(readme: str, headline: str) -> str:
-    """The README with its table of results replaced.
+def render_figure(everything: Iterable[Records], folder: str, width: int) -> str:
+    """The picture of the README and of the manual's first page.
 
     Args:
-        readme: text of the README, with `MARKS`.
-        headline: the new table.
+        everything: the records of all tables.
+        folder: the folder of the manual's pages, as seen from the page; with a slash, or empty.
+        width: width of the picture, in pixels.
+
+    Returns:
+        HTML with a text that names what is drawn: the figure over epochs of the first table with
+        headline rows; empty where none of these has been trained.
     """
-    start, end = MARKS
+    for records in everything:
+        found = summarize(records)
+        if any(key in found for key in records.table.headline):
+            text = _of_gap(records.table, found)
+            source = f"{folder}results/{records.table.name}_gap.png"
+            return f'<img src="{source}" width="{width}"\n     alt="{text}">'
+    return ""
+
+
+def with_part(page: str, marks: tuple[str, str], content: str) -> str:
+    """A page with what lies between two marks replaced.
+
+    Args:
+        page: text of the page, with the marks.
+        marks: the lines before and after the part.
+        content: the new part.
+    """
+    start, end = marks
     pattern = re.escape(start) + ".*?" + re.escape(end)
-    text = f"{start}\n{headline}\n{end}"
-    return re.sub(pattern, lambda _: text, readme, flags=re.DOTALL)
+    text = f"{start}\n{content}\n{end}"
+    return re.sub(pattern, lambda _: text, page, flags=re.DOTALL)
+
+
+def made_pages(root: Path) -> dict[Path, str]:
+    """The pages that are made of the records, as they should be.
+
+    Args:
+        root: folder of the checkout.
+
+    Returns:
+        Texts by path: the page of results, the README, and the first page of the manual.
+    """
+    everything = all_records(root)
+    readme, index = root / "README.md", root / "docs" / "index.md"
+    text = with_part(readme.read_text(), MARKS, render_headline(everything))
+    return {
+        root / "docs" / "results.md": render_page(everything),
+        readme: with_part(text, FIGURE_MARKS, render_figure(everything, "docs/", width=480)),
+        index: with_part(index.read_text(), FIGURE_MARKS, render_figure(everything, "", width=640)),
+    }
 
 
 def write_pages(root: Path) -> None:
-    """Write ``docs/results.md``, its figures, and the README's table.
+    """Write ``docs/results.md``, its figures, and their parts of README and first page.
 
     Args:
         root: folder of the checkout.
     """
     from bench.results.figures import draw_figures  # imported here: matplotlib is slow to import
 
-    everything = all_records(root)
-    (root / "docs" / "results.md").write_text(render_page(everything))
-    for records in everything:
+    for path, text in made_pages(root).items():
+        path.write_text(text)
+    for records in all_records(root):
         draw_figures(records, summarize(records), root / "docs" / "results")
-    readme = root / "README.md"
-    readme.write_text(with_headline(readme.read_text(), render_headline(everything)))
 
 
 def _section(records: Records) -> list[str]:
@@ -146,13 +196,13 @@ def _section(records: Records) -> list[str]:
     cells = [_cells(s, table) for s in found.values()]
     lines += ["", *_markdown(list(cells[0]), [list(row.values()) for row in cells])]
     lines += _untrained(table, table.rows, found)
-    lines += _hardware(found)
-    for name, text in (
-        ("accuracy", f"{table.metric.capitalize()} accuracy of students, each seed a point"),
-        ("gap", "Validation accuracy and gap over epochs, means over seeds"),
-        ("time", "Validation accuracy of students over training time, means over seeds"),
-    ):
-        lines += ["", f"![{text}](results/{table.name}_{name}.png)"]
+    lines += _hardware(found.values())
+    scores = f"{table.metric.capitalize()} accuracy of students, each seed a point"
+    lines += ["", f"![{scores}](results/{table.name}_accuracy.png)"]
+    lines += ["", f"![{_of_gap(table, found)}](results/{table.name}_gap.png)"]
+    if timed := compared_by_time(table, found):
+        text = f"Validation accuracy over training time, means over seeds: {_titles(timed)}"
+        lines += ["", f"![{text}](results/{table.name}_time.png)"]
     lines += ["", *_rates(records, found)]
     lines += _verdicts(found)
     said = [text for reading in table.reading if (text := _say(reading, table, found))]
@@ -160,6 +210,17 @@ def _section(records: Records) -> list[str]:
         lines += ["", "What this says:", ""]
         lines += [f"{number}. {text}" for number, text in enumerate(said, 1)]
     return lines
+
+
+def _of_gap(table: Table, found: Mapping[str, Summary]) -> str:
+    """What the figure over epochs shows."""
+    rows = compared_by_epoch(table, found)
+    kinds = "student (solid) and dynamic teacher (dashed)"
+    return f"Validation accuracy of {kinds}, and the gap, over epochs: {_titles(rows)}"
+
+
+def _titles(rows: Iterable[Summary]) -> str:
+    return "; ".join(summary.row.title for summary in rows)
 
 
 def _untrained(table: Table, keys: Iterable[str], found: Mapping[str, Summary]) -> list[str]:
@@ -187,20 +248,36 @@ def _verdicts(found: Mapping[str, Summary]) -> list[str]:
     return ["", *(f"- {verdict}: {'; '.join(rows)}." for verdict, rows in titles.items())]
 
 
-def _hardware(found: Mapping[str, Summary]) -> list[str]:
+def _hardware(rows: Iterable[Summary]) -> list[str]:
     """A sentence on what the times were taken on, and one on the rows without a time."""
     by_hardware: dict[str, list[str]] = {}
-    for summary in found.values():
-        if summary.hardware is not None:
-            by_hardware.setdefault(summary.hardware, []).append(summary.row.title)
-    unknown = [summary.row.title for summary in found.values() if summary.minutes is None]
+    unknown: list[str] = []
+    for summary in rows:
+        titles = (
+            unknown if summary.hardware is None else by_hardware.setdefault(summary.hardware, [])
+        )
+        titles.append(summary.row.title)
     parts = [
         name if len(by_hardware) == 1 else f"{name} ({'; '.join(titles)})"
         for name, titles in by_hardware.items()
     ]
     sentences = [f"Times are those of: {', '.join(parts)}."] if parts else []
-    sentences += [f"No time is known of: {'; '.join(unknown)}."] if unknown else []
+    sentences += (
+        [f"No time is known, since runs were killed, of: {'; '.join(unknown)}."] if unknown else []
+    )
     return ["", " ".join(sentences)]
+
+
+def _advice(table: Table, found: Mapping[str, Summary]) -> list[str]:
+    """When to use the method, by topic, and the topics on which there are no records yet."""
+    said = {r.topic: _say(r, table, found) for r in table.reading if r.topic is not None}
+    lines = [f"- **If {topic}**: {text}" for topic, text in said.items() if text is not None]
+    unknown = [topic for topic, text in said.items() if text is None]
+    if unknown:
+        lines.append(
+            f"- **Not measured yet**, so that no advice is given if: {'; '.join(unknown)}."
+        )
+    return ["", *lines] if lines else []
 
 
 def _say(reading: Reading, table: Table, found: Mapping[str, Summary]) -> str | None:

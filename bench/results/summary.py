@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
 from bench.results.records import Record, Records, accuracy, best_validation
-from bench.results.table import Row
+from bench.results.table import Row, Table
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,40 @@ def summarize(records: Records) -> dict[str, Summary]:
     return found
 
 
+def compared_by_epoch(table: Table, found: Mapping[str, Summary]) -> list[Summary]:
+    """The rows that the figure over epochs draws.
+
+    Args:
+        table: the table.
+        found: summaries of its rows.
+
+    Returns:
+        The headline rows, or all rows of a table without any, as far as they have been trained for
+        as many epochs as the first one.
+    """
+    rows = _headline(table, found)
+    return [summary for summary in rows if summary.epochs == rows[0].epochs]
+
+
+def compared_by_time(table: Table, found: Mapping[str, Summary]) -> list[Summary]:
+    """The rows that the figure over time draws.
+
+    Args:
+        table: the table.
+        found: summaries of its rows.
+
+    Returns:
+        The headline rows, or all rows of a table without any, whose times were taken on one and the
+        same hardware; none where these are fewer than two.
+    """
+    rows = [summary for summary in _headline(table, found) if summary.hardware is not None]
+    numbers = Counter(summary.hardware for summary in rows)
+    if not numbers or max(numbers.values()) < 2:
+        return []
+    hardware = numbers.most_common(1)[0][0]
+    return [summary for summary in rows if summary.hardware == hardware]
+
+
 def tuning_scores(records: Records) -> dict[str, Mapping[float, float]]:
     """The student's validation accuracy by learning rate, for rows whose rates were all tried."""
     found = {}
@@ -182,6 +217,10 @@ def tuning_scores(records: Records) -> dict[str, Mapping[float, float]]:
         if runs and None not in runs.values():
             found[key] = {rate: best_validation(r) for rate, r in runs.items() if rate is not None}
     return found
+
+
+def _headline(table: Table, found: Mapping[str, Summary]) -> list[Summary]:
+    return [found[key] for key in table.headline or table.rows if key in found]
 
 
 def _spread(runs: Sequence[Record], network: str, metric: str) -> Spread | None:

@@ -20,8 +20,8 @@ from gpd_cli.cli.stored_help import stored_help
 HELP = """\
 usage: gpd [-h] [--version] COMMAND ...
 
-Gap Preserving Distillation: train small image classifiers better than they can
-be trained alone.
+Gap Preserving Distillation: train small image classifiers with a teacher that
+is grown out of them.
 
 commands:
   fit       train a student together with a dynamic teacher grown out of it

@@ -15,16 +15,26 @@ from typing import Any
 import pytest
 import yaml
 
+from bench.results.figures import draw_figures
 from bench.results.page import (
+    FIGURE_MARKS,
+    MARKS,
     all_records,
+    made_pages,
     render_headline,
     render_page,
-    with_headline,
     write_pages,
 )
 from bench.results.queue import missing, train_all
 from bench.results.records import Record, Records, Run
-from bench.results.summary import Spread, gain, summarize
+from bench.results.summary import (
+    Spread,
+    Summary,
+    compared_by_epoch,
+    compared_by_time,
+    gain,
+    summarize,
+)
 from bench.results.table import TableError, option_list, read_table
 from bench.results.train import only_one
 from gpd_cli.cli.command_line import run as run_command
@@ -50,7 +60,7 @@ TABLE: dict[str, Any] = {
     "headline": ["alone", "gpd"],
     "reading": [
         {
-            "gpd.gain.mean > 0": "GPD gains {gpd.gain.mean:+.1f} points in {gpd.time:.1f} x the time.",
+            "gpd.gain.mean > 0": "It gains {gpd.gain.mean:+.1f} points in {gpd.time:.1f} x",
             "otherwise": "GPD gains nothing.",
         }
     ],
@@ -294,6 +304,47 @@ def test_no_sentence_has_a_none_for_a_number(tmp_path: Path) -> None:
     assert readings(pretended(tmp_path, reading=[reading])) == ""
 
 
+def test_the_readme_says_when_to_use_the_method_and_what_is_not_measured(tmp_path: Path) -> None:
+    topics = [
+        {
+            "topic": "epochs are fixed",
+            "gpd.gain > 0": "use it ({gpd.gain}).",
+            "otherwise": "do not.",
+        },
+        {"topic": "you go on", "longer.student > 0": "it helps.", "otherwise": "no."},
+        {"topic": "you like waiting", "longer.time > 2": "wait.", "otherwise": "no."},
+    ]
+    headline = render_headline([pretended(tmp_path, rows=["alone", "gpd"], reading=topics)])
+    assert "- **If epochs are fixed**: use it (+3.00 (2 seeds))." in headline
+    assert "no advice is given if: you go on; you like waiting." in headline
+    # A number that is not known is none that was measured: "longer" is compared with no row.
+    headline = render_headline([pretended(tmp_path, reading=topics)])
+    assert "- **If you go on**: it helps." in headline
+    assert "no advice is given if: you like waiting." in headline
+
+
+def test_figures_draw_what_can_be_compared(tmp_path: Path) -> None:
+    records = pretended(tmp_path)
+    table, found = records.table, summarize(records)
+
+    def keys(rows: list[Summary]) -> list[str]:
+        return [summary.row.key for summary in rows]
+
+    assert keys(compared_by_epoch(table, found)) == keys(compared_by_time(table, found))
+    assert keys(compared_by_time(table, found)) == ["alone", "gpd"]  # as in the headline
+    draw_figures(records, found, tmp_path)
+    for path in records.folder.glob("gpd/?.json"):
+        record = json.loads(path.read_text()) | {"hardware": {"device": "Another", "threads": 1}}
+        record["epochs"] = {name: [*curve, 60] for name, curve in record["epochs"].items()}
+        path.write_text(json.dumps(record))
+    found = summarize(records)
+    assert keys(compared_by_epoch(table, found)) == ["alone"]  # the other one has more epochs
+    assert compared_by_time(table, found) == []
+    assert "digits_time.png" not in render_page([records])
+    draw_figures(records, found, tmp_path)
+    assert not (tmp_path / "digits_time.png").exists()  # that of earlier records
+
+
 @pytest.mark.parametrize("row", ["gpd", "alone"])
 def test_a_reading_waits_for_every_seed_of_its_rows_and_of_those_compared_with(
     tmp_path: Path, row: str
@@ -338,7 +389,8 @@ def test_a_run_whose_time_is_not_known_does_not_count_for_the_time(tmp_path: Pat
         assert minutes == ((2.0,) if name == "0" else None)
     assert found.time is None and found.gain is not None
     page = render_page([records])
-    assert "| with GPD | 52.50" in page and "No time is known of: with GPD." in page
+    assert "| with GPD | 52.50" in page
+    assert "No time is known, since runs were killed, of: with GPD." in page
 
 
 def test_times_of_different_hardware_are_not_compared(tmp_path: Path) -> None:
@@ -389,9 +441,8 @@ def test_a_single_seed_has_no_spread() -> None:
 
 def test_the_page_and_the_readme_are_made_of_the_records(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text(
-        "before\n<!-- results: python -m bench.results -->\nold\n<!-- end of results -->\nafter\n"
-    )
+    for path, marks in (("README.md", [*MARKS, *FIGURE_MARKS]), ("docs/index.md", FIGURE_MARKS)):
+        (tmp_path / path).write_text("\nold\n".join(["before", *marks, "after\n"]))
     pretended(tmp_path, rows=["alone", "gpd"])
     write_pages(tmp_path)
     page = (tmp_path / "docs" / "results.md").read_text()
@@ -399,21 +450,24 @@ def test_the_page_and_the_readme_are_made_of_the_records(tmp_path: Path) -> None
     assert f"| with GPD | 52.50 ± 0.71 | alone | {gains} | 60.00 ± 0.00 | 7.50 ± 0.71 |" in page
     assert "Still to be trained: trained further." in page
     assert "| alone | **49.00** | 48.00 |" in page and "| with GPD | 51.00 | **52.00** |" in page
-    assert "1. GPD gains +3.0 points in 2.0 x the time." in page
+    assert "1. It gains +3.0 points in 2.0 x" in page
     readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("before\n") and readme.endswith("after\n") and "old" not in readme
+    assert readme.startswith("before\n") and readme.endswith("after\n")
+    assert readme.count("old") == 3  # outside the marks
     assert "| with GPD | 52.50 ± 0.71 | alone | +3.00 (2 seeds) | 2.0 (2.0 x) | 2 |" in readme
+    text = "and the gap, over epochs: alone; with GPD"
+    for start, path in (("docs/", "README.md"), ("", "docs/index.md")):
+        content = (tmp_path / path).read_text()
+        assert f'src="{start}results/digits_gap.png"' in content and f'{text}">' in content
     for name in ("accuracy", "gap", "time"):
         assert (tmp_path / "docs" / "results" / f"digits_{name}.png").stat().st_size > 1000
 
 
 def test_the_committed_page_and_readme_say_what_the_committed_records_say() -> None:
-    everything = all_records(ROOT)
-    assert everything
-    assert (ROOT / "docs" / "results.md").read_text() == render_page(everything)
+    for path, text in made_pages(ROOT).items():
+        assert path.read_text() == text
     readme = (ROOT / "README.md").read_text()
-    assert readme == with_headline(readme, render_headline(everything))
-    for records in everything:
+    for records in all_records(ROOT):
         if any(key in summarize(records) for key in records.table.headline):
             assert records.table.title in readme
 
@@ -480,7 +534,8 @@ def test_a_table_is_trained_through_the_command_and_goes_on_after_it_was_killed(
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
     (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text("")
+    for page in ("README.md", "docs/index.md"):
+        (tmp_path / page).write_text("")
     records = Records(read_table(path), path.with_suffix(""))
     first = tmp_path / records.work(Run("alone", "1", 1, 0.1)) / "attempt_0"
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
