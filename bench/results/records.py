@@ -131,7 +131,7 @@ class Records:
         row = self.table.rows[run.row]
         settings = {**self.table.settings, **row.settings}
         if run.tuning:
-            settings |= self.table.tuning.settings
+            settings |= {**self.table.tuning.settings, **row.tuning}
         settings |= {LEARNING_RATE: run.rate, "seed_everything": run.seed}
         for option, key in row.files.items():
             source = self.source(self.table.rows[key], run.seed)

@@ -49,6 +49,7 @@ class Row:
         files: per option of ``gpd fit`` that takes a file of weights, the key of the row whose
             extracted student is that file: of the same seed if there is one, else of the first.
         seeds: seeds instead of the table's.
+        tuning: options of the row's tuning runs besides those of the table's tuning.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Row:
     grid: tuple[float, ...] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] | None = None
+    tuning: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -510,6 +510,10 @@ def test_a_tuning_run_takes_the_settings_of_tuning_last(tmp_path: Path) -> None:
     records = records_in(tmp_path)
     assert "--trainer.max_epochs=1" in records.options(Run("gpd", "lr-0.1", 0, 0.1, tuning=True))
     assert "--trainer.max_epochs=3" in records.options(Run("gpd", "0", 0, 0.1))
+    rows = {"gpd": {"title": "a", "settings": {"model.noise": 2}, "tuning": {"model.noise": 1}}}
+    records = records_in(tmp_path, rows=rows, headline=[], reading=[])
+    assert "--model.noise=1" in records.options(Run("gpd", "lr-0.1", 0, 0.1, tuning=True))
+    assert "--model.noise=2" in records.options(Run("gpd", "0", 0, 0.1))
 
 
 def test_one_command_at_a_time_trains_a_table(
