@@ -60,8 +60,9 @@ class Trainer:
         Raises:
             RunError: when a command fails.
         """
+        commit = code_commit()  # of the code that trains, not of the time when it is done
         self._fit(run)
-        return self._summarize(run)
+        return {**self._summarize(run), "commit": commit}
 
     def stop(self) -> None:
         """Let running processes save a checkpoint and end."""
@@ -201,6 +202,28 @@ def only_one(table: Table) -> Iterator[None]:
                 f"left behind (fuser {lock} shows which); wait for it, or end it."
             ) from error
         yield
+
+
+def code_commit(root: Path = Path()) -> str | None:
+    """The commit of the code in a checkout.
+
+    Args:
+        root: folder of the checkout.
+
+    Returns:
+        The commit, with ``+`` if the program or its configurations differ from it; None without git
+        or outside a checkout.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "src", "configs")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _seconds(attempts: Sequence[Path], clock: str) -> float | None:

@@ -36,7 +36,7 @@ from bench.results.summary import (
     summarize,
 )
 from bench.results.table import TableError, option_list, read_table
-from bench.results.train import only_one
+from bench.results.train import code_commit, only_one
 from gpd_cli.cli.command_line import run as run_command
 
 ROOT = Path(__file__).parents[2]
@@ -514,6 +514,25 @@ def test_a_tuning_run_takes_the_settings_of_tuning_last(tmp_path: Path) -> None:
     records = records_in(tmp_path, rows=rows, headline=[], reading=[])
     assert "--model.noise=1" in records.options(Run("gpd", "lr-0.1", 0, 0.1, tuning=True))
     assert "--model.noise=2" in records.options(Run("gpd", "0", 0, 0.1))
+
+
+def test_a_record_names_the_commit_of_the_code_where_there_is_one(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True)
+
+    assert code_commit(tmp_path) is None
+    git("init", "--quiet")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "code.py").write_text("")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    commit = code_commit(tmp_path)
+    assert commit is not None and len(commit) == 40
+    (tmp_path / "record.json").write_text("")  # records come and go
+    assert code_commit(tmp_path) == commit
+    (tmp_path / "src" / "code.py").write_text("changed")
+    assert code_commit(tmp_path) == commit + "+"
 
 
 def test_one_command_at_a_time_trains_a_table(
