@@ -282,7 +282,7 @@ def _advice(table: Table, found: Mapping[str, Summary]) -> list[str]:
 
 
 def _say(reading: Reading, table: Table, found: Mapping[str, Summary]) -> str | None:
-    """A conclusion, or None before each of its rows, and what they are compared with, is complete."""
+    """A conclusion; None before its rows, and those they are compared with, are complete."""
     rows = [table.rows[key] for key in reading.rows()]
     needed = {row.key for row in rows} | {row.versus for row in rows if row.versus is not None}
     if not all(key in found and found[key].complete for key in needed):

@@ -27,7 +27,7 @@ _COMPARISON = re.compile(r"\s*([\w.]+)\s*(<=|>=|<|>)\s*(-?[\d.]+)\s*")
 class Reading:
     """A conclusion: the first of its sentences whose condition holds.
 
-    Conditions compare numbers of rows with constants, such as ``gpd.gain.low > 0 and gpd.time < 2``.
+    Conditions compare numbers of rows with constants, as ``gpd.gain.low > 0 and gpd.time < 2``.
     A conclusion that cannot turn out otherwise is none, so the last sentence is that for all
     other cases.
 
