@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,6 +114,9 @@ def test_static_teachers_are_logged_beside_student_and_teacher(
     (warning,) = said(caplog, "Warning: ")
     assert "assistant resnet18 (turned.safetensors)" in warning
     assert "order of the classes" in warning
+    renumbered = re.search(r"about (\d+)% with (\d+) of its 10 classes renumbered", warning)
+    assert renumbered is not None
+    assert float(renumbered[1]) == pytest.approx(expected, abs=5) and int(renumbered[2]) >= 8
 
 
 def test_static_teacher_is_a_line_in_the_picture(tmp_path: Path) -> None:

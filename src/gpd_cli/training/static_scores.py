@@ -18,9 +18,16 @@ from torch import Tensor
 
 from gpd_cli.distill.static_teacher import StaticTeacher, check_logits
 from gpd_cli.distributed.world import world_size
+from gpd_cli.training.class_order import (
+    MAX_CLASSES,
+    ClassOrder,
+    count_by_halves,
+    find_class_order,
+)
 from gpd_cli.training.metrics import Scores
 
 _DEVIATIONS = 2  # accuracies less than so many standard deviations above chance count as chance
+_SHOWN = 4  # so many renamed classes are named
 
 
 def names_of(teachers: Sequence[StaticTeacher]) -> list[str]:
@@ -54,6 +61,8 @@ def score_static_teachers(
     names = names_of(teachers)
     scores = Scores(names, num_classes).to(module.device)
     counts = torch.zeros(num_classes, dtype=torch.long, device=module.device)
+    labelled: list[Tensor] = []
+    predicted: dict[str, list[Tensor]] = {name: [] for name in names}
     with isolate_rng(), torch.no_grad():
         for images, labels in _validation_batches(trainer, module):
             logits = {}
@@ -63,6 +72,9 @@ def score_static_teachers(
             scores.update(logits, labels)
             classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
             counts += torch.bincount(classes, minlength=num_classes)
+            labelled.append(classes)
+            for name in names:
+                predicted[name].append(logits[name].argmax(dim=1))
     check_logits(teachers, module.device)
     if world_size() > 1:
         dist.all_reduce(counts)
@@ -70,7 +82,8 @@ def score_static_teachers(
         return {}
     values = {name: float(value) for name, value in scores.compute().items()}
     for name, teacher in zip(names, teachers, strict=True):
-        _tell(teacher, values[f"{name}_top1"], counts)
+        order = _class_order(labelled, predicted[name], counts)
+        _tell(teacher, values[f"{name}_top1"], counts, order)
     return values
 
 
@@ -90,8 +103,34 @@ def is_chance(accuracy: float, counts: Tensor) -> bool:
     return accuracy / 100 <= chance + margin
 
 
-def _tell(teacher: StaticTeacher, accuracy: float, counts: Tensor) -> None:
+def _class_order(
+    labels: Sequence[Tensor], predictions: Sequence[Tensor], counts: Tensor
+) -> ClassOrder | None:
+    """A better order of a teacher's classes, by the images of all processes."""
+    if len(counts) > MAX_CLASSES:
+        return None
+    none = counts.new_zeros(0)  # of a process without images
+    pairs = count_by_halves(
+        torch.cat([none, *labels]), torch.cat([none, *predictions]), len(counts)
+    )
+    if world_size() > 1:
+        dist.all_reduce(pairs)
+    return find_class_order(pairs)
+
+
+def _tell(
+    teacher: StaticTeacher, accuracy: float, counts: Tensor, order: ClassOrder | None
+) -> None:
     text = f"{teacher.title}: {accuracy:.2f}% of {int(counts.sum()):,} validation images right"
+    if order is not None:
+        pairs = [f"its {output} is {label} here" for output, label in order.classes.items()]
+        shown = ", ".join(pairs[:_SHOWN]) + (", ..." if len(pairs) > _SHOWN else "")
+        rank_zero_info(
+            f"Warning: {text}, and about {order.accuracy:.0f}% with {len(pairs)} of its "
+            f"{len(counts)} classes renumbered ({shown}); it was trained with another order of "
+            "the classes, such as 0, 1, 10, 2 in place of 0, 1, 2, 10."
+        )
+        return
     if not is_chance(accuracy, counts):
         rank_zero_info(text)
         return
