@@ -28,6 +28,7 @@ from gpd_cli.branches import (
     merge,
 )
 from gpd_cli.errors import ExpansionError, GpdError
+from gpd_cli.models.cifar_resnet import cifar_resnet8
 
 CONV_BRANCHES = tuple(name for name in EXTRA_BRANCHES if name != "linear")
 
@@ -679,6 +680,15 @@ def test_the_papers_layers_are_13_of_resnet18s_and_9_of_mobilenet_v1s() -> None:
         layers = branched_layers(network, branch_names(6), ["3x3_stride1"])
         assert len(layers) == count
         assert not {"conv1", "conv_stem"} & layers.keys()
+
+
+def test_a_stem_of_stride_1_is_none_of_the_papers_layers() -> None:
+    layers = branched_layers(cifar_resnet8(), branch_names(6), ["3x3_stride1"])
+    # Each of three blocks has two 3 x 3 convolutions, and two of them begin with a strided one.
+    assert layers.keys() == {
+        "layer1.0.conv1",
+        *(f"layer{stage}.0.conv2" for stage in (1, 2, 3)),
+    }
 
 
 def test_averaging_of_weights_leaves_constants_alone() -> None:

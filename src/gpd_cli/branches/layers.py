@@ -11,22 +11,31 @@ from gpd_cli.branches.names import accepts_branches
 from gpd_cli.errors import GpdError
 
 
-def _is_3x3_stride1(module: nn.Module) -> bool:
-    return (
-        isinstance(module, nn.Conv2d)
-        and module.kernel_size == (3, 3)
-        and tuple(module.stride) == (1, 1)
-    )
+def _all(network: nn.Module) -> set[str]:
+    return {name for name, _ in network.named_modules()}
 
 
-LAYER_SETS: dict[str, Callable[[nn.Module], bool]] = {
-    "all": lambda module: True,
-    "3x3_stride1": _is_3x3_stride1,
+def _3x3_stride1(network: nn.Module) -> set[str]:
+    convolutions = {
+        name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
+    }
+    stem = next(iter(convolutions), None)
+    return {
+        name
+        for name, module in convolutions.items()
+        if module.kernel_size == (3, 3) and tuple(module.stride) == (1, 1) and name != stem
+    }
+
+
+LAYER_SETS: dict[str, Callable[[nn.Module], set[str]]] = {
+    "all": _all,
+    "3x3_stride1": _3x3_stride1,
 }
 """Names of sets of layers: all layers, and the layers of the paper (Guo et al., ICLR 2025).
 
 The paper's authors give branches to 3 x 3 convolutions of stride 1, depthwise ones included: 13
-layers of ResNet-18 and 9 of MobileNet V1, without the stems, which are strided.
+layers of ResNet-18 and 9 of MobileNet V1, without the stems. Those are strided; networks for small
+images have stems of stride 1, the first convolution, which gets no branches either.
 """
 
 ALL_LAYERS = ("all",)
@@ -59,7 +68,7 @@ def branched_layers(
     chosen: set[str] = set()
     for entry in layers:
         if entry in LAYER_SETS:
-            chosen |= {n for n in accepted if LAYER_SETS[entry](network.get_submodule(n))}
+            chosen |= LAYER_SETS[entry](network)
             continue
         named = {n for n in accepted if fnmatchcase(n, entry) or n.startswith(f"{entry}.")}
         if not named:
