@@ -6,6 +6,8 @@ student that runs on the first block of every stored tensor, times r.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -32,7 +34,10 @@ FACTORS = {  # ours by their place in the authors' list; the first is the main k
     "dw": ("depthwise_separable", "depthwise"),
     "pw": ("depthwise_separable", "weight"),
 }
-SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}
+OPTIMIZERS = {
+    "SGD": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-2),
+    "AdamW": partial(torch.optim.AdamW, lr=0.01, weight_decay=1e-2),
+}
 
 
 class Student(nn.Module):
@@ -217,7 +222,8 @@ def factors_of(pair: Pair) -> dict[str, dict[str, Tensor]]:
     [(1, "zero", ()), (6, "gpd", SCRATCH), ("gpd", "zero", FINE_TUNING)],
     ids=["width alone", "scratch", "fine-tuning"],
 )
-def test_our_steps_are_the_authors(branches, init, gates) -> None:
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+def test_our_steps_are_the_authors(branches, init, gates, optimizer_name) -> None:
     torch.manual_seed(0)
     student = Student().double()
     randomize(student, torch.Generator().manual_seed(1))
@@ -234,8 +240,8 @@ def test_our_steps_are_the_authors(branches, init, gates) -> None:
         noise=0,
     ).train()
     theirs = Authors(student.state_dict(), factors_of(pair) if gates else {}, gates)
-    optimizer = torch.optim.SGD(pair.parameters(), **SETTINGS)
-    their_optimizer = torch.optim.SGD(theirs.parameters.values(), **SETTINGS)
+    optimizer = OPTIMIZERS[optimizer_name](pair.parameters())
+    their_optimizer = OPTIMIZERS[optimizer_name](theirs.parameters.values())
     start = pair.extract().state_dict()
     for x, y in zip(images, labels, strict=True):
         narrow, wide = pair(x)
@@ -257,3 +263,34 @@ def test_our_steps_are_the_authors(branches, init, gates) -> None:
                 torch.testing.assert_close(state[key], expected, rtol=1e-9, atol=1e-11)
     for key, tensor in pair.extract().state_dict().items():
         assert (tensor - start[key]).abs().max() > 1e-3, key
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "faster"), [(torch.optim.SGD, RATIO**2), (torch.optim.AdamW, RATIO)]
+)
+def test_at_the_teachers_scale_a_step_moves_the_student_further_than_alone(
+    optimizer: Callable[..., torch.optim.Optimizer], faster: int
+) -> None:
+    torch.manual_seed(0)
+    student = Student().double()
+    images = torch.randn(16, 3, 8, 8, dtype=torch.float64)
+    pair = expand(student, sample=images, ratio=RATIO, branches=1, storage="teacher", noise=0)
+    changes = []
+    for network in (pair.train(), student.train()):
+        before = student_weights(network)
+        step = optimizer(network.parameters(), lr=1e-4, weight_decay=0)
+        outputs = network(images)
+        logits = outputs[0] if network is pair else outputs
+        logits.square().mean().backward()
+        step.step()
+        after = student_weights(network)
+        changes.append({key: after[key] - before[key] for key in before})
+    for key in ("plain.weight", "point.weight", "point.bias"):
+        ratio = (changes[0][key] / changes[1][key]).flatten()
+        assert ratio.median() == pytest.approx(faster, rel=0.01), key
+
+
+def student_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Kernels and biases of the student, of a pair or alone."""
+    student = network.extract() if isinstance(network, Pair) else network
+    return {key: value.detach().clone() for key, value in student.named_parameters()}
