@@ -53,6 +53,37 @@ def test_configuration_is_one_of_fit(path: Path) -> None:
         assert found == value, ".".join(key)
 
 
+PAPER = [path for path in CONFIGS if path.parents[1].name == "imagenet"]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_papers_recipes_have_the_settings_of_its_authors(path: Path) -> None:
+    said = {".".join(key): value for key, value in written(path).items()}
+    expected = {
+        "model.ratio": 2,
+        "model.storage": "teacher",
+        "model.noise": 1e-4,
+        "model.gap_weight": 3.0,
+        "model.gap_smoothing": 0.1,
+        "trainer.precision": "32-true",
+    }
+    scratch = path.parent.name != "finetune"
+    network = path.stem.partition("_")[0]
+    if network == "rvt":
+        expected |= {"model.student": "rvt_tiny", "model.branches": 1}
+    else:
+        expected |= {
+            "model.branches": "gpd",
+            "model.branch_layers": "3x3_stride1",
+            "model.branch_init": "gpd" if scratch else "zero",
+            "model.optimizer.decay_all": True,
+            "model.student": {"mobilenetv1": "mobilenetv1_relu", "resnet18": "resnet18"}[network],
+        }
+    if network == "resnet18" and scratch:  # its norms then start as torchvision's
+        expected["model.student_args.zero_init_last"] = False
+    assert {key: said.get(key) for key in expected} == expected
+
+
 def test_command_line_goes_before_the_configuration() -> None:
     digits = next(path for path in CONFIGS if path.name == "digits.yaml")
     options = ["--model.ratio", "1", "--model.branches", "1", "--data.batch_size", "7"]
