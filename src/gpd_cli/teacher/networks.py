@@ -134,10 +134,17 @@ def summary(name: str, network: Pair | Alone) -> str:
     if certificate is None:
         return f"{text}, trained alone"
     trained = sum(p.numel() for p in network.parameters())
+    as_wide = isinstance(network, Pair) and network.plan.ratio == 1
+    teacher = "a dynamic teacher that is no wider" if as_wide else "its dynamic teacher"
     lines = [
-        f"{text}; with its dynamic teacher {trained:,}; their logits differ by "
+        f"{text}; with {teacher} {trained:,}; their logits differ by "
         f"{certificate.difference:.0e} (relative, float64) at the start"
     ]
+    if as_wide:
+        lines += [
+            "This is not the student alone: --model.ratio 1 leaves it the branches; add "
+            "--model.branches 1 to train it alone."
+        ]
     if isinstance(network, Pair):
         lines += [f"{name} stays narrow inside: {why}" for name, why in network.plan.narrow.items()]
     return "\n".join(lines)

@@ -80,7 +80,8 @@ class GapPreservingDistillation(EvaluatedModule):
         student_args: further arguments of the student's constructor; with pretrained true it starts
             from the weights that timm or torchvision publishes.
         num_classes: number of classes; by default the student's own.
-        ratio: how many times as wide the dynamic teacher is.
+        ratio: how many times as wide the dynamic teacher is; ratio 1 with branches 1 is the student
+            alone.
         branches: how many of the paper's six branches, the main kernel included; or names of
             branches or of published blocks (dbb), of which each layer takes those it can.
         noise: size of the zero-sum noise that lets copies diverge, relative to each weight's
