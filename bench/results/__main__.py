@@ -19,8 +19,8 @@ import signal
 import sys
 from pathlib import Path
 
-from bench.results.page import write_pages
 from bench.results.queue import train_all
+from bench.results.readme import write_pages
 from bench.results.records import Records
 from bench.results.table import TableError, read_table
 from bench.results.train import Trainer, only_one

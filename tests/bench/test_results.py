@@ -16,16 +16,15 @@ import pytest
 import yaml
 
 from bench.results.figures import draw_figures
-from bench.results.page import (
+from bench.results.page import all_records, render_page
+from bench.results.queue import missing, train_all
+from bench.results.readme import (
     FIGURE_MARKS,
     MARKS,
-    all_records,
     made_pages,
     render_headline,
-    render_page,
     write_pages,
 )
-from bench.results.queue import missing, train_all
 from bench.results.records import Record, Records, Run
 from bench.results.summary import (
     Spread,
@@ -372,9 +371,12 @@ def test_rows_are_ahead_or_behind_only_beyond_their_interval(tmp_path: Path) -> 
     assert "- Ahead of the row compared with (its whole interval is above 0): with GPD." in set_gpd(
         52.0, 53.1, 54.0
     )
-    assert "- Behind it (its whole interval is below 0): with GPD." in set_gpd(46.0, 47.1, 48.0)
-    assert "- Not told apart from it by these seeds (the interval holds 0): with GPD." in set_gpd(
-        49.0, 51.0, 51.1
+    assert "- Behind the row compared with (its whole interval is below 0): with GPD." in set_gpd(
+        46.0, 47.1, 48.0
+    )
+    assert (
+        "- Not told apart from the row compared with (the interval holds 0): with GPD."
+        in set_gpd(49.0, 51.0, 51.1)
     )
     (records.folder / "gpd" / "2.json").unlink()
     assert "so no verdict: with GPD." in render_page([records])

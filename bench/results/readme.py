@@ -1,0 +1,132 @@
+"""The parts of the README and of the manual that are made from the records, and all pages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from bench.results.cells import against, markdown, seeds, text_of, time
+from bench.results.page import all_records, render_page
+from bench.results.records import Records
+from bench.results.sentences import advice, hardware, of_gap, untrained
+from bench.results.summary import summarize
+
+MARKS = ("<!-- results: python -m bench.results -->", "<!-- end of results -->")
+"""The lines before and after the README's table."""
+
+FIGURE_MARKS = ("<!-- figure: python -m bench.results -->", "<!-- end of figure -->")
+"""The lines before and after the picture of the README and of the first page of the manual."""
+
+
+def render_headline(everything: Iterable[Records]) -> str:
+    """The rows that the README shows, as far as they have been trained.
+
+    Args:
+        everything: the records of all tables.
+
+    Returns:
+        Markdown, a table for each table with headline rows.
+    """
+    parts = []
+    for records in everything:
+        found = summarize(records)
+        rows = [found[key] for key in records.table.headline if key in found]
+        if rows:
+            cells = [
+                [
+                    s.row.title,
+                    str(s.student),
+                    against(s, records.table),
+                    text_of(s.gain),
+                    time(s),
+                    seeds(s),
+                ]
+                for s in rows
+            ]
+            head = (
+                "row",
+                f"{records.table.metric} accuracy, %",
+                "against",
+                "gain",
+                "minutes",
+                "seeds",
+            )
+            text = (
+                f"{records.table.title} (accuracy: mean ± standard deviation over seeds; gain: in "
+                "points, with its 95 % interval over seeds):"
+            )
+            lines = [text, "", *markdown(head, cells)]
+            lines += untrained(records.table, records.table.headline, found)
+            lines += hardware(rows)
+            lines += advice(records.table, found)
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def render_figure(everything: Iterable[Records], folder: str, width: int) -> str:
+    """The picture of the README and of the manual's first page.
+
+    Args:
+        everything: the records of all tables.
+        folder: the folder of the manual's pages, as seen from the page; with a slash, or empty.
+        width: width of the picture, in pixels.
+
+    Returns:
+        HTML with a text that names what is drawn: the figure over epochs of the first table with
+        headline rows; empty where none of these has been trained.
+    """
+    for records in everything:
+        found = summarize(records)
+        if any(key in found for key in records.table.headline):
+            text = of_gap(records.table, found)
+            source = f"{folder}results/{records.table.name}_gap.png"
+            return f'<img src="{source}" width="{width}"\n     alt="{text}">'
+    return ""
+
+
+def with_part(page: str, marks: tuple[str, str], content: str) -> str:
+    """A page with what lies between two marks replaced.
+
+    Args:
+        page: text of the page, with the marks.
+        marks: the lines before and after the part.
+        content: the new part.
+    """
+    start, end = marks
+    pattern = re.escape(start) + ".*?" + re.escape(end)
+    text = f"{start}\n{content}\n{end}"
+    return re.sub(pattern, lambda _: text, page, flags=re.DOTALL)
+
+
+def made_pages(root: Path) -> dict[Path, str]:
+    """The pages that are made of the records, as they should be.
+
+    Args:
+        root: folder of the checkout.
+
+    Returns:
+        Texts by path: the page of results, the README, and the first page of the manual.
+    """
+    everything = all_records(root)
+    readme, index = root / "README.md", root / "docs" / "index.md"
+    text = with_part(readme.read_text(), MARKS, render_headline(everything))
+    return {
+        root / "docs" / "results.md": render_page(everything),
+        readme: with_part(text, FIGURE_MARKS, render_figure(everything, "docs/", width=480)),
+        index: with_part(index.read_text(), FIGURE_MARKS, render_figure(everything, "", width=640)),
+    }
+
+
+def write_pages(root: Path) -> None:
+    """Write ``docs/results.md``, its figures, and their parts of README and first page.
+
+    Args:
+        root: folder of the checkout.
+    """
+    from bench.results.figures import draw_figures  # imported here: matplotlib is slow to import
+
+    for path, text in made_pages(root).items():
+        path.write_text(text)
+    for records in all_records(root):
+        draw_figures(records, summarize(records), root / "docs" / "results")
