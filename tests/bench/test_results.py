@@ -18,6 +18,7 @@ import yaml
 from bench.results.figures import draw_figures
 from bench.results.page import all_records, render_page
 from bench.results.queue import missing, train_all
+from bench.results.reading import Reading
 from bench.results.readme import (
     FIGURE_MARKS,
     MARKS,
@@ -507,6 +508,16 @@ def test_a_best_learning_rate_at_the_edge_of_its_grid_is_pointed_out(tmp_path: P
     record["epochs"]["val/student_top1"] = [90]
     path.write_text(json.dumps(record))
     assert f"{edge} alone." in render_page([records])
+
+
+@pytest.mark.parametrize("records", all_records(ROOT), ids=lambda records: records.table.name)
+def test_every_sentence_of_the_tables_can_be_printed(records: Records, tmp_path: Path) -> None:
+    summary = summarize(pretended(tmp_path, seeds=[0, 1, 2]))["gpd"]  # all numbers are known
+    for reading in records.table.reading:
+        for sentence in reading.sentences.values():
+            only = Reading({"row.epochs < 0": "", "otherwise": sentence})
+            text = only.say({"row": summary} | dict.fromkeys(only.rows(), summary))
+            assert text is not None and "{" not in text and "None" not in text
 
 
 def test_a_tuning_run_takes_the_settings_of_tuning_last(tmp_path: Path) -> None:
