@@ -66,7 +66,7 @@ def hardware(rows: Iterable[Summary]) -> list[str]:
     if parts:
         sentences.append(f"Times are those of: {', '.join(parts)}.")
     if unknown:
-        sentences.append(f"No time is known, since runs were killed, of: {'; '.join(unknown)}.")
+        sentences.append(f"No time is known of: {'; '.join(unknown)}.")
     return ["", " ".join(sentences)]
 
 

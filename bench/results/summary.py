@@ -102,8 +102,7 @@ class Summary:
         student: accuracy of the student, in percent, by the metric of the table.
         teacher: that of the dynamic teacher, if there is one.
         gap: accuracy of the dynamic teacher minus that of the student, in points.
-        minutes: minutes of training of one run on `hardware`; None if every run was killed once,
-            since the time of a killed run is unknown.
+        minutes: minutes of training of one run on `hardware`; None if the time of no run is known.
         hardware: what most runs with a known time were trained on.
         rate: the learning rate.
         gain: gain over the row that this one is compared with, if both have a seed in common.

@@ -394,7 +394,7 @@ def test_a_run_whose_time_is_not_known_does_not_count_for_the_time(tmp_path: Pat
     assert found.time is None and found.gain is not None
     page = render_page([records])
     assert "| with GPD | 52.50" in page
-    assert "No time is known, since runs were killed, of: with GPD." in page
+    assert "No time is known of: with GPD." in page
 
 
 def test_times_of_different_hardware_are_not_compared(tmp_path: Path) -> None:
