@@ -377,6 +377,39 @@ def test_a_student_that_is_run_twice_refuses_what_reads_its_features(static_weig
         distiller(static_weights, KD, ratio=1, branches=1, recompute_student=True)
 
 
+def test_networks_that_run_their_blocks_again_train_as_others_do(tmp_path: Path) -> None:
+    weights = []
+    for place, options in (("once", []), ("again", ["--model.grad_checkpointing", "true"])):
+        (tmp_path / place).mkdir()
+        assert fit(tmp_path / place, *PAIRED, *options) == 0
+        weights.append(checkpoint(tmp_path / place)["state_dict"])
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"student": "cifar_resnet8", "student_args": {}},
+            r"cifar_resnet8 cannot run its blocks again .*smaller",
+        ),
+        ({"recompute_student": True}, r"recompute_student would run all of it twice"),
+        ({"compile": True}, r"grad_checkpointing does not go with --model.compile"),
+    ],
+)
+def test_networks_that_cannot_run_their_blocks_again_are_refused(
+    options: dict[str, Any], said: str
+) -> None:
+    student = {"student": "resnet18", "student_args": dict(TINY), "num_classes": 10, "branches": 1}
+    with pytest.raises(GpdError, match=said):
+        GapPreservingDistillation(**student | {"grad_checkpointing": True} | options)
+
+
+def test_features_are_not_read_of_blocks_that_run_again(static_weights: Path) -> None:
+    with pytest.raises(GpdError, match=r"grad_checkpointing .* compares logits only"):
+        distiller(static_weights, FitNets, ratio=1, branches=1, grad_checkpointing=True)
+
+
 def test_run_with_a_static_teacher_is_scored_without_its_file(
     static_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

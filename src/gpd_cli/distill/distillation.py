@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gpd_cli.distill.features import FeatureHooks, FeatureInfo, Outputs, find_features
 from gpd_cli.distill.methods import Batch, Method
+from gpd_cli.distill.methods.base import FEATURES
 from gpd_cli.distill.methods.precision import in_float32
 from gpd_cli.distill.methods.simkd import check_reused
 from gpd_cli.distill.objective import warmed_up
@@ -19,8 +20,6 @@ from gpd_cli.errors import MethodError
 from gpd_cli.models import check_images
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
-
-_FEATURES = {"stages", "pooled", "embedding"}
 
 
 class Distillation(nn.Module):
@@ -161,7 +160,7 @@ class Distillation(nn.Module):
         preactivation: bool,
         like: FeatureInfo | None = None,
     ) -> FeatureInfo:
-        if not self.needs & _FEATURES:
+        if not self.needs & FEATURES:
             return FeatureInfo()
         pooled = "pooled" in self.needs
         if not pooled and "stages" not in self.needs:

@@ -239,7 +239,9 @@ class SharedKernel(nn.Module):
         self.sharing = sharing
         self.branches = branches
         self.averages_gradient = False  # of the merged kernel, over processes
+        self.holds = False  # the merged kernel, until `forget`: its layer runs again
         self._student: Tensor | None = None
+        self._held: tuple[Tensor, int] | None = None  # with the stored tensor's version
 
     def forward(self, stored: Tensor) -> Tensor:
         """Merge the branches and return the teacher's kernel; `student` returns the student's.
@@ -247,7 +249,14 @@ class SharedKernel(nn.Module):
         Args:
             stored: the trainable tensor, of the wide shape.
         """
+        if not torch.is_grad_enabled():
+            teacher, self._student = self.both_kernels(stored)
+            return teacher
+        if self._held is not None and self._held[1] == stored._version:
+            return self._held[0]
         teacher, self._student = self.both_kernels(stored)
+        if self.holds:
+            self._held = teacher, stored._version
         return teacher
 
     def both_kernels(self, stored: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,9 +291,9 @@ class SharedKernel(nn.Module):
         return self.branches is not None or torch.is_grad_enabled()
 
     def forget(self) -> None:
-        """Drop the student's kernel, so that no graph outlives its step."""
-        self._student = None
+        """Drop the kernels of a step, so that no graph outlives it."""
+        self._student = self._held = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has the weights, and no intermediate results of a step.
-        return {**self.__dict__, "_student": None}
+        return {**self.__dict__, "_student": None, "_held": None}

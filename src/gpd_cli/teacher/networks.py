@@ -12,6 +12,7 @@ from gpd_cli.teacher.build import merged_networks
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.found_once import grown_once
 from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.running_again import Statistics, at_end_of_backward
 from gpd_cli.teacher.unshared import Unshared
 from gpd_cli.widening.running.copying import copy_network
 
@@ -24,10 +25,14 @@ class Alone(nn.Module):
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self.network = student
+        self.runs_again = False  # whether a backward pass runs parts of the student again
 
     def forward(self, images: Tensor) -> tuple[Tensor, None]:
         """The student's logits, ``[B, C]``, and None in place of the dynamic teacher's logits."""
-        return self.network(images), None
+        logits = self.network(images)
+        if self.runs_again and torch.is_grad_enabled():
+            at_end_of_backward([logits], Statistics(self.buffers()).put_back)
+        return logits, None
 
     def student(self, images: Tensor) -> Tensor:
         """The student's logits, ``[B, C]``."""

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.kernel import SharedKernel
 from gpd_cli.teacher.recomputing import recomputed
+from gpd_cli.teacher.running_again import Statistics, at_end_of_backward
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.refresh import refresh
@@ -41,11 +42,14 @@ class Pair(nn.Module):
         self.teacher = teacher
         self.narrow = student
         self.plan = plan
+        for module in teacher.modules():
+            if isinstance(module, SharedKernel):
+                module.holds = plan.runs_again
         self._tied = tied_names(student)
         self._requires_grad = {n: student.get_parameter(n).requires_grad for n in self._tied}
         for name in self._tied:
-            owner, _, leaf = name.rpartition(".")
-            student.get_submodule(owner)._parameters[leaf] = None
+            owner, leaf = self._owner(name)
+            owner._parameters[leaf] = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Both networks' logits.
@@ -56,6 +60,8 @@ class Pair(nn.Module):
         Returns:
             The student's and the dynamic teacher's logits, each ``[B, classes]``.
         """
+        if self.plan.runs_again and torch.is_grad_enabled():
+            return self._forward_that_runs_again(images)
         with self._merged_once():
             weights = self._weights()
             if self.recompute_student and torch.is_grad_enabled():
@@ -65,6 +71,25 @@ class Pair(nn.Module):
             teacher = self.teacher(images)
             student = functional_call(self.narrow, weights, (images,))
         return student, teacher
+
+    def _forward_that_runs_again(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The result of `forward`, with all weights in place until the backward pass has ended."""
+        for name, weight in self._weights().items():
+            owner, leaf = self._owner(name)
+            owner.__dict__[leaf] = weight
+        for module in self.teacher.modules():  # each kernel is merged before a part runs, and held
+            for leaf in getattr(module, "parametrizations", {}):
+                getattr(module, leaf)
+        teacher = self.teacher(images)  # first, as in other runs: random draws have an order
+        logits = self.narrow(images), teacher
+        statistics = Statistics(self.buffers())
+
+        def end() -> None:
+            self.forget()
+            statistics.put_back()
+
+        at_end_of_backward(logits, end)
+        return logits
 
     def one_by_one(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The result of `forward` with less memory: each kernel is merged when a layer needs it."""
@@ -154,10 +179,22 @@ class Pair(nn.Module):
                 self.forget()
 
     def forget(self) -> None:
-        """Drop the student's sliced kernels, so that no graph outlives its step."""
+        """Drop the kernels of a step, so that no graph outlives it.
+
+        Runs of the pair begin with it.
+        """
         for module in self.teacher.modules():
             if isinstance(module, SharedKernel):
                 module.forget()
+        if self.plan.runs_again:
+            for name in self._tied:
+                owner, leaf = self._owner(name)
+                owner.__dict__.pop(leaf, None)
+
+    def _owner(self, name: str) -> tuple[nn.Module, str]:
+        """The student's module that a weight belongs to, and the weight's name there."""
+        owner, _, leaf = name.rpartition(".")
+        return self.narrow.get_submodule(owner), leaf
 
 
 def tied_names(network: nn.Module) -> dict[str, str]:

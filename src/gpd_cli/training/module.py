@@ -24,13 +24,12 @@ from gpd_cli.distill.static_teacher import (
     load_static_teachers,
 )
 from gpd_cli.distributed.world import broadcast_from_first
-from gpd_cli.errors import DataError, ModelError, TrainingError
+from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
 from gpd_cli.teacher.expansion import DEFAULT_NOISE
-from gpd_cli.teacher.networks import layer_patterns, summary, with_teacher
+from gpd_cli.teacher.networks import Alone, layer_patterns, summary, with_teacher
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.teacher.recomputing import has_hooks
 from gpd_cli.training.amx import has_amx, keep_in_float32
 from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up, settle
 from gpd_cli.training.broken_numbers import FACTOR, OnNan, may_go_on, reduced
@@ -43,6 +42,7 @@ from gpd_cli.training.checks import (
     ignored_settings,
 )
 from gpd_cli.training.evaluation import EvaluatedModule
+from gpd_cli.training.memory import run_blocks_again, run_student_again
 from gpd_cli.training.metrics import RunningAccuracy
 from gpd_cli.training.optimizers import (
     OptimizerSettings,
@@ -131,6 +131,8 @@ class GapPreservingDistillation(EvaluatedModule):
         recompute_student: keep no activations of the student, and run it a second time in the
             backward pass: a step takes a little longer and keeps the activations of the wide
             network alone.
+        grad_checkpointing: keep few activations of either network, and run their blocks a second
+            time in the backward pass (timm's set_grad_checkpointing).
         compile: compile the networks with torch.compile; true, or the name of a backend.
     """
 
@@ -167,6 +169,7 @@ class GapPreservingDistillation(EvaluatedModule):
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 - frozen
         channels_last: bool = False,
         recompute_student: bool = False,
+        grad_checkpointing: bool = False,
         compile: bool | str = False,
     ) -> None:
         super().__init__()
@@ -185,6 +188,8 @@ class GapPreservingDistillation(EvaluatedModule):
         self.storage: Storage = storage or suitable_storage(optimizer.opt)
         teachers = load_static_teachers(static_teacher, assistants, self.num_classes, shape[0])
         adopt_classifier(network, teachers)
+        if grad_checkpointing:
+            run_blocks_again(network, self.spec.name, method() if teachers else None, bool(compile))
         self.network = with_teacher(
             network,
             shape,
@@ -200,6 +205,8 @@ class GapPreservingDistillation(EvaluatedModule):
             shared=shared,
             generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
+        if isinstance(self.network, Alone):
+            self.network.runs_again = grad_checkpointing
         freeze_classifier(self.network, teachers)
         check_counts(static_warmup_epochs=static_warmup_epochs, nan_steps=nan_steps)
         check_taught(ce_weight, static_weight, bool(teachers))
@@ -215,7 +222,7 @@ class GapPreservingDistillation(EvaluatedModule):
                 warmup_epochs=static_warmup_epochs,
             )
         if recompute_student:
-            self._recompute_student()
+            run_student_again(self.network)
         self.objective = Objective(
             gap_weight=gap_weight,
             gap_smoothing=gap_smoothing,
@@ -498,21 +505,6 @@ class GapPreservingDistillation(EvaluatedModule):
         if name is None:
             return [f"image {place + 1} of the batch" for place in places]
         return list(name(batch, places))
-
-    def _recompute_student(self) -> None:
-        if not isinstance(self.network, Pair):
-            raise ModelError(
-                "Without a dynamic teacher (ratio 1, one branch) there is nothing that "
-                "--model.recompute_student could save; leave it out."
-            )
-        hooked = [name for name, m in self.network.narrow.named_modules() if has_hooks(m)]
-        if hooked:
-            raise ModelError(
-                f"--model.recompute_student runs the student twice, and the features of its module "
-                f"'{hooked[0]}' are read in the first run; leave it out, or choose a method that "
-                "compares logits only."
-            )
-        self.network.recompute_student = True
 
     def _divide_reduction(self) -> None:
         """Tell DistributedDataParallel what it need not send between processes."""

@@ -205,6 +205,7 @@ class WidthPlan:
             value (``out_channels``, ``num_heads``, ...).
         narrow: modules that stay narrow inside, each with the reason.
         trials: number of runs of parts of the network that failed while the plan was found.
+        runs_again: whether a backward pass runs parts of the network again (gradient checkpointing).
     """
 
     ratio: float
@@ -212,6 +213,7 @@ class WidthPlan:
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     narrow: dict[str, str] = field(default_factory=dict)
     trials: int = field(default=0, compare=False)
+    runs_again: bool = field(default=False, compare=False)
 
     def __iter__(self) -> Iterator[tuple[str, TensorPlan]]:
         return iter(self.tensors.items())
@@ -236,6 +238,7 @@ class WidthPlan:
             "tensors": tensors,
             "attributes": self.attributes,
             "narrow": dict(self.narrow),
+            "runs_again": self.runs_again,
             "maps": [{"narrow": m.narrow, "index": _pack(m.index)} for m in maps],
         }
 
@@ -261,7 +264,8 @@ class WidthPlan:
         kept_narrow = data.get("narrow", {})
         if not isinstance(kept_narrow, Mapping):  # plans of earlier versions have no reasons
             kept_narrow = dict.fromkeys(kept_narrow, "")
-        return cls(data["ratio"], tensors, attributes, dict(kept_narrow))
+        runs_again = bool(data.get("runs_again"))
+        return cls(data["ratio"], tensors, attributes, dict(kept_narrow), runs_again=runs_again)
 
 
 def _pack(index: Sequence[int]) -> list[list[int]]:

@@ -12,6 +12,8 @@ from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.errors import MethodError
 
 Need = Literal["stages", "pooled", "embedding", "indices"]
+FEATURES: frozenset[Need] = frozenset({"stages", "pooled", "embedding"})
+"""What methods need that is read inside of the networks."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from gpd_cli.widening.observe.constants import Constants
 from gpd_cli.widening.observe.graph import last_layers
 from gpd_cli.widening.observe.reads import reading
 from gpd_cli.widening.rules import COUNTS, FACTORS
-from gpd_cli.widening.running.checkpointing import refuse_checkpointing
+from gpd_cli.widening.running.checkpointing import runs_again
 from gpd_cli.widening.running.own_errors import own_errors
 from gpd_cli.widening.running.tracing import (
     Position,
@@ -94,6 +94,7 @@ class Recording:
             same way.
         sums: sets of layers whose outputs are added or multiplied, and therefore need one layout.
         output: the network's output.
+        runs_again: whether a backward pass would run a part of the network again.
     """
 
     inputs: dict[str, list[list[Tensor]]] = field(default_factory=dict)
@@ -110,6 +111,7 @@ class Recording:
     ends: dict[str, set[str]] = field(default_factory=dict)
     sums: list[set[str]] = field(default_factory=list)
     output: Tensor | None = None
+    runs_again: bool = False
 
 
 def record(network: nn.Module, images: Tensor) -> Recording:
@@ -123,7 +125,7 @@ def record(network: nn.Module, images: Tensor) -> Recording:
         The recording.
 
     Raises:
-        ExpansionError: when a backward pass would run a part of the network again.
+        ExpansionError: when a backward pass would run a part again in a pass of its own.
     """
     position = Position(network, is_leaf)
     recorder = _Recorder(network, position)
@@ -134,8 +136,8 @@ def record(network: nn.Module, images: Tensor) -> Recording:
     finally:
         for handle in handles:
             handle.remove()
-    refuse_checkpointing(network, output)
     recording = recorder.recording
+    recording.runs_again = runs_again(network, output)
     if isinstance(output, Tensor) and output.grad_fn is not None:
         recording.output = output.detach()
         recorder.finish(output)

@@ -18,7 +18,7 @@ from gpd_cli.widening.mismatch import Mismatch
 from gpd_cli.widening.observe.record import Recording, record
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.rules import check_rules
-from gpd_cli.widening.running.checkpointing import refuse_checkpointing
+from gpd_cli.widening.running.checkpointing import runs_again
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.double import in_double
 from gpd_cli.widening.running.locate import located, short_text
@@ -138,15 +138,17 @@ def _plan(
     confirm: Confirmation,
 ) -> WidthPlan:
     recording = _record(narrow, images)
+    overlooked, runs_again_in_training = _run_in_training(narrow, images, set(recording.inputs))
+    again = recording.runs_again or runs_again_in_training
     if scale.ratio == 1 and scale.multiple == 1:
-        return WidthPlan(scale.ratio)
-    overlooked = _runs_in_training_only(narrow, images, set(recording.inputs))
+        return WidthPlan(scale.ratio, runs_again=again)
     if overlooked:
         raise ExpansionError(
             f"{overlooked} ({type(narrow.get_submodule(overlooked)).__name__}) runs in train mode "
             "only, where no student can be compared with its teacher; build the network without it."
         )
     plan = _widen(narrow, recording, scale, exclude, images, confirm)
+    plan.runs_again = again
     if not plan.tensors:
         reason = "every layer is excluded" if exclude else "its layers give the output directly"
         raise ExpansionError(
@@ -222,11 +224,13 @@ def _record(narrow: nn.Module, images: Tensor) -> Recording:
     return recording
 
 
-def _runs_in_training_only(network: nn.Module, images: Tensor, known: set[str]) -> str | None:
-    """The name of a layer that runs in train mode only, or None.
+def _run_in_training(
+    network: nn.Module, images: Tensor, known: set[str]
+) -> tuple[str | None, bool]:
+    """The name of a layer that runs in train mode only, if any, and whether parts run again there.
 
     Raises:
-        ExpansionError: when a backward pass would run a part of the network again.
+        ExpansionError: when a part would run again in a backward pass of its own.
     """
     called: list[str] = []
     network = copy_network(network, network.parameters()).train()
@@ -236,5 +240,5 @@ def _runs_in_training_only(network: nn.Module, images: Tensor, known: set[str]) 
     output = None
     with suppress(Exception):  # such as statistics of a single pixel: only the calls matter
         output = network(images.clone())
-    refuse_checkpointing(network, output)
-    return called[0] if called else None
+    again = runs_again(network, output)
+    return (called[0] if called else None), again

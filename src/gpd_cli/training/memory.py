@@ -1,0 +1,67 @@
+"""Options that save memory by running parts of the networks twice: in the backward pass once more."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from gpd_cli.distill.methods.base import FEATURES, Method
+from gpd_cli.errors import ModelError
+from gpd_cli.teacher.networks import Alone
+from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.recomputing import has_hooks
+from gpd_cli.teacher.running_again import switch_on
+
+
+def run_blocks_again(student: nn.Module, name: str, method: Method | None, compiles: bool) -> None:
+    """Let a student, and later its dynamic teacher, run their blocks twice (grad_checkpointing).
+
+    Args:
+        student: the student, before its teacher is grown.
+        name: the student's name.
+        method: how the student is distilled from a static teacher, if there is one.
+        compiles: whether the networks are to be compiled.
+
+    Raises:
+        ModelError: when the student has no switch for this, or the method or the compiler does not
+            go with it.
+    """
+    if compiles:
+        raise ModelError(
+            "--model.grad_checkpointing does not go with --model.compile, which decides itself what "
+            "a graph keeps; leave one of them out."
+        )
+    if method is not None and method.needs & FEATURES:
+        raise ModelError(
+            f"--model.grad_checkpointing runs blocks twice, and {type(method).__name__} reads their "
+            "features; leave it out, or choose a method that compares logits only."
+        )
+    switch_on(student, name)
+
+
+def run_student_again(network: Pair | Alone) -> None:
+    """Let the whole student run twice (recompute_student), once its features are being read.
+
+    Args:
+        network: the network that is trained.
+
+    Raises:
+        ModelError: when there is no dynamic teacher, or something reads the student's features.
+    """
+    if not isinstance(network, Pair):
+        raise ModelError(
+            "Without a dynamic teacher (ratio 1, one branch) there is nothing that "
+            "--model.recompute_student could save; leave it out."
+        )
+    if network.plan.runs_again:
+        raise ModelError(
+            "The student runs parts of it twice already (gradient checkpointing), and "
+            "--model.recompute_student would run all of it twice; choose one of the two."
+        )
+    hooked = [name for name, module in network.narrow.named_modules() if has_hooks(module)]
+    if hooked:
+        raise ModelError(
+            f"--model.recompute_student runs the student twice, and the features of its module "
+            f"'{hooked[0]}' are read in the first run; leave it out, or choose a method that "
+            "compares logits only."
+        )
+    network.recompute_student = True
