@@ -88,7 +88,7 @@ def _row(case: Case, rates: Machine, options: argparse.Namespace) -> dict[str, A
         figures[f"{name}_memory"] = in_fresh_process(peak_of_step, case, device, name)
     figures["whole"] = in_fresh_process(images_per_second, case, device)
     row = {"case": asdict(case), "figures": figures}
-    if not case.compile and not case.recompute:
+    if not case.compile and not case.saving:
         row["predicted"] = in_fresh_process(predict_case, case, rates)
     if options.reference is not None and has_reference(case):
         row["reference"] = in_fresh_process(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+SAVING = ("recompute_student", "grad_checkpointing")
 PRECISIONS = ("32", "bf16")
 
 
@@ -22,7 +23,7 @@ class Case:
         precision: ``32``, or ``bf16`` for autocast to bfloat16.
         channels_last: kernels and images in channels-last memory.
         compile: networks compiled with torch.compile.
-        recompute: the student runs again in the backward pass (``--model.recompute_student``).
+        saving: the option that saves memory: ``recompute_student``, ``grad_checkpointing`` or none.
     """
 
     student: str
@@ -34,7 +35,7 @@ class Case:
     precision: str = "32"
     channels_last: bool = False
     compile: bool = False
-    recompute: bool = False
+    saving: str = ""
 
 
 def cases(device: str) -> list[Case]:
@@ -55,7 +56,7 @@ def cases(device: str) -> list[Case]:
             )
             for m, width in (branches if "vit" not in student else branches[:1])
         ]
-        return [*rows, Case("resnet18", 224, 8, recompute=True)]
+        return [*rows, *(Case("vit_tiny_patch16_224", 224, 8, saving=option) for option in SAVING)]
     gpu = partial(Case, size=224, batch=256, precision="bf16", channels_last=True)
     rows = [
         gpu(student, branches=m, branch_width=width, compile=compiled)
@@ -63,4 +64,7 @@ def cases(device: str) -> list[Case]:
         for compiled in (False, True)
         for m, width in (branches if "vit" not in student else branches[:1])
     ]
-    return [*rows, *(gpu("resnet18", branches=m, recompute=True) for m in (1, 6))]
+    saving = [
+        gpu(student, saving=o) for student in ("resnet18", "vit_tiny_patch16_224") for o in SAVING
+    ]
+    return [*rows, *saving]

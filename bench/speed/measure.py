@@ -25,6 +25,7 @@ from gpd_cli.models import create_model
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.kernel import SharedKernel
 from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.running_again import switch_on
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
 from gpd_cli.training.subnormals import flushed_subnormals
 
@@ -123,6 +124,8 @@ def make_steps(
     """
     torch.manual_seed(0)
     student = create_model(case.student)
+    if case.saving == "grad_checkpointing":
+        switch_on(student, case.student)
     sample = torch.zeros(2, 3, case.size, case.size)
     pair = expand(
         student,
@@ -154,7 +157,7 @@ def make_steps(
         made["student"] = _training_step(student, plain, case, device)
     if wide is not None:
         made["wide"] = _training_step(wide, plain, case, device)
-    pair.recompute_student = case.recompute
+    pair.recompute_student = case.saving == "recompute_student"
     if "joint" in names:
         made["joint"] = _training_step(pair, joint, case, device)
     if "merging" in names:

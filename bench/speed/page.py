@@ -38,7 +38,8 @@ The three steps take turns in one process, each with the same optimizer; all fig
 - memory: peak of a joint step, and of a plain step of the wide network, each above that of the
   program before.
 
-Rows with "recompute" run the student twice (`--model.recompute_student true`).
+Rows with "recompute_student" or "grad_checkpointing" are with [this option](speed.md#memory),
+the plain steps as well where it is theirs.
 """
 
 _MANY = """\
@@ -151,8 +152,9 @@ def _row(row: dict[str, Any]) -> Sequence[str]:
     if case["branch_width"] != 1:
         branches += f", width {case['branch_width']:g}"
     student = case["student"]
-    for word in ("channels_last", "compile", "recompute"):
+    for word in ("channels_last", "compile"):
         student += f", {word}" if case[word] else ""
+    student += f", {case['saving']}" if case["saving"] else ""
     student += "" if case["precision"] == "32" else f", {case['precision']}"
     milliseconds = [f"{figures[name]:.0f} ms" for name in ("student", "wide", "joint")]
     others = [

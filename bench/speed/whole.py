@@ -53,7 +53,7 @@ def _options(case: Case, device: str) -> list[str]:
         "model.branch_width": case.branch_width,
         "model.channels_last": str(case.channels_last).lower(),
         "model.compile": str(case.compile).lower(),
-        "model.recompute_student": str(case.recompute).lower(),
+        **({f"model.{case.saving}": "true"} if case.saving else {}),
         "model.optimizer.lr": 0.01,
         "data.dataset": "folder",
         "data.root": "images",

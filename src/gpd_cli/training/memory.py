@@ -1,4 +1,4 @@
-"""Options that save memory by running parts of the networks twice: in the backward pass once more."""
+"""Options that save memory: parts of the networks run once more in the backward pass."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def run_blocks_again(student: nn.Module, name: str, method: Method | None, compi
     """
     if compiles:
         raise ModelError(
-            "--model.grad_checkpointing does not go with --model.compile, which decides itself what "
-            "a graph keeps; leave one of them out."
+            "--model.grad_checkpointing does not go with --model.compile, which decides itself "
+            "what a graph keeps; leave one of them out."
         )
     if method is not None and method.needs & FEATURES:
         raise ModelError(
-            f"--model.grad_checkpointing runs blocks twice, and {type(method).__name__} reads their "
-            "features; leave it out, or choose a method that compares logits only."
+            f"--model.grad_checkpointing runs blocks twice, and {type(method).__name__} reads "
+            "their features; leave it out, or choose a method that compares logits only."
         )
     switch_on(student, name)
 

@@ -205,7 +205,8 @@ class WidthPlan:
             value (``out_channels``, ``num_heads``, ...).
         narrow: modules that stay narrow inside, each with the reason.
         trials: number of runs of parts of the network that failed while the plan was found.
-        runs_again: whether a backward pass runs parts of the network again (gradient checkpointing).
+        runs_again: whether a backward pass runs parts of the network again (gradient
+            checkpointing).
     """
 
     ratio: float
