@@ -11,6 +11,9 @@ from torch import Tensor
 from gpd_cli.widening.match import match_multiple
 from gpd_cli.widening.plan import IndexMap
 
+ANOTHER_PATH = "its code takes another path when its layers are wider"
+"""The reason where wide code does not make the calls that the student's code makes."""
+
 _REMEMBERED = 16  # tensors
 
 

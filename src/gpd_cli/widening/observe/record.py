@@ -25,7 +25,7 @@ from gpd_cli.widening.observe.graph import last_layers
 from gpd_cli.widening.observe.reads import reading
 from gpd_cli.widening.rules import COUNTS, FACTORS
 from gpd_cli.widening.running.checkpointing import runs_again
-from gpd_cli.widening.running.own_errors import own_errors
+from gpd_cli.widening.running.own_errors import forward_errors, own_errors
 from gpd_cli.widening.running.tracing import (
     Position,
     Tracer,
@@ -125,13 +125,15 @@ def record(network: nn.Module, images: Tensor) -> Recording:
         The recording.
 
     Raises:
+        ForwardError: when the network does not run on the images.
         ExpansionError: when a backward pass would run a part again in a pass of its own.
     """
     position = Position(network, is_leaf)
     recorder = _Recorder(network, position)
     handles = [*position.hooks(network), *recorder.hooks(network)]
     try:
-        with torch.enable_grad(), recorder, reading(network, recorder.number, recorder.tensor):
+        observed = reading(network, recorder.number, recorder.tensor)
+        with torch.enable_grad(), observed, recorder, forward_errors():
             output = network(images.requires_grad_())
     finally:
         for handle in handles:
@@ -174,6 +176,7 @@ class _Recorder(Tracer):
             split = _split_by_groups(module) if leaf else None
             dense = leaf and is_dense(module)
 
+            @own_errors()
             def enter(
                 module: nn.Module, args: Any, kwargs: Any, name: str = name, split: Any = split
             ) -> None:
@@ -183,6 +186,7 @@ class _Recorder(Tracer):
                 if split is not None and x is not None:
                     self._seen_splits.append((name.rpartition(".")[0], x.grad_fn, split))
 
+            @own_errors()
             def leave_layer(
                 module: nn.Module,
                 args: Any,
@@ -199,6 +203,7 @@ class _Recorder(Tracer):
                 if channels[0] is not None:
                     self.recording.out_channels[name], self.recording.in_channels[name] = channels
 
+            @own_errors()
             def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 tensors = list(tensors_in(output))
                 self.recording.outputs.setdefault(name, []).append([self._copy(t) for t in tensors])
@@ -207,6 +212,7 @@ class _Recorder(Tracer):
             yield module.register_forward_pre_hook(enter, with_kwargs=True)
             yield module.register_forward_hook(leave_layer if leaf else leave)
 
+    @own_errors()
     def number(self, owner: str, name: str, value: Any) -> Any:
         """Note an attribute that a container's own code reads."""
         container = self._position.container
@@ -217,6 +223,7 @@ class _Recorder(Tracer):
             reads.numbers[f"{owner}.{name}" if owner else name] = value
         return remember(Attribute(owner, name), value)
 
+    @own_errors()
     def tensor(self, owner: str, name: str, value: Tensor) -> Tensor:
         """Note a parameter or buffer that a container's own code reads."""
         container = self._position.container

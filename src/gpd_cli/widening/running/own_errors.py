@@ -1,4 +1,9 @@
-"""Keep errors of this package's own code apart from errors of the network's code."""
+"""Keep errors of this package's own code apart from errors of the network's code.
+
+While a network runs, the code of both takes turns: functions of this package run as hooks and in
+the place of torch functions. Their errors are those of this package, and never a reason to refuse
+a network.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +28,18 @@ class OwnError(BaseException):
         self.error = error
 
 
+class ForwardError(Exception):
+    """A network's own code does not run.
+
+    Args:
+        error: the original exception.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 @contextmanager
 def own_errors() -> Iterator[None]:
     """Raise every unexpected exception within this context as an `OwnError`."""
@@ -32,6 +49,17 @@ def own_errors() -> Iterator[None]:
         raise
     except Exception as error:
         raise OwnError(error) from error
+
+
+@contextmanager
+def forward_errors() -> Iterator[None]:
+    """Raise exceptions of the network that runs within this context as a `ForwardError`."""
+    try:
+        yield
+    except (Mismatch, ExpansionError):
+        raise
+    except Exception as error:
+        raise ForwardError(error) from error
 
 
 @contextmanager

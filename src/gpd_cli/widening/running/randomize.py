@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gpd_cli.widening.running.own_errors import forward_errors, own_errors
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.running.tracing import Tracer
 
@@ -51,6 +52,9 @@ def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) ->
         network: the network, in eval mode.
         images: a batch, ``[B, C, H, W]``.
         generator: random generator of the deviations from the statistics.
+
+    Raises:
+        ForwardError: when the network does not run on the images.
     """
     modules = network.modules()
     norms = [m for m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None]
@@ -61,6 +65,7 @@ def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) ->
         deviation = torch.randn(like.shape, generator=generator, dtype=torch.float64)
         return 1 + 0.15 * deviation.clamp(-3, 3).to(like)
 
+    @own_errors()
     def hook(module: nn.Module, args: Any) -> None:
         assert isinstance(module, _BatchNorm) and module.running_mean is not None
         x = args[0].detach().transpose(0, 1).flatten(1)
@@ -73,7 +78,11 @@ def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) ->
 
     handles = [norm.register_forward_pre_hook(hook) for norm in norms]
     try:
-        with torch.no_grad(), Tracer():  # the tracer's activations, as in the probing runs
+        with (
+            torch.no_grad(),
+            forward_errors(),
+            Tracer(),
+        ):  # the tracer's activations, as in the probing runs
             network(images)
     finally:
         for handle in handles:

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from gpd_cli.widening.layers import channel_axis, is_leaf
 from gpd_cli.widening.layout import Layout, Segment
+from gpd_cli.widening.mismatch import ANOTHER_PATH, Mismatch
 from gpd_cli.widening.numbers.calls import CHUNKS, INDEXES, NARROWS, SPLITS
+from gpd_cli.widening.running.own_errors import own_errors
 from gpd_cli.widening.running.tracing import Tracer, tensors_in
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -111,7 +113,8 @@ class _Run(Tracer):
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         if func in _CUTS:
-            self.pieces += [piece for piece in tensors_in(result) if piece.requires_grad]
+            with own_errors():
+                self.pieces += [piece for piece in tensors_in(result) if piece.requires_grad]
         return result
 
     def stand_in(self, name: str, layer: nn.Module) -> Callable[..., Any]:
@@ -120,18 +123,26 @@ class _Run(Tracer):
         calls = None if self._given is None else iter(self._given.get(name, ()))
 
         def run(x: Tensor) -> Tensor:
-            before, after = (x.shape, forward(x).shape) if calls is None else next(calls)
-            self.shapes.setdefault(name, []).append((before, after))
-            if name not in self._sizes:
-                return _resized(x, before, after)
-            shape = [*after]
-            if calls is not None:
-                shape[channel_axis(layer)] = self._sizes[name]
-            output = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-            self.outputs.setdefault(name, []).append(output)
-            return output.clone()  # code may change the copy in place
+            shapes = (x.shape, forward(x).shape) if calls is None else next(calls, None)
+            with own_errors():
+                if shapes is None or len(shapes[0]) != x.ndim:
+                    raise Mismatch(name, ANOTHER_PATH)
+                return self._output(name, layer, x, shapes)
 
         return run
+
+    def _output(self, name: str, layer: nn.Module, x: Tensor, shapes: _Shapes) -> Tensor:
+        """The stand-in's output for an input, with the shapes of the same call in the student."""
+        self.shapes.setdefault(name, []).append(shapes)
+        before, after = shapes
+        if name not in self._sizes:
+            return _resized(x, before, after)
+        shape = [*after]
+        if self._given is not None:
+            shape[channel_axis(layer)] = self._sizes[name]
+        output = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        self.outputs.setdefault(name, []).append(output)
+        return output.clone()  # code may change the copy in place
 
 
 def _resized(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:

@@ -22,7 +22,7 @@ from gpd_cli.widening.running.checkpointing import runs_again
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.double import in_double
 from gpd_cli.widening.running.locate import located, short_text
-from gpd_cli.widening.running.own_errors import original_errors
+from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, original_errors
 from gpd_cli.widening.running.randomize import calibrate, randomize
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.search.unsupported import check_student
@@ -202,19 +202,18 @@ def _widen(
 def _record(narrow: nn.Module, images: Tensor) -> Recording:
     with located(narrow) as where:
         try:
-            with torch.no_grad():  # code may keep what it computes first (ConViT's positions)
+            # Code may keep what it computes first (ConViT's positions).
+            with torch.no_grad(), forward_errors():
                 narrow(images.clone())
             refresh(narrow)
             calibrate(narrow, images.clone(), torch.Generator().manual_seed(_SEED))
             recording = record(narrow, images.clone())
-        except ExpansionError:
-            raise
-        except Exception as error:
+        except ForwardError as failure:
             raise ExpansionError(
                 f"{type(narrow).__name__} does not run on a sample of shape "
-                f"{list(images.shape)} ({where()}: {short_text(error)}); pass a sample of the "
-                "shape that the network takes."
-            ) from error
+                f"{list(images.shape)} ({where()}: {short_text(failure.error)}); pass a sample of "
+                "the shape that the network takes."
+            ) from failure.error
     refresh(narrow)
     if recording.output is None or recording.output.ndim < 2:
         raise ExpansionError(

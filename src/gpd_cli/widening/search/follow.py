@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gpd_cli.widening.layers import LayerPlan, is_leaf
-from gpd_cli.widening.mismatch import Matches, Mismatch
+from gpd_cli.widening.mismatch import ANOTHER_PATH, Matches, Mismatch
 from gpd_cli.widening.numbers.alignment import aligned, summed
 from gpd_cli.widening.numbers.arithmetic import Attribute, attributes_in
 from gpd_cli.widening.numbers.axes import cut
@@ -68,7 +68,7 @@ class Frame:
             Mismatch: when the student called another function.
         """
         if self.position >= len(self.events) or self.events[self.position].function != function:
-            raise Mismatch(self.name, "its code takes another path when its layers are wider")
+            raise Mismatch(self.name, ANOTHER_PATH)
         self.position += 1
         return self.events[self.position - 1]
 

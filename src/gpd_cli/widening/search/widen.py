@@ -175,11 +175,13 @@ class Widening(Tracer):
 
     # Attribute reads
 
+    @own_errors()
     def _number(self, owner: str, name: str, value: Any) -> Any:
         if not self._frames or self._frames[-1] is None or name.startswith("__"):
             return value
         return remember(Attribute(owner, name), value)
 
+    @own_errors()
     def _tensor(self, owner: str, name: str, value: Tensor) -> Tensor:
         full = f"{owner}.{name}" if owner else name
         value = self._wide.read(full, value)
@@ -190,20 +192,20 @@ class Widening(Tracer):
     # Layers
 
     def _layer_hook(self, name: str) -> Any:
+        @own_errors()
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._frames.append(None)
             self._replicas.pop(name, None)
             x = first_tensor(args, kwargs)
-            with own_errors():
-                call = self._calls.get(name, 0)
-                if self.confirming:
-                    self._calls[name] = call + 1
-                else:
-                    self._widen_layer(name, x)
-                if name in self._dense and x is not None and not self._computes:
-                    replica = self._replica(name, call, x)
-                    if replica is not None:
-                        self._replicas[name] = replica
+            call = self._calls.get(name, 0)
+            if self.confirming:
+                self._calls[name] = call + 1
+            else:
+                self._widen_layer(name, x)
+            if name in self._dense and x is not None and not self._computes:
+                replica = self._replica(name, call, x)
+                if replica is not None:
+                    self._replicas[name] = replica
 
         return hook
 
@@ -267,6 +269,7 @@ class Widening(Tracer):
         self._wide.apply(name, layer, ("weight",) if name in self._dense else ())
 
     def _leave_layer(self, name: str) -> Any:
+        @own_errors()
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             self._frames.pop()
             self._wide.forget(f"{name}.weight")
@@ -278,20 +281,25 @@ class Widening(Tracer):
         frame = self._frames[-1] if self._frames else None
         if frame is None or self.confirming:
             return func(*args, **kwargs)
-        if not frame.by_trial:
-            with own_errors():
-                call = self._following.prepare(frame, Call(func, args, kwargs))
-            func, args, kwargs = call.function, call.args, dict(call.kwargs)
-        result = self._linear(func, args, kwargs)
-        self._following.constants.derive((args, kwargs), result)
+        with own_errors():
+            call = Call(func, args, kwargs)
+            if not frame.by_trial:
+                call = self._following.prepare(frame, call)
+            made = self._direct(call)
+        result = made.function(*made.args, **made.kwargs)
+        with own_errors():
+            self._following.constants.derive((call.args, call.kwargs), result)
         return result
 
-    def _linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make a call; if it passes a parameter to a linear function, widen the parameter."""
-        linear = linear_call(func, args, kwargs) if self._recording.direct else None
+    def _direct(self, call: Call) -> Call:
+        """Widen a parameter that a call passes to a linear function; the call with wide weights."""
+        args = call.args
+        linear = None
+        if self._recording.direct:
+            linear = linear_call(call.function, args, call.kwargs)
         name = None if linear is None else self._direct_name(linear[1])
         if linear is None or name is None:
-            return func(*args, **kwargs)
+            return call
         x, weight, bias = linear
         found = self._input(name, x)
         axes = None if found is None else found[0]
@@ -305,8 +313,7 @@ class Widening(Tracer):
                 out = None
             tensors = linear_tensors(weight.ndim, owns, out, inputs)
             if out is not None and isinstance(bias, Tensor) and not owns:
-                with own_errors():
-                    bias = self._computed_bias(name, bias, out)
+                bias = self._computed_bias(name, bias, out)
             if "bias" in tensors:
                 tensors[self._recording.direct[name] or ""] = tensors.pop("bias")
             if "weight" in tensors:
@@ -315,8 +322,8 @@ class Widening(Tracer):
         named = {"input": x, "weight": self._wide.tensor(name), "bias": bias}
         if owns:
             named["bias"] = self._wide.tensor(self._recording.direct[name] or "")
-        rest = {k: v for k, v in kwargs.items() if k not in named}
-        return func(named["input"], named["weight"], named["bias"], *args[3:], **rest)
+        rest = {k: v for k, v in call.kwargs.items() if k not in named}
+        return Call(call.function, (*named.values(), *args[3:]), rest)
 
     def _computed_bias(self, name: str, bias: Tensor, out: IndexMap) -> Tensor:
         """Widen a bias that code computes from parameters to the width of the outputs."""
@@ -368,10 +375,14 @@ class Widening(Tracer):
             if call >= len(recorded):
                 return forward(*args, **kwargs)
 
+            is_settled = name in self._settled and not self.confirming
+
             def attempt(by_trial: bool) -> Any:
                 events = self._recording.events.get((name, call), ())
                 frame = Frame(name, by_trial, events)
                 try:
+                    if not is_settled and not self.confirming:
+                        refresh(self._wide.network.get_submodule(name))
                     with self._running(frame):
                         output = forward(*args, **kwargs)
                     with own_errors():
@@ -381,27 +392,32 @@ class Widening(Tracer):
                             tensors_in(output),
                             allows_multiples=name in self._give_multiples,
                         )
+                except Mismatch:
+                    self._failed = frame
+                    raise
                 except Exception as error:
                     self._failed = frame
-                    if self.confirming and not isinstance(error, Mismatch):
-                        reason = f"its forward does not run ({short_text(error)})"
-                        raise Mismatch(name, reason) from error
-                    raise
+                    if is_settled:
+                        raise  # as an error of the container whose guess is being tried
+                    at_width = "" if self.confirming else "at this width "
+                    reason = f"{at_width}its forward does not run ({short_text(error)})"
+                    raise Mismatch(name, reason) from error
                 if not by_trial and not self.confirming:
                     with own_errors():
                         self._following.settle(frame, self._rule(frame.name))
                 return output
 
             with self._running(None):
-                if self.confirming or name in self._settled:
+                if self.confirming or is_settled:
                     return attempt(by_trial=False)
                 arguments = (args, kwargs)
-                return self._try_guesses(
-                    name,
-                    attempt,
-                    lambda: self._maps_in_use(name, call, arguments),
-                    lambda: self._layouts_by_cuts(name, call, arguments),
-                )
+                with own_errors():  # since `attempt` makes each error of the network a mismatch
+                    return self._try_guesses(
+                        name,
+                        attempt,
+                        lambda: self._maps_in_use(name, call, arguments),
+                        lambda: self._layouts_by_cuts(name, call, arguments),
+                    )
 
         return run
 
@@ -419,25 +435,19 @@ class Widening(Tracer):
         containers, cls = self._containers_in(name), type(self._modules[name])
         spent = self.trials
         for by_trial in (False, True) if name not in self._by_trial else (True,):
-            with own_errors():
-                variables, guesses = self._guesses(name, maps_in_use, solved=not by_trial)
+            variables, guesses = self._guesses(name, maps_in_use, solved=not by_trial)
             fails_inside = False
             for guess in guesses:
                 if failure is not None and self.trials - spent >= self._trial_limit(cls, failure):
                     break
-                refresh(self._wide.network.get_submodule(name))
                 try:
-                    with own_errors():
-                        self._apply_guess(variables, guess)
+                    self._apply_guess(variables, guess)
                     output = self._attempt(name, attempt, by_trial)
                     if not name and failure is not None and not self._wide.plan.tensors:
                         raise failure
                 except Mismatch as mismatch:
                     failure = failure or mismatch
                     fails_inside = fails_inside or mismatch.name in containers
-                except Exception as error:
-                    reason = f"at this width its forward does not run ({short_text(error)})"
-                    failure = failure or Mismatch(name, reason)
                 else:
                     self._settled.add(name)
                     self._remember(cls, name, variables, guess)
@@ -446,17 +456,16 @@ class Widening(Tracer):
                 self._restore(before)
                 if not is_computed:
                     is_computed = True
-                    with own_errors():
-                        computed = self._computed_outputs(name, failure, layouts_by_cuts)
+                    computed = self._computed_outputs(name, failure, layouts_by_cuts)
                     if any(computed):
-                        with suppress(Exception):
+                        with suppress(Mismatch):
                             return self._attempt_with(name, attempt, before, *computed)
             if fails_inside or (failure is not None and failure.arithmetic):
                 break
         assert failure is not None
         self._failed_classes.add(cls)
         if name and isinstance(failure, UnfitMultiple) and failure.name == name:
-            with suppress(Exception):
+            with suppress(Mismatch):
                 return self._attempt_with(name, attempt, before, gives_multiples=True)
         return self._keep_narrow(name, attempt, before, failure)
 
@@ -495,9 +504,9 @@ class Widening(Tracer):
         before = self._state()
         try:
             return attempt(by_trial)
-        except Exception as error:
+        except Mismatch as error:
             frame = self._failed
-            elsewhere = isinstance(error, Mismatch) and (error.name != name or error.arithmetic)
+            elsewhere = error.name != name or error.arithmetic
             if by_trial or elsewhere or frame is None or frame.name != name:
                 raise
             guessed = self._state()[0]
@@ -537,10 +546,9 @@ class Widening(Tracer):
         self._layouts.update(layouts or {})
         self._multiples.update(multiples or {})
         self._give_multiples.update({name} if gives_multiples else ())
-        refresh(self._wide.network.get_submodule(name))
         try:
             output = self._attempt(name, attempt, False)
-        except Exception:
+        except Mismatch:
             self.trials += 1
             self._restore(before)
             raise
@@ -596,7 +604,7 @@ class Widening(Tracer):
         self._wide.plan.narrow[name] = f"{where}{failure.reason}"
         try:
             output = self._attempt_with(name, attempt, before, narrow)
-        except Exception:
+        except Mismatch:
             raise failure from None
         self._first_failure = self._first_failure or failure
         return output

@@ -1,0 +1,112 @@
+"""Errors of this package's own code are never taken for those of a network that cannot widen."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpd_cli.errors import ExpansionError
+from gpd_cli.teacher.expansion import expand
+from gpd_cli.widening.search.find import find_plan
+
+SAMPLE = torch.zeros(2, 3, 8, 8)
+
+
+class Inner(nn.Module):
+    """Code that reads numbers, a parameter and a buffer, and calls a linear function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.linear = 6, nn.Conv2d(6, 6, 1)
+        self.gain, self.weight = nn.Parameter(torch.ones(6, 1, 1)), nn.Parameter(torch.ones(6, 6))
+        self.register_buffer("shift", torch.ones(6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x) * (2 * self.gain) + self.shift
+        x = F.linear(x.transpose(1, 3), self.weight).transpose(1, 3)
+        return x.reshape(len(x), self.width, *x.shape[2:])
+
+
+def network() -> nn.Sequential:
+    inside = nn.Sequential(Inner(), nn.BatchNorm2d(6))
+    pool = nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), inside, pool, nn.Flatten(), nn.Linear(6, 4))
+
+
+class Broken:
+    """A function of this package with an error."""
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        raise ZeroDivisionError("an error of gpd")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "observe.record._Recorder._copy",
+        "observe.record.remember",
+        "observe.record.splits_of",
+        "observe.record.last_layers",
+        "observe.record.refuse_checkpointing",
+        "observe.constants.Constants.add",
+        "running.randomize.refresh",
+        "search.find.calibrate",
+        "search.wide_network.expand_tensor",
+        "search.wide_network.WideNetwork.forget",
+        "search.wide_network.WideNetwork.is_tensor",
+        "search.wide_network.WideNetwork.read",
+        "search.wide_network.WideNetwork.state",
+        "search.follow.Following.prepare",
+        "search.follow.Following.read",
+        "search.follow.Following.settle",
+        "search.widen.plan_layer",
+        "search.widen.linear_tensors",
+        "search.widen.first_tensor",
+        "search.widen.remember",
+        "search.widen.counts_in",
+    ],
+)
+def test_an_error_of_gpd_is_raised_as_it_is(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"gpd_cli.widening.{function}", Broken())
+    with pytest.raises(ZeroDivisionError, match="an error of gpd"):
+        expand(network(), sample=SAMPLE, branches=1)
+
+
+class Thirds(nn.Module):
+    """Code whose pieces are of unequal sizes, so that layouts are looked for by runs of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([piece.relu() for piece in x.chunk(3, 1)], 1)
+
+
+@pytest.mark.parametrize("function", ["_resized", "channel_axis", "tensors_in"])
+def test_an_error_of_gpd_in_a_run_on_stand_ins_is_raised(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = nn.Sequential(nn.Conv2d(6, 7, 1), nn.BatchNorm2d(7), Thirds())
+    pool = nn.AdaptiveAvgPool2d(1)
+    student = nn.Sequential(nn.Conv2d(3, 6, 3), inside, pool, nn.Flatten(), nn.Linear(7, 4))
+    monkeypatch.setattr(f"gpd_cli.widening.search.cut_layouts.{function}", Broken())
+    with pytest.raises(ZeroDivisionError, match="an error of gpd"):
+        find_plan(student, SAMPLE, 2)
+
+
+class OneWidth(nn.Module):
+    """Code that runs in the student only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 6:
+            raise ArithmeticError("only 6 channels")
+        return x
+
+
+def test_an_error_of_the_network_is_a_reason_to_refuse() -> None:
+    inside = nn.Sequential(OneWidth(), nn.BatchNorm2d(6))
+    pool = nn.AdaptiveAvgPool2d(1)
+    student = nn.Sequential(nn.Conv2d(3, 6, 3), inside, pool, nn.Flatten(), nn.Linear(6, 4))
+    with pytest.raises(ExpansionError, match=r"does not run \(ArithmeticError: only 6 channels\)"):
+        find_plan(student, SAMPLE, 2)
+    with pytest.raises(
+        ExpansionError, match=r"1\.0 \(OneWidth\): ArithmeticError: only 6 channels"
+    ):
+        find_plan(student[1:], SAMPLE, 2)
