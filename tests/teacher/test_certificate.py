@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from gpd_cli.errors import ExpansionError
 from gpd_cli.teacher.certification import certify
 from gpd_cli.teacher.expansion import expand
+from gpd_cli.teacher.networks import summary
+from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.plan import WidthPlan
 
 SAMPLE = torch.zeros(2, 3, 16, 16)
@@ -94,6 +96,61 @@ def test_the_teacher_is_certified_in_the_type_in_which_it_is_kept(
     monkeypatch.setattr("gpd_cli.widening.tensors.add_zero_sum_noise_", noise)
     with pytest.raises(ExpansionError, match=r"b\.\S+ is no expansion of the student's"):
         expand(student, **options)
+
+
+class Alone(Mixes):
+    """Gives no numbers in train mode for an image alone."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return super().between(x) / (x.std(0) * 0 + 1) if self.training else x
+
+
+class Many(Mixes):
+    """Runs in train mode on batches of 16 images or more."""
+
+    def between(self, x: Tensor) -> Tensor:
+        if self.training and len(x) < 16:
+            raise ValueError("too few images")
+        return super().between(x)
+
+
+class Noisy(Student):
+    def between(self, x: Tensor) -> Tensor:
+        return x * torch.rand(len(x), 1, 1, 1) if self.training else x
+
+
+class Several(Student):
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
+
+
+def test_the_difference_in_train_mode_is_that_of_a_batch_with_numbers() -> None:
+    with pytest.raises(ExpansionError, match="In train mode"):
+        expand(Alone(), sample=SAMPLE, branches=1)
+    pair = expand(Student(), sample=SAMPLE, branches=1)
+    assert 0 <= pair.certificate.in_training < 1e-12
+    assert "train mode" not in summary("student", pair)
+
+
+@pytest.mark.parametrize("kind", [Many, Noisy, Several])
+def test_it_is_said_that_train_mode_was_not_compared(kind: type[Student]) -> None:
+    pair = expand(kind(), sample=SAMPLE, branches=1)
+    assert pair.certificate.in_training is None
+    assert "not compared in train mode" in summary("student", pair)
+
+
+def test_an_error_of_gpd_in_train_mode_is_no_lack_of_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight = Pair._weight
+
+    def broken(self: Pair, *args: object, **kwargs: object) -> Tensor:
+        return 1 / 0 if self.training else weight(self, *args, **kwargs)
+
+    monkeypatch.setattr(Pair, "_weight", broken)
+    with pytest.raises(ZeroDivisionError):
+        expand(Student(), sample=SAMPLE, branches=1)
 
 
 def test_the_certificate_leaves_no_trace() -> None:

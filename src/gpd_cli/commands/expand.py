@@ -183,6 +183,7 @@ def _facts(
         (
             "certificate",
             f"relative difference {certificate.difference:.1e} in float64, "
-            f"top-1 agreement {certificate.agreement:.0%} on {certificate.images} images",
+            f"top-1 agreement {certificate.agreement:.0%} on {certificate.images} images"
+            f"{'' if certificate.in_training is not None else '; not compared in train mode'}",
         ),
     ]

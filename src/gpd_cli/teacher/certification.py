@@ -70,14 +70,14 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
             f"The expanded teacher differs from the student by {difference:.1e} (relative, "
             f"float64), more than {TOLERANCE:.0e}: {reason}."
         )
-    if not in_training <= _TRAINING_TOLERANCE:
+    if in_training is not None and not in_training <= _TRAINING_TOLERANCE:
         raise ExpansionError(
             f"In train mode the expanded teacher differs from the student by {in_training:.1e} "
             "(relative, float64), though not in eval mode: something in "
             f"{type(pair.narrow).__name__} that runs in train mode only cannot be expanded."
         )
     agreement = (student.flatten(1).argmax(1) == teacher.flatten(1).argmax(1)).double().mean()
-    return Certificate(difference, float(agreement), len(images))
+    return Certificate(difference, float(agreement), len(images), in_training)
 
 
 def _response(pair: Pair, images: Tensor, logits: Tensor) -> float:
@@ -101,38 +101,36 @@ def _teacher(pair: Pair, images: Tensor, when: str) -> Tensor:
     return logits
 
 
-def _training_difference(pair: Pair, shape: torch.Size, generator: torch.Generator) -> float:
-    """The relative difference of the logits in train mode, 0 where it is not defined.
+def _training_difference(pair: Pair, shape: torch.Size, generator: torch.Generator) -> float | None:
+    """The relative difference of the logits in train mode, None where it is not defined.
 
     Dropout and stochastic depth are switched off. The difference is not defined for networks with
-    other randomness, and for statistics of too small a batch. One image is tried first, and more
-    where statistics of so few values amplify rounding.
+    other randomness, and for networks that return no single tensor in train mode (auxiliary heads).
+    One image is tried first, and more where statistics need more values, or amplify rounding.
     """
     pair.train()
-    difference = 0.0
+    difference: float | None = None
     with _without_dropout(pair):
         for count in (1, 2, 8):
-            batch = torch.randn((count, *shape), generator=generator, dtype=torch.float64)
-            found = _difference_in_training(pair, batch)
-            difference = difference if found is None else found
-            if found is not None and found <= _TRAINING_TOLERANCE:
-                break
+            images = torch.randn((count, *shape), generator=generator, dtype=torch.float64)
+            weights, before = pair.student_weights(), _random_state()
+            try:
+                student = pair.student_with(weights, images)
+            except Exception:
+                continue  # of the student's code: too few values for statistics
+            if not isinstance(student, Tensor):
+                return None
+            if not bool(student.isfinite().all()):
+                continue
+            is_random = _random_state() != before
+            teacher = _teacher(pair, images, "In train mode")
             pair.forget()
+            if is_random:
+                return None
+            difference = relative_difference(teacher, student)
+            if difference <= _TRAINING_TOLERANCE:
+                break
     return difference
-
-
-def _difference_in_training(pair: Pair, images: Tensor) -> float | None:
-    """The relative difference for one batch; None where the batch is too small for statistics."""
-    before = _random_state()
-    try:
-        student = pair.student(images)
-    except Exception:
-        return None  # too few values for statistics
-    if not isinstance(student, Tensor) or not bool(student.isfinite().all()):
-        return 0.0  # no single tensor of logits in train mode (auxiliary heads)
-    is_random = _random_state() != before
-    teacher = _teacher(pair, images, "In train mode")
-    return 0.0 if is_random else relative_difference(teacher, student)
 
 
 def _random_state() -> tuple[object, ...]:

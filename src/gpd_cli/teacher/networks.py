@@ -144,6 +144,7 @@ def summary(name: str, network: Pair | Alone) -> str:
     lines = [
         f"{text}; with {teacher} {trained:,}; their logits differ by "
         f"{certificate.difference:.0e} (relative, float64) at the start"
+        f"{'' if certificate.in_training is not None else ', not compared in train mode'}"
     ]
     if as_wide:
         lines += [

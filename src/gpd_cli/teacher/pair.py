@@ -99,9 +99,22 @@ class Pair(nn.Module):
 
     def student(self, images: Tensor) -> Tensor:
         """The student's logits alone, ``[B, classes]``."""
+        return self.student_with(self.student_weights(), images)
+
+    def student_weights(self) -> dict[str, Tensor]:
+        """The student's weights by name: slices of the teacher's merged weights."""
         weights = self._weights()
         self.forget()
-        return cast(Tensor, functional_call(self.narrow, weights, (images,)))
+        return weights
+
+    def student_with(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """The logits of the student's code alone, which merges and slices nothing.
+
+        Args:
+            weights: the output of `student_weights`.
+            images: a batch, ``[B, C, H, W]``.
+        """
+        return cast(Tensor, functional_call(self.narrow, dict(weights), (images,)))
 
     def extract(self) -> nn.Module:
         """Extract the student: a new plain module of the user's own class, weights copied.
