@@ -25,6 +25,7 @@ from gpd_cli.widening.running.locate import located, short_text
 from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, original_errors
 from gpd_cli.widening.running.randomize import calibrate, randomize
 from gpd_cli.widening.running.refresh import refresh
+from gpd_cli.widening.search.trials import Trials
 from gpd_cli.widening.search.unsupported import check_student
 from gpd_cli.widening.search.widen import Confirmation, Widening, title
 
@@ -78,18 +79,19 @@ def find_plan(
     randomize(narrow, generator)
     scale = Scale(ratio, width_multiple)
     whole = torch.Size((min(_BATCH, len(sample)), *sample.shape[1:]))
+    trials = Trials()
     try:
         with torch.random.fork_rng(devices=[]), in_double(), original_errors():
             for shape in [*_smaller(whole)] if shrink else []:
                 images = torch.randn(shape, generator=generator, dtype=torch.float64)
                 try:
                     confirm: Confirmation = "copied" if is_certified else "computed"
-                    return _plan(narrow, images, scale, exclude, confirm)
+                    return _plan(narrow, images, scale, exclude, confirm, trials)
                 except ExpansionError:
                     continue  # too small for the network, or an error that the full size repeats
             images = torch.randn(whole, generator=generator, dtype=torch.float64)
             confirm = "none" if is_certified else "computed"
-            return _plan(narrow, images, scale, exclude, confirm)
+            return _plan(narrow, images, scale, exclude, confirm, trials)
     finally:
         gc.collect()  # cycles of hooks and networks hold large tensors
 
@@ -136,6 +138,7 @@ def _plan(
     scale: Scale,
     exclude: Sequence[str],
     confirm: Confirmation,
+    trials: Trials,
 ) -> WidthPlan:
     recording = _record(narrow, images)
     overlooked, runs_again_in_training = _run_in_training(narrow, images, set(recording.inputs))
@@ -147,8 +150,8 @@ def _plan(
             f"{overlooked} ({type(narrow.get_submodule(overlooked)).__name__}) runs in train mode "
             "only, where no student can be compared with its teacher; build the network without it."
         )
-    plan = _widen(narrow, recording, scale, exclude, images, confirm)
-    plan.runs_again = again
+    plan = _widen(narrow, recording, scale, exclude, images, confirm, trials)
+    plan.trials, plan.runs_again = trials.count, again
     if not plan.tensors:
         reason = "every layer is excluded" if exclude else "its layers give the output directly"
         raise ExpansionError(
@@ -164,6 +167,7 @@ def _widen(
     exclude: Sequence[str],
     images: Tensor,
     confirm: Confirmation,
+    trials: Trials,
 ) -> WidthPlan:
     """Widen by plain copies; where a multiple of copies is in the way, by multiples as well.
 
@@ -174,7 +178,7 @@ def _widen(
     def widened(multiples: bool) -> tuple[WidthPlan | Mismatch, Widening]:
         by_trial: set[str] = set()  # containers that the final run did not confirm
         while True:
-            widening = Widening(narrow, recording, scale, exclude, by_trial, multiples)
+            widening = Widening(narrow, recording, scale, exclude, by_trial, multiples, trials)
             try:
                 return widening.run(images, confirm), widening
             except Mismatch as failure:
@@ -185,10 +189,9 @@ def _widen(
     found, first = widened(multiples=False)
     if first.withholds_multiples:
         other, _ = widened(multiples=True)
-        if isinstance(found, Mismatch):
-            found = other
-        elif isinstance(other, WidthPlan) and len(other.narrow) <= len(found.narrow):
-            other.trials += found.trials
+        if isinstance(found, Mismatch) or (
+            isinstance(other, WidthPlan) and len(other.narrow) <= len(found.narrow)
+        ):
             found = other
     if isinstance(found, WidthPlan):
         return found

@@ -52,6 +52,7 @@ from gpd_cli.widening.search.follow import Following, Frame
 from gpd_cli.widening.search.kept_narrow import inner_layers, stream_layers
 from gpd_cli.widening.search.multiples import output_multiples
 from gpd_cli.widening.search.trial_order import Assignment, assignments, counts_in
+from gpd_cli.widening.search.trials import Trials
 from gpd_cli.widening.search.variables import Variable
 from gpd_cli.widening.search.wide_network import WideNetwork
 from gpd_cli.widening.tensors import widen
@@ -77,6 +78,7 @@ class Widening(Tracer):
         exclude: patterns of names of layers that keep their output channels.
         by_trial: containers whose numbers are found by trial, since the solution was wrong.
         multiples: whether activations may be multiples of copies.
+        trials: counts the trials, with those of earlier runs; by default from 0.
 
     Attributes:
         withholds_multiples: whether something stays narrow that multiples of copies might widen.
@@ -90,8 +92,10 @@ class Widening(Tracer):
         exclude: Sequence[str] = (),
         by_trial: Collection[str] = (),
         multiples: bool = False,
+        trials: Trials | None = None,
     ) -> None:
         super().__init__()
+        self._trials = trials or Trials()
         self._wide = WideNetwork(narrow, scale.ratio)
         self._modules = self._wide.modules
         self._recording = recording
@@ -110,7 +114,6 @@ class Widening(Tracer):
         self._failed: Frame | None = None
         self._following = Following(self._wide, multiples)
         self._failed_classes: set[type] = set()
-        self.trials = 0
         self.withholds_multiples = False
         self.confirming = False
         self._first_failure: Mismatch | None = None
@@ -150,7 +153,6 @@ class Widening(Tracer):
             if confirm != "none":
                 self._computes = confirm == "computed"
                 self._confirm(images)
-        self._wide.plan.trials = self.trials
         return self._wide.plan
 
     def _confirm(self, images: Tensor) -> None:
@@ -433,12 +435,14 @@ class Widening(Tracer):
         failure: Mismatch | None = None
         is_computed = False
         containers, cls = self._containers_in(name), type(self._modules[name])
-        spent = self.trials
+        spent = self._trials.count
         for by_trial in (False, True) if name not in self._by_trial else (True,):
             variables, guesses = self._guesses(name, maps_in_use, solved=not by_trial)
             fails_inside = False
             for guess in guesses:
-                if failure is not None and self.trials - spent >= self._trial_limit(cls, failure):
+                if failure is not None and self._trials.count - spent >= self._trial_limit(
+                    cls, failure
+                ):
                     break
                 try:
                     self._apply_guess(variables, guess)
@@ -452,7 +456,7 @@ class Widening(Tracer):
                     self._settled.add(name)
                     self._remember(cls, name, variables, guess)
                     return output
-                self.trials += 1
+                self._trials.count += 1
                 self._restore(before)
                 if not is_computed:
                     is_computed = True
@@ -514,7 +518,7 @@ class Widening(Tracer):
             if not self._settles(frame):
                 self._wide.restore(guessed)
                 raise
-            self.trials += 1
+            self._trials.count += 1
             return attempt(by_trial)
 
     def _settles(self, frame: Frame) -> bool:
@@ -549,7 +553,7 @@ class Widening(Tracer):
         try:
             output = self._attempt(name, attempt, False)
         except Mismatch:
-            self.trials += 1
+            self._trials.count += 1
             self._restore(before)
             raise
         self._settled.add(name)
