@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gpd_cli.widening.mismatch import Mismatch
 from gpd_cli.widening.search.find import find_plan
+from gpd_cli.widening.search.trials import Trials
 from gpd_cli.widening.search.widen import Widening
 
 WIDTH = 6
@@ -64,3 +65,63 @@ def test_trials_with_smaller_images_count() -> None:
     images = torch.zeros(2, 3, 136, 136)
     assert find_plan(Large(), images, 2, shrink=False).trials == 0
     assert find_plan(Large(), images, 2).trials > 0
+
+
+def sums(x: Tensor) -> Tensor:
+    """Sums that are exact only where copies lie in the blocks of the split, after a few trials."""
+    return x.unflatten(1, (2, 2, 3)).cumsum(1).cumsum(2).cumsum(3).flatten(1, 3)
+
+
+class Sums(nn.Module):
+    """Code that trial widens, around further modules."""
+
+    def __init__(self, *inside: nn.Module) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(WIDTH, 2 * WIDTH, 1), nn.Conv2d(2 * WIDTH, WIDTH, 1)
+        self.inside = nn.Sequential(*inside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(self.two(sums(self.one(x))))
+
+
+class Fails(Sums):
+    """Code that follows no copies, after that of other modules."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).cumsum(1).sigmoid()
+
+
+def nested(kind: type[Sums], depth: int, width: int) -> Sums:
+    """Modules of as many classes, ``width`` of them in each of the next outer depth."""
+    inside = [nested(kind, depth - 1, width) for _ in range(width if depth > 1 else 0)]
+    return type(kind.__name__, (kind,), {})(*inside)
+
+
+def test_classes_inside_classes_that_all_fail_are_not_tried_on_and_on() -> None:
+    student = around(nn.Sequential(nested(Fails, 3, 3), nn.Conv2d(WIDTH, WIDTH, 1)))
+    plan = find_plan(student, torch.zeros(2, 3, 8, 8), 2)
+    assert plan.narrow
+    # 13 classes, of which one or two reach the limit and the others have a guess each.
+    assert plan.trials < 40
+
+
+def test_trials_that_help_in_the_end_do_not_stop_the_others() -> None:
+    plan = find_plan(around(nested(Sums, 3, 2)), torch.zeros(2, 3, 8, 8), 2)
+    assert not plan.narrow
+    assert plan.trials > 20
+
+
+def test_trials_in_vain_inside_a_container_are_limited() -> None:
+    trials = Trials()
+    with trials.of_container():
+        for helps, spent in [(True, False), (False, False), (False, True), (True, True)]:
+            with trials.of_container():
+                assert trials.are_spent() == (trials.count > 30)
+                trials.count += 11
+                assert trials.are_spent() == spent
+                assert trials.are_spent(11)
+                if helps:
+                    trials.found()
+    with trials.of_container():
+        assert trials.count == 44
+        assert not trials.are_spent()

@@ -52,7 +52,7 @@ from gpd_cli.widening.search.follow import Following, Frame
 from gpd_cli.widening.search.kept_narrow import inner_layers, stream_layers
 from gpd_cli.widening.search.multiples import output_multiples
 from gpd_cli.widening.search.trial_order import Assignment, assignments, counts_in
-from gpd_cli.widening.search.trials import Trials
+from gpd_cli.widening.search.trials import MOST_TRIALS, Trials
 from gpd_cli.widening.search.variables import Variable
 from gpd_cli.widening.search.wide_network import WideNetwork
 from gpd_cli.widening.tensors import widen
@@ -64,8 +64,7 @@ With ``copied``, the outputs of dense layers are copies of the student's, as in 
 with ``computed``, every layer computes its output from its wide weights.
 """
 
-_MOST_TRIALS = 12  # for one container, trials of the containers inside included
-_MOST_ARITHMETIC = 4  # trials after a failure that no numbers help against
+_MOST_ARITHMETIC = 4  # trials of a container after a failure that no numbers help against
 
 
 class Widening(Tracer):
@@ -413,7 +412,8 @@ class Widening(Tracer):
                 if self.confirming or is_settled:
                     return attempt(by_trial=False)
                 arguments = (args, kwargs)
-                with own_errors():  # since `attempt` makes each error of the network a mismatch
+                # All errors are ours, since `attempt` makes a mismatch of each of the network's.
+                with own_errors(), self._trials.of_container():
                     return self._try_guesses(
                         name,
                         attempt,
@@ -435,14 +435,11 @@ class Widening(Tracer):
         failure: Mismatch | None = None
         is_computed = False
         containers, cls = self._containers_in(name), type(self._modules[name])
-        spent = self._trials.count
         for by_trial in (False, True) if name not in self._by_trial else (True,):
             variables, guesses = self._guesses(name, maps_in_use, solved=not by_trial)
             fails_inside = False
             for guess in guesses:
-                if failure is not None and self._trials.count - spent >= self._trial_limit(
-                    cls, failure
-                ):
+                if failure is not None and self._trials.are_spent(self._limit(cls, failure)):
                     break
                 try:
                     self._apply_guess(variables, guess)
@@ -454,6 +451,7 @@ class Widening(Tracer):
                     fails_inside = fails_inside or mismatch.name in containers
                 else:
                     self._settled.add(name)
+                    self._trials.found()
                     self._remember(cls, name, variables, guess)
                     return output
                 self._trials.count += 1
@@ -485,11 +483,11 @@ class Widening(Tracer):
         inside = {n: self._modules[n] for n in self._dense if n.startswith(prefix)}
         return {}, output_multiples(self._recording, inside, self._map, *failure.tensors)
 
-    def _trial_limit(self, cls: type, failure: Mismatch) -> int:
+    def _limit(self, cls: type, failure: Mismatch) -> int:
         """The largest number of trials for a container after its first failure."""
         if cls in self._failed_classes:
             return 1
-        return _MOST_ARITHMETIC if failure.arithmetic else _MOST_TRIALS
+        return _MOST_ARITHMETIC if failure.arithmetic else MOST_TRIALS
 
     def _guesses(
         self, name: str, maps_in_use: Callable[[], MapsInUse], *, solved: bool
