@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ NARROWS = {Tensor.narrow, torch.narrow}
 INDEXES = {Tensor.__getitem__}
 EXPANDS = {Tensor.expand, Tensor.broadcast_to, torch.broadcast_to}
 NORMS = {F.layer_norm, F.rms_norm}
+
+_PIECES = (  # names of the argument of a split that says how many pieces, or of what sizes
+    *("split_size_or_sections", "split_size", "split_sizes", "chunks"),
+    *("sections", "indices", "indices_or_sections", "tensor_indices_or_sections"),
+)
 NUMBERED = RESHAPES | UNFLATTENS | SPLITS | CHUNKS | NARROWS | INDEXES | EXPANDS | NORMS
 
 
@@ -170,14 +176,19 @@ def _follow_split(
             "their copies"
         )
     sizes = [len(piece) for piece in pieces]
-    given = call.argument(1, "split_size_or_sections", "split_size", "split_sizes", "chunks")
+    given = call.argument(1, *_PIECES)
     if call.function in CHUNKS:
-        natural = [len(part) for part in torch.empty(len(map_)).chunk(len(sizes))]
-        if isinstance(given, int) and natural != sizes:
-            raise Unfollowed(
-                f"it cuts its channels into {_shown(natural)}, and their copies take "
-                f"{_shown(sizes)}"
-            )
+        if isinstance(given, int):
+            pieces_made = call.function(torch.empty(len(map_)), int(given))
+            natural = [len(piece) for piece in pieces_made]
+            if natural != sizes:
+                raise Unfollowed(
+                    f"it cuts its channels into {_shown(natural)}, and their copies take "
+                    f"{_shown(sizes)}"
+                )
+        elif isinstance(given, tuple | list):
+            for number, position in zip(given, accumulate(sizes[:-1]), strict=True):
+                _note(equations, number, position - len(map_) if number < 0 else position)
     elif isinstance(given, int):
         if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]:
             raise Unfollowed(f"its pieces of {given} channels widen to different sizes")

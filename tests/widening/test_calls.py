@@ -1,0 +1,66 @@
+"""Calls with numbers that follow the copies in their input."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpd_cli.widening.numbers.arithmetic import Attribute, Number
+from gpd_cli.widening.numbers.calls import Axes, Call, Unfollowed, follow
+from gpd_cli.widening.numbers.solve import Equation
+from gpd_cli.widening.plan import spread
+
+
+def followed(
+    function: Callable[..., Any],
+    narrow: Tensor,
+    wide: Tensor,
+    axes: Axes,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[list[tuple[int, ...]], list[Equation]]:
+    """The shapes that a call gives in the wide network, and its equations."""
+    shapes = [tuple(piece.shape) for piece in function(narrow, *args, **kwargs)]
+    equations: list[Equation] = []
+    call = follow(
+        Call(function, (wide, *args), kwargs), lambda: axes, narrow.shape, shapes, equations
+    )
+    return [tuple(piece.shape) for piece in call.function(*call.args, **call.kwargs)], equations
+
+
+@pytest.mark.parametrize("function", [Tensor.tensor_split, torch.tensor_split])
+@pytest.mark.parametrize("name", [None, "sections"])
+def test_a_tensor_split_counts_its_pieces_in_its_own_way(
+    function: Callable[..., Any], name: str | None
+) -> None:
+    # Its pieces differ by one at most: 3 x 2 x 2 of 7 channels. Those of chunk are 3 x 3 x 1.
+    narrow, wide, axes = torch.zeros(7), torch.zeros(14), [spread(7, 14)]
+    given, named = ((3,), {}) if name is None else ((), {name: 3})
+    with pytest.raises(Unfollowed, match="into 5 x 5 x 4, and their copies take 6 x 4 x 4"):
+        followed(function, narrow, wide, axes, *given, **named, dim=0)
+    wide, axes = torch.zeros(21), [spread(7, 21)]
+    with pytest.raises(Unfollowed, match="into 7 x 7 x 7, and their copies take 9 x 6 x 6"):
+        followed(function, narrow, wide, axes, *given, **named, dim=0)
+
+
+def test_more_pieces_than_channels_are_asked_for() -> None:
+    # Four pieces of 6 channels are three; of 12 they are four.
+    with pytest.raises(Unfollowed, match="into 3 x 3 x 3 x 3, and their copies take 4 x 4 x 4"):
+        followed(torch.chunk, torch.zeros(6), torch.zeros(12), [spread(6, 12)], 4)
+
+
+@pytest.mark.parametrize("name", [None, "indices"])
+def test_indices_follow_the_copies(name: str | None) -> None:
+    first, last = Attribute("a", "first"), Attribute("a", "last")
+    indices = [Number(2, first), Number(-1, last)]
+    given, named = ((indices,), {}) if name is None else ((), {name: indices})
+    shapes, equations = followed(
+        torch.tensor_split, torch.zeros(6), torch.zeros(12), [spread(6, 12)], *given, **named
+    )
+    assert shapes == [(4,), (6,), (2,)]
+    assert [(e.expression, e.wanted, e.given) for e in equations] == [
+        (first, 4, 2),
+        (last, -2, -1),
+    ]
