@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from exactness import assert_exact
 from gpd_cli.widening.numbers.arithmetic import Attribute, Number
 from gpd_cli.widening.numbers.calls import Axes, Call, Unfollowed, follow
 from gpd_cli.widening.numbers.solve import Equation
@@ -64,3 +65,17 @@ def test_indices_follow_the_copies(name: str | None) -> None:
         (first, 4, 2),
         (last, -2, -1),
     ]
+
+
+class Bits(nn.Module):
+    """Code that reads an activation as numbers of a type, which is no reshape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.dtype) + x.view(dtype=x.dtype)
+
+
+def test_a_view_with_a_type_has_no_sizes_to_follow() -> None:
+    pool = nn.AdaptiveAvgPool2d(1)
+    student = nn.Sequential(nn.Conv2d(3, 6, 3), Bits(), pool, nn.Flatten(), nn.Linear(6, 3))
+    pair = assert_exact(student, torch.randn(4, 3, 8, 8, dtype=torch.float64))
+    assert not pair.plan.narrow

@@ -64,6 +64,13 @@ class Call:
             return self.args[position]
         return next((self.kwargs[name] for name in names if name in self.kwargs), None)
 
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the call's numbers may have to follow the copies in its input."""
+        # A view with a type reads the same bits as numbers of another type.
+        given = (*self.args[1:2], *self.kwargs.values())
+        return self.function in NUMBERED and not any(isinstance(v, torch.dtype) for v in given)
+
     def numbers(self, *names: str) -> list[int]:
         """The sizes after the first argument, given one by one or as a tuple."""
         rest = self.args[1:] or tuple(self.kwargs[n] for n in names if n in self.kwargs)

@@ -342,7 +342,7 @@ def _split_by_groups(module: nn.Module) -> Split | None:
 def is_event(func: Any, args: Any, kwargs: Any, constants: Constants) -> bool:
     """Whether the numbers or the constants of a call may have to follow the copies."""
     if func in NUMBERED:
-        return True
+        return Call(func, args, kwargs).is_numbered
     if not overlays_operands(func):
         return False
     tensors = list(tensors_in((args, kwargs)))
