@@ -388,3 +388,23 @@ def test_layers_of_one_split_are_listed_in_the_order_of_the_run() -> None:
 
     splits = record(Sum().double().eval(), torch.randn(2, 6, dtype=torch.float64)).splits
     assert list(splits) == [f"parts.{k}" for k in range(9)]
+
+
+class Named(nn.Module):
+    """Code that passes inputs of layers by name, and cuts channels into unequal pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = nn.Conv2d(3, 7, 1), nn.BatchNorm2d(7), nn.Conv2d(7, 7, 1)
+        self.head = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(input=self.norm(input=self.one(input=x)).relu())
+        x = torch.cat([piece.relu() for piece in x.chunk(3, 1)], 1)
+        return self.head(input=x.mean((2, 3)))
+
+
+def test_inputs_may_be_passed_by_name() -> None:
+    pair = exact(Named())
+    assert not pair.plan.narrow
+    assert widths(pair) == {"one": 14, "two": 14, "head": 3}

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gpd_cli.widening.running.own_errors import forward_errors, own_errors
 from gpd_cli.widening.running.refresh import refresh
-from gpd_cli.widening.running.tracing import Tracer
+from gpd_cli.widening.running.tracing import Tracer, first_tensor
 
 
 def randomize(network: nn.Module, generator: torch.Generator) -> None:
@@ -66,9 +66,12 @@ def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) ->
         return 1 + 0.15 * deviation.clamp(-3, 3).to(like)
 
     @own_errors()
-    def hook(module: nn.Module, args: Any) -> None:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
         assert isinstance(module, _BatchNorm) and module.running_mean is not None
-        x = args[0].detach().transpose(0, 1).flatten(1)
+        x = first_tensor(args, kwargs)
+        if x is None:
+            return
+        x = x.detach().transpose(0, 1).flatten(1)
         mean, var = x.mean(1), x.var(1, correction=0)
         # Channels with hardly any variance would amplify rounding from layer to layer.
         var = var.clamp(min=0.25 * float(var.mean()) + 1e-6)
@@ -76,7 +79,7 @@ def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) ->
         assert module.running_var is not None
         module.running_var.copy_(var * near(var))
 
-    handles = [norm.register_forward_pre_hook(hook) for norm in norms]
+    handles = [norm.register_forward_pre_hook(hook, with_kwargs=True) for norm in norms]
     try:
         with (
             torch.no_grad(),

@@ -25,7 +25,7 @@ from gpd_cli.widening.layout import Layout, Segment
 from gpd_cli.widening.mismatch import ANOTHER_PATH, Mismatch
 from gpd_cli.widening.numbers.calls import CHUNKS, INDEXES, NARROWS, SPLITS
 from gpd_cli.widening.running.own_errors import own_errors
-from gpd_cli.widening.running.tracing import Tracer, tensors_in
+from gpd_cli.widening.running.tracing import Tracer, all_tensors_in, tensors_in
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """The positional and the keyword arguments of a call."""
@@ -122,8 +122,13 @@ class _Run(Tracer):
         forward = layer.forward
         calls = None if self._given is None else iter(self._given.get(name, ()))
 
-        def run(x: Tensor) -> Tensor:
-            shapes = (x.shape, forward(x).shape) if calls is None else next(calls, None)
+        def run(*args: Any, **kwargs: Any) -> Tensor:
+            x = next(all_tensors_in((args, kwargs)))
+            shapes: _Shapes | None
+            if calls is None:
+                shapes = (x.shape, forward(*args, **kwargs).shape)
+            else:
+                shapes = next(calls, None)
             with own_errors():
                 if shapes is None or len(shapes[0]) != x.ndim:
                     raise Mismatch(name, ANOTHER_PATH)
