@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.expansion import expand
+from gpd_cli.widening.layout import Segment
 from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan, stack
 from gpd_cli.widening.search.find import find_plan
 from gpd_cli.widening.tensors import (
@@ -89,6 +90,12 @@ def test_copies_are_side_by_side_and_spread_evenly(size: int, ratio: float) -> N
 def test_blocks_of_neighbours_are_copied_as_a_whole() -> None:
     assert copies(6, 2, block=3).index == (0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5)
     assert copies(4, 1.5, block=2).index == (0, 1, 0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("other", [{"parts": 2}, {"block": 2}, {"grows": False}])
+def test_a_number_of_wide_outputs_excludes_parts_and_blocks(other: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="7 wide outputs"):
+        Segment(4, wide=7, **other)
 
 
 def test_stacked_parts_each_follow_the_map() -> None:

@@ -55,6 +55,9 @@ class Segment:
         (0, 1, 0, 1, 2, 3, 2, 3)
         >>> Segment(4, wide=7).map(Scale(2)).index
         (0, 0, 1, 1, 2, 2, 3)
+
+    Raises:
+        ValueError: when ``wide`` is given with parts or blocks, among which it is not divided.
     """
 
     size: int
@@ -62,6 +65,10 @@ class Segment:
     block: int = 1
     grows: bool = True
     wide: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.wide is not None and (self.parts, self.block, self.grows) != (1, 1, True):
+            raise ValueError(f"A segment of {self.wide} wide outputs has one part, block 1, grows.")
 
     def map(self, scale: Scale) -> IndexMap:
         """The segment's index map: copies side by side, ``c0 c0 c1 c1 ...``, by block and part."""
