@@ -16,7 +16,9 @@ def plan_attention(
     inputs = axes[-1]
     if inputs is None:
         return LayerPlan()
-    if not module._qkv_same_embed_dim or module.bias_k is not None:
+    if module.bias_k is not None:
+        raise UnsupportedLayerError("a learned key and value (add_bias_kv) are not supported")
+    if not module._qkv_same_embed_dim:
         raise UnsupportedLayerError("keys and values of other widths are not supported")
     if keep_output:
         raise UnsupportedLayerError("its output cannot keep its width when its input widens")
@@ -24,8 +26,17 @@ def plan_attention(
     heads = Segment(size, block=width).map(scale)
     out = Segment(size).map(scale)
     if not len(heads) == len(out) == len(inputs):
+        how = f"ratio {scale.ratio:g}"
+        if scale.multiple > 1:
+            how += f" with width_multiple {scale.multiple}"
+        if len(out) % width:
+            raise UnsupportedLayerError(
+                f"{how} would make {len(out)} channels of its {size}, which is no whole number of "
+                f"heads of {width}"
+            )
         raise UnsupportedLayerError(
-            f"ratio {scale.ratio:g} does not give a whole number of heads of its {module.num_heads}"
+            f"{how} would make {len(heads) // width} heads of its {module.num_heads}, which do not "
+            f"have the {len(inputs)} channels of its input"
         )
     plan = LayerPlan()
     qkv = stack(heads, 3)

@@ -28,7 +28,9 @@ def plan_embedding(
         layout: the order of the wide columns; by default copies side by side.
     """
     if any(axes):
-        raise UnsupportedLayerError("the weights of its rows have become more")
+        raise UnsupportedLayerError(
+            "its per_sample_weights have widened, and each row that it looks up has one weight"
+        )
     plan = LayerPlan()
     columns = None if keep_output else outputs(module.embedding_dim, scale, layout)
     if columns is not None:

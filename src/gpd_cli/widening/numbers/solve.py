@@ -53,7 +53,8 @@ def solve(
         The attributes that change, with their new values; as few as the search finds.
 
     Raises:
-        Unsolvable: when no values satisfy all equations; the message names the number in the way.
+        Unsolvable: when no values that satisfy all equations are found; the message names the
+            number in the way, or says that the search was given up.
 
     Example:
         >>> from gpd_cli.widening.numbers.arithmetic import Operation
@@ -86,7 +87,7 @@ def solve(
 
     solution = search({})
     if solution is None:
-        raise Unsolvable(_reason(equations, values, fixed))
+        raise Unsolvable(_reason(equations, values, fixed, steps > _MOST_STEPS))
     return solution
 
 
@@ -103,8 +104,9 @@ def _reason(
     equations: Sequence[Equation],
     values: Mapping[Attribute, int],
     fixed: Collection[Attribute],
+    was_given_up: bool,
 ) -> str:
-    """The reason why the equations have no solution, as a clause for a message."""
+    """The reason why no solution of the equations was found, as a clause for a message."""
     for equation in equations:
         for other in equations:
             if other.expression == equation.expression and other.wanted > equation.wanted:
@@ -113,6 +115,11 @@ def _reason(
     for equation in broken:
         if not _unknowns(equation, (), fixed):
             return f"{_shown(equation)} would have to be {equation.wanted}"
+    if was_given_up:
+        return (
+            f"{_shown(broken[0])} would have to be {broken[0].wanted}, and no solution was found "
+            f"for all numbers of its code in {_MOST_STEPS} steps"
+        )
     return (
         f"{_shown(broken[0])} would have to be {broken[0].wanted}, and other numbers of its code "
         "do not allow that"
