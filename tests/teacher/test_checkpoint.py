@@ -1,3 +1,4 @@
+import copy
 import pickle
 from contextlib import chdir
 from pathlib import Path
@@ -16,7 +17,7 @@ from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.extract import extract_command
 from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.teacher.build import merged_teacher
-from gpd_cli.teacher.checkpoint import Description, load_networks, read_run
+from gpd_cli.teacher.checkpoint import Description, check_same_network, load_networks, read_run
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 
@@ -120,6 +121,27 @@ def test_run_with_the_authors_settings_rebuilds_them(authors_run: Path) -> None:
     older = description.to_dict()
     del older["branch_layers"]
     assert Description.from_dict(older).branch_layers == ("all",)
+
+
+def test_a_run_of_an_earlier_version_is_read_and_goes_on(pair_run: Path, tmp_path: Path) -> None:
+    content = torch.load(pair_run, weights_only=True)
+    now, entry = copy.deepcopy(content["gpd"]), content["gpd"]
+    del entry["branch_width"], entry["branch_layers"], entry["shared"]
+    entry["plan"]["narrow"] = ["layer1", "layer2"]  # without reasons
+    for tensor in entry["plan"]["tensors"].values():
+        del tensor["share"]
+    older = tmp_path / "older.ckpt"
+    torch.save(content, older)
+    network, description = load_networks(older)
+    assert description.plan is not None
+    assert description.plan.narrow == {"layer1": "", "layer2": ""}
+    assert {plan.share for _, plan in description.plan} == {1}
+    assert description.branch_width == 1
+    assert_same(dict(network.state_dict()), dict(load_networks(pair_run)[0].state_dict()))
+    check_same_network(entry, now)
+    next(iter(entry["plan"]["tensors"].values()))["fan_in"] = 0
+    with pytest.raises(WeightsError, match="other channels were widened"):
+        check_same_network(entry, now)
 
 
 def test_the_width_of_the_product_branch_is_rebuilt(tmp_path: Path) -> None:

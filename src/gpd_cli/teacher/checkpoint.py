@@ -188,8 +188,9 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
     # Files of earlier versions lack these entries.
     defaults = {"branch_layers": list(ALL_LAYERS), "shared": True, "branch_width": 1.0}
     found = {**defaults, **found}
-    keys = ("student", "plan", "branches", *defaults, "storage")
-    if any(found[key] != expected[key] for key in keys):
+    keys = ("student", "branches", *defaults, "storage")
+    same = _what_widens(found["plan"]) == _what_widens(expected["plan"])
+    if not same or any(found[key] != expected[key] for key in keys):
         if short(found) == short(expected) and found["student"] == expected["student"]:
             raise WeightsError(
                 f"The checkpoint is of {short(found)}, as is this run, but other channels were "
@@ -200,6 +201,14 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
             f"The checkpoint is of {short(found)}, and this run of {short(expected)}; resume with "
             "the configuration that the run was started with."
         )
+
+
+def _what_widens(plan: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A plan in its plain form, as this version writes it, without reasons: their words change."""
+    if plan is None:
+        return None
+    tensors = {name: {"share": 1, **entry} for name, entry in plan["tensors"].items()}
+    return {**plan, "tensors": tensors, "narrow": None}
 
 
 def save_expanded(path: Path, pair: Pair, description: Description) -> None:
