@@ -47,7 +47,7 @@ class Broken:
         "observe.record.remember",
         "observe.record.splits_of",
         "observe.record.last_layers",
-        "observe.record.refuse_checkpointing",
+        "observe.record.runs_again",
         "observe.constants.Constants.add",
         "running.randomize.refresh",
         "search.find.calibrate",
