@@ -35,7 +35,7 @@ def images_per_second(case: Case, device: str) -> float:
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         _photos(Path("images"), steps * case.batch, max(case.size + case.size // 4, 32))
         said = io.StringIO()
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             code = main([*_options(case, device), "--trainer.max_steps", str(steps)])
         if code:
             raise GpdError(f"gpd fit on {case.student} ended with {code}: {said.getvalue()}")
