@@ -39,7 +39,7 @@ def test_runs_that_were_not_confirmed_count(monkeypatch: pytest.MonkeyPatch) -> 
     def reject_once(self: Widening, images: Tensor) -> None:
         if not rejected:
             rejected.append(self)
-            self.confirming = True
+            self._run.is_confirming = True
             raise Mismatch("0", "it is a test")
         confirm(self, images)
 

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from gpd_cli.errors import ExpansionError
 from gpd_cli.widening.layers import is_leaf
 from gpd_cli.widening.layout import Scale
 from gpd_cli.widening.mismatch import Mismatch
+from gpd_cli.widening.names import split_name, title
 from gpd_cli.widening.observe.record import Recording, record
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.rules import check_rules
@@ -27,7 +29,7 @@ from gpd_cli.widening.running.randomize import calibrate, randomize
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.search.trials import Trials
 from gpd_cli.widening.search.unsupported import check_student
-from gpd_cli.widening.search.widen import Confirmation, Widening, title
+from gpd_cli.widening.search.widen import Confirmation, Widening
 
 _SEED = 20410
 _BATCH = 2
@@ -147,8 +149,8 @@ def _plan(
         return WidthPlan(scale.ratio, runs_again=again)
     if overlooked:
         raise ExpansionError(
-            f"{overlooked} ({type(narrow.get_submodule(overlooked)).__name__}) runs in train mode "
-            "only, where no student can be compared with its teacher; build the network without it."
+            f"{title(overlooked, narrow.get_submodule(overlooked))} runs in train mode only, where "
+            "no student can be compared with its teacher; build the network without it."
         )
     plan = _widen(narrow, recording, scale, exclude, images, confirm, trials)
     plan.trials, plan.runs_again = trials.count, again
@@ -174,15 +176,17 @@ def _widen(
     Numbers that are wrong in a guess may make multiples, too (a query times the root of a wrong
     width). They are therefore allowed only where nothing else is left.
     """
+    layers = [name for name, module in narrow.named_modules() if is_leaf(module)]
+    kept = recording.kept | _excluded([*layers, *recording.direct], exclude)
 
     def widened(multiples: bool) -> tuple[WidthPlan | Mismatch, Widening]:
         by_trial: set[str] = set()  # containers that the final run did not confirm
         while True:
-            widening = Widening(narrow, recording, scale, exclude, by_trial, multiples, trials)
+            widening = Widening(narrow, recording, scale, kept, by_trial, multiples, trials)
             try:
-                return widening.run(images, confirm), widening
+                return widening.widen(images, confirm), widening
             except Mismatch as failure:
-                if not widening.confirming or failure.name in by_trial:
+                if not widening.is_confirming or failure.name in by_trial:
                     return failure, widening
                 by_trial.add(failure.name)
 
@@ -195,11 +199,40 @@ def _widen(
             found = other
     if isinstance(found, WidthPlan):
         return found
+    modules, name = dict(narrow.named_modules()), found.name
+    if name not in modules:
+        name, _ = split_name(name)  # the module that owns a direct weight
     raise ExpansionError(
-        f"{title(found.name, dict(narrow.named_modules()))} cannot be widened: {found.reason}; "
+        f"{title(name, modules[name])} cannot be widened: {found.reason}; "
         "keep the layers that feed it narrow (exclude), choose another ratio, or give a rule for "
         "its class (RULES)."
     ) from found
+
+
+def _excluded(layers: Sequence[str], patterns: str | Sequence[str]) -> set[str]:
+    """The layers that a user excludes from widening.
+
+    Args:
+        layers: names of all layers.
+        patterns: patterns of layer names, or names of modules that are excluded as a whole.
+
+    Raises:
+        ExpansionError: when a pattern matches no layer.
+    """
+    excluded = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = {
+            layer
+            for layer in layers
+            if fnmatchcase(layer, pattern) or layer.startswith(f"{pattern}.")
+        }
+        if not found:
+            raise ExpansionError(
+                f"No layer is named '{pattern}'; give patterns of layer names to exclude, such as "
+                f"'{layers[0] if layers else 'layer4.*'}'."
+            )
+        excluded |= found
+    return excluded
 
 
 def _record(narrow: nn.Module, images: Tensor) -> Recording:

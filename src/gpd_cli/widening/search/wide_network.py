@@ -74,29 +74,21 @@ class WideNetwork:
         if name in self._postponed:
             self._postponed[name] = None
 
-    def state(self) -> WidthPlan:
-        """A copy of the plan so far, for `restore`."""
-        attributes = {name: dict(values) for name, values in self.plan.attributes.items()}
-        return WidthPlan(
-            self.plan.ratio, dict(self.plan.tensors), attributes, dict(self.plan.narrow)
-        )
-
-    def restore(self, state: WidthPlan) -> None:
-        """Return to an earlier state.
+    def restore(self, plan: WidthPlan) -> None:
+        """Return to an earlier plan.
 
         Args:
-            state: the output of `state` at that time.
+            plan: a copy of the plan at that time, which becomes the plan of this network.
         """
         for name, values in self.plan.attributes.items():
             for attribute in values:
                 narrow = getattr(self.modules[name], attribute)
-                value = state.attributes.get(name, {}).get(attribute, narrow)
+                value = plan.attributes.get(name, {}).get(attribute, narrow)
                 setattr(self.network.get_submodule(name), attribute, value)
-        for name in self.plan.tensors.keys() - state.tensors.keys():
+        for name in self.plan.tensors.keys() - plan.tensors.keys():
             self._set(name, self.source(name))
             self._postponed.pop(name, None)
-        self.plan = state
-        self.plan = self.state()  # a copy, so that the state can be restored again
+        self.plan = plan
 
     def drop_idle_attributes(self) -> None:
         """Remove from the plan the widths that a guess set on layers that stay narrow."""

@@ -1,0 +1,455 @@
+"""Widen containers: run the own code of each with one guess after the other, until one is exact.
+
+The code gets the numbers and constants that fit the copies (`follow`); once it has run, the
+attributes, tokens and tables that it read are solved for. The layouts of the layers inside are
+guessed, the likeliest first, and what was right is remembered for other modules of the class. Where
+no guess is exact, layers inside the container are kept narrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from gpd_cli.widening.layers import LayerPlan
+from gpd_cli.widening.layout import Layout, Segment, layout_map
+from gpd_cli.widening.mismatch import Mismatch, UnfitMultiple
+from gpd_cli.widening.names import is_inside, local_name, qualified, split_name
+from gpd_cli.widening.observe.record import Recording
+from gpd_cli.widening.plan import IndexMap
+from gpd_cli.widening.rules import Rule, rule_for
+from gpd_cli.widening.running.locate import short_text
+from gpd_cli.widening.running.own_errors import own_errors
+from gpd_cli.widening.running.refresh import refresh
+from gpd_cli.widening.running.tracing import replace_tensors, tensors_in
+from gpd_cli.widening.search.choices import Choices, MapsInUse
+from gpd_cli.widening.search.cut_layouts import cut_layouts
+from gpd_cli.widening.search.follow import Frame
+from gpd_cli.widening.search.multiples import output_multiples
+from gpd_cli.widening.search.run import Run
+from gpd_cli.widening.search.state import State
+from gpd_cli.widening.search.trial_order import Assignment, assignments, counts_in
+from gpd_cli.widening.search.trials import MOST_TRIALS
+from gpd_cli.widening.search.variables import Variable
+
+_MOST_ARITHMETIC = 4  # trials of a container after a failure that no numbers help against
+
+
+@dataclass
+class ContainerCall:
+    """A call of a container in the wide network.
+
+    Args:
+        name: the container.
+        index: the number of the call.
+        forward: the container's own forward.
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+
+    Attributes:
+        before: the state before the first guess.
+        failure: the outcome of the first guess, once it has failed.
+        fails_inside: whether a guess failed because of a container inside this one.
+        failed: the frame of the latest run in which the code itself failed.
+    """
+
+    name: str
+    index: int
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    before: State = field(init=False)
+    failure: Mismatch | None = field(default=None, init=False)
+    fails_inside: bool = field(default=False, init=False)
+    failed: Frame | None = field(default=None, init=False)
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and the keyword arguments."""
+        return self.args, self.kwargs
+
+
+class Containers:
+    """Widens the containers of a run.
+
+    Args:
+        run: what the parts of the run share.
+        by_trial: containers whose numbers are found by trial, since the solution was wrong.
+
+    Attributes:
+        first_failure: the outcome of the first guess for the first container kept narrow.
+        withholds_multiples: whether something stays narrow that multiples of copies might widen.
+    """
+
+    def __init__(self, run: Run, by_trial: Collection[str]) -> None:
+        self._run = run
+        self._by_trial = by_trial
+        self._choices = Choices(run.wide, run.recording, run.scale, run.kept)
+        self._remembered: dict[type, list[Mapping[str, str]]] = {}
+        self._failed_classes: set[type] = set()
+        self.first_failure: Mismatch | None = None
+        self.withholds_multiples = False
+
+    def widening(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The forward of a container in the wide network: it widens while it runs.
+
+        Args:
+            name: the container.
+            forward: its own forward.
+        """
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            state = self._run.state
+            call = ContainerCall(name, state.count_call(name), forward, args, kwargs)
+            if call.index >= len(self._run.recording.outputs.get(name, [])):
+                return forward(*args, **kwargs)
+            with self._run.running(None):
+                if self._run.is_confirming or name in state.settled:
+                    return self._run_once(call, by_trial=False)
+                # All errors are ours, since a run makes a mismatch of each of the network's.
+                with own_errors(), self._run.trials.of_container():
+                    return self._search(call)
+
+        return run
+
+    # One run of a container
+
+    def _run_once(self, call: ContainerCall, by_trial: bool) -> Any:
+        """Run a container's own code with the widths of the present state.
+
+        Args:
+            call: the call.
+            by_trial: whether the code's calls are made unchanged, with guessed attributes.
+
+        Raises:
+            Mismatch: when the code does not run, when its output does not follow the copies, or
+                when no values of its attributes fit.
+        """
+        run, name = self._run, call.name
+        is_settled = name in run.state.settled and not run.is_confirming
+        frame = Frame(name, by_trial, run.recording.events.get((name, call.index), ()))
+        try:
+            if not is_settled and not run.is_confirming:
+                refresh(run.wide.network.get_submodule(name))
+            with run.running(frame):
+                output = call.forward(*call.args, **call.kwargs)
+            with own_errors():
+                run.following.matches.check_output(
+                    name,
+                    run.recording.outputs[name][call.index],
+                    tensors_in(output),
+                    allows_multiples=name in run.state.gives_multiples,
+                )
+        except Mismatch:
+            call.failed = frame
+            raise
+        except Exception as error:
+            call.failed = frame
+            if is_settled:
+                raise  # as an error of the container whose guess is being tried
+            at_width = "" if run.is_confirming else "at this width "
+            reason = f"{at_width}its forward does not run ({short_text(error)})"
+            raise Mismatch(name, reason) from error
+        if not by_trial and not run.is_confirming:
+            with own_errors():
+                run.following.settle(frame, self._rule(name))
+        return output
+
+    def _attempt(self, call: ContainerCall, by_trial: bool) -> Any:
+        """Run a container, and once more if its code failed before all attributes were solved."""
+        before = self._run.state.copy()
+        try:
+            return self._run_once(call, by_trial)
+        except Mismatch as error:
+            elsewhere = error.name != call.name or error.arithmetic
+            if by_trial or elsewhere or call.failed is None:
+                raise
+            self._run.restore(before)
+            if not self._settles(call.failed):
+                raise
+            self._run.trials.count += 1
+            return self._run_once(call, by_trial)
+
+    def _settles(self, frame: Frame) -> bool:
+        """Whether the equations noted so far change any attribute or constant of a container."""
+        try:
+            return self._run.following.settle(frame, self._rule(frame.name))
+        except Mismatch:
+            return False
+
+    # The search: one strategy after the other
+
+    def _search(self, call: ContainerCall) -> Any:
+        """Run a container by one strategy after the other, until one is exact.
+
+        Raises:
+            Mismatch: the first failure, where no strategy is.
+        """
+        call.before = self._run.state.copy()
+        for strategy in self._strategies(call):
+            with suppress(Mismatch):
+                return strategy(call)
+        assert call.failure is not None
+        raise call.failure
+
+    def _strategies(self, call: ContainerCall) -> Iterator[Callable[[ContainerCall], Any]]:
+        """The strategies for a container; each is chosen by how those before it have failed."""
+        if call.name not in self._by_trial:
+            yield partial(self._guess, by_trial=False)
+        failure = call.failure
+        if failure is None or not (call.fails_inside or failure.arithmetic):
+            yield partial(self._guess, by_trial=True)
+        failure = call.failure
+        assert failure is not None
+        self._failed_classes.add(self._class(call.name))
+        if call.name and isinstance(failure, UnfitMultiple) and failure.name == call.name:
+            yield partial(self._attempt_with, gives_multiples=True)
+        yield self._keep_narrow
+
+    def _guess(self, call: ContainerCall, by_trial: bool) -> Any:
+        """Run a container with one guess after the other.
+
+        Args:
+            call: the call.
+            by_trial: whether numbers and tensors are guessed as well. Otherwise they are solved
+                for, and only layouts and factors are guessed.
+
+        Raises:
+            Mismatch: the first failure, when no guess is exact.
+        """
+        variables, guesses = self._guesses(call, solved=not by_trial)
+        for guess in guesses:
+            if call.failure is not None and self._run.trials.are_spent(self._limit(call)):
+                break
+            try:
+                return self._attempt_guess(call, variables, guess, by_trial)
+            except Mismatch as mismatch:
+                is_first = call.failure is None
+                call.failure = call.failure or mismatch
+                call.fails_inside |= self._is_container_inside(mismatch.name, call.name)
+            self._run.trials.count += 1
+            self._run.restore(call.before)
+            if is_first:
+                with suppress(Mismatch):
+                    return self._follow_from_failure(call)
+        assert call.failure is not None
+        raise call.failure
+
+    def _limit(self, call: ContainerCall) -> int:
+        """The largest number of trials for a container after its first failure."""
+        if self._class(call.name) in self._failed_classes:
+            return 1
+        is_certain = call.failure is not None and call.failure.arithmetic
+        return _MOST_ARITHMETIC if is_certain else MOST_TRIALS
+
+    def _guesses(
+        self, call: ContainerCall, *, solved: bool
+    ) -> tuple[list[Variable], Iterator[Assignment]]:
+        """The variables of a container, and the guesses to try, the likeliest first."""
+        name, layouts = call.name, self._run.state.layouts
+        maps_in_use = partial(self._maps_in_use, call)
+        variables = self._choices.variables(name, maps_in_use, layouts, solved=solved)
+        remembered = [
+            {qualified(name, local): label for local, label in labels.items()}
+            for labels in self._remembered.get(self._class(name), ())
+        ]
+        counts = counts_in(variables, self._run.recording.reads.get(name))
+        return variables, assignments(variables, counts, remembered)
+
+    def _attempt_guess(
+        self,
+        call: ContainerCall,
+        variables: Sequence[Variable],
+        guess: Assignment,
+        by_trial: bool,
+    ) -> Any:
+        """Run a container with a guess, and remember the guess if it is exact."""
+        self._apply(variables, guess)
+        output = self._attempt(call, by_trial)
+        if not call.name and call.failure is not None and not self._run.wide.plan.tensors:
+            raise call.failure  # a plan in which nothing widens does not help
+        self._run.state.settled.add(call.name)
+        self._run.trials.found()
+        labels = {
+            local_name(variable.names[0], call.name): label
+            for variable, label in zip(variables, guess, strict=True)
+        }
+        known = self._remembered.setdefault(self._class(call.name), [])
+        if labels not in known:
+            known.insert(0, labels)
+        return output
+
+    def _apply(self, variables: Sequence[Variable], guess: Assignment) -> None:
+        """Widen what a guess says."""
+        for variable, label in zip(variables, guess, strict=True):
+            value = variable.options[label]
+            owner, local = split_name(variable.names[0])
+            if variable.kind == "layout":
+                if label != "plain":  # otherwise containers further inside decide the layout
+                    self._run.state.layouts.update(dict.fromkeys(variable.names, value))
+            elif value is not None and variable.kind == "number":
+                self._run.wide.apply(owner, LayerPlan(attributes={local: value}))
+            elif value is not None:
+                self._run.wide.apply(owner, LayerPlan({local: value}))
+
+    def _maps_in_use(self, call: ContainerCall) -> MapsInUse:
+        """Index maps in use for each axis size in a container, and sizes of inputs that stay."""
+        run, name = self._run, call.name
+        known: dict[int, list[IndexMap]] = {}
+
+        def add(map_: IndexMap | None) -> None:
+            if map_ is not None and map_ not in known.setdefault(map_.narrow, []):
+                known[map_.narrow].append(map_)
+
+        fixed: set[int] = set()
+        recorded = run.recording.inputs.get(name, [])[call.index]
+        for narrow, wide in zip(recorded, tensors_in(call.arguments), strict=False):
+            axes = run.following.matches.axes(name, narrow, wide)
+            for size, map_ in zip(narrow.shape, axes, strict=True):
+                add(map_)
+                fixed.update({size} if map_ is None else ())
+        for layer, size in run.recording.out_channels.items():
+            if is_inside(layer, name) and layer not in run.kept and size > 1:
+                add(layout_map((Segment(size),), run.scale))
+        return known, fixed
+
+    # Strategies that a failure suggests
+
+    def _attempt_with(
+        self,
+        call: ContainerCall,
+        layouts: Mapping[str, Layout] | None = None,
+        multiples: Mapping[str, float] | None = None,
+        gives_multiples: bool = False,
+    ) -> Any:
+        """Run a container with other outputs of its layers, or of its own.
+
+        Args:
+            call: the call.
+            layouts: layouts of layers.
+            multiples: multiples of copies that outputs of layers have to be.
+            gives_multiples: whether the outputs of the container may be multiples of copies.
+        """
+        state = self._run.state
+        state.layouts.update(layouts or {})
+        state.multiples.update(multiples or {})
+        state.gives_multiples.update({call.name} if gives_multiples else ())
+        try:
+            output = self._attempt(call, by_trial=False)
+        except Mismatch:
+            self._run.trials.count += 1
+            self._run.restore(call.before)
+            raise
+        self._run.state.settled.add(call.name)
+        return output
+
+    def _follow_from_failure(self, call: ContainerCall) -> Any:
+        """Run a container with layouts or multiples that follow from the way it has failed."""
+        assert call.failure is not None
+        if call.failure.arithmetic:
+            if layouts := self._layouts_by_cuts(call):
+                return self._attempt_with(call, layouts)
+        elif call.failure.tensors is not None:
+            run = self._run
+            inside = {n: run.modules[n] for n in run.dense if is_inside(n, call.name)}
+            multiples = output_multiples(
+                run.recording, inside, run.output_map, *call.failure.tensors
+            )
+            if multiples:
+                return self._attempt_with(call, multiples=multiples)
+        raise call.failure
+
+    def _layouts_by_cuts(self, call: ContainerCall) -> dict[str, Layout]:
+        """Layouts of the layers in a container whose outputs it shuffles or cuts unevenly."""
+        run, name = self._run, call.name
+        usual = {layer: run.output_map(layer) for layer in run.recording.out_channels}
+        sizes = {
+            local_name(layer, name): size
+            if layer in run.kept or (map_ := usual[layer]) is None
+            else len(map_)
+            for layer, size in run.recording.out_channels.items()
+            if is_inside(layer, name)
+        }
+        wide = list(tensors_in(call.arguments))
+        recorded = run.recording.inputs.get(name, [])[call.index]
+        narrow = {id(w): n.clone() for w, n in zip(wide, recorded, strict=False)}
+        found = cut_layouts(
+            run.modules[name],
+            replace_tensors(call.arguments, narrow),
+            replace_tensors(call.arguments, {id(w): w.clone() for w in wide}),
+            sizes,
+        )
+        layouts = {qualified(name, layer): layout for layer, layout in found.items()}
+        other = any(layout_map(layout, run.scale) != usual[n] for n, layout in layouts.items())
+        return layouts if other else {}
+
+    def _keep_narrow(self, call: ContainerCall) -> Any:
+        """The last resort: keep layers inside the container narrow.
+
+        Raises:
+            Mismatch: the first failure, where narrow layers do not help either.
+        """
+        run, name, failure = self._run, call.name, call.failure
+        assert failure is not None
+        if failure.tensors is not None and run.following.matches.withholds(*failure.tensors):
+            self.withholds_multiples = True
+        is_inside_out = self._is_container_inside(failure.name, name)
+        if is_inside_out or isinstance(failure, UnfitMultiple):
+            parts = [part for part, _ in run.modules[name].named_children()]
+            narrow = stream_layers(run.recording, name, parts)
+        else:
+            narrow = inner_layers(run.recording, name)
+        if not name or not narrow:
+            raise failure
+        where = "" if failure.name == name else f"in {failure.name}, "
+        run.wide.plan.narrow[name] = f"{where}{failure.reason}"
+        output = self._attempt_with(call, narrow)
+        self.first_failure = self.first_failure or failure
+        return output
+
+    def _is_container_inside(self, inner: str, name: str) -> bool:
+        return inner in self._run.recording.outputs and is_inside(inner, name)
+
+    def _class(self, name: str) -> type:
+        return type(self._run.modules[name])
+
+    def _rule(self, name: str) -> Rule:
+        return rule_for(self._run.modules[name])
+
+
+def inner_layers(recording: Recording, name: str) -> dict[str, Layout]:
+    """Narrow layouts for the layers in a container whose outputs stay inside the container.
+
+    Args:
+        recording: the student's run.
+        name: the container.
+    """
+    ends = recording.ends.get(name, set())
+    return _narrow_layouts(recording, name, recording.out_channels.keys() - ends)
+
+
+def stream_layers(recording: Recording, name: str, parts: Iterable[str]) -> dict[str, Layout]:
+    """Narrow layouts for the layers whose outputs leave a child of the container.
+
+    Layers whose outputs are added to these outputs are kept narrow as well.
+
+    Args:
+        recording: the student's run.
+        name: the container.
+        parts: names of the container's children.
+    """
+    stream = set().union(*(recording.ends.get(qualified(name, part), set()) for part in parts))
+    while added := [layers for layers in recording.sums if layers & stream and layers - stream]:
+        stream = stream.union(*added)
+    return _narrow_layouts(recording, name, stream)
+
+
+def _narrow_layouts(recording: Recording, name: str, layers: Iterable[str]) -> dict[str, Layout]:
+    return {
+        layer: (Segment(recording.out_channels[layer], grows=False),)
+        for layer in layers
+        if is_inside(layer, name) and layer in recording.out_channels
+    }

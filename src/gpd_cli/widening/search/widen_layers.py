@@ -1,0 +1,246 @@
+"""Widen layers, each just before it runs, by the index maps of its input.
+
+The channels of a layer's input are matched by value with those of the recorded input. The match
+gives the index maps, whatever concatenations, shuffles or transpositions led there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from gpd_cli.widening.layers import (
+    Axes,
+    LayerPlan,
+    UnsupportedLayerError,
+    linear_tensors,
+    plan_layer,
+    rescaled,
+)
+from gpd_cli.widening.mismatch import Match, Mismatch, UnfitMultiple, times
+from gpd_cli.widening.numbers.calls import Call
+from gpd_cli.widening.plan import IndexMap, TensorPlan
+from gpd_cli.widening.running.own_errors import own_errors
+from gpd_cli.widening.running.tracing import first_tensor, linear_call
+from gpd_cli.widening.search.run import Run
+from gpd_cli.widening.tensors import widen
+
+
+class LayerWidening:
+    """Widens the layers of a run: leaf modules, and weights that code passes to linear functions.
+
+    Args:
+        run: what the parts of the run share.
+
+    Attributes:
+        computes: whether dense layers compute their outputs from their wide weights. Otherwise
+            their outputs are copies of the student's, which takes less time and no weights.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.computes = False
+        self._replicas: dict[str, Tensor] = {}
+
+    def observe(self, name: str, leaf: nn.Module) -> None:
+        """Let a leaf of the wide network widen when it runs.
+
+        Args:
+            name: the leaf's name.
+            leaf: the leaf, which gets hooks, and if it is dense another forward.
+        """
+        leaf.register_forward_pre_hook(self._enter(name), with_kwargs=True)
+        leaf.register_forward_hook(self._leave(name))
+        if name in self._run.dense:
+            leaf.forward = self._replicating(name, leaf.forward)
+
+    def _enter(self, name: str) -> Any:
+        @own_errors()
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            run = self._run
+            run.frames.append(None)
+            self._replicas.pop(name, None)
+            x = first_tensor(args, kwargs)
+            call = run.state.calls.get(name, 0)
+            if run.is_confirming:
+                run.state.count_call(name)
+            else:
+                self._widen(name, x)
+            if name in run.dense and x is not None and not self.computes:
+                replica = self._replica(name, call, x)
+                if replica is not None:
+                    self._replicas[name] = replica
+
+        return hook
+
+    def _leave(self, name: str) -> Any:
+        @own_errors()
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._run.frames.pop()
+            self._run.wide.forget(f"{name}.weight")
+
+        return hook
+
+    def _replicating(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward that returns the layer's replicated output, where there is one."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            replica = self._replicas.pop(name, None)
+            return forward(*args, **kwargs) if replica is None else replica
+
+        return run
+
+    def _replica(self, name: str, call: int, x: Tensor) -> Tensor | None:
+        """A dense layer's output: the student's, copied as the layer's index maps say.
+
+        It takes neither wide weights nor products of them.
+
+        Returns:
+            The output, or None where it has to be computed: for an input that the index maps do
+            not describe.
+        """
+        run = self._run
+        inputs = run.recording.inputs.get(name, [])
+        outputs = run.recording.layer_outputs.get(name, [])
+        if call >= len(outputs):
+            return None
+        found = run.following.matches.find(inputs[call][0], x)
+        weight = run.wide.plan.tensors.get(f"{name}.weight", TensorPlan((None, None)))
+        if found is None or found != run.state.inputs.get(name):
+            return None
+        axes, _ = found
+        channels = x.ndim - run.wide.source(f"{name}.weight").ndim + 1
+        map_ = axes[channels]
+        if any(axes[channels + 1 :]) or map_ != weight.axes[1]:
+            return None
+        if map_ is not None and not map_.is_onto():
+            return None
+        wide = (*axes[:channels], weight.axes[0], *axes[channels + 1 :])
+        replica = widen(outputs[call], TensorPlan(wide))
+        multiple = run.state.multiples.get(name)
+        return replica.mul_(multiple) if multiple else replica
+
+    def _widen(self, name: str, x: Tensor | None) -> None:
+        """Widen a leaf by the index maps of its input."""
+        run = self._run
+        # A table's input is row numbers.
+        found: Match | None = ((), 1.0) if x is None else self._input(name, x)
+        if found is None:
+            return
+        axes, multiple = found
+        is_dense = name in run.dense
+        if not is_dense:
+            _check_replication(name, multiple)
+        try:
+            layer = plan_layer(
+                run.modules[name],
+                axes,
+                run.scale,
+                keep_output=name in run.kept,
+                layout=run.layout(name),
+            )
+        except UnsupportedLayerError as error:
+            raise Mismatch(name, str(error)) from error
+        if is_dense:
+            outputs = run.state.multiples.get(name, 1)
+            layer = rescaled(layer, run.modules[name], multiple, outputs)
+        run.wide.apply(name, layer, ("weight",) if is_dense else ())
+
+    def _input(self, name: str, x: Tensor) -> Match | None:
+        """The match of a layer's input; None where the layer is planned already."""
+        run = self._run
+        call = run.state.count_call(name)
+        recorded = run.recording.inputs.get(name, [])
+        if call >= len(recorded) or not recorded[call]:
+            return None
+        found = run.following.matches.input(name, recorded[call][0], x)
+        if call == 0:
+            run.state.inputs[name] = found
+            return found
+        if found != run.state.inputs[name]:
+            raise Mismatch(name, "it is called several times, with inputs that widen differently")
+        return None
+
+    def direct(self, call: Call) -> Call:
+        """Widen a weight that a container's code passes to a linear function.
+
+        Args:
+            call: any call of the code.
+
+        Returns:
+            The call with the wide weight and bias; the same call where it passes no such weight.
+
+        Raises:
+            Mismatch: when the weight cannot widen by the index maps of the call's input.
+        """
+        run = self._run
+        linear = None
+        if run.recording.direct:
+            linear = linear_call(call.function, call.args, call.kwargs)
+        name = None if linear is None else self._direct_name(linear[1])
+        if linear is None or name is None:
+            return call
+        x, weight, bias = linear
+        own_bias = None if bias is None else run.recording.direct[name]
+        found = self._input(name, x)
+        if found is not None:
+            axes, multiple = found
+            _check_replication(name, multiple)
+            out = self._widen_direct(name, axes, weight.ndim, own_bias)
+            if out is not None and isinstance(bias, Tensor) and own_bias is None:
+                bias = self._computed_bias(name, bias, out)
+        if own_bias is not None:
+            bias = run.wide.tensor(own_bias)
+        named = {"input": x, "weight": run.wide.tensor(name), "bias": bias}
+        rest = {k: v for k, v in call.kwargs.items() if k not in named}
+        return Call(call.function, (*named.values(), *call.args[3:]), rest)
+
+    def _direct_name(self, weight: Any) -> str | None:
+        for name in self._run.recording.direct:
+            if self._run.wide.is_tensor(weight, name):
+                return name
+        return None
+
+    def _widen_direct(
+        self, name: str, axes: Axes, ndim: int, own_bias: str | None
+    ) -> IndexMap | None:
+        """Widen a direct weight and its bias.
+
+        Args:
+            name: name of the weight.
+            axes: index maps of the input.
+            ndim: number of axes of the weight.
+            own_bias: name of the bias, where it is a parameter.
+
+        Returns:
+            The index map of the outputs.
+        """
+        inputs = axes[1 - ndim]
+        out = None if name in self._run.kept else self._run.output_map(name)
+        if inputs is None and any(axes):
+            out = None
+        plans = linear_tensors(ndim, own_bias is not None, out, inputs)
+        full = {"weight": name, "bias": own_bias or ""}
+        self._run.wide.apply("", LayerPlan({full[local]: plan for local, plan in plans.items()}))
+        return out
+
+    def _computed_bias(self, name: str, bias: Tensor, out: IndexMap) -> Tensor:
+        """Widen a bias that code computes from parameters to the width of the outputs."""
+        following, derived = self._run.following, self._run.recording.biases.get(name)
+        frame, names = self._run.frame, following.constants.names(bias)
+        if frame is None or frame.by_trial or derived is None or names is None:
+            return bias
+        following.note_sources(frame, derived, names, 0, out)
+        return bias if len(bias) == len(out) else bias[out.tensor]
+
+
+def _check_replication(name: str, multiple: float) -> None:
+    """Check that the input of a layer that cannot divide by the multiple is no multiple of copies.
+
+    Raises:
+        UnfitMultiple: when it is one.
+    """
+    if multiple != 1:
+        raise UnfitMultiple(name, f"its input is the student's input {times(multiple)}")
