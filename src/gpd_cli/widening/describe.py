@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 from torch import nn
 
+from gpd_cli.widening.names import qualified
 from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan, identity, spread
 
 _MOST_PIECES = 6  # an index map with more pieces is written out instead
@@ -50,7 +51,7 @@ def describe_plan(plan: WidthPlan, student: nn.Module) -> dict[str, Any]:
         tensors = {
             local: _tensor(tuple(tensor.shape), plan.tensors[full])
             for local, tensor in _own_tensors(module)
-            if (full := f"{name}.{local}" if name else local) in plan.tensors
+            if (full := qualified(name, local)) in plan.tensors
         }
         changes = {
             attribute: f"{_plain(getattr(module, attribute))} -> {_plain(value)}"

@@ -16,6 +16,7 @@ from gpd_cli.widening.layers import (
     layer_out_channels,
     mixes_channels,
 )
+from gpd_cli.widening.names import qualified, split_name
 from gpd_cli.widening.numbers.alignment import overlays_operands
 from gpd_cli.widening.numbers.arithmetic import Attribute, remember
 from gpd_cli.widening.numbers.calls import INDEXES, NUMBERED, Call
@@ -184,7 +185,7 @@ class _Recorder(Tracer):
                 self.recording.inputs.setdefault(name, []).append(tensors)
                 x = first_tensor(args, kwargs)
                 if split is not None and x is not None:
-                    self._seen_splits.append((name.rpartition(".")[0], x.grad_fn, split))
+                    self._seen_splits.append((split_name(name)[0], x.grad_fn, split))
 
             @own_errors()
             def leave_layer(
@@ -220,7 +221,7 @@ class _Recorder(Tracer):
             return value
         if not name.startswith("_") and _is_numeric(name, value):
             reads = self.recording.reads.setdefault(container, Reads())
-            reads.numbers[f"{owner}.{name}" if owner else name] = value
+            reads.numbers[qualified(owner, name)] = value
         return remember(Attribute(owner, name), value)
 
     @own_errors()
@@ -228,7 +229,7 @@ class _Recorder(Tracer):
         """Note a parameter or buffer that a container's own code reads."""
         container = self._position.container
         if container is not None and id(value) in self._own:
-            full = f"{owner}.{name}" if owner else name
+            full = qualified(owner, name)
             self._constants.add(value, [full])
             if value.is_floating_point():
                 if value.is_leaf:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from gpd_cli.widening.names import title
+
 
 @contextmanager
 def located(network: nn.Module) -> Iterator[Any]:
@@ -41,8 +43,7 @@ def located(network: nn.Module) -> Iterator[Any]:
     modules = dict(network.named_modules())
 
     def where() -> str:
-        name = deepest[0]
-        return f"{name or 'the network'} ({type(modules[name]).__name__})"
+        return title(deepest[0], modules[deepest[0]])
 
     try:
         yield where

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gpd_cli.widening.layers import is_leaf
 from gpd_cli.widening.layout import Layout, Scale, Segment
+from gpd_cli.widening.names import is_inside, local_name, qualified, split_name
 from gpd_cli.widening.numbers.splits import Split
 from gpd_cli.widening.observe.record import Reads, Recording
 from gpd_cli.widening.plan import IndexMap
@@ -58,11 +59,11 @@ class Choices:
             solved: whether the container's numbers and tensors are found by arithmetic, so that
                 only layouts and the attributes and tensors of a rule are left to decide.
         """
-        rule, prefix = rule_for(self._wide.modules[name]), f"{name}." if name else ""
+        rule = rule_for(self._wide.modules[name])
         reads = self._recording.reads.get(name, Reads())
         layouts_to_decide = []
         for (size, splits), layers in self._layers_by_splits(name, rule.blocks, layouts).items():
-            local = layers[0].removeprefix(prefix)
+            local = local_name(layers[0], name)
             layouts_to_decide.append(
                 layout_variable(layers, size, splits, self._scale, rule, local)
             )
@@ -81,7 +82,7 @@ class Choices:
         # A number may also be the in_channels of a layer inside.
         widths = dict(known)
         for layer, width in self._recording.in_channels.items():
-            if layer.startswith(prefix) and width > 1 and width not in fixed:
+            if is_inside(layer, name) and width > 1 and width not in fixed:
                 widths.setdefault(width, [Segment(width).map(self._scale)])
         numbers = [
             number_variable(attribute, value, widths, self._scale, rule)
@@ -109,8 +110,7 @@ class Choices:
         self, name: str, ruled: Iterable[str], layouts: Mapping[str, Layout]
     ) -> dict[tuple[int, tuple[Split, ...]], tuple[str, ...]]:
         """Layers whose layout a container decides, grouped by output channels and splits."""
-        prefix = f"{name}." if name else ""
-        splits: dict[str, Sequence[Split]] = {prefix + local: () for local in ruled}
+        splits: dict[str, Sequence[Split]] = {qualified(name, local): () for local in ruled}
         splits.update(self._splits.get(name, {}))
         alike: dict[tuple[int, tuple[Split, ...]], tuple[str, ...]] = {}
         for layer, found in splits.items():
@@ -122,16 +122,16 @@ class Choices:
 
     def _is_open(self, attribute: str) -> bool:
         """Whether an attribute belongs to the instance and is not settled yet."""
-        owner, _, local = attribute.rpartition(".")
+        owner, local = split_name(attribute)
         settled = local in self._wide.plan.attributes.get(owner, {})
         return not settled and local in self._wide.modules[owner].__dict__
 
     def _is_layers(self, tensor: str) -> bool:
         """Whether a tensor belongs to a layer, which is planned when the layer runs."""
-        owner = tensor.rpartition(".")[0]
+        owner, _ = split_name(tensor)
         return owner in self._recording.inputs and is_leaf(self._wide.modules[owner])
 
 
 def _local(variable: Variable) -> str:
     """The name of a variable's attribute or tensor inside its module."""
-    return variable.names[0].rpartition(".")[2]
+    return split_name(variable.names[0])[1]

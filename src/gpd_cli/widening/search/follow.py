@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpd_cli.widening.layers import LayerPlan, is_leaf
 from gpd_cli.widening.mismatch import ANOTHER_PATH, Matches, Mismatch
+from gpd_cli.widening.names import split_name
 from gpd_cli.widening.numbers.alignment import aligned, summed
 from gpd_cli.widening.numbers.arithmetic import Attribute, attributes_in
 from gpd_cli.widening.numbers.axes import cut
@@ -145,7 +146,7 @@ class Following:
         changed = bool(solution)
         for name, maps in frame.maps.items():
             axes = tuple(maps.get(k) for k in range(self._wide.source(name).ndim))
-            owner, _, local = name.rpartition(".")
+            owner, local = split_name(name)
             before = self._wide.plan.tensors.get(name)
             if before is not None and before.axes != axes:
                 raise Mismatch(frame.name, f"{name} would have to widen in two ways")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import reduce
 
 from gpd_cli.widening.layout import Scale
+from gpd_cli.widening.names import split_name
 from gpd_cli.widening.numbers.splits import Split
 from gpd_cli.widening.observe.record import Recording
 
@@ -23,7 +24,7 @@ def splits_by_container(recording: Recording, scale: Scale) -> dict[str, dict[st
     """
     found: dict[str, dict[str, list[Split]]] = {}
     for layers, splits in _layers_of_one_layout(recording, scale):
-        parents = [layer.rpartition(".")[0] for layer in layers]
+        parents = [split_name(layer)[0] for layer in layers]
         if len(layers) == 1:
             for container, split in splits:
                 common = _common(container, parents[0])

@@ -17,6 +17,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from gpd_cli.errors import ExpansionError
 from gpd_cli.widening.layers import is_leaf
+from gpd_cli.widening.names import title
 
 _REMOVERS = {
     WeightNorm: "torch.nn.utils.remove_weight_norm",
@@ -37,7 +38,7 @@ def check_student(student: nn.Module) -> None:
     for name, module in student.named_modules():
         reason = _wrapped(module) or _uninitialized(module) or _hidden(module) or _table(module)
         if reason is not None:
-            raise ExpansionError(f"{name or 'the student'} ({type(module).__name__}) {reason}.")
+            raise ExpansionError(f"{title(name, module)} {reason}.")
 
 
 def _wrapped(module: nn.Module) -> str | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpd_cli.widening.layout import Layout, Scale, Segment, layout_map
+from gpd_cli.widening.names import split_name
 from gpd_cli.widening.numbers.splits import Split
 from gpd_cli.widening.plan import IndexMap, TensorPlan
 from gpd_cli.widening.rules import COUNTS, PLACES, Rule
@@ -49,7 +50,7 @@ class Variable:
     @property
     def is_count(self) -> bool:
         """Whether the variable is an attribute with one of the usual names of head counts."""
-        return self.kind == "number" and self.names[0].rpartition(".")[2] in COUNTS
+        return self.kind == "number" and split_name(self.names[0])[1] in COUNTS
 
     def preferred(self, count: int | None, inner: bool) -> str:
         """The option to try first under the assumption that a count of some size widens.
@@ -74,7 +75,7 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
         scale: how much wider the network gets.
         rule: the rule of the container's class.
     """
-    attribute = name.rpartition(".")[2]
+    _, attribute = split_name(name)
     options: dict[str, Any] = {"keep": None}
 
     def wide(size: int, partly: bool) -> int:
@@ -125,7 +126,7 @@ def factor_variable(name: str, value: float, scale: Scale, rule: Rule) -> Variab
         rule: the rule of the container's class.
     """
     options: dict[str, Any] = {"keep": None}
-    if float(scale.ratio).is_integer() and name.rpartition(".")[2] not in rule.keep:
+    if float(scale.ratio).is_integer() and split_name(name)[1] not in rule.keep:
         options["shared"] = value / scale.ratio
     return Variable("number", (name,), options, {}, "keep")
 
@@ -150,7 +151,7 @@ def tensor_variable(
     """
     options: dict[str, Any] = {"keep": None}
     counts: dict[str, set[int]] = {}
-    first, local = "keep", name.rpartition(".")[2]
+    first, (_, local) = "keep", split_name(name)
 
     def add(label: str, axis: int, map_: IndexMap, sizes: set[int]) -> str:
         axes = (*(None,) * axis, map_, *(None,) * (len(shape) - axis - 1))

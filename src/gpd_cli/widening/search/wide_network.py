@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.widening.layers import LayerPlan, is_leaf
+from gpd_cli.widening.names import qualified, split_name
 from gpd_cli.widening.plan import TensorPlan, WidthPlan
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.tensors import expand_tensor
@@ -40,13 +41,12 @@ class WideNetwork:
             layer: the changes.
             postponed: local names of tensors that are computed when they are read (see `read`).
         """
-        prefix = f"{name}." if name else ""
         module = self.network.get_submodule(name)
         for attribute, value in layer.attributes.items():
             setattr(module, attribute, value)
             self.plan.attributes.setdefault(name, {})[attribute] = value
         for local, plan in layer.tensors.items():
-            full = prefix + local
+            full = qualified(name, local)
             if local in postponed:
                 self._set(full, _stand_in(self.source(full), plan))
                 self._postponed[full] = None
@@ -113,7 +113,7 @@ class WideNetwork:
         return value is self.tensor(name) or value is _tensor(self.narrow, name)
 
     def _set(self, name: str, tensor: Tensor) -> None:
-        owner, _, local = name.rpartition(".")
+        owner, local = split_name(name)
         module = self.network.get_submodule(owner)
         if local in module._buffers:
             module._buffers[local] = tensor
@@ -132,7 +132,7 @@ def _stand_in(narrow: Tensor, plan: TensorPlan) -> Tensor:
 
 
 def _tensor(network: nn.Module, name: str) -> Tensor:
-    owner, _, local = name.rpartition(".")
+    owner, local = split_name(name)
     tensor = getattr(network.get_submodule(owner), local)
     assert isinstance(tensor, Tensor)
     return tensor
