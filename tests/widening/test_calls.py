@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from exactness import assert_exact
 from gpd_cli.widening.numbers.arithmetic import Attribute, Number
-from gpd_cli.widening.numbers.calls import Axes, Call, Unfollowed, follow
+from gpd_cli.widening.numbers.calls import Call, Unfollowed, follow
 from gpd_cli.widening.numbers.solve import Equation
-from gpd_cli.widening.plan import spread
+from gpd_cli.widening.plan import Axes, spread
 
 
 def followed(

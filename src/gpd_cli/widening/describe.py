@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from gpd_cli.widening.names import qualified
-from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan, identity, spread
+from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan, spread
 
 _MOST_PIECES = 6  # an index map with more pieces is written out instead
 
@@ -90,7 +90,7 @@ def axis_words(map_: IndexMap) -> str:
         >>> axis_words(IndexMap(8, (0, 2, 0, 2, 1, 3, 1, 3, 4, 6, 4, 6, 5, 7, 5, 7)))
         'blocks of 4, each in the order 0-2 by 2, 0-2 by 2, 1-3 by 2, 1-3 by 2'
     """
-    if map_ == identity(map_.narrow):
+    if map_.is_identity:
         return "kept"
     common = gcd(map_.narrow, len(map_))
     for block in (b for b in range(1, common + 1) if common % b == 0):
@@ -217,7 +217,7 @@ def _tensor(shape: tuple[int, ...], plan: TensorPlan) -> str | dict[str, str]:
             words[f"axis {axis}"] = axis_words(map_) + _division(plan, axis)
     is_apart = plan.share != 1 and plan.divided is None
     divisor = f"divided by {plan.share:g}" if is_apart else ""
-    sizes = f"{_sizes(shape)} -> {_sizes(_wide_shape(shape, plan))}"
+    sizes = f"{_sizes(shape)} -> {_sizes(plan.wide_shape(shape))}"
     if len(shape) == 1:
         return ", ".join(filter(None, (sizes, *words.values(), divisor)))
     return {"shape": sizes, **words} | ({"weight": divisor} if divisor else {})
@@ -241,17 +241,11 @@ def _totals(plan: WidthPlan, student: nn.Module) -> dict[str, str]:
     for name, parameter in student.named_parameters():  # tied parameters count once
         narrow += parameter.numel()
         shape = tuple(parameter.shape)
-        wide += prod(_wide_shape(shape, plan.tensors[name]) if name in plan.tensors else shape)
+        wide += prod(plan.tensors[name].wide_shape(shape) if name in plan.tensors else shape)
     return {
         "tensors": f"{len(plan.tensors)} of {tensors}",
         "parameters": f"{narrow} -> {wide}",
     }
-
-
-def _wide_shape(shape: tuple[int, ...], plan: TensorPlan) -> tuple[int, ...]:
-    return tuple(
-        size if axis is None else len(axis) for size, axis in zip(shape, plan.axes, strict=True)
-    )
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Any]]:

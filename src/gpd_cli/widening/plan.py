@@ -127,6 +127,10 @@ def stack(map_: IndexMap, times: int) -> IndexMap:
     return IndexMap(map_.narrow * times, index)
 
 
+Axes = Sequence[IndexMap | None]
+"""Per axis of a tensor the index map, or None where the axis keeps its size."""
+
+
 @dataclass(frozen=True)
 class TensorPlan:
     """How one tensor widens.
@@ -148,6 +152,15 @@ class TensorPlan:
     def divided(self) -> IndexMap | None:
         """The index map of the fan-in axis; None where no axis is summed over."""
         return None if self.fan_in is None else self.axes[self.fan_in]
+
+    def wide_shape(self, narrow: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the wide tensor.
+
+        Args:
+            narrow: the shape of the narrow tensor.
+        """
+        pairs = zip(narrow, self.axes, strict=True)
+        return tuple(size if axis is None else len(axis) for size, axis in pairs)
 
     @cached_property
     def block(self) -> tuple[Index, ...]:

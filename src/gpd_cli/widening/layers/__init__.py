@@ -11,15 +11,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from gpd_cli.widening.layers.attention import plan_attention
-from gpd_cli.widening.layers.base import Axes, LayerPlan, UnsupportedLayerError
+from gpd_cli.widening.layers.base import LayerPlan, UnsupportedLayerError
 from gpd_cli.widening.layers.convolution import mixes_channels, plan_convolution
 from gpd_cli.widening.layers.embedding import Table, plan_embedding
 from gpd_cli.widening.layers.linear import linear_tensors, plan_linear, rescaled
 from gpd_cli.widening.layers.norm import plan_norm
 from gpd_cli.widening.layout import Layout, Scale
+from gpd_cli.widening.plan import Axes
 
 __all__ = [
-    "Axes",
     "LayerPlan",
     "UnsupportedLayerError",
     "channel_axis",

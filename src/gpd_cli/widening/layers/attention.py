@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from gpd_cli.widening.layers.base import Axes, LayerPlan, UnsupportedLayerError
+from gpd_cli.widening.layers.base import LayerPlan, UnsupportedLayerError
 from gpd_cli.widening.layout import Scale, Segment
-from gpd_cli.widening.plan import TensorPlan, stack
+from gpd_cli.widening.plan import Axes, TensorPlan, stack
 
 
 def plan_attention(

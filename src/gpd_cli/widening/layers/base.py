@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from gpd_cli.widening.plan import IndexMap, TensorPlan
-
-Axes = Sequence[IndexMap | None]
-"""Per axis of an input the index map, or None where the axis has not grown."""
 
 
 class UnsupportedLayerError(Exception):

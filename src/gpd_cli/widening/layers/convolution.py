@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from gpd_cli.widening.layers.base import Axes, LayerPlan, UnsupportedLayerError
+from gpd_cli.widening.layers.base import LayerPlan, UnsupportedLayerError
 from gpd_cli.widening.layers.embedding import Table
 from gpd_cli.widening.layers.groups import copied_groups, shared_by_groups
 from gpd_cli.widening.layers.linear import linear_tensors, outputs
 from gpd_cli.widening.layout import Layout, Scale
-from gpd_cli.widening.plan import IndexMap, TensorPlan, spread, stack
+from gpd_cli.widening.plan import Axes, IndexMap, TensorPlan, spread, stack
 
 _WEIGHT_STANDARDIZED = {
     "StdConv2d",

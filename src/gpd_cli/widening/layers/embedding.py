@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from gpd_cli.widening.layers.base import Axes, LayerPlan, UnsupportedLayerError
+from gpd_cli.widening.layers.base import LayerPlan, UnsupportedLayerError
 from gpd_cli.widening.layers.linear import outputs
 from gpd_cli.widening.layout import Layout, Scale
-from gpd_cli.widening.plan import TensorPlan
+from gpd_cli.widening.plan import Axes, TensorPlan
 
 Table = nn.Embedding | nn.EmbeddingBag
 

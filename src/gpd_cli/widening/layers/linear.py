@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from gpd_cli.widening.layers.base import Axes, LayerPlan
+from gpd_cli.widening.layers.base import LayerPlan
 from gpd_cli.widening.layout import Layout, Scale, Segment, layout_map
-from gpd_cli.widening.plan import IndexMap, TensorPlan
+from gpd_cli.widening.plan import Axes, IndexMap, TensorPlan
 
 
 def plan_linear(

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from gpd_cli.widening.layers.base import Axes, LayerPlan, UnsupportedLayerError
+from gpd_cli.widening.layers.base import LayerPlan, UnsupportedLayerError
 from gpd_cli.widening.layers.groups import copied_groups, shared_by_groups
-from gpd_cli.widening.plan import IndexMap, TensorPlan
+from gpd_cli.widening.plan import Axes, IndexMap, TensorPlan
 
 _SIZES = ("num_features", "num_channels", "num_parameters")
 

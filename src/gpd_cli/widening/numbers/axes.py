@@ -9,7 +9,7 @@ from math import prod
 import torch
 
 from gpd_cli.widening.numbers.arithmetic import Attribute, Number
-from gpd_cli.widening.plan import IndexMap
+from gpd_cli.widening.plan import Axes, IndexMap
 from gpd_cli.widening.rules import COUNTS
 
 
@@ -17,7 +17,7 @@ def reshaped(
     old: Sequence[int],
     new: Sequence[int],
     wide: Sequence[int],
-    maps: Callable[[], Sequence[IndexMap | None]],
+    maps: Callable[[], Axes],
     given: Sequence[int] | None = None,
 ) -> list[int] | None:
     """The wide sizes of a reshaped tensor.
@@ -103,19 +103,11 @@ def _groups(
     """
     i = j = 0
     while i < len(old) or j < len(new):
-        before, after = [], []
-        a = b = 1
-        if i < len(old):
-            before, a, i = [i], old[i], i + 1
-        if j < len(new):
-            after, b, j = [j], new[j], j + 1
-        while a != b:
-            if a < b:
-                before.append(i)
-                a, i = a * old[i], i + 1
-            else:
-                after.append(j)
-                b, j = b * new[j], j + 1
+        end = group_end(old, new, i, j)
+        if end is None:
+            raise ValueError(f"{list(old)} and {list(new)} hold different numbers of elements")
+        before, after = [*range(i, end[0])], [*range(j, end[1])]
+        i, j = end
         # New axes of one element belong to the axis before them, but a single head to the axis
         # after it, where there is one; so do old axes of one element.
         while (
@@ -129,7 +121,35 @@ def _groups(
         yield before, after
 
 
-def _merge(maps: Sequence[IndexMap | None], sizes: Sequence[int]) -> IndexMap:
+def group_end(old: Sequence[int], new: Sequence[int], i: int, j: int) -> tuple[int, int] | None:
+    """Where the next group of axes ends that hold the same elements before and after a reshape.
+
+    Args:
+        old: the shape before.
+        new: the shape after.
+        i: the group's first axis of the shape before.
+        j: the group's first axis of the shape after.
+
+    Returns:
+        The ends of the smallest such group, or None where there is no further one.
+
+    Example:
+        >>> group_end((4, 6), (4, 2, 3), 1, 1)
+        (2, 3)
+    """
+    first_old, first_new = i, j
+    i, j = min(i + 1, len(old)), min(j + 1, len(new))
+    while (a := prod(old[first_old:i])) != (b := prod(new[first_new:j])):
+        if a < b:
+            i += 1
+        else:
+            j += 1
+        if i > len(old) or j > len(new):
+            return None
+    return i, j
+
+
+def _merge(maps: Axes, sizes: Sequence[int]) -> IndexMap:
     """The index map of several axes that are flattened into one."""
     flat = torch.zeros(1, dtype=torch.int64)
     for map_, size in zip(maps, sizes, strict=True):

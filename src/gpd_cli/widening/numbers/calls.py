@@ -19,9 +19,7 @@ from torch import Tensor
 from gpd_cli.widening.numbers.arithmetic import expression_of
 from gpd_cli.widening.numbers.axes import cut, reshaped
 from gpd_cli.widening.numbers.solve import Equation
-from gpd_cli.widening.plan import IndexMap
-
-Axes = Sequence[IndexMap | None]
+from gpd_cli.widening.plan import Axes, IndexMap
 
 RESHAPES = {Tensor.reshape, Tensor.view, torch.reshape}
 UNFLATTENS = {Tensor.unflatten, torch.unflatten}

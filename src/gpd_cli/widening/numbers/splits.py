@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpd_cli.widening.numbers.arithmetic import Number, text
+from gpd_cli.widening.numbers.axes import group_end
 from gpd_cli.widening.numbers.calls import CHUNKS, RESHAPES, SPLITS, UNFLATTENS, Call
 from gpd_cli.widening.rules import COUNTS
 
@@ -102,19 +103,11 @@ def factorizations(
     """
     i = j = 0
     while i < len(old) and j < len(new):
-        sources, targets = [old[i]], [new[j]]
-        while (a := _product(sources)) != (b := _product(targets)):
-            if a < b:
-                i += 1
-                if i == len(old):
-                    return
-                sources.append(old[i])
-            else:
-                j += 1
-                if j == len(new):
-                    return
-                targets.append(new[j])
-        i, j = i + 1, j + 1
+        end = group_end(old, new, i, j)
+        if end is None:
+            return
+        sources, targets = old[i : end[0]], new[j : end[1]]
+        i, j = end
         if max(sources) == 1 or len(targets) == 1:
             continue
         if len([s for s in sources if s > 1]) == 1:
@@ -122,10 +115,3 @@ def factorizations(
         elif sources[-1] > targets[-1] > 1 and sources[-1] % targets[-1] == 0:
             # The outer factor joined the axis before: heads that join the batch.
             yield sources[-1], (sources[-1] // targets[-1], targets[-1]), j - 2
-
-
-def _product(sizes: Sequence[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product

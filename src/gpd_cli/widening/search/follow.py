@@ -22,7 +22,6 @@ from gpd_cli.widening.numbers.calls import (
     RESHAPES,
     SPLITS,
     UNFLATTENS,
-    Axes,
     Call,
     Unfollowed,
     follow,
@@ -30,7 +29,7 @@ from gpd_cli.widening.numbers.calls import (
 from gpd_cli.widening.numbers.solve import Equation, Unsolvable, solve
 from gpd_cli.widening.observe.constants import Constants, source_axes
 from gpd_cli.widening.observe.record import Event, is_event
-from gpd_cli.widening.plan import IndexMap, TensorPlan
+from gpd_cli.widening.plan import Axes, IndexMap, TensorPlan
 from gpd_cli.widening.rules import Rule
 from gpd_cli.widening.running.tracing import replace_tensors, tensors_in
 from gpd_cli.widening.search.wide_network import WideNetwork
@@ -170,11 +169,8 @@ class Following:
                     for k, offset in source_axes(derived, axis, source).items():
                         if offset == 0 and derived.shape[axis] == source.shape[k]:
                             axes[axis] = frame.maps[name].get(k)
-            wide = [
-                size if map_ is None else len(map_)
-                for size, map_ in zip(derived.shape, axes, strict=True)
-            ]
-            stand_in = Call(call.function, (derived.new_empty(wide), *call.args[1:]), call.kwargs)
+            wide = derived.new_empty(TensorPlan(tuple(axes)).wide_shape(derived.shape))
+            stand_in = Call(call.function, (wide, *call.args[1:]), call.kwargs)
             _fit(frame, event, stand_in, partial(tuple, axes))
 
     def _follow(self, frame: Frame, event: Event, call: Call) -> Call:

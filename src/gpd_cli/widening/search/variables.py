@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from gpd_cli.widening.layout import Layout, Scale, Segment, layout_map
@@ -151,7 +152,8 @@ def tensor_variable(
     """
     options: dict[str, Any] = {"keep": None}
     counts: dict[str, set[int]] = {}
-    first, (_, local) = "keep", split_name(name)
+    first = "keep"
+    _, local = split_name(name)
 
     def add(label: str, axis: int, map_: IndexMap, sizes: set[int]) -> str:
         axes = (*(None,) * axis, map_, *(None,) * (len(shape) - axis - 1))
@@ -242,11 +244,7 @@ def _layouts(size: int, split: Split) -> Iterator[tuple[str, Layout, set[int]]]:
             yield from _segmented(split.segments)
         return
     for k, factor in enumerate(split.factors):
-        parts, block = 1, 1
-        for f in split.factors[:k]:
-            parts *= f
-        for f in split.factors[k + 1 :]:
-            block *= f
+        parts, block = prod(split.factors[:k]), prod(split.factors[k + 1 :])
         counts = {factor} if split.may_count(k) else set()
         if size < split.size and split.size % size == 0:
             # The outputs were joined with others before the split, or unfolded.

@@ -124,10 +124,7 @@ class WideNetwork:
 
 def _stand_in(narrow: Tensor, plan: TensorPlan) -> Tensor:
     """A tensor of the wide shape that takes no memory; as it is not a number, no use passes."""
-    shape = [
-        size if axis is None else len(axis)
-        for size, axis in zip(narrow.shape, plan.axes, strict=True)
-    ]
+    shape = plan.wide_shape(narrow.shape)
     return nn.Parameter(torch.full((), math.nan, dtype=narrow.dtype).expand(shape), False)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from gpd_cli.widening.layers import (
-    Axes,
     LayerPlan,
     UnsupportedLayerError,
     linear_tensors,
@@ -21,7 +20,7 @@ from gpd_cli.widening.layers import (
 )
 from gpd_cli.widening.mismatch import Match, Mismatch, UnfitMultiple, times
 from gpd_cli.widening.numbers.calls import Call
-from gpd_cli.widening.plan import IndexMap, TensorPlan
+from gpd_cli.widening.plan import Axes, IndexMap, TensorPlan
 from gpd_cli.widening.running.own_errors import own_errors
 from gpd_cli.widening.running.tracing import first_tensor, linear_call
 from gpd_cli.widening.search.run import Run
