@@ -14,40 +14,25 @@ _SIZES = ("num_features", "num_channels", "num_parameters")
 
 
 def plan_norm(module: nn.Module, axes: Axes) -> LayerPlan:
-    """Plan a layer without channel mixing (norms): its tensors follow the input's copies."""
+    """Plan a layer without channel mixing (norms): its tensors follow the input's copies.
+
+    Args:
+        module: the narrow layer.
+        axes: index maps of the input.
+
+    Raises:
+        UnsupportedLayerError: when its statistics would count channels or positions unequally.
+    """
     plan = LayerPlan()
     if not any(axes):
         return plan
     shape = getattr(module, "normalized_shape", None)
     if isinstance(shape, tuple):
-        # Layers such as LayerNorm2d normalize the channels of [B, C, H, W] by the same rule.
-        last = axes[-len(shape) :]
-        fits = all(map_ is None or map_.narrow == n for map_, n in zip(last, shape, strict=True))
-        if len(shape) == 1 and not (fits and last[0] is not None) and len(axes) > 1:
-            channels = axes[1]
-            if last[0] is None and channels is not None and channels.narrow == shape[0]:
-                last = (channels,)
-        if any(map_ is not None and not map_.is_uniform for map_ in last):
-            raise UnsupportedLayerError(
-                "it normalizes over channels that are not all copied equally often"
-            )
-        plan.attributes["normalized_shape"] = tuple(
-            n if map_ is None else len(map_) for map_, n in zip(last, shape, strict=True)
-        )
-        maps = tuple(last)
+        maps = _plan_trailing_axes(plan, shape, axes)
     else:
-        channels = axes[1] if len(axes) > 1 else axes[0]
-        others = [map_ for k, map_ in enumerate(axes) if k != 1 and map_ is not None]
-        if isinstance(module, _NormBase | nn.GroupNorm) and not all(m.is_uniform for m in others):
-            raise UnsupportedLayerError(
-                "it takes statistics over positions that are not all copied equally often"
-            )
-        if isinstance(module, nn.GroupNorm) and channels is not None:
-            _plan_group_norm(plan, channels, module.num_groups)
-        maps = (channels,)
+        maps = _plan_channels(plan, module, axes)
     if not any(maps):
-        plan.attributes.clear()
-        return plan
+        return LayerPlan()
     own: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False))
     own.update(module.named_buffers(recurse=False))
     for name, tensor in own.items():
@@ -57,6 +42,48 @@ def plan_norm(module: nn.Module, axes: Axes) -> LayerPlan:
         if maps[0] is not None and size == maps[0].narrow:
             plan.attributes[name] = len(maps[0])
     return plan
+
+
+def _plan_trailing_axes(plan: LayerPlan, shape: tuple[int, ...], axes: Axes) -> Axes:
+    """Plan a norm over the last axes; the index maps of the axes that it normalizes over.
+
+    Args:
+        plan: the norm's plan, which gets the wide ``normalized_shape``.
+        shape: the narrow ``normalized_shape``.
+        axes: index maps of the input.
+    """
+    last = axes[-len(shape) :]
+    # Layers such as LayerNorm2d normalize the channels of [B, C, H, W] by the same rule.
+    fits = all(map_ is None or map_.narrow == n for map_, n in zip(last, shape, strict=True))
+    if len(shape) == 1 and not (fits and last[0] is not None) and len(axes) > 1:
+        channels = axes[1]
+        if last[0] is None and channels is not None and channels.narrow == shape[0]:
+            last = (channels,)
+    if any(map_ is not None and not map_.is_uniform for map_ in last):
+        raise UnsupportedLayerError(
+            "it normalizes over channels that are not all copied equally often"
+        )
+    plan.attributes["normalized_shape"] = TensorPlan(tuple(last)).wide_shape(shape)
+    return last
+
+
+def _plan_channels(plan: LayerPlan, module: nn.Module, axes: Axes) -> Axes:
+    """Plan a layer with a weight for each channel of ``[B, C, ...]``; the channels' index map.
+
+    Args:
+        plan: the layer's plan, which gets the wide number of groups of a group norm.
+        module: the narrow layer.
+        axes: index maps of the input.
+    """
+    channels = axes[1] if len(axes) > 1 else axes[0]
+    others = [map_ for k, map_ in enumerate(axes) if k != 1 and map_ is not None]
+    if isinstance(module, _NormBase | nn.GroupNorm) and not all(m.is_uniform for m in others):
+        raise UnsupportedLayerError(
+            "it takes statistics over positions that are not all copied equally often"
+        )
+    if isinstance(module, nn.GroupNorm) and channels is not None:
+        _plan_group_norm(plan, channels, module.num_groups)
+    return (channels,)
 
 
 def _plan_group_norm(plan: LayerPlan, channels: IndexMap, count: int) -> None:

@@ -218,21 +218,32 @@ def _follow_index(index: Any, axes: Axes, old: Sequence[int], equations: Any) ->
             followed.append(part)
             continue
         map_ = axes[axis] if axis < len(axes) else None
-        size = old[axis] if axis < len(old) else 0
-        axis += 1
         if map_ is not None and isinstance(part, slice) and part != slice(None):
-            start, stop, step = part.indices(size)
-            if step == 1:
-                first, last = _range(map_, start, stop, equations, part.start, part.stop)
-                part = slice(first, last)
-            elif start >= abs(step) or part.stop is not None:
-                raise Unfollowed(f"it takes channels {start} to {stop} in steps of {step}")
-            # Otherwise the slice takes one of every few neighbours: right where the neighbours are
-            # copied together, which the check of later inputs decides.
+            part = _follow_slice(part, map_, old[axis], equations)
         elif map_ is not None and isinstance(part, int):
             raise Unfollowed(f"it takes channel {part} by its position")
+        axis += 1
         followed.append(part)
     return tuple(followed)
+
+
+def _follow_slice(part: slice, map_: IndexMap, size: int, equations: list[Equation]) -> slice:
+    """A slice that takes the copies of the channels that it takes in the student.
+
+    Args:
+        part: the slice in the code.
+        map_: index map of its axis.
+        size: narrow size of the axis.
+        equations: list to which an equation is added for each end that the code gives.
+    """
+    start, stop, step = part.indices(size)
+    if step == 1:
+        return slice(*_range(map_, start, stop, equations, part.start, part.stop))
+    if start >= abs(step) or part.stop is not None:
+        raise Unfollowed(f"it takes channels {start} to {stop} in steps of {step}")
+    # The slice takes one of every few neighbours: right where the neighbours are copied together,
+    # which the check of later inputs decides.
+    return part
 
 
 def _range(

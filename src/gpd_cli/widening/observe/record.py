@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from gpd_cli.widening.numbers.arithmetic import Attribute, remember
 from gpd_cli.widening.numbers.calls import INDEXES, NUMBERED, Call
 from gpd_cli.widening.numbers.splits import Split, splits_of
 from gpd_cli.widening.observe.constants import Constants
-from gpd_cli.widening.observe.graph import last_layers
 from gpd_cli.widening.observe.reads import reading
 from gpd_cli.widening.rules import COUNTS, FACTORS
 from gpd_cli.widening.running.checkpointing import runs_again
@@ -148,6 +148,25 @@ def record(network: nn.Module, images: Tensor) -> Recording:
     return recording
 
 
+@dataclass(frozen=True)
+class _Leaf:
+    """What is known of a leaf before it runs.
+
+    Args:
+        name: its name.
+        out_channels: its number of output channels; None where these follow the input channels.
+        in_channels: its number of input channels.
+        is_dense: whether it is a plain weighted sum over all input channels.
+        split: how it takes its input channels apart into groups, if it does.
+    """
+
+    name: str
+    out_channels: int | None
+    in_channels: int
+    is_dense: bool
+    split: Split | None
+
+
 class _Recorder(Tracer):
     """Fills a recording while the network runs."""
 
@@ -170,48 +189,48 @@ class _Recorder(Tracer):
         """Register hooks that record each module's inputs and outputs."""
         for name, module in network.named_modules():
             # Looked up now: reads by hooks would count as reads by the surrounding module.
-            leaf, channels = (
-                is_leaf(module),
-                (layer_out_channels(module), layer_in_channels(module)),
-            )
-            split = _split_by_groups(module) if leaf else None
-            dense = leaf and is_dense(module)
-
-            @own_errors()
-            def enter(
-                module: nn.Module, args: Any, kwargs: Any, name: str = name, split: Any = split
-            ) -> None:
-                tensors = [self._copy(t) for t in tensors_in([args, kwargs])]
-                self.recording.inputs.setdefault(name, []).append(tensors)
-                x = first_tensor(args, kwargs)
-                if split is not None and x is not None:
-                    self._seen_splits.append((split_name(name)[0], x.grad_fn, split))
-
-            @own_errors()
-            def leave_layer(
-                module: nn.Module,
-                args: Any,
-                output: Any,
-                name: str = name,
-                channels: Any = channels,
-                dense: bool = dense,
-            ) -> None:
-                y = first_tensor(output)
-                if dense and y is not None:
-                    self.recording.layer_outputs.setdefault(name, []).append(self._copy(y))
-                if y is not None and y.grad_fn is not None:
-                    self._nodes[y.grad_fn] = name
-                if channels[0] is not None:
-                    self.recording.out_channels[name], self.recording.in_channels[name] = channels
-
-            @own_errors()
-            def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                tensors = list(tensors_in(output))
-                self.recording.outputs.setdefault(name, []).append([self._copy(t) for t in tensors])
-                self._ends.setdefault(name, []).extend(t.grad_fn for t in tensors)
-
+            if is_leaf(module):
+                leaf = _Leaf(
+                    name,
+                    layer_out_channels(module),
+                    layer_in_channels(module),
+                    is_dense(module),
+                    _split_by_groups(module),
+                )
+                enter, leave = partial(self._enter_leaf, leaf), partial(self._leave_leaf, leaf)
+            else:
+                enter, leave = partial(self._enter, name), partial(self._leave_container, name)
             yield module.register_forward_pre_hook(enter, with_kwargs=True)
-            yield module.register_forward_hook(leave_layer if leaf else leave)
+            yield module.register_forward_hook(leave)
+
+    @own_errors()
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        tensors = [self._copy(t) for t in tensors_in([args, kwargs])]
+        self.recording.inputs.setdefault(name, []).append(tensors)
+
+    @own_errors()
+    def _enter_leaf(self, leaf: _Leaf, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._enter(leaf.name, module, args, kwargs)
+        x = first_tensor(args, kwargs)
+        if leaf.split is not None and x is not None:
+            self._seen_splits.append((split_name(leaf.name)[0], x.grad_fn, leaf.split))
+
+    @own_errors()
+    def _leave_leaf(self, leaf: _Leaf, module: nn.Module, args: Any, output: Any) -> None:
+        y = first_tensor(output)
+        if leaf.is_dense and y is not None:
+            self.recording.layer_outputs.setdefault(leaf.name, []).append(self._copy(y))
+        if y is not None and y.grad_fn is not None:
+            self._nodes[y.grad_fn] = leaf.name
+        if leaf.out_channels is not None:
+            self.recording.out_channels[leaf.name] = leaf.out_channels
+            self.recording.in_channels[leaf.name] = leaf.in_channels
+
+    @own_errors()
+    def _leave_container(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        tensors = list(tensors_in(output))
+        self.recording.outputs.setdefault(name, []).append([self._copy(t) for t in tensors])
+        self._ends.setdefault(name, []).extend(t.grad_fn for t in tensors)
 
     @own_errors()
     def number(self, owner: str, name: str, value: Any) -> Any:
@@ -338,6 +357,36 @@ def _split_by_groups(module: nn.Module) -> Split | None:
     size = getattr(module, "in_channels", getattr(module, "num_channels", 0))
     # Depthwise layers follow their input in any order.
     return Split(size, (groups, size // groups), layer=True) if 1 < groups < size else None
+
+
+def last_layers(
+    starts: Iterable[Any], layers: Mapping[Any, str], mixes: Callable[[str], bool]
+) -> set[str]:
+    """The last layers behind some tensors: walk back until layers that mix channels.
+
+    Args:
+        starts: the tensors' ``grad_fn``.
+        layers: the layer name of each graph node that is a layer's output.
+        mixes: whether a layer mixes channels.
+
+    Returns:
+        The names of all layers on the way, those that mix channels included.
+    """
+    found: set[str] = set()
+    seen: set[Any] = set()
+    stack = list(starts)
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        name = layers.get(node)
+        if name is not None:
+            found.add(name)
+            if mixes(name):
+                continue
+        stack.extend(parent for parent, _ in node.next_functions)
+    return found
 
 
 def is_event(func: Any, args: Any, kwargs: Any, constants: Constants) -> bool:

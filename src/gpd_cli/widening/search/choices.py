@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from gpd_cli.widening.layers import is_leaf
 from gpd_cli.widening.layout import Layout, Scale, Segment
@@ -10,9 +10,10 @@ from gpd_cli.widening.names import is_inside, local_name, qualified, split_name
 from gpd_cli.widening.numbers.splits import Split
 from gpd_cli.widening.observe.record import Reads, Recording
 from gpd_cli.widening.plan import IndexMap
-from gpd_cli.widening.rules import rule_for
+from gpd_cli.widening.rules import Rule, rule_for
 from gpd_cli.widening.search.shared_layouts import splits_by_container
 from gpd_cli.widening.search.variables import (
+    Maps,
     Variable,
     blocks_in,
     factor_variable,
@@ -37,7 +38,7 @@ class Choices:
     """
 
     def __init__(
-        self, wide: WideNetwork, recording: Recording, scale: Scale, kept: set[str]
+        self, wide: WideNetwork, recording: Recording, scale: Scale, kept: Collection[str]
     ) -> None:
         self._wide, self._recording, self._scale, self._kept = wide, recording, scale, kept
         self._splits = splits_by_container(recording, scale)
@@ -61,50 +62,61 @@ class Choices:
         """
         rule = rule_for(self._wide.modules[name])
         reads = self._recording.reads.get(name, Reads())
-        layouts_to_decide = []
-        for (size, splits), layers in self._layers_by_splits(name, rule.blocks, layouts).items():
-            local = local_name(layers[0], name)
-            layouts_to_decide.append(
-                layout_variable(layers, size, splits, self._scale, rule, local)
-            )
-        factors = [
+        of_layouts = self._of_layouts(name, rule, layouts)
+        of_factors = self._of_factors(reads, rule)
+        if solved and not rule.grow and not rule.axes:
+            return _to_decide([*of_factors, *of_layouts])
+        known, fixed = maps_in_use()
+        of_numbers = self._of_numbers(name, reads, rule, known, fixed)
+        of_tensors = self._of_tensors(reads, rule, known, blocks_in(of_layouts))
+        if solved:
+            of_numbers = [v for v in of_numbers if _local(v) in rule.grow]
+            of_tensors = [v for v in of_tensors if _local(v) in rule.axes]
+        return _to_decide([*of_factors, *of_numbers, *of_tensors, *of_layouts])
+
+    def _of_layouts(self, name: str, rule: Rule, layouts: Mapping[str, Layout]) -> list[Variable]:
+        """The variables of the layouts that a container decides."""
+        groups = self._layers_by_splits(name, rule.blocks, layouts)
+        return [
+            layout_variable(layers, size, splits, self._scale, rule, local_name(layers[0], name))
+            for (size, splits), layers in groups.items()
+        ]
+
+    def _of_factors(self, reads: Reads, rule: Rule) -> list[Variable]:
+        """The variables of the factors that a container's code reads."""
+        return [
             factor_variable(attribute, value, self._scale, rule)
             for attribute, value in reads.numbers.items()
             if isinstance(value, float) and self._is_open(attribute)
         ]
-        if solved and not rule.grow and not rule.axes:
-            return [
-                v
-                for v in (*factors, *layouts_to_decide)
-                if len(v.options) > 1 or v.first != "plain"
-            ]
-        known, fixed = maps_in_use()
+
+    def _of_numbers(
+        self, name: str, reads: Reads, rule: Rule, known: Maps, fixed: Collection[int]
+    ) -> list[Variable]:
+        """The variables of the integers that a container's code reads."""
         # A number may also be the in_channels of a layer inside.
         widths = dict(known)
         for layer, width in self._recording.in_channels.items():
             if is_inside(layer, name) and width > 1 and width not in fixed:
                 widths.setdefault(width, [Segment(width).map(self._scale)])
-        numbers = [
+        return [
             number_variable(attribute, value, widths, self._scale, rule)
             for attribute, value in reads.numbers.items()
             if not isinstance(value, float) and self._is_open(attribute)
         ]
-        blocks = blocks_in(layouts_to_decide)
+
+    def _of_tensors(
+        self, reads: Reads, rule: Rule, known: Maps, blocks: Mapping[int, set[int]]
+    ) -> list[Variable]:
+        """The variables of the parameters and buffers that a container's code reads."""
         direct = {*self._recording.direct, *self._recording.direct.values()}
-        tensors = [
+        return [
             tensor_variable(tensor, value.shape, known, blocks, self._scale, rule)
             for tensor, value in reads.tensors.items()
             if tensor not in direct
             and tensor not in self._wide.plan.tensors
-            and not self._is_layers(tensor)
+            and not self._belongs_to_leaf(tensor)
         ]
-        if solved:
-            numbers = [v for v in numbers if _local(v) in rule.grow]
-            tensors = [v for v in tensors if _local(v) in rule.axes]
-        # A variable whose only option is to stay leaves nothing to decide.
-        decided = ("keep", "plain")
-        everything = (*factors, *numbers, *tensors, *layouts_to_decide)
-        return [v for v in everything if len(v.options) > 1 or v.first not in decided]
 
     def _layers_by_splits(
         self, name: str, ruled: Iterable[str], layouts: Mapping[str, Layout]
@@ -112,13 +124,13 @@ class Choices:
         """Layers whose layout a container decides, grouped by output channels and splits."""
         splits: dict[str, Sequence[Split]] = {qualified(name, local): () for local in ruled}
         splits.update(self._splits.get(name, {}))
-        alike: dict[tuple[int, tuple[Split, ...]], tuple[str, ...]] = {}
+        groups: dict[tuple[int, tuple[Split, ...]], tuple[str, ...]] = {}
         for layer, found in splits.items():
             size = self._recording.out_channels.get(layer)
             if size and layer not in self._kept and layer not in layouts:
                 key = (size, tuple(found))
-                alike[key] = (*alike.get(key, ()), layer)
-        return alike
+                groups[key] = (*groups.get(key, ()), layer)
+        return groups
 
     def _is_open(self, attribute: str) -> bool:
         """Whether an attribute belongs to the instance and is not settled yet."""
@@ -126,10 +138,15 @@ class Choices:
         settled = local in self._wide.plan.attributes.get(owner, {})
         return not settled and local in self._wide.modules[owner].__dict__
 
-    def _is_layers(self, tensor: str) -> bool:
-        """Whether a tensor belongs to a layer, which is planned when the layer runs."""
+    def _belongs_to_leaf(self, tensor: str) -> bool:
+        """Whether a tensor belongs to a leaf, which is planned when it runs."""
         owner, _ = split_name(tensor)
         return owner in self._recording.inputs and is_leaf(self._wide.modules[owner])
+
+
+def _to_decide(variables: Iterable[Variable]) -> list[Variable]:
+    """The variables that leave something to decide: all but those whose only option is to stay."""
+    return [v for v in variables if len(v.options) > 1 or v.first not in ("keep", "plain")]
 
 
 def _local(variable: Variable) -> str:

@@ -115,8 +115,7 @@ class Following:
         event = frame.next(call.function)
         if call.function in NUMBERED:
             return self._follow(frame, event, call)
-        args, kwargs = self._widen_constants(frame, event, call.function, call.args, call.kwargs)
-        return Call(call.function, args, kwargs)
+        return self._widen_constants(frame, event, call)
 
     def settle(self, frame: Frame, rule: Rule) -> bool:
         """Widen the attributes and constants of a container, once its code has run.
@@ -185,38 +184,62 @@ class Following:
             return _as_recorded(call, event)
         return _fit(frame, event, call, partial(self.matches.axes, frame.name, narrow, x))
 
-    def _widen_constants(
-        self, frame: Frame, event: Event, func: Any, args: Any, kwargs: Any
-    ) -> Any:
-        """Copy constants along the axes that are aligned with grown axes of activations."""
-        tensors = list(tensors_in((args, kwargs)))
-        constant = [self.constants.names(t) for t in tensors]
+    def _widen_constants(self, frame: Frame, event: Event, call: Call) -> Call:
+        """The call with its constants copied along the axes that grown activations align with."""
+        tensors = list(tensors_in((call.args, call.kwargs)))
+        if len(tensors) != len(event.tensors):
+            raise Mismatch(frame.name, ANOTHER_PATH)
         replaced: dict[int, Tensor] = {}
-        for c, names in enumerate(constant):
-            if names is None or tensors[c].numel() < 2:
+        for constant, recorded in zip(tensors, event.tensors, strict=True):
+            names = self.constants.names(constant)
+            if names is not None and constant.numel() > 1:
+                wide = self._widened(frame, event, call, constant, recorded, names)
+                if wide is not constant:
+                    replaced[id(constant)] = wide
+        if not replaced:
+            return call
+        args, kwargs = replace_tensors((call.args, call.kwargs), replaced)
+        return Call(call.function, args, kwargs)
+
+    def _widened(
+        self,
+        frame: Frame,
+        event: Event,
+        call: Call,
+        constant: Tensor,
+        recorded: Tensor,
+        names: frozenset[str],
+    ) -> Tensor:
+        """A constant with copies along the axes that are aligned with grown axes of activations.
+
+        Args:
+            frame: the running container, which notes the index maps of the constant's sources.
+            event: the same call in the student's run.
+            call: the call, whose activations are wide.
+            constant: the constant, narrow or wide.
+            recorded: the narrow constant of the student's run, with its graph.
+            names: the parameters and buffers that it was computed from.
+
+        Raises:
+            Mismatch: when a source would have to widen in two ways.
+        """
+        wide = constant
+        tensors = tensors_in((call.args, call.kwargs))
+        for x, narrow in zip(tensors, event.tensors, strict=True):
+            if self.constants.names(x) is not None or x.shape == narrow.shape:
                 continue
-            wide = tensors[c]
-            for a, other in enumerate(constant):
-                if other is not None or tensors[a].shape == event.tensors[a].shape:
+            axes = self.matches.axes(frame.name, narrow, x)
+            summed_axis, over = _aligned_axes(call, x, constant, recorded)
+            for axis, below in over.items():
+                map_, size, divides = axes[below], recorded.shape[axis], axis == summed_axis
+                single = size == 1 and summed_axis is None
+                if map_ is None or size != map_.narrow or single:
                     continue
-                axes = self.matches.axes(frame.name, event.tensors[a], tensors[a])
-                over = aligned(func, args, kwargs, tensors[a], event.tensors[c])
-                sums = summed(func, args, tensors[a], tensors[c])
-                if sums is not None:
-                    over[sums[0]] = sums[1]
-                for axis, below in over.items():
-                    map_, size = axes[below], event.tensors[c].shape[axis]
-                    if map_ is None or size != map_.narrow or (size == 1 and sums is None):
-                        continue
-                    divides = sums is not None and axis == sums[0]
-                    self.note_sources(frame, event.tensors[c], names, axis, map_, divides)
-                    if wide.shape[axis] == size != len(map_):
-                        axes_ = [map_ if k == axis else None for k in range(wide.ndim)]
-                        plan = TensorPlan(tuple(axes_), axis if divides else None)
-                        wide = expand_tensor(wide, plan)
-            if wide is not tensors[c]:
-                replaced[id(tensors[c])] = wide
-        return replace_tensors((args, kwargs), replaced) if replaced else (args, kwargs)
+                self.note_sources(frame, recorded, names, axis, map_, divides)
+                if wide.shape[axis] == size != len(map_):
+                    maps = [map_ if k == axis else None for k in range(wide.ndim)]
+                    wide = expand_tensor(wide, TensorPlan(tuple(maps), axis if divides else None))
+        return wide
 
     def note_sources(
         self,
@@ -276,6 +299,29 @@ class Following:
         whole[attribute.entry] = value
         kind = type(getattr(self._wide.modules[attribute.owner], attribute.name))
         return {attribute.name: kind(int(v) for v in whole)}
+
+
+def _aligned_axes(
+    call: Call, x: Tensor, constant: Tensor, recorded: Tensor
+) -> tuple[int | None, dict[int, int]]:
+    """The axes of a constant that coincide with axes of an activation.
+
+    Args:
+        call: the call that both are passed to.
+        x: the activation.
+        constant: the constant.
+        recorded: the constant in the student's run.
+
+    Returns:
+        The axis of the constant that the call sums over, or None, and per axis of the constant the
+        axis of the activation.
+    """
+    over = aligned(call.function, call.args, call.kwargs, x, recorded)
+    sums = summed(call.function, call.args, x, constant)
+    if sums is None:
+        return None, over
+    axis, below = sums
+    return axis, {**over, axis: below}
 
 
 def _fit(frame: Frame, event: Event, call: Call, axes: Callable[[], Axes]) -> Call:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -101,18 +101,12 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
             if type(value)(changed) not in options.values():
                 options[f"only {k}"] = type(value)(changed)
     growing = [label for label in options if label != "keep"]
-    first = "keep"
-    if "known" in options and attribute not in (*PLACES, *COUNTS):
-        first = "known"
-    if attribute in rule.grow and growing:
-        options.pop("keep")
-        first = growing[0]
-    if attribute in rule.keep:
-        options, first, growing = {"keep": None}, "keep", []
+    is_width = "known" in options and attribute not in (*PLACES, *COUNTS)
     counts = {}
     if isinstance(value, int):
         counts = {n: {value} for n in growing if options[n] == scale.count(value)}
-    return Variable("number", (name,), options, counts, first)
+    variable = Variable("number", (name,), options, counts, "known" if is_width else "keep")
+    return _ruled(variable, rule, growing if attribute in rule.grow else [])
 
 
 def factor_variable(name: str, value: float, scale: Scale, rule: Rule) -> Variable:
@@ -181,12 +175,29 @@ def tensor_variable(
             if 1 < block < size and size % block == 0:
                 map_ = Segment(size, block=block).map(scale)
                 add(f"axis {axis} in blocks {number}", axis, map_, sizes)
-    if local in rule.axes:
-        first = f"axis {rule.axes[local] % len(shape)}"
-        options = {first: options[first]}
+    variable = Variable("tensor", (name,), options, counts, first)
+    grown = [f"axis {rule.axes[local] % len(shape)}"] if local in rule.axes else []
+    return _ruled(variable, rule, grown)
+
+
+def _ruled(variable: Variable, rule: Rule, grown: Sequence[str]) -> Variable:
+    """The variable with the options that a rule leaves.
+
+    Args:
+        variable: the variable of an attribute or tensor, with all its options.
+        rule: the rule of the container's class.
+        grown: labels of the options that are left where the rule says that it widens.
+    """
+    _, local = split_name(variable.names[0])
     if local in rule.keep:
-        options, first = {"keep": None}, "keep"
-    return Variable("tensor", (name,), options, counts, first)
+        left: Sequence[str] = ["keep"]
+    elif grown:
+        left = grown
+    else:
+        return variable
+    options = {label: variable.options[label] for label in left}
+    counts = {label: sizes for label, sizes in variable.counts.items() if label in options}
+    return replace(variable, options=options, counts=counts, first=left[0])
 
 
 def layout_variable(
