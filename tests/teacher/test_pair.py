@@ -315,7 +315,7 @@ def plain_kernels(
             student = student.index_select(axis, map_.firsts)
     scale = torch.ones_like(merged)
     if teacher_scale is not None and storage == "mixed":
-        scale[plan.block] = teacher_scale.expand(student.shape).clone()
+        scale[plan.first_copies] = teacher_scale.expand(student.shape).clone()
     elif teacher_scale is not None:
         scale *= teacher_scale
     return merged * scale, student if student_scale is None else student * student_scale
@@ -343,7 +343,9 @@ def test_a_kernels_gradient_is_that_of_plain_operations(
         return (*(r.detach() for r in results), merged.grad)
 
     actual = gradient(
-        lambda merged: both_kernels(merged, teacher_scale, plan.block, storage, student_scale)
+        lambda merged: both_kernels(
+            merged, teacher_scale, plan.first_copies, storage, student_scale
+        )
     )
     expected = gradient(
         lambda merged: plain_kernels(merged, teacher_scale, plan, storage, student_scale)
@@ -352,7 +354,9 @@ def test_a_kernels_gradient_is_that_of_plain_operations(
         torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
 
     def function(merged: Tensor) -> tuple[Tensor, ...] | Tensor:
-        teacher, student = both_kernels(merged, teacher_scale, plan.block, storage, student_scale)
+        teacher, student = both_kernels(
+            merged, teacher_scale, plan.first_copies, storage, student_scale
+        )
         return {"both": (teacher, student), "teacher": teacher, "student": student}[used]
 
     assert torch.autograd.gradcheck(function, (stored.clone().requires_grad_(),))
@@ -362,7 +366,7 @@ def test_splitting_leaves_the_stored_weight_alone() -> None:
     plan, shape = PLANS["conv"]
     stored = torch.randn([len(copies(3, 2)), len(copies(2, 2)), 2, 2], requires_grad=True)
     before = stored.detach().clone()
-    teacher, student = both_kernels(stored, torch.full((1, 2, 1, 1), 0.5), plan.block)
+    teacher, student = both_kernels(stored, torch.full((1, 2, 1, 1), 0.5), plan.first_copies)
     (teacher.sum() + student.sum()).backward()
     assert torch.equal(stored, before)
     assert student.shape == shape

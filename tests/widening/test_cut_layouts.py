@@ -69,7 +69,7 @@ def test_outputs_of_a_shuffled_layer_have_different_numbers_of_copies() -> None:
     outputs = plan.tensors["1.0.conv.weight"].axes[0]
     assert outputs is not None
     assert outputs.index == (0, 0, 0, 1, 1, 2, 2, 3, 3, 4)
-    read = plan.tensors["1.1.conv.weight"].divided
+    read = plan.tensors["1.1.conv.weight"].fan_in_map
     assert read is not None
     assert read.is_onto()
     assert not read.is_uniform

@@ -77,7 +77,7 @@ def test_a_layer_takes_up_the_multiple_of_its_input(
     pair = exact(network(Code(function), conv()), ratio=ratio)
     assert not pair.plan.narrow
     weight = pair.plan.tensors["1.1.weight"]
-    assert weight.share == pytest.approx(ratio**power, rel=1e-12)
+    assert weight.extra_divisor == pytest.approx(ratio**power, rel=1e-12)
     assert [None if axis is None else len(axis) for axis in weight.axes[:2]] == [ratio * WIDTH] * 2
 
 
@@ -85,7 +85,7 @@ def test_a_layer_gives_the_multiple_of_what_its_output_is_added_to() -> None:
     pair = exact(network(Added()))
     assert not pair.plan.narrow
     assert pair.plan.trials == 3  # two of them in the search for plain copies
-    shares = {name.removeprefix("1.0."): plan.share for name, plan in pair.plan}
+    shares = {name.removeprefix("1.0."): plan.extra_divisor for name, plan in pair.plan}
     assert shares["query.weight"] == shares["query.bias"] == shares["out.bias"] == 1
     assert shares["project.weight"] == pytest.approx(2**0.5 / 2)
     assert shares["project.bias"] == pytest.approx(2**0.5)

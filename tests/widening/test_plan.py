@@ -66,7 +66,7 @@ def test_counts_and_first_copies_are_those_of_the_index(map_: IndexMap) -> None:
 )
 def test_the_block_of_a_map_selects_its_first_copies(index: tuple[int, ...]) -> None:
     map_ = IndexMap(max(index) + 1, index)
-    assert torch.equal(torch.arange(len(map_))[map_.block], map_.firsts)
+    assert torch.equal(torch.arange(len(map_))[map_.first_copies], map_.firsts)
 
 
 def test_a_map_knows_whether_it_is_identity_uniform_and_onto() -> None:
@@ -121,7 +121,7 @@ PLANS = {
     "bias": (TensorPlan((random_map(6, 5),)), (5,)),
     "tokens": (TensorPlan((None, None, copies(4, 2))), (1, 3, 4)),
 }
-DIVIDED = [name for name, (plan, _) in PLANS.items() if plan.divided is not None]
+DIVIDED = [name for name, (plan, _) in PLANS.items() if plan.fan_in_map is not None]
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -129,14 +129,14 @@ def test_a_block_is_the_grid_of_first_copies(name: str) -> None:
     plan, shape = PLANS[name]
     sizes = [n if m is None else len(m) for n, m in zip(shape, plan.axes, strict=True)]
     wide = torch.arange(torch.Size(sizes).numel()).reshape(sizes)
-    assert torch.equal(wide[plan.block], first_block(wide, plan))
-    assert wide[plan.block].shape == shape
+    assert torch.equal(wide[plan.first_copies], first_block(wide, plan))
+    assert wide[plan.first_copies].shape == shape
 
 
 def test_irregular_axes_have_to_be_neighbours() -> None:
     plan = TensorPlan((IndexMap(3, (0, 1, 1, 2)), None, IndexMap(3, (0, 1, 1, 2))), 0)
     with pytest.raises(ValueError, match="neighbours"):
-        _ = plan.block
+        _ = plan.first_copies
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
@@ -166,16 +166,16 @@ def test_slicing_undoes_expansion_at_any_ratio(ratio: float) -> None:
 def test_the_rounding_of_an_expanded_tensor_can_be_undone(name: str) -> None:
     plan, shape = PLANS[name]
     student = torch.randn(shape)
-    noise = 0.5 if plan.divided is not None else 0.0
+    noise = 0.5 if plan.fan_in_map is not None else 0.0
     rounded = expand_tensor(student.double(), plan, noise=noise).float().double()
     exact = rounded.clone()
     change = complete_(exact, student.double(), plan)
     assert change == (exact - rounded).abs().max()
     assert change <= 10 * 2**-23 * rounded.abs().max()
-    if plan.divided is not None:
+    if plan.fan_in_map is not None:
         fan_in = plan.fan_in or 0
-        sums = torch.zeros_like(exact.index_select(fan_in, plan.divided.firsts))
-        sums.index_add_(fan_in, plan.divided.tensor, exact)
+        sums = torch.zeros_like(exact.index_select(fan_in, plan.fan_in_map.firsts))
+        sums.index_add_(fan_in, plan.fan_in_map.tensor, exact)
         rows = TensorPlan(tuple(a if k != fan_in else None for k, a in enumerate(plan.axes)))
         assert largest(sums - widen(student.double(), rows)) < 1e-15
     exact[(0,) * exact.ndim] += 1
@@ -202,7 +202,7 @@ def test_a_wide_layer_that_is_fed_copies_computes_copies(name: str) -> None:
 @pytest.mark.parametrize("name", DIVIDED)
 def test_noise_sums_to_zero_over_copies_and_spares_the_student(name: str) -> None:
     plan, shape = PLANS[name]
-    map_ = plan.divided
+    map_ = plan.fan_in_map
     assert map_ is not None
     student = torch.randn(shape, dtype=torch.float64)
     noise = expand_tensor(student, plan, noise=1.0) - expand_tensor(student, plan)
@@ -267,7 +267,7 @@ def test_multiplicities_broadcast_against_narrow_and_wide_tensors(name: str) -> 
     plan, shape = PLANS[name]
     ones = torch.ones(shape, dtype=torch.float64)
     teacher = expand_tensor(ones, plan)
-    copied, wide_copied = plan.copies(ones), plan.wide_copies(ones)
+    copied, wide_copied = plan.divisor(ones), plan.wide_divisor(ones)
     if name not in DIVIDED:
         assert copied is None and wide_copied is None
         return
@@ -384,7 +384,7 @@ def test_storage_says_at_what_scale_the_weights_are_stored(ratio: int, storage: 
     scale = torch.ones(stored.shape)
     if storage == "mixed":
         scale /= ratio
-        scale[plan.block] = 1
+        scale[plan.first_copies] = 1
     torch.testing.assert_close(stored, narrow[:, plan.axes[1].tensor] * scale)
 
 

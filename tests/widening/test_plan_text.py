@@ -198,7 +198,7 @@ def test_uneven_division_and_a_share() -> None:
     uneven = describe_plan(WidthPlan(1.5, {"weight": TensorPlan(axes, fan_in=1)}), network)
     weight = uneven["modules"]["(the network itself)"]["tensors"]["weight"]
     assert weight["axis 1"].endswith("weight divided by the number of copies")
-    shared = describe_plan(WidthPlan(1.5, {"weight": TensorPlan(axes, share=3)}), network)
+    shared = describe_plan(WidthPlan(1.5, {"weight": TensorPlan(axes, extra_divisor=3)}), network)
     weight = shared["modules"]["(the network itself)"]["tensors"]["weight"]
     assert weight["weight"] == "divided by 3"
 

@@ -70,7 +70,7 @@ class AuthorsKernel(SharedKernel):
         self.groups = groups
         plans = _factor_plans(plan, kernel.shape, groups, wide_groups)
         gates = TensorPlan(plan.axes[:1])
-        self.outputs = gates.block
+        self.outputs = gates.first_copies
         for name, gate in bank.gates.items():
             bank.gates[name] = nn.Parameter(widen(gate, gates))
         self.factors = nn.ModuleDict()
@@ -150,6 +150,6 @@ def _factor_plans(
         ("1x1_kxk", "deviation"): TensorPlan((every, inputs, None, None), divided),
         ("depthwise_separable", "depthwise"): TensorPlan((every, None, None, None)),
         ("depthwise_separable", "weight"): TensorPlan(
-            (outputs, filters, None, None), plan.fan_in, plan.share
+            (outputs, filters, None, None), plan.fan_in, plan.extra_divisor
         ),
     }

@@ -132,7 +132,7 @@ class Sharing(nn.Module):
     ) -> None:
         super().__init__()
         self.plan, self.out_axis = plan, out_axis
-        self.block = plan.block
+        self.block = plan.first_copies
         self.storage = storage
         teacher_scale, student_scale = stored_scales(plan, storage, like, out_axis)
         # Constants of the plan, not state: they stay out of checkpoints.
@@ -208,10 +208,10 @@ class ExactSharing(nn.Module):
         student = self.student(stored)
         teacher = stored.detach().to(torch.float64, copy=True)
         if self.teacher_scale is not None and self.storage == "mixed":
-            teacher[self.plan.block] *= self.teacher_scale
+            teacher[self.plan.first_copies] *= self.teacher_scale
         elif self.teacher_scale is not None:
             teacher *= self.teacher_scale
-        copies = 1 if self.plan.divided is None else int(self.plan.divided.counts.max())
+        copies = 1 if self.plan.fan_in_map is None else int(self.plan.fan_in_map.counts.max())
         rounding = (copies + 2) * torch.finfo(stored.dtype).eps * largest(teacher)
         if not complete_(teacher, student, self.plan) <= rounding:
             raise ExpansionError(
@@ -222,7 +222,7 @@ class ExactSharing(nn.Module):
 
     def student(self, stored: Tensor) -> Tensor:
         """The student's tensor in float64."""
-        student = stored.detach()[self.plan.block].double()
+        student = stored.detach()[self.plan.first_copies].double()
         return student.contiguous() if self.student_scale is None else student * self.student_scale
 
 

@@ -180,7 +180,7 @@ class Pair(nn.Module):
         weight = cast(Tensor, getattr(module, leaf))
         if name in self.plan.tensors:
             # Contiguous, as extracted weights are, so that both run the same arithmetic.
-            weight = weight[self.plan.tensors[name].block].contiguous()
+            weight = weight[self.plan.tensors[name].first_copies].contiguous()
         return weight
 
     @contextmanager

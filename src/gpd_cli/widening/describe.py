@@ -215,8 +215,8 @@ def _tensor(shape: tuple[int, ...], plan: TensorPlan) -> str | dict[str, str]:
     for axis, map_ in enumerate(plan.axes):
         if map_ is not None:
             words[f"axis {axis}"] = axis_words(map_) + _division(plan, axis)
-    is_apart = plan.share != 1 and plan.divided is None
-    divisor = f"divided by {plan.share:g}" if is_apart else ""
+    is_apart = plan.extra_divisor != 1 and plan.fan_in_map is None
+    divisor = f"divided by {plan.extra_divisor:g}" if is_apart else ""
     sizes = f"{_sizes(shape)} -> {_sizes(plan.wide_shape(shape))}"
     if len(shape) == 1:
         return ", ".join(filter(None, (sizes, *words.values(), divisor)))
@@ -224,13 +224,13 @@ def _tensor(shape: tuple[int, ...], plan: TensorPlan) -> str | dict[str, str]:
 
 
 def _division(plan: TensorPlan, axis: int) -> str:
-    if axis != plan.fan_in or plan.divided is None:
+    if axis != plan.fan_in or plan.fan_in_map is None:
         return ""
-    counts = plan.divided.counts
-    if not plan.divided.is_uniform:
-        further = "" if plan.share == 1 else f" and by {plan.share:g}"
+    counts = plan.fan_in_map.counts
+    if not plan.fan_in_map.is_uniform:
+        further = "" if plan.extra_divisor == 1 else f" and by {plan.extra_divisor:g}"
         return f", weight divided by the number of copies{further}"
-    by = int(counts[0]) * plan.share
+    by = int(counts[0]) * plan.extra_divisor
     return "" if by == 1 else f", weight divided by {by:g}"
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Index = slice | Tensor
-"""Index of the first copies along an axis: a slice where the first copies are evenly spaced."""
+"""Index of positions along an axis: a slice where they are evenly spaced, else the positions."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class IndexMap:
         return firsts.scatter_reduce_(0, self.tensor, positions, "amin")
 
     @cached_property
-    def block(self) -> Index:
-        """Index of the first copies: a slice (no copy is made) where a(c) is evenly spaced."""
+    def first_copies(self) -> Index:
+        """Index of the first copies; a slice, which makes no copy, where a(c) is evenly spaced."""
         return evenly(self.firsts)
 
     @property
@@ -76,7 +76,7 @@ class IndexMap:
 
 
 def evenly(positions: Tensor) -> Index:
-    """An index of some positions: a slice where they are evenly spaced, and else themselves."""
+    """Index of positions: a slice where they are evenly spaced, else the positions."""
     if len(positions) == 1:
         return slice(int(positions[0]), int(positions[0]) + 1)
     steps = positions.diff()
@@ -139,17 +139,17 @@ class TensorPlan:
         axes: per axis the index map, or None where the axis keeps its size.
         fan_in: the fan-in axis, which is summed over: its n copies get 1/n of the weight each.
             None for tensors that are only copied (biases, norms, tokens).
-        share: further divisor of the whole tensor. Standardization would remove a factor 1/n from a
-            kernel, so that the gain after a standardized kernel is divided instead. A layer whose
-            input is a multiple of copies (`match_multiple`) is divided by the multiple.
+        extra_divisor: further divisor of the whole tensor. Standardization would remove a factor
+            1/n from a kernel, so that the gain after a standardized kernel is divided instead. The
+            weight of a layer whose input is a multiple of copies is divided by the multiple.
     """
 
     axes: tuple[IndexMap | None, ...]
     fan_in: int | None = None
-    share: float = 1
+    extra_divisor: float = 1
 
     @property
-    def divided(self) -> IndexMap | None:
+    def fan_in_map(self) -> IndexMap | None:
         """The index map of the fan-in axis; None where no axis is summed over."""
         return None if self.fan_in is None else self.axes[self.fan_in]
 
@@ -163,12 +163,12 @@ class TensorPlan:
         return tuple(size if axis is None else len(axis) for size, axis in pairs)
 
     @cached_property
-    def block(self) -> tuple[Index, ...]:
-        """The index of the student's block ``[a(o), a(i)]``: one entry per axis."""
-        blocks = [slice(None) if axis is None else axis.block for axis in self.axes]
-        tensors = [k for k, b in enumerate(blocks) if isinstance(b, Tensor)]
+    def first_copies(self) -> tuple[Index, ...]:
+        """Index of the first copies, ``[a(o), a(i)]``, one entry per axis: the student's tensor."""
+        index = [slice(None) if axis is None else axis.first_copies for axis in self.axes]
+        tensors = [k for k, part in enumerate(index) if isinstance(part, Tensor)]
         if len(tensors) < 2:
-            return tuple(blocks)
+            return tuple(index)
         # Several index tensors select a grid only when they broadcast against each other, and the
         # axes keep their places only when every axis between them has an index tensor as well.
         span = range(tensors[0], tensors[-1] + 1)
@@ -178,11 +178,11 @@ class TensorPlan:
                 raise ValueError("widened axes of one tensor must be neighbours")
             shape = [1] * len(span)
             shape[position] = -1
-            blocks[k] = axis.firsts.reshape(shape)
-        return tuple(blocks)
+            index[k] = axis.firsts.reshape(shape)
+        return tuple(index)
 
-    def copies(self, like: Tensor) -> Tensor | None:
-        """The divisor, n(i) times the share, shaped to broadcast against the *narrow* tensor.
+    def divisor(self, like: Tensor) -> Tensor | None:
+        """The divisor, n(i) times `extra_divisor`, shaped to broadcast against the *narrow* tensor.
 
         Args:
             like: a tensor that gives device and dtype.
@@ -190,16 +190,17 @@ class TensorPlan:
         Returns:
             The divisor, or None where nothing is divided.
         """
-        if self.divided is None:
-            return None if self.share == 1 else like.new_full([1] * len(self.axes), self.share)
-        return self._along_fan_in(self.divided.counts).to(like) * self.share
+        if self.fan_in_map is None:
+            shape = [1] * len(self.axes)
+            return None if self.extra_divisor == 1 else like.new_full(shape, self.extra_divisor)
+        return self._along_fan_in(self.fan_in_map.counts).to(like) * self.extra_divisor
 
-    def wide_copies(self, like: Tensor) -> Tensor | None:
-        """The divisor, shaped to broadcast against the *wide* tensor; None as for `copies`."""
-        if self.divided is None:
-            return self.copies(like)
-        counts = self.divided.counts[self.divided.tensor]
-        return self._along_fan_in(counts).to(like) * self.share
+    def wide_divisor(self, like: Tensor) -> Tensor | None:
+        """The divisor, shaped to broadcast against the *wide* tensor; None as for `divisor`."""
+        if self.fan_in_map is None:
+            return self.divisor(like)
+        counts = self.fan_in_map.counts[self.fan_in_map.tensor]
+        return self._along_fan_in(counts).to(like) * self.extra_divisor
 
     def _along_fan_in(self, values: Tensor) -> Tensor:
         shape = [1] * len(self.axes)
@@ -243,7 +244,7 @@ class WidthPlan:
             name: {
                 "axes": [number(axis) for axis in plan.axes],
                 "fan_in": plan.fan_in,
-                "share": plan.share,
+                "share": plan.extra_divisor,
             }
             for name, plan in self
         }

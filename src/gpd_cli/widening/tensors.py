@@ -76,12 +76,12 @@ def expand_tensor(
         A new tensor of the wide shape. From copies of the narrow layer's inputs, the wide layer
         computes copies of the narrow layer's outputs, up to rounding.
     """
-    copies = plan.copies(narrow)
-    if copies is None:
+    divisor = plan.divisor(narrow)
+    if divisor is None:
         return widen(narrow, plan)
-    shares = narrow.detach() / copies
+    shares = narrow.detach() / divisor
     wide = widen(shares, plan)
-    if noise > 0 and plan.divided is not None and narrow.numel() > 1:
+    if noise > 0 and plan.fan_in_map is not None and narrow.numel() > 1:
         add_zero_sum_noise_(wide, plan, noise * float(shares.std()), generator)
     return wide
 
@@ -96,11 +96,11 @@ def add_zero_sum_noise_(
 
     Args:
         wide: the teacher's tensor.
-        plan: a plan that divides (``plan.divided`` is not None).
+        plan: a plan that divides (``plan.fan_in_map`` is not None).
         scale: standard deviation of the noise.
         generator: random generator of the noise.
     """
-    map_, fan_in = plan.divided, plan.fan_in or 0
+    map_, fan_in = plan.fan_in_map, plan.fan_in or 0
     if map_ is None:
         raise ValueError("zero-sum noise needs a tensor with a widened fan-in axis")
     out_axis = 1 - fan_in
@@ -180,14 +180,14 @@ def complete_(wide: Tensor, narrow: Tensor, plan: TensorPlan) -> float:
         >>> complete_(wide, torch.tensor([[3.0]]), plan), wide
         (0.5, tensor([[2., 1.]]))
     """
-    map_, fan_in = plan.divided, plan.fan_in or 0
+    map_, fan_in = plan.fan_in_map, plan.fan_in or 0
     if map_ is None:
         exact = expand_tensor(narrow, plan)
         change = largest(wide - exact)
         wide.copy_(exact)
         return change
-    if plan.share != 1:
-        narrow = narrow / plan.share
+    if plan.extra_divisor != 1:
+        narrow = narrow / plan.extra_divisor
     axes = (1 - fan_in, fan_in)
     rows, source = wide.movedim(axes, (0, 1)), narrow.movedim(axes, (0, 1))
     out = plan.axes[1 - fan_in]
@@ -249,17 +249,17 @@ def stored_scales(
         student's factor turns the stored block into the student's tensor.
     """
     if storage == "mixed":
-        copies = plan.copies(like)
-        return (None if copies is None else 1 / copies), None
-    copies = plan.wide_copies(like)
+        divisor = plan.divisor(like)
+        return (None if divisor is None else 1 / divisor), None
+    divisor = plan.wide_divisor(like)
     out = plan.axes[out_axis] if storage == "teacher" and out_axis is not None else None
     if out is None or out_axis is None:
-        return (None if copies is None else 1 / copies), None
+        return (None if divisor is None else 1 / divisor), None
     shape = [1] * len(plan.axes)
     shape[out_axis] = -1
     student_scale = out.counts.to(like).reshape(shape)
     wide_scale = out.counts[out.tensor].to(like).reshape(shape)
-    teacher_scale = wide_scale if copies is None else wide_scale / copies
+    teacher_scale = wide_scale if divisor is None else wide_scale / divisor
     return _unless_one(teacher_scale), _unless_one(student_scale)
 
 
@@ -277,5 +277,5 @@ def slice_tensor(teacher: Tensor, plan: TensorPlan) -> Tensor:
     Returns:
         The student's tensor, contiguous.
     """
-    copies, block = plan.copies(teacher), teacher[plan.block]
-    return block.contiguous() if copies is None else block * copies
+    divisor, narrow = plan.divisor(teacher), teacher[plan.first_copies]
+    return narrow.contiguous() if divisor is None else narrow * divisor

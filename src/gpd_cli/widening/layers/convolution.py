@@ -117,7 +117,7 @@ def _standardized(module: _ConvNd, plan: LayerPlan, out: IndexMap | None) -> Lay
     weight = plan.tensors.get("weight")
     if weight is None:
         return plan
-    inputs = weight.divided
+    inputs = weight.fan_in_map
     if inputs is not None and not inputs.is_uniform:
         raise UnsupportedLayerError(
             "it standardizes its kernel over channels that are not all copied equally often"
@@ -131,5 +131,5 @@ def _standardized(module: _ConvNd, plan: LayerPlan, out: IndexMap | None) -> Lay
     plan.tensors["weight"] = TensorPlan(weight.axes)
     if gain is not None:
         axes = (out, *(None,) * (gain.ndim - 1))
-        plan.tensors["gain"] = TensorPlan(axes, share=times)
+        plan.tensors["gain"] = TensorPlan(axes, extra_divisor=times)
     return plan

@@ -62,12 +62,12 @@ def rescaled(layer: LayerPlan, module: nn.Module, inputs: float, outputs: float)
     """
     if inputs == outputs == 1:
         return layer
-    shares = {"weight": inputs / outputs, "bias": 1 / outputs}
+    divisors = {"weight": inputs / outputs, "bias": 1 / outputs}
     tensors = dict(layer.tensors)
     for name, tensor in module.named_parameters(recurse=False):
-        if shares.get(name, 1) != 1:
+        if divisors.get(name, 1) != 1:
             plan = tensors.get(name, TensorPlan((None,) * tensor.ndim))
-            tensors[name] = replace(plan, share=shares[name])
+            tensors[name] = replace(plan, extra_divisor=divisors[name])
     return LayerPlan(tensors, layer.attributes)
 
 
