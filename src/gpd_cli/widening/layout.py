@@ -14,16 +14,16 @@ class Scale:
 
     Args:
         ratio: the expansion ratio, 1 or more.
-        multiple: widths are rounded up to a multiple of this number. Counts (of attention heads,
+        rounded_to: widths are rounded up to a multiple of this number. Counts (of attention heads,
             of groups) are not rounded: they are no widths of matrix products.
 
     Example:
-        >>> Scale(1.5).width(10), Scale(1.5, multiple=8).width(10)
+        >>> Scale(1.5).width(10), Scale(1.5, rounded_to=8).width(10)
         (15, 16)
     """
 
     ratio: float
-    multiple: int = 1
+    rounded_to: int = 1
 
     def count(self, size: int) -> int:
         """A wide number of heads or groups."""
@@ -34,7 +34,7 @@ class Scale:
         wide = self.count(size)
         if wide == size:
             return size
-        return math.ceil(wide / self.multiple) * self.multiple
+        return math.ceil(wide / self.rounded_to) * self.rounded_to
 
 
 @dataclass(frozen=True)

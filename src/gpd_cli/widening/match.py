@@ -1,14 +1,22 @@
-"""Find, by value, which wide channel copies which narrow one."""
+"""Find, by value, which wide channel copies which narrow one.
+
+`match_axes` and `match_multiple` compare two tensors; `Matches` does so for the inputs and outputs
+of modules.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gpd_cli.widening.mismatch import Mismatch, UnfitMultiple, times
 from gpd_cli.widening.plan import IndexMap, spread
 
 _TIE = 1e-10  # channels closer than this, relative to the largest, are told apart by position
@@ -16,6 +24,10 @@ _EXACT = 1e-6  # tolerance between wide and narrow activations, relative to the 
 # attention that divides by small sums rounds that much; the certificate is stricter
 _MOST_COPIES = 16  # of a channel, where activations are multiples of copies
 _SIMPLE = 1e-9  # relative tolerance of a square of a multiple
+_REMEMBERED = 16  # pairs of tensors
+
+Match = tuple[tuple[IndexMap | None, ...], float]
+"""Index maps by axis, and the multiple of a replication that an activation is."""
 
 
 def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | None:
@@ -53,9 +65,7 @@ def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | No
     return tuple(maps)
 
 
-def match_multiple(
-    narrow: Tensor, wide: Tensor
-) -> tuple[tuple[IndexMap | None, ...], float] | None:
+def match_multiple(narrow: Tensor, wide: Tensor) -> Match | None:
     """Index maps that make ``wide`` a multiple of a replication of ``narrow``.
 
     Code that divides by the norm of copied channels makes copies smaller, and code that adds
@@ -177,3 +187,95 @@ def _regular(narrow: Tensor, wide: Tensor) -> IndexMap | None:
         if torch.equal(narrow[map_.tensor], wide):
             return map_
     return None
+
+
+class Matches:
+    """Index maps of activations; recent ones are kept, since modules hand tensors on unchanged.
+
+    Args:
+        multiples: whether multiples of replications match as well.
+    """
+
+    def __init__(self, multiples: bool = False) -> None:
+        self._multiples = multiples
+        self._last: OrderedDict[Any, tuple[Any, ...]] = OrderedDict()
+
+    def find(self, narrow: Tensor, wide: Tensor) -> Match | None:
+        """The result of `match_multiple`; None for a multiple where these do not match."""
+        found = self._find(narrow, wide)
+        return found if found is None or found[1] == 1 or self._multiples else None
+
+    def matches_as_multiple_only(self, narrow: Tensor, wide: Tensor) -> bool:
+        """Whether two tensors would match if multiples of replications did."""
+        return self.find(narrow, wide) is None and self._find(narrow, wide) is not None
+
+    def _find(self, narrow: Tensor, wide: Tensor) -> Match | None:
+        """The result of `match_multiple`, also where the same tensors were matched before."""
+        key = (id(narrow), id(wide), wide._version)
+        if key not in self._last:
+            # The tensors are kept as well, so that their ids are not used again.
+            self._last[key] = (match_multiple(narrow, wide), narrow, wide)
+            if len(self._last) > _REMEMBERED:
+                self._last.popitem(last=False)
+        found: Match | None = self._last[key][0]
+        return found
+
+    def axes(self, name: str, recorded: Tensor, x: Tensor) -> tuple[IndexMap | None, ...]:
+        """The index map of each axis of a module's input; arguments as for `input`."""
+        return self.input(name, recorded, x)[0]
+
+    def input(self, name: str, recorded: Tensor, x: Tensor) -> Match:
+        """The index map of each axis of a module's input, and the multiple of copies that it is.
+
+        Args:
+            name: the module.
+            recorded: the student's input.
+            x: the same input in the wide network.
+
+        Raises:
+            Mismatch: when the wide input is no multiple of a replication of the student's.
+        """
+        found = self.find(recorded, x)
+        if found is None:
+            raise Mismatch(
+                name,
+                "its input is not a replication of the student's input, because something before "
+                "it mixes channels by position",
+                tensors=(recorded, x),
+            )
+        return found
+
+    def check_output(
+        self,
+        name: str,
+        recorded: Sequence[Tensor],
+        outputs: Iterable[Tensor],
+        allows_multiples: bool = False,
+    ) -> None:
+        """Check that each output of a module is a replication; the logits may not widen.
+
+        Args:
+            name: the module; empty for the network itself.
+            recorded: the student's outputs.
+            outputs: the same outputs of the wide network.
+            allows_multiples: whether outputs may be multiples of replications as well.
+
+        Raises:
+            Mismatch: when an output is no replication.
+        """
+        tensors = list(outputs)
+        pairs = list(zip(recorded, tensors, strict=False))
+        found = [self.find(*pair) for pair in pairs]
+        exact = len(tensors) == len(recorded) and None not in found
+        exact = exact and (bool(name) or all(n.shape == w.shape for n, w in pairs))
+        if not exact:
+            raise Mismatch(
+                name,
+                "its output does not follow the copies in its input: it mixes or cuts channels by "
+                "their position, or counts them",
+                tensors=next((p for p, f in zip(pairs, found, strict=True) if f is None), None),
+            )
+        multiples = [match[1] for match in found if match is not None and match[1] != 1]
+        if multiples and not allows_multiples:
+            reason = f"its output is the student's output {times(multiples[0])}"
+            raise UnfitMultiple(name, reason)

@@ -41,15 +41,6 @@ class Rule:
 RULES: dict[str, Rule] = {}
 """Rules by class name; add the rules of your own models."""
 
-COUNTS = ("num_heads", "n_heads", "nhead", "heads", "num_attention_heads")
-"""Names of attributes that hold a number of attention heads: tried first."""
-
-FACTORS = ("scale", "scaling", "softmax_scale", "scale_factor", "qk_scale")
-"""Names of attributes that hold the factor of attention's products."""
-
-PLACES = ("window_size", "kernel_size", "patch_size", "stride", "img_size", "head_dim", "groups")
-"""Names of attributes that hold no width, whatever their value: tried unchanged first."""
-
 
 def rule_for(module: nn.Module) -> Rule:
     """The rule of a module's class or of the nearest base class that has a rule."""

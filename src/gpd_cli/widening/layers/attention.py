@@ -27,8 +27,8 @@ def plan_attention(
     out = Segment(size).map(scale)
     if not len(heads) == len(out) == len(inputs):
         how = f"ratio {scale.ratio:g}"
-        if scale.multiple > 1:
-            how += f" with width_multiple {scale.multiple}"
+        if scale.rounded_to > 1:
+            how += f" with width_multiple {scale.rounded_to}"
         if len(out) % width:
             raise UnsupportedLayerError(
                 f"{how} would make {len(out)} channels of its {size}, which is no whole number of "

@@ -9,8 +9,8 @@ from math import prod
 import torch
 
 from gpd_cli.widening.numbers.arithmetic import Attribute, Number
+from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES
 from gpd_cli.widening.plan import Axes, IndexMap
-from gpd_cli.widening.rules import COUNTS
 
 
 def reshaped(
@@ -185,7 +185,7 @@ def _take_apart(
 def _is_count(asked: int) -> bool:
     """Whether code takes a size from an attribute with one of the usual names of head counts."""
     expression = asked.expression if isinstance(asked, Number) else None
-    return isinstance(expression, Attribute) and expression.name in COUNTS
+    return isinstance(expression, Attribute) and expression.name in HEAD_COUNT_NAMES
 
 
 def _rank(size: int, asked: int) -> int:

@@ -116,10 +116,10 @@ def follow(
         return _follow_reshape(call, axes, old, new, equations)
     if tuple(x.shape) == tuple(old):
         return call  # nothing has grown: the numbers stay
-    return _follow_map(call, axes(), old, new, equations)
+    return _follow_widened(call, axes(), old, new, equations)
 
 
-def _follow_map(
+def _follow_widened(
     call: Call, axes: Axes, old: Sequence[int], new: Any, equations: list[Equation]
 ) -> Call:
     function, x = call.function, call.input

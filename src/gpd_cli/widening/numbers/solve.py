@@ -13,7 +13,7 @@ from gpd_cli.widening.numbers.arithmetic import (
     invert,
     text,
 )
-from gpd_cli.widening.rules import COUNTS
+from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES
 
 _MOST_STEPS = 500  # of the search; the equations of one container are a handful
 
@@ -97,7 +97,7 @@ def _unknowns(
     """Attributes of an equation that may still change, counts (of heads) first."""
     found = dict.fromkeys(attributes_in(equation.expression))
     unknown = [a for a in found if a not in changed and a not in fixed]
-    return sorted(unknown, key=lambda attribute: attribute.name not in COUNTS)
+    return sorted(unknown, key=lambda attribute: attribute.name not in HEAD_COUNT_NAMES)
 
 
 def _reason(

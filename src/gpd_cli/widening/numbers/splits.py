@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpd_cli.widening.numbers.arithmetic import Number, text
+from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES
 from gpd_cli.widening.numbers.axes import group_end
 from gpd_cli.widening.numbers.calls import CHUNKS, RESHAPES, SPLITS, UNFLATTENS, Call
-from gpd_cli.widening.rules import COUNTS
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Split:
     def heads(self) -> int | None:
         """Position of the factor that counts heads, judged by names: heads grow before widths."""
         for k, name in enumerate(self.names):
-            if name in COUNTS:
+            if name in HEAD_COUNT_NAMES:
                 return k
         for k, name in enumerate(self.names):
             if k and name is not None and "dim" in name:
@@ -48,7 +48,7 @@ class Split:
     def may_count(self, factor: int) -> bool:
         """Whether a factor may be a number of heads, as far as its name says."""
         name = self.names[factor] if self.names else None
-        return name is None or name in COUNTS
+        return name is None or name in HEAD_COUNT_NAMES
 
 
 def splits_of(

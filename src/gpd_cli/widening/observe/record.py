@@ -20,11 +20,11 @@ from gpd_cli.widening.layers import (
 from gpd_cli.widening.names import qualified, split_name
 from gpd_cli.widening.numbers.alignment import overlays_operands
 from gpd_cli.widening.numbers.arithmetic import Attribute, remember
+from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES, SCALE_NAMES
 from gpd_cli.widening.numbers.calls import INDEXES, NUMBERED, Call
 from gpd_cli.widening.numbers.splits import Split, splits_of
 from gpd_cli.widening.observe.constants import Constants
 from gpd_cli.widening.observe.reads import reading
-from gpd_cli.widening.rules import COUNTS, FACTORS
 from gpd_cli.widening.running.checkpointing import runs_again
 from gpd_cli.widening.running.own_errors import forward_errors, own_errors
 from gpd_cli.widening.running.tracing import (
@@ -89,8 +89,8 @@ class Recording:
         reads: per container the attributes and tensors that its own code read.
         events: the events in a container's own code, per container and number of the call.
         splits: how code took a layer's outputs apart, with the container of this code, per layer.
-        kept: layers whose output reaches the logits without another layer that mixes channels in
-            between: they keep their output channels.
+        keeps_output: layers that keep their output channels, since their output reaches the logits
+            without another layer that mixes channels in between.
         ends: per container, the layers inside whose output reaches the container's output in the
             same way.
         sums: sets of layers whose outputs are added or multiplied, and therefore need one layout.
@@ -108,7 +108,7 @@ class Recording:
     reads: dict[str, Reads] = field(default_factory=dict)
     events: dict[tuple[str, int], list[Event]] = field(default_factory=dict)
     splits: dict[str, list[tuple[str, Split]]] = field(default_factory=dict)
-    kept: set[str] = field(default_factory=set)
+    keeps_output: set[str] = field(default_factory=set)
     ends: dict[str, set[str]] = field(default_factory=dict)
     sums: list[set[str]] = field(default_factory=list)
     output: Tensor | None = None
@@ -314,7 +314,7 @@ class _Recorder(Tracer):
 
     def finish(self, logits: Tensor) -> None:
         """Derive the entries of the recording that need the whole graph."""
-        self.recording.kept = last_layers([logits.grad_fn], self._nodes, self._mixes)
+        self.recording.keeps_output = last_layers([logits.grad_fn], self._nodes, self._mixes)
         for name, nodes in self._ends.items():
             self.recording.ends[name] = last_layers(nodes, self._nodes, self._mixes)
         for node in self._sums:
@@ -322,9 +322,9 @@ class _Recorder(Tracer):
                 last_layers([node], self._nodes, self._mixes) & self.recording.out_channels.keys()
             )
             for size in {self.recording.out_channels[layer] for layer in layers}:
-                alike = {layer for layer in layers if self.recording.out_channels[layer] == size}
-                if len(alike) > 1 and alike not in self.recording.sums:
-                    self.recording.sums.append(alike)
+                same_layout = {n for n in layers if self.recording.out_channels[n] == size}
+                if len(same_layout) > 1 and same_layout not in self.recording.sums:
+                    self.recording.sums.append(same_layout)
         for container, node, split in self._seen_splits:
             behind = last_layers([node], self._nodes, self._mixes)
             # In the order of the run: the order of a set differs from process to process.
@@ -421,7 +421,7 @@ def _takes_a_part(call: Call) -> bool:
 
 def _is_numeric(name: str, value: Any) -> bool:
     if type(value) is float:
-        return name in FACTORS
+        return name in SCALE_NAMES
     if type(value) is int:
-        return value > 1 or (value == 1 and name in COUNTS)
+        return value > 1 or (value == 1 and name in HEAD_COUNT_NAMES)
     return bool(value) and all(type(v) is int for v in value)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _RECTIFIERS = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
-_SATURATING = {
+_NOT_HOMOGENEOUS = {
     F.relu6,
     F.hardtanh,
     F.hardtanh_,
@@ -45,7 +45,7 @@ class Tracer(TorchFunctionMode):
     ) -> Any:
         """Replace activation functions by a leaky one, and pass all other calls to `call`."""
         kwargs = kwargs or {}
-        if func in _RECTIFIERS or func in _SATURATING:
+        if func in _RECTIFIERS or func in _NOT_HOMOGENEOUS:
             x = args[0] if args else kwargs["input"]
             return F.leaky_relu(x if func in _RECTIFIERS else x - _SHIFT, _SLOPE)
         return self.call(func, args, kwargs)

@@ -16,9 +16,9 @@ from gpd_cli.widening.search.variables import (
     Maps,
     Variable,
     blocks_in,
-    factor_variable,
     layout_variable,
     number_variable,
+    scale_variable,
     tensor_variable,
 )
 from gpd_cli.widening.search.wide_network import WideNetwork
@@ -34,13 +34,14 @@ class Choices:
         wide: the network that is widened.
         recording: the student's run.
         scale: how much wider the network gets.
-        kept: layers that keep their output channels.
+        keeps_output: layers that keep their output channels.
     """
 
     def __init__(
-        self, wide: WideNetwork, recording: Recording, scale: Scale, kept: Collection[str]
+        self, wide: WideNetwork, recording: Recording, scale: Scale, keeps_output: Collection[str]
     ) -> None:
-        self._wide, self._recording, self._scale, self._kept = wide, recording, scale, kept
+        self._wide, self._recording, self._scale = wide, recording, scale
+        self._keeps_output = keeps_output
         self._splits = splits_by_container(recording, scale)
 
     def variables(
@@ -63,16 +64,16 @@ class Choices:
         rule = rule_for(self._wide.modules[name])
         reads = self._recording.reads.get(name, Reads())
         of_layouts = self._of_layouts(name, rule, layouts)
-        of_factors = self._of_factors(reads, rule)
+        of_scales = self._of_scales(reads, rule)
         if solved and not rule.grow and not rule.axes:
-            return _to_decide([*of_factors, *of_layouts])
+            return _to_decide([*of_scales, *of_layouts])
         known, fixed = maps_in_use()
         of_numbers = self._of_numbers(name, reads, rule, known, fixed)
         of_tensors = self._of_tensors(reads, rule, known, blocks_in(of_layouts))
         if solved:
             of_numbers = [v for v in of_numbers if _local(v) in rule.grow]
             of_tensors = [v for v in of_tensors if _local(v) in rule.axes]
-        return _to_decide([*of_factors, *of_numbers, *of_tensors, *of_layouts])
+        return _to_decide([*of_scales, *of_numbers, *of_tensors, *of_layouts])
 
     def _of_layouts(self, name: str, rule: Rule, layouts: Mapping[str, Layout]) -> list[Variable]:
         """The variables of the layouts that a container decides."""
@@ -82,10 +83,10 @@ class Choices:
             for (size, splits), layers in groups.items()
         ]
 
-    def _of_factors(self, reads: Reads, rule: Rule) -> list[Variable]:
-        """The variables of the factors that a container's code reads."""
+    def _of_scales(self, reads: Reads, rule: Rule) -> list[Variable]:
+        """The variables of the factors (attention's scale) that a container's code reads."""
         return [
-            factor_variable(attribute, value, self._scale, rule)
+            scale_variable(attribute, value, self._scale, rule)
             for attribute, value in reads.numbers.items()
             if isinstance(value, float) and self._is_open(attribute)
         ]
@@ -127,7 +128,7 @@ class Choices:
         groups: dict[tuple[int, tuple[Split, ...]], tuple[str, ...]] = {}
         for layer, found in splits.items():
             size = self._recording.out_channels.get(layer)
-            if size and layer not in self._kept and layer not in layouts:
+            if size and layer not in self._keeps_output and layer not in layouts:
                 key = (size, tuple(found))
                 groups[key] = (*groups.get(key, ()), layer)
         return groups

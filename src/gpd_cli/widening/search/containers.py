@@ -35,7 +35,7 @@ from gpd_cli.widening.search.trial_order import Assignment, assignments, counts_
 from gpd_cli.widening.search.trials import MOST_TRIALS
 from gpd_cli.widening.search.variables import Variable
 
-_MOST_ARITHMETIC = 4  # trials of a container after a failure that no numbers help against
+_MOST_TRIALS_IF_CERTAIN = 4  # of a container, after a failure that only other layouts may help
 
 
 @dataclass
@@ -81,17 +81,17 @@ class Containers:
 
     Attributes:
         first_failure: the outcome of the first guess for the first container kept narrow.
-        withholds_multiples: whether something stays narrow that multiples of copies might widen.
+        multiples_might_help: whether something stays narrow that multiples of copies might widen.
     """
 
     def __init__(self, run: Run, by_trial: Collection[str]) -> None:
         self._run = run
         self._by_trial = by_trial
-        self._choices = Choices(run.wide, run.recording, run.scale, run.kept)
+        self._choices = Choices(run.wide, run.recording, run.scale, run.keeps_output)
         self._remembered: dict[type, list[Mapping[str, str]]] = {}
         self._failed_classes: set[type] = set()
         self.first_failure: Mismatch | None = None
-        self.withholds_multiples = False
+        self.multiples_might_help = False
 
     def widening(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The forward of a container in the wide network: it widens while it runs.
@@ -164,7 +164,7 @@ class Containers:
         try:
             return self._run_once(call, by_trial)
         except Mismatch as error:
-            elsewhere = error.name != call.name or error.arithmetic
+            elsewhere = error.name != call.name or error.is_certain
             if by_trial or elsewhere or call.failed is None:
                 raise
             self._run.restore(before)
@@ -200,7 +200,7 @@ class Containers:
         if call.name not in self._by_trial:
             yield partial(self._guess, by_trial=False)
         failure = call.failure
-        if failure is None or not (call.fails_inside or failure.arithmetic):
+        if failure is None or not (call.fails_inside or failure.is_certain):
             yield partial(self._guess, by_trial=True)
         failure = call.failure
         assert failure is not None
@@ -242,8 +242,8 @@ class Containers:
         """The largest number of trials for a container after its first failure."""
         if self._class(call.name) in self._failed_classes:
             return 1
-        is_certain = call.failure is not None and call.failure.arithmetic
-        return _MOST_ARITHMETIC if is_certain else MOST_TRIALS
+        is_certain = call.failure is not None and call.failure.is_certain
+        return _MOST_TRIALS_IF_CERTAIN if is_certain else MOST_TRIALS
 
     def _guesses(
         self, call: ContainerCall, *, solved: bool
@@ -312,7 +312,7 @@ class Containers:
                 add(map_)
                 fixed.update({size} if map_ is None else ())
         for layer, size in run.recording.out_channels.items():
-            if is_inside(layer, name) and layer not in run.kept and size > 1:
+            if is_inside(layer, name) and layer not in run.keeps_output and size > 1:
                 add(layout_map((Segment(size),), run.scale))
         return known, fixed
 
@@ -349,7 +349,7 @@ class Containers:
     def _follow_from_failure(self, call: ContainerCall) -> Any:
         """Run a container with layouts or multiples that follow from the way it has failed."""
         assert call.failure is not None
-        if call.failure.arithmetic:
+        if call.failure.is_certain:
             if layouts := self._layouts_by_cuts(call):
                 return self._attempt_with(call, layouts)
         elif call.failure.tensors is not None:
@@ -368,7 +368,7 @@ class Containers:
         usual = {layer: run.output_map(layer) for layer in run.recording.out_channels}
         sizes = {
             local_name(layer, name): size
-            if layer in run.kept or (map_ := usual[layer]) is None
+            if layer in run.keeps_output or (map_ := usual[layer]) is None
             else len(map_)
             for layer, size in run.recording.out_channels.items()
             if is_inside(layer, name)
@@ -394,10 +394,10 @@ class Containers:
         """
         run, name, failure = self._run, call.name, call.failure
         assert failure is not None
-        if failure.tensors is not None and run.following.matches.withholds(*failure.tensors):
-            self.withholds_multiples = True
-        is_inside_out = self._is_container_inside(failure.name, name)
-        if is_inside_out or isinstance(failure, UnfitMultiple):
+        matches = run.following.matches
+        if failure.tensors is not None and matches.matches_as_multiple_only(*failure.tensors):
+            self.multiples_might_help = True
+        if self._is_container_inside(failure.name, name) or isinstance(failure, UnfitMultiple):
             parts = [part for part, _ in run.modules[name].named_children()]
             narrow = stream_layers(run.recording, name, parts)
         else:

@@ -145,7 +145,7 @@ def _plan(
     recording = _record(narrow, images)
     overlooked, runs_again_in_training = _run_in_training(narrow, images, set(recording.inputs))
     again = recording.runs_again or runs_again_in_training
-    if scale.ratio == 1 and scale.multiple == 1:
+    if scale.ratio == 1 and scale.rounded_to == 1:
         return WidthPlan(scale.ratio, runs_again=again)
     if overlooked:
         raise ExpansionError(
@@ -177,12 +177,12 @@ def _widen(
     width). They are therefore allowed only where nothing else is left.
     """
     layers = [name for name, module in narrow.named_modules() if is_leaf(module)]
-    kept = recording.kept | _excluded([*layers, *recording.direct], exclude)
+    keeps_output = recording.keeps_output | _excluded([*layers, *recording.direct], exclude)
 
     def widened(multiples: bool) -> tuple[WidthPlan | Mismatch, Widening]:
         by_trial: set[str] = set()  # containers that the final run did not confirm
         while True:
-            widening = Widening(narrow, recording, scale, kept, by_trial, multiples, trials)
+            widening = Widening(narrow, recording, scale, keeps_output, by_trial, multiples, trials)
             try:
                 return widening.widen(images, confirm), widening
             except Mismatch as failure:
@@ -191,7 +191,7 @@ def _widen(
                 by_trial.add(failure.name)
 
     found, first = widened(multiples=False)
-    if first.withholds_multiples:
+    if first.multiples_might_help:
         other, _ = widened(multiples=True)
         if isinstance(found, Mismatch) or (
             isinstance(other, WidthPlan) and len(other.narrow) <= len(found.narrow)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gpd_cli.widening.layers import LayerPlan, is_leaf
-from gpd_cli.widening.mismatch import ANOTHER_PATH, Matches, Mismatch
+from gpd_cli.widening.match import Matches
+from gpd_cli.widening.mismatch import ANOTHER_PATH, Mismatch
 from gpd_cli.widening.names import split_name
 from gpd_cli.widening.numbers.alignment import aligned, summed
 from gpd_cli.widening.numbers.arithmetic import Attribute, attributes_in
@@ -329,7 +330,7 @@ def _fit(frame: Frame, event: Event, call: Call, axes: Callable[[], Axes]) -> Ca
     try:
         return follow(call, axes, event.tensors[0].shape, event.result, frame.equations)
     except Unfollowed as reason:
-        raise Mismatch(frame.name, str(reason), arithmetic=True) from None
+        raise Mismatch(frame.name, str(reason), is_certain=True) from None
 
 
 def _as_recorded(call: Call, event: Event) -> Call:

@@ -24,7 +24,7 @@ class Run:
         narrow: the student, float64, in eval mode.
         recording: the student's run on the probe batch.
         scale: how much wider the network gets.
-        kept: layers that keep their output channels.
+        keeps_output: layers that keep their output channels.
         multiples: whether activations may be multiples of copies.
         trials: counts the trials, with those of earlier runs.
 
@@ -45,13 +45,14 @@ class Run:
         narrow: nn.Module,
         recording: Recording,
         scale: Scale,
-        kept: Collection[str],
+        keeps_output: Collection[str],
         multiples: bool,
         trials: Trials,
     ) -> None:
         self.wide = WideNetwork(narrow, scale.ratio)
         self.modules = self.wide.modules
-        self.recording, self.scale, self.kept, self.trials = recording, scale, kept, trials
+        self.recording, self.scale, self.trials = recording, scale, trials
+        self.keeps_output = keeps_output
         self.following = Following(self.wide, multiples)
         self.state = State(self.wide.plan)
         self.frames: list[Frame | None] = []

@@ -47,7 +47,7 @@ def _layers_of_one_layout(
     copies side by side then coincide anyway.
     """
     groups = [{layer} for layer in recording.splits]
-    if scale.multiple > 1 or not float(scale.ratio).is_integer():
+    if scale.rounded_to > 1 or not float(scale.ratio).is_integer():
         for layers in recording.sums:
             apart = [group for group in groups if not group & layers]
             groups = [*apart, layers.union(*(group for group in groups if group & layers))]

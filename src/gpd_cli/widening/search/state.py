@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from gpd_cli.widening.layout import Layout
-from gpd_cli.widening.mismatch import Match
+from gpd_cli.widening.match import Match
 from gpd_cli.widening.plan import WidthPlan
 
 

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from gpd_cli.widening.names import split_name
+from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES
 from gpd_cli.widening.observe.record import Reads
-from gpd_cli.widening.rules import COUNTS
 from gpd_cli.widening.search.variables import Variable
 
 Assignment = tuple[str, ...]
@@ -21,7 +21,7 @@ def counts_in(variables: Sequence[Variable], reads: Reads | None) -> list[int | 
     found: dict[int | None, None] = {}
     if reads is not None:
         for name, value in reads.numbers.items():
-            if split_name(name)[1] in COUNTS and isinstance(value, int):
+            if split_name(name)[1] in HEAD_COUNT_NAMES and isinstance(value, int):
                 found[value] = None
     found[None] = None
     for variable in variables:

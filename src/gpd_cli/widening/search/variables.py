@@ -17,9 +17,10 @@ from typing import Any
 
 from gpd_cli.widening.layout import Layout, Scale, Segment, layout_map
 from gpd_cli.widening.names import split_name
+from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES, NO_WIDTH_NAMES
 from gpd_cli.widening.numbers.splits import Split
 from gpd_cli.widening.plan import IndexMap, TensorPlan
-from gpd_cli.widening.rules import COUNTS, PLACES, Rule
+from gpd_cli.widening.rules import Rule
 
 Maps = Mapping[int, Sequence[IndexMap]]
 """Per narrow size, the index maps that axes of this size are known to widen by."""
@@ -51,7 +52,7 @@ class Variable:
     @property
     def is_count(self) -> bool:
         """Whether the variable is an attribute with one of the usual names of head counts."""
-        return self.kind == "number" and split_name(self.names[0])[1] in COUNTS
+        return self.kind == "number" and split_name(self.names[0])[1] in HEAD_COUNT_NAMES
 
     def preferred(self, count: int | None, inner: bool) -> str:
         """The option to try first under the assumption that a count of some size widens.
@@ -101,7 +102,7 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
             if type(value)(changed) not in options.values():
                 options[f"only {k}"] = type(value)(changed)
     growing = [label for label in options if label != "keep"]
-    is_width = "known" in options and attribute not in (*PLACES, *COUNTS)
+    is_width = "known" in options and attribute not in (*NO_WIDTH_NAMES, *HEAD_COUNT_NAMES)
     counts = {}
     if isinstance(value, int):
         counts = {n: {value} for n in growing if options[n] == scale.count(value)}
@@ -109,7 +110,7 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
     return _ruled(variable, rule, growing if attribute in rule.grow else [])
 
 
-def factor_variable(name: str, value: float, scale: Scale, rule: Rule) -> Variable:
+def scale_variable(name: str, value: float, scale: Scale, rule: Rule) -> Variable:
     """The variable of an attribute that holds a factor, such as the scale of attention's products.
 
     Where heads become wider instead of more, products of queries and keys are sums over copies.

@@ -43,7 +43,7 @@ class Widening(Tracer):
         narrow: the student, float64, in eval mode.
         recording: the student's run on the probe batch.
         scale: how much wider the network gets.
-        kept: layers that keep their output channels.
+        keeps_output: layers that keep their output channels.
         by_trial: containers whose numbers are found by trial, since the solution was wrong.
         multiples: whether activations may be multiples of copies.
         trials: counts the trials, with those of earlier runs; by default from 0.
@@ -54,13 +54,13 @@ class Widening(Tracer):
         narrow: nn.Module,
         recording: Recording,
         scale: Scale,
-        kept: Collection[str],
+        keeps_output: Collection[str],
         by_trial: Collection[str] = (),
         multiples: bool = False,
         trials: Trials | None = None,
     ) -> None:
         super().__init__()
-        self._run = Run(narrow, recording, scale, kept, multiples, trials or Trials())
+        self._run = Run(narrow, recording, scale, keeps_output, multiples, trials or Trials())
         self._layers = LayerWidening(self._run)
         self._containers = Containers(self._run, by_trial)
 
@@ -70,9 +70,9 @@ class Widening(Tracer):
         return self._run.is_confirming
 
     @property
-    def withholds_multiples(self) -> bool:
+    def multiples_might_help(self) -> bool:
         """Whether something stays narrow that multiples of copies might widen."""
-        return self._containers.withholds_multiples
+        return self._containers.multiples_might_help
 
     def widen(self, images: Tensor, confirm: Confirmation = "computed") -> WidthPlan:
         """Widen while running.

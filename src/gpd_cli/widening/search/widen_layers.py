@@ -18,7 +18,8 @@ from gpd_cli.widening.layers import (
     plan_layer,
     rescaled,
 )
-from gpd_cli.widening.mismatch import Match, Mismatch, UnfitMultiple, times
+from gpd_cli.widening.match import Match
+from gpd_cli.widening.mismatch import Mismatch, UnfitMultiple, times
 from gpd_cli.widening.numbers.calls import Call
 from gpd_cli.widening.plan import Axes, IndexMap, TensorPlan
 from gpd_cli.widening.running.own_errors import own_errors
@@ -137,7 +138,7 @@ class LayerWidening:
                 run.modules[name],
                 axes,
                 run.scale,
-                keep_output=name in run.kept,
+                keep_output=name in run.keeps_output,
                 layout=run.layout(name),
             )
         except UnsupportedLayerError as error:
@@ -217,7 +218,7 @@ class LayerWidening:
             The index map of the outputs.
         """
         inputs = axes[1 - ndim]
-        out = None if name in self._run.kept else self._run.output_map(name)
+        out = None if name in self._run.keeps_output else self._run.output_map(name)
         if inputs is None and any(axes):
             out = None
         plans = linear_tensors(ndim, own_bias is not None, out, inputs)
