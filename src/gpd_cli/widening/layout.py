@@ -46,7 +46,7 @@ class Segment:
         parts: number of equal parts that widen one by one (queries, keys, values).
         block: how many neighbours are copied together (the width of an attention head).
         grows: whether the segment widens at all.
-        wide: the number of wide outputs, where it is not the scale that decides it.
+        wide: the number of wide outputs; None: the scale decides.
 
     Example:
         >>> Segment(4, parts=2).map(Scale(2)).index

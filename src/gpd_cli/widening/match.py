@@ -221,7 +221,16 @@ class Matches:
         return found
 
     def axes(self, name: str, recorded: Tensor, x: Tensor) -> tuple[IndexMap | None, ...]:
-        """The index map of each axis of a module's input; arguments as for `input`."""
+        """The index map of each axis of a tensor that a module uses.
+
+        Args:
+            name: the module.
+            recorded: the student's tensor.
+            x: the same tensor in the wide network.
+
+        Raises:
+            Mismatch: when the wide tensor is no multiple of a replication of the student's.
+        """
         return self.input(name, recorded, x)[0]
 
     def input(self, name: str, recorded: Tensor, x: Tensor) -> Match:

@@ -74,7 +74,7 @@ def channel_axis(layer: nn.Module) -> int:
 
 
 def layer_out_channels(module: nn.Module) -> int | None:
-    """The output channels of a layer that can choose how they widen, else None."""
+    """Output channels of a layer whose layout may be chosen; None for other layers."""
     if isinstance(module, nn.MultiheadAttention):
         channels: int = module.embed_dim
         return channels
@@ -87,7 +87,7 @@ def layer_out_channels(module: nn.Module) -> int | None:
 
 
 def layer_in_channels(module: nn.Module) -> int:
-    """The input channels of a layer that mixes channels, else 0."""
+    """in_channels, in_features or embed_dim of a layer; 0 without any."""
     for name in ("in_features", "in_channels", "embed_dim"):
         if isinstance(size := getattr(module, name, None), int):
             return size

@@ -12,7 +12,17 @@ from gpd_cli.widening.plan import Axes, TensorPlan, stack
 def plan_attention(
     module: nn.MultiheadAttention, axes: Axes, scale: Scale, keep_output: bool
 ) -> LayerPlan:
-    """Plan torch's attention, heads copied as a whole; arguments as for `plan_layer`."""
+    """Plan torch's attention, whose heads are copied as a whole.
+
+    Args:
+        module: the narrow layer.
+        axes: index maps of the queries.
+        scale: how much wider the network gets.
+        keep_output: whether the number of outputs has to stay.
+
+    Raises:
+        UnsupportedLayerError: when the layer cannot be widened exactly.
+    """
     inputs = axes[-1]
     if inputs is None:
         return LayerPlan()

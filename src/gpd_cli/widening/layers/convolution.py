@@ -30,7 +30,18 @@ def mixes_channels(module: nn.Module) -> bool:
 def plan_convolution(
     module: _ConvNd, axes: Axes, scale: Scale, keep_output: bool, layout: Layout | None
 ) -> LayerPlan:
-    """Plan a convolution of any kind; arguments as for `plan_layer`."""
+    """Plan a convolution of any kind: plain, grouped, depthwise, transposed, standardized.
+
+    Args:
+        module: the narrow layer.
+        axes: index maps of the input.
+        scale: how much wider the network gets.
+        keep_output: whether the number of outputs has to stay.
+        layout: the order of the wide outputs; by default copies side by side.
+
+    Raises:
+        UnsupportedLayerError: when the layer cannot be widened exactly.
+    """
     spatial = module.weight.ndim - 2
     inputs = axes[-spatial - 1]
     if inputs is None and any(axes):

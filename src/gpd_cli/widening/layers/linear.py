@@ -14,7 +14,15 @@ from gpd_cli.widening.plan import Axes, IndexMap, TensorPlan
 def plan_linear(
     module: nn.Linear, axes: Axes, scale: Scale, keep_output: bool, layout: Layout | None
 ) -> LayerPlan:
-    """Plan a linear layer; arguments as for `plan_layer`."""
+    """Plan a linear layer.
+
+    Args:
+        module: the narrow layer.
+        axes: index maps of the input.
+        scale: how much wider the network gets.
+        keep_output: whether the number of outputs has to stay.
+        layout: the order of the wide outputs; by default copies side by side.
+    """
     inputs = axes[-1]
     if inputs is None and any(axes):
         return LayerPlan()  # the layer mixes another axis (tokens) and leaves copies in place

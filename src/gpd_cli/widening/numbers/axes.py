@@ -198,7 +198,7 @@ def _rank(size: int, asked: int) -> int:
 
 
 def _is_apart(merged: IndexMap, sizes: Sequence[int], wide: Sequence[int], grown: int) -> bool:
-    """Whether copies lie along one axis only, and each position on this axis has a copy."""
+    """Whether copies lie along axis `grown` only, by maps that may differ along the other axes."""
     digits = torch.stack(torch.unravel_index(merged.tensor.reshape(*wide), tuple(sizes)))
     for k, size in enumerate(sizes):
         own = torch.arange(size).reshape([-1 if axis == k else 1 for axis in range(len(sizes))])

@@ -36,8 +36,8 @@ class Tracer(TorchFunctionMode):
     """Run a network with leaky activations, and pass every torch function call to `call`.
 
     The index maps do not depend on the activation function; but channels that are zero throughout
-    a small probe batch could not be told apart. Multiples of the input give multiples of the output
-    only where the activation function does so.
+    a small probe batch could not be told apart. Multiples of copies stay multiples only through
+    rectifiers, so other activation functions are shifted first.
     """
 
     def __torch_function__(

@@ -28,7 +28,7 @@ from gpd_cli.widening.running.tracing import replace_tensors, tensors_in
 from gpd_cli.widening.search.choices import Choices, MapsInUse
 from gpd_cli.widening.search.cut_layouts import cut_layouts
 from gpd_cli.widening.search.follow import Frame
-from gpd_cli.widening.search.multiples import output_multiples
+from gpd_cli.widening.search.multiples import output_multiple
 from gpd_cli.widening.search.run import Run
 from gpd_cli.widening.search.state import State
 from gpd_cli.widening.search.trial_order import Assignment, assignments, counts_in
@@ -355,7 +355,7 @@ class Containers:
         elif call.failure.tensors is not None:
             run = self._run
             inside = {n: run.modules[n] for n in run.dense if is_inside(n, call.name)}
-            multiples = output_multiples(
+            multiples = output_multiple(
                 run.recording, inside, run.output_map, *call.failure.tensors
             )
             if multiples:

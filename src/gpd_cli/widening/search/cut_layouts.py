@@ -44,7 +44,7 @@ def cut_layouts(
     Args:
         container: a container of the student.
         narrow: the arguments of its call in the student; code may change them in place.
-        wide: the arguments of the same call in the wide network, likewise.
+        wide: the arguments of the same call in the wide network; code may change them in place.
         sizes: the wide number of outputs of each layer that mixes channels, by the layer's name
             inside the container.
 

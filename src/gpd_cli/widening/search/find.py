@@ -87,11 +87,14 @@ def find_plan(
             for shape in [*_smaller(whole)] if shrink else []:
                 images = torch.randn(shape, generator=generator, dtype=torch.float64)
                 try:
+                    # Even before a certificate: numbers that do not fit are found out here, where
+                    # larger images may still be tried. That needs none of the wide weights.
                     confirm: Confirmation = "copied" if is_certified else "computed"
                     return _plan(narrow, images, scale, exclude, confirm, trials)
                 except ExpansionError:
                     continue  # too small for the network, or an error that the full size repeats
             images = torch.randn(whole, generator=generator, dtype=torch.float64)
+            # No further images are left to try, and the certificate finds out all errors.
             confirm = "none" if is_certified else "computed"
             return _plan(narrow, images, scale, exclude, confirm, trials)
     finally:

@@ -13,14 +13,14 @@ from gpd_cli.widening.plan import IndexMap, TensorPlan
 from gpd_cli.widening.tensors import widen
 
 
-def output_multiples(
+def output_multiple(
     recording: Recording,
     layers: Mapping[str, nn.Module],
     maps: Callable[[str], IndexMap | None],
     narrow: Tensor,
     wide: Tensor,
 ) -> dict[str, float]:
-    """The layer whose output has to be a multiple, for its sum with a multiple to be one.
+    """Find one layer whose output, scaled by a number, would make a sum a multiple of copies.
 
     Args:
         recording: the student's run.

@@ -17,7 +17,14 @@ _MOST_CHANGES = 3
 
 
 def counts_in(variables: Sequence[Variable], reads: Reads | None) -> list[int | None]:
-    """Sizes to try as a count that widens: first under usual names, then None, then all others."""
+    """Numbers of heads (or groups) to assume, in this order, each in a guess of its own.
+
+    Attributes with usual names come first, then None for no assumption, then all factors of splits.
+
+    Args:
+        variables: the variables of a container.
+        reads: what the container's own code reads.
+    """
     found: dict[int | None, None] = {}
     if reads is not None:
         for name, value in reads.numbers.items():
