@@ -67,6 +67,34 @@ def test_indices_follow_the_copies(name: str | None) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("indices", "expected"), [((2, 100), [(4,), (8,), (0,)]), ((-100, 4), [(0,), (8,), (4,)])]
+)
+def test_positions_beyond_the_axis_stay(
+    indices: tuple[int, ...], expected: list[tuple[int, ...]]
+) -> None:
+    narrow, wide, axes = torch.zeros(6), torch.zeros(12), [spread(6, 12)]
+    shapes, equations = followed(torch.tensor_split, narrow, wide, axes, indices)
+    assert shapes == expected
+    assert [equation.given for equation in equations] == [n for n in indices if abs(n) < 100]
+
+
+class FirstThousand(nn.Module):
+    """Code that takes at most so many channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1000]
+
+
+def test_a_slice_beyond_the_channels_takes_all_of_them() -> None:
+    pool = nn.AdaptiveAvgPool2d(1)
+    student = nn.Sequential(
+        nn.Conv2d(3, 6, 3), FirstThousand(), pool, nn.Flatten(), nn.Linear(6, 3)
+    )
+    pair = assert_exact(student, torch.randn(4, 3, 8, 8, dtype=torch.float64))
+    assert not pair.plan.narrow
+
+
 class Bits(nn.Module):
     """Code that reads an activation as numbers of a type, which is no reshape."""
 

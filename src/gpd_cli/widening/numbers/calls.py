@@ -147,6 +147,19 @@ def _note(equations: list[Equation], given: Any, wanted: int) -> None:
         equations.append(Equation(expression_of(given), wanted, int(given)))
 
 
+def _note_position(equations: list[Equation], given: Any, wanted: int, size: int) -> None:
+    """Note the equation of a position, which code may count from the end of the axis.
+
+    Args:
+        equations: list to which the equation is added.
+        given: the position in the code.
+        wanted: the wide position, counted from the start.
+        size: wide size of the axis. A position beyond it means its end, in both networks.
+    """
+    if -size <= given <= size:
+        _note(equations, given, wanted - size if given < 0 else wanted)
+
+
 def _follow_reshape(
     call: Call,
     axes: Callable[[], Axes],
@@ -193,7 +206,7 @@ def _follow_split(
                 )
         elif isinstance(given, tuple | list):
             for number, position in zip(given, accumulate(sizes[:-1]), strict=True):
-                _note(equations, number, position - len(map_) if number < 0 else position)
+                _note_position(equations, number, position, len(map_))
     elif isinstance(given, int):
         if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]:
             raise Unfollowed(f"its pieces of {given} channels widen to different sizes")
@@ -257,7 +270,7 @@ def _range(
     last = first + len(pieces[1])
     for number, position in zip(given, (first, last), strict=True):
         if number is not None:
-            _note(equations, number, position - len(map_) if number < 0 else position)
+            _note_position(equations, number, position, len(map_))
     return first, last
 
 
