@@ -1,5 +1,9 @@
 """Errors of this package's own code are never taken for those of a network that cannot widen."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -88,6 +92,46 @@ def test_an_error_of_gpd_in_a_run_on_stand_ins_is_raised(
     student = nn.Sequential(nn.Conv2d(3, 6, 3), inside, pool, nn.Flatten(), nn.Linear(7, 4))
     monkeypatch.setattr(f"gpd_cli.widening.search.cut_layouts.{function}", Broken())
     with pytest.raises(ZeroDivisionError, match="an error of gpd"):
+        find_plan(student, SAMPLE, 2)
+
+
+class Forward(torch.autograd.Function):
+    """A function without a backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise ArithmeticError("no backward pass")
+
+
+class ThirdsForward(Thirds):
+    """Pieces of unequal sizes, through which no gradient passes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = super().forward(Forward.apply(x))
+        return result
+
+
+def test_an_error_in_a_backward_pass_of_the_network_leaves_its_layers_narrow() -> None:
+    inside = nn.Sequential(nn.Conv2d(6, 7, 1), nn.BatchNorm2d(7), ThirdsForward())
+    pool = nn.AdaptiveAvgPool2d(1)
+    student = nn.Sequential(nn.Conv2d(3, 6, 3), inside, pool, nn.Flatten(), nn.Linear(7, 4))
+    assert find_plan(student, SAMPLE, 2).narrow.keys() == {"1"}
+
+
+class NoMode(nn.Conv2d):
+    """A layer that cannot change its mode."""
+
+    def train(self, mode: bool = True) -> NoMode:
+        raise ArithmeticError("no mode")
+
+
+def test_an_error_in_a_network_s_train_is_named() -> None:
+    student = nn.Sequential(NoMode(3, 6, 3), nn.Flatten(), nn.Linear(216, 4))
+    with pytest.raises(ExpansionError, match=r"train\(\) of Sequential .*ArithmeticError: no mode"):
         find_plan(student, SAMPLE, 2)
 
 

@@ -14,6 +14,8 @@ def refresh(network: nn.Module) -> None:
         network: a network that was copied or has new weights.
     """
     modes = [(module, module.training) for module in network.modules()]
-    network.train()
-    for module, mode in modes:
-        module.training = mode
+    try:
+        network.train()
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -24,7 +24,7 @@ from gpd_cli.widening.layers import channel_axis, is_leaf
 from gpd_cli.widening.layout import Layout, Segment
 from gpd_cli.widening.mismatch import ANOTHER_PATH, Mismatch
 from gpd_cli.widening.numbers.calls import CHUNKS, INDEXES, NARROWS, SPLITS
-from gpd_cli.widening.running.own_errors import own_errors
+from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, own_errors
 from gpd_cli.widening.running.tracing import Tracer, all_tensors_in, tensors_in
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -57,13 +57,14 @@ def cut_layouts(
         return {}  # its output is no single tensor
     students = _Run(layers, sizes)
     runs = (students, _Run(layers, sizes, students.shapes))
-    for run, (args, kwargs) in zip(runs, (narrow, wide), strict=True):
-        try:
-            with torch.enable_grad(), _replaced(layers, run.stand_in), run:
+    try:
+        for run, (args, kwargs) in zip(runs, (narrow, wide), strict=True):
+            with torch.enable_grad(), _replaced(layers, run.stand_in), run, forward_errors():
                 container(*args, **kwargs)
-        except Exception:  # of the container's code, which takes layers of one width only
-            return {}
-    return _layouts(*(_ways(run) for run in runs))
+        ways = [_ways(run) for run in runs]
+    except (ForwardError, Mismatch):  # the container's code takes layers of one width only
+        return {}
+    return _layouts(*ways)
 
 
 @contextmanager
@@ -166,14 +167,20 @@ def _resized(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
 
 
 def _ways(run: _Run) -> dict[str, list[_Way]]:
-    """The way of each output of each layer that mixes channels."""
+    """The way of each output of each layer that mixes channels.
+
+    Raises:
+        ForwardError: when the backward pass of the container's code does not run.
+    """
     calls = [(name, output) for name, outputs in run.outputs.items() for output in outputs]
     reached: dict[str, list[list[bool]]] = {name: [] for name in run.outputs}
     for piece in run.pieces if calls else ():
         weights = torch.randn(piece.shape, dtype=piece.dtype)  # a plain sum may be constant
-        gradients = torch.autograd.grad(
-            piece, [output for _, output in calls], weights, retain_graph=True, allow_unused=True
-        )
+        outputs = [output for _, output in calls]
+        with forward_errors():
+            gradients = torch.autograd.grad(
+                piece, outputs, weights, retain_graph=True, allow_unused=True
+            )
         for (name, output), gradient in zip(calls, gradients, strict=True):
             used = torch.zeros_like(output) if gradient is None else gradient
             channels = used.movedim(channel_axis(run.layers[name]), 0).flatten(1)

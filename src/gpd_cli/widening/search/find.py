@@ -76,7 +76,7 @@ def find_plan(
     check_student(student)
     check_rules(student)
     generator = torch.Generator().manual_seed(_SEED)
-    refresh(student)
+    _refresh(student)
     narrow = copy_network(student).to("cpu", torch.float64).eval().requires_grad_(True)
     randomize(narrow, generator)
     scale = Scale(ratio, width_multiple)
@@ -244,7 +244,7 @@ def _record(narrow: nn.Module, images: Tensor) -> Recording:
             # Code may keep what it computes first (ConViT's positions).
             with torch.no_grad(), forward_errors():
                 narrow(images.clone())
-            refresh(narrow)
+            _refresh(narrow)
             calibrate(narrow, images.clone(), torch.Generator().manual_seed(_SEED))
             recording = record(narrow, images.clone())
         except ForwardError as failure:
@@ -253,13 +253,29 @@ def _record(narrow: nn.Module, images: Tensor) -> Recording:
                 f"{list(images.shape)} ({where()}: {short_text(failure.error)}); pass a sample of "
                 "the shape that the network takes."
             ) from failure.error
-    refresh(narrow)
+    _refresh(narrow)
     if recording.output is None or recording.output.ndim < 2:
         raise ExpansionError(
             f"{type(narrow).__name__} returns no batch of logits that depends on its input; pass "
             "a network that returns one tensor, [B, classes]."
         )
     return recording
+
+
+def _refresh(network: nn.Module) -> None:
+    """Empty the caches of a network's modules.
+
+    Raises:
+        ExpansionError: when the network's own ``train()`` does not run.
+    """
+    try:
+        with forward_errors():
+            refresh(network)
+    except ForwardError as failure:
+        raise ExpansionError(
+            f"The train() of {type(network).__name__} does not run ({short_text(failure.error)}), "
+            "by which modules empty what they keep in eval mode; correct it."
+        ) from failure.error
 
 
 def _run_in_training(

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from gpd_cli.widening.layers import is_leaf
 from gpd_cli.widening.layout import Scale
+from gpd_cli.widening.mismatch import Mismatch
 from gpd_cli.widening.names import qualified
 from gpd_cli.widening.numbers.arithmetic import Attribute, remember
 from gpd_cli.widening.numbers.calls import Call
 from gpd_cli.widening.observe.reads import reading
 from gpd_cli.widening.observe.record import Recording
 from gpd_cli.widening.plan import WidthPlan
-from gpd_cli.widening.running.own_errors import own_errors
+from gpd_cli.widening.running.locate import short_text
+from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, own_errors
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.running.tracing import Tracer
 from gpd_cli.widening.search.containers import Containers
@@ -111,7 +113,12 @@ class Widening(Tracer):
             Mismatch: when the network does not compute what the student computes.
         """
         self._run.begin_confirmation()
-        refresh(self._run.wide.network)
+        try:
+            with forward_errors():
+                refresh(self._run.wide.network)
+        except ForwardError as failure:
+            reason = f"its train() does not run ({short_text(failure.error)})"
+            raise Mismatch("", reason) from failure.error
         self._run.wide.network(images.clone())
 
     @own_errors()
