@@ -31,7 +31,7 @@ from gpd_cli.widening.search.follow import Frame
 from gpd_cli.widening.search.multiples import output_multiple
 from gpd_cli.widening.search.run import Run
 from gpd_cli.widening.search.state import State
-from gpd_cli.widening.search.trial_order import Assignment, assignments, counts_in
+from gpd_cli.widening.search.trial_order import Guess, counts_in, ordered_guesses
 from gpd_cli.widening.search.trials import MOST_TRIALS
 from gpd_cli.widening.search.variables import Variable
 
@@ -247,7 +247,7 @@ class Containers:
 
     def _guesses(
         self, call: ContainerCall, *, solved: bool
-    ) -> tuple[list[Variable], Iterator[Assignment]]:
+    ) -> tuple[list[Variable], Iterator[Guess]]:
         """The variables of a container, and the guesses to try, the likeliest first."""
         name, layouts = call.name, self._run.state.layouts
         maps_in_use = partial(self._maps_in_use, call)
@@ -257,13 +257,13 @@ class Containers:
             for labels in self._remembered.get(self._class(name), ())
         ]
         counts = counts_in(variables, self._run.recording.reads.get(name))
-        return variables, assignments(variables, counts, remembered)
+        return variables, ordered_guesses(variables, counts, remembered)
 
     def _attempt_guess(
         self,
         call: ContainerCall,
         variables: Sequence[Variable],
-        guess: Assignment,
+        guess: Guess,
         by_trial: bool,
     ) -> Any:
         """Run a container with a guess, and remember the guess if it is exact."""
@@ -282,7 +282,7 @@ class Containers:
             known.insert(0, labels)
         return output
 
-    def _apply(self, variables: Sequence[Variable], guess: Assignment) -> None:
+    def _apply(self, variables: Sequence[Variable], guess: Guess) -> None:
         """Widen what a guess says."""
         for variable, label in zip(variables, guess, strict=True):
             value = variable.options[label]

@@ -1,4 +1,4 @@
-"""The order of trials: ways to settle the variables of a container, the likeliest first."""
+"""The order of trials: guesses for the variables of a container, the likeliest first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES
 from gpd_cli.widening.observe.record import Reads
 from gpd_cli.widening.search.variables import Variable
 
-Assignment = tuple[str, ...]
+Guess = tuple[str, ...]
 """One label for each variable."""
 
 _MOST_CHANGES = 3
@@ -38,19 +38,19 @@ def counts_in(variables: Sequence[Variable], reads: Reads | None) -> list[int | 
     return list(found)
 
 
-def assignments(
+def ordered_guesses(
     variables: Sequence[Variable],
     counts: Sequence[int | None],
     remembered: Sequence[Mapping[str, str]] = (),
-) -> Iterator[Assignment]:
-    """All ways to settle the variables that are worth a trial, the likeliest first.
+) -> Iterator[Guess]:
+    """All guesses that are worth a trial, the likeliest first.
 
     Args:
-        variables: the variables to settle.
+        variables: the variables of a container.
         counts: sizes that may be counts that widen.
         remembered: labels by variable name that worked for other modules of the class.
     """
-    old: list[Assignment] = []
+    old: list[Guess] = []
     for labels in remembered:
         known = [labels.get(v.names[0], "") for v in variables]
         pairs = zip(known, variables, strict=True)
@@ -63,7 +63,7 @@ def assignments(
         base for base in bases if all(g in v.options for g, v in zip(base, variables, strict=True))
     ]
     full = [base for base in bases if _is_full(variables, base)]
-    seen: set[Assignment] = set()
+    seen: set[Guess] = set()
     # First what worked before, then what widens all outputs, then what keeps some narrow.
     for candidate in itertools.chain(
         old,
@@ -75,7 +75,7 @@ def assignments(
             yield candidate
 
 
-def _base(variables: Sequence[Variable], count: int | None, inner: bool) -> Assignment:
+def _base(variables: Sequence[Variable], count: int | None, inner: bool) -> Guess:
     """The first guess under the assumption that sizes equal to a count widen."""
     named = any(v.is_count and count in set().union(*v.counts.values()) for v in variables)
     return tuple(
@@ -85,7 +85,7 @@ def _base(variables: Sequence[Variable], count: int | None, inner: bool) -> Assi
     )
 
 
-def _widths(variables: Sequence[Variable], factor: str) -> Assignment:
+def _widths(variables: Sequence[Variable], factor: str) -> Guess:
     """All layers with their copies side by side, and factors kept or divided by the ratio."""
     return tuple(
         "plain" if "plain" in v.options else factor if "shared" in v.options else v.first
@@ -93,10 +93,8 @@ def _widths(variables: Sequence[Variable], factor: str) -> Assignment:
     )
 
 
-def _around(
-    variables: Sequence[Variable], bases: Sequence[Assignment], most: int
-) -> Iterator[Assignment]:
-    """Assignments that differ from the bases in at most ``most`` labels, few changes first."""
+def _around(variables: Sequence[Variable], bases: Sequence[Guess], most: int) -> Iterator[Guess]:
+    """Guesses that differ from the bases in at most ``most`` labels, few changes first."""
     for changes in range(most + 1):
         for base in bases:
             for which in itertools.combinations(range(len(variables)), changes):
@@ -110,11 +108,11 @@ def _around(
                     yield tuple(candidate)
 
 
-def _is_full(variables: Sequence[Variable], assignment: Assignment) -> bool:
+def _is_full(variables: Sequence[Variable], guess: Guess) -> bool:
     """Whether all outputs of layers widen, apart from segments of a single output."""
     return all(
         segment.grows or segment.size == 1
-        for variable, label in zip(variables, assignment, strict=True)
+        for variable, label in zip(variables, guess, strict=True)
         if variable.kind == "layout"
         for segment in variable.options[label]
     )
