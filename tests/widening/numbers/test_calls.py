@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exactness import assert_exact
 from gpd_cli.widening.numbers.arithmetic import Attribute, Number
 from gpd_cli.widening.numbers.calls import Call, Unfollowed, follow
 from gpd_cli.widening.numbers.solve import Equation
-from gpd_cli.widening.plan import Axes, spread
+from gpd_cli.widening.observe.record import shapes
+from gpd_cli.widening.plan import Axes, IndexMap, spread
 
 
 def followed(
@@ -77,6 +79,60 @@ def test_positions_beyond_the_axis_stay(
     shapes, equations = followed(torch.tensor_split, narrow, wide, axes, indices)
     assert shapes == expected
     assert [equation.given for equation in equations] == [n for n in indices if abs(n) < 100]
+
+
+MAP, BLOCKS = spread(6, 12), spread(2, 4, block=3)
+SIX = Number(6, Attribute("a", "width"))
+TWO = Number(2, Attribute("a", "heads"))
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "map_", "args", "expected", "wanted"),
+    [
+        (Tensor.reshape, (2, 6), BLOCKS, (2, TWO, 3), (2, 4, 3), {2: 4}),
+        (Tensor.unflatten, (2, 6), BLOCKS, (1, (TWO, 3)), (2, 4, 3), {2: 4}),
+        (torch.narrow, (2, 6), MAP, (1, TWO, 3), (2, 6), {2: 4}),
+        (Tensor.__getitem__, (2, 6), MAP, ((slice(None), slice(TWO, None)),), (2, 8), {2: 4}),
+        (Tensor.__getitem__, (2, 6), MAP, ((..., slice(None, TWO)),), (2, 4), {2: 4}),
+        (Tensor.__getitem__, (2, 6), MAP, ((0,),), (12,), {}),
+        (Tensor.expand, (1, 6), MAP, (4, SIX), (4, 12), {6: 12}),
+        (F.layer_norm, (2, 6), MAP, ((SIX,),), (2, 12), {6: 12}),
+    ],
+)
+def test_numbers_of_a_call_follow_the_copies(
+    function: Callable[..., Any],
+    shape: tuple[int, int],
+    map_: IndexMap,
+    args: tuple[Any, ...],
+    expected: tuple[int, ...],
+    wanted: dict[int, int],
+) -> None:
+    narrow, wide = torch.zeros(shape), torch.zeros(shape[0], 12)
+    new = tuple(function(narrow, *args).shape)
+    equations: list[Equation] = []
+    call = follow(Call(function, (wide, *args)), lambda: (None, map_), shape, new, equations)
+    assert tuple(call.function(*call.args, **call.kwargs).shape) == expected
+    solved = {e.given: e.wanted for e in equations if isinstance(e.expression, Attribute)}
+    assert solved == wanted
+
+
+@pytest.mark.parametrize(
+    ("function", "map_", "args", "reason"),
+    [
+        (Tensor.reshape, BLOCKS, (2, 3, 2), "reshapes 2 x 6 to 2 x 3 x 2 across the copies"),
+        (torch.split, BLOCKS, ([2, 4], 1), "cuts 6 channels into 2 x 4 across their copies"),
+        (Tensor.__getitem__, MAP, ((slice(None), 1),), "takes channel 1 by its position"),
+        (Tensor.__getitem__, MAP, ((..., slice(0, 4, 2)),), "channels 0 to 4 in steps of 2"),
+        (Tensor.__getitem__, BLOCKS, ((..., slice(2)),), "channels 0 to 1 across their copies"),
+    ],
+)
+def test_calls_that_mix_copies_are_not_followed(
+    function: Callable[..., Any], map_: IndexMap, args: tuple[Any, ...], reason: str
+) -> None:
+    narrow, wide = torch.zeros(2, 6), torch.zeros(2, 12)
+    new = shapes(function(narrow, *args))
+    with pytest.raises(Unfollowed, match=reason):
+        follow(Call(function, (wide, *args)), lambda: (None, map_), narrow.shape, new, [])
 
 
 class FirstThousand(nn.Module):
