@@ -1,16 +1,15 @@
 """Widen containers: run the own code of each with one guess after the other, until one is exact.
 
-The code gets the numbers and constants that fit the copies (`follow`); once it has run, the
-attributes, tokens and tables that it read are solved for. The layouts of the layers inside are
-guessed, the likeliest first, and what was right is remembered for other modules of the class. Where
-no guess is exact, layers inside the container are kept narrow.
+The layouts of the layers inside are guessed, the likeliest first; the attributes, tokens and tables
+that the code reads are solved for (`attempt`), and guessed only where the solution is wrong. What
+was right is remembered for other modules of the class. Where no guess is exact, layers inside the
+container are kept narrow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,56 +19,18 @@ from gpd_cli.widening.mismatch import Mismatch, UnfitMultiple
 from gpd_cli.widening.names import is_inside, local_name, qualified, split_name
 from gpd_cli.widening.observe.record import Recording
 from gpd_cli.widening.plan import IndexMap
-from gpd_cli.widening.rules import Rule, rule_for
-from gpd_cli.widening.running.locate import short_text
 from gpd_cli.widening.running.own_errors import own_errors
-from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.running.tracing import replace_tensors, tensors_in
+from gpd_cli.widening.search.attempt import ContainerCall, attempt, run_once
 from gpd_cli.widening.search.choices import Choices, MapsInUse
 from gpd_cli.widening.search.cut_layouts import cut_layouts
-from gpd_cli.widening.search.follow import Frame
 from gpd_cli.widening.search.multiples import output_multiple
 from gpd_cli.widening.search.run import Run
-from gpd_cli.widening.search.state import State
 from gpd_cli.widening.search.trial_order import Guess, counts_in, ordered_guesses
 from gpd_cli.widening.search.trials import MOST_TRIALS
 from gpd_cli.widening.search.variables import Variable
 
 _MOST_TRIALS_IF_CERTAIN = 4  # of a container, after a failure that only other layouts may help
-
-
-@dataclass
-class ContainerCall:
-    """A call of a container in the wide network.
-
-    Args:
-        name: the container.
-        index: the number of the call.
-        forward: the container's own forward.
-        args: the positional arguments.
-        kwargs: the keyword arguments.
-
-    Attributes:
-        before: the state before the first guess.
-        failure: the outcome of the first guess, once it has failed.
-        fails_inside: whether a guess failed because of a container inside this one.
-        failed: the frame of the latest run in which the code itself failed.
-    """
-
-    name: str
-    index: int
-    forward: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    before: State = field(init=False)
-    failure: Mismatch | None = field(default=None, init=False)
-    fails_inside: bool = field(default=False, init=False)
-    failed: Frame | None = field(default=None, init=False)
-
-    @property
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The positional and the keyword arguments."""
-        return self.args, self.kwargs
 
 
 class Containers:
@@ -108,77 +69,12 @@ class Containers:
                 return forward(*args, **kwargs)
             with self._run.running(None):
                 if self._run.is_confirming or name in state.settled:
-                    return self._run_once(call, by_trial=False)
+                    return run_once(self._run, call, by_trial=False)
                 # All errors are ours, since a run makes a mismatch of each of the network's.
                 with own_errors(), self._run.trials.of_container():
                     return self._search(call)
 
         return run
-
-    # One run of a container
-
-    def _run_once(self, call: ContainerCall, by_trial: bool) -> Any:
-        """Run a container's own code with the widths of the present state.
-
-        Args:
-            call: the call.
-            by_trial: whether the code's calls are made unchanged, with guessed attributes.
-
-        Raises:
-            Mismatch: when the code does not run, when its output does not follow the copies, or
-                when no values of its attributes fit.
-        """
-        run, name = self._run, call.name
-        is_settled = name in run.state.settled and not run.is_confirming
-        frame = Frame(name, by_trial, run.recording.events.get((name, call.index), ()))
-        try:
-            if not is_settled and not run.is_confirming:
-                refresh(run.wide.network.get_submodule(name))
-            with run.running(frame):
-                output = call.forward(*call.args, **call.kwargs)
-            with own_errors():
-                run.following.matches.check_output(
-                    name,
-                    run.recording.outputs[name][call.index],
-                    tensors_in(output),
-                    allows_multiples=name in run.state.gives_multiples,
-                )
-        except Mismatch:
-            call.failed = frame
-            raise
-        except Exception as error:
-            call.failed = frame
-            if is_settled:
-                raise  # as an error of the container whose guess is being tried
-            at_width = "" if run.is_confirming else "at this width "
-            reason = f"{at_width}its forward does not run ({short_text(error)})"
-            raise Mismatch(name, reason) from error
-        if not by_trial and not run.is_confirming:
-            with own_errors():
-                run.following.settle(frame, self._rule(name))
-        return output
-
-    def _attempt(self, call: ContainerCall, by_trial: bool) -> Any:
-        """Run a container, and once more if its code failed before all attributes were solved."""
-        before = self._run.state.copy()
-        try:
-            return self._run_once(call, by_trial)
-        except Mismatch as error:
-            elsewhere = error.name != call.name or error.is_certain
-            if by_trial or elsewhere or call.failed is None:
-                raise
-            self._run.restore(before)
-            if not self._settles(call.failed):
-                raise
-            self._run.trials.count += 1
-            return self._run_once(call, by_trial)
-
-    def _settles(self, frame: Frame) -> bool:
-        """Whether the equations noted so far change any attribute or constant of a container."""
-        try:
-            return self._run.following.settle(frame, self._rule(frame.name))
-        except Mismatch:
-            return False
 
     # The search: one strategy after the other
 
@@ -268,7 +164,7 @@ class Containers:
     ) -> Any:
         """Run a container with a guess, and remember the guess if it is exact."""
         self._apply(variables, guess)
-        output = self._attempt(call, by_trial)
+        output = attempt(self._run, call, by_trial)
         if not call.name and call.failure is not None and not self._run.wide.plan.tensors:
             raise call.failure  # a plan in which nothing widens does not help
         self._run.state.settled.add(call.name)
@@ -338,7 +234,7 @@ class Containers:
         state.multiples.update(multiples or {})
         state.gives_multiples.update({call.name} if gives_multiples else ())
         try:
-            output = self._attempt(call, by_trial=False)
+            output = attempt(self._run, call, by_trial=False)
         except Mismatch:
             self._run.trials.count += 1
             self._run.restore(call.before)
@@ -415,9 +311,6 @@ class Containers:
 
     def _class(self, name: str) -> type:
         return type(self._run.modules[name])
-
-    def _rule(self, name: str) -> Rule:
-        return rule_for(self._run.modules[name])
 
 
 def inner_layers(recording: Recording, name: str) -> dict[str, Layout]:

@@ -55,8 +55,8 @@ def cut_layouts(
     layers = {name: module for name, module in container.named_modules() if is_leaf(module)}
     if any(isinstance(layer, nn.MultiheadAttention) for layer in layers.values()):
         return {}  # its output is no single tensor
-    students = _Run(layers, sizes)
-    runs = (students, _Run(layers, sizes, students.shapes))
+    students = _RunOnStandIns(layers, sizes)
+    runs = (students, _RunOnStandIns(layers, sizes, students.shapes))
     try:
         for run, (args, kwargs) in zip(runs, (narrow, wide), strict=True):
             with torch.enable_grad(), _replaced(layers, run.stand_in), run, forward_errors():
@@ -84,7 +84,7 @@ def _replaced(
                 layer.forward = own[name]
 
 
-class _Run(Tracer):
+class _RunOnStandIns(Tracer):
     """A run of a container's code on stand-ins for its layers.
 
     Args:
@@ -166,7 +166,7 @@ def _resized(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
     return x.mean(changed, keepdim=True).expand(shape)
 
 
-def _ways(run: _Run) -> dict[str, list[_Way]]:
+def _ways(run: _RunOnStandIns) -> dict[str, list[_Way]]:
     """The way of each output of each layer that mixes channels.
 
     Raises:

@@ -1,0 +1,137 @@
+"""Run a container's own code, and widen the attributes and constants that it reads.
+
+The code gets the numbers and constants that fit the copies (`follow`), which gives equations. Once
+it has run, they are solved for the attributes, tokens and tables that it read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpd_cli.widening.mismatch import Mismatch
+from gpd_cli.widening.rules import rule_for
+from gpd_cli.widening.running.locate import short_text
+from gpd_cli.widening.running.own_errors import own_errors
+from gpd_cli.widening.running.refresh import refresh
+from gpd_cli.widening.running.tracing import tensors_in
+from gpd_cli.widening.search.follow import Frame
+from gpd_cli.widening.search.run import Run
+from gpd_cli.widening.search.state import State
+
+
+@dataclass
+class ContainerCall:
+    """A call of a container in the wide network.
+
+    Args:
+        name: the container.
+        index: the number of the call.
+        forward: the container's own forward.
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+
+    Attributes:
+        before: the state before the first guess.
+        failure: the outcome of the first guess, once it has failed.
+        fails_inside: whether a guess failed because of a container inside this one.
+        failed: the frame of the latest run in which the code itself failed.
+    """
+
+    name: str
+    index: int
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    before: State = field(init=False)
+    failure: Mismatch | None = field(default=None, init=False)
+    fails_inside: bool = field(default=False, init=False)
+    failed: Frame | None = field(default=None, init=False)
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and the keyword arguments."""
+        return self.args, self.kwargs
+
+
+def run_once(run: Run, call: ContainerCall, by_trial: bool) -> Any:
+    """Run a container's own code with the widths of the present state.
+
+    Args:
+        run: what the parts of the run share.
+        call: the container's call.
+        by_trial: whether the code's calls are made unchanged, with guessed attributes.
+
+    Returns:
+        What the code returns.
+
+    Raises:
+        Mismatch: when the code does not run, when its output does not follow the copies, or when no
+            values of its attributes fit.
+    """
+    name = call.name
+    is_settled = name in run.state.settled and not run.is_confirming
+    frame = Frame(name, by_trial, run.recording.events.get((name, call.index), ()))
+    try:
+        if not is_settled and not run.is_confirming:
+            refresh(run.wide.network.get_submodule(name))
+        with run.running(frame):
+            output = call.forward(*call.args, **call.kwargs)
+        with own_errors():
+            run.following.matches.check_output(
+                name,
+                run.recording.outputs[name][call.index],
+                tensors_in(output),
+                allows_multiples=name in run.state.gives_multiples,
+            )
+    except Mismatch:
+        call.failed = frame
+        raise
+    except Exception as error:
+        call.failed = frame
+        if is_settled:
+            raise  # as an error of the container whose guess is being tried
+        at_width = "" if run.is_confirming else "at this width "
+        reason = f"{at_width}its forward does not run ({short_text(error)})"
+        raise Mismatch(name, reason) from error
+    if not by_trial and not run.is_confirming:
+        with own_errors():
+            run.following.settle(frame, rule_for(run.modules[name]))
+    return output
+
+
+def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
+    """Run a container, and once more if its code failed before all attributes were solved.
+
+    Args:
+        run: what the parts of the run share.
+        call: the container's call.
+        by_trial: as for `run_once`; then there is no second run.
+
+    Returns:
+        What the code returns.
+
+    Raises:
+        Mismatch: as for `run_once`; the state may then be any, and the caller restores one.
+    """
+    before = run.state.copy()
+    try:
+        return run_once(run, call, by_trial)
+    except Mismatch as error:
+        elsewhere = error.name != call.name or error.is_certain
+        if by_trial or elsewhere or call.failed is None:
+            raise
+        run.restore(before)
+        if not _settles(run, call.failed):
+            raise
+        run.trials.count += 1
+        return run_once(run, call, by_trial)
+
+
+def _settles(run: Run, frame: Frame) -> bool:
+    """Whether the equations noted so far change any attribute or constant of a container."""
+    try:
+        return run.following.settle(frame, rule_for(run.modules[frame.name]))
+    except Mismatch:
+        return False
