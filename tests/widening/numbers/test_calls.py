@@ -12,7 +12,7 @@ from exactness import assert_exact
 from gpd_cli.widening.numbers.arithmetic import Attribute, Number
 from gpd_cli.widening.numbers.calls import Call, Unfollowed, follow
 from gpd_cli.widening.numbers.solve import Equation
-from gpd_cli.widening.observe.record import shapes
+from gpd_cli.widening.observe.events import shapes
 from gpd_cli.widening.plan import Axes, IndexMap, spread
 
 

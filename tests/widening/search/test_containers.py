@@ -1,7 +1,7 @@
 """Layers to keep narrow inside a container."""
 
 from gpd_cli.widening.layout import Segment
-from gpd_cli.widening.observe.record import Recording
+from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.search.containers import inner_layers, stream_layers
 
 RECORDING = Recording(

@@ -1,7 +1,7 @@
 """The order of guesses: the likeliest first, and none twice."""
 
 from gpd_cli.widening.layout import Segment
-from gpd_cli.widening.observe.record import Reads
+from gpd_cli.widening.observe.recording import Reads
 from gpd_cli.widening.search.trial_order import counts_in, ordered_guesses
 from gpd_cli.widening.search.variables import Variable
 

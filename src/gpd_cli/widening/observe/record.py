@@ -1,9 +1,9 @@
-"""Run the student once and record what planning needs to know about the network."""
+"""Run the student once, and fill the recording."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,13 +18,14 @@ from gpd_cli.widening.layers import (
     mixes_channels,
 )
 from gpd_cli.widening.names import qualified, split_name
-from gpd_cli.widening.numbers.alignment import overlays_operands
 from gpd_cli.widening.numbers.arithmetic import Attribute, remember
 from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES, SCALE_NAMES
 from gpd_cli.widening.numbers.calls import INDEXES, NUMBERED, Call
 from gpd_cli.widening.numbers.splits import Split, splits_of
 from gpd_cli.widening.observe.constants import Constants
+from gpd_cli.widening.observe.events import Event, is_event, shapes, takes_a_part
 from gpd_cli.widening.observe.reads import reading
+from gpd_cli.widening.observe.recording import Reads, Recording
 from gpd_cli.widening.running.checkpointing import runs_again
 from gpd_cli.widening.running.own_errors import forward_errors, own_errors
 from gpd_cli.widening.running.tracing import (
@@ -39,80 +40,6 @@ _ELEMENTWISE = {
     *(Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__, torch.add),
     *(Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__imul__, Tensor.__rmul__, torch.mul),
 }
-
-
-@dataclass
-class Event:
-    """A call in a container's own code whose numbers or constants may have to follow the copies.
-
-    Args:
-        function: the torch function.
-        tensors: the floating-point arguments: copies of activations, and the constants themselves,
-            with their graph.
-        result: the shape of the result, or a list of shapes where the result is several tensors.
-    """
-
-    function: Any
-    tensors: list[Tensor]
-    result: Any
-
-
-@dataclass
-class Reads:
-    """Attributes and tensors that the own code of one container read, on any module.
-
-    Args:
-        numbers: the value of each attribute, by qualified name: integers, tuples and lists of
-            integers, and factors.
-        tensors: parameters and buffers by qualified name.
-    """
-
-    numbers: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class Recording:
-    """One run of the student.
-
-    A *layer* is a leaf module, under its own name, or a weight that code passes to a linear
-    function, under the weight's name.
-
-    Args:
-        inputs: per layer the input of each call, per container all tensor arguments of each call.
-        outputs: per container the tensors returned in each call.
-        layer_outputs: per dense layer the output of each call.
-        out_channels: number of output channels of each layer that mixes channels.
-        in_channels: number of input channels of each layer that mixes channels.
-        direct: weights that code passes to a linear function, with the name of their bias.
-        biases: computed biases of such weights, with their graph, by the weight's name.
-        reads: per container the attributes and tensors that its own code read.
-        events: the events in a container's own code, per container and number of the call.
-        splits: how code took a layer's outputs apart, with the container of this code, per layer.
-        keeps_output: layers that keep their output channels, since their output reaches the logits
-            without another layer that mixes channels in between.
-        ends: per container, the layers inside whose output reaches the container's output in the
-            same way.
-        sums: sets of layers whose outputs are added or multiplied, and therefore need one layout.
-        output: the network's output.
-        runs_again: whether a backward pass would run a part of the network again.
-    """
-
-    inputs: dict[str, list[list[Tensor]]] = field(default_factory=dict)
-    outputs: dict[str, list[list[Tensor]]] = field(default_factory=dict)
-    layer_outputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    out_channels: dict[str, int] = field(default_factory=dict)
-    in_channels: dict[str, int] = field(default_factory=dict)
-    direct: dict[str, str | None] = field(default_factory=dict)
-    biases: dict[str, Tensor] = field(default_factory=dict)
-    reads: dict[str, Reads] = field(default_factory=dict)
-    events: dict[tuple[str, int], list[Event]] = field(default_factory=dict)
-    splits: dict[str, list[tuple[str, Split]]] = field(default_factory=dict)
-    keeps_output: set[str] = field(default_factory=set)
-    ends: dict[str, set[str]] = field(default_factory=dict)
-    sums: list[set[str]] = field(default_factory=list)
-    output: Tensor | None = None
-    runs_again: bool = False
 
 
 def record(network: nn.Module, images: Tensor) -> Recording:
@@ -305,7 +232,7 @@ class _Recorder(Tracer):
         tensors = list(tensors_in((args, kwargs)))
         if func in NUMBERED:
             tensors = tensors[:1]
-        if func in INDEXES and not _takes_a_part(Call(func, args, kwargs)):
+        if func in INDEXES and not takes_a_part(Call(func, args, kwargs)):
             tensors = []
         constant = [self._constants.names(t) is not None for t in tensors]
         return Event(
@@ -387,36 +314,6 @@ def last_layers(
                 continue
         stack.extend(parent for parent, _ in node.next_functions)
     return found
-
-
-def is_event(func: Any, args: Any, kwargs: Any, constants: Constants) -> bool:
-    """Whether the numbers or the constants of a call may have to follow the copies."""
-    if func in NUMBERED:
-        return Call(func, args, kwargs).is_numbered
-    if not overlays_operands(func):
-        return False
-    tensors = list(tensors_in((args, kwargs)))
-    if len(tensors) < 2:
-        return False
-    constant = [constants.names(tensor) is not None for tensor in tensors]
-    large = any(c and t.numel() > 1 for c, t in zip(constant, tensors, strict=True))
-    return large and not all(constant)
-
-
-def shapes(result: Any) -> Any:
-    """The shape of a tensor, or the list of shapes of several tensors."""
-    if isinstance(result, Tensor):
-        return tuple(result.shape)
-    return [tuple(tensor.shape) for tensor in result]
-
-
-def _takes_a_part(call: Call) -> bool:
-    """Whether an index may select some of the channels."""
-    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
-    return any(
-        (isinstance(p, slice) and p != slice(None)) or (type(p) is not bool and isinstance(p, int))
-        for p in index
-    )
 
 
 def _is_numeric(name: str, value: Any) -> bool:

@@ -8,7 +8,7 @@ from gpd_cli.widening.layers import is_leaf
 from gpd_cli.widening.layout import Layout, Scale, Segment
 from gpd_cli.widening.names import is_inside, local_name, qualified, split_name
 from gpd_cli.widening.numbers.splits import Split
-from gpd_cli.widening.observe.record import Reads, Recording
+from gpd_cli.widening.observe.recording import Reads, Recording
 from gpd_cli.widening.plan import IndexMap
 from gpd_cli.widening.rules import Rule, rule_for
 from gpd_cli.widening.search.shared_layouts import splits_by_container

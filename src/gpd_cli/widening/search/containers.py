@@ -17,7 +17,7 @@ from gpd_cli.widening.layers import LayerPlan
 from gpd_cli.widening.layout import Layout, Segment, layout_map
 from gpd_cli.widening.mismatch import Mismatch, UnfitMultiple
 from gpd_cli.widening.names import is_inside, local_name, qualified, split_name
-from gpd_cli.widening.observe.record import Recording
+from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import IndexMap
 from gpd_cli.widening.running.own_errors import own_errors
 from gpd_cli.widening.running.tracing import replace_tensors, tensors_in

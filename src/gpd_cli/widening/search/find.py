@@ -17,7 +17,8 @@ from gpd_cli.widening.layers import is_leaf
 from gpd_cli.widening.layout import Scale
 from gpd_cli.widening.mismatch import Mismatch
 from gpd_cli.widening.names import split_name, title
-from gpd_cli.widening.observe.record import Recording, record
+from gpd_cli.widening.observe.record import record
+from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.rules import check_rules
 from gpd_cli.widening.running.checkpointing import runs_again

@@ -29,7 +29,7 @@ from gpd_cli.widening.numbers.calls import (
 )
 from gpd_cli.widening.numbers.solve import Equation, Unsolvable, solve
 from gpd_cli.widening.observe.constants import Constants, source_axes
-from gpd_cli.widening.observe.record import Event, is_event
+from gpd_cli.widening.observe.events import Event, is_event
 from gpd_cli.widening.plan import Axes, IndexMap, TensorPlan
 from gpd_cli.widening.rules import Rule
 from gpd_cli.widening.running.tracing import replace_tensors, tensors_in

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gpd_cli.widening.layers import channel_axis
 from gpd_cli.widening.match import match_multiple
-from gpd_cli.widening.observe.record import Recording
+from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import IndexMap, TensorPlan
 from gpd_cli.widening.tensors import widen
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from gpd_cli.widening.layers import is_dense
 from gpd_cli.widening.layout import Layout, Scale, Segment, layout_map
-from gpd_cli.widening.observe.record import Recording
+from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import IndexMap
 from gpd_cli.widening.search.follow import Following, Frame
 from gpd_cli.widening.search.state import State

@@ -8,7 +8,7 @@ from functools import reduce
 from gpd_cli.widening.layout import Scale
 from gpd_cli.widening.names import split_name
 from gpd_cli.widening.numbers.splits import Split
-from gpd_cli.widening.observe.record import Recording
+from gpd_cli.widening.observe.recording import Recording
 
 
 def splits_by_container(recording: Recording, scale: Scale) -> dict[str, dict[str, list[Split]]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from gpd_cli.widening.names import split_name
 from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES
-from gpd_cli.widening.observe.record import Reads
+from gpd_cli.widening.observe.recording import Reads
 from gpd_cli.widening.search.variables import Variable
 
 Guess = tuple[str, ...]

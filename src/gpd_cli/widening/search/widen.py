@@ -19,7 +19,7 @@ from gpd_cli.widening.names import qualified
 from gpd_cli.widening.numbers.arithmetic import Attribute, remember
 from gpd_cli.widening.numbers.calls import Call
 from gpd_cli.widening.observe.reads import reading
-from gpd_cli.widening.observe.record import Recording
+from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.running.locate import short_text
 from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, own_errors
