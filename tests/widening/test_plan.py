@@ -35,7 +35,7 @@ def random_map(seed: int, narrow: int | None = None) -> IndexMap:
     return IndexMap(narrow, tuple(index[order].tolist()))
 
 
-def first_block(wide: Tensor, plan: TensorPlan) -> Tensor:
+def first_copies(wide: Tensor, plan: TensorPlan) -> Tensor:
     """The student's block by plain selection, axis by axis."""
     for axis, map_ in enumerate(plan.axes):
         if map_ is not None:
@@ -64,7 +64,7 @@ def test_counts_and_first_copies_are_those_of_the_index(map_: IndexMap) -> None:
 @pytest.mark.parametrize(
     "index", [(0, 0, 1, 1), (0, 1, 0, 1), (1, 1, 0, 0), (0, 1, 1), (1, 0), (0, 0), (0, 0, 1, 2)]
 )
-def test_the_block_of_a_map_selects_its_first_copies(index: tuple[int, ...]) -> None:
+def test_the_index_of_first_copies_selects_them(index: tuple[int, ...]) -> None:
     map_ = IndexMap(max(index) + 1, index)
     assert torch.equal(torch.arange(len(map_))[map_.first_copies], map_.firsts)
 
@@ -125,11 +125,11 @@ DIVIDED = [name for name, (plan, _) in PLANS.items() if plan.fan_in_map is not N
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_a_block_is_the_grid_of_first_copies(name: str) -> None:
+def test_the_first_copies_of_a_tensor_are_a_grid(name: str) -> None:
     plan, shape = PLANS[name]
     sizes = [n if m is None else len(m) for n, m in zip(shape, plan.axes, strict=True)]
     wide = torch.arange(torch.Size(sizes).numel()).reshape(sizes)
-    assert torch.equal(wide[plan.first_copies], first_block(wide, plan))
+    assert torch.equal(wide[plan.first_copies], first_copies(wide, plan))
     assert wide[plan.first_copies].shape == shape
 
 
@@ -207,7 +207,7 @@ def test_noise_sums_to_zero_over_copies_and_spares_the_student(name: str) -> Non
     student = torch.randn(shape, dtype=torch.float64)
     noise = expand_tensor(student, plan, noise=1.0) - expand_tensor(student, plan)
     assert float(sum_over_copies(noise, map_, 1).abs().max()) < 1e-13
-    assert not first_block(noise, plan).any()
+    assert not first_copies(noise, plan).any()
 
 
 @pytest.mark.parametrize("ratio", [2, 3, 4])
@@ -273,7 +273,7 @@ def test_multiplicities_broadcast_against_narrow_and_wide_tensors(name: str) -> 
         return
     assert copied is not None and wide_copied is not None
     assert copied.dtype == ones.dtype
-    assert torch.equal(first_block(teacher, plan), ones / copied)
+    assert torch.equal(first_copies(teacher, plan), ones / copied)
     assert torch.equal(teacher, torch.ones_like(teacher) / wide_copied)
 
 
@@ -380,7 +380,7 @@ def test_storage_says_at_what_scale_the_weights_are_stored(ratio: int, storage: 
     pair = expand(network, sample=sample, ratio=ratio, noise=0, branches=1, storage=storage)
     stored = pair.teacher.get_submodule("7.parametrizations.weight").original
     plan = pair.plan.tensors["7.weight"]
-    assert torch.equal(first_block(stored, plan), narrow)
+    assert torch.equal(first_copies(stored, plan), narrow)
     scale = torch.ones(stored.shape)
     if storage == "mixed":
         scale /= ratio
