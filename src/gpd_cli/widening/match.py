@@ -108,11 +108,10 @@ def _multiple(narrow: Tensor, wide: Tensor) -> float | None:
 
 def _projected(activation: Tensor, grown: list[int]) -> Tensor:
     """The activation with the axes that have not grown replaced by one random projection."""
-    if not grown:
+    if len(grown) in (0, activation.ndim):
         return activation
-    kept = [k for k in range(activation.ndim) if k not in grown]
     moved = activation.movedim(grown, list(range(len(grown)))).flatten(len(grown))
-    projected = moved @ _direction(moved.shape[-1]).to(moved.dtype) if kept else moved
+    projected = moved @ _direction(moved.shape[-1]).to(moved.dtype)
     shape = [activation.shape[k] if k in grown else 1 for k in range(activation.ndim)]
     return projected.reshape(shape)
 
