@@ -74,15 +74,15 @@ def without_deprecations() -> Iterator[None]:
 STUDENTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "data parallel": (
         lambda: nn.DataParallel(net()),
-        r"^the student \(DataParallel\) .*\.module.*--trainer\.devices",
+        r"^the network \(DataParallel\) .*\.module.*--trainer\.devices",
     ),
     "parallel inside": (features_in_parallel, r"^0 \(DataParallel\) .*\.module"),
-    "scripted": (lambda: torch.jit.script(net()), r"^the student .*TorchScript.*scripted"),
-    "traced": (lambda: torch.jit.trace(net(), SAMPLE), r"^the student .*TorchScript.*traced"),
+    "scripted": (lambda: torch.jit.script(net()), r"^the network .*TorchScript.*scripted"),
+    "traced": (lambda: torch.jit.trace(net(), SAMPLE), r"^the network .*TorchScript.*traced"),
     "scripted block": (scripted_block, r"^3 \(RecursiveScriptModule\) .*TorchScript"),
     "compiled": (
         lambda: torch.compile(net()),
-        r"^the student \(OptimizedModule\) .*torch\.compile.*_orig_mod",
+        r"^the network \(OptimizedModule\) .*torch\.compile.*_orig_mod",
     ),
     "compiled block": (lambda: with_layer(torch.compile), r"^3 \(OptimizedModule\) .*_orig_mod"),
     "lazy": (lazy, r"^3 \(LazyConv2d\) .*run the student once on a batch"),
