@@ -204,11 +204,11 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
 
 
 def _what_widens(plan: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """A plan in its plain form, as this version writes it, without reasons: their words change."""
+    """What a plan in its plain form widens, as this version writes it, without reasons."""
     if plan is None:
         return None
     tensors = {name: {"share": 1, **entry} for name, entry in plan["tensors"].items()}
-    return {**plan, "tensors": tensors, "narrow": None}
+    return {"tensors": tensors} | {key: plan[key] for key in ("ratio", "attributes", "maps")}
 
 
 def save_expanded(path: Path, pair: Pair, description: Description) -> None:
