@@ -249,13 +249,11 @@ class SharedKernel(nn.Module):
         Args:
             stored: the trainable tensor, of the wide shape.
         """
-        if not torch.is_grad_enabled():
-            teacher, self._student = self.both_kernels(stored)
-            return teacher
-        if self._held is not None and self._held[1] == stored._version:
+        holds = self.holds and torch.is_grad_enabled()
+        if holds and self._held is not None and self._held[1] == stored._version:
             return self._held[0]
         teacher, self._student = self.both_kernels(stored)
-        if self.holds:
+        if holds:
             self._held = teacher, stored._version
         return teacher
 
