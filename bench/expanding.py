@@ -12,6 +12,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does, befor
 import torch
 
 from bench.fresh_process import in_fresh_process
+from bench.speed.cost import NUMBER
 from bench.speed.memory import forget_peak, peak
 from gpd_cli import expand
 from gpd_cli.models import create_model
@@ -19,7 +20,6 @@ from gpd_cli.training.subnormals import flushed_subnormals
 
 STUDENTS = ("resnet18", "resnet50", "vit_tiny_patch16_224", "vit_base_patch16_224")
 _CPU = torch.device("cpu")
-_NUMBER = 4  # bytes of a weight in float32
 _COLUMNS = ("seconds", "of CPU", "peak", "merged", "branches")
 
 
@@ -45,7 +45,7 @@ def measure(student: str, branches: int, size: int) -> tuple[float, float, float
     most = peak(_CPU) - before
     numbers = [p.numel() for name, p in pair.named_parameters() if ".branches." not in name]
     merged, trained = sum(numbers), sum(parameter.numel() for parameter in pair.parameters())
-    return *seconds, most / 2**20, _NUMBER * merged / 2**20, _NUMBER * trained / 2**20
+    return *seconds, most / 2**20, NUMBER * merged / 2**20, NUMBER * trained / 2**20
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.markdown import table_lines
+
 Result = Mapping[str, Any]
 FAILED = ("inexact", "error")
 """Outcomes that are bugs, unlike a refusal or a limit."""
@@ -110,8 +112,7 @@ def render(
     for title, rows in sections.items():
         if rows:
             rows = sorted(rows, key=lambda r: (r["family"], r["name"]))
-            lines += ["", f"## {title}", "", _row(_HEAD), _row(["---"] * len(_HEAD))]
-            lines += [_row(_cells(row)) for row in rows]
+            lines += ["", f"## {title}", "", *table_lines(_HEAD, map(_cells, rows))]
     reasons = [
         f"- {result['name']}, `{module}`: {reason}."
         for result in results
@@ -142,7 +143,3 @@ def _cells(result: Result) -> list[str]:
         return [*cells, f"{worst:.0e}", f"{ratio:.2f}", "exact", trials]
     reason = str(result["reason"]).replace("|", "\\|").replace("\n", " ")
     return [*cells, f"{result['outcome']}: {reason}", "", "", ""]
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

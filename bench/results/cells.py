@@ -1,8 +1,6 @@
-"""Cells of the tables of results, and Markdown of them."""
+"""Cells of the tables of results."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
 
 from bench.results.summary import Summary
 from bench.results.table import Table
@@ -28,12 +26,3 @@ def seeds(summary: Summary) -> str:
 def text_of(value: object) -> str:
     """A value as a cell, empty for None."""
     return "" if value is None else str(value)
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    return [line(head), line(["---"] * len(head)), *(line(row) for row in rows)]

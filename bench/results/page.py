@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from bench.results.cells import against, markdown, seeds, text_of, time
+from bench.markdown import table_lines
+from bench.results.cells import against, seeds, text_of, time
 from bench.results.records import Records
 from bench.results.sentences import hardware, of_gap, say, titles_of, untrained, verdicts
 from bench.results.summary import Summary, compared_by_time, summarize, tuning_scores
@@ -71,7 +72,7 @@ def _section(records: Records) -> list[str]:
     if not found:
         return [*lines, "", "Nothing has been trained yet."]
     cells = [_cells(s, table) for s in found.values()]
-    lines += ["", *markdown(list(cells[0]), [list(row.values()) for row in cells])]
+    lines += ["", *table_lines(list(cells[0]), [list(row.values()) for row in cells])]
     lines += untrained(table, table.rows, found)
     lines += hardware(found.values())
     scores = f"{table.metric.capitalize()} accuracy of students, each seed a point"
@@ -135,7 +136,7 @@ def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:
         f"Learning rates (seed {records.table.tuning.seed}{options}): the student's validation "
         "accuracy, %.",
         "",
-        *markdown(["row", *(f"{rate:g}" for rate in rates)], rows),
+        *table_lines(["row", *(f"{rate:g}" for rate in rates)], rows),
     ]
     if edges:
         beyond = "Best at the edge of the grid, so that a better rate may lie beyond"

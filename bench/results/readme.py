@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.results.cells import against, markdown, seeds, text_of, time
+from bench.markdown import table_lines
+from bench.results.cells import against, seeds, text_of, time
 from bench.results.page import all_records, render_page
 from bench.results.records import Records
 from bench.results.sentences import advice, hardware, of_gap, untrained
@@ -56,7 +57,7 @@ def render_headline(everything: Iterable[Records]) -> str:
                 f"{records.table.title} (accuracy: mean ± standard deviation over seeds; gain: in "
                 "points, with its 95 % interval over seeds):"
             )
-            lines = [text, "", *markdown(head, cells)]
+            lines = [text, "", *table_lines(head, cells)]
             lines += untrained(records.table, records.table.headline, found)
             lines += hardware(rows)
             lines += advice(records.table, found)

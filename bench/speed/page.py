@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.markdown import table_lines
 from bench.speed.forecast import MOVES, PROCESSES, PRODUCTS
 
 PAGE = Path("docs/benchmarks.md")
@@ -98,11 +99,12 @@ def write_page(root: Path) -> None:
 def _measured(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     rates = record["rates"]
+    rows = "\n".join(table_lines(_MEASURED_HEADER, map(_row, record["rows"])))
     return (
         f"### {record['machine']}\n\n{record['threads']} thread(s), {record['rounds']} turns, "
         f"{versions}; attained: {rates['flops'] / 1e9:.0f} GFLOP/s in float32, "
         f"{rates['low_flops'] / 1e9:.0f} in bfloat16, {rates['bandwidth'] / 1e9:.1f} GB/s; "
-        f"`{record['command']}`.\n\n{_table(_MEASURED_HEADER, map(_row, record['rows']))}\n"
+        f"`{record['command']}`.\n\n{rows}\n"
     )
 
 
@@ -127,7 +129,8 @@ def _computed(record: dict[str, Any]) -> str:
             f"on {processes} GPUs: merged first",
             "each branch",
         ]
-    return f"{text}\n{_table(header, map(_computed_row, record['rows']))}\n"
+    rows = "\n".join(table_lines(header, map(_computed_row, record["rows"])))
+    return f"{text}\n{rows}\n"
 
 
 def _computed_row(row: dict[str, Any]) -> list[str]:
@@ -139,11 +142,6 @@ def _computed_row(row: dict[str, Any]) -> list[str]:
         cells += [f"{figures[f'{name}_{processes}']:.1f} ms" for name in ("merged", "each")]
         cells += [f"{figures[f'{name}_ratio_{processes}']:.2f}" for name in ("merged", "each")]
     return cells
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _row(row: dict[str, Any]) -> Sequence[str]:
