@@ -13,13 +13,24 @@ NORMS = {
 
 
 class Attention(nn.Module):
-    """Self-attention with one projection; ``order`` says how its outputs are laid out."""
+    """Self-attention with one projection.
+
+    ``order`` says how the projection's outputs are laid out. With ``plain_keys`` the second third
+    of its biases counts as zero: those of the keys, where the layout has the three parts first.
+    """
 
     def __init__(
-        self, width: int, heads: int, order: str = "3HD", norm: str = "layer", sdpa: bool = True
+        self,
+        width: int,
+        heads: int,
+        order: str = "3HD",
+        norm: str = "layer",
+        sdpa: bool = True,
+        plain_keys: bool = False,
     ) -> None:
         super().__init__()
         self.num_heads, self.head_dim, self.order, self.sdpa = heads, width // heads, order, sdpa
+        self.plain_keys = plain_keys
         self.scale = self.head_dim**-0.5
         self.norm = NORMS[norm](width)
         self.qkv = nn.Linear(width, 3 * width)
@@ -27,7 +38,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
-        y = self.qkv(self.norm(x))
+        if self.plain_keys:
+            bias = self.qkv.bias.clone()
+            third = bias.numel() // 3
+            bias[third : 2 * third].zero_()
+            y = F.linear(self.norm(x), self.qkv.weight, bias)
+        else:
+            y = self.qkv(self.norm(x))
         if self.order == "3HD":
             y = y.reshape(b, n, 3, self.num_heads, c // self.num_heads)
             q, k, v = y.permute(2, 0, 3, 1, 4).unbind(0)

@@ -186,6 +186,9 @@ TOKEN_BLOCKS: Blocks = {
         norm=TOKEN_NORMS,
         sdpa=BOTH,
     ),
+    "plain keys": lambda c, n: spec(
+        attention.Attention, width=c, heads=divisors(c), order="3HD", sdpa=BOTH, plain_keys=True
+    ),
     "separate": lambda c, n: spec(
         attention.SeparateAttention,
         width=c,

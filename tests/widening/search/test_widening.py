@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blocks import attention
 from exactness import assert_exact
 from gpd_cli import ExpansionError, Pair, expand
 from gpd_cli.widening.observe.record import record
@@ -200,6 +201,14 @@ def test_attention_of_ones_own_widens_by_what_its_code_says(
     assert getattr(pair.teacher.attention, name) == 6
     assert pair.teacher.attention.table.shape == (6, 16, 16)
     assert not pair.plan.narrow
+
+
+def test_a_number_from_the_size_of_a_bias_follows_once_the_bias_widens() -> None:
+    """As Swin Transformer V2 in torchvision, whose keys have no bias."""
+    pair = exact(Transformer(attention.Attention(9, 3, plain_keys=True)))
+    assert not pair.plan.narrow
+    assert pair.plan.trials == 0
+    assert widths(pair)["attention.qkv"] == 54
 
 
 class OneHead(nn.Module):

@@ -171,7 +171,11 @@ class Following:
                             axes[axis] = frame.maps[name].get(k)
             wide = derived.new_empty(TensorPlan(tuple(axes)).wide_shape(derived.shape))
             stand_in = Call(call.function, (wide, *call.args[1:]), call.kwargs)
-            _fit(frame, event, stand_in, partial(tuple, axes))
+            later = Frame(frame.name)
+            _fit(later, event, stand_in, partial(tuple, axes))
+            # A number without attributes may come from the narrow constant's own size: the next
+            # run of the code computes it from the wide one.
+            frame.equations += [e for e in later.equations if any(attributes_in(e.expression))]
 
     def _follow(self, frame: Frame, event: Event, call: Call) -> Call:
         """A call with the numbers that fit the copies in its input."""
