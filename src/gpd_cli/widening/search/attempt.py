@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpd_cli.widening.layers import LayerPlan
 from gpd_cli.widening.mismatch import Mismatch
 from gpd_cli.widening.rules import rule_for
 from gpd_cli.widening.running.locate import short_text
@@ -116,17 +117,30 @@ def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
         Mismatch: as for `run_once`; the state may then be any, and the caller restores one.
     """
     before = run.state.copy()
+    if not by_trial and (known := run.solutions.of(call.name, before.plan.attributes)):
+        for owner, values in known.items():
+            run.wide.apply(owner, LayerPlan(attributes=values))
+        try:
+            return run_once(run, call, by_trial)
+        except Mismatch:
+            run.restore(before)
+            run.trials.count += 1
     try:
         return run_once(run, call, by_trial)
     except Mismatch as error:
-        elsewhere = error.name != call.name or error.is_certain
-        if by_trial or elsewhere or call.failed is None:
+        is_inside = error.name != call.name and error.name in run.recording.outputs
+        if by_trial or is_inside or error.is_certain or call.failed is None:
             raise
         run.restore(before)
         if not _settles(run, call.failed):
             raise
+        solved = run.state.copy().plan.attributes
+        if error.name != call.name and solved == before.plan.attributes:
+            raise  # a layer inside got wide tensors already, and would get the same again
         run.trials.count += 1
-        return run_once(run, call, by_trial)
+        output = run_once(run, call, by_trial)
+        run.solutions.remember(call.name, before.plan.attributes, solved)
+        return output
 
 
 def _settles(run: Run, frame: Frame) -> bool:

@@ -12,6 +12,7 @@ from gpd_cli.widening.layout import Layout, Scale, Segment, layout_map
 from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import IndexMap
 from gpd_cli.widening.search.follow import Following, Frame
+from gpd_cli.widening.search.solutions import Solutions
 from gpd_cli.widening.search.state import State
 from gpd_cli.widening.search.trials import Trials
 from gpd_cli.widening.search.wide_network import WideNetwork
@@ -34,6 +35,7 @@ class Run:
         dense: layers whose outputs are copied from the student's, since they follow from the
             layers' index maps.
         following: makes the calls in containers' code follow the copies.
+        solutions: how attributes have grown that a container's code had to be run twice for.
         state: what the run has seen and decided so far.
         frames: what is running, the outermost first: the frame of a container's own code, or None
             for a layer and for a container between two runs of its code.
@@ -54,6 +56,7 @@ class Run:
         self.recording, self.scale, self.trials = recording, scale, trials
         self.keeps_output = keeps_output
         self.following = Following(self.wide, multiples)
+        self.solutions = Solutions(self.modules)
         self.state = State(self.wide.plan)
         self.frames: list[Frame | None] = []
         self.is_confirming = False
