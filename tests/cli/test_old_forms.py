@@ -151,3 +151,10 @@ def test_old_checkpoints_are_gone_on_from(
     # With other parts of the method both are named.
     assert main(["fit", *OLD_RUN, *old, *longer, "--model.method", "kd"]) == 1
     assert "(fitnets) than this run (KD)" in capsys.readouterr().err
+
+
+def test_code_imports_expansion_and_its_rules_from_their_earlier_path() -> None:
+    import gpd_cli
+    from gpd_cli import expansion
+
+    assert all(getattr(expansion, name) is getattr(gpd_cli, name) for name in expansion.__all__)
