@@ -1,6 +1,7 @@
 """What `gpd extract` writes is complete, and runs where there is no gpd."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -265,6 +266,31 @@ def test_half_precision_halves_the_file(wide: Path, tmp_path: Path, form: str) -
         got = network(images)
     assert got.dtype == torch.float32
     assert 0 < (got - wanted).abs().max() < 2e-2 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "changes"),
+    [
+        ("s.pt2", {"half": True, "fuse_bn": True}, "folding batch norms and rounding to float16"),
+        ("s.pt2", {"fuse_bn": True, "preprocess": True}, "folding batch norms"),
+        ("s.safetensors", {"half": True}, "rounding to float16"),
+    ],
+)
+def test_the_certificate_tells_what_is_written_from_what_was_trained(
+    wide: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    form: str,
+    options: dict[str, bool],
+    changes: str,
+) -> None:
+    extract_command(wide, f"{tmp_path}/{form}", **options)
+    lines = " ".join(capsys.readouterr().out.split())
+    assert f"before {changes} equal to the trained network bit for bit" in lines
+    written = re.search(r"as written relative difference (\S+), top-1 agreement \d+% on", lines)
+    assert written is not None
+    least = 1e-6 if "half" in options else 0
+    assert least < float(written[1]) < 1e-2
 
 
 @pytest.mark.parametrize("option", ["preprocess", "fuse_bn"])

@@ -84,6 +84,7 @@ def extract_command(
     before = cost(merged_teacher(network), shape) if isinstance(network, Pair) else after
     widened = {name.rpartition(".")[0] for name, _ in description.plan or ()}
     exact = "bit for bit" if certificate.difference == 0 else "up to rounding"
+    before_changes = f"before {options.changes} " if options.changes else ""
     trained = [
         ("parameters", f"{count(whole)} trained -> {count(after.parameters)}"),
         ("multiply-adds", f"{count(before.macs)} -> {count(after.macs)}"),
@@ -91,7 +92,7 @@ def extract_command(
         ("branches", f"{count_branches(description.branches)} merged"),
         (
             "certificate",
-            f"equal to the trained network {exact} (relative difference "
+            f"{before_changes}equal to the trained network {exact} (relative difference "
             f"{certificate.difference:.1g}), top-1 agreement {certificate.agreement:.0%} on "
             f"{certificate.images} images",
         ),
@@ -103,7 +104,7 @@ def extract_command(
             *(trained if foreign is None else cut_here),
             *([] if taken is None else [("weights", taken)]),
             *_notes(about),
-            *(("takes", line) for line in written),
+            *written,
             ("file", output),
         ],
     )

@@ -54,7 +54,7 @@ class Traced:
         takes: the input in words.
     """
 
-    module: nn.Module
+    module: Program
     program: ExportedProgram
     sample: Tensor
     shapes: tuple[dict[int, Any], ...]

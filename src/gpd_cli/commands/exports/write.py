@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from gpd_cli.commands.exports.onnx_file import check_packages, write_onnx
 from gpd_cli.commands.exports.program import trace
 from gpd_cli.errors import GpdError
 from gpd_cli.files import atomic_path, check_folder, check_writable, save_tensors
+from gpd_cli.teacher.compare import relative_difference
 
 STATE_DICTS = (".safetensors", ".pth", ".pt")
 PROGRAMS = (".pt2", ".onnx")
@@ -24,6 +26,7 @@ FORMS = (*STATE_DICTS, *PROGRAMS)
 """Endings of files; a path that ends in a slash, or that of a folder, is a folder."""
 METADATA = "metadata.json"
 """Name of the metadata among a ``.pt2`` file's extra files."""
+_IMAGES = 4  # number of random images for the comparison of what was written
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class Options:
     preprocess: bool = False
     fuse: bool = False
     half: bool = False
+
+    @property
+    def changes(self) -> str:
+        """In words, what changes the logits; empty where nothing does."""
+        changes = {"folding batch norms": self.fuse, "rounding to float16": self.half}
+        return " and ".join(change for change, is_chosen in changes.items() if is_chosen)
 
 
 def is_folder(output: str) -> bool:
@@ -77,7 +86,9 @@ def check_output(output: str, options: Options) -> None:
         check_packages()
 
 
-def write_network(network: nn.Module, output: str, about: About, options: Options) -> list[str]:
+def write_network(
+    network: nn.Module, output: str, about: About, options: Options
+) -> list[tuple[str, str]]:
     """Write a network, atomically.
 
     Args:
@@ -87,18 +98,25 @@ def write_network(network: nn.Module, output: str, about: About, options: Option
         options: how to export.
 
     Returns:
-        What to tell about the output, such as what a program takes.
+        What to tell about the output, in rows of title and text: what a program takes, and how far
+        the logits are from the network's where options change them.
 
     Raises:
         GpdError: when the format cannot hold the network; nothing is written then.
     """
     path = Path(output)
-    if is_folder(output):
-        write_folder(network, _state(network, options.half), path, about, options.half)
-        return []
-    if path.suffix in STATE_DICTS:
-        save_tensors(path, _state(network, options.half), about.strings())
-        return []
+    if is_folder(output) or path.suffix in STATE_DICTS:
+        state = _state(network, options.half)
+        if is_folder(output):
+            write_folder(network, state, path, about, options.half)
+        else:
+            save_tensors(path, state, about.strings())
+        if not options.half:
+            return []
+        holder = copy.deepcopy(network)
+        holder.load_state_dict(state)
+        images = torch.randn(_IMAGES, *about.shape, generator=torch.Generator().manual_seed(0))
+        return [_as_written(network, images, holder, images)]
     traced = trace(
         network, about, preprocess=options.preprocess, fuse=options.fuse, half=options.half
     )
@@ -113,7 +131,32 @@ def write_network(network: nn.Module, output: str, about: About, options: Option
             content = BytesIO()  # on a full disk, torch's writer would abort the process
             torch.export.save(traced.program, content, extra_files=extra)
             temporary.write_bytes(content.getbuffer())
-    return [f"{traced.takes} -> logits [batch, {about.spec.num_classes}]"]
+    rows = [("takes", f"{traced.takes} -> logits [batch, {about.spec.num_classes}]")]
+    if options.changes:
+        prepare = traced.module.prepare
+        images = traced.sample if prepare is None else prepare(traced.sample)
+        rows.insert(0, _as_written(network, images, traced.program.module(), traced.sample))
+    return rows
+
+
+def _as_written(
+    network: nn.Module, images: Tensor, written: nn.Module, given: Tensor
+) -> tuple[str, str]:
+    """How far what was written is from the network.
+
+    Args:
+        network: the network.
+        images: its images, ``[B, C, H, W]``.
+        written: what the file holds.
+        given: the same images, in the form that it takes.
+    """
+    with torch.no_grad():
+        expected, logits = network(images), written(given)
+    agreement = (logits.argmax(1) == expected.argmax(1)).float().mean()
+    return "as written", (
+        f"relative difference {relative_difference(logits, expected):.1g}, top-1 agreement "
+        f"{agreement:.0%} on {len(images)} images"
+    )
 
 
 def _state(network: nn.Module, half: bool) -> dict[str, Tensor]:
