@@ -171,14 +171,14 @@ def test_module_and_program_are_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_method_of_ones_own_is_found_beside_the_configuration(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(python_file("docs/own.md", "mine.py", "class Cosine"))
+    (tmp_path / "cosine.py").write_text(python_file("docs/own.md", "cosine.py", "class Cosine"))
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     torch.save(student().state_dict(), tmp_path / "static.pth")
     static = ["--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(TINY)]
     program = "import sys; from gpd_cli.__main__ import main; sys.exit(main())"
     fit = [sys.executable, "-P", "-c", program, "fit", "-c", "tiny.yaml", *static]
     weights = ["--model.static_teacher.weights", "static.pth"]
-    method = ["--model.method", "mine.Cosine", "--model.method.weight", "2"]
+    method = ["--model.method", "cosine.Cosine", "--model.method.weight", "2"]
     command = [*fit, *weights, *method, "--trainer.limit_val_batches", "1"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -374,6 +374,31 @@ def test_expansion_takes_the_configuration_that_a_run_saved(
 ) -> None:
     say("expand", "-c", str(run / "config.yaml"), "--output", "wide.safetensors")
     assert load_file("wide.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("configurations", "side"),
+    [
+        ([], 224),
+        (["data: {image_size: 16}"], 16),
+        (["data: {class_path: gpd_cli.data.ImageData, init_args: {image_size: 48}}"], 48),
+        (["data: {image_size: 16}", "data: {image_size: 24}", "data: {batch_size: 8}"], 24),
+    ],
+)
+def test_expand_takes_the_image_size_of_the_configuration(
+    say: Callable[..., str], configurations: list[str], side: int
+) -> None:
+    options = []
+    for k, text in enumerate(configurations):
+        Path(f"size{k}.yaml").write_text(text)
+        options += ["-c", f"size{k}.yaml"]
+    assert f"images: 1 x {side} x {side}" in say("expand", *STUDENT, *options, "--dry_run")
+
+
+def test_expand_takes_the_image_size_of_the_command_line(say: Callable[..., str]) -> None:
+    Path("size.yaml").write_text("data: {image_size: 16}")
+    options = ["-c", "size.yaml", "--data.image_size", "40", "--dry_run"]
+    assert "images: 1 x 40 x 40" in say("expand", *STUDENT, *options)
 
 
 @pytest.mark.parametrize("flag", [["--dry_run"], ["--dry_run", "true"], ["--dry_run=true"]])

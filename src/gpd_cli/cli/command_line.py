@@ -21,6 +21,7 @@ from gpd_cli.cli.arguments import (
     CHECKPOINT,
     IMAGE_DATA,
     chosen_checkpoint,
+    chosen_image_size,
     configured,
     occurrences,
     settings_of_checkpoint,
@@ -102,6 +103,8 @@ class GpdCLI(LightningCLI):
         SaveConfig.arguments = list(arguments)
         self._command = next((a for a in arguments if not a.startswith("-")), "")
         self._checkpoint = self._settings = self._images = self._run = None
+        # The parser's own value may be the data's default, which is not of the student.
+        self._image_size = chosen_image_size(arguments)
         if self._command == "fit":
             arguments, self._run = resumed_run(arguments)
         if self._command in ("fit", *EVALUATIONS):
@@ -261,6 +264,7 @@ class GpdCLI(LightningCLI):
             self.config_init, self.datamodule = self.config, None
             self.trainer: Any = GpdTrainer
             self.model = {name: value for name, value in settings.items() if name in wanted}
+            self.model["image_size"] = self._image_size
             return
         config = self.config[self.subcommand]
         model = config.model

@@ -17,7 +17,7 @@ from gpd_cli.branches import BranchInit, branch_names, count_branches
 from gpd_cli.commands.summary_table import cost, count, print_table
 from gpd_cli.errors import GpdError
 from gpd_cli.files import atomic_path, check_writable
-from gpd_cli.models import ModelSpec, input_shape
+from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.teacher.checkpoint import Description, save_expanded
 from gpd_cli.teacher.expansion import DEFAULT_NOISE, expand
 from gpd_cli.teacher.networks import layer_patterns
@@ -38,6 +38,7 @@ def expand_command(
     student_weights: str | None = None,
     student_args: Mapping[str, Any] | None = None,
     num_classes: int | None = None,
+    image_size: int | None = None,
     ratio: float = 2.0,
     branches: int | str | Sequence[str] = 6,
     noise: float = DEFAULT_NOISE,
@@ -58,6 +59,7 @@ def expand_command(
         student_weights: file with the network's state dict; by default random weights.
         student_args: further arguments of the network's constructor.
         num_classes: number of classes; by default the network's own.
+        image_size: height and width of the images, in pixels; by default the network's own.
         ratio: how many times as wide the dynamic teacher is.
         branches: see `gpd_cli.expand`.
         noise: see `gpd_cli.expand`.
@@ -80,6 +82,9 @@ def expand_command(
     spec = ModelSpec(student, num_classes, dict(student_args or {}))
     network = spec.build(student_weights)
     shape = input_shape(network, spec.name, spec.model_args)
+    if image_size is not None:
+        shape = (shape[0], image_size, image_size)
+        check_images(network, shape, "--model.student_args")
     sample = torch.zeros(_PROBE_BATCH, *shape)
 
     def text(found: WidthPlan) -> str:
