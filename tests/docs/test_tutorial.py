@@ -30,7 +30,7 @@ def lines() -> list[str]:
 
 def test_six_commands_and_ten_lines() -> None:
     assert len(lines()) == 6
-    assert lines()[0].startswith("pip install 'gpd_cli-") and lines()[-1].startswith("python ")
+    assert lines()[0].startswith("pip install '.[") and lines()[-1].startswith("python ")
     script = python_file(PAGE, "classify.py", "onnxruntime").splitlines()
     assert len([line for line in script if line and not line.startswith("#")]) == 10
 
