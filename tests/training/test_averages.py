@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gpd_cli import EMA
 from gpd_cli.__main__ import main
@@ -156,6 +156,76 @@ def test_the_average_is_kept_on_the_device_that_trains() -> None:
         settle(average, module)
     assert {tensor.device.type for tensor in average_of(unplaced).values()} == {"meta"}
     assert {tensor.device.type for tensor in average_of(placed).values()} == {"cpu"}
+
+
+class WithIndices(nn.Module):
+    """Looks up a table by numbers in a buffer, as position tables of Swin Transformers do."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(64))
+        self.classifier = nn.Linear(64, num_classes)
+        self.register_buffer("index", torch.arange(64).flip(0))
+        self.register_buffer("mask", torch.arange(64) % 2 > 0, persistent=False)
+        self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("mean", torch.zeros(()))
+        self.pretrained_cfg = {"input_size": (1, 8, 8)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.steps.add_(1)
+        return self.classifier(images.flatten(1) * self.table[self.index] * self.mask)
+
+
+def average_of_indices(average: WeightAveraging, *, settled: bool) -> tuple[nn.Module, nn.Module]:
+    """A network after some updates, and the average of it."""
+    module = LightningModule()
+    module.network = WithIndices()
+    average.setup(trainer(), module, "fit")
+    if settled:
+        settle(average, module)
+    for step in range(1, 30):
+        with torch.no_grad():
+            module.network.table.add_(1)
+            module.network.steps.add_(1)
+            module.network.mean.add_(1)
+        average.on_train_batch_end(trainer(step), module, None, None, step)
+    return module.network, average._average_model.module.network
+
+
+@pytest.mark.parametrize(
+    ("average", "settled"),
+    [
+        (EMA(), False),  # as in programs of one's own
+        (EMA(), True),
+        (EMAWeightAveraging(decay=0.9), True),
+        (WeightAveraging(), True),
+        (WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.9)), True),
+    ],
+    ids=["EMA alone", "EMA", "EMAWeightAveraging", "WeightAveraging", "multi_avg_fn"],
+)
+def test_integers_and_truth_values_are_copied_and_not_averaged(
+    average: WeightAveraging, settled: bool
+) -> None:
+    network, averaged = average_of_indices(average, settled=settled)
+    for name in ("index", "mask", "steps"):
+        assert torch.equal(averaged.get_buffer(name), network.get_buffer(name)), name
+    assert network.steps == 29
+    # All else is averaged, and lags behind.
+    assert 0 < network.mean - averaged.mean < 29
+    assert (averaged.table < network.table).all()
+
+
+@pytest.mark.parametrize("callback", ["gpd_cli.EMA", LIGHTNING])
+def test_a_run_exports_indices_as_they_are(tmp_path: Path, callback: str) -> None:
+    own = ["--model.student", "test_averages.WithIndices", "--model.student_args", "{}"]
+    small = ["--data.image_size", "8"]
+    assert fit(tmp_path, *ALONE, *SHORT, *own, *small, *averaged_by(callback), epochs=1) == 0
+    content = saved(tmp_path)
+    average, trained = content["state_dict"], content["current_model_state"]
+    assert torch.equal(average["network.network.index"], torch.arange(64).flip(0))
+    assert average["network.network.steps"] == trained["network.network.steps"] > 1
+    assert not torch.equal(average["network.network.table"], trained["network.network.table"])
 
 
 def with_updates(average: WeightAveraging, updates: int) -> WeightAveraging:

@@ -2,21 +2,28 @@
 
 An average begins with its first update, which copies the weights. Until then Lightning takes the
 initial weights for the average, and would validate, save and export these.
+
+Buffers of integers and truth values have no average: they are indices, masks and counters. Torch
+averages them all the same and rounds towards zero, which makes other indices of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from gpd_cli.errors import TrainingError
+
+_Tensors = list[Tensor] | tuple[Tensor, ...]
+Averaging = Callable[[_Tensors, _Tensors, Tensor | int], None]
+"""Moves averages, tensors of one type, towards the weights of an update, in place."""
 
 _TOO_MUCH = 0.05  # largest weight that the initial weights may have in an average
 
@@ -44,17 +51,51 @@ def has_begun(average: WeightAveraging) -> bool:
 
 
 def settle(average: WeightAveraging, module: LightningModule) -> None:
-    """Move an average without a device of its own to the device of the trained module.
+    """Prepare an average for training: its device, and what becomes of integers.
 
-    Lightning makes the average on the CPU, before it moves the module to its device, and every
-    update would copy all weights between the two.
+    An average without a device of its own is moved to the device of the trained module. Lightning
+    makes it on the CPU, before it moves the module to its device, and every update would copy all
+    weights between the two.
 
     Args:
         average: the run's average.
         module: the run's module, on its device.
     """
+    model = _model(average)
     if average._device is None:
-        _model(average).to(module.device)
+        model.to(module.device)
+    if model.avg_fn is not None:
+        model.avg_fn = _copying_an_integer(model.avg_fn)
+    else:
+        model.multi_avg_fn = copying_integers(model.multi_avg_fn or get_swa_multi_avg_fn())
+
+
+def copying_integers(averaging: Averaging) -> Averaging:
+    """An averaging function that copies tensors of integers and truth values.
+
+    Args:
+        averaging: averages all other tensors.
+    """
+
+    def update(averages: _Tensors, weights: _Tensors, updates: Tensor | int) -> None:
+        if _has_mean(averages[0]):
+            averaging(averages, weights, updates)
+        else:
+            for average, weight in zip(averages, weights, strict=True):
+                average.copy_(weight)
+
+    return update
+
+
+def _copying_an_integer(
+    averaging: Callable[[Tensor, Tensor, Tensor | int], Tensor],
+) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """The same for a function that gives the new average of a single tensor."""
+
+    def updated(average: Tensor, weight: Tensor, updates: Tensor | int) -> Tensor:
+        return averaging(average, weight, updates) if _has_mean(average) else weight
+
+    return updated
 
 
 def keep_up(average: WeightAveraging, module: LightningModule) -> None:
@@ -134,5 +175,9 @@ def _updates(average: WeightAveraging) -> int:
     return int(_model(average).n_averaged)
 
 
-def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+def _has_mean(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
     return chain(module.parameters(), module.buffers())

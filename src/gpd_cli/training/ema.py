@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gpd_cli.errors import TrainingError
+from gpd_cli.training.averages import Averaging, copying_integers
 
 
 def warmed_up_decay(updates: int, decay: float, gamma: float = 1.0, power: float = 2 / 3) -> float:
@@ -34,7 +35,8 @@ class EMA(EMAWeightAveraging):
     At the k-th update after the first the decay is ``1 - (1 + k / gamma) ** -power``, and at most
     `decay`. So the average forgets the initial weights within a few updates, and its window grows
     with the run: with gamma 1 and power 2/3 about the last 40 updates of 250, and the last 700 of
-    20,000. Power 1 is the plain mean of all weights until `decay` is reached.
+    20,000. Power 1 is the plain mean of all weights until `decay` is reached. Buffers of integers
+    and truth values (indices, masks, counters) are those of the trained network.
 
     Args:
         decay: largest value of the decay.
@@ -79,15 +81,15 @@ class EMA(EMAWeightAveraging):
         self._kwargs = {"multi_avg_fn": _averaging(decay, gamma, power)}
 
 
-def _averaging(
-    decay: float, gamma: float, power: float
-) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def _averaging(decay: float, gamma: float, power: float) -> Averaging:
     """The averaging function for `torch.optim.swa_utils.AveragedModel`."""
 
-    def update(averages: list[Tensor], weights: list[Tensor], updates: Tensor | int) -> None:
+    def update(
+        averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int
+    ) -> None:
         now = warmed_up_decay(int(updates), decay, gamma, power)
         # Weights may be in half precision, and their average in full precision.
         weights = [w.to(a.dtype) for a, w in zip(averages, weights, strict=True)]
-        get_ema_multi_avg_fn(now)(averages, weights, updates)
+        get_ema_multi_avg_fn(now)(list(averages), weights, updates)
 
-    return update
+    return copying_integers(update)
