@@ -15,6 +15,7 @@ from gpd_cli.errors import TrainingError
 from gpd_cli.files import check_whole, short_path
 from gpd_cli.teacher.checkpoint import TRAINED
 from gpd_cli.training.averages import find_average
+from gpd_cli.training.resuming import arrange_state
 from gpd_cli.training.watch import StepWatch, overflowing, remedy
 
 OnNan = Literal["stop", "reduce_lr"]
@@ -102,6 +103,7 @@ def _take_back(path: Path, trainer: Trainer, module: LightningModule) -> None:
     for optimizer, state in zip(trainer.optimizers, content["optimizer_states"], strict=True):
         rates = [group["lr"] for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
+        arrange_state(optimizer)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
     rank_zero_info(f"The run has the weights of {short_path(path)} again.")

@@ -110,7 +110,8 @@ def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
 def keep_settings(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]]) -> None:
     """Restore an optimizer's settings after it has loaded a checkpoint.
 
-    Counters of updates, which the checkpoint's groups have besides, stay.
+    Counters of updates, which the checkpoint's groups have besides, stay. What it remembers is laid
+    out by the present settings, see `arrange_state`.
 
     Args:
         optimizer: the optimizer, changed in place.
@@ -120,6 +121,26 @@ def keep_settings(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]]) -
         group.pop("initial_lr", None)  # left by the checkpoint's schedule
         group.update(own)
         _place_counters(optimizer, group)
+    arrange_state(optimizer)
+
+
+def arrange_state(optimizer: Optimizer) -> None:
+    """Give what an optimizer remembers of each weight the weight's memory format.
+
+    A checkpoint's tensors keep the format that they were saved in, and a run may have another one
+    (channels last). Fused updates on the CPU go through weight and momentum in the order in which
+    they lie in memory: in two formats they would add the momentum of one element to another.
+
+    Args:
+        optimizer: the optimizer, changed in place.
+    """
+    inner = getattr(optimizer, "_base_optimizer", optimizer)  # of timm's Lookahead
+    for weight, state in inner.state.items():
+        for name, value in state.items():
+            is_alike = isinstance(value, Tensor) and value.shape == weight.shape
+            if is_alike and value.stride() != weight.stride():
+                arranged = torch.empty_like(weight, dtype=value.dtype, device=value.device)
+                state[name] = arranged.requires_grad_(False).copy_(value)
 
 
 def _place_counters(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
