@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -655,6 +656,23 @@ def test_the_last_of_equal_images_is_remembered() -> None:
     remember(memory, torch.tensor([7, 3, 7, 2, 3]), embedding)
     remember(once, torch.tensor([7, 2, 3]), embedding[2:])
     torch.testing.assert_close(memory, once)
+
+
+def test_crd_takes_no_broken_embedding_into_its_memory() -> None:
+    method = built("crd")
+    before = {name: buffer.clone() for name, buffer in method.named_buffers()}
+    batch, ours, theirs = a_batch(), outputs(NETWORK), outputs(TEACHER)
+    broken = replace(ours, embedding=ours.embedding.clone())
+    broken.embedding[1] = math.nan
+    broken.embedding[2] = math.inf
+    assert not math.isfinite(method(broken, theirs, batch).item())
+    assert not method.normed and not method.log_norms.any()
+    moved = (method.student_memory != before["student_memory"]).any(dim=1).nonzero().flatten()
+    assert set(moved.tolist()) == set(batch.indices.tolist()) - set(batch.indices[1:3].tolist())
+    # The norms are those of the first sound batch.
+    assert math.isfinite(method(ours, theirs, batch).item())
+    assert method.normed and torch.isfinite(method.log_norms).all() and method.log_norms.all()
+    assert all(torch.isfinite(buffer).all() for buffer in method.buffers())
 
 
 def test_crd_goes_on_where_it_was() -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from gpd_cli.training.gap_remarks import remark_on_gap
 from gpd_cli.training.watch import Seen, StepWatch, overflowing
-from runs import ALONE, BATCHES, PAIRED, checkpoint, fit, logged, noise_images
+from runs import ALONE, BATCHES, PAIRED, TINY, checkpoint, fit, logged, noise_images
 
 
 class Break(Callback):
@@ -61,6 +62,52 @@ def test_a_batch_of_nan_is_as_if_it_had_not_come(
     momenta = [state["optimizer_states"][0]["state"] for state in states]
     assert all(torch.equal(v["momentum_buffer"], momenta[1][k]["momentum_buffer"])
                for k, v in momenta[0].items())  # fmt: skip
+
+
+class Centred(nn.Module):
+    """Keeps running means of its own, one changed in place and one replaced."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 8, 3, 2, 1)
+        self.classifier = nn.Linear(8, num_classes)
+        self.register_buffer("centre", torch.zeros(8))
+        self.register_buffer("scale", torch.ones(8))
+        self.pretrained_cfg = {"input_size": (1, 16, 16)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.convolution(images)
+        if self.training:
+            with torch.no_grad():
+                self.centre.lerp_(maps.mean((0, 2, 3)), 0.1)
+                self.scale = 0.9 * self.scale + 0.1 * maps.std((0, 2, 3))
+        maps = (maps - self.centre[:, None, None]) / self.scale[:, None, None]
+        return self.classifier(maps.relu().mean((2, 3)))
+
+
+def test_buffers_of_every_kind_are_as_if_the_batch_had_not_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a method, which has norms of its own here."""
+    teacher = timm.create_model("resnet18", num_classes=10, **TINY)
+    torch.save(teacher.state_dict(), tmp_path / "static.pth")
+    options = [
+        *("--model.student", "test_broken_numbers.Centred", "--model.student_args", "{}"),
+        *("--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(TINY)),
+        *("--model.static_teacher.weights", str(tmp_path / "static.pth")),
+        *("--model.method", "SRRL", *BROKEN),
+    ]
+    kept = []
+    for name, steps, batches in (("broken", (1, 2), 3), ("short", (), 1)):
+        monkeypatch.setattr(Break, "steps", steps)
+        folder = tmp_path / name
+        folder.mkdir()
+        few = ["--trainer.limit_train_batches", str(batches)]
+        assert fit(folder, *PAIRED, *options, *few) == 0
+        kept.append(checkpoint(folder)["state_dict"])
+    assert kept[0].keys() == kept[1].keys()
+    assert any("distillation" in key and "running_mean" in key for key in kept[0])
+    assert not [key for key, tensor in kept[0].items() if not torch.equal(tensor, kept[1][key])]
 
 
 def test_too_many_broken_steps_stop_the_run_and_files_are_named(

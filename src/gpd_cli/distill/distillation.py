@@ -140,11 +140,18 @@ class Distillation(nn.Module):
 
     def same_everywhere(self) -> list[str]:
         """Names of the buffers that all processes keep equal without broadcasts."""
+        return self._names(lambda method: method.same_everywhere)
+
+    def stays_finite(self) -> list[str]:
+        """Names of the buffers that take in no NaN, so that nobody has to give them back."""
+        return self._names(lambda method: method.stays_finite)
+
+    def _names(self, chosen: Callable[[Method], frozenset[str]]) -> list[str]:
         return [
             f"methods.{name}.{k}.{buffer}"
             for name in self.methods
             for k, method in enumerate(self._methods(name))
-            for buffer in method.same_everywhere
+            for buffer in chosen(method)
         ]
 
     def _methods(self, name: str) -> list[Method]:

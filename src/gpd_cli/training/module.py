@@ -235,7 +235,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self._speed = Speed(channels_last, compile)
         self._losses = self.objective.losses
         self._live = RunningAccuracy()
-        self._watch = StepWatch(self.network, nan_steps)
+        self._watch = StepWatch(self.network, nan_steps, self.distillation)
         self._rate_factor = 1.0  # of the schedule's learning rate, after `reduce_lr`
         self._static_scores: dict[str, float] = {}
         self._clock = ScheduleClock()
@@ -370,6 +370,7 @@ class GapPreservingDistillation(EvaluatedModule):
     def on_train_epoch_start(self) -> None:
         """Count the epoch's accuracies from zero."""
         self.train_scores.reset()
+        self._watch.begin_epoch()
 
     def on_validation_start(self) -> None:
         """Stop before a checkpoint of broken weights is written."""

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpd_cli.distill.distillation import Distillation
 from gpd_cli.distributed.world import everywhere, gathered
 from gpd_cli.errors import TrainingError
+from gpd_cli.teacher.buffers import Buffers
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _SHOWN = 3  # images in a message
 
 NameImages = Callable[[int, Sequence[int]], list[str]]
@@ -71,24 +72,32 @@ class Seen:
 class StepWatch:
     """Leaves out steps that would break the weights, as if their batches had not come.
 
-    Without gradients an optimizer changes nothing: neither weights nor momentum nor decay. The
-    running statistics, which the forward pass has changed already, get their values of before.
+    Without gradients an optimizer changes nothing: neither weights nor momentum nor decay. Running
+    statistics and other buffers that the forward pass has changed get their values of before.
 
     Args:
         network: the networks that are trained.
         most: number of steps in a row that are left out; another one stops the run.
+        distillation: methods of distillation, whose buffers are given back as well.
 
     Attributes:
         in_a_row: number of steps that were left out since the last one that was made.
     """
 
-    def __init__(self, network: nn.Module, most: int) -> None:
+    def __init__(
+        self, network: nn.Module, most: int, distillation: Distillation | None = None
+    ) -> None:
         self.network, self.most = network, most
         self.in_a_row = 0
         self.seen: list[Seen] = []
-        self._statistics: list[Tensor] = []
-        self._before: list[Tensor] = []
+        self._distillation = distillation
+        self._buffers: list[Buffers] = []
+        self._is_first = True
         self._blamed = True
+
+    def begin_epoch(self) -> None:
+        """Look anew which buffers there are, and which of them steps change."""
+        self._buffers = []
 
     def begin(self, seen: Seen) -> None:
         """Note a batch of the step to come.
@@ -97,15 +106,23 @@ class StepWatch:
             seen: what its forward pass has computed.
         """
         self.seen.append(seen)
+        if self._is_first:
+            self._is_first = False
+            for buffers in self._buffers:
+                buffers.find_uncounted()
 
     def remember(self) -> None:
-        """Keep the running statistics, before the forward pass of a batch that begins a step."""
+        """Keep the buffers, before the forward pass of a batch that begins a step."""
         if self.seen:
             return
-        if not self._statistics:
-            named = self.network.named_buffers()
-            self._statistics = [b for n, b in named if n.endswith(_STATISTICS)]
-        self._before = [buffer.clone() for buffer in self._statistics]
+        if not self._buffers:
+            self._is_first = True
+            self._buffers.append(Buffers(self.network))
+            if self._distillation is not None:
+                without = self._distillation.stays_finite()
+                self._buffers.append(Buffers(self._distillation, without))
+        for buffers in self._buffers:
+            buffers.keep()
 
     def judge(self, gradients: Sequence[Tensor], name_images: NameImages) -> str | None:
         """Look at a step, before the optimizer makes it.
@@ -135,10 +152,9 @@ class StepWatch:
         return _in_words(found)
 
     def undo(self) -> None:
-        """Give the running statistics the values of before the step."""
-        with torch.no_grad():
-            for buffer, before in zip(self._statistics, self._before, strict=True):
-                buffer.copy_(before)
+        """Give the buffers the values of before the step."""
+        for buffers in self._buffers:
+            buffers.put_back()
 
     @property
     def is_suspicious(self) -> bool:

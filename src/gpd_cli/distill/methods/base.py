@@ -51,6 +51,9 @@ class Method(nn.Module):
             images (mixup, CutMix).
         same_everywhere: names of buffers that all processes keep equal by themselves, and that
             DDP therefore does not broadcast.
+        stays_finite: names of buffers into which the method takes no number that is NaN or
+            infinite. After a step that was left out all other buffers get their values of before,
+            and a copy of these is kept; a large memory belongs here.
         student_preactivation: whether stages of the trained network, student or dynamic teacher,
             are taken before their activation.
         static_preactivation: whether stages of the static teacher are taken before their
@@ -62,6 +65,7 @@ class Method(nn.Module):
     one_label: ClassVar[bool] = False
     reuses_classifier: ClassVar[bool] = False
     same_everywhere: ClassVar[frozenset[str]] = frozenset()
+    stays_finite: ClassVar[frozenset[str]] = frozenset()
     student_preactivation: bool = False
     static_preactivation: bool = False
 

@@ -59,7 +59,8 @@ def nce_loss(scores: Tensor, num_images: int) -> Tensor:
 def remember(memory: Tensor, indices: Tensor, embedding: Tensor, momentum: float = 0.5) -> None:
     """Move entries of a memory towards embeddings, in place, and normalize them to length 1.
 
-    Of an image that occurs more than once, the last embedding counts, on every device.
+    Of an image that occurs more than once, the last embedding counts, on every device. An embedding
+    that is NaN or infinite leaves its entry as it is.
 
     Args:
         memory: ``[N, D]``.
@@ -71,6 +72,7 @@ def remember(memory: Tensor, indices: Tensor, embedding: Tensor, momentum: float
     last = (same * torch.arange(1, 1 + len(indices), device=indices.device)).argmax(dim=1)
     old = in_float32(memory[indices])
     new = unit_vectors(momentum * old + (1 - momentum) * embedding[last])
+    new = torch.where(torch.isfinite(new).all(dim=1, keepdim=True), new, old)
     memory.index_copy_(0, indices, new.to(memory.dtype))
 
 
@@ -81,8 +83,8 @@ class CRD(Method):
     vectors are contrasted with a memory of the other network's: one entry for each training image,
     on the device and in checkpoints (two memories of N x 128 numbers: 51 MB for CIFAR-100, 1.3 GB
     for ImageNet-1k, twice that with a dynamic teacher). All processes keep the same memory.
-    Negatives are drawn uniformly from all images; the authors' CIFAR-100 runs leave the image's own
-    class out.
+    Vectors that are NaN or infinite do not enter it. Negatives are drawn uniformly from all images;
+    the authors' CIFAR-100 runs leave the image's own class out.
 
     Every image needs a number of its own, so mixed images are refused; labels are not used, and
     label smoothing changes nothing.
@@ -99,6 +101,7 @@ class CRD(Method):
     needs = frozenset({"embedding", "indices"})
     one_label = True
     same_everywhere = frozenset({"student_memory", "teacher_memory"})
+    stays_finite = frozenset({"student_memory", "teacher_memory", "log_norms", "normed"})
 
     student_memory: Tensor
     teacher_memory: Tensor
@@ -184,13 +187,19 @@ class CRD(Method):
 
     @torch.no_grad()
     def _find_norms(self, scores: tuple[Tensor, Tensor]) -> None:
-        """Estimate, once, the norms for which exponentials of scores sum to 1 over all images."""
+        """Estimate, once, the norms for which exponentials of scores sum to 1 over all images.
+
+        A batch with a score that is NaN gives no estimate, and the next one is asked.
+        """
         if not self._is_normed and not bool(self.normed):
             means = torch.stack([score.exp().mean() for score in scores])
             if world_size() > 1:
                 dist.all_reduce(means)
                 means /= world_size()
-            self.log_norms.copy_((means * self.num_images).log())
+            norms = (means * self.num_images).log()
+            if not torch.isfinite(norms).all():
+                return
+            self.log_norms.copy_(norms)
             self.normed.fill_(True)
         self._is_normed = True
 
