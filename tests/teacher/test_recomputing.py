@@ -42,6 +42,45 @@ def test_a_recomputed_student_has_the_same_gradients_and_statistics() -> None:
     assert int(pairs[1].narrow.bn1.num_batches_tracked) == 2
 
 
+class Centred(nn.Module):
+    """Takes running means of its own away, after it has changed them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3)
+        self.classifier = nn.Linear(4, 10)
+        self.register_buffer("centre", torch.zeros(4))
+        self.register_buffer("scale", torch.ones(4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.convolution(images)
+        if self.training:
+            with torch.no_grad():
+                self.centre.lerp_(maps.mean((0, 2, 3)), 0.5)
+                self.scale = 0.5 * self.scale + 0.5 * maps.std((0, 2, 3))
+        maps = (maps - self.centre[:, None, None]) / self.scale[:, None, None]
+        return self.classifier(maps.relu().mean((2, 3)))
+
+
+def test_the_second_run_begins_from_the_buffers_of_the_first() -> None:
+    images, labels = torch.randn(4, 3, 8, 8).double() + 1, torch.tensor([1, 2, 3, 4])
+    pairs = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        pair = expand(Centred().double(), sample=images, branches=1).train()
+        pair.recompute_student = recompute
+        for _ in range(2):
+            loss_of(pair(images), labels).backward()
+        pairs.append(pair)
+    first, second = (dict(pair.named_parameters()) for pair in pairs)
+    for name, parameter in first.items():
+        torch.testing.assert_close(parameter.grad, second[name].grad, rtol=1e-9, atol=1e-12)
+    buffers = [dict(pair.named_buffers()) for pair in pairs]
+    for name, buffer in buffers[0].items():
+        assert torch.equal(buffer, buffers[1][name]), name
+    assert buffers[0]["narrow.centre"].all()
+
+
 def kept(network: nn.Module, images: Tensor) -> int:
     """Bytes that the forward pass keeps for the backward pass, weights aside."""
     sizes: dict[int, int] = {}

@@ -3,11 +3,13 @@
 import copy
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpd_cli import expand
 from gpd_cli.teacher.networks import Alone
@@ -79,6 +81,89 @@ def test_a_student_alone_counts_its_images_once() -> None:
         train(network, 2)
     states = [network.state_dict() for network in networks]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+class Centred(nn.Module):
+    """Takes a running mean of its own away, after it has changed it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, 4, 3)
+        self.register_buffer("centre", torch.zeros(4))
+        self.register_buffer("scale", torch.ones(4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.convolution(images)
+        if self.training:
+            with torch.no_grad():
+                self.centre.lerp_(maps.mean((0, 2, 3)), 0.5)
+                self.scale = 0.5 * self.scale + 0.5 * maps.std((0, 2, 3))
+        return ((maps - self.centre[:, None, None]) / self.scale[:, None, None]).relu()
+
+
+class Blocks(nn.Module):
+    """Blocks with buffers of their own and one that all of them read."""
+
+    def __init__(self, runs_again: bool) -> None:
+        super().__init__()
+        self.runs_again = runs_again
+        self.first, self.second = Centred(3), Centred(4)
+        self.classifier = nn.Linear(4, 5)
+        self.register_buffer("level", torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.level.lerp_(images.mean() + 1, 0.5)
+        for block in (self.first, self.second):
+            images = self.run(lambda images, block=block: block(images) * self.level, images)
+        return self.classifier(images.mean((2, 3)))
+
+    def run(self, block: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        return checkpoint(block, images, use_reentrant=False) if self.runs_again else block(images)
+
+
+@pytest.mark.parametrize("kind", ["pair", "alone"])
+def test_parts_begin_again_from_the_buffers_of_their_first_run(kind: str) -> None:
+    networks: list[Pair | Alone] = []
+    for runs_again in (False, True):
+        torch.manual_seed(0)
+        student = Blocks(runs_again).double()
+        if kind == "pair":
+            networks.append(expand(student, sample=IMAGES, branches=1).train())
+        else:
+            networks.append(Alone(student).train())
+            networks[-1].runs_again = runs_again
+    once, again = (train(network, 3) for network in networks)
+    assert all(torch.equal(once[name], again[name]) for name in once)
+    states = [network.state_dict() for network in networks]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert not any(module._forward_pre_hooks for module in networks[1].modules())
+
+
+class Shared(Blocks):
+    """Runs one block twice."""
+
+    def __init__(self, runs_again: bool) -> None:
+        super().__init__(runs_again)
+        self.first = nn.Conv2d(3, 4, 1)
+        self.second = Centred(4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = self.first(images)
+        for _ in range(2):
+            images = self.run(self.second, images)
+        return self.classifier(images.mean((2, 3)))
+
+
+def test_a_block_that_ran_twice_begins_again_from_what_it_had_each_time() -> None:
+    gradients = []
+    for runs_again in (False, True):
+        torch.manual_seed(0)
+        network = Alone(Shared(runs_again).double()).train()
+        network.runs_again = runs_again
+        gradients.append(train(network, 2))
+    assert all(torch.equal(value, gradients[1][name]) for name, value in gradients[0].items())
 
 
 def test_the_teacher_alone_runs_on_its_weights_of_now() -> None:

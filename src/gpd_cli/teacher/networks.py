@@ -12,7 +12,7 @@ from gpd_cli.teacher.build import merged_networks
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.found_once import grown_once
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.teacher.running_again import Statistics, at_end_of_backward
+from gpd_cli.teacher.running_again import FirstRun
 from gpd_cli.teacher.unshared import Unshared
 from gpd_cli.widening.running.copying import copy_network
 
@@ -29,9 +29,12 @@ class Alone(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, None]:
         """The student's logits, ``[B, C]``, and None in place of the dynamic teacher's logits."""
-        logits = self.network(images)
-        if self.runs_again and torch.is_grad_enabled():
-            at_end_of_backward([logits], Statistics(self.buffers()).put_back)
+        if not (self.runs_again and torch.is_grad_enabled()):
+            return self.network(images), None
+        first_run = FirstRun(self)
+        with first_run.recorded():
+            logits = self.network(images)
+        first_run.prepare_backward([logits])
         return logits, None
 
     def student(self, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.kernel import SharedKernel
 from gpd_cli.teacher.recomputing import recomputed
-from gpd_cli.teacher.running_again import Statistics, at_end_of_backward
+from gpd_cli.teacher.running_again import FirstRun
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.refresh import refresh
@@ -80,15 +80,11 @@ class Pair(nn.Module):
         for module in self.teacher.modules():  # each kernel is merged before a part runs, and held
             for leaf in getattr(module, "parametrizations", {}):
                 getattr(module, leaf)
-        teacher = self.teacher(images)  # first, as in other runs: random draws have an order
-        logits = self.narrow(images), teacher
-        statistics = Statistics(self.buffers())
-
-        def end() -> None:
-            self.forget()
-            statistics.put_back()
-
-        at_end_of_backward(logits, end)
+        first_run = FirstRun(self)
+        with first_run.recorded():
+            teacher = self.teacher(images)  # first, as in other runs: random draws have an order
+            logits = self.narrow(images), teacher
+        first_run.prepare_backward(logits, self.forget)
         return logits
 
     def one_by_one(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
     """Run a network on given weights, to be run again in the backward pass.
 
-    The second run has the same random draws as the first (dropout, dropped paths), and leaves
-    running statistics alone.
+    The second run has the same random draws as the first (dropout, dropped paths), begins from the
+    values that the buffers had before the first, and leaves the buffers alone.
 
     Args:
         network: the student.
@@ -35,24 +35,33 @@ def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor
         return cast(Tensor, functional_call(network, dict(weights), (images,)))
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _spare_buffers(network)
+        return nullcontext(), _other_buffers(network, _copied_buffers(network))
 
     return checkpoint(run, images, use_reentrant=False, context_fn=contexts)
 
 
+_Copies = list[tuple[nn.Module, dict[str, Tensor | None]]]
+
+
+def _copied_buffers(network: nn.Module) -> _Copies:
+    """Copies of all buffers, by their modules."""
+    return [
+        (module, {n: None if b is None else b.detach().clone() for n, b in module._buffers.items()})
+        for module in network.modules()
+    ]
+
+
 @contextmanager
-def _spare_buffers(network: nn.Module) -> Iterator[None]:
-    """Let a network run on copies of its buffers, which are then dropped."""
-    modules = list(network.modules())
-    buffers = [dict(module._buffers) for module in modules]
-    for module, own in zip(modules, buffers, strict=True):
-        copies = {name: None if b is None else b.clone() for name, b in own.items()}
-        module._buffers.update(copies)
+def _other_buffers(network: nn.Module, others: _Copies) -> Iterator[None]:
+    """Let a network run on other buffers."""
+    own = [(module, dict(module._buffers)) for module in network.modules()]
+    for module, buffers in others:
+        module._buffers.update(buffers)
     try:
         yield
     finally:
-        for module, own in zip(modules, buffers, strict=True):
-            module._buffers.update(own)
+        for module, buffers in own:
+            module._buffers.update(buffers)
 
 
 def has_hooks(module: nn.Module) -> bool:
