@@ -160,7 +160,7 @@ def atomic_folder(target: str | Path, belongs: Collection[str]) -> Iterator[Path
 
     Args:
         target: the folder to write.
-        belongs: see `check_folder`.
+        belongs: names of the files that such a folder holds; one with no others may be replaced.
 
     Yields:
         The folder to write into.

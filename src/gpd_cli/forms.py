@@ -25,8 +25,8 @@ def check_form(value: Any, form: Form, place: str) -> None:
     Whole numbers are taken for floats, but neither ``True`` for a number nor NaN or infinity.
 
     Args:
-        value: of numbers, strings, lists, mappings and tensors.
-        form: see `Form`.
+        value: the value: numbers, strings, tensors, and lists and mappings of them.
+        form: the `Form` that the value should have.
         place: words for the value, for the message.
 
     Raises:

@@ -59,7 +59,7 @@ def initial_gate(name: str, init: BranchInit = "zero") -> float:
 
     Args:
         name: the branch.
-        init: see `gpd_cli.branches.BranchInit`.
+        init: the initial values: ``zero``, ``orepa``, or ``gpd`` for those of the paper's authors.
     """
     if init == "zero":
         return float(name == MAIN_GATE)
@@ -91,7 +91,7 @@ def initial_parameters(
         name: the branch.
         kernel_shape: shape of the main kernel, ``[O, I/g, kh, kw]``, or ``[O, I]``.
         groups: groups of the convolution.
-        init: see `gpd_cli.branches.BranchInit`.
+        init: the initial values: ``zero``, ``orepa``, or ``gpd`` for those of the paper's authors.
         width: inner channels of ``1x1_kxk`` in units of the usual ones. With another number of
             them than 1 there is no identity to start from, and the first half starts as a
             convolution.

@@ -51,7 +51,7 @@ def print_completion(shells: Sequence[str], parsers: Mapping[str, Parser]) -> No
 
     Args:
         shells: names that the command line has; one is right.
-        parsers: of the subcommands.
+        parsers: parsers of the subcommands, by name.
 
     Raises:
         GpdError: when there is no such shell, or none or several are named.
@@ -78,7 +78,7 @@ def completion_script(shell: str, options: Mapping[str, Sequence[str]]) -> str:
 
     Args:
         shell: bash or zsh.
-        options: by command, with their hyphens.
+        options: the options of each command, with their hyphens, by command.
 
     Raises:
         GpdError: for another shell.

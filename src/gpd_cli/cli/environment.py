@@ -30,7 +30,7 @@ def write_environment(folder: Path, arguments: list[str], processes: int, step: 
     """Add an entry to the file in a run's folder.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         arguments: the command line, without the program's name.
         processes: number of processes that train together.
         step: number of updates that the run has made already.

@@ -16,9 +16,9 @@ class Section:
     """Options that belong together.
 
     Args:
-        title: of the section.
-        patterns: of the options' names; an option stands in the first section that one fits.
-        text: before the options.
+        title: title of the section.
+        patterns: patterns of options' names; an option stands in the first section that one fits.
+        text: text before the options.
     """
 
     title: str
@@ -31,8 +31,8 @@ class Page:
     """What the help of a command shows.
 
     Args:
-        usage: one line.
-        sections: in their order; options that are in none are not shown.
+        usage: the command in one line.
+        sections: the page's sections, in order; options that are in none are not shown.
     """
 
     usage: str

@@ -42,7 +42,7 @@ def wrapped(page: str, columns: int) -> str:
     """A page as argparse would have wrapped it.
 
     Args:
-        page: with lines of any length.
+        page: text of the page, with lines of any length.
         columns: width of the terminal.
 
     Example:

@@ -49,8 +49,8 @@ def suggesting(
     """An error of a parser, with the option that was probably meant.
 
     Args:
-        error: of the parser.
-        parser: of the command.
+        error: error that the parser raised.
+        parser: parser of the command.
         others: options that the parser knows as parts of a class only.
     """
     known = [name for name in parser._option_string_actions if name.startswith("--")]
@@ -67,7 +67,7 @@ def with_suggestion(message: str, known: Iterable[str]) -> str:
     """An error of the parser, with the option that was probably meant.
 
     Args:
-        message: of the parser.
+        message: the parser's message.
         known: the options of the command, with their hyphens.
 
     Example:
@@ -91,7 +91,7 @@ def nearest(typed: str, known: Iterable[str]) -> str | None:
     """The option that somebody probably meant; None where none resembles what was typed.
 
     Args:
-        typed: with its hyphens; they may stand for underscores inside.
+        typed: the option as it was typed, with its hyphens; they may stand for underscores inside.
         known: the options that there are.
 
     Example:

@@ -233,9 +233,9 @@ def _merged(conv: nn.Conv2d, own: Mapping[str, Tensor], scale: int, ratio: int) 
 
     Args:
         conv: the student's layer.
-        own: their tensors.
+        own: tensors of the authors' layer, by name.
         scale: what dense kernels are stored divided by.
-        ratio: of widths.
+        ratio: how many times as wide as the student the authors' network is.
     """
     outputs, fan, *size = conv.weight.shape
     inputs, groups = conv.in_channels, conv.groups

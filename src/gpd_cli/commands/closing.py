@@ -15,8 +15,8 @@ def closing_lines(run: Run, seconds: float, report: str = "") -> list[str]:
     """The summary of a run that has ended.
 
     Args:
-        run: as it was read back.
-        seconds: that it took.
+        run: what the run has logged.
+        seconds: duration of the run.
         report: why there is no report, if there is none.
     """
     facts = [*_accuracies(run), ("took", f"{_in_words(seconds)}, {_epochs(run)}")]

@@ -61,14 +61,14 @@ def expand_command(
         num_classes: number of classes; by default the network's own.
         image_size: height and width of the images, in pixels; by default the network's own.
         ratio: how many times as wide the dynamic teacher is.
-        branches: see `gpd_cli.expand`.
-        noise: see `gpd_cli.expand`.
-        storage: see `gpd_cli.expand`; by default mixed.
+        branches: how many of the paper's six branches, or their names, or those of published sets.
+        noise: size of the zero-sum noise that lets copies diverge; it changes no output.
+        storage: the scale at which shared weights are stored; by default mixed.
         exclude: patterns of names of layers that keep their output channels.
-        width_multiple: see `gpd_cli.expand`.
-        branch_layers: see `gpd_cli.expand`.
-        branch_init: see `gpd_cli.expand`.
-        branch_width: see `gpd_cli.expand`.
+        width_multiple: wide widths are rounded up to a multiple of this.
+        branch_layers: which layers get branches: ``all``, ``3x3_stride1``, or patterns of names.
+        branch_init: initial values of the branches: ``zero``, ``orepa`` or ``gpd``.
+        branch_width: inner channels of the ``1x1_kxk`` branch, in units of the paper's.
         plan: file for the width plan as readable text (YAML); by default none.
 
     Raises:

@@ -31,7 +31,7 @@ class Row:
     """What is known of an image.
 
     Args:
-        tops: by network its likeliest classes, the likeliest first.
+        tops: each network's likeliest classes, the likeliest first, by the network's name.
         label: the class number of the image; None where it has none.
     """
 
@@ -122,7 +122,7 @@ def write_rows(
 
     Args:
         path: the file to write.
-        rows: at least one.
+        rows: the table, one row per image, at least one.
         class_names: names by class number; numbers are written without them.
         files: the images' paths by their number; numbers are written without them.
     """

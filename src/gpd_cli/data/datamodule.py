@@ -176,7 +176,8 @@ class ImageData(LightningDataModule):
         The training images are not needed then.
 
         Args:
-            trained: of its checkpoint; without class names they are taken from the training images.
+            trained: classes and preprocessing from the network's checkpoint; class names that it
+                lacks are taken from the training images.
         """
         self._trained = trained
 

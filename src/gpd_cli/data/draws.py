@@ -21,7 +21,7 @@ class Place(NamedTuple):
 
     Attributes:
         epoch: counted from 0.
-        position: in the order of all processes together, counted from 0.
+        position: place of the image in the order of all processes together, counted from 0.
         image: number of the image in its data set.
     """
 
@@ -65,7 +65,7 @@ class Seeded(Dataset[Any]):
 
     Args:
         images: the data set.
-        seed: of the draws.
+        seed: seed of the random draws.
     """
 
     def __init__(self, images: Any, seed: int) -> None:

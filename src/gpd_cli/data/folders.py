@@ -26,7 +26,7 @@ def read_tree(folder: Path) -> FileSource:
     elsewhere have that order. Hidden folders are passed over.
 
     Args:
-        folder: of one split.
+        folder: folder of one split.
 
     Raises:
         DataError: when there are no images, or some lie in no class.
@@ -106,7 +106,7 @@ def read_pictures(place: Path, names: Sequence[str]) -> FileSource:
 
     Args:
         place: the file or folder.
-        names: of the classes, in the order of their numbers.
+        names: names of the classes, in the order of their numbers.
 
     Raises:
         DataError: when there are none.
@@ -144,7 +144,7 @@ class _Files:
     """A reader of images, with what `FileSource` uses of timm's readers.
 
     Args:
-        paths: of the images.
+        paths: paths of the images.
         root: the folder that they lie below.
     """
 

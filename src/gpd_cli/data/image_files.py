@@ -36,7 +36,7 @@ def _below(
     Args:
         folder: its path.
         above: device and number of each folder on the way to it.
-        extensions: see `image_files`.
+        extensions: suffixes of images, in lower case.
     """
     try:
         status = os.stat(folder)  # noqa: PTH116 - trees have millions of entries

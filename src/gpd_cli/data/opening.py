@@ -166,7 +166,7 @@ class DataSpec:
 
         Args:
             split: its name, or all for every image below the root.
-            names: of the classes that the network tells apart.
+            names: names of the classes that the network tells apart.
             trained_on: the root of the training images.
 
         Returns:
@@ -309,7 +309,7 @@ def understood(dataset: str, root: str | None) -> str:
     """The data set that is meant: digits have no folder, so a folder is one of images.
 
     Args:
-        dataset: by its name.
+        dataset: the data set's name.
         root: the folder that was given with it.
     """
     return "folder" if dataset == "digits" and root is not None else dataset

@@ -16,7 +16,7 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
     values in [0, 1] are scaled, others are taken for 8-bit ones if they can be.
 
     Args:
-        image: as it was opened.
+        image: the image, as Pillow opened it.
         mode: Pillow's name of the channels wanted, L or RGB.
 
     Raises:

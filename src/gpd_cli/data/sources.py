@@ -51,7 +51,7 @@ class Source(ABC):
         """Give classes the numbers that classes of these names have.
 
         Args:
-            names: in the order of their numbers.
+            names: names of the classes, in the order of their numbers.
 
         Returns:
             Names of its own that are not among these; nothing is changed where there are any.

@@ -149,7 +149,7 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         """Draw augmentation from a seed, the process, its worker, the epoch and the place in it.
 
         Args:
-            seed: of the draws.
+            seed: seed of the random draws.
             rank: number of this process.
         """
         self._key = (seed, rank)

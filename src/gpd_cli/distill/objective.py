@@ -79,9 +79,9 @@ class Objective:
         """The terms without their weights, which may be compiled: none of them knows the epoch.
 
         Args:
-            student: see `terms`.
-            dynamic_teacher: see `terms`.
-            labels: see `terms`.
+            student: the student's logits, ``[B, C]``.
+            dynamic_teacher: the teacher's logits, ``[B, C]``; None for a student trained alone.
+            labels: class numbers, ``[B]``, or soft labels, ``[B, C]``.
 
         Returns:
             Scalars, by the names of `terms`.
@@ -105,8 +105,8 @@ class Objective:
         """The terms: each loss times its weight.
 
         Args:
-            losses: as `losses` returns them.
-            epoch: see `terms`.
+            losses: the terms without their weights, by name, from `losses`.
+            epoch: number of finished epochs; None for after the warm-up of lambda.
         """
         gap = self.gap_weight * warmed_up(epoch, self.gap_warmup_epochs)
         return {n: (gap if n == "gap" else self.ce_weight) * loss for n, loss in losses.items()}

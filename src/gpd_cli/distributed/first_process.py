@@ -111,7 +111,7 @@ class StoreExchange:
 
     Args:
         connect: opens the store of `torch.distributed` that all processes reach.
-        rank: of this process.
+        rank: rank of this process.
         readers: number of the other processes, where the store ends with the first process; it
             then stays until all of them have read. 0 where another process keeps the store.
     """
@@ -165,7 +165,7 @@ class FileExchange:
     """An exchange through a file that the first process has written.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
 
     is_first = False

@@ -18,7 +18,7 @@ def batches_between(trainer: Trainer) -> int:
     """How many batches of a run lie between two decisions that its processes take together.
 
     Args:
-        trainer: of the run.
+        trainer: trainer of the run.
     """
     return _EVERY if trainer.world_size > 1 else 1
 
@@ -30,7 +30,7 @@ def saved_exactly(trainer: Trainer) -> bool:
     validation that was to follow within the epoch.
 
     Args:
-        trainer: of the run, in ``on_train_batch_end``.
+        trainer: trainer of the run, in ``on_train_batch_end``.
     """
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
@@ -63,7 +63,8 @@ def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
     """Give tensors the first process's values, in place; all processes have to ask.
 
     Args:
-        tensors: as many and of the same shapes in all processes, such as running statistics.
+        tensors: the tensors to overwrite, such as running statistics; as many and of the same
+            shapes in all processes.
     """
     if world_size() == 1:
         return

@@ -120,8 +120,8 @@ def without_pretrained(name: str, model_args: Mapping[str, Any]) -> dict[str, An
     """The arguments of a network's constructor less those that ask for published weights.
 
     Args:
-        name: of the network.
-        model_args: of its constructor.
+        name: name of the network.
+        model_args: arguments of the network's constructor.
     """
     asks = (_PRETRAINED, _ENTRY) if name.startswith(_TORCHVISION) else (_PRETRAINED,)
     return {key: value for key, value in model_args.items() if key not in asks}
@@ -315,7 +315,7 @@ class ModelSpec:
         It has the number of classes of the network, and asks for no published weights.
 
         Args:
-            model: that was built from it.
+            model: a network that was built from this description.
 
         Raises:
             ModelError: when the network has another number of classes than the description.

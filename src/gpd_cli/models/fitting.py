@@ -55,10 +55,10 @@ class Fitted:
 
     Args:
         tensors: the state dict to load, if nothing is wrong.
-        notes: in words, what was not taken as the file has it.
-        misfits: in words, what keeps the tensors from being loaded.
+        notes: sentences on what was not taken as the file has it.
+        misfits: sentences on what keeps the tensors from being loaded.
         classes: number of classes in the file, where the classifier is all that does not fit.
-        remedy: for the misfits, where one is known.
+        remedy: what to do about the misfits, where that is known.
     """
 
     tensors: OrderedDict[str, Tensor]
@@ -129,7 +129,7 @@ def unprefixed(tensors: Mapping[str, Tensor], keep: Collection[str] = ()) -> dic
     """Take off what wrappers put before every key.
 
     Args:
-        tensors: by name.
+        tensors: the state dict: tensors by name.
         keep: names that are right as they are: where there is one, nothing is taken off.
     """
     found = dict(tensors)

@@ -14,7 +14,7 @@ def unusual_tensor(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
     """The first tensor of complex numbers, or of another layout than networks have.
 
     Args:
-        tensors: by name.
+        tensors: the state dict: tensors by name.
 
     Returns:
         Its name, and its dtype and layout in words; None if there is none.
@@ -34,8 +34,8 @@ def wrong_numbers(
     statistics that are NaN or infinite, and negative variances.
 
     Args:
-        network: has tensors of the right kind.
-        tensors: by the names of the network; tensors of other names are not looked at.
+        network: a network whose tensors have the right kind of numbers.
+        tensors: tensors by the names of the network; those of other names are not looked at.
         finite: whether to look at values as well, and not at the kind of numbers only.
 
     Returns:

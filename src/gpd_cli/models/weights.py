@@ -72,8 +72,8 @@ def load_weights(
     channels, index buffers, a prefix, weights of losses; on request the number of classes, too.
 
     Args:
-        model: takes the weights, in place.
-        path: as for `load_state_dict`.
+        model: the model to load into, changed in place.
+        path: file with a state dict, in a format that `load_state_dict` reads.
         name: what error messages call the model; by default its class.
         ignore: beginnings of keys that the model leaves out by design, such as auxiliary heads.
         new_classifier: keep the model's classifier as it is where the file has none, or one of
@@ -118,15 +118,17 @@ def load_tensors(
     """As `load_weights`, with a state dict instead of a file.
 
     Args:
-        model: takes the weights, in place.
+        model: the model to load into, changed in place.
         read: the state dict.
         source: what error messages call it.
-        name: see `load_weights`.
-        ignore: likewise.
-        new_classifier: likewise.
-        prefer: likewise.
-        hint: likewise.
-        finite: likewise.
+        name: what error messages call the model; by default its class.
+        ignore: beginnings of keys that the model leaves out by design, such as auxiliary heads.
+        new_classifier: keep the model's classifier as it is where the state dict has none, or one
+            of another number of classes.
+        prefer: end of the prefix to take, of a state dict with several networks that fit.
+        hint: a remedy for the case that nothing but the number of classes differs, with
+            ``{classes}`` for that of the state dict.
+        finite: refuse values that are NaN or infinite, and negative variances.
     """
     if (unusual := unusual_tensor(read)) is not None:
         key, kind = unusual

@@ -57,7 +57,7 @@ def description(text: str) -> str:
     r"""The first sentence of the comment at the top of a recipe.
 
     Args:
-        text: of the recipe.
+        text: text of the recipe.
 
     Example:
         >>> description("# KD (Hinton et al.,\n# 2015). The temperature is 4.\nmodel: {}\n")

@@ -31,7 +31,7 @@ def recipe_path(name: str) -> Path:
     """The file of a recipe.
 
     Args:
-        name: as `recipe_names` has it, or with the ending ``.yaml``.
+        name: the recipe's name, from `recipe_names`, with or without the ending ``.yaml``.
 
     Raises:
         RecipeError: when there is no such recipe; the message names the most similar ones.
@@ -51,7 +51,7 @@ def configuration_path(path: str) -> str:
     """The path of a configuration that may be given as ``recipe:NAME``; other paths as they are.
 
     Args:
-        path: of a file, or the name of a recipe behind ``recipe:``.
+        path: path of a file, or the name of a recipe behind ``recipe:``.
 
     Raises:
         RecipeError: when there is no such recipe.

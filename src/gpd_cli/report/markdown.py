@@ -17,8 +17,8 @@ def write_markdown(
     """Write results, the picture, settings that differ, scores and confused classes.
 
     Args:
-        runs: at least one.
-        predictions: by name of the run.
+        runs: the runs to show, at least one.
+        predictions: predictions of the run's networks, by name of the run.
         path: the file to write.
         picture: the picture's path as seen from there.
     """

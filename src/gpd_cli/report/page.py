@@ -65,8 +65,8 @@ def write_page(
     """Write the page.
 
     Args:
-        runs: at least one.
-        predictions: by name of the run.
+        runs: the runs to show, at least one.
+        predictions: predictions of the run's networks, by name of the run.
         missing: sentences that say what is not shown, and why.
         path: the file to write.
     """

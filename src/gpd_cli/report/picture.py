@@ -19,7 +19,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     """Draw runs, each in a colour of its own; validation where there was one.
 
     Args:
-        runs: at least one.
+        runs: the runs to draw, at least one.
         path: the PNG file to write.
     """
     figure = Figure(figsize=(10, 7), layout="constrained")

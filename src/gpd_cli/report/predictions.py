@@ -34,10 +34,10 @@ class Picture:
     """An image that student and teacher disagree on.
 
     Args:
-        number: of the image within its split, counted from 0.
+        number: number of the image within its split, counted from 0.
         pixels: values in [0, 1], ``[C, H, W]``.
-        label: its class.
-        guesses: by network.
+        label: class of the image.
+        guesses: the guess of each network, by the network's name.
     """
 
     number: int
@@ -59,10 +59,10 @@ class Predictions:
     """Labels and predictions of a split.
 
     Args:
-        split: of the data set.
+        split: the split of the data set.
         class_names: names by class number.
         labels: class numbers, ``[N]``.
-        chosen: by network (``student``, and maybe ``teacher``), predicted class numbers, ``[N]``.
+        chosen: predicted class numbers, ``[N]``, by network (``student``, and maybe ``teacher``).
         pictures: the images that both networks disagree on most confidently.
     """
 
@@ -89,10 +89,10 @@ class Confusion:
     """Images of one class that a network takes for another.
 
     Args:
-        label: their class.
+        label: class of the images.
         chosen: the class that the network sees.
-        count: their number.
-        share: of all images of their class, from 0 to 1.
+        count: number of the images.
+        share: the part that they are of all images of their class, from 0 to 1.
     """
 
     label: int
@@ -105,7 +105,7 @@ def predict(checkpoint: Path, split: Split) -> Predictions:
     """Run student and dynamic teacher of a checkpoint, as they would be extracted.
 
     Args:
-        checkpoint: of `fit`; its data is opened as the run did.
+        checkpoint: checkpoint of `fit`; its data is opened as the run did.
         split: the images.
 
     Raises:

@@ -35,9 +35,9 @@ class Run:
 
     Args:
         name: what it is called beside other runs.
-        folder: where it is.
-        epochs: by number of the epoch, counted from 1, what was logged of it: accuracies in
-            percent, the gap in points, and losses, by the names of ``metrics.csv``.
+        folder: folder of the run.
+        epochs: what was logged of each epoch, by its number, counted from 1: accuracies in percent,
+            the gap in points, and losses, by the names of ``metrics.csv``.
         steps: what was logged of single steps, by ``step``, counted from 0: learning rate and
             images per second.
         settings: what it was told, by the names of the options, without hyphens.
@@ -85,7 +85,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read several runs and give each a name that tells it from the others.
 
     Args:
-        folders: of the runs; a folder given twice counts once.
+        folders: folders of the runs; a folder given twice counts once.
 
     Raises:
         ReportError: when one is none, or has logged nothing yet.
@@ -98,7 +98,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     """Read a run.
 
     Args:
-        folder: of the run, with ``metrics.csv`` and, where it is complete, ``config.yaml``.
+        folder: folder of the run, with ``metrics.csv`` and, where it is complete, ``config.yaml``.
         name: what to call it; by default the end of its path.
 
     Raises:
@@ -128,7 +128,7 @@ def _before(
     """What was logged before a run that started from a checkpoint.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         config: its configuration, which names the checkpoint.
         first: the first epoch that the run trained itself.
 
@@ -197,7 +197,7 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The settings that are not the same in all runs: by name, the value in each run, in order.
 
     Args:
-        runs: at least one; what a run does not have is None.
+        runs: the runs to compare, at least one; what a run does not have is None.
     """
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     values = {name: [run.settings.get(name) for run in runs] for name in names}

@@ -114,7 +114,7 @@ def build_pair(
             kernel unchanged to the last bit. ``orepa``: the main kernels take up the difference,
             so that both networks are unchanged up to rounding. ``gpd``: both networks start as the
             function of the merged branches.
-        branch_width: see `gpd_cli.expand`.
+        branch_width: inner channels of the ``1x1_kxk`` branch, in units of the paper's.
         noise: size of the zero-sum noise (see `expand_tensor`).
         storage: the scale at which shared kernels are stored.
         generator: random generator of the noise and of the branches' initial weights.

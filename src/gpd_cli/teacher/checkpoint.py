@@ -58,7 +58,7 @@ class Description:
         storage: the scale at which shared weights are stored.
         branch_layers: which layers have branches.
         shared: whether student and dynamic teacher share their weights.
-        branch_width: see `gpd_cli.expand`.
+        branch_width: inner channels of the ``1x1_kxk`` branch, in units of the paper's.
         images: classes and preprocessing; None where nobody told them, as to `expand`.
     """
 
@@ -137,9 +137,9 @@ def describe_run(
         spec: the student's architecture.
         shape: image shape, ``(C, H, W)``.
         branches: names of the extra branches.
-        branch_layers: see `gpd_cli.expand`.
-        storage: see `gpd_cli.expand`.
-        branch_width: see `gpd_cli.expand`.
+        branch_layers: which layers have branches.
+        storage: the scale at which shared weights are stored.
+        branch_width: inner channels of the ``1x1_kxk`` branch, in units of the paper's.
         images: classes and preprocessing of the data.
     """
     if isinstance(network, Alone):
@@ -331,8 +331,8 @@ def check_content(path: Path, content: Mapping[str, Any]) -> None:
     """Check that a checkpoint holds what each of `fit` does.
 
     Args:
-        path: of the checkpoint, for the message.
-        content: as it was read.
+        path: path of the checkpoint, for the message.
+        content: content of the checkpoint, as it was read.
 
     Raises:
         WeightsError: when it is no checkpoint of `fit`, or a part is missing or of another type.
@@ -402,8 +402,8 @@ def image_spec(content: Mapping[str, Any]) -> ImageSpec | None:
     """Classes and preprocessing of the images that a checkpoint was trained on.
 
     Args:
-        content: of a checkpoint of `fit`; in one from before checkpoints had this entry, it
-            follows from the settings of the data.
+        content: content of a checkpoint of `fit`; for one of before checkpoints had this entry,
+            the answer follows from the settings of the data.
     """
     found = content["gpd"].get("images")
     if found is not None:

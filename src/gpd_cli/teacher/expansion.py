@@ -67,7 +67,7 @@ def expand(
         branch_width: inner channels of the ``1x1_kxk`` branch, in units of the paper's; at 1/4 its
             product, by far the most expensive one, takes a quarter of the operations.
         plan: a plan found before; by default a plan is found by running the student.
-        certificate: that of the same expansion by this plan, made elsewhere; by default both
+        certificate: certificate of the same expansion by this plan, made elsewhere; by default both
             networks are run and compared.
         generator: random generator of noise and branches' weights; by default one with a fixed
             seed. The global random state is left alone.

@@ -48,7 +48,7 @@ def what_was_found(pair: Pair) -> dict[str, Any]:
     """The plan and the certificate of a pair as plain values (JSON).
 
     Args:
-        pair: that was grown by `gpd_cli.expand`.
+        pair: a pair that was grown by `gpd_cli.expand`.
     """
     assert pair.certificate is not None
     return {"plan": pair.plan.to_dict(), "certificate": asdict(pair.certificate)}

@@ -121,7 +121,8 @@ class Sharing(nn.Module):
         plan: the tensor's plan.
         storage: the scale at which the tensor is stored.
         like: a tensor that gives device and dtype.
-        out_axis: see `gpd_cli.widening.tensors.stored_scales`.
+        out_axis: the output axis, by whose copies storage ``teacher`` divides; None for a tensor
+            that stays at the student's scale.
     """
 
     teacher_scale: Tensor | None

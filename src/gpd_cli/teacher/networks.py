@@ -68,10 +68,10 @@ def with_teacher(
     Args:
         student: the network to train.
         shape: image shape, ``(C, H, W)``.
-        ratio: see `gpd_cli.expand`.
-        branches: see `gpd_cli.expand`.
-        exclude: see `layer_patterns`.
-        branch_layers: see `layer_patterns`.
+        ratio: how many times as wide the teacher is, 1 or more.
+        branches: how many of the paper's six branches, or their names, or those of published sets.
+        exclude: patterns of names of layers that keep their output channels: one, several, or none.
+        branch_layers: which layers get branches: ``all``, ``3x3_stride1``, or patterns of names.
         shared: whether both networks share their weights, see `gpd_cli.teacher.Unshared`.
         options: further options of `gpd_cli.expand`.
 

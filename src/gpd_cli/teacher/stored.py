@@ -155,7 +155,7 @@ def damaged(path: Any, error: Exception) -> WeightsError:
     """The error about a file that is whole, and whose content cannot be right.
 
     Args:
-        path: of the file.
+        path: path of the file.
         error: what is wrong.
     """
     reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__

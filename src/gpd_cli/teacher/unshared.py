@@ -15,9 +15,9 @@ class Unshared(Pair):
     trained along with a wider network, on whose logits it is distilled.
 
     Args:
-        teacher: see `Pair`.
+        teacher: the wide network.
         student: the narrow network, which this pair takes over with its parameters.
-        plan: see `Pair`.
+        plan: the student's width plan.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, plan: WidthPlan) -> None:

@@ -31,9 +31,9 @@ def may_go_on(
     """Say that a step was left out; after too many, stop, or prepare to go on more slowly.
 
     Args:
-        watch: has left the step out.
-        trainer: of the run.
-        module: that is trained.
+        watch: watch over the steps, which has left the step out.
+        trainer: trainer of the run.
+        module: the module that is trained.
         what: what is wrong, in words.
         on_nan: what to do after too many such steps.
 

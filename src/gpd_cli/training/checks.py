@@ -51,7 +51,7 @@ def check_counts(**counts: int) -> None:
     """Check options that are numbers of epochs or steps.
 
     Args:
-        counts: by the option's name.
+        counts: the counts, each by the name of its option.
 
     Raises:
         TrainingError: when one is negative.

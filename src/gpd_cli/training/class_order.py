@@ -28,7 +28,7 @@ class ClassOrder:
 
     Args:
         accuracy: accuracy under this order, in percent, on images that did not serve to find it.
-        classes: by output of the network, the class that it stands for, where that is another one;
+        classes: the class that each output stands for, by output, where that is another one;
             outputs that are never the largest are left out.
     """
 

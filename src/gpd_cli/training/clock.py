@@ -34,7 +34,7 @@ class RunClock:
         """Estimate the seconds until the run ends; None as long as nothing can be said.
 
         Args:
-            trainer: of the run.
+            trainer: trainer of the run.
             within: how much of the current epoch is done, from 0 to 1.
         """
         elapsed = time.perf_counter() - self._start
@@ -60,9 +60,9 @@ def share_done(epochs: float, max_epochs: int | None, steps: int, max_steps: int
     """How much of a run is done, from 0 to 1; None for a run without an end.
 
     Args:
-        epochs: that are done, with fractions.
+        epochs: number of epochs that are done, with fractions.
         max_epochs: the run's length in epochs; None or -1 without one.
-        steps: that are done.
+        steps: number of steps that are done.
         max_steps: the run's length in steps; -1 without one.
 
     Example:

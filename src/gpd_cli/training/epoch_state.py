@@ -170,7 +170,7 @@ def _row_to_come(trainer: Trainer, ended: bool) -> dict[str, Any] | None:
     """What Lightning logs right after it has saved: of an epoch, or of a step.
 
     Args:
-        trainer: of the run.
+        trainer: trainer of the run.
         ended: whether the epoch has come to its end.
     """
     loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector

@@ -16,7 +16,7 @@ def remark_on_gap(gaps: Sequence[float], student: float) -> str | None:
     """What there is to say of a gap.
 
     Args:
-        gaps: of each epoch so far in training, points.
+        gaps: training gap of each epoch so far, in points.
         student: the student's accuracy in the last epoch, per cent.
 
     Returns:

@@ -229,8 +229,8 @@ def row(epoch: str, seconds: float, values: Mapping[str, float], is_best: bool) 
     """An epoch's row.
 
     Args:
-        epoch: its number.
-        seconds: that it took.
+        epoch: the epoch's number.
+        seconds: duration of the epoch.
         values: accuracies and gap by name.
         is_best: whether ``best.ckpt`` is of this epoch, so far.
 

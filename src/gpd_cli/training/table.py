@@ -25,7 +25,7 @@ class RunCSVLogger(CSVLogger):
         """Log into the folder of a run that goes on, behind the rows that are there.
 
         Args:
-            folder: of the run, such as ``runs/digits/version_0``.
+            folder: folder of the run, such as ``runs/digits/version_0``.
         """
         number = folder.name.removeprefix("version_")
         self._save_dir = self._root_dir = str(folder.parent.parent)

@@ -21,10 +21,10 @@ class About:
 
     Args:
         spec: architecture of the student.
-        network: which one is exported.
-        shape: of its images, ``(C, H, W)``.
+        network: which of the two networks is exported.
+        shape: shape of the network's images, ``(C, H, W)``.
         images: classes and preprocessing, as far as the checkpoint knows them.
-        arguments: of the constructor, where these build the exported network; None where none do.
+        arguments: arguments of the constructor that build the exported network; None where none do.
         facts: further lines for a person to read, by heading, such as the accuracy.
     """
 

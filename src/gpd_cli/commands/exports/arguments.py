@@ -31,9 +31,9 @@ def building_arguments(
     Args:
         network: the wide network, in eval mode.
         narrow: the student.
-        spec: of the student.
+        spec: the student's architecture.
         ratio: how many times as wide the network is.
-        images: to compare outputs on.
+        images: images on which outputs are compared.
 
     Returns:
         All arguments besides the number of classes; None where none were found.

@@ -20,7 +20,7 @@ def model_card(about: About, name: str) -> str:
 
     Args:
         about: what the network is.
-        name: of its folder.
+        name: name of the exported folder.
     """
     kind = "student" if about.network == "student" else "merged dynamic teacher"
     channels, height, width = about.shape
@@ -89,7 +89,7 @@ def facts_of_run(content: Mapping[str, Any], averaged: bool) -> dict[str, str]:
     """Lines of the card that a checkpoint of `fit` knows.
 
     Args:
-        content: of the checkpoint.
+        content: content of the checkpoint.
         averaged: whether the exported weights are those that validation scored.
     """
     facts: dict[str, str] = {}

@@ -39,7 +39,7 @@ def write_folder(
     """Write the folder, and load it with timm before it is kept.
 
     Args:
-        network: in eval mode.
+        network: the network, in eval mode.
         state: its weights, perhaps in half precision.
         output: the folder.
         about: what it is.

@@ -45,7 +45,7 @@ def write_onnx(
         traced: the network.
         path: where to write; whole or not at all is the caller's business.
         metadata: strings for ``metadata_props``.
-        name: of the network, for messages.
+        name: name of the network, for messages.
         half: whether it computes in float16.
 
     Raises:

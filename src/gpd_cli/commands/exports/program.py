@@ -50,7 +50,7 @@ class Traced:
         module: what was traced, to compare with.
         program: the trace.
         sample: a batch that it takes.
-        shapes: which of its sizes are open, as torch.export has it.
+        shapes: which sizes of the batch are open, in the form that torch.export takes.
         takes: the input in words.
     """
 
@@ -65,7 +65,7 @@ def trace(network: nn.Module, about: About, *, preprocess: bool, fuse: bool, hal
     """Trace a network with an open batch size.
 
     Args:
-        network: in eval mode.
+        network: the network, in eval mode.
         about: what it is.
         preprocess: put resize, crop and normalization inside.
         fuse: fold batch norms into convolutions.

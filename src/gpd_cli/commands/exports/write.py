@@ -92,7 +92,7 @@ def write_network(
     """Write a network, atomically.
 
     Args:
-        network: in eval mode.
+        network: the network, in eval mode.
         output: the path, see `FORMS`.
         about: what the network is.
         options: how to export.

@@ -108,7 +108,8 @@ def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
     Args:
         run: what the parts of the run share.
         call: the container's call.
-        by_trial: as for `run_once`; then there is no second run.
+        by_trial: whether the code's calls are made unchanged, with guessed attributes; then there
+            is no second run.
 
     Returns:
         What the code returns.
