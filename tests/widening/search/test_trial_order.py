@@ -1,20 +1,21 @@
 """The order of guesses: the likeliest first, and none twice."""
 
-from gpd_cli.widening.layout import Segment
+from gpd_cli.widening.layout import Scale, Segment
 from gpd_cli.widening.observe.recording import Reads
+from gpd_cli.widening.rules import Rule
+from gpd_cli.widening.search.options import factor_variable
 from gpd_cli.widening.search.trial_order import counts_in, ordered_guesses
-from gpd_cli.widening.search.variables import Variable
+from gpd_cli.widening.search.variables import DIVIDED, NARROW, SIDE_BY_SIDE, LayoutVariable
 
-LAYOUT = Variable(
-    "layout",
+LAYOUT = LayoutVariable(
     ("a.qkv",),
     {
-        "plain": (Segment(6),),
+        SIDE_BY_SIDE: (Segment(6),),
         "factor 0": (Segment(6, block=3),),
-        "keep": (Segment(6, grows=False),),
+        NARROW: (Segment(6, grows=False),),
     },
+    SIDE_BY_SIDE,
     {"factor 0": {6, 2}},
-    "plain",
 )
 
 
@@ -25,18 +26,24 @@ def test_numbers_of_heads_come_before_no_assumption_and_factors_after_it() -> No
 
 
 def test_layouts_in_which_a_count_widens_come_first_and_narrow_ones_last() -> None:
-    assert list(ordered_guesses([LAYOUT], [2, None])) == [("factor 0",), ("plain",), ("keep",)]
-    assert list(ordered_guesses([LAYOUT], [None])) == [("plain",), ("factor 0",), ("keep",)]
+    assert list(ordered_guesses([LAYOUT], [2, None])) == [("factor 0",), (SIDE_BY_SIDE,), (NARROW,)]
+    assert list(ordered_guesses([LAYOUT], [None])) == [(SIDE_BY_SIDE,), ("factor 0",), (NARROW,)]
 
 
 def test_what_was_right_before_comes_first() -> None:
-    remembered = [{"a.qkv": "keep"}, {"a.qkv": "of another module"}]
+    remembered = [{"a.qkv": NARROW}, {"a.qkv": "of another module"}]
     assert list(ordered_guesses([LAYOUT], [2], remembered)) == [
-        ("keep",),
-        ("plain",),
+        (NARROW,),
+        (SIDE_BY_SIDE,),
         ("factor 0",),
     ]
 
 
 def test_with_nothing_to_decide_there_is_one_guess() -> None:
     assert list(ordered_guesses([], [None])) == [()]
+
+
+def test_wider_heads_with_a_divided_factor_are_tried_early() -> None:
+    factor = factor_variable("a.scale", 0.5, Scale(2), Rule())
+    guesses = list(ordered_guesses([factor, LAYOUT], [2, None]))
+    assert guesses[:3] == [(NARROW, "factor 0"), (NARROW, SIDE_BY_SIDE), (DIVIDED, SIDE_BY_SIDE)]

@@ -1,73 +1,64 @@
-"""What may widen in a container, and in which ways."""
+"""What the wide network becomes under the option of a variable."""
+
+import pytest
+import torch
+from torch import Tensor, nn
 
 from gpd_cli.widening.layout import Scale, Segment
-from gpd_cli.widening.numbers.splits import Split
+from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import TensorPlan, spread
-from gpd_cli.widening.rules import Rule
+from gpd_cli.widening.search.run import Run
+from gpd_cli.widening.search.trials import Trials
 from gpd_cli.widening.search.variables import (
-    layout_variable,
-    number_variable,
-    scale_variable,
-    tensor_variable,
+    NARROW,
+    SIDE_BY_SIDE,
+    LayoutVariable,
+    NumberVariable,
+    TensorVariable,
 )
 
-TWICE, NO_RULE = Scale(2), Rule()
-KNOWN = {6: [spread(6, 12)]}
+
+class Code(nn.Module):
+    """A container with an attribute and a token of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 2
+        self.token = nn.Parameter(torch.randn(1, 6, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.token
 
 
-def test_a_number_of_a_size_that_widens_is_a_width_unless_its_name_says_otherwise() -> None:
-    width = number_variable("a.dim", 6, KNOWN, TWICE, NO_RULE)
-    assert width.options == {"keep": None, "known": 12}
-    assert (width.first, width.is_count) == ("known", False)
-    heads = number_variable("a.num_heads", 6, KNOWN, TWICE, NO_RULE)
-    assert (heads.first, heads.is_count, heads.preferred(6, inner=True)) == ("keep", True, "known")
-    assert number_variable("a.head_dim", 6, KNOWN, TWICE, NO_RULE).first == "keep"
+@pytest.fixture
+def run() -> Run:
+    return Run(nn.Sequential(Code()), Recording(), Scale(2), (), False, Trials())
 
 
-def test_each_of_several_sizes_may_widen() -> None:
-    shape = number_variable("a.shape", (2, 6), KNOWN, TWICE, NO_RULE)
-    assert shape.options == {"keep": None, "known": (2, 12), "all": (4, 12), "only 0": (4, 6)}
+def test_a_number_is_set_unless_it_stays(run: Run) -> None:
+    heads = NumberVariable(("0.heads",), {NARROW: None, "count": 4}, NARROW)
+    heads.apply(run, NARROW)
+    assert run.wide.plan.attributes == {}
+    heads.apply(run, "count")
+    assert run.wide.plan.attributes == {"0": {"heads": 4}}
+    assert run.wide.network.get_submodule("0").heads == 4
 
 
-def test_a_rule_leaves_some_options() -> None:
-    free = number_variable("a.x", 5, KNOWN, TWICE, NO_RULE)
-    assert (free.options, free.first) == ({"keep": None, "all": 10}, "keep")
-    grows = number_variable("a.x", 5, KNOWN, TWICE, Rule(grow=("x",)))
-    assert (grows.options, grows.first) == ({"all": 10}, "all")
-    kept = number_variable("a.x", 5, KNOWN, TWICE, Rule(grow=("x",), keep=("x",)))
-    assert (kept.options, kept.first, kept.counts) == ({"keep": None}, "keep", {})
+def test_a_tensor_widens_unless_it_stays(run: Run) -> None:
+    plan = TensorPlan((None, spread(6, 12)))
+    token = TensorVariable(("0.token",), {NARROW: None, "axis 1": plan}, NARROW)
+    token.apply(run, NARROW)
+    assert run.wide.plan.tensors == {}
+    token.apply(run, "axis 1")
+    assert run.wide.plan.tensors == {"0.token": plan}
+    assert run.wide.tensor("0.token").shape == (1, 12)
 
 
-def test_a_factor_may_be_divided_by_a_whole_ratio() -> None:
-    assert scale_variable("a.scale", 0.5, TWICE, NO_RULE).options == {"keep": None, "shared": 0.25}
-    for scale, rule in (Scale(1.5), NO_RULE), (TWICE, Rule(keep=("scale",))):
-        assert scale_variable("a.scale", 0.5, scale, rule).options == {"keep": None}
-
-
-def test_a_tensor_widens_along_one_axis() -> None:
-    blocks: dict[int, set[int]] = {3: {2}}
-    token = tensor_variable("a.token", (1, 6), KNOWN, blocks, TWICE, NO_RULE)
-    assert token.options == {
-        "keep": None,
-        "axis 1": TensorPlan((None, spread(6, 12))),
-        "axis 1 in blocks 0": TensorPlan((None, spread(2, 4, block=3))),
-    }
-    assert token.first == "axis 1"
-    ruled = tensor_variable("a.token", (1, 6), {}, {}, TWICE, Rule(axes={"token": -1}))
-    assert (ruled.options, ruled.first) == ({"axis 1": token.options["axis 1"]}, "axis 1")
-
-
-def test_a_layout_follows_the_factor_that_counts_heads() -> None:
-    split = Split(12, (3, 2, 2), names=(None, "num_heads", None))
-    layout = layout_variable(("a.qkv",), 12, [split], TWICE, NO_RULE, "qkv")
-    assert layout.options == {
-        "plain": (Segment(12),),
-        "factor 0 of split 0": (Segment(12, block=4),),
-        "factor 1 of split 0": (Segment(12, parts=3, block=2),),
-        "keep": (Segment(12, grows=False),),
-    }
-    assert (layout.first, layout.named) == ("factor 1 of split 0", True)
-    for block, segment in (4, Segment(12, block=4)), (0, Segment(12, grows=False)):
-        rule = Rule(blocks={"qkv": block})
-        ruled = layout_variable(("a.qkv",), 12, [split], TWICE, rule, "qkv")
-        assert (ruled.options, ruled.first) == ({"rule": (segment,)}, "rule")
+def test_a_layout_is_settled_unless_it_is_the_usual_one(run: Run) -> None:
+    narrow = (Segment(6, grows=False),)
+    options = {SIDE_BY_SIDE: (Segment(6),), NARROW: narrow}
+    layout = LayoutVariable(("0.a", "0.b"), options, SIDE_BY_SIDE)
+    layout.apply(run, SIDE_BY_SIDE)
+    assert run.state.layouts == {}
+    layout.apply(run, NARROW)
+    assert run.state.layouts == {"0.a": narrow, "0.b": narrow}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from gpd_cli.widening.layers import is_leaf
 from gpd_cli.widening.layout import Layout, Scale, Segment
@@ -11,15 +12,22 @@ from gpd_cli.widening.numbers.splits import Split
 from gpd_cli.widening.observe.recording import Reads, Recording
 from gpd_cli.widening.plan import IndexMap
 from gpd_cli.widening.rules import Rule, rule_for
-from gpd_cli.widening.search.shared_layouts import splits_by_container
-from gpd_cli.widening.search.variables import (
+from gpd_cli.widening.search.options import (
     Maps,
-    Variable,
     blocks_in,
+    factor_variable,
     layout_variable,
     number_variable,
-    scale_variable,
     tensor_variable,
+)
+from gpd_cli.widening.search.shared_layouts import splits_by_container
+from gpd_cli.widening.search.variables import (
+    NARROW,
+    SIDE_BY_SIDE,
+    LayoutVariable,
+    NumberVariable,
+    TensorVariable,
+    Variable,
 )
 from gpd_cli.widening.search.wide_network import WideNetwork
 
@@ -51,7 +59,7 @@ class Choices:
         layouts: Mapping[str, Layout],
         *,
         solved: bool,
-    ) -> list[Variable]:
+    ) -> list[Variable[Any]]:
         """The variables to decide before a container's own code runs.
 
         Args:
@@ -64,18 +72,20 @@ class Choices:
         rule = rule_for(self._wide.modules[name])
         reads = self._recording.reads.get(name, Reads())
         of_layouts = self._of_layouts(name, rule, layouts)
-        of_scales = self._of_scales(reads, rule)
+        of_factors = self._of_factors(reads, rule)
         if solved and not rule.grow and not rule.axes:
-            return _to_decide([*of_scales, *of_layouts])
+            return _to_decide([*of_factors, *of_layouts])
         known, fixed = maps_in_use()
         of_numbers = self._of_numbers(name, reads, rule, known, fixed)
         of_tensors = self._of_tensors(reads, rule, known, blocks_in(of_layouts))
         if solved:
             of_numbers = [v for v in of_numbers if _local(v) in rule.grow]
             of_tensors = [v for v in of_tensors if _local(v) in rule.axes]
-        return _to_decide([*of_scales, *of_numbers, *of_tensors, *of_layouts])
+        return _to_decide([*of_factors, *of_numbers, *of_tensors, *of_layouts])
 
-    def _of_layouts(self, name: str, rule: Rule, layouts: Mapping[str, Layout]) -> list[Variable]:
+    def _of_layouts(
+        self, name: str, rule: Rule, layouts: Mapping[str, Layout]
+    ) -> list[LayoutVariable]:
         """The variables of the layouts that a container decides."""
         groups = self._layers_by_splits(name, rule.blocks, layouts)
         return [
@@ -83,17 +93,17 @@ class Choices:
             for (size, splits), layers in groups.items()
         ]
 
-    def _of_scales(self, reads: Reads, rule: Rule) -> list[Variable]:
+    def _of_factors(self, reads: Reads, rule: Rule) -> list[NumberVariable]:
         """The variables of the factors (attention's scale) that a container's code reads."""
         return [
-            scale_variable(attribute, value, self._scale, rule)
+            factor_variable(attribute, value, self._scale, rule)
             for attribute, value in reads.numbers.items()
             if isinstance(value, float) and self._is_open(attribute)
         ]
 
     def _of_numbers(
         self, name: str, reads: Reads, rule: Rule, known: Maps, fixed: Collection[int]
-    ) -> list[Variable]:
+    ) -> list[NumberVariable]:
         """The variables of the integers that a container's code reads."""
         # A number may also be the in_channels of a layer inside.
         widths = dict(known)
@@ -108,7 +118,7 @@ class Choices:
 
     def _of_tensors(
         self, reads: Reads, rule: Rule, known: Maps, blocks: Mapping[int, set[int]]
-    ) -> list[Variable]:
+    ) -> list[TensorVariable]:
         """The variables of the parameters and buffers that a container's code reads."""
         direct = {*self._recording.direct, *self._recording.direct.values()}
         return [
@@ -145,11 +155,15 @@ class Choices:
         return owner in self._recording.inputs and is_leaf(self._wide.modules[owner])
 
 
-def _to_decide(variables: Iterable[Variable]) -> list[Variable]:
-    """The variables that leave something to decide: all but those whose only option is to stay."""
-    return [v for v in variables if len(v.options) > 1 or v.first not in ("keep", "plain")]
+def _to_decide(variables: Iterable[Variable[Any]]) -> list[Variable[Any]]:
+    """The variables that a guess is about.
+
+    These are all but those whose only option changes nothing: to stay narrow, or to have copies
+    side by side, as outputs of layers have them anyway.
+    """
+    return [v for v in variables if len(v.options) > 1 or v.first not in (NARROW, SIDE_BY_SIDE)]
 
 
-def _local(variable: Variable) -> str:
+def _local(variable: Variable[Any]) -> str:
     """The name of a variable's attribute or tensor inside its module."""
     return split_name(variable.names[0])[1]

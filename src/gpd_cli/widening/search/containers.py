@@ -13,10 +13,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from gpd_cli.widening.layers import LayerPlan
 from gpd_cli.widening.layout import Layout, Segment, layout_map
 from gpd_cli.widening.mismatch import Mismatch, UnfitMultiple
-from gpd_cli.widening.names import is_inside, local_name, qualified, split_name
+from gpd_cli.widening.names import is_inside, local_name, qualified
 from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import IndexMap
 from gpd_cli.widening.running.own_errors import own_errors
@@ -143,7 +142,7 @@ class Containers:
 
     def _guesses(
         self, call: ContainerCall, *, solved: bool
-    ) -> tuple[list[Variable], Iterator[Guess]]:
+    ) -> tuple[list[Variable[Any]], Iterator[Guess]]:
         """The variables of a container, and the guesses to try, the likeliest first."""
         name, layouts = call.name, self._run.state.layouts
         maps_in_use = partial(self._maps_in_use, call)
@@ -158,12 +157,13 @@ class Containers:
     def _attempt_guess(
         self,
         call: ContainerCall,
-        variables: Sequence[Variable],
+        variables: Sequence[Variable[Any]],
         guess: Guess,
         by_trial: bool,
     ) -> Any:
         """Run a container with a guess, and remember the guess if it is exact."""
-        self._apply(variables, guess)
+        for variable, label in zip(variables, guess, strict=True):
+            variable.apply(self._run, label)
         output = attempt(self._run, call, by_trial)
         if not call.name and call.failure is not None and not self._run.wide.plan.tensors:
             raise call.failure  # a plan in which nothing widens does not help
@@ -177,19 +177,6 @@ class Containers:
         if labels not in known:
             known.insert(0, labels)
         return output
-
-    def _apply(self, variables: Sequence[Variable], guess: Guess) -> None:
-        """Widen what a guess says."""
-        for variable, label in zip(variables, guess, strict=True):
-            value = variable.options[label]
-            owner, local = split_name(variable.names[0])
-            if variable.kind == "layout":
-                if label != "plain":  # otherwise containers further inside decide the layout
-                    self._run.state.layouts.update(dict.fromkeys(variable.names, value))
-            elif value is not None and variable.kind == "number":
-                self._run.wide.apply(owner, LayerPlan(attributes={local: value}))
-            elif value is not None:
-                self._run.wide.apply(owner, LayerPlan({local: value}))
 
     def _maps_in_use(self, call: ContainerCall) -> MapsInUse:
         """Index maps in use for each axis size in a container, and sizes of inputs that stay."""

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from gpd_cli.widening.names import split_name
 from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES
 from gpd_cli.widening.observe.recording import Reads
-from gpd_cli.widening.search.variables import Variable
+from gpd_cli.widening.search.variables import (
+    DIVIDED,
+    NARROW,
+    SIDE_BY_SIDE,
+    LayoutVariable,
+    NumberVariable,
+    Variable,
+)
 
 Guess = tuple[str, ...]
 """One label for each variable."""
 
-_MOST_CHANGES = 3
+_MOST_CHANGES = 3  # labels in which a guess differs from one of the likeliest
 
 
-def counts_in(variables: Sequence[Variable], reads: Reads | None) -> list[int | None]:
+def counts_in(variables: Sequence[Variable[Any]], reads: Reads | None) -> list[int | None]:
     """Numbers of heads (or groups) to assume, in this order, each in a guess of its own.
 
     Attributes with usual names come first, then None for no assumption, then all factors of splits.
@@ -32,23 +40,27 @@ def counts_in(variables: Sequence[Variable], reads: Reads | None) -> list[int | 
                 found[value] = None
     found[None] = None
     for variable in variables:
-        if variable.kind == "layout":
+        if isinstance(variable, LayoutVariable):
             for sizes in variable.counts.values():
                 found.update(dict.fromkeys(sorted(sizes)))
     return list(found)
 
 
 def ordered_guesses(
-    variables: Sequence[Variable],
+    variables: Sequence[Variable[Any]],
     counts: Sequence[int | None],
     remembered: Sequence[Mapping[str, str]] = (),
 ) -> Iterator[Guess]:
     """All guesses that are worth a trial, the likeliest first.
 
+    First come guesses that were right for other modules of the class, then guesses in which all
+    outputs of layers widen, and last those that keep some outputs narrow.
+
     Args:
         variables: the variables of a container.
-        counts: sizes that may be counts that widen.
-        remembered: labels by variable name that worked for other modules of the class.
+        counts: sizes that may be counts that widen, the likeliest first; None for no count.
+        remembered: guesses that were right for other modules of the class, as labels by the names
+            of the variables.
     """
     old: list[Guess] = []
     for labels in remembered:
@@ -57,14 +69,13 @@ def ordered_guesses(
         old.append(tuple(label if label in v.options else v.first for label, v in pairs))
     bases = [_base(variables, count, inner) for count in counts for inner in (True, False)]
     # Second: wider heads instead of more heads; the factor of products makes up for the width.
-    bases[1:1] = [_widths(variables, factor) for factor in ("keep", "shared")]
-    bases.append(tuple(v.first if v.kind == "layout" else "keep" for v in variables))
+    bases[1:1] = [_all_side_by_side(variables, factor) for factor in (NARROW, DIVIDED)]
+    bases.append(tuple(v.first if isinstance(v, LayoutVariable) else NARROW for v in variables))
     bases = [
         base for base in bases if all(g in v.options for g, v in zip(base, variables, strict=True))
     ]
     full = [base for base in bases if _is_full(variables, base)]
     seen: set[Guess] = set()
-    # First what worked before, then what widens all outputs, then what keeps some narrow.
     for candidate in itertools.chain(
         old,
         (c for c in _around(variables, full, _MOST_CHANGES - 1) if _is_full(variables, c)),
@@ -75,25 +86,40 @@ def ordered_guesses(
             yield candidate
 
 
-def _base(variables: Sequence[Variable], count: int | None, inner: bool) -> Guess:
-    """The first guess under the assumption that sizes equal to a count widen."""
+def _base(variables: Sequence[Variable[Any]], count: int | None, inner: bool) -> Guess:
+    """The first guess under the assumption that sizes equal to a count widen.
+
+    Args:
+        variables: the variables of a container.
+        count: the size of the count; None for no assumption.
+        inner: whether the innermost axis of this size widens, where there are several.
+    """
     named = any(v.is_count and count in set().union(*v.counts.values()) for v in variables)
     return tuple(
         # Attributes under other names that equal the number of heads are no counts.
-        v.first if named and v.kind == "number" and not v.is_count else v.preferred(count, inner)
+        v.first
+        if named and isinstance(v, NumberVariable) and not v.is_count
+        else v.preferred(count, inner)
         for v in variables
     )
 
 
-def _widths(variables: Sequence[Variable], factor: str) -> Guess:
-    """All layers with their copies side by side, and factors kept or divided by the ratio."""
+def _all_side_by_side(variables: Sequence[Variable[Any]], factor: str) -> Guess:
+    """The guess that all layers have their copies side by side.
+
+    Args:
+        variables: the variables of a container.
+        factor: the label for factors of products, `NARROW` or `DIVIDED`.
+    """
     return tuple(
-        "plain" if "plain" in v.options else factor if "shared" in v.options else v.first
+        SIDE_BY_SIDE if SIDE_BY_SIDE in v.options else factor if DIVIDED in v.options else v.first
         for v in variables
     )
 
 
-def _around(variables: Sequence[Variable], bases: Sequence[Guess], most: int) -> Iterator[Guess]:
+def _around(
+    variables: Sequence[Variable[Any]], bases: Sequence[Guess], most: int
+) -> Iterator[Guess]:
     """Guesses that differ from the bases in at most ``most`` labels, few changes first."""
     for changes in range(most + 1):
         for base in bases:
@@ -108,11 +134,11 @@ def _around(variables: Sequence[Variable], bases: Sequence[Guess], most: int) ->
                     yield tuple(candidate)
 
 
-def _is_full(variables: Sequence[Variable], guess: Guess) -> bool:
+def _is_full(variables: Sequence[Variable[Any]], guess: Guess) -> bool:
     """Whether all outputs of layers widen, apart from segments of a single output."""
     return all(
         segment.grows or segment.size == 1
         for variable, label in zip(variables, guess, strict=True)
-        if variable.kind == "layout"
+        if isinstance(variable, LayoutVariable)
         for segment in variable.options[label]
     )
