@@ -34,10 +34,11 @@ class ContainerCall:
         kwargs: the keyword arguments.
 
     Attributes:
-        before: the state before the first guess.
-        failure: the outcome of the first guess, once it has failed.
-        fails_inside: whether a guess failed because of a container inside this one.
-        failed: the frame of the latest run in which the code itself failed.
+        state_before: the state before the first guess, to which a guess that fails returns.
+        first_mismatch: the mismatch that the first guess ended in; None as long as none has.
+        failed_in_inner_container: whether a guess ended in a mismatch of a container inside.
+        frame_of_last_failure: the frame of the latest run in which the container's code, or its
+            output, did not follow the copies; None as long as there was none.
     """
 
     name: str
@@ -45,10 +46,10 @@ class ContainerCall:
     forward: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    before: State = field(init=False)
-    failure: Mismatch | None = field(default=None, init=False)
-    fails_inside: bool = field(default=False, init=False)
-    failed: Frame | None = field(default=None, init=False)
+    state_before: State = field(init=False)
+    first_mismatch: Mismatch | None = field(default=None, init=False)
+    failed_in_inner_container: bool = field(default=False, init=False)
+    frame_of_last_failure: Frame | None = field(default=None, init=False)
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -87,12 +88,12 @@ def run_once(run: Run, call: ContainerCall, by_trial: bool) -> Any:
                 allows_multiples=name in run.state.gives_multiples,
             )
     except Mismatch:
-        call.failed = frame
+        call.frame_of_last_failure = frame
         raise
     except Exception as error:
-        call.failed = frame
+        call.frame_of_last_failure = frame
         if is_settled:
-            raise  # as an error of the container whose guess is being tried
+            raise  # the container around it, whose guess is being tried, reports the error
         at_width = "" if run.is_confirming else "at this width "
         reason = f"{at_width}its forward does not run ({short_text(error)})"
         raise Mismatch(name, reason) from error
@@ -115,7 +116,9 @@ def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
         What the code returns.
 
     Raises:
-        Mismatch: as for `run_once`; the state may then be any, and the caller restores one.
+        Mismatch: when the code does not run, when its output does not follow the copies, or when no
+            values of its attributes fit. What has widened until then stays in the run's state, so
+            that the caller has to return to an earlier one.
     """
     before = run.state.copy()
     if not by_trial and (known := run.solutions.of(call.name, before.plan.attributes)):
@@ -130,10 +133,10 @@ def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
         return run_once(run, call, by_trial)
     except Mismatch as error:
         is_inside = error.name != call.name and error.name in run.recording.outputs
-        if by_trial or is_inside or error.is_certain or call.failed is None:
+        if by_trial or is_inside or error.is_certain or call.frame_of_last_failure is None:
             raise
         run.restore(before)
-        if not _settles(run, call.failed):
+        if not _settles(run, call.frame_of_last_failure):
             raise
         solved = run.state.copy().plan.attributes
         if error.name != call.name and solved == before.plan.attributes:
@@ -145,7 +148,12 @@ def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
 
 
 def _settles(run: Run, frame: Frame) -> bool:
-    """Whether the equations noted so far change any attribute or constant of a container."""
+    """Solve the equations of a run that failed; whether any attribute or constant changes by them.
+
+    Args:
+        run: what the parts of the run share.
+        frame: the frame of the run that failed, with the equations up to the failure.
+    """
     try:
         return run.following.settle(frame, rule_for(run.modules[frame.name]))
     except Mismatch:

@@ -40,7 +40,8 @@ class Containers:
         by_trial: containers whose numbers are found by trial, since the solution was wrong.
 
     Attributes:
-        first_failure: the outcome of the first guess for the first container kept narrow.
+        first_failure: the first mismatch of the first container that was kept narrow; None where
+            none was.
         multiples_might_help: whether something stays narrow that multiples of copies might widen.
     """
 
@@ -83,21 +84,21 @@ class Containers:
         Raises:
             Mismatch: the first failure, where no strategy is.
         """
-        call.before = self._run.state.copy()
+        call.state_before = self._run.state.copy()
         for strategy in self._strategies(call):
             with suppress(Mismatch):
                 return strategy(call)
-        assert call.failure is not None
-        raise call.failure
+        assert call.first_mismatch is not None
+        raise call.first_mismatch
 
     def _strategies(self, call: ContainerCall) -> Iterator[Callable[[ContainerCall], Any]]:
         """The strategies for a container; each is chosen by how those before it have failed."""
         if call.name not in self._by_trial:
             yield partial(self._guess, by_trial=False)
-        failure = call.failure
-        if failure is None or not (call.fails_inside or failure.is_certain):
+        failure = call.first_mismatch
+        if failure is None or not (call.failed_in_inner_container or failure.is_certain):
             yield partial(self._guess, by_trial=True)
-        failure = call.failure
+        failure = call.first_mismatch
         assert failure is not None
         self._failed_classes.add(self._class(call.name))
         if call.name and isinstance(failure, UnfitMultiple) and failure.name == call.name:
@@ -117,27 +118,29 @@ class Containers:
         """
         variables, guesses = self._guesses(call, solved=not by_trial)
         for guess in guesses:
-            if call.failure is not None and self._run.trials.are_spent(self._limit(call)):
+            if call.first_mismatch is not None and self._run.trials.are_spent(self._limit(call)):
                 break
             try:
                 return self._attempt_guess(call, variables, guess, by_trial)
             except Mismatch as mismatch:
-                is_first = call.failure is None
-                call.failure = call.failure or mismatch
-                call.fails_inside |= self._is_container_inside(mismatch.name, call.name)
+                is_first = call.first_mismatch is None
+                call.first_mismatch = call.first_mismatch or mismatch
+                call.failed_in_inner_container |= self._is_container_inside(
+                    mismatch.name, call.name
+                )
             self._run.trials.count += 1
-            self._run.restore(call.before)
+            self._run.restore(call.state_before)
             if is_first:
                 with suppress(Mismatch):
                     return self._follow_from_failure(call)
-        assert call.failure is not None
-        raise call.failure
+        assert call.first_mismatch is not None
+        raise call.first_mismatch
 
     def _limit(self, call: ContainerCall) -> int:
         """The largest number of trials for a container after its first failure."""
         if self._class(call.name) in self._failed_classes:
             return 1
-        is_certain = call.failure is not None and call.failure.is_certain
+        is_certain = call.first_mismatch is not None and call.first_mismatch.is_certain
         return _MOST_TRIALS_IF_CERTAIN if is_certain else MOST_TRIALS
 
     def _guesses(
@@ -165,8 +168,8 @@ class Containers:
         for variable, label in zip(variables, guess, strict=True):
             variable.apply(self._run, label)
         output = attempt(self._run, call, by_trial)
-        if not call.name and call.failure is not None and not self._run.wide.plan.tensors:
-            raise call.failure  # a plan in which nothing widens does not help
+        if not call.name and call.first_mismatch is not None and not self._run.wide.plan.tensors:
+            raise call.first_mismatch  # a plan in which nothing widens does not help
         self._run.state.settled.add(call.name)
         self._run.trials.found()
         labels = {
@@ -224,26 +227,26 @@ class Containers:
             output = attempt(self._run, call, by_trial=False)
         except Mismatch:
             self._run.trials.count += 1
-            self._run.restore(call.before)
+            self._run.restore(call.state_before)
             raise
         self._run.state.settled.add(call.name)
         return output
 
     def _follow_from_failure(self, call: ContainerCall) -> Any:
         """Run a container with layouts or multiples that follow from the way it has failed."""
-        assert call.failure is not None
-        if call.failure.is_certain:
+        assert call.first_mismatch is not None
+        if call.first_mismatch.is_certain:
             if layouts := self._layouts_by_cuts(call):
                 return self._attempt_with(call, layouts)
-        elif call.failure.tensors is not None:
+        elif call.first_mismatch.tensors is not None:
             run = self._run
             inside = {n: run.modules[n] for n in run.dense if is_inside(n, call.name)}
             multiples = output_multiple(
-                run.recording, inside, run.output_map, *call.failure.tensors
+                run.recording, inside, run.output_map, *call.first_mismatch.tensors
             )
             if multiples:
                 return self._attempt_with(call, multiples=multiples)
-        raise call.failure
+        raise call.first_mismatch
 
     def _layouts_by_cuts(self, call: ContainerCall) -> dict[str, Layout]:
         """Layouts of the layers in a container whose outputs it shuffles or cuts unevenly."""
@@ -275,7 +278,7 @@ class Containers:
         Raises:
             Mismatch: the first failure, where narrow layers do not help either.
         """
-        run, name, failure = self._run, call.name, call.failure
+        run, name, failure = self._run, call.name, call.first_mismatch
         assert failure is not None
         matches = run.following.matches
         if failure.tensors is not None and matches.matches_as_multiple_only(*failure.tensors):
