@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -88,14 +89,18 @@ def find_plan(
             for shape in [*_smaller(whole)] if shrink else []:
                 images = torch.randn(shape, generator=generator, dtype=torch.float64)
                 try:
-                    # Even before a certificate: numbers that do not fit are found out here, where
-                    # larger images may still be tried. That needs none of the wide weights.
+                    # Also a plan that the caller certifies is confirmed: where the code's numbers
+                    # prove wrong now, larger images can still be tried. Copied outputs are enough
+                    # for such a confirmation, so that no wide weights are computed.
                     confirm: Confirmation = "copied" if is_certified else "computed"
                     return _plan(narrow, images, scale, exclude, confirm, trials)
                 except ExpansionError:
-                    continue  # too small for the network, or an error that the full size repeats
+                    # These images are too small for the network, or images of the full size will
+                    # raise the same error.
+                    continue
             images = torch.randn(whole, generator=generator, dtype=torch.float64)
-            # No further images are left to try, and the certificate finds out all errors.
+            # At the full size no larger images are left to try, and the caller's certificate finds
+            # every error.
             confirm = "none" if is_certified else "computed"
             return _plan(narrow, images, scale, exclude, confirm, trials)
     finally:
@@ -103,7 +108,11 @@ def find_plan(
 
 
 def _check_memory(student: nn.Module, ratio: float, multiple: int) -> None:
-    """Refuse what would need far more memory than the machine has, before time is lost on it."""
+    """Refuse a dynamic teacher of more than twice the machine's memory, before the search begins.
+
+    Raises:
+        ExpansionError: when the teacher's weights would need that much.
+    """
 
     def widened(size: int) -> float:
         # Axes of one channel, as those of depthwise kernels, often stay.
@@ -114,12 +123,12 @@ def _check_memory(student: nn.Module, ratio: float, multiple: int) -> None:
         for shape in (parameter.shape for parameter in student.parameters())
         if len(shape) > 1
     )
-    needed, there = elements * _BYTES, _memory()
-    if needed > 2 * there:
+    needed, available = elements * _BYTES, _memory()
+    if needed > 2 * available:
         raise ExpansionError(
             f"At ratio {ratio:g} and in multiples of {multiple} channels the dynamic teacher would "
-            f"take about {needed / _GIB:,.0f} GiB, and this machine has {there / _GIB:,.0f}; lower "
-            "--model.ratio or --model.width_multiple."
+            f"take about {needed / _GIB:,.0f} GiB, and this machine has {available / _GIB:,.0f}; "
+            "lower --model.ratio or --model.width_multiple."
         )
 
 
@@ -132,6 +141,7 @@ def _memory() -> float:
 
 
 def _smaller(shape: torch.Size) -> Iterator[torch.Size]:
+    """Shapes of smaller images, the smallest first; none where the shape is not one of images."""
     if len(shape) == 4:
         for side in _SMALL:
             if side < min(shape[2:]):
@@ -146,16 +156,22 @@ def _plan(
     confirm: Confirmation,
     trials: Trials,
 ) -> WidthPlan:
-    recording = _record(narrow, images)
-    overlooked, runs_again_in_training = _run_in_training(narrow, images, set(recording.inputs))
-    again = recording.runs_again or runs_again_in_training
+    """The plan, found on a probe batch of one image size.
+
+    Raises:
+        ExpansionError: when the network does not run on the images, cannot be widened exactly, or
+            has nothing to widen.
+    """
+    recording, training = _record(narrow, images), _run_in_training(narrow, images)
+    again = recording.runs_again or training.runs_again
     if scale.ratio == 1 and scale.rounded_to == 1:
         return WidthPlan(scale.ratio, runs_again=again)
-    if overlooked:
-        raise ExpansionError(
-            f"{title(overlooked, narrow.get_submodule(overlooked))} runs in train mode only, where "
-            "no student can be compared with its teacher; build the network without it."
-        )
+    for layer in training.layers:
+        if layer not in recording.inputs:
+            raise ExpansionError(
+                f"{title(layer, narrow.get_submodule(layer))} runs in train mode only, where no "
+                "student can be compared with its teacher; build the network without it."
+            )
     plan = _widen(narrow, recording, scale, exclude, images, confirm, trials)
     plan.trials, plan.runs_again = trials.count, again
     if not plan.tensors:
@@ -175,15 +191,20 @@ def _widen(
     confirm: Confirmation,
     trials: Trials,
 ) -> WidthPlan:
-    """Widen by plain copies; where a multiple of copies is in the way, by multiples as well.
+    """The plan with activations that are copies; where none is found, with multiples of copies.
 
-    Numbers that are wrong in a guess may make multiples, too (a query times the root of a wrong
-    width). They are therefore allowed only where nothing else is left.
+    Multiples of copies also come out of guesses with wrong numbers: a query times the root of a
+    wrong width is one. Multiples are therefore allowed only where a plan without them keeps
+    something narrow, or fails.
+
+    Raises:
+        ExpansionError: when no plan is found.
     """
     layers = [name for name, module in narrow.named_modules() if is_leaf(module)]
     keeps_output = recording.keeps_output | _excluded([*layers, *recording.direct], exclude)
 
     def widened(multiples: bool) -> tuple[WidthPlan | Mismatch, Widening]:
+        """The plan, or why there is none, and the run of the network in which that came out."""
         by_trial: set[str] = set()  # containers that the final run did not confirm
         while True:
             widening = Widening(narrow, recording, scale, keeps_output, by_trial, multiples, trials)
@@ -240,6 +261,11 @@ def _excluded(layers: Sequence[str], patterns: str | Sequence[str]) -> set[str]:
 
 
 def _record(narrow: nn.Module, images: Tensor) -> Recording:
+    """The recording of the student's run on the probe batch, with calibrated statistics.
+
+    Raises:
+        ExpansionError: when the network does not run on the images, or returns no logits.
+    """
     with located(narrow) as where:
         try:
             # Code may keep what it computes first (ConViT's positions).
@@ -279,21 +305,32 @@ def _refresh(network: nn.Module) -> None:
         ) from failure.error
 
 
-def _run_in_training(
-    network: nn.Module, images: Tensor, known: set[str]
-) -> tuple[str | None, bool]:
-    """The name of a layer that runs in train mode only, if any, and whether parts run again there.
+@dataclass(frozen=True)
+class _TrainingRun:
+    """What a run of the student in train mode has shown.
+
+    Args:
+        layers: names of the layers that ran, in order.
+        runs_again: whether a backward pass runs parts of the network again (gradient
+            checkpointing).
+    """
+
+    layers: Sequence[str]
+    runs_again: bool
+
+
+def _run_in_training(narrow: nn.Module, images: Tensor) -> _TrainingRun:
+    """Run a copy of the student in train mode.
 
     Raises:
         ExpansionError: when a part would run again in a backward pass of its own.
     """
-    called: list[str] = []
-    network = copy_network(network, network.parameters()).train()
+    layers: list[str] = []
+    network = copy_network(narrow, narrow.parameters()).train()
     for name, module in network.named_modules():
-        if is_leaf(module) and name not in known:
-            module.register_forward_pre_hook(lambda m, args, name=name: called.append(name))
+        if is_leaf(module):
+            module.register_forward_pre_hook(lambda m, args, name=name: layers.append(name))
     output = None
     with suppress(Exception):  # such as statistics of a single pixel: only the calls matter
         output = network(images.clone())
-    again = runs_again(network, output)
-    return (called[0] if called else None), again
+    return _TrainingRun(layers, runs_again(network, output))
