@@ -15,8 +15,8 @@ from gpd_cli.widening.tensors import (
     complete_,
     expand_tensor,
     largest,
+    replicate,
     slice_tensor,
-    widen,
 )
 from maps import copies
 
@@ -177,7 +177,7 @@ def test_the_rounding_of_an_expanded_tensor_can_be_undone(name: str) -> None:
         sums = torch.zeros_like(exact.index_select(fan_in, plan.fan_in_map.firsts))
         sums.index_add_(fan_in, plan.fan_in_map.tensor, exact)
         rows = TensorPlan(tuple(a if k != fan_in else None for k, a in enumerate(plan.axes)))
-        assert largest(sums - widen(student.double(), rows)) < 1e-15
+        assert largest(sums - replicate(student.double(), rows)) < 1e-15
     exact[(0,) * exact.ndim] += 1
     assert complete_(exact, student.double(), plan) > 0.9
 

@@ -18,7 +18,7 @@ from gpd_cli.branches import BranchBank, BranchInit, from_identity, merge
 from gpd_cli.branches.initial import MULTIPLIER
 from gpd_cli.teacher.kernel import SharedKernel, Sharing
 from gpd_cli.widening.plan import IndexMap, TensorPlan, stack
-from gpd_cli.widening.tensors import Storage, expand_tensor, widen
+from gpd_cli.widening.tensors import Storage, expand_tensor, replicate
 
 
 class AuthorsKernel(SharedKernel):
@@ -72,7 +72,7 @@ class AuthorsKernel(SharedKernel):
         gates = TensorPlan(plan.axes[:1])
         self.outputs = gates.first_copies
         for name, gate in bank.gates.items():
-            bank.gates[name] = nn.Parameter(widen(gate, gates))
+            bank.gates[name] = nn.Parameter(replicate(gate, gates))
         self.factors = nn.ModuleDict()
         for name, weights in bank.weights.items():
             assert isinstance(weights, nn.ParameterDict)
@@ -88,7 +88,7 @@ class AuthorsKernel(SharedKernel):
                 shared[key], weights[key] = factor_sharing, nn.Parameter(wide)
             self.factors[name] = shared
         bank.groups = wide_groups
-        bank.filters = widen(bank.filters, TensorPlan((None, plan.axes[0], None, None)))
+        bank.filters = replicate(bank.filters, TensorPlan((None, plan.axes[0], None, None)))
         if "1x1_kxk" in bank.weights:
             size = kernel.shape[1]
             eye = from_identity(kernel.new_zeros(groups * size, size, 1, 1), size)

@@ -38,12 +38,12 @@ _CHUNK = 2**24  # elements of noise drawn at a time
 _PIECE = 2**20  # elements of noise added at a time
 
 
-def widen(narrow: Tensor, plan: TensorPlan) -> Tensor:
-    """Gather a tensor along its index maps, not yet divided: ``s[out(o'), in(i')]``.
+def replicate(narrow: Tensor, plan: TensorPlan) -> Tensor:
+    """The replication of a tensor by its index maps, with nothing divided: ``s[out(o'), in(i')]``.
 
     Args:
         narrow: the student's tensor.
-        plan: the tensor's plan.
+        plan: the tensor's plan, of which only the index maps matter.
 
     Returns:
         A new tensor of the wide shape.
@@ -78,9 +78,9 @@ def expand_tensor(
     """
     divisor = plan.divisor(narrow)
     if divisor is None:
-        return widen(narrow, plan)
+        return replicate(narrow, plan)
     shares = narrow.detach() / divisor
-    wide = widen(shares, plan)
+    wide = replicate(shares, plan)
     if noise > 0 and plan.fan_in_map is not None and narrow.numel() > 1:
         add_zero_sum_noise_(wide, plan, noise * float(shares.std()), generator)
     return wide

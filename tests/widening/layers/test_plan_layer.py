@@ -12,7 +12,7 @@ from gpd_cli.widening.match import match_axes
 from gpd_cli.widening.names import split_name
 from gpd_cli.widening.plan import IndexMap, TensorPlan, spread
 from gpd_cli.widening.running.randomize import randomize
-from gpd_cli.widening.tensors import expand_tensor, widen
+from gpd_cli.widening.tensors import expand_tensor, replicate
 
 SHUFFLED = IndexMap(6, (3, 0, 5, 1, 2, 4, 5, 0, 1, 2, 3, 4))
 IMAGE, TOKENS = (2, 6, 5, 5), (2, 3, 6)
@@ -60,7 +60,7 @@ def test_a_planned_layer_computes_copies(name: str) -> None:
     axes = tuple(map_ if k == axis else None for k in range(len(shape)))
     x = torch.randn(shape, dtype=torch.float64)
     plan = plan_layer(layer, axes, Scale(2), keep_output=False)
-    output, wide = run(layer, x), run(applied(layer, plan), widen(x, TensorPlan(axes)))
+    output, wide = run(layer, x), run(applied(layer, plan), replicate(x, TensorPlan(axes)))
     found = match_axes(output, wide)
     assert found is not None
     assert found[axis] is not None
@@ -69,5 +69,5 @@ def test_a_planned_layer_computes_copies(name: str) -> None:
 def test_outputs_that_have_to_stay_are_the_students() -> None:
     layer, x = nn.Linear(6, 5).double(), torch.randn(2, 6, dtype=torch.float64)
     plan = plan_layer(layer, (None, SHUFFLED), Scale(2), keep_output=True)
-    wide = run(applied(layer, plan), widen(x, TensorPlan((None, SHUFFLED))))
+    wide = run(applied(layer, plan), replicate(x, TensorPlan((None, SHUFFLED))))
     torch.testing.assert_close(wide, run(layer, x), rtol=1e-12, atol=1e-12)

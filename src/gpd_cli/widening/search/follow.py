@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -74,6 +74,30 @@ class Frame:
         return self.events[self.position - 1]
 
 
+@dataclass(frozen=True)
+class _GrownAxis:
+    """An axis of a constant that is aligned with a grown axis of an activation.
+
+    Args:
+        axis: the axis of the constant.
+        map_: index map of the activation's axis.
+        is_summed: whether the call sums over the axis, so that each copy gets 1/n of the constant.
+    """
+
+    axis: int
+    map_: IndexMap
+    is_summed: bool
+
+    def expanded(self, constant: Tensor) -> Tensor:
+        """The constant with copies along the axis; itself where it has them, or needs none."""
+        if constant.shape[self.axis] != self.map_.narrow or len(self.map_) == self.map_.narrow:
+            return constant
+        maps = [self.map_ if k == self.axis else None for k in range(constant.ndim)]
+        return expand_tensor(
+            constant, TensorPlan(tuple(maps), self.axis if self.is_summed else None)
+        )
+
+
 class Following:
     """Replaces the narrow numbers and constants in the calls of containers' own code.
 
@@ -116,7 +140,7 @@ class Following:
         event = frame.next(call.function)
         if call.function in NUMBERED:
             return self._follow(frame, event, call)
-        return self._widen_constants(frame, event, call)
+        return self._expand_constants(frame, event, call)
 
     def settle(self, frame: Frame, rule: Rule) -> bool:
         """Widen the attributes and constants of a container, once its code has run.
@@ -189,62 +213,52 @@ class Following:
             return _as_recorded(call, event)
         return _fit(frame, event, call, partial(self.matches.axes, frame.name, narrow, x))
 
-    def _widen_constants(self, frame: Frame, event: Event, call: Call) -> Call:
-        """The call with its constants copied along the axes that grown activations align with."""
+    def _expand_constants(self, frame: Frame, event: Event, call: Call) -> Call:
+        """The call with its constants expanded along axes that are aligned with grown axes."""
         tensors = list(tensors_in((call.args, call.kwargs)))
         if len(tensors) != len(event.tensors):
             raise Mismatch(frame.name, ANOTHER_PATH)
         replaced: dict[int, Tensor] = {}
         for constant, recorded in zip(tensors, event.tensors, strict=True):
             names = self.constants.names(constant)
-            if names is not None and constant.numel() > 1:
-                wide = self._widened(frame, event, call, constant, recorded, names)
-                if wide is not constant:
-                    replaced[id(constant)] = wide
+            if names is None or constant.numel() <= 1:
+                continue
+            wide = constant
+            for grown in self._grown_axes(frame, event, call, constant, recorded):
+                self.note_sources(frame, recorded, names, grown.axis, grown.map_, grown.is_summed)
+                wide = grown.expanded(wide)
+            if wide is not constant:
+                replaced[id(constant)] = wide
         if not replaced:
             return call
         args, kwargs = replace_tensors((call.args, call.kwargs), replaced)
         return Call(call.function, args, kwargs)
 
-    def _widened(
-        self,
-        frame: Frame,
-        event: Event,
-        call: Call,
-        constant: Tensor,
-        recorded: Tensor,
-        names: frozenset[str],
-    ) -> Tensor:
-        """A constant with copies along the axes that are aligned with grown axes of activations.
+    def _grown_axes(
+        self, frame: Frame, event: Event, call: Call, constant: Tensor, recorded: Tensor
+    ) -> Iterator[_GrownAxis]:
+        """The axes of a constant that are aligned with grown axes of activations.
 
         Args:
-            frame: the running container, which notes the index maps of the constant's sources.
+            frame: the running container.
             event: the same call in the student's run.
             call: the call, whose activations are wide.
             constant: the constant, narrow or wide.
-            recorded: the narrow constant of the student's run, with its graph.
-            names: the parameters and buffers that it was computed from.
-
-        Raises:
-            Mismatch: when a source would have to widen in two ways.
+            recorded: the narrow constant of the student's run.
         """
-        wide = constant
         tensors = tensors_in((call.args, call.kwargs))
         for x, narrow in zip(tensors, event.tensors, strict=True):
             if self.constants.names(x) is not None or x.shape == narrow.shape:
                 continue
-            axes = self.matches.axes(frame.name, narrow, x)
-            summed_axis, over = _aligned_axes(call, x, constant, recorded)
-            for axis, below in over.items():
-                map_, size, divides = axes[below], recorded.shape[axis], axis == summed_axis
-                single = size == 1 and summed_axis is None
-                if map_ is None or size != map_.narrow or single:
+            maps = self.matches.axes(frame.name, narrow, x)
+            summed_axis, aligned_axes = _aligned_axes(call, x, constant, recorded)
+            for axis, axis_of_x in aligned_axes.items():
+                map_ = maps[axis_of_x]
+                if map_ is None or recorded.shape[axis] != map_.narrow:
                     continue
-                self.note_sources(frame, recorded, names, axis, map_, divides)
-                if wide.shape[axis] == size != len(map_):
-                    maps = [map_ if k == axis else None for k in range(wide.ndim)]
-                    wide = expand_tensor(wide, TensorPlan(tuple(maps), axis if divides else None))
-        return wide
+                # An axis of one element is broadcast over the copies, unless the call sums.
+                if map_.narrow > 1 or summed_axis is not None:
+                    yield _GrownAxis(axis, map_, axis == summed_axis)
 
     def note_sources(
         self,
@@ -321,12 +335,12 @@ def _aligned_axes(
         The axis of the constant that the call sums over, or None, and per axis of the constant the
         axis of the activation.
     """
-    over = aligned(call.function, call.args, call.kwargs, x, recorded)
-    sums = summed(call.function, call.args, x, constant)
-    if sums is None:
-        return None, over
-    axis, below = sums
-    return axis, {**over, axis: below}
+    aligned_axes = aligned(call.function, call.args, call.kwargs, x, recorded)
+    summed_axes = summed(call.function, call.args, x, constant)
+    if summed_axes is None:
+        return None, aligned_axes
+    summed_axis, axis_of_x = summed_axes
+    return summed_axis, {**aligned_axes, summed_axis: axis_of_x}
 
 
 def _fit(frame: Frame, event: Event, call: Call, axes: Callable[[], Axes]) -> Call:

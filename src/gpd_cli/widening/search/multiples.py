@@ -10,7 +10,7 @@ from gpd_cli.widening.layers import channel_axis
 from gpd_cli.widening.match import match_multiple
 from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import IndexMap, TensorPlan
-from gpd_cli.widening.tensors import widen
+from gpd_cli.widening.tensors import replicate
 
 
 def output_multiple(
@@ -40,7 +40,7 @@ def output_multiple(
                 continue
             axes: list[IndexMap | None] = [None] * output.ndim
             axes[channel_axis(layers[layer])] = maps(layer)
-            copies = widen(output, TensorPlan(tuple(axes)))
+            copies = replicate(output, TensorPlan(tuple(axes)))
             if copies.shape != wide.shape:
                 continue
             rest = match_multiple(narrow - output, wide - copies)

@@ -25,7 +25,7 @@ from gpd_cli.widening.plan import Axes, IndexMap, TensorPlan
 from gpd_cli.widening.running.own_errors import own_errors
 from gpd_cli.widening.running.tracing import first_tensor, linear_call
 from gpd_cli.widening.search.run import Run
-from gpd_cli.widening.tensors import widen
+from gpd_cli.widening.tensors import replicate
 
 
 class LayerWidening:
@@ -118,7 +118,7 @@ class LayerWidening:
         if map_ is not None and not map_.is_onto():
             return None
         wide = (*axes[:channels], weight.axes[0], *axes[channels + 1 :])
-        replica = widen(outputs[call], TensorPlan(wide))
+        replica = replicate(outputs[call], TensorPlan(wide))
         multiple = run.state.multiples.get(name)
         return replica.mul_(multiple) if multiple else replica
 
