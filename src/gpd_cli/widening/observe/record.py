@@ -203,27 +203,49 @@ class _Recorder(Tracer):
         kwargs: Any,
         result: Any,
     ) -> None:
-        """Record the effects of a call in a container's own code."""
-        container, _ = execution
+        """Record the effects of a call in a container's own code.
+
+        Args:
+            execution: the container, and the number of its call.
+            event: the event of the call, if it is one; without its result so far.
+            func: the function that was called.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            result: what it returned.
+        """
         if event is not None:
             event.result = shapes(result)
             self.recording.events.setdefault(execution, []).append(event)
         self._constants.derive((args, kwargs), result)
         linear = linear_call(func, args, kwargs)
-        weight = None if linear is None else self._parameters.get(id(linear[1]))
-        if linear is not None and weight is not None:
-            self.recording.inputs.setdefault(weight, []).append([self._copy(linear[0])])
-            self.recording.direct[weight] = self._parameters.get(id(linear[2]))
-            if isinstance(linear[2], Tensor) and self.recording.direct[weight] is None:
-                self.recording.biases[weight] = linear[2]
-            self.recording.out_channels[weight] = len(linear[1])
-            self.recording.in_channels[weight] = linear[1].shape[1]
-            self._nodes[result.grad_fn] = weight
+        if linear is not None:
+            self._note_direct_weight(*linear, result)
         if func in _ELEMENTWISE:
             self._sums.append(result.grad_fn)
+        container, _ = execution
         for split in splits_of(func, args, kwargs, result):
             x = args[0] if args else kwargs["input"]
             self._seen_splits.append((container, x.grad_fn, split))
+
+    def _note_direct_weight(self, x: Tensor, weight: Tensor, bias: Any, result: Tensor) -> None:
+        """Record a linear function's weight as a layer, if it is a parameter of the network.
+
+        Args:
+            x: the function's input.
+            weight: its weight, ``[out_channels, in_channels]``.
+            bias: its bias; None without one.
+            result: its output.
+        """
+        name = self._parameters.get(id(weight))
+        if name is None:
+            return
+        self.recording.inputs.setdefault(name, []).append([self._copy(x)])
+        self.recording.direct[name] = self._parameters.get(id(bias))
+        if isinstance(bias, Tensor) and self.recording.direct[name] is None:
+            self.recording.biases[name] = bias
+        self.recording.out_channels[name] = len(weight)
+        self.recording.in_channels[name] = weight.shape[1]
+        self._nodes[result.grad_fn] = name
 
     def _event(self, func: Any, args: Any, kwargs: Any) -> Event | None:
         """The event of a call, recorded before the call changes anything in place; None if none."""
@@ -234,32 +256,56 @@ class _Recorder(Tracer):
             tensors = tensors[:1]
         if func in INDEXES and not takes_a_part(Call(func, args, kwargs)):
             tensors = []
-        constant = [self._constants.names(t) is not None for t in tensors]
-        return Event(
-            func, [t if c else self._copy(t) for t, c in zip(tensors, constant, strict=True)], None
-        )
+        # A constant is kept itself, with the graph that leads to its sources.
+        kept = [t if self._constants.names(t) is not None else self._copy(t) for t in tensors]
+        return Event(func, kept, None)
 
     def finish(self, logits: Tensor) -> None:
-        """Derive the entries of the recording that need the whole graph."""
-        self.recording.keeps_output = last_layers([logits.grad_fn], self._nodes, self._mixes)
+        """Derive the entries of the recording that need the whole graph.
+
+        Args:
+            logits: the network's output, with its graph.
+        """
+        self.recording.keeps_output = self._layers_behind([logits.grad_fn])
         for name, nodes in self._ends.items():
-            self.recording.ends[name] = last_layers(nodes, self._nodes, self._mixes)
+            self.recording.ends[name] = self._layers_behind(nodes)
         for node in self._sums:
-            layers = (
-                last_layers([node], self._nodes, self._mixes) & self.recording.out_channels.keys()
-            )
-            for size in {self.recording.out_channels[layer] for layer in layers}:
-                same_layout = {n for n in layers if self.recording.out_channels[n] == size}
-                if len(same_layout) > 1 and same_layout not in self.recording.sums:
-                    self.recording.sums.append(same_layout)
+            self._finish_sum(node)
         for container, node, split in self._seen_splits:
-            behind = last_layers([node], self._nodes, self._mixes)
-            # In the order of the run: the order of a set differs from process to process.
-            for layer in self.recording.out_channels:
-                if layer in behind:
-                    found = self.recording.splits.setdefault(layer, [])
-                    if (container, split) not in found:
-                        found.append((container, split))
+            self._finish_split(container, node, split)
+
+    def _finish_sum(self, node: Any) -> None:
+        """Record which layers' outputs a sum or product of activations combines, by their size.
+
+        Args:
+            node: the ``grad_fn`` of the result.
+        """
+        out_channels = self.recording.out_channels
+        layers = self._layers_behind([node]) & out_channels.keys()
+        for size in {out_channels[layer] for layer in layers}:
+            same_layout = {layer for layer in layers if out_channels[layer] == size}
+            if len(same_layout) > 1 and same_layout not in self.recording.sums:
+                self.recording.sums.append(same_layout)
+
+    def _finish_split(self, container: str, node: Any, split: Split) -> None:
+        """Record a split for each layer whose outputs it takes apart.
+
+        Args:
+            container: the container whose code, or whose grouped layer, takes them apart.
+            node: the ``grad_fn`` of the activation that is taken apart.
+            split: the split.
+        """
+        behind = self._layers_behind([node])
+        # In the order of the run: the order of a set differs from process to process.
+        for layer in self.recording.out_channels:
+            if layer in behind:
+                found = self.recording.splits.setdefault(layer, [])
+                if (container, split) not in found:
+                    found.append((container, split))
+
+    def _layers_behind(self, nodes: Iterable[Any]) -> set[str]:
+        """The last layers behind activations, see `last_layers`."""
+        return last_layers(nodes, self._nodes, self._mixes)
 
     def forget(self) -> None:
         """Let go of the graph, whose activations take more memory than the recording itself."""
