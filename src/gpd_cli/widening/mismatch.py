@@ -11,12 +11,13 @@ ANOTHER_PATH = "its code takes another path when its layers are wider"
 class Mismatch(Exception):  # noqa: N818 - an outcome of a trial, not an error
     """The wide network does not compute copies of what the student computes in this module.
 
-    That is so with the attributes set so far; other guesses may help.
+    That is so with the layouts and attributes of the present guess; other guesses may help.
 
     Args:
         name: the module.
         reason: the cause, as a clause for a message.
-        is_certain: whether no value of any attribute helps; only other layouts may.
+        needs_other_layout: whether no value of any attribute helps. Only other layouts of layers'
+            outputs may: the search then guesses no attributes, and tries a few layouts.
         tensors: the student's tensor and the wide one that is no multiple of a replication of it,
             where the mismatch is between two tensors.
     """
@@ -26,11 +27,11 @@ class Mismatch(Exception):  # noqa: N818 - an outcome of a trial, not an error
         name: str,
         reason: str,
         *,
-        is_certain: bool = False,
+        needs_other_layout: bool = False,
         tensors: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__(name, reason)
-        self.name, self.reason, self.is_certain = name, reason, is_certain
+        self.name, self.reason, self.needs_other_layout = name, reason, needs_other_layout
         self.tensors = tensors
 
 

@@ -28,9 +28,10 @@ def reshaped(
         wide: the wide shape before.
         maps: returns per axis before the reshape the index map, or None where the axis keeps its
             size; called only where an axis that has grown is taken apart.
-        given: the sizes that the code asks for, -1 for a size left open. Of several ways to take an
-            axis apart, the one in which heads grow is preferred, then the outermost axis whose
-            size is open or comes from an attribute, and last an axis whose size is a literal.
+        given: the sizes that the code asks for, -1 for a size left open. They decide which of
+            several axes grows: the first choice is an axis of size 1 that is left open, then a
+            count of heads, then an axis whose size is left open or comes from another attribute,
+            and last an axis whose size is a literal. Among equals the outermost axis grows.
 
     Returns:
         One size for each axis of the new shape, or None where the copies do not lie along axes

@@ -133,7 +133,7 @@ def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
         return run_once(run, call, by_trial)
     except Mismatch as error:
         is_inside = error.name != call.name and error.name in run.recording.outputs
-        if by_trial or is_inside or error.is_certain or call.frame_of_last_failure is None:
+        if by_trial or is_inside or error.needs_other_layout or call.frame_of_last_failure is None:
             raise
         run.restore(before)
         if not _settles(run, call.frame_of_last_failure):

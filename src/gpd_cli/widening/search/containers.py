@@ -29,7 +29,7 @@ from gpd_cli.widening.search.trial_order import Guess, counts_in, ordered_guesse
 from gpd_cli.widening.search.trials import MOST_TRIALS
 from gpd_cli.widening.search.variables import Variable
 
-_MOST_TRIALS_IF_CERTAIN = 4  # of a container, after a failure that only other layouts may help
+_MOST_TRIALS_OF_LAYOUTS = 4  # of a container, after a failure that only other layouts may help
 
 
 class Containers:
@@ -96,7 +96,7 @@ class Containers:
         if call.name not in self._by_trial:
             yield partial(self._guess, by_trial=False)
         failure = call.first_mismatch
-        if failure is None or not (call.failed_in_inner_container or failure.is_certain):
+        if failure is None or not (call.failed_in_inner_container or failure.needs_other_layout):
             yield partial(self._guess, by_trial=True)
         failure = call.first_mismatch
         assert failure is not None
@@ -140,8 +140,10 @@ class Containers:
         """The largest number of trials for a container after its first failure."""
         if self._class(call.name) in self._failed_classes:
             return 1
-        is_certain = call.first_mismatch is not None and call.first_mismatch.is_certain
-        return _MOST_TRIALS_IF_CERTAIN if is_certain else MOST_TRIALS
+        failure = call.first_mismatch
+        if failure is not None and failure.needs_other_layout:
+            return _MOST_TRIALS_OF_LAYOUTS
+        return MOST_TRIALS
 
     def _guesses(
         self, call: ContainerCall, *, solved: bool
@@ -235,7 +237,7 @@ class Containers:
     def _follow_from_failure(self, call: ContainerCall) -> Any:
         """Run a container with layouts or multiples that follow from the way it has failed."""
         assert call.first_mismatch is not None
-        if call.first_mismatch.is_certain:
+        if call.first_mismatch.needs_other_layout:
             if layouts := self._layouts_by_cuts(call):
                 return self._attempt_with(call, layouts)
         elif call.first_mismatch.tensors is not None:

@@ -348,7 +348,7 @@ def _fit(frame: Frame, event: Event, call: Call, axes: Callable[[], Axes]) -> Ca
     try:
         return follow(call, axes, event.tensors[0].shape, event.result, frame.equations)
     except Unfollowed as reason:
-        raise Mismatch(frame.name, str(reason), is_certain=True) from None
+        raise Mismatch(frame.name, str(reason), needs_other_layout=True) from None
 
 
 def _as_recorded(call: Call, event: Event) -> Call:

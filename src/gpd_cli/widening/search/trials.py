@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 MOST_TRIALS = 12
-"""For the guesses of one container, trials of the containers inside included."""
+"""The largest number of trials of one container, with those of the containers inside it."""
 
-_MOST_IN_VAIN = 20  # within one container, until those inside of it make one guess each
+_MOST_IN_VAIN = 20  # trials in vain in a container, after which those inside guess once each
 
 
 @dataclass
