@@ -51,7 +51,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output."""
-        return x + self.conv(x) if self.residual else self.conv(x)
+        y: Tensor = self.conv(x)
+        return x + y if self.residual else y
 
 
 class CifarMobileNetV2(Classifier):
@@ -96,7 +97,8 @@ class CifarMobileNetV2(Classifier):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, ``[B, 1280, H/16, W/16]``, of images ``[B, C, H, W]``."""
-        return self.conv2(self.blocks(self.conv1(x)))
+        x = self.conv2(self.blocks(self.conv1(x)))
+        return x
 
 
 def _unit(

@@ -50,7 +50,8 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        return self.act2(x + shortcut)
+        x = self.act2(x + shortcut)
+        return x
 
 
 class Bottleneck(nn.Module):
@@ -83,7 +84,8 @@ class Bottleneck(nn.Module):
         shortcut = self.shortcut(x)
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.act2(self.bn2(self.conv2(x)))
-        return self.act3(self.bn3(self.conv3(x)) + shortcut)
+        x = self.act3(self.bn3(self.conv3(x)) + shortcut)
+        return x
 
 
 class CifarResNet(Classifier):
@@ -123,7 +125,8 @@ class CifarResNet(Classifier):
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, ``[B, widths[3], H/4, W/4]``, of images ``[B, C, H, W]``."""
         x = self.act1(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return x
 
 
 class CifarBottleneckResNet(Classifier):
@@ -155,7 +158,8 @@ class CifarBottleneckResNet(Classifier):
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, ``[B, 2048, H/8, W/8]``, of images ``[B, C, H, W]``."""
         x = self.act1(self.bn1(self.conv1(x)))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x
 
 
 def _projection(in_chans: int, out_chans: int, stride: int) -> nn.Sequential:

@@ -158,7 +158,9 @@ class _ShuffleNet(Classifier):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The end of the last stage, ``[B, C, H/8, W/8]``, of images ``[B, C, H, W]``."""
-        return self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return x
 
 
 class CifarShuffleNetV1(_ShuffleNet):
@@ -202,7 +204,8 @@ class CifarShuffleNetV2(_ShuffleNet):
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
     """Interleave the channels of `groups` groups: ``[B, C, H, W]`` in another order."""
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    x = x.unflatten(1, (groups, -1))
+    return x.transpose(1, 2).flatten(1, 2)
 
 
 def deal(x: Tensor, groups: tuple[int, int]) -> Tensor:
@@ -212,7 +215,8 @@ def deal(x: Tensor, groups: tuple[int, int]) -> Tensor:
         x: ``[B, C, H, W]``, copies side by side.
         groups: number of groups, and number of different channels in each.
     """
-    return x.unflatten(1, (*groups, -1)).transpose(1, 2).flatten(1, 3)
+    x = x.unflatten(1, (*groups, -1))
+    return x.transpose(1, 2).flatten(1, 3)
 
 
 def _conv(

@@ -43,7 +43,8 @@ class PreActivationBlock(nn.Module):
         """The block's output."""
         active = self.relu1(self.bn1(x))
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
-        return shortcut + self.conv2(self.relu2(self.bn2(self.conv1(active))))
+        x = self.conv2(self.relu2(self.bn2(self.conv1(active))))
+        return shortcut + x
 
 
 class _Stage(nn.Module):
@@ -55,7 +56,8 @@ class _Stage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
+        x = self.layer(x)
+        return x
 
 
 class CifarWideResNet(Classifier):
@@ -92,7 +94,9 @@ class CifarWideResNet(Classifier):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, ``[B, 64 widen_factor, H/4, W/4]``, of ``[B, C, H, W]``."""
-        return self.relu(self.bn1(self.block3(self.block2(self.block1(self.conv1(x))))))
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        x = self.relu(self.bn1(x))
+        return x
 
 
 default_cfgs = cifar_configs(

@@ -81,7 +81,8 @@ def cifar_configs(names: Sequence[str], *, first_conv: str, classifier: str) -> 
         classifier: name of the networks' linear layer.
     """
     config = {**_CIFAR100, "first_conv": first_conv, "classifier": classifier}
-    return generate_default_cfgs({name: dict(config) for name in names})
+    configs: dict[str, Any] = generate_default_cfgs({name: dict(config) for name in names})
+    return configs
 
 
 def start_from_fan_out(network: nn.Module, linear_std: float | None = None) -> None:

@@ -368,7 +368,8 @@ def _build(name: str, args: dict[str, Any]) -> nn.Module:
         return timm.create_model(name, **args) if timm.is_model(name) else _build_own(name, args)
     architecture = name.removeprefix(_TORCHVISION)
     defaults = {"weights": None, **_TORCHVISION_ARGS.get(architecture, {})}
-    return torchvision.models.get_model(architecture, **{**defaults, **args})
+    network: nn.Module = torchvision.models.get_model(architecture, **{**defaults, **args})
+    return network
 
 
 def _build_own(path: str, args: dict[str, Any]) -> nn.Module:

@@ -19,7 +19,7 @@ def mobilenetv1_relu(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
     files of both load. timm's network has ReLU6 and initial weights of another deviation (1.7 times
     as large in pointwise kernels, 2.4 times in depthwise kernels).
     """
-    network = mobilenetv1_100(pretrained, **{"act_layer": "relu", **kwargs})
+    network: EfficientNet = mobilenetv1_100(pretrained, **{"act_layer": "relu", **kwargs})
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and not pretrained:
             module.reset_parameters()

@@ -59,7 +59,8 @@ class Attention(nn.Module):
         else:
             products = (query * self.scale) @ key.transpose(2, 3)
             x = (products * self._weights(x.shape[1])).softmax(3) @ value
-        return self.proj(x.transpose(1, 2).flatten(2))
+        tokens: Tensor = self.proj(x.transpose(1, 2).flatten(2))
+        return tokens
 
     def _weights(self, positions: int) -> Tensor:
         """The factors of the products, ``[heads, N, N]``."""
@@ -93,7 +94,8 @@ class ConvolutionalMlp(nn.Module):
         """The layer's output."""
         x = F.gelu(self.bn1(self.fc1(x)))
         x = F.gelu(self.bn2(self.dwconv(x)))
-        return self.bn3(self.fc2(x))
+        x = self.bn3(self.fc2(x))
+        return x
 
 
 class Block(nn.Module):
@@ -122,7 +124,8 @@ class Block(nn.Module):
         tokens = self.norm1(x).flatten(1, 2)
         x = x + self.drop_path(self.attn(tokens).unflatten(1, x.shape[1:3]))
         channels_first = self.norm2(x).permute(0, 3, 1, 2)
-        return x + self.drop_path(self.mlp(channels_first).permute(0, 2, 3, 1))
+        x = x + self.drop_path(self.mlp(channels_first).permute(0, 2, 3, 1))
+        return x
 
 
 class _PatchEmbedding(nn.Module):
@@ -139,7 +142,8 @@ class _PatchEmbedding(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
+        x = self.proj(x)
+        return x
 
 
 class _Pooling(nn.Module):
@@ -150,7 +154,8 @@ class _Pooling(nn.Module):
         self.conv = nn.Conv2d(in_chans, out_chans, 3, 2, padding=1, groups=in_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.conv(x.permute(0, 3, 1, 2))
+        return x.permute(0, 2, 3, 1)
 
 
 class _Stage(nn.Module):
@@ -159,7 +164,8 @@ class _Stage(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
+        x = self.blocks(x)
+        return x
 
 
 class RVT(Classifier):

@@ -69,7 +69,8 @@ class Stage:
                 f"aspect of {self.height} x {self.width} as in images of the network's own size; "
                 "name other modules in --model.stages and --model.static_teacher.stages."
             )
-        return patches.unflatten(2, (height, count // height))
+        grid: Tensor = patches.unflatten(2, (height, count // height))
+        return grid
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ def pearson(one: Tensor, other: Tensor) -> Tensor:
         tensor([-1.])
     """
     one, other = (x - x.mean(dim=1, keepdim=True) for x in (one, other))
-    norms = [torch.linalg.vector_norm(x, dim=1).clamp(min=_LEAST) for x in (one, other)]
+    norms: list[Tensor] = [
+        torch.linalg.vector_norm(x, dim=1).clamp(min=_LEAST) for x in (one, other)
+    ]
     return (one * other).sum(dim=1) / (norms[0] * norms[1])
 
 

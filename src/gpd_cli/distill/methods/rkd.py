@@ -79,7 +79,7 @@ def _differences(embedding: Tensor) -> Tensor:
 
 def _relative(differences: Tensor) -> Tensor:
     """Distances, divided by the mean of all distances that are not 0: ``[B, B]``."""
-    distances = torch.linalg.vector_norm(differences, dim=2)
+    distances: Tensor = torch.linalg.vector_norm(differences, dim=2)
     apart = (distances > 0).sum().clamp(min=1)
     mean = distances.sum() / apart
     return distances / mean.where(mean > 0, torch.ones_like(mean))

@@ -32,7 +32,8 @@ def mean_of_copies(embedding: Tensor, width: int) -> Tensor:
     Returns:
         ``[B, width]``; the embedding itself where r is 1.
     """
-    return embedding.unflatten(1, (width, -1)).mean(dim=2)
+    groups: Tensor = embedding.unflatten(1, (width, -1))
+    return groups.mean(dim=2)
 
 
 def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
