@@ -68,6 +68,15 @@ def test_a_constant_follows_the_activation_that_it_is_added_to(wide: WideNetwork
     assert frame.maps == {"0.token": {1: MAP}}
 
 
+def test_sources_of_a_constant_are_noted_in_one_order() -> None:
+    code = nn.Module()
+    code.q, code.k, code.v = (nn.Parameter(torch.randn(6, dtype=torch.float64)) for _ in range(3))
+    frame = Frame("0")
+    following = Following(WideNetwork(nn.Sequential(code), 2))
+    following.note_sources(frame, code.q + code.k + code.v, ["0.q", "0.k", "0.v"], 0, MAP)
+    assert list(frame.maps.items()) == [(f"0.{name}", {0: MAP}) for name in "kqv"]
+
+
 @pytest.mark.parametrize(
     "events",
     [

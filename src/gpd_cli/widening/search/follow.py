@@ -282,7 +282,7 @@ class Following:
         Raises:
             Mismatch: when a parameter would have to widen in two ways.
         """
-        for name in names:
+        for name in sorted(names):  # the order of a set differs from process to process
             source = self._wide.source(name)
             if not source.is_floating_point():
                 continue

@@ -53,10 +53,11 @@ def _layers_of_one_layout(
             groups = [*apart, layers.union(*(group for group in groups if group & layers))]
     joined = []
     for group in groups:
-        splits = [s for layer in group for s in recording.splits.get(layer, ())]
+        # In the order of the run: the order of a set differs from process to process.
+        ordered = [layer for layer in recording.out_channels if layer in group]
+        splits = [s for layer in ordered for s in recording.splits.get(layer, ())]
         if splits:
-            order = [layer for layer in recording.out_channels if layer in group]
-            joined.append((order, list(dict.fromkeys(splits))))
+            joined.append((ordered, list(dict.fromkeys(splits))))
     return joined
 
 
