@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from gpd_cli.training.broken_numbers import are_lost
 from gpd_cli.training.gap_remarks import remark_on_gap
 from gpd_cli.training.watch import Seen, StepWatch, overflowing
 from runs import ALONE, BATCHES, PAIRED, TINY, checkpoint, fit, logged, noise_images
@@ -31,6 +32,17 @@ class Break(Callback):
                 next(pl_module.parameters()).fill_(math.nan)
         else:
             batch[0][[1, 4]] = math.nan
+
+
+class BreakGradient(Callback):
+    """One infinite gradient, as the loss scale of float16 makes some."""
+
+    steps: tuple[int, ...] = ()
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step in self.steps:
+            gradients = (p.grad for p in pl_module.parameters() if p.grad is not None)
+            next(gradients).fill_(math.inf)
 
 
 BROKEN = ["--trainer.callbacks+=test_broken_numbers.Break"]
@@ -108,6 +120,63 @@ def test_buffers_of_every_kind_are_as_if_the_batch_had_not_come(
     assert kept[0].keys() == kept[1].keys()
     assert any("distillation" in key and "running_mean" in key for key in kept[0])
     assert not [key for key, tensor in kept[0].items() if not torch.equal(tensor, kept[1][key])]
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "reduce_lr"])
+def test_a_step_left_out_before_validation_and_checkpoints_is_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_nan: str
+) -> None:
+    """The last one of the first epoch, of which every step is saved."""
+    monkeypatch.setattr(BreakGradient, "steps", (BATCHES - 2, BATCHES - 1))
+    options = ["--trainer.callbacks+=test_broken_numbers.BreakGradient", "--model.on_nan", on_nan]
+    saved = ["--trainer.save_every_n_steps", "1"]
+    assert fit(tmp_path, *PAIRED, *options, *saved, "--model.nan_steps", "2", epochs=2) == 0
+    state = checkpoint(tmp_path)
+    assert state["global_step"] == 2 * BATCHES
+    assert state["schedule"]["rate_factor"] == 1
+    assert [row["epoch"] for row in logged(tmp_path) if row.get("val/student_top1")] == ["0", "1"]
+
+
+class Explode(Callback):
+    """Huge weights before the last step of an epoch: finite, as what they give is not."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == 2 * BATCHES - 1:
+            with torch.no_grad():
+                for parameter in pl_module.parameters():
+                    parameter.fill_(1e36)
+
+
+@pytest.mark.parametrize("ratio", [ALONE, PAIRED])
+def test_lost_weights_are_taken_back_before_they_are_saved(
+    tmp_path: Path, ratio: list[str]
+) -> None:
+    """However many steps may be left out: that mends no weights."""
+    options = ["--trainer.callbacks+=test_broken_numbers.Explode", "--model.on_nan", "reduce_lr"]
+    assert fit(tmp_path, *ratio, *options, epochs=2) == 0
+    state = checkpoint(tmp_path)
+    assert state["schedule"]["rate_factor"] == 0.5
+    weights = [t for t in state["state_dict"].values() if t.is_floating_point()]
+    assert max(float(t.abs().max()) for t in weights) < 1e6
+
+
+class Centring(nn.Module):
+    """Takes the mean of the batch away, in training."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, None]:
+        rows = images.flatten(1)
+        return (rows - rows.mean(0) if self.training else rows), None
+
+
+def test_an_image_that_spoils_those_beside_it_means_no_lost_weights() -> None:
+    images = torch.zeros(3, 1, 2, 2)
+    images[1] = math.inf
+    network = Centring()
+    assert not network(images)[0].isfinite().any()
+    assert not are_lost(network, images)
+    assert network.training
+    assert are_lost(network, torch.full((3, 1, 2, 2), math.inf))
+    assert not are_lost(network, images[1:2])  # it may be the image
 
 
 def test_too_many_broken_steps_stop_the_run_and_files_are_named(

@@ -9,8 +9,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 
 from gpd_cli.distributed.interruptions import resume_command
+from gpd_cli.distributed.world import everywhere
 from gpd_cli.errors import TrainingError
 from gpd_cli.files import check_whole, short_path
 from gpd_cli.teacher.checkpoint import TRAINED
@@ -25,8 +27,35 @@ _HALVINGS = 20  # steps in a row that float16's loss scale may need to find its 
 _LARGEST_HALF = 65504.0
 
 
+def are_lost(network: nn.Module, images: Tensor) -> bool:
+    """Whether networks have no finite logits for any image, seen each by itself.
+
+    Such weights are finite, but steps that are left out will not mend them. In training the images
+    of a batch share its statistics, so that a single one may spoil the logits of all.
+
+    Args:
+        network: the networks that are trained; their modes stay as they are.
+        images: at least two of them, ``[B, C, H, W]``, or nothing follows from them.
+    """
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = [found for found in network(images) if found is not None]
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    rows = torch.stack([torch.isfinite(found).all(1) for found in logits]).all(0)
+    return everywhere(~rows.any() & (len(images) > 1))
+
+
 def may_go_on(
-    watch: StepWatch, trainer: Trainer, module: LightningModule, what: str, on_nan: OnNan
+    watch: StepWatch,
+    trainer: Trainer,
+    module: LightningModule,
+    what: str,
+    on_nan: OnNan,
+    lost: bool = False,
 ) -> bool:
     """Say that a step was left out; after too many, stop, or prepare to go on more slowly.
 
@@ -36,6 +65,7 @@ def may_go_on(
         module: the module that is trained.
         what: what is wrong, in words.
         on_nan: what to do after too many such steps.
+        lost: whether the weights are, so that it makes no sense to wait for more such steps.
 
     Returns:
         Whether the run just goes on; else it has its last good weights again, and the learning rate
@@ -46,7 +76,7 @@ def may_go_on(
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     most = watch.most if scaler is None else max(watch.most, _HALVINGS)
-    if watch.in_a_row <= most:
+    if watch.in_a_row <= most and not lost:
         if scaler is None:
             rank_zero_info(f"step {trainer.global_step + 1} is left out: {what}")
         return True
@@ -61,10 +91,10 @@ def may_go_on(
     go_on = "" if last is None else f"; the last good one is {short_path(last)}"
     if last is not None:
         go_on += f", go on with: {resume_command(last)}"
-    raise TrainingError(
-        f"The numbers broke: {what}; {watch.in_a_row} steps in a row became NaN or infinite; "
-        f"{remedy(go_on)}"
-    )
+    why = f"{watch.in_a_row} steps in a row became NaN or infinite"
+    if lost:
+        why = "by now the weights give NaN or infinite logits for every image"
+    raise TrainingError(f"The numbers broke: {what}; {why}; {remedy(go_on)}")
 
 
 def reduced(factor: float) -> float:

@@ -24,7 +24,7 @@ from gpd_cli.distill.static_teacher import (
     load_static_teachers,
 )
 from gpd_cli.distributed.world import broadcast_from_first
-from gpd_cli.errors import DataError, TrainingError
+from gpd_cli.errors import DataError
 from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
 from gpd_cli.teacher.expansion import DEFAULT_NOISE
@@ -32,7 +32,7 @@ from gpd_cli.teacher.networks import Alone, layer_patterns, summary, with_teache
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.amx import has_amx, keep_in_float32
 from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up, settle
-from gpd_cli.training.broken_numbers import FACTOR, OnNan, may_go_on, reduced
+from gpd_cli.training.broken_numbers import FACTOR, OnNan, are_lost, may_go_on, reduced
 from gpd_cli.training.checks import (
     check_counts,
     check_same_classes,
@@ -61,7 +61,7 @@ from gpd_cli.training.resuming import (
 from gpd_cli.training.settings import default_settings, method_name, plain_settings
 from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_scores import score_static_teachers
-from gpd_cli.training.watch import Seen, StepWatch, check_weights, remedy
+from gpd_cli.training.watch import Seen, StepWatch, check_weights
 from gpd_cli.widening.tensors import Storage
 
 
@@ -241,6 +241,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self._clock = ScheduleClock()
         self._resumed: dict[str, Any] | None = None
         self._group_settings: list[dict[str, Any]] = []
+        self._images = torch.empty(0)  # of the last batch
         self._averaged: list[str] = []  # parameters whose gradients are averages already
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -325,7 +326,7 @@ class GapPreservingDistillation(EvaluatedModule):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """One joint step: both networks' losses, summed for one backward pass."""
         images, labels, *indices = batch
-        images = self._speed.arrange(images)
+        self._images = images = self._speed.arrange(images)
         self._watch.remember()
         student, teacher = self(images)
         terms = self.objective.weighted(self._losses(student, teacher, labels), self.current_epoch)
@@ -352,7 +353,8 @@ class GapPreservingDistillation(EvaluatedModule):
 
         Raises:
             ModelError: when the logits of a static teacher are the cause.
-            TrainingError: when there have been too many such steps in a row.
+            TrainingError: when there have been too many such steps in a row, or the weights give no
+                finite logits any more.
         """
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in weights if p.grad is not None]
@@ -361,7 +363,9 @@ class GapPreservingDistillation(EvaluatedModule):
             return
         self._check_static_teachers()
         self._watch.undo()
-        if not may_go_on(self._watch, self.trainer, self, what, self.hparams["on_nan"]):
+        with self.trainer.precision_plugin.forward_context():
+            lost = self._watch.all_rows and are_lost(self.network, self._images)
+        if not may_go_on(self._watch, self.trainer, self, what, self.hparams["on_nan"], lost):
             self._rate_factor = reduced(self._rate_factor)
             self._reduce_rates()
         for weight in weights:
@@ -468,6 +472,7 @@ class GapPreservingDistillation(EvaluatedModule):
         """Update the weights, and free the gradients: the next forward pass needs the memory."""
         super().optimizer_step(*args, **kwargs)
         self.trainer.optimizers[0].zero_grad()
+        self._images = torch.empty(0)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Schedules of timm are functions of the number of updates."""
@@ -484,15 +489,15 @@ class GapPreservingDistillation(EvaluatedModule):
     def _check_numbers(self) -> None:
         """Stop before broken weights are scored or saved.
 
+        Steps that were left out have not touched the weights: they are no reason to stop until
+        there are too many in a row, or weights are lost, see `on_before_optimizer_step`.
+
         Raises:
             ModelError: when the logits of a static teacher are NaN or infinite.
-            TrainingError: when the weights are, or have made the last loss so.
+            TrainingError: when the weights are.
         """
-        step = self.trainer.global_step
         self._check_static_teachers()
-        if self._watch.is_suspicious:
-            raise TrainingError(f"The loss became NaN or infinite by step {step}; {remedy()}")
-        check_weights(self.network, step)
+        check_weights(self.network, self.trainer.global_step)
 
     def _check_static_teachers(self) -> None:
         """Let the static teachers answer for a loss that is NaN, unless the images have to."""

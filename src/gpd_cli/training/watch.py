@@ -82,6 +82,8 @@ class StepWatch:
 
     Attributes:
         in_a_row: number of steps that were left out since the last one that was made.
+        all_rows: whether the last of them had such logits for every image, of which none had such
+            pixels.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class StepWatch:
     ) -> None:
         self.network, self.most = network, most
         self.in_a_row = 0
+        self.all_rows = False
         self.seen: list[Seen] = []
         self._distillation = distillation
         self._buffers: list[Buffers] = []
@@ -143,12 +146,13 @@ class StepWatch:
             norms = torch._foreach_norm(list(gradients))
             finite = torch.isfinite(torch.stack(list(norms))).all()
         if bool(finite):
-            self.in_a_row = 0
+            self.in_a_row, self.all_rows = 0, False
             return None
         self.in_a_row += 1
         processes = gathered([_found(one, name_images) for one in seen])
         found = [one for process in processes for one in process]
         self._blamed = not any(one["pixels"] for one in found)
+        self.all_rows = self._blamed and all(one["all"] for one in found)
         return _in_words(found)
 
     def undo(self) -> None:
@@ -158,7 +162,7 @@ class StepWatch:
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether the last step was left out and its images had no part in it: weights may have."""
+        """Whether the last step was left out, and its images had no part in it."""
         return self.in_a_row > 0 and self._blamed
 
 
