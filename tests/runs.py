@@ -19,20 +19,23 @@ BATCHES = 3
 UNVALIDATED = ["--data.val_split", "null", "--data.val_fraction", "0"]
 
 
+def arguments(*options: str, epochs: int = 1) -> list[str]:
+    """Those of `gpd` that train a tiny student."""
+    return [
+        *("fit", "--model.student", "resnet18", "--model.num_classes", "10"),
+        *("--model.student_args", str(TINY)),
+        *("--data.image_size", "16", "--data.batch_size", "32"),
+        *("--trainer.accelerator", "cpu", "--trainer.max_epochs", str(epochs)),
+        *("--trainer.limit_train_batches", str(BATCHES)),
+        *("--trainer.limit_val_batches", "1"),
+        *options,
+    ]
+
+
 def fit(folder: Path, *options: str, epochs: int = 1) -> int:
     """Run `gpd fit` on a tiny student inside a folder."""
     with chdir(folder):
-        return main(
-            [
-                *("fit", "--model.student", "resnet18", "--model.num_classes", "10"),
-                *("--model.student_args", str(TINY)),
-                *("--data.image_size", "16", "--data.batch_size", "32"),
-                *("--trainer.accelerator", "cpu", "--trainer.max_epochs", str(epochs)),
-                *("--trainer.limit_train_batches", str(BATCHES)),
-                *("--trainer.limit_val_batches", "1"),
-                *options,
-            ]
-        )
+        return main(arguments(*options, epochs=epochs))
 
 
 def noise_images(folder: Path, classes: str, count: int, side: int) -> None:

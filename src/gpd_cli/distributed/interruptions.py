@@ -322,6 +322,19 @@ def skip_once(loader: Any, batches: int) -> None:
     if hasattr(loader, "skip"):
         loader.skip(batches)
         return
-    owner = getattr(loader, "batch_sampler", None) or loader
-    if hasattr(owner, "sampler"):
-        owner.sampler = _SkipOnce(owner.sampler, batches * loader.batch_size)
+    owner, size = getattr(loader, "batch_sampler", None) or loader, batch_size_of(loader)
+    if hasattr(owner, "sampler") and size is not None:
+        owner.sampler = _SkipOnce(owner.sampler, batches * size)
+
+
+def batch_size_of(loader: Any) -> int | None:
+    """The number of images in a loader's batches; None where it does not tell.
+
+    Args:
+        loader: of our data; or any other, whose sampler of batches may know the number.
+    """
+    for owner in (loader, getattr(loader, "batch_sampler", None)):
+        size = getattr(owner, "batch_size", None)
+        if isinstance(size, int) and size > 0:
+            return size
+    return None

@@ -41,6 +41,7 @@ from gpd_cli.training.checks import (
     check_taught,
     ignored_settings,
 )
+from gpd_cli.training.epoch_length import ENTRY, EpochLength, updates_done
 from gpd_cli.training.evaluation import EvaluatedModule
 from gpd_cli.training.memory import run_blocks_again, run_student_again
 from gpd_cli.training.metrics import RunningAccuracy
@@ -316,7 +317,7 @@ class GapPreservingDistillation(EvaluatedModule):
         if self._resumed is None:
             return
         keep_settings(self.trainer.optimizers[0], self._group_settings)
-        self._clock.resume(self._resumed, self.trainer.global_step)
+        self._clock.resume(self._resumed, self.trainer.global_step, updates_done(self.trainer))
         self._rate_factor = self._resumed.get("rate_factor", 1.0)
         if not self.trainer.lr_scheduler_configs:
             self._reduce_rates(self._rate_factor)
@@ -418,9 +419,11 @@ class GapPreservingDistillation(EvaluatedModule):
         checkpoint["gpd"] = self._description(ImageSpec.of(self._data()))
         checkpoint["class_names"] = self._class_names()
         checkpoint["static_scores"] = {"of": self._static_titles(), "values": self._static_scores}
-        checkpoint["schedule"] = self._clock.state(self.trainer.global_step)
+        trainer = self.trainer
+        checkpoint[ENTRY] = EpochLength.of(trainer).state()
+        checkpoint["schedule"] = self._clock.state(trainer.global_step, updates_done(trainer))
         checkpoint["schedule"]["rate_factor"] = self._rate_factor
-        average = find_average(self.trainer)
+        average = find_average(trainer)
         if average is not None and not has_begun(average):
             # The averaging callback has swapped the weights before this hook.
             checkpoint["state_dict"] = checkpoint.get(TRAINED, checkpoint["state_dict"])

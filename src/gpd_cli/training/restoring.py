@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from gpd_cli.errors import GpdError
 from gpd_cli.teacher.checkpoint import check_content
 from gpd_cli.teacher.stored import damaged
+from gpd_cli.training.epoch_length import ENTRY, take_up
 from gpd_cli.training.stored_state import check_optimizer_state, check_training_state
 
 
@@ -51,12 +52,15 @@ class Restoring(_CheckpointConnector):
             super().restore_callbacks()
 
     def restore_training_state(self) -> None:
-        """Load the states of precision, loops and optimizer."""
+        """Load the states of precision, loops and optimizer, and find the place in the epoch."""
+        fitting = self._loaded_checkpoint and self.trainer.state.fn == TrainerFn.FITTING
         with self._taken_up():
             super().restore_training_state()
-            if self._loaded_checkpoint and self.trainer.state.fn == TrainerFn.FITTING:
+            if fitting:
                 for optimizer in self.trainer.optimizers:
                     check_optimizer_state(optimizer)
+        if fitting and (length := self._loaded_checkpoint.get(ENTRY)):
+            take_up(length, self.trainer)
 
     @contextmanager
     def _taken_up(self, path: Any = None) -> Iterator[None]:

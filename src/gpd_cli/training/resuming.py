@@ -179,16 +179,26 @@ class ScheduleClock:
         """The position in the schedule after ``global_step`` updates."""
         return global_step + self._ahead
 
-    def state(self, global_step: int) -> dict[str, int | None]:
-        """The position, as plain values for a checkpoint."""
-        return {"updates": self.updates(global_step), "updates_per_epoch": self.updates_per_epoch}
+    def state(self, global_step: int, in_epoch: int) -> dict[str, int | None]:
+        """The position, as plain values for a checkpoint.
 
-    def resume(self, state: Mapping[str, int | None], global_step: int) -> None:
+        Args:
+            global_step: number of updates that were made.
+            in_epoch: number of them that were made in the present epoch.
+        """
+        return {
+            "updates": self.updates(global_step),
+            "updates_per_epoch": self.updates_per_epoch,
+            "updates_in_epoch": in_epoch,
+        }
+
+    def resume(self, state: Mapping[str, int | None], global_step: int, in_epoch: int) -> None:
         """Continue from the position of a checkpoint.
 
         Args:
             state: the checkpoint's `state`; empty in checkpoints of earlier versions.
             global_step: number of updates made until the checkpoint.
+            in_epoch: number of updates that the epoch has behind it, as it is divided now.
         """
         updates, before, now = (
             state.get("updates"),
@@ -197,6 +207,8 @@ class ScheduleClock:
         )
         if updates is None or before is None or now is None:
             return
-        if before != now:
-            updates = round(updates * now / before)
-        self._ahead = updates - global_step
+        had = state.get("updates_in_epoch")
+        if had is None:  # in earlier versions
+            had = in_epoch = 0
+        # Of the present epoch as many are left as its data has.
+        self._ahead = round((updates - had) * now / before) + in_epoch - global_step

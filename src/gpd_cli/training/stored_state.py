@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from gpd_cli.distributed.seeds import random_state_form
 from gpd_cli.errors import WeightsError
 from gpd_cli.forms import FormError, check_form, maybe, within
+from gpd_cli.training.epoch_length import ENTRY, check_epoch_length
 
 _COUNT = within(0, 2**53)
 _TURNS = {"ready": _COUNT, "completed": _COUNT, "started": _COUNT, "processed": _COUNT}
@@ -43,10 +44,12 @@ _OWN = {
             "average_epoch": maybe(int),
         }
     ),
+    ENTRY: check_epoch_length,
     "random_states": maybe([random_state_form]),
     "schedule": {"updates": maybe(_COUNT), "updates_per_epoch": maybe(within(1, 2**53))},
     "static_scores": {"of": [str], "values": {str: float}},
 }
+_LATER_IN_SCHEDULE = {"rate_factor": float, "updates_in_epoch": _COUNT}
 
 
 def check_training_state(checkpoint: Mapping[str, Any]) -> None:
@@ -69,8 +72,9 @@ def check_training_state(checkpoint: Mapping[str, Any]) -> None:
     for name, form in _OWN.items():
         if checkpoint.get(name):
             check_form(checkpoint[name], form, f"the checkpoint, {name}")
-    rate_factor = (checkpoint.get("schedule") or {}).get("rate_factor", 1.0)
-    check_form(rate_factor, float, "the checkpoint, schedule, rate_factor")
+    schedule = checkpoint.get("schedule") or {}
+    for name, form in _LATER_IN_SCHEDULE.items():
+        check_form(schedule.get(name, 0), form, f"the checkpoint, schedule, {name}")
     for own in (checkpoint.get("epoch_state") or {}).get("processes", []):
         check_form(own.get("sums", {}), _SUMS, "the checkpoint, sums of the epoch")
         check_form(own.get("hits", {}), _HITS, "the checkpoint, hits of the epoch")
