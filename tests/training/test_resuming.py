@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gpd_cli.forms import FormError
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
 from gpd_cli.training.resuming import group_settings, keep_settings
+from gpd_cli.training.stored_state import check_optimizer_state
 from processes import JOB, SLURM
 from runs import ALONE, BATCHES, PAIRED, STOP, checkpoint, fit, logged, run_folder
 
@@ -168,9 +170,12 @@ def test_a_job_that_is_requeued_after_its_last_epoch_is_done(
     assert not requeued.is_symlink()
 
 
-@pytest.mark.parametrize("opt", ["sgd", "adamw", "lamb", "adan", "lookahead_sgd", "muon"])
+@pytest.mark.parametrize(
+    "opt",
+    ["sgd", "adamw", "lamb", "adan", "lookahead_sgd", "muon", "novogradw", "lookahead_novograd"],
+)
 def test_counters_of_an_optimizer_go_on(opt: str) -> None:
-    """Some keep the number of updates beside their settings."""
+    """Some keep the number of updates beside their settings, or one number for a whole weight."""
     settings = OptimizerSettings(opt=opt)
     images = torch.randn(8, 4)
 
@@ -189,6 +194,7 @@ def test_counters_of_an_optimizer_go_on(opt: str) -> None:
     second = make_optimizer(other, settings, set())
     own = group_settings(second)
     second.load_state_dict(deepcopy(first.state_dict()))
+    check_optimizer_state(second)
     keep_settings(second, own)
     train(network, first, 4)
     train(other, second, 4)
@@ -238,6 +244,20 @@ def test_a_run_goes_on_in_another_memory_format(tmp_path: Path) -> None:
     kernels = [name for name, tensor in same.items() if tensor.ndim == 4]
     differences = [(other[name] - same[name]).norm() / same[name].norm() for name in kernels]
     assert max(differences) < 1e-4  # rounding; 0.04 where momentum comes from another element
+
+
+@pytest.mark.parametrize("opt", ["adamw", "lookahead_adamw", "novograd"])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_state_of_another_shape_is_refused(opt: str, shape: tuple[int, ...]) -> None:
+    network = nn.Linear(2, 2)
+    made = make_optimizer(network, OptimizerSettings(opt=opt), set())
+    network(torch.ones(1, 2)).sum().backward()
+    made.step()
+    states = getattr(made, "_base_optimizer", made).state
+    name = "exp_avg" if opt == "novograd" else "exp_avg_sq"
+    states[network.weight][name] = torch.zeros(shape)
+    with pytest.raises(FormError, match=rf"{name} of a weight of shape \[2, 2\]"):
+        check_optimizer_state(made)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from timm.optim import NvNovoGrad
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -31,6 +32,8 @@ _STATE = {
 }
 # What optimizers keep per element of a weight; others keep rows, columns and matrices besides.
 _OF_THE_SHAPE = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg")
+# NovoGrad's mean of squares is that of a whole weight: one number.
+_OF_A_WEIGHT: dict[type, tuple[str, ...]] = {NvNovoGrad: ("exp_avg_sq", "max_exp_avg_sq")}
 _SUMS = {str: {"value": Tensor, "options": {}}}
 _HITS = {str: {str: Tensor}}
 # Entries of our own, which checkpoints of earlier versions lack.
@@ -89,6 +92,8 @@ def check_optimizer_state(optimizer: Optimizer) -> None:
     Raises:
         FormError: when a tensor does not have the shape of its weight, or is not finite.
     """
+    optimizer = getattr(optimizer, "_base_optimizer", optimizer)  # of Lookahead, which has no state
+    numbers = _OF_A_WEIGHT.get(type(optimizer), ())
     for group in optimizer.param_groups:
         for weight in group["params"]:
             state = optimizer.state.get(weight, {})
@@ -100,5 +105,7 @@ def check_optimizer_state(optimizer: Optimizer) -> None:
                 if value.is_complex() or not torch.isfinite(value).all():
                     raise FormError(f"{place} is complex, NaN or infinite")
                 alike = name in _OF_THE_SHAPE or (value.ndim == weight.ndim and value.ndim)
+                if name in numbers and value.ndim == 0:
+                    continue
                 if alike and value.shape != weight.shape:
                     raise FormError(f"{place} has the shape {list(value.shape)}")
