@@ -116,3 +116,14 @@ def test_a_trained_student_is_not_replaced_by_random_branches(
     assert "--model.branch_init zero" in refusal(capsys)
     assert main(["expand", "--model.student", "resnet18", *options, "--dry_run"]) == 1
     assert "--model.branch_init zero" in refusal(capsys)
+
+
+def test_updates_of_changing_size_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The schedule would never come to its end."""
+    callback = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
+    options = [f"--trainer.callbacks+={callback}", "--trainer.callbacks.scheduling", "{0: 2}"]
+    assert fit(*options) == 1
+    assert "--trainer.accumulate_grad_batches" in refusal(capsys)
+    assert fit("--trainer.accumulate_grad_batches", "2") == 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
@@ -59,6 +60,26 @@ def check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 0:
             raise TrainingError(f"--model.{name} must be 0 or more, not {count}.")
+
+
+def check_callbacks(callbacks: Iterable[Any]) -> None:
+    """Refuse callbacks that a run's plan does not allow for.
+
+    Schedules, resuming and the averages over processes count the batches of an update, which are
+    to be the same throughout the run.
+
+    Args:
+        callbacks: of the run's trainer.
+
+    Raises:
+        TrainingError: when one changes the number of batches per update.
+    """
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        raise TrainingError(
+            "The schedule counts updates of one size, which the callback "
+            "GradientAccumulationScheduler changes between epochs; leave it out, and set "
+            "--trainer.accumulate_grad_batches for the whole run."
+        )
 
 
 def check_start(student_weights: str | Path | bool | None, branch_init: str) -> None:

@@ -34,6 +34,7 @@ from gpd_cli.training.amx import has_amx, keep_in_float32
 from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up, settle
 from gpd_cli.training.broken_numbers import FACTOR, OnNan, are_lost, may_go_on, reduced
 from gpd_cli.training.checks import (
+    check_callbacks,
     check_counts,
     check_same_classes,
     check_same_parts,
@@ -257,9 +258,12 @@ class GapPreservingDistillation(EvaluatedModule):
             DataError: when the numbers of classes or image channels differ.
             MethodError: when the data lacks what the distillation method needs.
             ModelError: when a network does not take images of the data's size.
-            TrainingError: when there is more than one average of the weights.
+            TrainingError: when there is more than one average of the weights, or a callback changes
+                the number of batches per update.
         """
         find_average(self.trainer)
+        if stage == "fit":
+            check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
         # The module may have been fitted before.
         self._clock, self._resumed, self._static_scores = ScheduleClock(), None, {}
         data = self._data()
