@@ -177,16 +177,22 @@ def configure(
         # bfloat16 has no scale to take off, but Lightning asks this of the optimizer all the same.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     updates = trainer.estimated_stepping_batches
-    if updates == float("inf"):
+    if not 0 <= updates < math.inf:
         if settings.sched not in ("none", "constant"):
+            length = "--trainer.max_epochs or --trainer.max_steps"
+            if trainer.max_epochs != -1:
+                length = "--trainer.max_steps, as the training data does not tell its length"
             raise GpdError(
-                f"Schedule '{settings.sched}' needs the length of the run; give "
-                "--trainer.max_epochs or --trainer.max_steps, or set --model.optimizer.sched none."
+                f"Schedule '{settings.sched}' needs the length of the run; give {length}, or set "
+                "--model.optimizer.sched none."
             )
         return optimizer
     # For a run whose length is given in steps, Lightning has not set up the data yet.
     trainer.fit_loop.setup_data()
-    updates_per_epoch = min(updates_in_epoch(trainer), int(updates))
+    in_epoch = updates_in_epoch(trainer)
+    if in_epoch is None:
+        check_counted_in_updates(settings)
+    updates_per_epoch = min(in_epoch or int(updates), int(updates))
     scheduler = make_scheduler(
         optimizer,
         settings,
@@ -198,9 +204,34 @@ def configure(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def updates_in_epoch(trainer: Trainer) -> int:
-    """Optimizer steps in an epoch, once the data has been set up."""
-    return max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+def updates_in_epoch(trainer: Trainer) -> int | None:
+    """Optimizer steps in an epoch, once the data has been set up; None where it has no length."""
+    batches = trainer.num_training_batches
+    if batches == math.inf:
+        return None
+    return max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+
+
+def check_counted_in_updates(settings: OptimizerSettings) -> None:
+    """Check that a schedule can do without the length of an epoch.
+
+    Args:
+        settings: settings of optimizer and schedule.
+
+    Raises:
+        TrainingError: when something of it is counted in epochs.
+    """
+    counted = {
+        "warmup_epochs": settings.warmup_epochs > 0,
+        "cooldown_epochs": settings.cooldown_epochs > 0,
+        f"sched {settings.sched}": settings.sched in ("step", "multistep"),
+        "sched_args.decay_epochs": settings.sched_args.get("decay_epochs", 0) >= 1,
+    }
+    if found := [name for name, in_epochs in counted.items() if in_epochs]:
+        raise TrainingError(
+            f"--model.optimizer.{found[0]} counts epochs, whose length the training data does not "
+            "tell; leave it out, or give the data a length (__len__)."
+        )
 
 
 def suitable_storage(opt: str) -> Storage:

@@ -1,0 +1,81 @@
+"""Runs on data of one's own that is read in order and has no length."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from runs import ALONE, checkpoint, fit, logged
+
+BATCHES = 4
+
+
+class Unmeasured(IterableDataset[tuple[Tensor, int]]):
+    """As many images as four batches take, which only who reads them knows."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.count = BATCHES * batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        draws = torch.Generator().manual_seed(0)
+        for number in range(self.count):
+            yield torch.randn(1, 16, 16, generator=draws), number % 10
+
+
+class Data(pl.LightningDataModule):
+    def __init__(self, batch_size: int = 8, image_size: int = 16) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(Unmeasured(self.batch_size), self.batch_size)
+
+    val_dataloader = train_dataloader
+
+
+OPTIONS = [
+    *ALONE,
+    *("--data", "test_unknown_length.Data", "--data.batch_size", "8"),
+    *("--trainer.limit_train_batches", "1.0", "--trainer.log_every_n_steps", "1"),
+]
+
+
+@pytest.mark.parametrize("sched", ["none", "constant"])
+def test_a_rate_that_stays_needs_no_length(tmp_path: Path, sched: str) -> None:
+    assert fit(tmp_path, *OPTIONS, "--model.optimizer.sched", sched, epochs=2) == 0
+    assert checkpoint(tmp_path)["global_step"] == 2 * BATCHES
+
+
+@pytest.mark.parametrize("epochs", [2, -1])
+def test_a_schedule_is_as_long_as_the_steps(tmp_path: Path, epochs: int) -> None:
+    steps = ["--trainer.max_steps", "6", "--model.optimizer.lr", "0.05"]
+    assert fit(tmp_path, *OPTIONS, *steps, epochs=epochs) == 0
+    assert checkpoint(tmp_path)["global_step"] == 6
+    rates = [float(row["lr"]) for row in logged(tmp_path) if row.get("lr")]
+    assert rates[0] == pytest.approx(0.05)
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "give --trainer.max_steps, as the training data does not tell its length"),
+        (["warmup_epochs", "1"], "warmup_epochs counts epochs"),
+        (["cooldown_epochs", "1"], "cooldown_epochs counts epochs"),
+        (["sched", "multistep"], "sched multistep counts epochs"),
+        (["sched", "wsd", "sched_args", "{decay_epochs: 2}"], "sched_args.decay_epochs counts"),
+    ],
+)
+def test_what_counts_epochs_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    named = [f"--model.optimizer.{word}" if k % 2 == 0 else word for k, word in enumerate(options)]
+    steps = ["--trainer.max_steps", "6"] if options else []
+    assert fit(tmp_path, *OPTIONS, *named, *steps, epochs=2) == 1
+    assert said in capfd.readouterr().err.splitlines()[-1]
