@@ -127,3 +127,32 @@ def test_updates_of_changing_size_are_refused(
     assert fit(*options) == 1
     assert "--trainer.accumulate_grad_batches" in refusal(capsys)
     assert fit("--trainer.accumulate_grad_batches", "2") == 0
+
+
+def test_a_cooldown_as_long_as_the_run_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The learning rate would be 0 after the first update."""
+    options = ["--model.optimizer.sched", "cosine", "--model.optimizer.cooldown_epochs", "2"]
+    assert fit(*options, "--trainer.max_epochs", "2") == 1
+    assert "cooldown_epochs is 2, and the run has 2 epochs" in refusal(capsys)
+    assert fit(*options, "--trainer.max_epochs", "-1", "--trainer.max_steps", "3") == 1
+    assert "the run has 1.5 epochs" in refusal(capsys)
+    assert fit(*options, "--trainer.max_epochs", "3") == 0
+    assert fit(*options, "--trainer.fast_dev_run", "1") == 0
+    assert fit(*options, "--model.optimizer.sched", "constant") == 0
+
+
+@pytest.mark.parametrize(
+    ("epochs", "cooldown", "said"),
+    [("2", "0", True), ("3", "0", False), ("3", "1", True), ("4", "1", False)],
+)
+def test_a_warm_up_that_is_too_long_is_said(
+    folder: Path, caplog: pytest.LogCaptureFixture, epochs: str, cooldown: str, said: bool
+) -> None:
+    options = ["--model.optimizer.sched", "cosine", "--model.optimizer.warmup_epochs", "2.5"]
+    options += ["--model.optimizer.cooldown_epochs", cooldown, "--trainer.max_epochs", epochs]
+    assert fit(*options) == 0
+    told = [text for text in caplog.messages if "ends within its warm-up" in text]
+    assert len(told) == said
+    assert all("the learning rate 0.05" in text for text in told)

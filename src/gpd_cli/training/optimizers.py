@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -20,6 +21,8 @@ from gpd_cli.widening.tensors import Storage
 
 FUSED = ("sgd", "nesterov", "momentum", "adam", "adamw")
 """Optimizers of timm that are torch's own and have a fused update."""
+
+_WITHOUT_END = ("constant", "step", "multistep")  # schedules that do not depend on the run's length
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,8 @@ def configure(
         trainer: the run's trainer, which knows the length of the run.
 
     Raises:
-        GpdError: when timm does not know optimizer or schedule, or one rejects its arguments.
+        GpdError: when timm does not know optimizer or schedule, or one rejects its arguments; or
+            when the schedule does not fit the run's length.
     """
     no_decay = (
         undecayed(network.teacher, "0.teacher.") | undecayed(network.narrow, "0.narrow.")
@@ -193,6 +197,10 @@ def configure(
     if in_epoch is None:
         check_counted_in_updates(settings)
     updates_per_epoch = min(in_epoch or int(updates), int(updates))
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        remark = check_parts(settings, updates / updates_per_epoch)
+        if remark:
+            rank_zero_info(remark)
     scheduler = make_scheduler(
         optimizer,
         settings,
@@ -232,6 +240,45 @@ def check_counted_in_updates(settings: OptimizerSettings) -> None:
             f"--model.optimizer.{found[0]} counts epochs, whose length the training data does not "
             "tell; leave it out, or give the data a length (__len__)."
         )
+
+
+def check_parts(settings: OptimizerSettings, epochs: float) -> str | None:
+    """Check that warm-up and cooldown leave something of a schedule.
+
+    A warm-up that is too long is no error: recipes are tried for fewer epochs than they have.
+
+    Args:
+        settings: settings of optimizer and schedule.
+        epochs: length of the run.
+
+    Returns:
+        A remark where the schedule ends within its warm-up.
+
+    Raises:
+        TrainingError: when the cooldown is as long as the run, at the schedule's last learning
+            rate from its second update on.
+
+    Example:
+        >>> check_parts(OptimizerSettings(warmup_epochs=5, lr=0.1), 2)
+        'The run ends within its warm-up, before it reaches the learning rate 0.1: \
+--model.optimizer.warmup_epochs is 5, and the run has 2 epochs.'
+    """
+    if settings.sched == "none":
+        return None
+    cooldown = 0 if settings.sched in _WITHOUT_END else settings.cooldown_epochs
+    length = f"the run has {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}"
+    if cooldown >= epochs:
+        raise TrainingError(
+            f"--model.optimizer.cooldown_epochs is {cooldown}, and {length}, of which it leaves "
+            "nothing to the schedule; set it to fewer, or train for more."
+        )
+    if settings.warmup_epochs <= epochs - cooldown:
+        return None
+    also = f", with {cooldown} of cooldown" if cooldown else ""
+    return (
+        f"The run ends within its warm-up, before it reaches the learning rate {settings.lr:g}: "
+        f"--model.optimizer.warmup_epochs is {settings.warmup_epochs:g}, and {length}{also}."
+    )
 
 
 def suitable_storage(opt: str) -> Storage:
