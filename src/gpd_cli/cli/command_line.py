@@ -30,7 +30,7 @@ from gpd_cli.cli.arguments import (
 )
 from gpd_cli.cli.completion import print_completion
 from gpd_cli.cli.environment import write_environment
-from gpd_cli.cli.help import HELP_TRAINER, page_of, trainer_page
+from gpd_cli.cli.help import HELP_GROUPS, group_page, page_of
 from gpd_cli.cli.loggers import csv_logger, settings_to_log, with_csv
 from gpd_cli.cli.lost_output import output_may_be_lost
 from gpd_cli.cli.old_forms import current_arguments, current_settings
@@ -113,7 +113,7 @@ class GpdCLI(LightningCLI):
             self._checkpoint = last_checkpoint(_table(arguments)) or LAST
         if self._checkpoint not in (None, LAST):
             self._settings, self._images = settings_of_checkpoint(self._checkpoint)
-        self._on_trainer = HELP_TRAINER in arguments
+        self._group = next((option for option in arguments if option in HELP_GROUPS), None)
         super().__init__(
             GapPreservingDistillation,
             LightningDataModule,
@@ -138,7 +138,9 @@ class GpdCLI(LightningCLI):
         self._parsers = cast("dict[str, Parser]", self._subcommand_parsers)
         expanding = list(inspect.signature(expand_command).parameters)
         for name, parser in self._parsers.items():
-            parser.page = trainer_page(name) if self._on_trainer else page_of(name, expanding)
+            parser.page = (
+                page_of(name, expanding) if self._group is None else group_page(name, self._group)
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Methods of the Trainer, each with the arguments that are no options.
@@ -182,11 +184,11 @@ class GpdCLI(LightningCLI):
 
     def _unparsed(self) -> tuple[str, ...]:
         """Options of the command that are taken from the command line before it is parsed."""
-        return (RESUME, HELP_TRAINER) if self._command == "fit" else (HELP_TRAINER,)
+        return (RESUME, *HELP_GROUPS) if self._command == "fit" else tuple(HELP_GROUPS)
 
     def _asked_for(self, arguments: Sequence[str]) -> list[str]:
-        """Help on the Trainer is help with another page."""
-        return ["--help" if argument == HELP_TRAINER else argument for argument in arguments]
+        """Help on a group of options is help with another page."""
+        return ["--help" if argument in HELP_GROUPS else argument for argument in arguments]
 
     def before_instantiate_classes(self) -> None:
         """Last changes to the parsed settings.

@@ -6,7 +6,7 @@ from argparse import Action
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-from gpd_cli.cli.help import HELP_TRAINER
+from gpd_cli.cli.help import HELP_GROUPS
 from gpd_cli.cli.parser import Parser
 from gpd_cli.cli.resume import RESUME
 from gpd_cli.cli.standalone import extract_parser, report_parser
@@ -68,7 +68,7 @@ def print_completion(shells: Sequence[str], parsers: Mapping[str, Parser]) -> No
     options["recipes"] = sorted(recipe_names())
     options["completion"] = list(get_args(Shell))
     for name in ("fit", "validate", "test", "predict"):
-        options[name] += [*data_options(), HELP_TRAINER]
+        options[name] += [*data_options(), *HELP_GROUPS]
     options["fit"].append(RESUME)
     print(completion_script(shells[0], options), end="")
 

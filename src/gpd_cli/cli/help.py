@@ -9,6 +9,14 @@ from fnmatch import fnmatchcase
 
 HELP_TRAINER = "--help-trainer"
 _TRAINER = "Lightning's Trainer"
+HELP_GROUPS = {
+    HELP_TRAINER: ("trainer", _TRAINER),
+    "--trainer.help": ("trainer", _TRAINER),
+    "--model.optimizer.help": ("model.optimizer", "optimizer and schedule"),
+    "--model.static_teacher.help": ("model.static_teacher", "static teacher"),
+}
+"""Options that ask for help on a group of options, which are no class by itself: its name, and the
+title of the page. jsonargparse has such an option for each class (``--data.help``)."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +130,16 @@ def page_of(command: str, expanding: Sequence[str]) -> Page:
     return Page(usage, (run, *_MODEL, data, trainer))
 
 
-def trainer_page(command: str) -> Page:
-    """The help on Lightning's Trainer alone."""
-    return Page(
-        f"gpd {command} [--trainer.OPTION VALUE ...]", (Section(_TRAINER, ("--trainer.*",)),)
-    )
+def group_page(command: str, option: str) -> Page:
+    """The help on one group of options.
+
+    Args:
+        command: one of LightningCLI's subcommands.
+        option: one of `HELP_GROUPS`.
+    """
+    group, title = HELP_GROUPS[option]
+    usage = f"gpd {command} [--{group}.OPTION VALUE ...]"
+    return Page(usage, (Section(title, (f"--{group}.*",)),))
 
 
 def _fits(action: Action, patterns: Sequence[str]) -> bool:

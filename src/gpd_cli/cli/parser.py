@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from gpd_cli.cli.help import Page, groups
 
 _CHOSEN = ("data", "model.method")
+_CONFIGURATION = "a configuration: a file (YAML), or recipe:NAME (gpd recipes lists the names)"
 
 
 class Parser(LightningArgumentParser):
@@ -24,6 +25,13 @@ class Parser(LightningArgumentParser):
     """
 
     page: Page | None = None
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Action:
+        """Add an option; Lightning's text about configurations knows no recipes."""
+        if "--config" in args:
+            kwargs["help"] = _CONFIGURATION
+        action: Action = super().add_argument(*args, **kwargs)
+        return action
 
     def get_defaults(self, skip_validation: bool = False, **kwargs: Any) -> Namespace:
         """All defaults except those of classes' arguments, which parsing fills in at the end."""
