@@ -57,8 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the command line without the program's name; by default the process's own.
 
     Returns:
-        The exit code: 0, 1 for an error that is reported in one sentence, 2 for a wrong command
-        line.
+        The exit code: 0, 1 for an error that is reported in one sentence, 2 without a command.
     """
     _open_streams()
     try:

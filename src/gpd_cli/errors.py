@@ -31,3 +31,7 @@ class MethodError(GpdError):
 
 class RecipeError(GpdError):
     """A recipe is unknown; the message names the most similar ones."""
+
+
+class ConfigurationError(GpdError):
+    """A configuration is missing or cannot be read; the message names the file, and the line."""

@@ -40,6 +40,22 @@ def test_our_options_come_first_and_the_trainers_on_request(say: Callable[..., s
     assert "--model.student" not in trainer
 
 
+@pytest.mark.parametrize(
+    ("group", "name"), [("model.static_teacher", "weights"), ("model.optimizer", "lr")]
+)
+def test_help_on_a_group_of_options(group: str, name: str, say: Callable[..., str]) -> None:
+    text = say("fit", f"--{group}.help")
+    assert f"--{group}.{name}" in text
+    assert "--model.student" not in text and "--trainer" not in text
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "expand"])
+def test_help_says_that_a_configuration_may_be_a_recipe(
+    command: str, say: Callable[..., str]
+) -> None:
+    assert "recipe:NAME" in say(command, "--help")
+
+
 def test_help_lists_every_setting_of_the_model(say: Callable[..., str]) -> None:
     import inspect
 
@@ -188,7 +204,7 @@ def test_nearest_option(typed: str, meant: str | None) -> None:
 def test_unknown_option_names_the_nearest(
     arguments: str, meant: str, say: Callable[..., str]
 ) -> None:
-    error = say(*arguments.split(), code=2)
+    error = say(*arguments.split(), code=1)
     assert meant in error
     assert len(error.splitlines()) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def occurrences(arguments: Sequence[str], names: Sequence[str]) -> Iterator[tupl
         arguments: the command line.
         names: names of options, with their hyphens.
     """
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, value = argument.partition("=")
         if name in names:
             yield name, value if equals else following
@@ -39,10 +40,9 @@ def occurrences(arguments: Sequence[str], names: Sequence[str]) -> Iterator[tupl
 
 def with_values(arguments: Sequence[str]) -> list[str]:
     """The command line with a value for each flag, which users may give without one."""
-    following = [*arguments[1:], "-"]
     return [
         f"{argument}=true" if argument in _FLAGS and after.startswith("-") else argument
-        for argument, after in zip(arguments, following, strict=True)
+        for argument, after in zip_longest(arguments, arguments[1:], fillvalue="-")
     ]
 
 

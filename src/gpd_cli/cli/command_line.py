@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from jsonargparse import Namespace, get_loader, set_loader
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from yaml import YAMLError
 
 from gpd_cli.cli.arguments import (
     CHECKPOINT,
@@ -29,18 +28,18 @@ from gpd_cli.cli.arguments import (
     with_values,
 )
 from gpd_cli.cli.completion import print_completion
+from gpd_cli.cli.configurations import check_configurations, place_of
 from gpd_cli.cli.environment import write_environment
 from gpd_cli.cli.help import HELP_GROUPS, group_page, page_of
 from gpd_cli.cli.loggers import csv_logger, settings_to_log, with_csv
 from gpd_cli.cli.lost_output import output_may_be_lost
-from gpd_cli.cli.old_forms import current_arguments, current_settings
+from gpd_cli.cli.old_forms import current_arguments
 from gpd_cli.cli.parser import Parser
-from gpd_cli.cli.parser_errors import in_short
+from gpd_cli.cli.parser_errors import in_short, setting_of_class
 from gpd_cli.cli.quiet import quieten
 from gpd_cli.cli.resume import LAST, RESUME, last_checkpoint, resumed_run
-from gpd_cli.cli.standalone import PARSING, YAML, run_extract, run_report
+from gpd_cli.cli.standalone import PARSING, run_extract, run_report
 from gpd_cli.cli.suggestions import data_options, suggesting
-from gpd_cli.cli.yaml_limits import check_limits
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.data import ImageData
@@ -50,7 +49,6 @@ from gpd_cli.distributed.first_process import together
 from gpd_cli.errors import DataError, GpdError
 from gpd_cli.files import atomic_path
 from gpd_cli.models import without_pretrained
-from gpd_cli.recipes.names import configuration_path
 from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.module import GapPreservingDistillation
@@ -107,6 +105,8 @@ class GpdCLI(LightningCLI):
         self._image_size = chosen_image_size(arguments)
         if self._command == "fit":
             arguments, self._run = resumed_run(arguments)
+        check_configurations(arguments)
+        self._arguments = list(arguments)
         if self._command in ("fit", *EVALUATIONS):
             self._checkpoint = chosen_checkpoint(arguments)
         if self._checkpoint == LAST and self._command in EVALUATIONS:
@@ -176,7 +176,8 @@ class GpdCLI(LightningCLI):
                     None, f"add {CHECKPOINT} FILE, a checkpoint of fit, to {self._command}"
                 ) from error
             chosen = self._parsers.get(self._command, parser)
-            raise suggesting(error, chosen, [*data_options(), *self._unparsed()]) from error
+            others = [*data_options(), *self._unparsed()]
+            raise suggesting(error, chosen, self._arguments, others) from error
         config = self.config[self.config.subcommand]
         if self._checkpoint is None or config.ckpt_path != LAST:
             self._checkpoint = config.ckpt_path or self._checkpoint
@@ -360,11 +361,14 @@ def run(arguments: Sequence[str]) -> int:
     except ArgumentError as error:
         if (mendable := _mendable(error)) is not None:
             return _fail(mendable)
-        text, remedy = in_short(" ".join(str(error).split()).rstrip("."))
-        text = _shortened(text)
+        text, page = in_short(" ".join(str(error).split()).rstrip("."))
+        if option := setting_of_class(text):
+            place = place_of(option, arguments)
+            text = text if place is None else f"{place}: {text}"
         command = f"gpd {arguments[0]}" if arguments[0] in COMMANDS else "gpd"
-        print(f"gpd: error: {text}; see {command} {remedy}.", file=sys.stderr)
-        return 2
+        see = f"; see {command} {page}" if page else ""
+        print(f"gpd: error: {_shortened(text)}{see}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as interrupt:
         return _interrupted(interrupt)
     except Exception as error:
@@ -377,17 +381,6 @@ def run(arguments: Sequence[str]) -> int:
 def _fail(error: BaseException) -> int:
     print(f"gpd: error: {_sentence(error)}", file=sys.stderr)
     return 1
-
-
-def _load_yaml(text: str) -> Any:
-    check_limits(text)
-    content = get_loader("yaml")(text)
-    if isinstance(content, dict) and isinstance(base := content.get("config"), str):
-        content["config"] = configuration_path(base)
-    return current_settings(content)
-
-
-set_loader(YAML, _load_yaml, (YAMLError,))
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:

@@ -1,9 +1,10 @@
-"""The errors of jsonargparse about a class's settings, in one sentence."""
+"""The errors of jsonargparse in one sentence, without the types and classes of Python."""
 
 from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from pydoc import locate
 
 from gpd_cli.cli.suggestions import nearest
@@ -15,6 +16,13 @@ _MEANT = {
     "model": "--model.student",
     "model.optimizer": "--model.optimizer.opt",
     "data": "--data.root",
+}
+_PLAIN = {
+    "bool": ["true", "false"],
+    "int": ["a whole number"],
+    "float": ["a number"],
+    "NoneType": ["null"],
+    "str": ["a text"],
 }
 # The innermost reason, without the types that jsonargparse tried around it.
 _REASONS = (
@@ -35,27 +43,80 @@ def in_short(text: str) -> tuple[str, str]:
         text: text of the error, on one line.
 
     Returns:
-        The reason, for settings of the data's or the method's class; other texts unchanged. Then
-        the option.
+        The reason; texts of which nothing is known are unchanged. Then the option, which is empty
+        where the reason has a remedy.
 
     Example:
         >>> error = "Type expects a class: Option 'tau' is not accepted. Got value: Namespace("
         >>> in_short('Parser key "data": ' + error + "class_path='mine.Data')")
         ("--data mine.Data: Option 'tau' is not accepted", '--data.help mine.Data')
+        >>> in_short("the following arguments are required: fit.model.student")[0]
+        '--model.student is required; begin with -c recipe:digits (gpd recipes lists more)'
+        >>> in_short("the following arguments are required: ckpt_path, output")
+        ('--ckpt_path and --output are required', '--help')
     """
+    if required := re.match(r"the following arguments are required: ([\w., ]+)$", text):
+        return _required(required[1].split(", "))
     key = re.match(_KEY, text)
     reason = next((found for r in _REASONS if (found := re.search(r, text))), None)
     if key is None or reason is None:
-        return _of_several(text), "--help"
+        return _of_type(text) or _of_several(text), "--help"
     said = re.sub(r"<class '([\w.]+)'>", r"\1", reason[0]).removeprefix("Parser key ")
     path = re.search(_CLASS, text)
     if key[1] == "model.assistants":  # all of one class
         return f"--{key[1]}: {said}", f"--{key[1]}.help"
     if path is None:
         return f"--{key[1]}: {said}", "--help"
-    said += _suggestion(said, path[1])
     name = path[1].rpartition(".")[2] if path[1].startswith("gpd_cli.") else path[1]
-    return f"--{key[1]} {path[1]}: {said}", f"--{key[1]}.help {name}"
+    page = f"--{key[1]}.help {name}"
+    if of_type := _of_type(reason[0], f"{key[1]}."):
+        return of_type, page
+    return f"--{key[1]} {path[1]}: {said}{_suggestion(said, path[1])}", page
+
+
+def setting_of_class(text: str) -> str | None:
+    """The setting of a class that, by a text of `in_short`, there is not.
+
+    Example:
+        >>> setting_of_class("--data mine.Data: Option 'tau' is not accepted")
+        'data.init_args.tau'
+    """
+    found = re.match(r"--(data|model\.method) [\w.]+: Option '(\w+)' is not accepted", text)
+    return None if found is None else f"{found[1]}.init_args.{found[2]}"
+
+
+def _required(keys: Sequence[str]) -> tuple[str, str]:
+    """What to say of options that are missing."""
+    names = [key.partition(".")[2] if "." in key else key for key in keys]  # without the command
+    if names == ["model.student"]:
+        remedy = "begin with -c recipe:digits (gpd recipes lists more)"
+        return f"--model.student is required; {remedy}", ""
+    if names == ["runs"]:
+        return "the folder of a run is required, such as runs/digits/version_0", "--help"
+    listed = _listed([f"--{name}" for name in names], "and")
+    return f"{listed} {'is' if len(names) == 1 else 'are'} required", "--help"
+
+
+def _of_type(text: str, group: str = "") -> str | None:
+    r"""An error about an option of one type: what it takes, and what was given.
+
+    Args:
+        text: of the error.
+        group: what stands before the option's name, with a dot.
+
+    Returns:
+        None for other errors.
+
+    Example:
+        >>> _of_type('Parser key "split": Expected a typing.Literal[\'a\', \'b\']. Got value: c')
+        '--split takes a or b, not c'
+        >>> _of_type('Parser key "lr": Expected a <class \'float\'>. Got value: c', "model.")
+        '--model.lr takes a number, not c'
+    """
+    found = re.match(r'Parser key "([\w.]+)": Expected an? (.+?)\. Got value: (.*)$', text)
+    if found is None:
+        return None
+    return f"--{group}{found[1]} takes {_listed(_plainly(found[2]))}, not {found[3]}"
 
 
 def _of_several(text: str) -> str:
@@ -67,7 +128,7 @@ def _of_several(text: str) -> str:
         ...     "Subtypes: [<class 'int'>, typing.Literal['a'], <class 'NoneType'>] Errors: - "
         ...     "Expected a <class 'int'> Given value type: <class 'str'> Given value: b"
         ... )
-        "--trainer.x takes a whole number, 'a' or null, not b"
+        '--trainer.x takes a whole number, a or null, not b'
         >>> _of_several('Parser key "model": Unable to load config ' + "'resnet18' - Parser key")
         '--model takes a file of settings, not resnet18 (did you mean --model.student resnet18?)'
     """
@@ -80,8 +141,7 @@ def _of_several(text: str) -> str:
     if found is None:
         return text
     kinds = re.findall(r"<class '[\w.]+'>|typing\.\w+\[[^\]]*\]|\w+\[[\w.]+\]", found[2])
-    names = list(dict.fromkeys(_plainly(kind) for kind in kinds))
-    listed = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    listed = _listed(list(dict.fromkeys(name for kind in kinds for name in _plainly(kind))))
     if found[1] == "data":
         listed = "a class of data, such as mine.Data"
     return f"--{found[1]} takes {listed}, not {found[3]}{_meant(found[1], found[3])}"
@@ -93,17 +153,20 @@ def _meant(key: str, value: str) -> str:
     return f" (did you mean {_MEANT[key]} {value}?)" if key in _MEANT and is_word else ""
 
 
-def _plainly(kind: str) -> str:
-    """The name of a type, in the words of users."""
-    plain = {"int": "a whole number", "float": "a number", "NoneType": "null", "str": "a text"}
+def _plainly(kind: str) -> list[str]:
+    """What a type allows, in the words of users."""
     if kind.startswith("typing.Literal"):
-        return kind.partition("[")[2].rstrip("]")
+        return [value.strip("' ") for value in kind.partition("[")[2].rstrip("]").split(",")]
     name = re.sub(r"<class '([\w.]+)'>", r"\1", kind)
-    if name in plain:
-        return plain[name]
+    if name in _PLAIN:
+        return _PLAIN[name]
     outer, bracket, inner = name.partition("[")
     inner = inner.rstrip("]").rpartition(".")[2]
-    return f"a {outer} of {inner}" if bracket else f"a {name.rpartition('.')[2]}"
+    return [f"a {outer} of {inner}" if bracket else f"a {name.rpartition('.')[2]}"]
+
+
+def _listed(names: Sequence[str], word: str = "or") -> str:
+    return f" {word} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _suggestion(said: str, path: str) -> str:

@@ -10,14 +10,14 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from gpd_cli.cli.arguments import with_values
+from gpd_cli.cli.configurations import YAML, check_configurations
 from gpd_cli.cli.suggestions import suggesting
 from gpd_cli.commands.extract import extract_command
 from gpd_cli.commands.report import report_command
 
-YAML = "gpd"
-"""How all parsers read YAML: with settings in their old form as well."""
-PARSING: dict[str, Any] = {"parser_mode": YAML, "exit_on_error": False}
-"""Of all parsers: they raise, for their own messages begin with a page of usage."""
+PARSING: dict[str, Any] = {"parser_mode": YAML, "exit_on_error": False, "allow_abbrev": False}
+"""Of all parsers: they raise, for their own messages begin with a page of usage. The beginning of
+an option's name stands for it no more than in a configuration: later versions may have others."""
 
 
 def run_extract(arguments: Sequence[str]) -> None:
@@ -51,7 +51,8 @@ def report_parser() -> ArgumentParser:
 
 
 def _parsed(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    check_configurations(arguments)
     try:
         return parser.parse_args(list(arguments)).as_dict()
     except ArgumentError as error:
-        raise suggesting(error, parser) from error
+        raise suggesting(error, parser, arguments) from error

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from argparse import ArgumentError
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from jsonargparse import ArgumentParser
 
+from gpd_cli.cli.configurations import place_of
 from gpd_cli.data import ImageData
+from gpd_cli.errors import ConfigurationError
 
 # What other programs call it (timm, torchvision's references, ultralytics), by its last part.
 _ELSEWHERE = {
@@ -39,23 +41,37 @@ _ELSEWHERE = {
     "checkpoint": "--ckpt_path",
 }
 _UNKNOWN = re.compile(r"unrecognized arguments: (\S+)")
+_UNKNOWN_IN_FILE = re.compile(r"(?:Subcommand '\w+' does not accept o|O)ption '([^']+)'")
 _ALIKE = 0.75  # share of letters that two names have in common, at least
 _LONG = 6  # letters from which an ending that resembles another is no coincidence
 
 
 def suggesting(
-    error: ArgumentError, parser: ArgumentParser, others: Iterable[str] = ()
-) -> ArgumentError:
+    error: ArgumentError,
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    others: Iterable[str] = (),
+) -> ArgumentError | ConfigurationError:
     """An error of a parser, with the option that was probably meant.
 
     Args:
         error: error that the parser raised.
         parser: parser of the command.
+        arguments: the command line.
         others: options that the parser knows as parts of a class only.
+
+    Returns:
+        An error that names the configuration where one has an option that there is not.
     """
     known = [name for name in parser._option_string_actions if name.startswith("--")]
     known.sort(key=lambda name: name.startswith("--trainer."))  # ours first
-    return ArgumentError(None, with_suggestion(str(error), [*known, *others]))
+    options = [*known, *others]
+    if (found := _UNKNOWN_IN_FILE.match(str(error))) is None:
+        return ArgumentError(None, with_suggestion(str(error), options))
+    place, meant = place_of(found[1], arguments), nearest(f"--{found[1]}", options)
+    hint = "" if meant is None else f" (did you mean {meant.lstrip('-')}?)"
+    where = "" if place is None else f"{place}: "
+    return ConfigurationError(f"{where}there is no option {found[1]}{hint}.")
 
 
 def data_options() -> list[str]:
@@ -110,6 +126,9 @@ def nearest(typed: str, known: Iterable[str]) -> str | None:
     same = [option for option in options if _leaf(option) == leaf]
     if same and "." not in name:
         return same[0]
+    begun = [option for option in options if option.startswith(f"--{name}")]
+    if len(begun) == 1:
+        return begun[0]
     close = get_close_matches(f"--{name}", options, n=1, cutoff=_ALIKE)
     if close:
         return close[0]

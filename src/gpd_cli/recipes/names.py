@@ -14,6 +14,7 @@ PREFIX = "recipe:"
 # In the repository a link to its folder `configs`; in an installed package a folder of its own.
 _FOLDER = Path(__file__).parent / "configs"
 _SUFFIX = ".yaml"
+_ALIKE = 0.8  # share of letters that a name and the one that is meant have in common, at least
 
 
 def recipe_names() -> list[str]:
@@ -63,6 +64,40 @@ def configuration_path(path: str) -> str:
     if not path.startswith(PREFIX):
         return path
     return str(recipe_path(path.removeprefix(PREFIX)))
+
+
+def configuration_name(path: str) -> str:
+    """What users call a configuration: ``recipe:NAME`` for the file of a recipe.
+
+    Args:
+        path: of a file.
+
+    Example:
+        >>> configuration_name(configuration_path("recipe:digits"))
+        'recipe:digits'
+        >>> configuration_name("mine.yaml")
+        'mine.yaml'
+    """
+    file = Path(path)
+    if not file.is_relative_to(_FOLDER):
+        return path
+    return f"{PREFIX}{file.relative_to(_FOLDER).with_suffix('').as_posix()}"
+
+
+def recipe_meant(path: str) -> str | None:
+    """The recipe that was probably meant by the path of a configuration that there is not.
+
+    Args:
+        path: of a file.
+
+    Example:
+        >>> [recipe_meant(path) for path in ("digits", "configs/digit.yaml", "resnet18_dkd", "my")]
+        ['recipe:digits', 'recipe:digits', 'recipe:imagenet/distill/resnet18_dkd', None]
+    """
+    name = path.removesuffix(_SUFFIX).removeprefix("configs/")
+    names = recipe_names()
+    nearest = max(names, key=lambda known: _similarity(name, known))
+    return f"{PREFIX}{nearest}" if _similarity(name, nearest) >= _ALIKE else None
 
 
 def _similarity(name: str, known: str) -> float:
