@@ -467,7 +467,7 @@ def test_torchvision_has_no_other_splits(mnist):
 def test_torchvision_data_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match=r"torch/cifar10.*--data\.download true"):
         ImageData("torch/cifar10", root=str(tmp_path)).setup("fit")
-    with pytest.raises(DataError, match=r"cifar11.*check --data\.dataset"):
+    with pytest.raises(DataError, match=r"Unknown data set 'torch/cifar11' .*mean torch/cifar10\?"):
         ImageData("torch/cifar11", root=str(tmp_path)).setup("fit")
 
 

@@ -135,7 +135,7 @@ def test_a_flat_folder_is_split_into_disjoint_parts(
     for part in seen:
         assert by_class(part) == {"ant": {0}, "bee": {1}, "wasp": {2}}
     assert "has classes and no splits: 6 of its 60 images are kept for testing" in caplog.text
-    assert "6 of its 60 images are scored, those that are not trained on" in caplog.text
+    assert "6 of its 60 images are scored, the share that fit would keep" in caplog.text
 
 
 def test_the_test_part_is_the_same_from_the_checkpoint_and_all_has_everything(flat: Path) -> None:
@@ -171,6 +171,30 @@ def test_a_tree_with_splits_is_not_taken_for_a_flat_one(tmp_path: Path) -> None:
     write(tmp_path / "val" / "bee", "bee")
     with pytest.raises(DataError, match=r"no split 'train'"):
         folder_data(tmp_path).setup("fit")
+
+
+def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "notes.txt").touch()
+    said = r"' holds no images .*--data.root is the folder that holds train/CLASS/IMAGE"
+    with pytest.raises(DataError, match=said):
+        folder_data(tmp_path).setup("fit")
+    # A split that is asked for and not there is another matter.
+    write(tmp_path / "train" / "ant", "ant")
+    with pytest.raises(DataError, match=r"no split 'test'"):
+        folder_data(tmp_path).setup("test")
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_one_class_is_not_trained_on_but_may_be_scored(tmp_path: Path, split: str) -> None:
+    write(tmp_path / split / "bee", "bee", 20)
+    data = folder_data(tmp_path)
+    with pytest.raises(DataError, match=r"has a single class, 'bee'.*nothing to tell apart"):
+        data.setup("fit")
+    scored = folder_data(tmp_path, test_split="train")
+    scored.follow(ImageSpec(class_names=("ant", "bee")))
+    scored.setup("test")
+    assert {label for _, label in served(scored.test_dataloader())} == {1}
 
 
 def test_a_root_without_dataset_is_an_image_folder(

@@ -230,10 +230,17 @@ class ImageData(LightningDataModule):
             stage: fit, validate, test or predict.
 
         Raises:
-            DataError: when a split is missing, or its classes are not those of training.
+            DataError: when a split is missing, its classes are not those of training, or there is
+                but one class to train on.
         """
         if stage == "fit":
             _ = self._fit_parts
+            if len(names := self.class_names) == 1:
+                place = self.hparams["root"] or self.hparams["dataset"]
+                raise DataError(
+                    f"'{place}' has a single class, '{names[0]}': there is nothing to tell apart; "
+                    "add images of another class."
+                )
         elif stage == "validate":
             _ = self._validation
         else:

@@ -91,10 +91,13 @@ def flat_split(root: Path, split: str, fraction: float, seed: int) -> FileSource
     kept, tested = hold_out(tree.labels(), fraction, seed)
     chosen = kept if split == "train" else tested
     tree.reader.samples = [tree.reader.samples[index] for index in chosen]
-    what = "kept for testing" if split == "train" else "scored, those that are not trained on"
+    # Of another folder than that of the training, none has been trained on.
+    what = (
+        "kept for testing" if split == "train" else "scored, the share that fit would keep for it"
+    )
     rank_zero_info(
         f"'{root}' has classes and no splits: {len(tested)} of its {count} images are {what} "
-        f"(--data.test_split {ALL} has all of them)."
+        f"(--data.test_split {ALL} scores all of them)."
     )
     return tree
 

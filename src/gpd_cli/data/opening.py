@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from timm.data import create_dataset
 
 from gpd_cli.data.digits import SPLITS
-from gpd_cli.data.folders import ALL, flat_split, is_flat, read_pictures, read_tree
+from gpd_cli.data.folders import ALL, EXTENSIONS, flat_split, is_flat, read_pictures, read_tree
 from gpd_cli.data.sources import DigitSource, FileSource, Source
 from gpd_cli.data.streams import StreamSource
 from gpd_cli.errors import DataError
@@ -28,10 +29,15 @@ _READERS = {
     "wds": ("webdataset", "webdataset"),
 }
 _STREAMED = ("hfids", "tfds", "wds")
+_LAYOUT = "the folder that holds train/CLASS/IMAGE, or CLASS/IMAGE"
 _NEEDS_ROOT = ("torch", "wds")
 # Data sets of torchvision without a validation split. timm returns their test split for any name
 # but train, so that checkpoints would be chosen on test images.
 _TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist")
+# Those of torchvision that timm reads, for a message.
+_OF_TORCHVISION = tuple(
+    f"torch/{name}" for name in (*_TRAIN_AND_TEST, "qmnist", "imagenet", "places365", "inaturalist")
+)
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
 _SPLITS = (*_SYNONYMS[0], *_SYNONYMS[1], "test", "testing")
 # Readers that would convert images by themselves, and clip those of 16 bits.
@@ -77,11 +83,10 @@ class DataSpec:
         if self.is_digits:
             return
         if self.is_folder:
-            layout = "the folder that holds train/CLASS/IMAGE, or CLASS/IMAGE"
             if self.root is None:
-                raise DataError(f"An image folder needs --data.root, {layout}.")
+                raise DataError(f"An image folder needs --data.root, {_LAYOUT}.")
             if not Path(self.root).exists():
-                raise DataError(f"There is no '{self.root}'; --data.root is {layout}.")
+                raise DataError(f"There is no '{self.root}'; --data.root is {_LAYOUT}.")
             return
         scheme, slash, _ = self.dataset.partition("/")
         if not slash or self.scheme not in _READERS:
@@ -215,6 +220,10 @@ class DataSpec:
             name = next((name for name in _same(split) if name in ("train", "test", ALL)), split)
             if (found := flat_split(root, name, self.val_fraction, self.seed)) is not None:
                 return found
+        elif not any((root / name).is_dir() for name in _SPLITS):
+            raise DataError(
+                f"'{root}' holds no images ({', '.join(EXTENSIONS)}); --data.root is {_LAYOUT}."
+            )
         raise self._missing(split, sorted(p.name for p in root.iterdir() if p.is_dir()))
 
     def _split_folder(self, split: str) -> Path | None:
@@ -253,6 +262,13 @@ class DataSpec:
                 raise DataError(
                     f"'{self.dataset}' does not say how many training images it has; set "
                     "--data.train_samples to their number."
+                ) from error
+            if "Unknown torchvision dataset" in reason:
+                near = get_close_matches(self.dataset.lower(), _OF_TORCHVISION, n=1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise DataError(
+                    f"Unknown data set '{self.dataset}'{hint}; timm reads "
+                    f"{', '.join(_OF_TORCHVISION)} of torchvision's."
                 ) from error
             if "split" in reason.lower():
                 raise MissingSplitError(
