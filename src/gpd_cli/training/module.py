@@ -300,8 +300,9 @@ class GapPreservingDistillation(EvaluatedModule):
         defaults = plain_settings(default_settings(GapPreservingDistillation))
         if ignored := ignored_settings(self.hparams, defaults):
             rank_zero_info(
-                f"Without a static teacher (--model.static_teacher.name) {', '.join(ignored)} take "
-                "no effect."
+                f"{', '.join(f'--model.{name}' for name in ignored)} "
+                f"{'has' if len(ignored) == 1 else 'have'} no effect without a static teacher; add "
+                "--model.static_teacher.name."
             )
         trainer = self.trainer
         if self.distillation is not None and not self._static_scores:
