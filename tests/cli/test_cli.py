@@ -674,8 +674,21 @@ def test_unknown_method(refuse: Callable[..., str]) -> None:
 
 
 def test_unknown_optimizer_and_schedule(refuse: Callable[..., str]) -> None:
-    refuse("fit", *STUDENT, *FAST, "--model.optimizer.opt", "sgdd", naming="sgdd")
-    refuse("fit", *STUDENT, *FAST, "--model.optimizer.sched", "cosines", naming="cosines")
+    for option, typed, meant in (("opt", "sgdd", "sgd"), ("sched", "cosines", r"cosine\?")):
+        naming = rf"'{typed}' \(did you mean {meant}.*--model.optimizer.{option} takes"
+        refuse("fit", *STUDENT, *FAST, f"--model.optimizer.{option}", typed, naming=naming)
+
+
+def test_unknown_data_of_torchvision(refuse: Callable[..., str]) -> None:
+    options = ["--data.dataset", "torch/cifar1000", "--data.root", "images"]
+    said = refuse("fit", *STUDENT, *FAST, *options, naming=r"did you mean torch/cifar100\?")
+    assert "download" not in said
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="the machine has a GPU")
+def test_no_gpu(refuse: Callable[..., str]) -> None:
+    options = ["--trainer.accelerator", "gpu"]
+    refuse("fit", *STUDENT, *FAST, *options, naming="no GPU .* --trainer.accelerator cpu")
 
 
 def unusual(pretrained: bool = False, num_classes: int = 10, **_: object) -> nn.Module:

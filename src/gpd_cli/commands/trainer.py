@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gpd_cli.commands.closing import closing_lines
 from gpd_cli.commands.expand import expand_command
@@ -70,6 +71,12 @@ class GpdTrainer(Trainer):
             kwargs["plugins"] = [*plugins, WholeCheckpoints()]
         try:
             super().__init__(*args, **kwargs)
+        except MisconfigurationException as error:
+            if "No supported gpu" not in str(error):
+                raise
+            raise TrainingError(
+                "This machine has no GPU that torch can use; take --trainer.accelerator cpu."
+            ) from error
         except TypeError as error:  # Lightning's, about values of several types
             raise TrainingError(f"The options of the trainer do not fit: {error}") from error
         self._checkpoint_connector = Restoring(self)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -21,7 +23,7 @@ from gpd_cli.widening.tensors import Storage
 
 FUSED = ("sgd", "nesterov", "momentum", "adam", "adamw")
 """Optimizers of timm that are torch's own and have a fused update."""
-
+_SCHEDULES = ("cosine", "multistep", "step", "poly", "tanh", "constant", "none")  # of any timm
 _WITHOUT_END = ("constant", "step", "multistep")  # schedules that do not depend on the run's length
 
 
@@ -108,6 +110,12 @@ def make_optimizer(
             **options,
         )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if "not found in registry" in str(error):
+            known = [str(name) for name in list_optimizers()]
+            raise GpdError(
+                f"Unknown optimizer '{settings.opt}'{_meant(settings.opt, known)}; "
+                "--model.optimizer.opt takes those of timm.optim.list_optimizers()."
+            ) from error
         raise GpdError(f"Optimizer '{settings.opt}' cannot be made: {error}") from error
 
 
@@ -141,13 +149,25 @@ def make_scheduler(
             **settings.sched_args,
         )
     except (AssertionError, TypeError, ValueError) as error:
+        if "Unknown scheduler" in str(error):
+            raise _unknown_schedule(settings.sched) from error
         raise GpdError(f"Schedule '{settings.sched}' cannot be made: {error}") from error
     if scheduler is None and settings.sched != "none":  # for an unknown name, in older timm
-        raise GpdError(
-            f"Schedule '{settings.sched}' cannot be made: timm does not know it; choose cosine, "
-            "multistep, step, poly, tanh or none."
-        )
+        raise _unknown_schedule(settings.sched)
     return scheduler
+
+
+def _unknown_schedule(name: str) -> GpdError:
+    return GpdError(
+        f"Unknown schedule '{name}'{_meant(name, _SCHEDULES)}; --model.optimizer.sched takes "
+        f"{', '.join(_SCHEDULES)}."
+    )
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """The names that were probably meant, in brackets; nothing where none resembles it."""
+    near = get_close_matches(name.lower(), known, n=3)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def configure(
