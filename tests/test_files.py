@@ -1,10 +1,12 @@
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -213,7 +215,7 @@ def test_a_disk_that_refuses_leaves_the_old_file_and_one_sentence(
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(
-            GpdError, match=r"Cannot write '.*x\.\w+': .*; make room or choose"
+            GpdError, match=r"Cannot write '.*x\.\w+': .*[Ff]ile too large.*; choose another path"
         ) as e:
             save_tensors(path, {"a": torch.zeros(1_000_000)})
     finally:
@@ -235,6 +237,19 @@ def test_a_full_disk_is_called_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         save_archive(target, {"a": torch.zeros(2)})
     assert load(target)["a"].tolist() == [1, 1]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_only_the_system_or_a_silent_library_makes_a_disk_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems without room of their own (/proc, read-only mounts) have no free bytes."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    for error, said in (
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), "': Read-only file system; choose an"),
+        (RuntimeError("unexpected pos 64"), "is full, or its quota is used up; make room"),
+    ):
+        with pytest.raises(GpdError, match=said), atomic_path(tmp_path / "x.pth"):
+            raise error
 
 
 def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -333,10 +333,20 @@ def _temporary(final: Path) -> Path:
 def _refusal(path: str | Path, error: Exception) -> GpdError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".")
     folder = next((f for f in Path(path).absolute().parents if f.is_dir()), Path())
-    said = any(os.strerror(code) in reason for code in _FULL)
-    if said or _free(folder) < _NO_ROOM:
-        reason = f"the disk that holds '{folder}' is full, or its quota is used up"
-    return GpdError(f"Cannot write '{path}': {reason}; make room or choose another path.")
+    if _is_full(folder, error):
+        return GpdError(
+            f"Cannot write '{path}': the disk that holds '{folder}' is full, or its quota is used "
+            "up; make room or choose another path."
+        )
+    return GpdError(f"Cannot write '{path}': {reason}; choose another path.")
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    """Whether an error is for want of room, which the system says, or else the disk."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    # A library's own error, which may have lost the system's.
+    return any(os.strerror(code) in str(error) for code in _FULL) or _free(folder) < _NO_ROOM
 
 
 def _of_system(error: BaseException | None) -> OSError | None:
