@@ -13,6 +13,10 @@ class ModelError(GpdError):
     """A model name or its arguments are unknown or do not fit together."""
 
 
+class StudentArgumentsError(ModelError):
+    """A student cannot be built with its arguments."""
+
+
 class WeightsError(GpdError):
     """A weight file or checkpoint is missing, unreadable or does not fit the model."""
 

@@ -679,6 +679,12 @@ def test_unknown_optimizer_and_schedule(refuse: Callable[..., str]) -> None:
         refuse("fit", *STUDENT, *FAST, f"--model.optimizer.{option}", typed, naming=naming)
 
 
+def test_runs_below_a_file(refuse: Callable[..., str]) -> None:
+    Path("taken").touch()
+    options = ["--trainer.default_root_dir", "taken"]
+    refuse("fit", *STUDENT, *FAST, *options, naming="taken' is a file, not a folder; choose")
+
+
 def test_unknown_data_of_torchvision(refuse: Callable[..., str]) -> None:
     options = ["--data.dataset", "torch/cifar1000", "--data.root", "images"]
     said = refuse("fit", *STUDENT, *FAST, *options, naming=r"did you mean torch/cifar100\?")

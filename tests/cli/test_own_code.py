@@ -52,7 +52,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_student_and_data_of_ones_own(mine: Path) -> None:
-    (arguments,) = (found for _, found in commands(PAGE) if "mine.Net" in found)
+    (arguments,) = (found for _, found in commands(PAGE) if "mine.Squares" in found)
     assert main([*arguments, *CPU]) == 0
     # Only the checkpoint says what network and data there were.
     for evaluation in ("validate", "test", "predict"):
@@ -80,6 +80,46 @@ def test_a_static_teacher_of_ones_own(mine: Path, capsys: pytest.CaptureFixture[
     assert main(["fit", *options, "--model.method", "PKT"]) == 0
     assert main(["fit", *options, "--data.batch_size", "many"]) == 1
     assert "--data.batch_size takes a whole number, not many" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["asked", "known"])
+@pytest.mark.parametrize("command", ["fit", "expand"])
+def test_a_network_that_does_not_say_which_images_it_takes(
+    command: str, known: bool, mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mine / f"small_{known}.py").write_text(
+        "from torch import nn\n"
+        "class Small(nn.Module):\n"
+        "    def __init__(self, num_classes: int = 4) -> None:\n"
+        "        super().__init__()\n"
+        "        self.body = nn.Sequential(nn.Flatten(), nn.Linear(256, num_classes))\n"
+        + "        self.num_classes = num_classes\n"
+        * known
+        + "    def forward(self, images):\n"
+        "        return self.body(images)\n"
+    )
+    arguments = ["--model.student", f"small_{known}.Small", "--model.num_classes", "4"]
+    rest = CPU if command == "fit" else ["--output", "w.safetensors"]
+    assert main([command, *arguments, *rest]) == 1
+    (said,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("gpd: error:"))
+    assert "Small cannot take images of shape [3, 224, 224]: mat1" in said
+    assert "pretrained_cfg = {'input_size': (1, 16, 16)}" in said
+
+
+@pytest.mark.parametrize("command", ["fit", "expand"])
+def test_another_student_under_a_recipe(
+    command: str, mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["-c", "recipe:digits", "--model.student", "mine.Net"]
+    rest = CPU if command == "fit" else ["--dry_run"]
+    remedy = "its arguments come from recipe:digits, and --model.student_args null drops them."
+    assert main([command, *other, *rest]) == 1
+    assert remedy in capsys.readouterr().err
+    assert main([command, *other, *rest, "--model.student_args", "{depth: 3}"]) == 1
+    said = capsys.readouterr().err
+    assert "depth=3" in said and "come from" not in said
+    if command == "expand":
+        assert main([command, *other, *rest, "--model.student_args", "null"]) == 0
 
 
 def test_data_of_ones_own_have_their_own_defaults(mine: Path) -> None:

@@ -46,9 +46,10 @@ from gpd_cli.data import ImageData
 from gpd_cli.data.folders import ALL
 from gpd_cli.distill.methods.pairs import for_pair
 from gpd_cli.distributed.first_process import together
-from gpd_cli.errors import DataError, GpdError
-from gpd_cli.files import atomic_path
+from gpd_cli.errors import DataError, GpdError, StudentArgumentsError
+from gpd_cli.files import atomic_path, check_writable
 from gpd_cli.models import without_pretrained
+from gpd_cli.report.run import METRICS
 from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.module import GapPreservingDistillation
@@ -200,6 +201,7 @@ class GpdCLI(LightningCLI):
 
         Raises:
             ArgumentError: when an expansion has no output.
+            GpdError: when the run's folder cannot be written.
             MethodError: when a table has no entry for the pair of networks.
         """
         config = self.config[self.subcommand]
@@ -225,8 +227,11 @@ class GpdCLI(LightningCLI):
         options.logger = with_csv(
             options.logger, self.trainer_defaults["logger"], options.default_root_dir
         )
+        table = options.logger[0].init_args
+        if self._run is None and "://" not in str(table["save_dir"]):
+            check_writable(Path(table["save_dir"], table.get("name") or "", METRICS))
         if self._checkpoint == LAST:
-            config.ckpt_path = self._checkpoint = last_checkpoint(options.logger[0].init_args)
+            config.ckpt_path = self._checkpoint = last_checkpoint(table)
 
     def _predict_pictures(self, config: Namespace) -> None:
         """Let the data be images anywhere below a folder, prepared as those of training were.
@@ -374,13 +379,26 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if os.environ.get("GPD_DEBUG"):
             raise
-        return _fail(error)
+        return _fail(error, _origin(error, arguments))
     return 0
 
 
-def _fail(error: BaseException) -> int:
-    print(f"gpd: error: {_sentence(error)}", file=sys.stderr)
+def _fail(error: BaseException, remedy: str = "") -> int:
+    text = _sentence(error)
+    text = f"{text.removesuffix('.')}; {remedy}." if remedy else text
+    print(f"gpd: error: {text}", file=sys.stderr)
     return 1
+
+
+def _origin(error: BaseException, arguments: Sequence[str]) -> str:
+    """Where the arguments that a student does not take come from, if not from the command line."""
+    given = any(occurrences(arguments, ("--model.student_args",)))
+    if given or not isinstance(_mendable(error), StudentArgumentsError):
+        return ""
+    place = place_of("model.student_args", arguments)
+    if place is None:
+        return ""
+    return f"its arguments come from {place}, and --model.student_args null drops them"
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:

@@ -85,6 +85,7 @@ def expand_command(
     if image_size is not None:
         shape = (shape[0], image_size, image_size)
         check_images(network, shape, "--model.student_args")
+    resolved = spec.resolve(network, None if image_size is None else shape)
     sample = torch.zeros(_PROBE_BATCH, *shape)
 
     def text(found: WidthPlan) -> str:
@@ -109,7 +110,6 @@ def expand_command(
         branch_init=branch_init,
         branch_width=branch_width,
     )
-    resolved = spec.resolve(network)
     description = Description(
         resolved,
         pair.plan,

@@ -15,9 +15,10 @@ import torchvision
 from lightning.pytorch.utilities import rank_zero_info
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torchvision.models import list_models
 
-from gpd_cli.errors import ModelError, WeightsError
+from gpd_cli.errors import ModelError, StudentArgumentsError, WeightsError
 from gpd_cli.models import (  # noqa: F401 - they register their networks with timm
     cifar_mobilenet,
     cifar_resnet,
@@ -92,7 +93,7 @@ def create_model(
         raise ModelError(f"{name} cannot have {classes!r} classes: give a whole number from 1 on.")
     _check_name(name)
     own = without_pretrained(name, args)
-    model = _built(name, own)
+    model = _built(name, own, role)
     without_heads = getattr(model, "aux_logits", None) is False
     how: dict[str, Any] = {
         "name": name,
@@ -150,12 +151,13 @@ def _wants_pretrained(name: str, args: Mapping[str, Any], weights: str | Path | 
     return wanted
 
 
-def _built(name: str, args: dict[str, Any]) -> nn.Module:
+def _built(name: str, args: dict[str, Any], role: Role) -> nn.Module:
     try:
         return _build(name, args)
     except Exception as error:  # constructors raise anything at arguments they do not expect
         settings = ", ".join(f"{key}={value!r}" for key, value in args.items())
-        raise ModelError(f"Cannot build {name}({settings}): {_reason(error)}.") from error
+        kind = StudentArgumentsError if role == "student" else ModelError
+        raise kind(f"Cannot build {name}({settings}): {_reason(error)}.") from error
 
 
 def _load_published(
@@ -309,18 +311,22 @@ class ModelSpec:
             role=role,
         )
 
-    def resolve(self, model: nn.Module) -> ModelSpec:
+    def resolve(self, model: nn.Module, shape: tuple[int, int, int] | None = None) -> ModelSpec:
         """What builds the same network again, to take weights of its own.
 
         It has the number of classes of the network, and asks for no published weights.
 
         Args:
             model: a network that was built from this description.
+            shape: of its images, ``(C, H, W)``, where others than its own are known to suit it.
 
         Raises:
-            ModelError: when the network has another number of classes than the description.
+            ModelError: when the network has another number of classes than the description, or
+                does not say which images it takes, and takes no usual ones.
         """
-        shape = input_shape(model, self.name, self.model_args)
+        if shape is None:
+            shape = input_shape(model, self.name, self.model_args)
+            self._check_assumed(model, shape)
         classes = count_classes(model, shape)
         if self.num_classes not in (None, classes):
             raise ModelError(
@@ -329,6 +335,21 @@ class ModelSpec:
             )
         args = without_pretrained(self.name, self.model_args)
         return replace(self, num_classes=classes, model_args=args)
+
+    def _check_assumed(self, model: nn.Module, shape: tuple[int, int, int]) -> None:
+        """Check an image shape that neither network nor arguments state."""
+        config = getattr(model, "pretrained_cfg", None) or {}
+        stated = config.get("input_size") or self.model_args.get("img_size")
+        # A lazy network would take its widths from the images; its expansion is refused.
+        if stated or _is_of_torchvision(self.name) or any(is_lazy(p) for p in model.parameters()):
+            return
+        try:
+            _probe(model, shape)
+        except ModelError as error:
+            raise ModelError(
+                f"{str(error).removesuffix('.')}; if it takes others, say so on its class, such as "
+                "by pretrained_cfg = {'input_size': (1, 16, 16)}."
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """The description as plain JSON values."""
@@ -404,6 +425,10 @@ def _check_name(name: str) -> None:
         f"Unknown model '{name}'{hint}: timm.list_models() lists timm's names, "
         f"torchvision.models.list_models() those to write after '{_TORCHVISION}'."
     )
+
+
+def _is_of_torchvision(name: str) -> bool:
+    return name.removeprefix(_REUSED).startswith(_TORCHVISION)
 
 
 def _first_channels(model: nn.Module, default: int = 3) -> int:
