@@ -94,6 +94,9 @@ def test_a_configuration_of_another_command(refuse: Refuse) -> None:
         ("config: bad.yaml", " builds on itself"),
         ("config: nothere.yaml", "no configuration 'nothere.yaml', on which bad.yaml builds"),
         ("config: recipe:digit", "Unknown recipe 'digit'"),
+        ("config: 3\nmodel: {ratio: 2}", ": config takes the configuration to build on, not 3."),
+        ("model: [1]", ": model takes options with values, not [1]."),
+        ("model: {method: {class_path: Nope}}", "Unknown distillation method 'Nope'"),
     ],
 )
 @pytest.mark.parametrize("command", ["fit", "extract"])
@@ -131,6 +134,17 @@ def test_a_folder_with_the_name_of_a_recipe(refuse: Refuse) -> None:
     assert refuse("fit", "-c", "digits") == said
 
 
+def test_groups_without_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they are left where all options of a group have been commented out."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("model: {student: resnet18, ratio: 3}\ntrainer:\ndata:\n")
+    assert main(["fit", "-c", "mine.yaml", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert "ratio: 3" in printed and "max_epochs" in printed and "dataset: digits" in printed
+
+
 def test_settings_in_the_place_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     inline = "{model: {student: resnet18, ratio: 3}}"
     assert main(["fit", "-c", inline, "--print_config"]) == 0
@@ -152,7 +166,15 @@ def test_settings_in_the_place_of_a_file(capsys: pytest.CaptureFixture[str]) -> 
         ),
         (["fit", *STUDENT, "--data.batch_size", "x"], "--data.batch_size takes a whole number"),
         (["fit", *STUDENT, "--data.cache", "x"], "--data.cache takes none, memory or device"),
+        (["fit", *STUDENT, "--data.classes", "x"], "--data.classes takes a whole number or null"),
+        (["fit", *STUDENT, "--data.mean", "x"], "--data.mean takes a list of numbers or null"),
+        (
+            ["fit", *STUDENT, "--model.student_args", "3"],
+            "--model.student_args takes a mapping, such as '{name: value}' or null, not 3",
+        ),
         (["predict", "--top", "x"], "--top takes a whole number, not x"),
+        (["report", "x", "--split"], "--split needs a value"),
+        (["fit", "-c"], "--config needs a value"),
     ],
 )
 def test_a_value_of_another_type(arguments: list[str], said: str, refuse: Refuse) -> None:

@@ -20,6 +20,7 @@ from gpd_cli.recipes.names import configuration_name, configuration_path, recipe
 
 YAML = "gpd"
 """How all parsers read YAML: with settings in their old form as well."""
+_GROUPS = ("model", "data", "trainer")
 _BASE = "config"  # the entry with the configuration that one builds on
 
 
@@ -35,8 +36,11 @@ def load_yaml(text: str) -> Any:
     """
     check_limits(text)
     content = get_loader("yaml")(text)
-    if isinstance(content, dict) and isinstance(base := content.get(_BASE), str):
-        content[_BASE] = configuration_path(base)
+    if isinstance(content, dict):
+        # What a group has may have been commented out.
+        content = {k: v for k, v in content.items() if v is not None or k not in _GROUPS}
+        if isinstance(base := content.get(_BASE), str):
+            content[_BASE] = configuration_path(base)
     return current_settings(content)
 
 
@@ -127,6 +131,13 @@ def _read(path: str, file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigurationError(
             f"{name} holds no options, which are written as in 'model: {{student: resnet18}}'."
+        )
+    for group in _GROUPS:
+        if isinstance(value := content.get(group, {}), list):
+            raise ConfigurationError(f"{name}: {group} takes options with values, not {value}.")
+    if not isinstance(base := content.get(_BASE), str | None):
+        raise ConfigurationError(
+            f"{name}: {_BASE} takes the configuration to build on, not {base}."
         )
     return content
 

@@ -111,6 +111,8 @@ def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
             value = _class_name(value)
             if arguments:
                 value, arguments = {"class_path": value, "init_args": arguments}, None
+        elif name == "method" and isinstance(value, Mapping) and "class_path" in value:
+            value = {**value, "class_path": _class_name(str(value["class_path"]))}
         elif name.startswith("method_args."):
             name = name.replace("method_args.", "method.init_args.", 1)
         elif name == "static_teacher" and not isinstance(value, Mapping):

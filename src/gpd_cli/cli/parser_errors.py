@@ -24,6 +24,8 @@ _PLAIN = {
     "NoneType": ["null"],
     "str": ["a text"],
 }
+_MANY = {"int": "whole numbers", "float": "numbers", "str": "names"}
+_KIND = r"<class '[\w.]+'>|typing\.\w+\[[^\]]*\]|\w+\[[\w., ]+\]"
 # The innermost reason, without the types that jsonargparse tried around it.
 _REASONS = (
     r"Option '\w+' is not accepted",
@@ -55,6 +57,8 @@ def in_short(text: str) -> tuple[str, str]:
         >>> in_short("the following arguments are required: ckpt_path, output")
         ('--ckpt_path and --output are required', '--help')
     """
+    if lacking := re.match(r"argument (?:\S+/)?(\S+): expected one argument$", text):
+        return f"{lacking[1]} needs a value", "--help"
     if required := re.match(r"the following arguments are required: ([\w., ]+)$", text):
         return _required(required[1].split(", "))
     key = re.match(_KEY, text)
@@ -69,8 +73,8 @@ def in_short(text: str) -> tuple[str, str]:
         return f"--{key[1]}: {said}", "--help"
     name = path[1].rpartition(".")[2] if path[1].startswith("gpd_cli.") else path[1]
     page = f"--{key[1]}.help {name}"
-    if of_type := _of_type(reason[0], f"{key[1]}."):
-        return of_type, page
+    if known := _of_type(reason[0], f"{key[1]}.") or _of_union(_inside(text), f"{key[1]}."):
+        return known, page
     return f"--{key[1]} {path[1]}: {said}{_suggestion(said, path[1])}", page
 
 
@@ -135,16 +139,34 @@ def _of_several(text: str) -> str:
     file = re.match(r"Parser key \"([\w.]+)\": Unable to load config '([^']*)' -", text)
     if file is not None:
         return f"--{file[1]} takes a file of settings, not {file[2]}{_meant(file[1], file[2])}"
+    other = re.match(r'Parser key "(model\.method)": Type .* Got value: (.*)$', text)
+    if other is not None:
+        return f"--{other[1]} takes the name of a class, not {other[2]}"
+    return _of_union(text) or text
+
+
+def _of_union(text: str, group: str = "") -> str | None:
+    """As `_of_type`, of an option of several types."""
     found = re.match(
         r'Parser key "([\w.]+)": .*?Subtypes: \[(.*?)\] Errors: .* Given value: (.*)$', text
     )
     if found is None:
-        return text
-    kinds = re.findall(r"<class '[\w.]+'>|typing\.\w+\[[^\]]*\]|\w+\[[\w.]+\]", found[2])
+        return None
+    kinds = re.findall(_KIND, found[2])
     listed = _listed(list(dict.fromkeys(name for kind in kinds for name in _plainly(kind))))
-    if found[1] == "data":
+    key = f"{group}{found[1]}"
+    if key == "data":
         listed = "a class of data, such as mine.Data"
-    return f"--{found[1]} takes {listed}, not {found[3]}{_meant(found[1], found[3])}"
+    return f"--{key} takes {listed}, not {found[3]}{_meant(key, found[3])}"
+
+
+def _inside(text: str) -> str:
+    """The error about a class's setting of several types, inside that about the class."""
+    found = re.search(
+        r'(Parser key "(?!data"|model\.)\w+": Does not .*? Given value: .*?)(?= - Expected a |$)',
+        text,
+    )
+    return "" if found is None else found[1]
 
 
 def _meant(key: str, value: str) -> str:
@@ -161,8 +183,12 @@ def _plainly(kind: str) -> list[str]:
     if name in _PLAIN:
         return _PLAIN[name]
     outer, bracket, inner = name.partition("[")
+    outer = "list" if outer == "tuple" else outer
     inner = inner.rstrip("]").rpartition(".")[2]
-    return [f"a {outer} of {inner}" if bracket else f"a {name.rpartition('.')[2]}"]
+    inner = _MANY.get(inner, inner)
+    if outer == "dict":
+        return ["a mapping, such as '{name: value}'"]
+    return [f"a {outer} of {inner}" if bracket else f"a {outer.rpartition('.')[2]}"]
 
 
 def _listed(names: Sequence[str], word: str = "or") -> str:
