@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the command line without the program's name; by default the process's own.
 
     Returns:
-        The exit code: 0, 1 for an error that is reported in one sentence, 2 without a command.
+        The exit code: 0, or after an error in one sentence 1, and 2 where it is the command line's.
     """
     _open_streams()
     try:

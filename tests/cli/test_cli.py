@@ -547,22 +547,22 @@ def test_extracted_student_starts_another_run(last: str, say: Callable[..., str]
 
 
 def test_unknown_command(refuse: Callable[..., str]) -> None:
-    refuse("train", naming="train")
+    refuse("train", naming="train", code=2)
 
 
 @pytest.mark.parametrize("command", ["fit", "expand", "extract", "validate"])
 def test_unknown_option(command: str, refuse: Callable[..., str]) -> None:
-    refuse(command, "--speed", "3", naming="speed|required")
+    refuse(command, "--speed", "3", naming="speed|required", code=2)
 
 
 def test_unknown_option_beside_everything_needed(refuse: Callable[..., str]) -> None:
-    refuse("fit", *STUDENT, *FAST, "--model.widen", "3", naming="widen")
+    refuse("fit", *STUDENT, *FAST, "--model.widen", "3", naming="widen", code=2)
 
 
 @pytest.mark.parametrize("command", ["fit", "expand"])
 def test_missing_student(command: str, refuse: Callable[..., str]) -> None:
     output = ["--output", "w.safetensors"] if command == "expand" else []
-    refuse(command, *output, naming="student")
+    refuse(command, *output, naming="student", code=2)
 
 
 def test_unknown_model_with_a_suggestion(refuse: Callable[..., str]) -> None:
@@ -666,7 +666,9 @@ def test_weights_of_no_static_teacher(refuse: Callable[..., str]) -> None:
 
 def test_unknown_setting_of_the_method(refuse: Callable[..., str]) -> None:
     options = [*static(TINY), "--model.method.tau", "2"]
-    refuse("fit", *STUDENT, *FAST, *options, naming="'tau'.* gpd fit --model.method.help KD")
+    refuse(
+        "fit", *STUDENT, *FAST, *options, naming="'tau'.* gpd fit --model.method.help KD", code=2
+    )
 
 
 def test_unknown_method(refuse: Callable[..., str]) -> None:
@@ -774,7 +776,7 @@ def test_width_multiple_below_one(multiple: str, refuse: Callable[..., str]) -> 
 
 def test_unknown_start_of_branches(refuse: Callable[..., str]) -> None:
     options = ["--model.branch_init", "ones", "--dry_run"]
-    refuse("expand", *STUDENT, *options, naming="branch_init")
+    refuse("expand", *STUDENT, *options, naming="branch_init", code=2)
 
 
 def test_layers_without_branches(refuse: Callable[..., str]) -> None:
@@ -794,8 +796,8 @@ def test_resuming_with_other_layers_excluded(last: str, refuse: Callable[..., st
 
 
 def test_missing_output(last: str, refuse: Callable[..., str]) -> None:
-    refuse("expand", *STUDENT, naming="output")
-    refuse("extract", "--ckpt_path", last, naming="output")
+    refuse("expand", *STUDENT, naming="output", code=2)
+    refuse("extract", "--ckpt_path", last, naming="output", code=2)
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "extract"])
@@ -813,7 +815,7 @@ def test_checkpoint_that_cannot_be_read(
 def test_evaluation_without_checkpoint_asks_for_one(
     command: str, refuse: Callable[..., str]
 ) -> None:
-    refuse(command, *CPU, naming="--ckpt_path")
+    refuse(command, *CPU, naming="--ckpt_path", code=2)
 
 
 def test_resuming_with_another_network(last: str, refuse: Callable[..., str]) -> None:
@@ -831,7 +833,7 @@ def test_unknown_data(refuse: Callable[..., str]) -> None:
 
 
 def test_student_of_wrong_type(refuse: Callable[..., str]) -> None:
-    refuse("fit", *STUDENT, *FAST, "--trainer.max_epochs", "many", naming="max_epochs")
+    refuse("fit", *STUDENT, *FAST, "--trainer.max_epochs", "many", naming="max_epochs", code=2)
 
 
 @pytest.mark.parametrize("command", [["--help"], ["recipes"], ["recipes", "digits"]])

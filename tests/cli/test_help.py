@@ -204,7 +204,7 @@ def test_nearest_option(typed: str, meant: str | None) -> None:
 def test_unknown_option_names_the_nearest(
     arguments: str, meant: str, say: Callable[..., str]
 ) -> None:
-    error = say(*arguments.split(), code=1)
+    error = say(*arguments.split(), code=2)
     assert meant in error
     assert len(error.splitlines()) == 1
 

@@ -373,7 +373,7 @@ def run(arguments: Sequence[str]) -> int:
         command = f"gpd {arguments[0]}" if arguments[0] in COMMANDS else "gpd"
         see = f"; see {command} {page}" if page else ""
         print(f"gpd: error: {_shortened(text)}{see}.", file=sys.stderr)
-        return 1
+        return 2
     except KeyboardInterrupt as interrupt:
         return _interrupted(interrupt)
     except Exception as error:
