@@ -380,6 +380,7 @@ def test_expansion_takes_the_configuration_that_a_run_saved(
     ("configurations", "side"),
     [
         ([], 224),
+        (["data: {image_size: 16}", "config: size0.yaml"], 16),
         (["data: {image_size: 16}"], 16),
         (["data: {class_path: gpd_cli.data.ImageData, init_args: {image_size: 48}}"], 48),
         (["data: {image_size: 16}", "data: {image_size: 24}", "data: {batch_size: 8}"], 24),

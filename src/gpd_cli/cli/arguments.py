@@ -21,7 +21,6 @@ IMAGE_DATA = "gpd_cli.data.ImageData"
 # Beginnings of settings that only training uses.
 _OF_TRAINING = ("static_", "assistants", "ce_weight", "method", "stages")
 CHECKPOINT = "--ckpt_path"
-IMAGE_SIZE = "--data.image_size"
 _FLAGS = ("--dry_run", "--preprocess", "--fuse_bn", "--half")
 
 
@@ -82,25 +81,6 @@ def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
         else:
             found = configured(value, CHECKPOINT.removeprefix("--")) or found
     return found
-
-
-def chosen_image_size(arguments: Sequence[str]) -> int | None:
-    """The image size that a command line names, or else the last of its configurations that does.
-
-    Args:
-        arguments: the command line.
-
-    Returns:
-        Height and width in pixels; None where nothing names them.
-    """
-    found: Any = None
-    for name, value in occurrences(arguments, (IMAGE_SIZE, *CONFIGURATION)):
-        if name == IMAGE_SIZE:
-            found = int(value) if value.isdecimal() else None  # the parser refuses what is none
-        elif isinstance(data := configured(value, "data"), dict):
-            settings = data.get("init_args") if "class_path" in data else data
-            found = (settings or {}).get("image_size", found)
-    return found if isinstance(found, int) else None
 
 
 # What an image is turned into; a network takes it as it was trained with, from other data as well.

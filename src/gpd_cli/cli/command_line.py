@@ -20,7 +20,6 @@ from gpd_cli.cli.arguments import (
     CHECKPOINT,
     IMAGE_DATA,
     chosen_checkpoint,
-    chosen_image_size,
     configured,
     occurrences,
     settings_of_checkpoint,
@@ -28,7 +27,7 @@ from gpd_cli.cli.arguments import (
     with_values,
 )
 from gpd_cli.cli.completion import print_completion
-from gpd_cli.cli.configurations import check_configurations, place_of
+from gpd_cli.cli.configurations import check_configurations, chosen_image_size, place_of
 from gpd_cli.cli.environment import write_environment
 from gpd_cli.cli.help import HELP_GROUPS, group_page, page_of
 from gpd_cli.cli.loggers import csv_logger, settings_to_log, with_csv
@@ -102,11 +101,11 @@ class GpdCLI(LightningCLI):
         SaveConfig.arguments = list(arguments)
         self._command = next((a for a in arguments if not a.startswith("-")), "")
         self._checkpoint = self._settings = self._images = self._run = None
-        # The parser's own value may be the data's default, which is not of the student.
-        self._image_size = chosen_image_size(arguments)
         if self._command == "fit":
             arguments, self._run = resumed_run(arguments)
         check_configurations(arguments)
+        # The parser's own value may be the data's default, which is not of the student.
+        self._image_size = chosen_image_size(arguments)
         self._arguments = list(arguments)
         if self._command in ("fit", *EVALUATIONS):
             self._checkpoint = chosen_checkpoint(arguments)

@@ -21,6 +21,7 @@ from gpd_cli.recipes.names import configuration_name, configuration_path, recipe
 YAML = "gpd"
 """How all parsers read YAML: with settings in their old form as well."""
 _GROUPS = ("model", "data", "trainer")
+_IMAGE_SIZE = "--data.image_size"
 _BASE = "config"  # the entry with the configuration that one builds on
 
 
@@ -75,6 +76,25 @@ def place_of(option: str, arguments: Sequence[str]) -> str | None:
         if _has(content, option):
             found = configuration_name(path)
     return found
+
+
+def chosen_image_size(arguments: Sequence[str]) -> int | None:
+    """The image size that a command line names, or else the last of its configurations that does.
+
+    Args:
+        arguments: the command line, whose configurations can be read.
+
+    Returns:
+        Height and width in pixels; None where nothing names them.
+    """
+    found: Any = None
+    for _, content in _contents(arguments):
+        if isinstance(data := content.get("data"), dict):
+            settings = data.get("init_args") if "class_path" in data else data
+            found = (settings or {}).get("image_size", found)
+    for _, value in occurrences(arguments, (_IMAGE_SIZE,)):
+        found = int(value) if value.isdecimal() else None  # the parser refuses what is no number
+    return found if isinstance(found, int) else None
 
 
 def _contents(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
