@@ -23,6 +23,7 @@ _PLAIN = {
     "float": ["a number"],
     "NoneType": ["null"],
     "str": ["a text"],
+    "Sequence": ["a list"],
 }
 _MANY = {"int": "whole numbers", "float": "numbers", "str": "names"}
 _KIND = r"<class '[\w.]+'>|typing\.\w+\[[^\]]*\]|\w+\[[\w., ]+\]"
@@ -163,7 +164,8 @@ def _of_union(text: str, group: str = "") -> str | None:
 def _inside(text: str) -> str:
     """The error about a class's setting of several types, inside that about the class."""
     found = re.search(
-        r'(Parser key "(?!data"|model\.)\w+": Does not .*? Given value: .*?)(?= - Expected a |$)',
+        r'(Parser key "(?!data"|model\.)\w+": Does not .*? Given value: .*?)'
+        r"(?=\. Got value: Namespace| - Expected a |$)",
         text,
     )
     return "" if found is None else found[1]
@@ -179,7 +181,7 @@ def _plainly(kind: str) -> list[str]:
     """What a type allows, in the words of users."""
     if kind.startswith("typing.Literal"):
         return [value.strip("' ") for value in kind.partition("[")[2].rstrip("]").split(",")]
-    name = re.sub(r"<class '([\w.]+)'>", r"\1", kind)
+    name = re.sub(r"<class '([\w.]+)'>", r"\1", kind).removeprefix("collections.abc.")
     if name in _PLAIN:
         return _PLAIN[name]
     outer, bracket, inner = name.partition("[")
