@@ -39,3 +39,17 @@ class RecipeError(GpdError):
 
 class ConfigurationError(GpdError):
     """A configuration is missing or cannot be read; the message names the file, and the line."""
+
+
+def did_you_mean(*names: str | None) -> str:
+    """The end of a message about an unknown name: which names were probably meant.
+
+    Args:
+        names: the names that resemble it, if any; None stands for no name.
+
+    Example:
+        >>> did_you_mean("adamw", "adam"), did_you_mean(None)
+        (' (did you mean adamw or adam?)', '')
+    """
+    known = [name for name in names if name is not None]
+    return f" (did you mean {' or '.join(known)}?)" if known else ""

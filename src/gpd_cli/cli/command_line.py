@@ -104,8 +104,6 @@ class GpdCLI(LightningCLI):
         if self._command == "fit":
             arguments, self._run = resumed_run(arguments)
         check_configurations(arguments)
-        # The parser's own value may be the data's default, which is not of the student.
-        self._image_size = chosen_image_size(arguments)
         self._arguments = list(arguments)
         if self._command in ("fit", *EVALUATIONS):
             self._checkpoint = chosen_checkpoint(arguments)
@@ -271,7 +269,8 @@ class GpdCLI(LightningCLI):
             self.config_init, self.datamodule = self.config, None
             self.trainer: Any = GpdTrainer
             self.model = {name: value for name, value in settings.items() if name in wanted}
-            self.model["image_size"] = self._image_size
+            # The parser's own value may be the data's default, which is not of the student.
+            self.model["image_size"] = chosen_image_size(self._arguments)
             return
         config = self.config[self.subcommand]
         model = config.model

@@ -15,7 +15,7 @@ from yaml.reader import ReaderError
 from gpd_cli.cli.arguments import CONFIGURATION, occurrences
 from gpd_cli.cli.old_forms import current_settings
 from gpd_cli.cli.yaml_limits import check_limits
-from gpd_cli.errors import ConfigurationError
+from gpd_cli.errors import ConfigurationError, did_you_mean
 from gpd_cli.recipes.names import configuration_name, configuration_path, recipe_meant
 
 YAML = "gpd"
@@ -109,7 +109,7 @@ def _with_bases(name: str, path: str, above: tuple[Path, ...]) -> Iterator[tuple
 
     Args:
         name: as it is written.
-        path: of its file.
+        path: path of its file.
         above: the files that build on it.
     """
     file = Path(path)
@@ -170,7 +170,7 @@ def _missing(name: str, file: Path, above: Sequence[Path]) -> str:
     if above:
         what += f", on which {above[-1].name} builds"
     if (meant := recipe_meant(name)) is not None:
-        return f"{what} (did you mean {meant}?)."
+        return f"{what}{did_you_mean(meant)}."
     return f"{what}; gpd recipes lists those of the package."
 
 

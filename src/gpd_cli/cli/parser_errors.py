@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pydoc import locate
 
 from gpd_cli.cli.suggestions import nearest
+from gpd_cli.errors import did_you_mean
 
 _KEY = r'Parser key "(data|model\.method|model\.assistants)": '
 _CLASS = r"class_path[ =]'([\w.]+)'"
@@ -106,7 +107,7 @@ def _of_type(text: str, group: str = "") -> str | None:
     r"""An error about an option of one type: what it takes, and what was given.
 
     Args:
-        text: of the error.
+        text: text of the error.
         group: what stands before the option's name, with a dot.
 
     Returns:
@@ -205,4 +206,4 @@ def _suggestion(said: str, path: str) -> str:
         return ""
     names = [f"--{name}" for name in inspect.signature(cls).parameters]
     meant = nearest(f"--{unknown[1]}", names)
-    return "" if meant is None else f" (did you mean {meant.lstrip('-')}?)"
+    return did_you_mean(meant and meant.lstrip("-"))

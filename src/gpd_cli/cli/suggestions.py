@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 from gpd_cli.cli.configurations import place_of
 from gpd_cli.data import ImageData
-from gpd_cli.errors import ConfigurationError
+from gpd_cli.errors import ConfigurationError, did_you_mean
 
 # What other programs call it (timm, torchvision's references, ultralytics), by its last part.
 _ELSEWHERE = {
@@ -69,7 +69,7 @@ def suggesting(
     if (found := _UNKNOWN_IN_FILE.match(str(error))) is None:
         return ArgumentError(None, with_suggestion(str(error), options))
     place, meant = place_of(found[1], arguments), nearest(f"--{found[1]}", options)
-    hint = "" if meant is None else f" (did you mean {meant.lstrip('-')}?)"
+    hint = did_you_mean(meant and meant.lstrip("-"))
     where = "" if place is None else f"{place}: "
     return ConfigurationError(f"{where}there is no option {found[1]}{hint}.")
 
@@ -99,8 +99,7 @@ def with_suggestion(message: str, known: Iterable[str]) -> str:
             return f"{message} (a configuration is given as -c {typed})"
         if typed.endswith(".ckpt"):
             return f"{message} (a checkpoint is given as --ckpt_path {typed})"
-    meant = nearest(typed.partition("=")[0], known)
-    return message if meant is None else f"{message} (did you mean {meant}?)"
+    return message + did_you_mean(nearest(typed.partition("=")[0], known))
 
 
 def nearest(typed: str, known: Iterable[str]) -> str | None:

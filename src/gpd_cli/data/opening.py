@@ -18,7 +18,7 @@ from gpd_cli.data.digits import SPLITS
 from gpd_cli.data.folders import ALL, EXTENSIONS, flat_split, is_flat, read_pictures, read_tree
 from gpd_cli.data.sources import DigitSource, FileSource, Source
 from gpd_cli.data.streams import StreamSource
-from gpd_cli.errors import DataError
+from gpd_cli.errors import DataError, did_you_mean
 
 # Schemes of timm beside image folders: the module that reads them, and packages to install.
 _READERS = {
@@ -264,8 +264,7 @@ class DataSpec:
                     "--data.train_samples to their number."
                 ) from error
             if "Unknown torchvision dataset" in reason:
-                near = get_close_matches(self.dataset.lower(), _OF_TORCHVISION, n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
+                hint = did_you_mean(*get_close_matches(self.dataset.lower(), _OF_TORCHVISION, n=1))
                 raise DataError(
                     f"Unknown data set '{self.dataset}'{hint}; timm reads "
                     f"{', '.join(_OF_TORCHVISION)} of torchvision's."

@@ -316,7 +316,7 @@ def skip_once(loader: Any, batches: int) -> None:
     """Let a loader's next pass begin further on; that of a foreign stream begins anew.
 
     Args:
-        loader: of our data; or one with a sampler, its own or its batch sampler's.
+        loader: a loader of our data, or one with a sampler, its own or its batch sampler's.
         batches: how many to leave out.
     """
     if hasattr(loader, "skip"):
@@ -331,7 +331,7 @@ def batch_size_of(loader: Any) -> int | None:
     """The number of images in a loader's batches; None where it does not tell.
 
     Args:
-        loader: of our data; or any other, whose sampler of batches may know the number.
+        loader: the loader; if it does not know the number, its sampler of batches may.
     """
     for owner in (loader, getattr(loader, "batch_sampler", None)):
         size = getattr(owner, "batch_size", None)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torchvision.models import list_models
 
-from gpd_cli.errors import ModelError, StudentArgumentsError, WeightsError
+from gpd_cli.errors import ModelError, StudentArgumentsError, WeightsError, did_you_mean
 from gpd_cli.models import (  # noqa: F401 - they register their networks with timm
     cifar_mobilenet,
     cifar_resnet,
@@ -318,7 +318,7 @@ class ModelSpec:
 
         Args:
             model: a network that was built from this description.
-            shape: of its images, ``(C, H, W)``, where others than its own are known to suit it.
+            shape: shape of its images, ``(C, H, W)``, where others than its own suit it.
 
         Raises:
             ModelError: when the network has another number of classes than the description, or
@@ -420,7 +420,7 @@ def _check_name(name: str) -> None:
     known = theirs if name.startswith(_TORCHVISION) else [*timm.list_models(), *theirs]
     close = difflib.get_close_matches(name.rpartition("/")[2], known, n=2)
     close += difflib.get_close_matches(name, known, n=3)
-    hint = f" (did you mean {' or '.join(list(dict.fromkeys(close))[:3])}?)" if close else ""
+    hint = did_you_mean(*list(dict.fromkeys(close))[:3])
     raise ModelError(
         f"Unknown model '{name}'{hint}: timm.list_models() lists timm's names, "
         f"torchvision.models.list_models() those to write after '{_TORCHVISION}'."

@@ -70,7 +70,7 @@ def configuration_name(path: str) -> str:
     """What users call a configuration: ``recipe:NAME`` for the file of a recipe.
 
     Args:
-        path: of a file.
+        path: path of a file.
 
     Example:
         >>> configuration_name(configuration_path("recipe:digits"))
@@ -88,7 +88,7 @@ def recipe_meant(path: str) -> str | None:
     """The recipe that was probably meant by the path of a configuration that there is not.
 
     Args:
-        path: of a file.
+        path: path of a file.
 
     Example:
         >>> [recipe_meant(path) for path in ("digits", "configs/digit.yaml", "resnet18_dkd", "my")]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gpd_cli.widening.names import qualified
+
 NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Buffers of norms; torch changes the first two without counting a version."""
 
@@ -48,7 +50,7 @@ class Buffers:
             _Slot(module, name, name in NORM_STATISTICS)
             for path, module in network.named_modules()
             for name in module._buffers
-            if (f"{path}.{name}" if path else name) not in without
+            if qualified(path, name) not in without
         ]
 
     def keep(self) -> None:
@@ -90,6 +92,14 @@ class Buffers:
             if slot.tensor is not None and slot.value is not None and slot.has_changed():
                 copies.append((slot.tensor, slot.value))
         _copy(copies)
+
+
+def copied_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """Copies of a module's own buffers, by their names; None for those that it leaves empty."""
+    return {
+        name: None if buffer is None else buffer.detach().clone()
+        for name, buffer in module._buffers.items()
+    }
 
 
 def _version(tensor: Tensor) -> int:

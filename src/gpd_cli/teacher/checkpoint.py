@@ -402,8 +402,8 @@ def image_spec(content: Mapping[str, Any]) -> ImageSpec | None:
     """Classes and preprocessing of the images that a checkpoint was trained on.
 
     Args:
-        content: content of a checkpoint of `fit`; for one of before checkpoints had this entry,
-            the answer follows from the settings of the data.
+        content: content of a checkpoint of `fit`. Where an earlier version has written no such
+            entry, the settings of the data tell.
     """
     found = content["gpd"].get("images")
     if found is not None:

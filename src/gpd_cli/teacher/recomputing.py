@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from gpd_cli.teacher.buffers import copied_buffers
+
 
 def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
     """Run a network on given weights, to be run again in the backward pass.
@@ -35,26 +37,16 @@ def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor
         return cast(Tensor, functional_call(network, dict(weights), (images,)))
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _other_buffers(network, _copied_buffers(network))
+        before = [(module, copied_buffers(module)) for module in network.modules()]
+        return nullcontext(), _other_buffers(before)
 
     return checkpoint(run, images, use_reentrant=False, context_fn=contexts)
 
 
-_Copies = list[tuple[nn.Module, dict[str, Tensor | None]]]
-
-
-def _copied_buffers(network: nn.Module) -> _Copies:
-    """Copies of all buffers, by their modules."""
-    return [
-        (module, {n: None if b is None else b.detach().clone() for n, b in module._buffers.items()})
-        for module in network.modules()
-    ]
-
-
 @contextmanager
-def _other_buffers(network: nn.Module, others: _Copies) -> Iterator[None]:
-    """Let a network run on other buffers."""
-    own = [(module, dict(module._buffers)) for module in network.modules()]
+def _other_buffers(others: list[tuple[nn.Module, dict[str, Tensor | None]]]) -> Iterator[None]:
+    """Let modules run on other buffers."""
+    own = [(module, dict(module._buffers)) for module, _ in others]
     for module, buffers in others:
         module._buffers.update(buffers)
     try:

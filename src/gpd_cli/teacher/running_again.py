@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.errors import ModelError
-from gpd_cli.teacher.buffers import Buffers
+from gpd_cli.teacher.buffers import Buffers, copied_buffers
 
 
 def switch_on(network: nn.Module, name: str) -> None:
@@ -101,8 +101,7 @@ class FirstRun:
         around_backward(outputs, begin_backward, end_backward)
 
     def _keep(self, module: nn.Module, inputs: Any) -> None:
-        values = {n: None if b is None else b.detach().clone() for n, b in module._buffers.items()}
-        self._before[module].append(values)
+        self._before[module].append(copied_buffers(module))
 
     def _use(self, module: nn.Module, inputs: Any) -> None:
         if self._before[module]:

@@ -69,7 +69,7 @@ def check_callbacks(callbacks: Iterable[Any]) -> None:
     to be the same throughout the run.
 
     Args:
-        callbacks: of the run's trainer.
+        callbacks: callbacks of the run's trainer.
 
     Raises:
         TrainingError: when one changes the number of batches per update.

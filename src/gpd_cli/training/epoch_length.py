@@ -24,10 +24,10 @@ class EpochLength:
     """The batches of an epoch.
 
     Args:
-        batches: per epoch and process; None where the data has no length.
+        batches: batches of an epoch, per process; None where the data has no length.
         batch_size: images in a batch of one process; None where the loader does not tell.
-        processes: that train together, each on batches of its own.
-        accumulated: batches per update.
+        processes: number of processes that train together, each on batches of its own.
+        accumulated: number of batches per update.
     """
 
     batches: int | None
@@ -37,7 +37,7 @@ class EpochLength:
 
     @classmethod
     def of(cls, trainer: Trainer) -> EpochLength:
-        """Those of a run, once its data has been set up."""
+        """The batches of an epoch of a run, once its data has been set up."""
         batches = trainer.num_training_batches
         return cls(
             None if batches == math.inf else int(batches),
@@ -104,7 +104,7 @@ def take_up(state: Mapping[str, int | None], trainer: Trainer) -> None:
 
     Args:
         state: the checkpoint's `EpochLength.state`.
-        trainer: of the run, which has loaded its counters.
+        trainer: trainer of the run, which has loaded its counters.
 
     Raises:
         TrainingError: when it cannot be told which images were seen.

@@ -16,7 +16,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from gpd_cli.errors import GpdError, TrainingError
+from gpd_cli.errors import GpdError, TrainingError, did_you_mean
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.tensors import Storage
@@ -166,8 +166,7 @@ def _unknown_schedule(name: str) -> GpdError:
 
 def _meant(name: str, known: Sequence[str]) -> str:
     """The names that were probably meant, in brackets; nothing where none resembles it."""
-    near = get_close_matches(name.lower(), known, n=3)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+    return did_you_mean(*get_close_matches(name.lower(), known, n=3))
 
 
 def configure(
@@ -299,6 +298,16 @@ def check_parts(settings: OptimizerSettings, epochs: float) -> str | None:
         f"The run ends within its warm-up, before it reaches the learning rate {settings.lr:g}: "
         f"--model.optimizer.warmup_epochs is {settings.warmup_epochs:g}, and {length}{also}."
     )
+
+
+def base_optimizer(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that holds the state: the one inside timm's Lookahead, or the optimizer itself.
+
+    Args:
+        optimizer: optimizer of a run.
+    """
+    base: Optimizer = getattr(optimizer, "_base_optimizer", optimizer)
+    return base
 
 
 def suitable_storage(opt: str) -> Storage:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gpd_cli.errors import GpdError, TrainingError
-from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
+from gpd_cli.training.optimizers import OptimizerSettings, base_optimizer, make_optimizer
 
 _COUNTER = "lookahead_step"  # a counter of updates among the settings of a group
 
@@ -134,8 +134,7 @@ def arrange_state(optimizer: Optimizer) -> None:
     Args:
         optimizer: the optimizer, changed in place.
     """
-    inner = getattr(optimizer, "_base_optimizer", optimizer)  # of timm's Lookahead
-    for weight, state in inner.state.items():
+    for weight, state in base_optimizer(optimizer).state.items():
         for name, value in state.items():
             is_alike = isinstance(value, Tensor) and value.shape == weight.shape
             if is_alike and value.stride() != weight.stride():

@@ -67,7 +67,7 @@ class Speed:
         """A function, compiled where compilation is wanted.
 
         Args:
-            function: of tensors.
+            function: a function of tensors.
         """
         return torch.compile(function, backend=self._backend) if self.compile else function
 

@@ -14,6 +14,7 @@ from gpd_cli.distributed.seeds import random_state_form
 from gpd_cli.errors import WeightsError
 from gpd_cli.forms import FormError, check_form, maybe, within
 from gpd_cli.training.epoch_length import ENTRY, check_epoch_length
+from gpd_cli.training.optimizers import base_optimizer
 
 _COUNT = within(0, 2**53)
 _TURNS = {"ready": _COUNT, "completed": _COUNT, "started": _COUNT, "processed": _COUNT}
@@ -87,12 +88,12 @@ def check_optimizer_state(optimizer: Optimizer) -> None:
     """Check the state that an optimizer has taken up from a checkpoint.
 
     Args:
-        optimizer: of the run.
+        optimizer: optimizer of the run.
 
     Raises:
         FormError: when a tensor does not have the shape of its weight, or is not finite.
     """
-    optimizer = getattr(optimizer, "_base_optimizer", optimizer)  # of Lookahead, which has no state
+    optimizer = base_optimizer(optimizer)
     numbers = _OF_A_WEIGHT.get(type(optimizer), ())
     for group in optimizer.param_groups:
         for weight in group["params"]:

@@ -133,7 +133,7 @@ class StepWatch:
         Gradients are common to all processes, and so is the answer.
 
         Args:
-            gradients: of all weights.
+            gradients: gradients of all weights.
             name_images: gives names to images of a batch, by the number of the batch in its epoch
                 and their places in it.
 

@@ -29,6 +29,7 @@ from gpd_cli.widening.running.locate import located, short_text
 from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, original_errors
 from gpd_cli.widening.running.randomize import calibrate, randomize
 from gpd_cli.widening.running.refresh import refresh
+from gpd_cli.widening.search.run import Run
 from gpd_cli.widening.search.trials import Trials
 from gpd_cli.widening.search.unsupported import check_student
 from gpd_cli.widening.search.widen import Confirmation, Widening
@@ -207,7 +208,8 @@ def _widen(
         """The plan, or why there is none, and the run of the network in which that came out."""
         by_trial: set[str] = set()  # containers that the final run did not confirm
         while True:
-            widening = Widening(narrow, recording, scale, keeps_output, by_trial, multiples, trials)
+            run = Run(narrow, recording, scale, keeps_output, multiples, trials)
+            widening = Widening(run, by_trial)
             try:
                 return widening.widen(images, confirm), widening
             except Mismatch as failure:

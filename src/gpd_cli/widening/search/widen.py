@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.widening.layers import is_leaf
-from gpd_cli.widening.layout import Scale
 from gpd_cli.widening.mismatch import Mismatch
 from gpd_cli.widening.names import qualified
 from gpd_cli.widening.numbers.arithmetic import Attribute, remember
 from gpd_cli.widening.numbers.calls import Call
 from gpd_cli.widening.observe.reads import reading
-from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.running.locate import short_text
 from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, own_errors
@@ -27,7 +25,6 @@ from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.running.tracing import Tracer
 from gpd_cli.widening.search.containers import Containers
 from gpd_cli.widening.search.run import Run
-from gpd_cli.widening.search.trials import Trials
 from gpd_cli.widening.search.widen_layers import LayerWidening
 
 Confirmation = Literal["none", "copied", "computed"]
@@ -42,27 +39,13 @@ class Widening(Tracer):
     """One run of a copy of the student that is widened on the way.
 
     Args:
-        narrow: the student, float64, in eval mode.
-        recording: the student's run on the probe batch.
-        scale: how much wider the network gets.
-        keeps_output: layers that keep their output channels.
+        run: what the parts of the run share.
         by_trial: containers whose numbers are found by trial, since the solution was wrong.
-        multiples: whether activations may be multiples of copies.
-        trials: counts the trials, with those of earlier runs; by default from 0.
     """
 
-    def __init__(
-        self,
-        narrow: nn.Module,
-        recording: Recording,
-        scale: Scale,
-        keeps_output: Collection[str],
-        by_trial: Collection[str] = (),
-        multiples: bool = False,
-        trials: Trials | None = None,
-    ) -> None:
+    def __init__(self, run: Run, by_trial: Collection[str] = ()) -> None:
         super().__init__()
-        self._run = Run(narrow, recording, scale, keeps_output, multiples, trials or Trials())
+        self._run = run
         self._layers = LayerWidening(self._run)
         self._containers = Containers(self._run, by_trial)
 
