@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blocks.centred import Centred
 from gpd_cli import expand
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.pair import Pair
@@ -23,6 +24,17 @@ def loss_of(logits: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
     return F.cross_entropy(student, labels) + F.cross_entropy(teacher, labels) + gap
 
 
+def assert_same_gradients_and_buffers(one: Pair, other: Pair) -> dict[str, Tensor]:
+    """Compare two pairs after the same steps; the buffers of the first."""
+    parameters = dict(other.named_parameters())
+    for name, parameter in one.named_parameters():
+        torch.testing.assert_close(parameter.grad, parameters[name].grad, rtol=1e-9, atol=1e-12)
+    buffers, others = dict(one.named_buffers()), dict(other.named_buffers())
+    for name, buffer in buffers.items():
+        assert torch.equal(buffer, others[name]), name
+    return buffers
+
+
 def test_a_recomputed_student_has_the_same_gradients_and_statistics() -> None:
     images, labels = torch.randn(4, 3, 32, 32).double(), torch.tensor([1, 2, 3, 4])
     pairs = [make_pair(False, 0.2), make_pair(True, 0.2)]
@@ -33,33 +45,17 @@ def test_a_recomputed_student_has_the_same_gradients_and_statistics() -> None:
             network.register_forward_pre_hook(lambda *_: torch.manual_seed(2) and None)
         for _ in range(2):
             loss_of(pair(images), labels).backward()
-    first, second = (dict(pair.named_parameters()) for pair in pairs)
-    for name, parameter in first.items():
-        torch.testing.assert_close(parameter.grad, second[name].grad, rtol=1e-9, atol=1e-12)
-    buffers = [dict(pair.named_buffers()) for pair in pairs]
-    for name, buffer in buffers[0].items():
-        assert torch.equal(buffer, buffers[1][name]), name
+    assert_same_gradients_and_buffers(*pairs)
     assert int(pairs[1].narrow.bn1.num_batches_tracked) == 2
 
 
-class Centred(nn.Module):
-    """Takes running means of its own away, after it has changed them."""
-
+class Student(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(3, 4, 3)
-        self.classifier = nn.Linear(4, 10)
-        self.register_buffer("centre", torch.zeros(4))
-        self.register_buffer("scale", torch.ones(4))
+        self.stem, self.classifier = Centred(3, 4), nn.Linear(4, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.convolution(images)
-        if self.training:
-            with torch.no_grad():
-                self.centre.lerp_(maps.mean((0, 2, 3)), 0.5)
-                self.scale = 0.5 * self.scale + 0.5 * maps.std((0, 2, 3))
-        maps = (maps - self.centre[:, None, None]) / self.scale[:, None, None]
-        return self.classifier(maps.relu().mean((2, 3)))
+        return self.classifier(self.stem(images).mean((2, 3)))
 
 
 def test_the_second_run_begins_from_the_buffers_of_the_first() -> None:
@@ -67,18 +63,13 @@ def test_the_second_run_begins_from_the_buffers_of_the_first() -> None:
     pairs = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        pair = expand(Centred().double(), sample=images, branches=1).train()
+        pair = expand(Student().double(), sample=images, branches=1).train()
         pair.recompute_student = recompute
         for _ in range(2):
             loss_of(pair(images), labels).backward()
         pairs.append(pair)
-    first, second = (dict(pair.named_parameters()) for pair in pairs)
-    for name, parameter in first.items():
-        torch.testing.assert_close(parameter.grad, second[name].grad, rtol=1e-9, atol=1e-12)
-    buffers = [dict(pair.named_buffers()) for pair in pairs]
-    for name, buffer in buffers[0].items():
-        assert torch.equal(buffer, buffers[1][name]), name
-    assert buffers[0]["narrow.centre"].all()
+    buffers = assert_same_gradients_and_buffers(*pairs)
+    assert buffers["narrow.stem.centre"].all()
 
 
 def kept(network: nn.Module, images: Tensor) -> int:

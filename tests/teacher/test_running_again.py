@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from blocks.centred import Centred
 from gpd_cli import expand
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
@@ -83,31 +84,13 @@ def test_a_student_alone_counts_its_images_once() -> None:
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-class Centred(nn.Module):
-    """Takes a running mean of its own away, after it has changed it."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(channels, 4, 3)
-        self.register_buffer("centre", torch.zeros(4))
-        self.register_buffer("scale", torch.ones(4))
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.convolution(images)
-        if self.training:
-            with torch.no_grad():
-                self.centre.lerp_(maps.mean((0, 2, 3)), 0.5)
-                self.scale = 0.5 * self.scale + 0.5 * maps.std((0, 2, 3))
-        return ((maps - self.centre[:, None, None]) / self.scale[:, None, None]).relu()
-
-
 class Blocks(nn.Module):
     """Blocks with buffers of their own and one that all of them read."""
 
     def __init__(self, runs_again: bool) -> None:
         super().__init__()
         self.runs_again = runs_again
-        self.first, self.second = Centred(3), Centred(4)
+        self.first, self.second = Centred(3, 4), Centred(4, 4)
         self.classifier = nn.Linear(4, 5)
         self.register_buffer("level", torch.ones(()))
 
@@ -147,7 +130,7 @@ class Shared(Blocks):
     def __init__(self, runs_again: bool) -> None:
         super().__init__(runs_again)
         self.first = nn.Conv2d(3, 4, 1)
-        self.second = Centred(4)
+        self.second = Centred(4, 4)
 
     def forward(self, images: Tensor) -> Tensor:
         images = self.first(images)

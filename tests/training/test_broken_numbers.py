@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from blocks.centred import Centred
 from gpd_cli.training.broken_numbers import are_lost
 from gpd_cli.training.gap_remarks import remark_on_gap
 from gpd_cli.training.watch import Seen, StepWatch, overflowing
@@ -76,25 +77,17 @@ def test_a_batch_of_nan_is_as_if_it_had_not_come(
                for k, v in momenta[0].items())  # fmt: skip
 
 
-class Centred(nn.Module):
-    """Keeps running means of its own, one changed in place and one replaced."""
+class Student(nn.Module):
+    """Its stem keeps running means of its own, one changed in place and one replaced."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(1, 8, 3, 2, 1)
+        self.stem = Centred(1, 8, rate=0.1, stride=2, padding=1)
         self.classifier = nn.Linear(8, num_classes)
-        self.register_buffer("centre", torch.zeros(8))
-        self.register_buffer("scale", torch.ones(8))
         self.pretrained_cfg = {"input_size": (1, 16, 16)}
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.convolution(images)
-        if self.training:
-            with torch.no_grad():
-                self.centre.lerp_(maps.mean((0, 2, 3)), 0.1)
-                self.scale = 0.9 * self.scale + 0.1 * maps.std((0, 2, 3))
-        maps = (maps - self.centre[:, None, None]) / self.scale[:, None, None]
-        return self.classifier(maps.relu().mean((2, 3)))
+        return self.classifier(self.stem(images).mean((2, 3)))
 
 
 def test_buffers_of_every_kind_are_as_if_the_batch_had_not_come(
@@ -104,7 +97,7 @@ def test_buffers_of_every_kind_are_as_if_the_batch_had_not_come(
     teacher = timm.create_model("resnet18", num_classes=10, **TINY)
     torch.save(teacher.state_dict(), tmp_path / "static.pth")
     options = [
-        *("--model.student", "test_broken_numbers.Centred", "--model.student_args", "{}"),
+        *("--model.student", "test_broken_numbers.Student", "--model.student_args", "{}"),
         *("--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(TINY)),
         *("--model.static_teacher.weights", str(tmp_path / "static.pth")),
         *("--model.method", "SRRL", *BROKEN),
