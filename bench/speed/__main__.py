@@ -1,6 +1,6 @@
 """Time joint training steps against plain training of both networks, and write the page.
 
-python -m bench.speed [--device cuda] [--rounds 10] [--only resnet18] [--reference DIR]
+python -m bench.speed [--device cuda] [--rounds 10] [--only resnet18] [--missing] [--reference DIR]
 python -m bench.speed --computed
 
 Each row is measured in processes of its own, one after the other, and recorded in results/speed;
@@ -56,13 +56,14 @@ def _measure(options: argparse.Namespace) -> Path:
     """Measure rows, and write the record of the device and the page after each of them."""
     path = RECORDS / f"{options.device}.json"
     record = _circumstances(options)
-    before = json.loads(path.read_text()) if path.exists() and options.only else {}
+    goes_on = options.only or options.missing
+    before = json.loads(path.read_text()) if path.exists() and goes_on else {}
     if before:
         changed = [name for name in record if name != "command" and before[name] != record[name]]
         if changed:
             raise GpdError(
                 f"The rows in {path} were measured with other {' and '.join(changed)}; measure all "
-                "rows, without --only."
+                "rows, without --only and --missing."
             )
         record["command"] = before["command"]
     rates = in_fresh_process(attained, options.device)
@@ -71,10 +72,12 @@ def _measure(options: argparse.Namespace) -> Path:
     for case in cases(options.device):
         if options.only and case.student not in options.only:
             continue
+        if options.missing and json.dumps(asdict(case)) in rows:
+            continue
         row = _row(case, Machine(**record["rates"]), options)
         print(json.dumps(_rounded(row)), flush=True)
         rows[json.dumps(asdict(case))] = row
-        # After each row, since a row takes minutes: `--only` then goes on from what is there.
+        # After each row, since a row takes minutes: `--missing` then goes on from what is there.
         _write(path, {**record, "rows": [*rows.values()]})
         write_page(Path())
     return path
@@ -154,6 +157,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=10, help="turns that count")
     parser.add_argument("--only", nargs="+", metavar="STUDENT", help="rows of these students")
+    parser.add_argument("--missing", action="store_true", help="rows without a record")
     parser.add_argument(
         "--reference", type=Path, metavar="DIR", help="checkout of github.com/guoyongcs/GPD"
     )
