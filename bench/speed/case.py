@@ -51,7 +51,7 @@ def cases(device: str) -> list[Case]:
             for student, size, batch in (
                 ("resnet18", 64, 16),
                 ("resnet18", 224, 8),
-                ("mobilenet", 224, 8),
+                ("mobilenetv1_relu", 224, 8),
                 ("vit_tiny_patch16_224", 224, 8),
             )
             for m, width in (branches if "vit" not in student else branches[:1])
@@ -60,7 +60,7 @@ def cases(device: str) -> list[Case]:
     gpu = partial(Case, size=224, batch=256, precision="bf16", channels_last=True)
     rows = [
         gpu(student, branches=m, branch_width=width, compile=compiled)
-        for student in ("resnet18", "mobilenet", "vit_tiny_patch16_224")
+        for student in ("resnet18", "mobilenetv1_relu", "vit_tiny_patch16_224")
         for compiled in (False, True)
         for m, width in (branches if "vit" not in student else branches[:1])
     ]

@@ -17,7 +17,8 @@ from gpd_cli.data.loaders import LoaderSettings
 from gpd_cli.data.samplers import Share, training_sampler
 from gpd_cli.data.transforms import Preprocessing
 from gpd_cli.distributed.interruptions import skip_once
-from gpd_cli.training.optimizers import OptimizerSettings, make_scheduler
+from gpd_cli.training.optimizers import OptimizerSettings
+from gpd_cli.training.schedules import make_scheduler
 
 
 @pytest.mark.parametrize("start", ["fork", "forkserver"])

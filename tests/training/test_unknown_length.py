@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from runs import ALONE, checkpoint, fit, logged
+from runs import ALONE, STOP, checkpoint, fit, logged
 
 BATCHES = 4
 
@@ -49,6 +49,29 @@ OPTIONS = [
 def test_a_rate_that_stays_needs_no_length(tmp_path: Path, sched: str) -> None:
     assert fit(tmp_path, *OPTIONS, "--model.optimizer.sched", sched, epochs=2) == 0
     assert checkpoint(tmp_path)["global_step"] == 2 * BATCHES
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"sched": "constant"}, [0.03] * 6),
+        ({"sched": "constant", "warmup_epochs": "1"}, [0.0, 0.01, 0.02, 0.03, 0.03, 0.03]),
+        (
+            {"sched": "step", "sched_args": "{decay_epochs: 1, decay_rate: 0.5}"},
+            [0.03] * 3 + [0.015] * 3,
+        ),
+    ],
+)
+def test_schedules_that_need_no_length_work_in_a_run_without_end(
+    tmp_path: Path, options: dict[str, str], expected: list[float]
+) -> None:
+    settings = {"lr": "0.03", "warmup_lr": "0", **options}
+    named = [word for n, value in settings.items() for word in (f"--model.optimizer.{n}", value)]
+    each_step = ["--trainer.log_every_n_steps", "1"]
+    assert fit(tmp_path, *ALONE, *named, *each_step, *STOP, epochs=-1) == 0
+    assert [float(row["lr"]) for row in logged(tmp_path) if row.get("lr")] == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.parametrize("epochs", [2, -1])

@@ -46,12 +46,8 @@ from gpd_cli.training.epoch_length import ENTRY, EpochLength, updates_done
 from gpd_cli.training.evaluation import EvaluatedModule
 from gpd_cli.training.memory import run_blocks_again, run_student_again
 from gpd_cli.training.metrics import RunningAccuracy
-from gpd_cli.training.optimizers import (
-    OptimizerSettings,
-    configure,
-    suitable_storage,
-    updates_in_epoch,
-)
+from gpd_cli.training.optimization import configure, updates_in_epoch
+from gpd_cli.training.optimizers import OptimizerSettings, suitable_storage
 from gpd_cli.training.reduction import average_merged_kernels
 from gpd_cli.training.resuming import (
     ScheduleClock,

@@ -1,0 +1,123 @@
+"""Schedules of learning rates from timm's factory, counted in updates."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import Optimizer
+
+from gpd_cli.errors import GpdError, TrainingError, did_you_mean
+from gpd_cli.training.optimizers import OptimizerSettings
+
+_SCHEDULES = ("cosine", "multistep", "step", "poly", "tanh", "constant", "none")  # of any timm
+WITHOUT_END = ("constant", "step", "multistep")
+"""Schedules of timm that do not depend on the length of the run."""
+
+
+def make_scheduler(
+    optimizer: Optimizer, settings: OptimizerSettings, *, epochs: float, updates_per_epoch: int
+) -> Scheduler | None:
+    """Make the schedule, counted in updates.
+
+    Args:
+        optimizer: the optimizer whose learning rate is set.
+        settings: the schedule's settings.
+        epochs: length of the run.
+        updates_per_epoch: optimizer steps per epoch.
+
+    Raises:
+        GpdError: when timm does not know the schedule, or the schedule rejects its arguments.
+    """
+    warmup_updates = round(settings.warmup_epochs * updates_per_epoch)
+    scheduler: Scheduler | None
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=settings.sched,
+            # timm multiplies by the updates per epoch, and accepts fractions despite its types.
+            num_epochs=max(1 / updates_per_epoch, epochs - settings.cooldown_epochs),  # type: ignore[arg-type]
+            warmup_epochs=warmup_updates / updates_per_epoch,  # type: ignore[arg-type]
+            warmup_lr=settings.warmup_lr,
+            min_lr=settings.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=updates_per_epoch,
+            **settings.sched_args,
+        )
+    except (AssertionError, TypeError, ValueError) as error:
+        if "Unknown scheduler" in str(error):
+            raise _unknown_schedule(settings.sched) from error
+        raise GpdError(f"Schedule '{settings.sched}' cannot be made: {error}") from error
+    if scheduler is None and settings.sched != "none":  # for an unknown name, in older timm
+        raise _unknown_schedule(settings.sched)
+    return scheduler
+
+
+def check_counted_in_updates(settings: OptimizerSettings) -> None:
+    """Check that a schedule can do without the length of an epoch.
+
+    Args:
+        settings: settings of optimizer and schedule.
+
+    Raises:
+        TrainingError: when something of it is counted in epochs.
+    """
+    counted = {
+        "warmup_epochs": settings.warmup_epochs > 0,
+        "cooldown_epochs": settings.cooldown_epochs > 0,
+        f"sched {settings.sched}": settings.sched in ("step", "multistep"),
+        "sched_args.decay_epochs": settings.sched_args.get("decay_epochs", 0) >= 1,
+    }
+    if found := [name for name, in_epochs in counted.items() if in_epochs]:
+        raise TrainingError(
+            f"--model.optimizer.{found[0]} counts epochs, whose length the training data does not "
+            "tell; leave it out, or give the data a length (__len__)."
+        )
+
+
+def check_parts(settings: OptimizerSettings, epochs: float) -> str | None:
+    """Check that warm-up and cooldown leave something of a schedule.
+
+    A warm-up that is too long is no error: recipes are tried for fewer epochs than they have.
+
+    Args:
+        settings: settings of optimizer and schedule.
+        epochs: length of the run.
+
+    Returns:
+        A remark where the schedule ends within its warm-up.
+
+    Raises:
+        TrainingError: when the cooldown is as long as the run, at the schedule's last learning
+            rate from its second update on.
+
+    Example:
+        >>> check_parts(OptimizerSettings(warmup_epochs=5, lr=0.1), 2)
+        'The run ends within its warm-up, before it reaches the learning rate 0.1: \
+--model.optimizer.warmup_epochs is 5, and the run has 2 epochs.'
+    """
+    if settings.sched == "none":
+        return None
+    cooldown = 0 if settings.sched in WITHOUT_END else settings.cooldown_epochs
+    length = f"the run has {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}"
+    if cooldown >= epochs:
+        raise TrainingError(
+            f"--model.optimizer.cooldown_epochs is {cooldown}, and {length}, of which it leaves "
+            "nothing to the schedule; set it to fewer, or train for more."
+        )
+    if settings.warmup_epochs <= epochs - cooldown:
+        return None
+    also = f", with {cooldown} of cooldown" if cooldown else ""
+    return (
+        f"The run ends within its warm-up, before it reaches the learning rate {settings.lr:g}: "
+        f"--model.optimizer.warmup_epochs is {settings.warmup_epochs:g}, and {length}{also}."
+    )
+
+
+def _unknown_schedule(name: str) -> GpdError:
+    close = get_close_matches(name.lower(), _SCHEDULES, n=3)
+    return GpdError(
+        f"Unknown schedule '{name}'{did_you_mean(*close)}; --model.optimizer.sched takes "
+        f"{', '.join(_SCHEDULES)}."
+    )
