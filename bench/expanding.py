@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does, before torch is imported
+from gpd_cli.cli.cpu_memory import use_huge_pages
+
+use_huge_pages()  # as the command does, before torch is imported
 
 import torch
 

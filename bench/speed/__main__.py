@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 from dataclasses import asdict
@@ -22,7 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does, before torch is imported
+from gpd_cli.cli.cpu_memory import keep_freed_memory, use_huge_pages
+
+use_huge_pages()  # as the command does, before torch is imported
+keep_freed_memory()
 
 import torch
 

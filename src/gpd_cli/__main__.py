@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from gpd_cli.cli.cpu_memory import keep_freed_memory, use_huge_pages
 from gpd_cli.cli.stored_help import stored_help
 
 HELP = """\
@@ -82,9 +83,9 @@ def _command(arguments: list[str]) -> int:
     if (page := stored_help(arguments)) is not None:
         print(page, end="")
         return 0
-    # Huge pages for tensors on the CPU: a training step allocates every kernel and gradient anew,
-    # and would otherwise spend much of its time on page faults. Torch reads this variable once.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    use_huge_pages()
+    if arguments[0] == "fit":  # the other commands do few things twice, and need the memory
+        keep_freed_memory()
     # Users' classes lie in the working directory, which Python searches for `python -m` only.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
