@@ -621,6 +621,15 @@ def test_length_in_steps_keeps_the_schedule(tmp_path: Path) -> None:
     assert optimizer["param_groups"][0]["lr"] < 0.1  # cosine, by default
 
 
+def test_a_warm_up_in_epochs_is_as_long_in_a_run_of_fewer_steps(tmp_path: Path) -> None:
+    steps = ["--trainer.limit_train_batches", "8", "--trainer.max_steps", "4"]
+    options = ["--model.optimizer.lr", "0.4", "--model.optimizer.warmup_lr", "0"]
+    each_step = ["--trainer.log_every_n_steps", "1", "--model.optimizer.warmup_epochs", "0.5"]
+    assert fit(tmp_path, *ALONE, *steps, *options, *each_step, epochs=-1) == 0
+    rates = [float(row["lr"]) for row in logged(tmp_path) if row.get("lr")]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
 # Optimizer
 
 

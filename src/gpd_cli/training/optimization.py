@@ -67,7 +67,7 @@ def configure(
     if in_epoch is None:
         check_counted_in_updates(settings)
     length = int(updates) if has_end else in_epoch or 1  # without an end the schedule asks for none
-    updates_per_epoch = min(in_epoch or length, length)
+    updates_per_epoch = in_epoch or length
     epochs = length / updates_per_epoch
     if has_end and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         remark = check_parts(settings, epochs)

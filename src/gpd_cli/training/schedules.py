@@ -31,11 +31,14 @@ def make_scheduler(
         GpdError: when timm does not know the schedule, or the schedule rejects its arguments.
     """
     warmup_updates = round(settings.warmup_epochs * updates_per_epoch)
+    sched, sched_args = settings.sched, settings.sched_args
+    if sched == "constant":  # which older versions of timm lack: steps that change nothing
+        sched, sched_args = "step", {**sched_args, "decay_rate": 1.0}
     scheduler: Scheduler | None
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,
-            sched=settings.sched,
+            sched=sched,
             # timm multiplies by the updates per epoch, and accepts fractions despite its types.
             num_epochs=max(1 / updates_per_epoch, epochs - settings.cooldown_epochs),  # type: ignore[arg-type]
             warmup_epochs=warmup_updates / updates_per_epoch,  # type: ignore[arg-type]
@@ -43,7 +46,7 @@ def make_scheduler(
             min_lr=settings.min_lr,
             step_on_epochs=False,
             updates_per_epoch=updates_per_epoch,
-            **settings.sched_args,
+            **sched_args,
         )
     except (AssertionError, TypeError, ValueError) as error:
         if "Unknown scheduler" in str(error):

@@ -1,0 +1,45 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+REPEATED = """
+import resource, sys
+from gpd_cli.cli.cpu_memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+import torch
+def step():
+    return [torch.ones(1 << 22) for _ in range(4)]
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    step()
+before = faults()
+for _ in range(10):
+    step()
+print(faults() - before)
+"""
+
+
+def page_faults(argument: str, **environment: str) -> int:
+    """Page faults of ten steps that allocate 64 MiB each, in a process of its own."""
+    run = subprocess.run(
+        [sys.executable, "-c", REPEATED, argument],
+        env={"PATH": "", "PYTHONPATH": ":".join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(run.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    assert page_faults("keep") < 1000 < page_faults("give back")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library")
+def test_what_the_environment_says_stands() -> None:
+    assert page_faults("keep", MALLOC_TRIM_THRESHOLD_="131072") > 1000
