@@ -385,6 +385,36 @@ def test_policies_may_posterize_to_no_bits(policy):
     assert torch.stack([augment(image) for _ in range(200)]).isfinite().all()
 
 
+@pytest.mark.parametrize("policy", ["rand-m9-n8", "augmix-m5-w4-d3", "original", "v0"])
+def test_policies_go_with_lanczos(policy):
+    # Pillow resizes with Lanczos and refuses to rotate and shear with it.
+    sharp = Preprocessing(image_size=8, auto_augment=policy, interpolation="lanczos", hflip=0.0)
+    augment = pickle.loads(pickle.dumps(sharp.transform(training=True)))
+    random.seed(0)
+    np.random.seed(0)
+    image = Image.fromarray(np.random.randint(0, 256, (8, 8, 3), dtype=np.uint8))
+    assert torch.stack([augment(image) for _ in range(50)]).isfinite().all()
+
+
+def test_policies_interpolate_as_the_data_says():
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+    def augmented(interpolation):
+        # The image has its size already, so that the policy alone interpolates.
+        whole = {"image_size": 16, "scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0}
+        steps = Preprocessing(**whole, auto_augment="rand-m9-n4", interpolation=interpolation)
+        augment = steps.transform(training=True)
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        return torch.stack([augment(Image.fromarray(noise)) for _ in range(10)])
+
+    bicubic = augmented("bicubic")
+    assert not torch.equal(augmented("nearest"), bicubic)
+    assert not torch.equal(augmented("bilinear"), bicubic)
+    assert torch.equal(augmented("lanczos"), bicubic)
+
+
 class Watch(LightningModule):
     """Records the labels that each kind of step gets."""
 

@@ -11,7 +11,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torchvision import transforms
 
-from gpd_cli.data.posterize import allow_no_bits
+from gpd_cli.data.policies import allow_all_settings
 from gpd_cli.errors import DataError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -163,7 +163,7 @@ class Preprocessing:
                 "--data.auto_augment a policy such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, "
                 "original or 3a, or leave it out."
             ) from error
-        allow_no_bits(augment.transforms)
+        allow_all_settings(augment.transforms)
         return _compose(*(self._padded_crop() if padded else ()), augment)
 
     def sizing(self, training: bool) -> Transform:

@@ -1,4 +1,4 @@
-"""Posterizing to zero bits, which timm's policies ask for and Pillow 13 refuses."""
+"""Operations of timm's augmentation policies that Pillow refuses, replaced."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from PIL import Image
 
 
-def allow_no_bits(steps: Any) -> None:
-    """Let augmentation policies posterize to zero bits, as before Pillow 13.
+def allow_all_settings(steps: Any) -> None:
+    """Let augmentation policies run at every magnitude and with every interpolation.
 
-    RandAugment does so at its greatest magnitude: with ``rand-m9-mstd0.5-inc1`` for one image in
-    several hundred.
+    RandAugment posterizes to zero bits at its greatest magnitude, with ``rand-m9-mstd0.5-inc1`` for
+    one image in several hundred, and Pillow 13 refuses to. Pillow resizes images with Lanczos but
+    does not rotate, shear or translate them with it: these operations are bicubic then.
 
     Args:
         steps: steps of timm's transform; operations in its policies are changed in place.
@@ -22,6 +23,8 @@ def allow_no_bits(steps: Any) -> None:
         for operation in _operations(step):
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = partial(_posterize, operation.aug_fn)
+            if operation.kwargs.get("resample") == Image.Resampling.LANCZOS:
+                operation.kwargs["resample"] = Image.Resampling.BICUBIC
 
 
 def _operations(step: Any) -> Iterator[Any]:
