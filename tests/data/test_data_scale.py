@@ -659,6 +659,15 @@ def test_shards_of_webdataset(shards, workers):
     assert torch.equal((images[:, 0, 0, 0] * 255).round().long() % 3, labels)
 
 
+@pytest.mark.parametrize("workers", [0, 3, None])
+def test_images_of_shards_are_predicted_in_their_order(shards, monkeypatch, workers):
+    # Rows have no other number than their place.
+    monkeypatch.setattr(loaders, "usable_cores", lambda: 3)
+    data = shard_data(shards, num_workers=workers, test_split="val-{0000..0002}.tar")
+    data.setup("predict")
+    assert numbers(data.predict_dataloader()) == list(range(15))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_order_of_shards_is_that_of_seed_and_epoch(shards, workers):
     def order(epoch, draws):
@@ -766,6 +775,13 @@ def test_streamed_tables_of_hugging_face(tables, workers):
         assert sorted(seen) == list(range(24))
     assert passes[0] != passes[1]
     assert sorted(numbers(data.val_dataloader())) == list(range(10))
+
+
+@STREAMS_TABLES
+def test_streamed_tables_are_predicted_in_their_order(tables):
+    data = table_data(tables, "hfids", num_workers=2, test_split="validation")
+    data.setup("predict")
+    assert numbers(data.predict_dataloader()) == list(range(10))
 
 
 @STREAMS_TABLES

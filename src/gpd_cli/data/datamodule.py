@@ -275,8 +275,8 @@ class ImageData(LightningDataModule):
         return replace(self._feed, cache="none").evaluation(self._test)
 
     def predict_dataloader(self) -> Batches:
-        """Images to write predictions for, in fixed order; those without label have class -1."""
-        return replace(self._feed, cache="none").evaluation(self._pictures)
+        """Images to write predictions for, as the data orders them; -1 for those without label."""
+        return replace(self._feed, cache="none").evaluation(self._pictures, in_order=True)
 
     def predicted_files(self) -> list[str] | None:
         """The paths of the images to predict, in their order; None where they are no files."""

@@ -94,19 +94,32 @@ class Feed:
             part, training=True, with_indices=with_indices, sampler=sampler, drop_last=whole
         )
 
-    def evaluation(self, part: Part) -> Batches:
-        """Batches in fixed order, each image once over all processes."""
+    def evaluation(self, part: Part, in_order: bool = False) -> Batches:
+        """Batches in fixed order, each image once over all processes.
+
+        Args:
+            part: the images.
+            in_order: whether the order must be that of the data. Several workers take turns with
+                the shards of a stream, which is therefore read by one at most.
+        """
         if part.source.streamed:
-            return self._loader(part)
+            return self._loader(part, most_workers=1 if in_order else None)
         sampler = evaluation_sampler(range(part.count), self.share)
         if self.cache != "none":
             return self._cached(part, sampler)
         return self._loader(part, sampler=sampler)
 
     def _loader(
-        self, part: Part, training: bool = False, with_indices: bool = False, **options: Any
+        self,
+        part: Part,
+        training: bool = False,
+        with_indices: bool = False,
+        most_workers: int | None = None,
+        **options: Any,
     ) -> EpochLoader:
         workers = self.settings.workers(self.share)
+        if most_workers is not None:
+            workers = min(workers, most_workers)
         if isinstance(part.source, StreamSource):
             workers = part.source.spread(self.share.rank, self.share.world, workers)
         images = part.source.images(self.preprocessing, training, part.indices)
