@@ -18,7 +18,7 @@ from gpd_cli.data.feed import Batches, Feed, Part
 from gpd_cli.data.image_spec import ImageSpec
 from gpd_cli.data.loaders import LoaderSettings
 from gpd_cli.data.mixing import Mixing
-from gpd_cli.data.opening import DataSpec, MissingSplitError, understood
+from gpd_cli.data.opening import DataSpec, MissingSplitError, numbered, understood
 from gpd_cli.data.samplers import Share
 from gpd_cli.data.sources import Source, hold_out
 from gpd_cli.data.transforms import Erasing, Interpolation, Preprocessing
@@ -176,16 +176,20 @@ class ImageData(LightningDataModule):
         The training images are not needed then.
 
         Args:
-            trained: classes and preprocessing from the network's checkpoint; class names that it
-                lacks are taken from the training images.
+            trained: classes and preprocessing from the network's checkpoint. Classes without names
+                have their numbers as names; where their number is not known either, names are those
+                of the training images.
         """
         self._trained = trained
 
     @property
     def class_names(self) -> list[str]:
         """The names of the classes, in the order of their numbers."""
-        if self._trained is not None and self._trained.class_names is not None:
-            return list(self._trained.class_names)
+        trained = self._trained or ImageSpec()
+        if trained.class_names is not None:
+            return list(trained.class_names)
+        if trained.classes is not None:
+            return numbered(trained.classes)
         return self._train.class_names
 
     @property
@@ -385,9 +389,10 @@ class ImageData(LightningDataModule):
     @property
     def _is_named(self) -> bool:
         """Whether classes have names, and are not only numbered."""
-        if self._trained is not None and self._trained.class_names is not None:
-            return True
-        return self._train.named
+        trained = self._trained or ImageSpec()
+        if trained.class_names is None and trained.classes is None:
+            return self._train.named
+        return trained.class_names is not None
 
     def _checked(self, split: str) -> Source:
         """A split whose classes have the numbers of training.

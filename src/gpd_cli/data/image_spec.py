@@ -29,6 +29,7 @@ class ImageSpec:
         interpolation: how images are resized: nearest, bilinear, bicubic or lanczos.
         dataset: the data set, as ``--data.dataset`` has it.
         root: the folder that it was in.
+        classes: the number of classes, where they have no names.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -40,6 +41,7 @@ class ImageSpec:
     interpolation: str | None = None
     dataset: str | None = None
     root: str | None = None
+    classes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (JSON)."""
@@ -89,6 +91,7 @@ class ImageSpec:
             dataset=dataset,
             # The evaluation may run elsewhere. What is not there is an address.
             root=str(Path(root).resolve()) if root and Path(root).exists() else root,
+            classes=settings.get("classes") if class_names is None else None,
         )
 
     @classmethod

@@ -160,7 +160,7 @@ class DataSpec:
                 "out."
             )
         source.named = bool(found)
-        source.class_names = source.class_names or [str(n) for n in range(self.classes or 0)]
+        source.class_names = source.class_names or numbered(self.classes or 0)
         return source
 
     def pictures(self, split: str, names: Sequence[str], trained_on: str | None) -> Source | None:
@@ -328,6 +328,15 @@ def understood(dataset: str, root: str | None) -> str:
         root: the folder that was given with it.
     """
     return "folder" if dataset == "digits" and root is not None else dataset
+
+
+def numbered(classes: int) -> list[str]:
+    """Names of classes that have none: their numbers, as words.
+
+    Args:
+        classes: the number of classes.
+    """
+    return [str(number) for number in range(classes)]
 
 
 def _is_remote(place: str) -> bool:

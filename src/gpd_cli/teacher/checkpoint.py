@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -401,10 +401,19 @@ def _read_run(path: Path, weights: Weights) -> tuple[dict[str, Any], dict[str, T
 def image_spec(content: Mapping[str, Any]) -> ImageSpec | None:
     """Classes and preprocessing of the images that a checkpoint was trained on.
 
+    Where classes have no names, the network knows their number.
+
     Args:
         content: content of a checkpoint of `fit`. Where an earlier version has written no such
             entry, the settings of the data tell.
     """
+    spec, classes = _stored_spec(content), content["gpd"]["student"].get("num_classes")
+    if spec is None or spec.class_names is not None or not isinstance(classes, int):
+        return spec
+    return replace(spec, classes=classes)
+
+
+def _stored_spec(content: Mapping[str, Any]) -> ImageSpec | None:
     found = content["gpd"].get("images")
     if found is not None:
         return ImageSpec.from_dict(found)

@@ -34,6 +34,7 @@ _IMAGES = {
     "interpolation": maybe(str),
     "dataset": maybe(str),
     "root": maybe(str),
+    "classes": maybe(within(1, _MOST)),
 }
 _DESCRIPTION = {
     "student": {"name": str, "num_classes": maybe(within(1, _MOST)), "model_args": {str: plain}},
