@@ -473,8 +473,11 @@ def mnist(tmp_path):
     return tmp_path
 
 
+SMALL = {"batch_size": 5, "num_workers": 0, "image_size": 8, "val_fraction": 0.25}
+
+
 def torchvision_data(root, **options):
-    settings = {"batch_size": 5, "num_workers": 0, "image_size": 8, "val_fraction": 0.25, **options}
+    settings = SMALL | options
     return ImageData("torch/mnist", root=str(root), mean=[0.0] * 3, std=[1.0] * 3, **settings)
 
 
@@ -492,6 +495,58 @@ def test_torchvision_never_validates_on_test_images(mnist):
 def test_torchvision_has_no_other_splits(mnist):
     with pytest.raises(DataError, match=r"no split 'val'.*there is: train, test"):
         torchvision_data(mnist, val_split="val").setup("fit")
+
+
+@pytest.fixture
+def qmnist(tmp_path):
+    folder = tmp_path / "QMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for split, count in (("train", 40), ("test", 20)):
+        labels = np.arange(count) % 10
+        images = np.repeat(labels, 28 * 28).reshape(count, 28, 28) * 20
+        write_idx(folder / f"qmnist-{split}-images-idx3-ubyte", images + (split == "test"))
+        # Beside the class number: writer, place in the form, and so on, another for each image.
+        rows = np.stack([labels, *(np.arange(count) + column for column in range(7))], axis=1)
+        header = struct.pack(">HBB2I", 0, 12, 2, *rows.shape)
+        (folder / f"qmnist-{split}-labels-idx2-int").write_bytes(
+            header + rows.astype(">i4").tobytes()
+        )
+    return tmp_path
+
+
+def test_qmnist_is_validated_on_a_part_of_its_training_images(qmnist):
+    data = ImageData(
+        "torch/qmnist", root=str(qmnist), mean=[0.0] * 3, std=[1.0] * 3, **SMALL, no_aug=True
+    )
+    data.setup("fit")
+    data.setup("test")
+    parts = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader()]
+    images, labels = zip(*(gather(part) for part in parts), strict=True)
+    grey = [(values[:, 0, 0, 0] * 255).round().long() for values in images]
+    assert [len(values) for values in grey] == [30, 10, 20]
+    assert [values.remainder(20).unique().tolist() for values in grey] == [[0], [0], [1]]
+    assert torch.equal(torch.cat(grey) // 20, torch.cat(labels))
+
+
+@pytest.mark.parametrize("name", ["torch/MNIST", "TORCH/mnist", "torch/a/mnist"])
+def test_a_test_split_is_not_validated_on_however_the_data_set_is_written(mnist, name):
+    # timm reads all of them as torch/mnist.
+    with pytest.raises(DataError, match=r"no split 'val'.*there is: train, test"):
+        ImageData(name, root=str(mnist), val_split="val", **SMALL).setup("fit")
+
+
+@pytest.mark.parametrize("name", ["torch/image_folder", "torch/folder", "torch/Folder"])
+def test_image_folders_of_torchvision_are_split_as_image_folders(tmp_path, name):
+    write_split(tmp_path, "", 20)
+    data = ImageData(name, root=str(tmp_path), **SMALL)
+    data.setup("fit")
+    data.setup("test")
+    assert data.hparams["dataset"] == data.image_spec.dataset == "folder"
+    files = []
+    for part in (*data._fit_parts, data._test):
+        numbers = range(len(part.source)) if part.indices is None else part.indices
+        files += [part.source.file(number) for number in numbers]
+    assert len(files) == len(set(files)) == 60
 
 
 def test_torchvision_data_that_is_not_there(tmp_path):

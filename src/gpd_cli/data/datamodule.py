@@ -146,7 +146,7 @@ class ImageData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # config.yaml has them; `ratio` is the model's
-        if understood(dataset, root) != dataset:
+        if root is not None and understood(dataset, root) != dataset:
             rank_zero_info(f"'{root}' is taken for an image folder (--data.dataset folder).")
         self.hparams["dataset"] = understood(dataset, root)
         given = dict(self.hparams)

@@ -33,10 +33,13 @@ _LAYOUT = "the folder that holds train/CLASS/IMAGE, or CLASS/IMAGE"
 _NEEDS_ROOT = ("torch", "wds")
 # Data sets of torchvision without a validation split. timm returns their test split for any name
 # but train, so that checkpoints would be chosen on test images.
-_TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist")
+_TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
+# torchvision's reader of image folders. timm gives it the whole folder for every split that has no
+# folder of its own.
+_FOLDERS = ("folder", "image_folder")
 # Those of torchvision that timm reads, for a message.
 _OF_TORCHVISION = tuple(
-    f"torch/{name}" for name in (*_TRAIN_AND_TEST, "qmnist", "imagenet", "places365", "inaturalist")
+    f"torch/{name}" for name in (*_TRAIN_AND_TEST, "imagenet", "places365", "inaturalist")
 )
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
 _SPLITS = (*_SYNONYMS[0], *_SYNONYMS[1], "test", "testing")
@@ -201,9 +204,11 @@ class DataSpec:
             return DigitSource(name)
         if self.is_folder:
             return self._open_folder(split)
-        basic = self.dataset.lower().removeprefix("torch/") in _TRAIN_AND_TEST
-        if basic and split not in ("train", "test"):
-            raise self._missing(split, ("train", "test"))
+        if _torchvision_name(self.dataset) in _TRAIN_AND_TEST:
+            found = next((name for name in _same(split) if name in ("train", "test")), None)
+            if found is None:
+                raise self._missing(split, ("train", "test"))
+            split = found
         return self._open_with_timm(split, mode, training)
 
     def _open_folder(self, split: str) -> Source:
@@ -323,11 +328,21 @@ class DataSpec:
 def understood(dataset: str, root: str | None) -> str:
     """The data set that is meant: digits have no folder, so a folder is one of images.
 
+    torchvision's reader of image folders numbers their classes as ours does.
+
     Args:
         dataset: the data set's name.
         root: the folder that was given with it.
     """
-    return "folder" if dataset == "digits" and root is not None else dataset
+    if _torchvision_name(dataset) in _FOLDERS or (dataset == "digits" and root is not None):
+        return "folder"
+    return dataset
+
+
+def _torchvision_name(dataset: str) -> str | None:
+    """The name by which timm knows a data set of torchvision; None for those of other schemes."""
+    scheme, *rest = dataset.lower().split("/", 2)
+    return rest[-1] if scheme == "torch" and rest else None
 
 
 def numbered(classes: int) -> list[str]:

@@ -136,6 +136,8 @@ class FileSource(Source):
             found = list(self.reader.dataset[self.reader.label_key])
         elif hasattr(self.dataset, "targets"):
             found = self.dataset.targets
+            if np.ndim(found) > 1:  # of QMNIST: the class, the writer, and more
+                found = found[:, 0]
         if found is not None:
             return np.asarray([self.number(label) for label in found])
         raise DataError(
