@@ -567,6 +567,8 @@ def test_columns_of_tables_are_checked(monkeypatch):
     reader.image_key = "image"
     with pytest.raises(DataError, match=r"no column 'image'.*--data\.input_key"):
         ImageData("hfds/name").setup("fit")
+    table[0] |= {"image": {"bytes": b"..."}, "label": None}  # a split without labels
+    ImageData("hfds/name", test_split="test", classes=3).setup("test")
 
 
 class FakeReader:

@@ -567,7 +567,9 @@ class FakeReader:
 def fake_stream(shards, training):
     reader = FakeReader(shards)
     dataset = IterableImageDataset(None, reader=reader)
-    return StreamSource(dataset, training, reader.split_info.filenames)
+    source = StreamSource(dataset, training, reader.split_info.filenames)
+    source.class_names = list(CLASSES)
+    return source
 
 
 @pytest.mark.parametrize(

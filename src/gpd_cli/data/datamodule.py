@@ -348,7 +348,7 @@ class ImageData(LightningDataModule):
         split = self.hparams["test_split"]
         trained_on = None if self._trained is None else self._trained.root
         found = self.spec.pictures(split, self.class_names, trained_on)
-        return self._test if found is None else Part(found)
+        return Part(self._test.source if found is None else found, unlabelled=True)
 
     @cached_property
     def _validation(self) -> Part | None:

@@ -27,10 +27,12 @@ class Part:
     Args:
         source: the split.
         indices: positions of the images in the split; None for all.
+        unlabelled: whether the images need no label.
     """
 
     source: Source
     indices: Indices | None = None
+    unlabelled: bool = False
 
     @property
     def count(self) -> int:
@@ -122,7 +124,7 @@ class Feed:
             workers = min(workers, most_workers)
         if isinstance(part.source, StreamSource):
             workers = part.source.spread(self.share.rank, self.share.world, workers)
-        images = part.source.images(self.preprocessing, training, part.indices)
+        images = part.source.images(self.preprocessing, training, part.indices, part.unlabelled)
         if isinstance(images, DigitImages):
             workers = 0  # digits are in memory: processes would only cost time
         if with_indices:

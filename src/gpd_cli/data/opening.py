@@ -304,10 +304,11 @@ class DataSpec:
         return names
 
     def _check_columns(self, reader: Any) -> None:
-        # The reader adds a missing image column, without values.
         row: dict[str, Any] = next(iter(reader.dataset), {})
+        # The reader adds a missing image column, without values. Labels may have none.
+        columns = {key for key, value in row.items() if key != reader.image_key or value}
         for option, key in (("input_key", reader.image_key), ("target_key", reader.label_key)):
-            if row.get(key) is None:
+            if key not in columns:
                 others = ", ".join(name for name in row if name != key)
                 raise DataError(
                     f"'{self.dataset}' has no column '{key}'; set --data.{option} to one of: "

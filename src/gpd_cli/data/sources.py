@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -22,14 +24,22 @@ UNKNOWN = -1
 """The class number of an image without label."""
 
 
-class UnreadableImageError(DataError):
-    """An image that cannot be decoded.
+class ImageError(DataError):
+    """An image of a data set that cannot be used.
 
     A loader's worker puts the traceback before the message; only the message is kept here.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+class UnreadableImageError(ImageError):
+    """An image that cannot be decoded."""
+
+
+class LabelError(ImageError):
+    """An image whose label is no class number."""
 
 
 class Source(ABC):
@@ -63,9 +73,49 @@ class Source(ABC):
             self.class_names = list(names)
         return unknown
 
-    def number(self, label: Any) -> Any:
-        """The class number of a label of the data set."""
-        return label if self.numbers is None or label == UNKNOWN else self.numbers[int(label)]
+    def number(self, label: Any, index: int | None = None, unlabelled: bool = False) -> int:
+        """The class number of a label.
+
+        Args:
+            label: the label, as the data set has it.
+            index: position of its image in the split, for a message; None in a stream.
+            unlabelled: whether images need no label, as those to predict.
+
+        Returns:
+            The class number; `UNKNOWN` for an image that has none and needs none.
+
+        Raises:
+            LabelError: when the label is no class number, or is missing and needed.
+        """
+        try:
+            own = UNKNOWN if label is None else operator.index(label)
+        except TypeError as error:
+            if unlabelled:
+                return UNKNOWN
+            raise LabelError(
+                f"{self._name(index)} has the label {reprlib.repr(label)}, which is no class "
+                "number; name a column of class numbers with --data.target_key, or number the "
+                "classes in the data."
+            ) from error
+        if own == UNKNOWN:
+            if unlabelled:
+                return UNKNOWN
+            raise LabelError(
+                f"{self._name(index)} has no label, which training and scoring need; name a split "
+                "with labels, as with --data.test_split, or use gpd predict, which needs none."
+            )
+        count = len(self.class_names if self.numbers is None else self.numbers)
+        if not 0 <= own < count:
+            raise LabelError(
+                f"{self._name(index)} has the label {own}, and the numbers of {count} classes are "
+                f"0 to {count - 1}; number the classes from 0 in the data, or set --data.classes "
+                "above the greatest label."
+            )
+        return own if self.numbers is None else self.numbers[own]
+
+    def _name(self, index: int | None) -> str:
+        """How messages name an image."""
+        return "A streamed image" if index is None else f"Image number {index}"
 
     @abstractmethod
     def __len__(self) -> int:
@@ -77,9 +127,20 @@ class Source(ABC):
 
     @abstractmethod
     def images(
-        self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
+        self,
+        preprocessing: Preprocessing,
+        training: bool,
+        indices: Indices | None = None,
+        unlabelled: bool = False,
     ) -> Dataset[Any]:
-        """The split, or a part of it, as pairs of image ``[C, H, W]`` and class number."""
+        """The split, or a part of it, as pairs of image ``[C, H, W]`` and class number.
+
+        Args:
+            preprocessing: how the images are prepared.
+            training: whether they are augmented.
+            indices: positions of the images in the split; None for all.
+            unlabelled: whether they need no label; their class number is then `UNKNOWN`.
+        """
 
 
 class DigitSource(Source):
@@ -97,9 +158,13 @@ class DigitSource(Source):
         return np.asarray([self.number(label) for label in self._labels.tolist()])
 
     def images(
-        self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
+        self,
+        preprocessing: Preprocessing,
+        training: bool,
+        indices: Indices | None = None,
+        unlabelled: bool = False,
     ) -> Dataset[Any]:
-        """All digits, or some."""
+        """All digits, or some; all have labels."""
         part = slice(None) if indices is None else list(indices)
         labels = torch.as_tensor(self.labels())[part]
         return DigitImages(self._images[part], labels, preprocessing, training)
@@ -127,7 +192,7 @@ class FileSource(Source):
         """Class numbers, ``[N]``.
 
         Raises:
-            DataError: when the data set does not list its labels.
+            DataError: when the data set does not list its labels, or one is no class number.
         """
         found: Any = None
         if hasattr(self.reader, "samples"):
@@ -139,29 +204,32 @@ class FileSource(Source):
             if np.ndim(found) > 1:  # of QMNIST: the class, the writer, and more
                 found = found[:, 0]
         if found is not None:
-            return np.asarray([self.number(label) for label in found])
+            return np.asarray([self.number(label, index) for index, label in enumerate(found)])
         raise DataError(
             "This data set does not list its labels, so that no part can be held out; name a "
             "validation split with --data.val_split."
         )
 
-    def load(self, index: int, mode: str) -> tuple[Image.Image, int]:
+    def load(self, index: int, mode: str, unlabelled: bool = False) -> tuple[Image.Image, int]:
         """Read one image and its label.
 
         Args:
             index: position of the image in the split.
             mode: Pillow's image mode, L or RGB.
+            unlabelled: whether the image needs no label.
 
         Raises:
             UnreadableImageError: when the file is no image, or damaged.
+            LabelError: when the label is no class number.
         """
         try:
             if self.reader is None:
                 image, label = self.dataset[index]
-                return to_mode(image, mode), self.number(label)
-            stream, label = self.reader[index][:2]
-            with stream, Image.open(stream) as image:
-                return to_mode(image, mode), self.number(label)
+                image = to_mode(image, mode)
+            else:
+                stream, label = self.reader[index][:2]
+                with stream, Image.open(stream) as opened:
+                    image = to_mode(opened, mode)
         except Exception as error:  # decoders raise errors of every kind
             reason = str(error).strip().rstrip(".") or type(error).__name__
             if isinstance(error, UnidentifiedImageError):
@@ -170,26 +238,34 @@ class FileSource(Source):
                 f"{self._name(index)} cannot be read ({reason}); replace it or take it out of "
                 "the data."
             ) from error
+        return image, self.number(label, index, unlabelled)
 
     def file(self, index: int) -> str | None:
         """The path of an image, where it has one of its own."""
         found = getattr(self.reader, "samples", None)
         return None if found is None else str(found[index][0])
 
-    def _name(self, index: int) -> str:
+    def _name(self, index: int | None) -> str:
         try:
             if self.reader is not None:
-                return f"The image {self.reader.filename(index, absolute=True)}"
-            return f"The image {self.dataset.samples[index][0]}"
+                path = self.reader.filename(index, absolute=True)
+            else:
+                path = self.dataset.samples[index][0]
         except (AttributeError, LookupError, TypeError):
-            return f"Image number {index}"
+            path = None
+        return f"The image {path}" if path else super()._name(index)  # tables may hold no paths
 
     def images(
-        self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
+        self,
+        preprocessing: Preprocessing,
+        training: bool,
+        indices: Indices | None = None,
+        unlabelled: bool = False,
     ) -> Dataset[Any]:
         """All images, or some."""
         chosen = range(len(self)) if indices is None else indices
-        return _Files(self, chosen, preprocessing.mode, preprocessing.transform(training))
+        transform = preprocessing.transform(training)
+        return _Files(self, chosen, preprocessing.mode, transform, unlabelled)
 
     def pixels(
         self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
@@ -201,15 +277,21 @@ class FileSource(Source):
 
 class _Files(Dataset[tuple[Tensor, int]]):
     def __init__(
-        self, source: FileSource, indices: Indices, mode: str, transform: Transform
+        self,
+        source: FileSource,
+        indices: Indices,
+        mode: str,
+        transform: Transform,
+        unlabelled: bool = False,
     ) -> None:
         self.source, self.indices, self.mode, self.transform = source, indices, mode, transform
+        self.unlabelled = unlabelled
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.source.load(self.indices[index], self.mode)
+        image, label = self.source.load(self.indices[index], self.mode, self.unlabelled)
         return self.transform(image), label
 
 

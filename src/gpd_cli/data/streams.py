@@ -113,14 +113,17 @@ class StreamSource(Source):
         return int(reader.builder.as_streaming_dataset(split=reader.split).num_shards)
 
     def images(
-        self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
+        self,
+        preprocessing: Preprocessing,
+        training: bool,
+        indices: Indices | None = None,
+        unlabelled: bool = False,
     ) -> Dataset[Any]:
         """The whole stream, or this process's share of it."""
         self.dataset.transform = partial(
             _prepare, preprocessing.transform(training), preprocessing.mode
         )
-        if self.numbers is not None:
-            self.dataset.target_transform = self.number
+        self.dataset.target_transform = partial(self.number, unlabelled=unlabelled)
         if self.training and self._files is not None:
             return ShardStream(self.dataset, self.training)
         return Stream(self.dataset, self.training, self._every)
