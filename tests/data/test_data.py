@@ -132,6 +132,21 @@ def test_training_digits_are_shifted_by_at_most_one_original_pixel():
     assert (matches.sum(dim=0) > 0).all()  # every shift occurs
 
 
+def test_options_that_digits_ignore_are_named(caplog):
+    ImageData(image_size=8, no_aug=True, mean=[0.2], in_chans=1, crop_padding=0).setup("fit")
+    assert "no effect" not in caplog.text
+    ImageData(hflip=0.0, auto_augment="rand-m9", crop_pct=1.0).setup("fit")
+    named = "--data.crop_pct, --data.hflip, --data.auto_augment have no effect on digits"
+    assert named in caplog.text
+    ImageData(re_prob=0.25).setup("fit")
+    assert "--data.re_prob has no effect on digits" in caplog.text
+
+
+def test_unknown_policies_are_refused_for_digits_too():
+    with pytest.raises(DataError, match=r"'nonsense'.*rand-m9"):
+        ImageData(auto_augment="nonsense").setup("fit")
+
+
 # Order and seeds
 
 

@@ -14,6 +14,7 @@ from timm.data import Mixup
 from torch import Tensor
 
 from gpd_cli.data.cached import Cache, check_cacheable
+from gpd_cli.data.digits import ignored_settings
 from gpd_cli.data.feed import Batches, Feed, Part
 from gpd_cli.data.image_spec import ImageSpec
 from gpd_cli.data.loaders import LoaderSettings
@@ -234,10 +235,11 @@ class ImageData(LightningDataModule):
             stage: fit, validate, test or predict.
 
         Raises:
-            DataError: when a split is missing, its classes are not those of training, or there is
-                but one class to train on.
+            DataError: when a split is missing, its classes are not those of training, there is but
+                one class to train on, or timm does not know the augmentation policy.
         """
         if stage == "fit":
+            self._check_augmentation()
             _ = self._fit_parts
             if len(names := self.class_names) == 1:
                 place = self.hparams["root"] or self.hparams["dataset"]
@@ -249,6 +251,16 @@ class ImageData(LightningDataModule):
             _ = self._validation
         else:
             _ = self._pictures if stage == "predict" else self._test
+
+    def _check_augmentation(self) -> None:
+        self.preprocessing.transform(training=True)  # refuses unknown policies
+        ignored = ignored_settings(self.preprocessing) if self.spec.is_digits else []
+        if ignored:
+            rank_zero_info(
+                f"{', '.join(f'--data.{name}' for name in ignored)} "
+                f"{'has' if len(ignored) == 1 else 'have'} no effect on digits, which are resized, "
+                "and shifted by up to one of their original pixels in training."
+            )
 
     def train_dataloader(self) -> Batches:
         """Batches of images ``[B, C, H, W]`` and class numbers ``[B]``, shuffled.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ SPLITS = ("train", "validation", "test")
 _EDGE = 8  # pixels
 _HIGHEST = 16  # grey value
 _SHARE = 0.2  # fraction of the images in validation, and in test
+_HEEDED = ("image_size", "in_chans", "mean", "std", "no_aug")  # settings of the preprocessing
 
 
 def load_split(split: str) -> tuple[Tensor, Tensor]:
@@ -43,6 +46,23 @@ def load_split(split: str) -> tuple[Tensor, Tensor]:
     part = sorted({"train": train, "validation": validation, "test": test}[split])
     images = torch.from_numpy(data.images[part]).float().unsqueeze(1) / _HIGHEST
     return images, torch.from_numpy(labels[part]).long()
+
+
+def ignored_settings(preprocessing: Preprocessing) -> list[str]:
+    """Names of settings that were chosen and have no effect on digits, as fields are ordered.
+
+    Args:
+        preprocessing: the settings.
+
+    Example:
+        >>> ignored_settings(Preprocessing(image_size=8, hflip=0.0, crop_padding=4))
+        ['crop_padding', 'hflip']
+    """
+    return [
+        field.name
+        for field in fields(preprocessing)
+        if field.name not in _HEEDED and getattr(preprocessing, field.name) != field.default
+    ]
 
 
 class DigitImages(Dataset[tuple[Tensor, Tensor]]):
