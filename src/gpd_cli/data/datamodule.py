@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -186,12 +187,8 @@ class ImageData(LightningDataModule):
     @property
     def class_names(self) -> list[str]:
         """The names of the classes, in the order of their numbers."""
-        trained = self._trained or ImageSpec()
-        if trained.class_names is not None:
-            return list(trained.class_names)
-        if trained.classes is not None:
-            return numbered(trained.classes)
-        return self._train.class_names
+        known = self._known_names
+        return self._train.class_names if known is None else known
 
     @property
     def num_classes(self) -> int:
@@ -220,13 +217,24 @@ class ImageData(LightningDataModule):
         return self._fit_parts[0].count
 
     def prepare_data(self) -> None:
-        """Download, once per machine."""
-        if self.spec.download:
-            for split in (self.hparams["train_split"], self.hparams["test_split"]):
-                try:
-                    self._open(split)
-                except MissingSplitError:  # reported by the command that needs the split
-                    continue
+        """Download, once per machine, what the command opens; for fit the test images as well.
+
+        Raises:
+            DataError: when something that the command needs cannot be downloaded.
+        """
+        if not self.spec.is_downloaded:
+            return
+        train, validation, test = (self.hparams[f"{k}_split"] for k in ("train", "val", "test"))
+        command = None if self.trainer is None else self.trainer.state.fn
+        if command in (None, "fit"):
+            self._fetch(train)
+            self._fetch(validation)
+            with suppress(DataError):  # whoever tests will hear of it
+                self._fetch(test)
+            return
+        found = self._fetch(validation if command == "validate" else test)
+        if self._known_names is None or (command == "validate" and not found):
+            self._fetch(train)
 
     def setup(self, stage: str) -> None:
         """Open the splits that a command needs, so that a missing split is reported at once.
@@ -395,16 +403,33 @@ class ImageData(LightningDataModule):
         )
         return Part(self._train, kept), Part(self._train, held_out)
 
+    def _fetch(self, split: str | None) -> bool:
+        """Download a split; whether there is one is reported by the command that needs it."""
+        if split is None:
+            return False
+        try:
+            self._open(split)
+        except MissingSplitError:
+            return False
+        return True
+
     def _open(self, split: str, training: bool = False) -> Source:
         return self.spec.open(split, mode=self.preprocessing.mode, training=training)
 
     @property
+    def _known_names(self) -> list[str] | None:
+        """Names of the classes, or their numbers, as the checkpoint of a trained network tells."""
+        trained = self._trained or ImageSpec()
+        if trained.class_names is not None:
+            return list(trained.class_names)
+        return None if trained.classes is None else numbered(trained.classes)
+
+    @property
     def _is_named(self) -> bool:
         """Whether classes have names, and are not only numbered."""
-        trained = self._trained or ImageSpec()
-        if trained.class_names is None and trained.classes is None:
+        if self._trained is None or self._known_names is None:
             return self._train.named
-        return trained.class_names is not None
+        return self._trained.class_names is not None
 
     def _checked(self, split: str) -> Source:
         """A split whose classes have the numbers of training.

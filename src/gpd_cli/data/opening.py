@@ -120,6 +120,11 @@ class DataSpec:
         return self.dataset in ("", "folder")
 
     @property
+    def is_downloaded(self) -> bool:
+        """Whether the data set is fetched where it is not there."""
+        return self.download and not (self.is_digits or self.is_folder)
+
+    @property
     def is_streamed(self) -> bool:
         """Whether the data set is read in order only."""
         return self.scheme in _STREAMED
@@ -274,7 +279,8 @@ class DataSpec:
                     f"Unknown data set '{self.dataset}'{hint}; timm reads "
                     f"{', '.join(_OF_TORCHVISION)} of torchvision's."
                 ) from error
-            if "split" in reason.lower():
+            # The splits of torchvision's INaturalist are called versions.
+            if "split" in reason.lower() or "for argument version" in reason:
                 raise MissingSplitError(
                     f"Data set '{self.dataset}' has no split '{split}': {reason}."
                 ) from error
