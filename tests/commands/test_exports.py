@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 from safetensors import safe_open
 from timm.data import create_transform, resolve_model_data_config
@@ -389,7 +390,9 @@ def test_a_wide_teacher_that_no_arguments_build_has_other_forms(
 
 @pytest.mark.slow
 def test_the_card_of_a_run_has_its_accuracies_and_settings(tmp_path: Path) -> None:
-    assert runs.fit(tmp_path, *runs.PAIRED) == 0
+    told = ["--seed_everything", "3", "--trainer.gradient_clip_val", "5"]
+    told += ["--trainer.callbacks+=gpd_cli.EMA", *runs.STOP]
+    assert runs.fit(tmp_path, *runs.PAIRED, *told, epochs=4) == 0
     extract_command(
         runs.run_folder(tmp_path) / "checkpoints" / "last.ckpt", f"{tmp_path}/digits-model/"
     )
@@ -399,7 +402,13 @@ def test_the_card_of_a_run_has_its_accuracies_and_settings(tmp_path: Path) -> No
     assert f"| gap | {runs.last_logged(tmp_path, 'val/gap'):.2f} points |" in card
     assert "| recipe | sgd" in card
     assert "Classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9." in card
+    assert ", epoch 2 of 4 |" in card
+    assert "takes them, without loggers and the paths of files:" in card
     config = card.split("```yaml\n")[1].split("```")[0]
+    settings = yaml.safe_load(config)
+    assert settings["seed_everything"] == 3
+    assert (settings["trainer"]["max_epochs"], settings["trainer"]["gradient_clip_val"]) == (4, 5)
+    assert settings["trainer"]["callbacks"][0]["class_path"] == "gpd_cli.EMA"
     (tmp_path / "again.yaml").write_text(config)
     assert runs.fit(tmp_path, "-c", "again.yaml") == 0
     assert str(tmp_path) not in card
@@ -418,3 +427,57 @@ def test_the_card_leaves_out_what_is_private_or_not_known() -> None:
     card = model_card(about, "name")
     assert "/home/me" not in card
     assert "accuracy" not in card
+    assert "without the options of the trainer, callbacks and seed, which the checkpoint" in card
+
+
+def test_the_card_leaves_out_paths_in_settings_of_any_class() -> None:
+    callback = {"class_path": "mine.Keep", "init_args": {"folder": "/data/me", "every": 2}}
+    data = {"class_path": "mine.Data", "init_args": {"files": ["~/a", "~/b"], "size": 8}}
+    settings = {"trainer": {"callbacks": [callback], "max_steps": 9}, "data": data}
+    facts = facts_of_run({"settings": settings, "epoch": 3}, averaged=True)
+    callback["init_args"] = {"every": 2}
+    data["init_args"] = {"size": 8}
+    assert yaml.safe_load(facts["settings"]) == settings
+
+
+LENGTHS = {
+    "of 30": ({"run_length": {"max_epochs": 30, "max_steps": -1}}, "epoch 21 of 30"),
+    "without end": ({"run_length": {"max_epochs": -1, "max_steps": -1}}, "epoch 21"),
+    "of an earlier version": ({}, "epoch 21"),
+    "in updates": (
+        {"run_length": {"max_epochs": None, "max_steps": 500}, "global_step": 210},
+        "update 210 of 500",
+    ),
+    "within its epoch": (
+        {"schedule": {"updates_in_epoch": 4, "updates_per_epoch": 10, "updates": 204}},
+        "within epoch 21",
+    ),
+    "within an epoch of unknown share": (
+        {
+            "schedule": {"updates_in_epoch": 4, "updates_per_epoch": None},
+            "epoch_length": {"batches": 9, "accumulated": 2},
+        },
+        "within epoch 21",
+    ),
+    "after its last epoch": (
+        {
+            "epoch": 21,
+            "loops": {"fit_loop": {"epoch_progress": {"current": {"ready": 21}}}},
+            "schedule": {"updates_in_epoch": 10, "updates_per_epoch": 10, "updates": 210},
+        },
+        "epoch 21",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_the_card_says_where_in_its_run_a_checkpoint_is_from(name: str) -> None:
+    content, position = LENGTHS[name]
+    model = {"optimizer": {"opt": "sgd", "lr": 0.1, "sched": "cosine"}}
+    schedule = {"updates": 210, "updates_per_epoch": 10, "updates_in_epoch": 10}
+    known = {"hyper_parameters": model, "epoch": 20, "schedule": schedule, **content}
+    facts = facts_of_run(known, averaged=True)
+    assert facts["recipe"] == f"sgd, learning rate 0.1, schedule cosine, {position}"
+    length = yaml.safe_load(facts["settings"]).get("trainer", {})
+    limits = content.get("run_length", {})
+    assert length == {key: limit for key, limit in limits.items() if limit not in (None, -1)}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -30,7 +31,7 @@ from gpd_cli.cli.completion import print_completion
 from gpd_cli.cli.configurations import check_configurations, chosen_image_size, place_of
 from gpd_cli.cli.environment import write_environment
 from gpd_cli.cli.help import HELP_GROUPS, group_page, page_of
-from gpd_cli.cli.loggers import csv_logger, settings_to_log, with_csv
+from gpd_cli.cli.loggers import csv_logger, settings_to_keep, settings_to_log, with_csv
 from gpd_cli.cli.lost_output import output_may_be_lost
 from gpd_cli.cli.old_forms import current_arguments
 from gpd_cli.cli.parser import Parser
@@ -72,6 +73,7 @@ class SaveConfig(SaveConfigCallback):
     """
 
     arguments: list[str] = []  # noqa: RUF012 - of the process
+    _kept: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing: the configuration is written when training starts."""
@@ -79,12 +81,21 @@ class SaveConfig(SaveConfigCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the configuration atomically, and how the run was started."""
         folder = trainer.log_dir  # every process has to ask: the answer is broadcast
+        text = self.parser.dump(self.config, skip_none=False)
+        self._kept = settings_to_keep(yaml.safe_load(text))
         if trainer.is_global_zero and folder:
             with atomic_path(Path(folder) / self.config_filename) as temporary:
-                self.parser.save(self.config, temporary, skip_none=False, multifile=False)
+                temporary.write_text(text, encoding="utf-8")
             write_environment(Path(folder), self.arguments, trainer.world_size, trainer.global_step)
         if trainer.is_global_zero:
             self.save_config(trainer, pl_module, "fit")
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a checkpoint know how its run was set up, wherever it is taken to."""
+        if self._kept is not None:
+            checkpoint["settings"] = self._kept
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the settings to every logger, so that runs can be compared."""

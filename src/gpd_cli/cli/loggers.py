@@ -17,6 +17,7 @@ _CSV = "gpd_cli.training.table.RunCSVLogger"
 _PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 _RUNS = "runs"
 _SHIPPED = "configs"
+_OF_MACHINE = ("logger", "default_root_dir", "profiler", "enable_progress_bar")
 
 
 def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
@@ -107,6 +108,16 @@ def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:
         "data": {"class_path": data["class_path"], **_plain(data["init_args"])},
         "trainer": trainer,
     }
+
+
+def settings_to_keep(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint has: how its run was trained, and not where it was logged.
+
+    Args:
+        config: the configuration of a run, as plain values.
+    """
+    trainer = {name: v for name, v in config["trainer"].items() if name not in _OF_MACHINE}
+    return {key: v for key, v in config.items() if key != "ckpt_path"} | {"trainer": trainer}
 
 
 def _plain(value: Any) -> Any:

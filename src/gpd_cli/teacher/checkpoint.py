@@ -322,6 +322,9 @@ _CONTENT: Form = {
 _OPTIONAL: Form = {
     "datamodule_hyper_parameters": _ANY,
     "class_names": maybe([str]),
+    "global_step": int,
+    "epoch": int,
+    "settings": _ANY,
     TRAINED: {},
     "averaging_state": {"n_averaged": Tensor},
 }

@@ -421,6 +421,10 @@ class GapPreservingDistillation(EvaluatedModule):
         checkpoint["class_names"] = self._class_names()
         checkpoint["static_scores"] = {"of": self._static_titles(), "values": self._static_scores}
         trainer = self.trainer
+        checkpoint["run_length"] = {
+            "max_epochs": trainer.max_epochs,
+            "max_steps": trainer.max_steps,
+        }
         checkpoint[ENTRY] = EpochLength.of(trainer).state()
         checkpoint["schedule"] = self._clock.state(trainer.global_step, updates_done(trainer))
         checkpoint["schedule"]["rate_factor"] = self._rate_factor

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import timm
@@ -12,7 +14,10 @@ import yaml
 from gpd_cli.commands.exports.about import About, gpd_version
 
 _SHOWN = 20  # class names
-_PRIVATE = ("root", "student_weights", "weights")  # paths of the machine that trained it
+# Entries of settings that only the machine which trained it has a use for.
+_PRIVATE = ("root", "student_weights", "weights")
+_RELATIVE = ("~", "./", "../")  # beginnings of paths
+_OF_RUN = ("settings", "left out")  # facts that are no lines of the table
 
 
 def model_card(about: About, name: str) -> str:
@@ -42,7 +47,7 @@ def model_card(about: About, name: str) -> str:
         "",
         "| | |",
         "|---|---|",
-        *(f"| {key} | {value} |" for key, value in about.facts.items() if key != "settings"),
+        *(f"| {key} | {value} |" for key, value in about.facts.items() if key not in _OF_RUN),
         f"| versions | gpd {gpd_version()}, torch {torch.__version__}, timm {timm.__version__} |",
         "",
         f"Classes: {_listed(about.classes)}."
@@ -75,7 +80,7 @@ def model_card(about: About, name: str) -> str:
         lines += [
             "## Settings of the run",
             "",
-            "As `gpd fit -c FILE` takes them, without the paths of files:",
+            f"As `gpd fit -c FILE` takes them, without {about.facts['left out']}:",
             "",
             "```yaml",
             about.facts["settings"].rstrip(),
@@ -95,17 +100,12 @@ def facts_of_run(content: Mapping[str, Any], averaged: bool) -> dict[str, str]:
     facts: dict[str, str] = {}
     model = dict(content.get("hyper_parameters", {}))
     data = dict(content.get("datamodule_hyper_parameters", {}))
-    schedule = content.get("schedule") or {}
     if dataset := data.get("dataset"):
         facts["data"] = f"{dataset}, trained on `{data.get('train_split')}`"
-    per_epoch = schedule.get("updates_per_epoch")
-    length = round(schedule["updates"] / per_epoch) if per_epoch else None
     if optimizer := _mapping(model.get("optimizer")):
         recipe = f"{optimizer.get('opt')}, learning rate {optimizer.get('lr')}, "
         recipe += f"schedule {optimizer.get('sched')}"
-        if length is not None:
-            recipe += f", epoch {content['epoch'] + 1} of {length}"
-        facts["recipe"] = recipe
+        facts["recipe"] = f"{recipe}, {_position(content)}"
         facts["dynamic teacher"] = f"ratio {model.get('ratio')}, branches {model.get('branches')}"
     teacher, method = model.get("static_teacher"), model.get("method")
     # Older checkpoints have both by their names.
@@ -122,16 +122,67 @@ def facts_of_run(content: Mapping[str, Any], averaged: bool) -> dict[str, str]:
             facts[title] = f"{scores[key]:.2f} %"
     if "val/gap" in scores:
         facts["gap"] = f"{scores['val/gap']:.2f} points"
-    settings: dict[str, Any] = {"model": _public(model)}
-    if data:
-        settings["data"] = {
-            "class_path": data.get("_class_path", "gpd_cli.data.ImageData"),
-            "init_args": _public(data),
-        }
-    if length is not None:
-        settings["trainer"] = {"max_epochs": length}
+    settings, left_out = _settings(content)
     facts["settings"] = yaml.safe_dump(settings, sort_keys=False)
+    facts["left out"] = left_out
     return facts
+
+
+def _position(content: Mapping[str, Any]) -> str:
+    """Where in its run a checkpoint is from; checkpoints of earlier versions do not know its end.
+
+    Args:
+        content: content of the checkpoint.
+    """
+    steps = _count(content, "run_length", "max_steps")
+    if steps is not None:
+        return f"update {content['global_step']} of {steps}"
+    # After the last hooks of an epoch, `epoch` is the number of the next one.
+    begun = _count(content, "loops", "fit_loop", "epoch_progress", "current", "ready")
+    epochs = _count(content, "run_length", "max_epochs")
+    of = "" if epochs is None else f" of {epochs}"
+    return f"{_within(content)}epoch {begun or content['epoch'] + 1}{of}"
+
+
+def _within(content: Mapping[str, Any]) -> str:
+    """The word for a checkpoint that was written within its epoch; empty at the epoch's end."""
+    made = _count(content, "schedule", "updates_in_epoch")
+    whole = _count(content, "schedule", "updates_per_epoch")
+    batches = _count(content, "epoch_length", "batches")
+    if whole is None and batches is not None:  # the run's length is given in updates
+        whole = math.ceil(batches / (_count(content, "epoch_length", "accumulated") or 1))
+    return "" if made is None or whole is None or made >= whole else "within "
+
+
+def _count(content: Mapping[str, Any], *keys: str) -> int | None:
+    """A number of a checkpoint, by its nested names; None where it is missing or -1 (no limit)."""
+    value: Any = content
+    for key in keys:
+        value = _mapping(value).get(key)
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _settings(content: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The settings of the run, in the form of a configuration, and words for what they lack.
+
+    Args:
+        content: content of a checkpoint. Without the run's own settings, as in earlier versions and
+            of runs that the command line did not start, model and data are known.
+    """
+    if known := _mapping(content.get("settings")):
+        trainer = {k: v for k, v in _mapping(known.get("trainer")).items() if v is not None}
+        return _public({**known, "trainer": trainer}), "loggers and the paths of files"
+    settings = {"model": _public(_mapping(content.get("hyper_parameters")))}
+    if data := _mapping(content.get("datamodule_hyper_parameters")):
+        path = data.get("_class_path", "gpd_cli.data.ImageData")
+        settings["data"] = {"class_path": path, "init_args": _public(data)}
+    limits = {name: _count(content, "run_length", name) for name in ("max_epochs", "max_steps")}
+    if trainer := {name: limit for name, limit in limits.items() if limit is not None}:
+        settings["trainer"] = trainer
+    return settings, (
+        f"the paths of files, and without {'other' if trainer else 'the'} options of the trainer, "
+        "callbacks and seed, which the checkpoint does not know"
+    )
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -143,8 +194,18 @@ def _public(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _public(value) if isinstance(value, Mapping) else _plain(value)
         for key, value in values.items()
-        if not str(key).startswith("_") and key not in _PRIVATE
+        if not str(key).startswith("_") and key not in _PRIVATE and not _is_path(value)
     }
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a value is, or a list has, the path of a file or folder on one machine."""
+    if isinstance(value, list | tuple):
+        return any(_is_path(entry) for entry in value)
+    if not isinstance(value, str):
+        return False
+    kinds = (PurePosixPath, PureWindowsPath)
+    return value.startswith(_RELATIVE) or any(kind(value).is_absolute() for kind in kinds)
 
 
 def _plain(value: Any) -> Any:
