@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.distill.features import FeatureInfo, Outputs
-from gpd_cli.distill.methods import KD, Batch, FitNets, Method, SimKD
+from gpd_cli.distill.methods import AT, CATKD, KD, Batch, FitNets, Method, SimKD
 from gpd_cli.distill.methods.kd import kd_loss
 from gpd_cli.distill.methods.reviewkd import ReviewKD
 from gpd_cli.distill.static_teacher import StaticTeacherSettings
@@ -85,11 +85,11 @@ def make(tmp_path: Path) -> Callable[..., GapPreservingDistillation]:
 
 
 def run(
-    module: GapPreservingDistillation, labels: Tensor | None = None
+    module: GapPreservingDistillation, labels: Tensor | None = None, side: int = 32
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The logits and the static terms for a batch."""
     torch.manual_seed(1)
-    images = torch.randn(IMAGES, 1, 32, 32)
+    images = torch.randn(IMAGES, 1, side, side)
     student, teacher = module(images)
     logits = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     assert module.distillation is not None
@@ -237,6 +237,52 @@ def test_simkd_needs_a_student_that_ends_in_the_static_teachers_classifier(
     assert plain.projector(plain.body(images)).min() < 0
     with pytest.raises(ModelError, match="features"):
         make(method=SimKD, student="simkd/resnet18", student_args={**STUDENT, "features": 0})
+
+
+@pytest.mark.parametrize(
+    ("method", "stages"), [(CATKD, None), (AT, ["layer4"])], ids=["catkd", "at"]
+)
+def test_images_that_leave_a_method_nothing_to_learn_are_refused(
+    make: Callable[..., GapPreservingDistillation],
+    tmp_path: Path,
+    method: type[Method],
+    stages: list[str] | None,
+) -> None:
+    path = static_weights(tmp_path)
+    static = StaticTeacherSettings("resnet18", str(path), TEACHER, stages)
+    module = make(method=method, static_teacher=static, stages=stages).train()
+    distillation = module.distillation
+    assert distillation is not None
+
+    def steepest(side: int) -> float:
+        module.zero_grad()
+        _, terms = run(module, side=side)
+        sum(terms.values(), ZERO).backward()
+        return max(float(p.grad.abs().max()) for p in module.parameters() if p.grad is not None)
+
+    # In images of 32 x 32 the last map has a single position; the networks were made for 224.
+    assert steepest(32) < 1e-4 * steepest(64)
+    distillation.prepare(None, module.network, (1, 64, 64))
+    with pytest.raises(MethodError, match=r"single position in images of this size.*image_size"):
+        distillation.prepare(None, module.network, (1, 32, 32))
+
+
+def test_images_may_be_too_small_for_one_stage_of_several(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    module = make(method=AT)
+    assert module.distillation is not None
+    module.distillation.prepare(None, module.network, (1, 32, 32))
+
+
+def test_images_too_small_for_the_static_teachers_map_alone_are_refused(
+    make: Callable[..., GapPreservingDistillation], tmp_path: Path
+) -> None:
+    args = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8], "output_stride": 8}
+    module = make(method=CATKD, student_args=args)
+    assert module.distillation is not None
+    with pytest.raises(MethodError, match=r"the static teacher leaves this map a single position"):
+        module.distillation.prepare(None, module.network, (1, 32, 32))
 
 
 def test_assistants_need_a_teacher(make: Callable[..., GapPreservingDistillation]) -> None:

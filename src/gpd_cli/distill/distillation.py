@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.distill.features import FeatureHooks, FeatureInfo, Outputs, find_features
+from gpd_cli.distill.features import FeatureHooks, FeatureInfo, Outputs, at_size, find_features
 from gpd_cli.distill.methods import Batch, Method
 from gpd_cli.distill.methods.base import FEATURES
 from gpd_cli.distill.methods.precision import in_float32
@@ -69,6 +69,7 @@ class Distillation(nn.Module):
             infos["teacher"] = self._feature_info(network.teacher, shape, None, before, like)
         before = kind.static_preactivation
         theirs = [self._feature_info(t.network, t.shape, t.stages, before) for t in self.teachers]
+        self._shape, self._infos = shape, (infos["student"], theirs)
         self.methods = nn.ModuleDict()
         for name in trained:
             made = [method() for _ in theirs]
@@ -109,21 +110,23 @@ class Distillation(nn.Module):
             terms[f"{name}_static"] = weight * torch.stack(losses).mean()
         return terms
 
-    def prepare(self, data: Any, shape: tuple[int, int, int] | None = None) -> None:
+    def prepare(
+        self, data: Any, network: Pair | Alone, shape: tuple[int, int, int] | None = None
+    ) -> None:
         """Check that data and static teachers suit the method, and turn image indices on.
 
         Args:
             data: the data module.
+            network: the network that is trained.
             shape: image shape, ``(C, H, W)``, if known.
 
         Raises:
-            MethodError: when the data has no indices, or another number of images.
-            ModelError: when a static teacher does not take images of this size.
+            MethodError: when the data has no indices, or another number of images, or its images
+                leave maps too small for the method.
+            ModelError: when a network does not take images of this size.
         """
         if shape is not None:
-            for teacher in self.teachers:
-                if shape != teacher.shape:
-                    check_images(teacher.network, shape, "--model.static_teacher.args")
+            self._check_size(network, shape)
         if "indices" not in self.needs:
             return
         if not hasattr(data, "with_indices"):
@@ -137,6 +140,21 @@ class Distillation(nn.Module):
                 f"{self._name} keeps a memory of every training image, and there are "
                 f"{data.num_train}; set --model.method.num_images {data.num_train}."
             )
+
+    def _check_size(self, network: Pair | Alone, shape: tuple[int, int, int]) -> None:
+        """Check the size of the images: networks and methods were made for the networks' own."""
+        student, theirs = self._infos
+        if shape != self._shape:
+            outline = network.outline()
+            check_images(outline, shape, "--model.student_args")
+            student = at_size(outline, student, shape) if student.stages else student
+        for teacher, info, method in zip(
+            self.teachers, theirs, self._methods("student"), strict=True
+        ):
+            if shape != teacher.shape:
+                check_images(teacher.network, shape, "--model.static_teacher.args")
+                info = at_size(teacher.network, info, shape) if info.stages else info
+            method.check_maps(student, info)
 
     def same_everywhere(self) -> list[str]:
         """Names of the buffers that all processes keep equal without broadcasts."""

@@ -277,7 +277,7 @@ class GapPreservingDistillation(EvaluatedModule):
                 f"'{{in_chans: {shape[0]}}}') or set --data.in_chans {self.image_shape[0]}."
             )
         if stage == "fit" and self.distillation is not None:
-            self.distillation.prepare(data, shape)
+            self.distillation.prepare(data, self.network, shape)
         if stage == "fit":
             self._divide_reduction()
         if shape is None or shape == self.image_shape:

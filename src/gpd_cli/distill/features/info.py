@@ -88,6 +88,28 @@ def find_features(
     return FeatureInfo(found, seen.classifier, linear.in_features)
 
 
+def at_size(network: nn.Module, info: FeatureInfo, shape: tuple[int, int, int]) -> FeatureInfo:
+    """The stages with the heights and widths that they have in images of another size.
+
+    Args:
+        network: the network that the stages are of; left as it was.
+        info: its stages, as `find_features` found them.
+        shape: shape of the images, ``(C, H, W)``.
+
+    Raises:
+        MethodError: when the tokens of a stage do not make up a map in such images.
+    """
+    seen = run(network, shape)
+    stages = []
+    for stage in info.stages:
+        there = seen.at(stage.name, stage.before)
+        if there is not None:
+            height, width = stage.as_map(there.tensor).shape[-2:]
+            stage = replace(stage, height=height, width=width)
+        stages.append(stage)
+    return replace(info, stages=tuple(stages))
+
+
 def _stage(
     network: nn.Module,
     seen: Run,

@@ -12,6 +12,7 @@ from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.maps import same_size
 from gpd_cli.distill.methods.precision import in_float32
+from gpd_cli.errors import MethodError
 
 
 def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -63,6 +64,21 @@ class AT(Method):
             MethodError: when the numbers of stages differ.
         """
         self.same_stages(network, teacher)
+
+    def check_maps(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
+        """Check that there is a stage with places to attend to; a single position always agrees.
+
+        Raises:
+            MethodError: when the smaller map of every stage has a single position.
+        """
+        pairs = zip(network.stages, teacher.stages, strict=True)
+        sizes = [(min(a.height, b.height), min(a.width, b.width)) for a, b in pairs]
+        if all(size == (1, 1) for size in sizes):
+            raise MethodError(
+                "Attention transfer compares places in maps, and every stage has a map of a single "
+                "position in images of this size; name shallower modules in --model.stages and "
+                "--model.static_teacher.stages, or set --data.image_size to more."
+            )
 
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """See `attention_loss`; labels are not used."""

@@ -80,6 +80,19 @@ class Method(nn.Module):
             MethodError: when the method does not suit the two networks.
         """
 
+    def check_maps(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
+        """Check the sizes of the feature maps in images of the data's size; the default does not.
+
+        `build` sees the sizes that maps have in images that each network was made for.
+
+        Args:
+            network: stages and classifier of the trained network.
+            teacher: stages and classifier of the static teacher.
+
+        Raises:
+            MethodError: when the method would learn nothing from maps of these sizes.
+        """
+
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """The loss, a scalar and a mean over the batch, in float32 or better.
 

@@ -93,6 +93,20 @@ class CATKD(Method):
                     "choose another method on feature maps, such as reviewkd."
                 )
 
+    def check_maps(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
+        """Check that a class can be at more than one place.
+
+        Raises:
+            MethodError: when a map has a single position.
+        """
+        for info, which in ((network, "trained network"), (teacher, "static teacher")):
+            if info.stages and info.stages[-1].positions == 1:
+                raise MethodError(
+                    f"Class attention tells where in the last map a class is seen, and the {which} "
+                    "leaves this map a single position in images of this size; set "
+                    "--data.image_size to more, or choose a method on logits, such as dkd."
+                )
+
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """See `class_activation` and `class_attention_loss`; labels are not used."""
         ours, theirs = self._activation(network), self._activation(teacher)

@@ -33,6 +33,7 @@ def regressor(ours: Stage, theirs: Stage) -> nn.Sequential:
     As in the CIFAR-100 literature (Tian et al., ICLR 2020), the convolution is 1 x 1 for maps of
     equal size, 3 x 3 of stride 2 for maps of twice the teacher's size, and a transposed 4 x 4 of
     stride 2 for maps of half that size. For all other sizes it is 1 x 1, and maps are pooled later.
+    Sizes are those in images that each network was made for.
 
     Args:
         ours: stage of the trained network.
