@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
@@ -357,6 +358,64 @@ def test_networks_that_timm_alone_does_not_build_are_offered_other_forms(tmp_pat
     ):
         extract_command(path, f"{tmp_path}/model/")
     assert [file.name for file in tmp_path.iterdir()] == ["wide.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"num_classes": 3},
+        {"cache_dir": "/tmp/of-this-machine", "pretrained_cfg_overlay": {"crop_pct": 1.0}},
+        {"scriptable": True, "exportable": None, "no_jit": None, "checkpoint_path": ""},
+    ],
+    ids=["classes", "weights", "layers"],
+)
+def test_arguments_of_the_factory_are_none_of_the_exported_network(
+    tmp_path: Path, given: dict[str, object]
+) -> None:
+    path = saved(tmp_path, arguments={**ARGUMENTS, **given})
+    extract_command(path, f"{tmp_path}/model/")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["model_args"] == ARGUMENTS
+    images = torch.randn(2, 3, 32, 32)
+    loaded = timm.create_model(f"local-dir:{tmp_path}/model", pretrained=True).eval()
+    extract_command(path, f"{tmp_path}/s.safetensors")
+    model = json.loads(metadata(tmp_path / "s.safetensors")["model"])
+    built = timm.create_model(
+        model["name"], num_classes=model["num_classes"], **model["model_args"]
+    ).eval()
+    built.load_state_dict(load_file(tmp_path / "s.safetensors"))
+    with torch.no_grad():
+        wanted = load_networks(path)[0].student(images)
+        assert torch.equal(loaded(images), wanted)
+        assert torch.equal(built(images), wanted)
+    assert b"of-this-machine" not in (tmp_path / "s.safetensors").read_bytes()
+
+
+def test_the_size_that_a_network_has_from_its_configuration_is_kept(tmp_path: Path) -> None:
+    small = {"embed_dim": 12, "num_heads": 2, "depth": 1}
+    overlay = {"pretrained_cfg_overlay": {"input_size": [3, 32, 32]}}
+    path = saved(tmp_path, "vit_tiny_patch16_224", {**small, **overlay})
+    extract_command(path, f"{tmp_path}/model/")
+    images = torch.randn(2, 3, 32, 32)
+    network = timm.create_model(f"local-dir:{tmp_path}/model", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(network(images), load_networks(path)[0].student(images))
+
+
+def test_a_folder_that_timm_does_not_load_is_not_kept(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = timm.create_model
+
+    def refuse(name: str, **arguments: object) -> nn.Module:
+        if name.startswith("local-dir:"):
+            raise TypeError("an argument that timm does not know")
+        return create(name, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(GpdError, match=r"timm does not load .*\(an argument .* \.pt2 or \.onnx"):
+        extract_command(wide, f"{tmp_path}/model/")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_wide_teacher_is_a_folder_where_arguments_build_it(

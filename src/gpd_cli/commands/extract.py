@@ -173,12 +173,12 @@ def _notes(about: About) -> list[tuple[str, str]]:
     notes = []
     if about.network == "teacher":
         name = about.spec.name
-        if about.arguments is None:
+        if about.building_arguments is None:
             text = (
                 f"no arguments of {name} build this network; .pt2 and .onnx run without source code"
             )
         else:
-            given = ", ".join(f"{key}={value}" for key, value in about.arguments.items())
+            given = ", ".join(f"{key}={value}" for key, value in about.building_arguments.items())
             text = f"{name}({given})"
         notes.append(("architecture", text))
     if not about.has_class_names:

@@ -9,10 +9,14 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+import timm
+
 from gpd_cli.data import ImageSpec
 from gpd_cli.models import ModelSpec
 
 Which = Literal["student", "teacher"]
+# Where timm is to find weights, on the machine that trained the network.
+_PLACES = ("cache_dir", "checkpoint_path")
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,20 @@ class About:
             "crop_mode": "center",
         }
 
+    @cached_property
+    def building_arguments(self) -> dict[str, Any] | None:
+        """What builds the network beside its name and number of classes; None where nothing does.
+
+        These are `arguments` without a second number of classes, and without places of weights.
+        """
+        if self.arguments is None:
+            return None
+        dropped = ("num_classes", *(_PLACES if timm.is_model(self.spec.name) else ()))
+        return {key: value for key, value in self.arguments.items() if key not in dropped}
+
     def strings(self) -> dict[str, str]:
         """All of it as JSON by name, for formats whose metadata are strings."""
-        model = self.spec.to_dict()
-        if self.network == "teacher":
-            model["model_args"] = self.arguments
+        model = {**self.spec.to_dict(), "model_args": self.building_arguments}
         values: dict[str, Any] = {
             "model": model,
             "classes": self.classes,

@@ -15,7 +15,7 @@ from gpd_cli.commands.exports.about import About, gpd_version
 
 _SHOWN = 20  # class names
 # Entries of settings that only the machine which trained it has a use for.
-_PRIVATE = ("root", "student_weights", "weights")
+_PRIVATE = ("root", "student_weights", "weights", "cache_dir")
 _RELATIVE = ("~", "./", "../")  # beginnings of paths
 _OF_RUN = ("settings", "left out")  # facts that are no lines of the table
 

@@ -7,6 +7,7 @@ hub takes as a model.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ _OF_TORCHVISION = "torchvision/"
 _AS_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "mobilenetv1_relu": ("mobilenetv1_100", {"act_layer": "relu"})
 }
+# Parameters of timm's factory, which the networks' own constructors do not take.
+_OF_FACTORY = frozenset(inspect.signature(timm.create_model).parameters)
 _ROUNDING, _HALF_ROUNDING = 1e-5, 3e-2  # relative
 
 
@@ -64,7 +67,7 @@ def write_folder(
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
         card = model_card(about, output.resolve().name)
         (folder / CARD).write_text(card, encoding="utf-8")
-        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        loaded = _loaded(folder, architecture)
         images = torch.randn(2, *about.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             difference = relative_difference(loaded(images), network(images))
@@ -78,7 +81,7 @@ def write_folder(
 
 def _as_timm(about: About) -> tuple[str, dict[str, Any]]:
     """Name and arguments under which timm alone builds the network."""
-    if about.arguments is None:
+    if about.building_arguments is None:
         raise GpdError(
             f"No arguments of {about.spec.name} build its wide teacher, so no folder can hold it; "
             "write a .pt2 or .onnx file, which need no source code."
@@ -87,7 +90,20 @@ def _as_timm(about: About) -> tuple[str, dict[str, Any]]:
     name, more = _AS_TIMM.get(name, (name, {}))
     if not timm.is_model(name) or not model_entrypoint(name).__module__.startswith("timm."):
         raise _unknown(about)
-    return name, {**more, **about.arguments}
+    return name, {**more, **about.building_arguments}
+
+
+def _loaded(folder: Path, architecture: str) -> nn.Module:
+    """The network of a folder, by timm."""
+    try:
+        network: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except Exception as error:  # constructors raise anything
+        reason = " ".join(str(error).split())[:300].rstrip(".!") or type(error).__name__
+        raise GpdError(
+            f"timm does not load {architecture} from what its folder would be ({reason}), so the "
+            "folder was not kept; write a .pt2 or .onnx file instead."
+        ) from error
+    return network.eval()
 
 
 def _unknown(about: About) -> GpdError:
@@ -117,7 +133,7 @@ def _config(
         "architecture": architecture,
         "num_classes": about.spec.num_classes,
         "num_features": getattr(reference, "num_features", None),
-        "model_args": dict(arguments),
+        "model_args": {k: v for k, v in arguments.items() if k not in _OF_FACTORY},
         "label_names": about.classes,
         "pretrained_cfg": {key: value for key, value in pretrained.items() if value is not None},
         "gpd": {"network": about.network, "writer": f"gpd {gpd_version()}"},
