@@ -15,6 +15,7 @@ from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods import AT, CATKD, KD, Batch, FitNets, Method, SimKD
 from gpd_cli.distill.methods.kd import kd_loss
 from gpd_cli.distill.methods.reviewkd import ReviewKD
+from gpd_cli.distill.methods.simkd import mean_of_copies
 from gpd_cli.distill.static_teacher import StaticTeacherSettings
 from gpd_cli.errors import GpdError, MethodError, ModelError
 from gpd_cli.files import save_tensors
@@ -237,6 +238,24 @@ def test_simkd_needs_a_student_that_ends_in_the_static_teachers_classifier(
     assert plain.projector(plain.body(images)).min() < 0
     with pytest.raises(ModelError, match="features"):
         make(method=SimKD, student="simkd/resnet18", student_args={**STUDENT, "features": 0})
+
+
+@pytest.mark.parametrize("ratio", [2, 3])
+def test_a_reused_classifier_sees_the_mean_of_the_copies_that_simkd_compares(
+    make: Callable[..., GapPreservingDistillation], ratio: int
+) -> None:
+    width = TEACHER["channels"][-1]
+    student = {"student": "simkd/resnet18", "student_args": {**STUDENT, "features": width}}
+    module = make(method=SimKD, ratio=ratio, **student)
+    assert module.distillation is not None
+    wide = torch.randn(IMAGES, ratio * width)
+    teachers = module.distillation.teachers[0].network
+    with torch.no_grad():
+        logits = module.network.teacher.classifier(wide)
+        torch.testing.assert_close(logits, teachers.fc(mean_of_copies(wide, width)))
+        # All else has its noise: rows of copies differ.
+        first, second = module.network.teacher.projector[0].weight[:2]
+    assert (first - second).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ def widen_module(
     plan: WidthPlan,
     *,
     noise: float = 0.0,
+    without_noise: Collection[str] = (),
     generator: torch.Generator | None = None,
 ) -> None:
     """Widen a network in place: attributes, parameters and buffers, at the teacher's scale.
@@ -41,6 +42,7 @@ def widen_module(
         network: a copy of the student.
         plan: the student's width plan.
         noise: size of the zero-sum noise (see `expand_tensor`).
+        without_noise: names of modules whose own weights get none.
         generator: random generator of the noise.
     """
     for name, attributes in plan.attributes.items():
@@ -55,7 +57,8 @@ def widen_module(
         tensor = getattr(module, leaf)
         # In float64 the noise cancels to 1e-15 before it is rounded.
         exact = tensor.detach().double() if noise and tensor.is_floating_point() else tensor
-        wide = expand_tensor(exact, tensor_plan, noise=noise, generator=generator)
+        size = 0.0 if owner in without_noise else noise
+        wide = expand_tensor(exact, tensor_plan, noise=size, generator=generator)
         wide = wide.to(tensor.dtype)
         if leaf in module._buffers:
             module._buffers[leaf] = wide
@@ -100,6 +103,7 @@ def build_pair(
     branch_init: BranchInit = "zero",
     branch_width: float = 1.0,
     noise: float = 0.0,
+    without_noise: Collection[str] = (),
     storage: Storage = "mixed",
     generator: torch.Generator | None = None,
 ) -> Pair:
@@ -116,6 +120,7 @@ def build_pair(
             function of the merged branches.
         branch_width: inner channels of the ``1x1_kxk`` branch, in units of the paper's.
         noise: size of the zero-sum noise (see `expand_tensor`).
+        without_noise: names of modules whose own weights get none.
         storage: the scale at which shared kernels are stored.
         generator: random generator of the noise and of the branches' initial weights.
 
@@ -130,7 +135,7 @@ def build_pair(
     # Tensors that are replaced right away are not copied.
     buffers = dict(student.named_buffers(remove_duplicate=False))
     teacher = copy_network(student, [t for n, t in (narrow | buffers).items() if n in plan.tensors])
-    widen_module(teacher, plan, noise=noise, generator=generator)
+    widen_module(teacher, plan, noise=noise, without_noise=without_noise, generator=generator)
     kernels: dict[str, SharedKernel] = {}
     for name, first in tied_names(student).items():
         owner, _, leaf = name.rpartition(".")

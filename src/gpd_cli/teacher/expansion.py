@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, get_args
 
 import torch
@@ -32,6 +32,7 @@ def expand(
     ratio: float = 2.0,
     branches: int | str | Sequence[str] = 6,
     noise: float = DEFAULT_NOISE,
+    without_noise: Collection[str] = (),
     storage: Storage = "mixed",
     exclude: str | Sequence[str] = (),
     width_multiple: int = 1,
@@ -54,6 +55,8 @@ def expand(
         branches: how many of the paper's six branches, the main kernel included; or names of
             branches or of published sets (dbb), of which each layer takes those it can.
         noise: size of the zero-sum noise that lets copies diverge; it changes no output.
+        without_noise: names of layers whose weights are equal for all copies of an input channel:
+            layers that stay frozen, and whose output is to depend on the mean of these copies.
         storage: the scale at which shared weights are stored: ``mixed`` for SGD, ``student`` for
             Adam and similar optimizers, ``teacher`` for the steps that the paper's authors took.
         exclude: patterns of names (``layer4.*``) of layers that keep their output channels.
@@ -121,6 +124,7 @@ def expand(
             branches=names,
             branch_layers=layers,
             noise=noise,
+            without_noise=without_noise,
             storage=storage,
             branch_init=branch_init,
             branch_width=branch_width,

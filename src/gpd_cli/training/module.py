@@ -185,7 +185,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self.image_shape = shape
         self.storage: Storage = storage or suitable_storage(optimizer.opt)
         teachers = load_static_teachers(static_teacher, assistants, self.num_classes, shape[0])
-        adopt_classifier(network, teachers)
+        kept = adopt_classifier(network, teachers)
         if grad_checkpointing:
             run_blocks_again(network, self.spec.name, method() if teachers else None, bool(compile))
         self.network = with_teacher(
@@ -194,6 +194,7 @@ class GapPreservingDistillation(EvaluatedModule):
             ratio=ratio,
             branches=branches,
             noise=noise,
+            without_noise=kept,
             storage=self.storage,
             exclude=exclude,
             width_multiple=width_multiple,

@@ -21,9 +21,9 @@ from gpd_cli.teacher.networks import Alone
 def mean_of_copies(embedding: Tensor, width: int) -> Tensor:
     """The mean over the copies of each channel of a wide embedding.
 
-    The dynamic teacher's channels are copies side by side (``c0 c0 c1 c1 ...``), and its classifier
-    starts with equal weights for all copies of a channel, so that it depends on their mean. Right
-    after the expansion the mean is the student's embedding.
+    The dynamic teacher's channels are copies side by side (``c0 c0 c1 c1 ...``), and its frozen
+    classifier has equal weights for all copies of a channel (see `adopt_classifier`), so that it
+    depends on their mean. Right after the expansion the mean is the student's embedding.
 
     Args:
         embedding: ``[B, r * width]``.
@@ -92,18 +92,22 @@ class SimKD(Method):
         return self.weight * simkd_loss(*embeddings(network, teacher))
 
 
-def adopt_classifier(student: nn.Module, teachers: Sequence[StaticTeacher]) -> None:
+def adopt_classifier(student: nn.Module, teachers: Sequence[StaticTeacher]) -> tuple[str, ...]:
     """Copy the first static teacher's classifier into a student that reuses it.
 
     Args:
         student: any network; only a `ReusedClassifier` is changed.
         teachers: the static teachers; without one the student keeps its own classifier.
 
+    Returns:
+        Names of the layers that stay as they are then, and are to be expanded without noise: the
+        classifier, if it was copied.
+
     Raises:
         ModelError: when the teacher has no linear classifier, or one of another width.
     """
     if not isinstance(student, ReusedClassifier) or not teachers:
-        return
+        return ()
     network = teachers[0].network
     name = find_features(network, teachers[0].shape, names=[]).classifier
     if name is None:
@@ -114,6 +118,7 @@ def adopt_classifier(student: nn.Module, teachers: Sequence[StaticTeacher]) -> N
     classifier = network.get_submodule(name)
     assert isinstance(classifier, nn.Linear)
     student.adopt(classifier)
+    return ("classifier",)
 
 
 def check_reused(network: Pair | Alone, method: str) -> None:
