@@ -56,6 +56,16 @@ def entry(path: Path, key: str) -> str | None:
     return yaml.safe_load(path.read_text()).get(key)
 
 
+def test_the_recipe_of_a_network_alone_names_the_rates_that_pairs_have_for_their_students() -> None:
+    text = (CONFIGS / "cifar100" / "alone.yaml").read_text()
+    of_pairs = {entry(path, "model.student"): entry(path, "model.optimizer.lr") for path in PAIRS}
+    others = {str(name): rate for name, rate in of_pairs.items() if name and rate}
+    assert len(others) == 3
+    for name, rate in others.items():
+        assert name in text
+        assert f"--model.optimizer.lr {rate}" in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", IMAGENET, ids=lambda path: f"{path.parent.stem}-{path.stem}")
 def test_imagenet(path: Path, data: dict[int, Path], tmp_path: Path) -> None:
