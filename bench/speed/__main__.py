@@ -70,17 +70,18 @@ def _measure(options: argparse.Namespace) -> Path:
         record["command"] = before["command"]
     rates = in_fresh_process(attained, options.device)
     record["rates"] = before.get("rates", asdict(rates))
-    rows = {json.dumps(row["case"]): row for row in before.get("rows", [])}
-    for case in cases(options.device):
+    measured = {json.dumps(row["case"]): row for row in before.get("rows", [])}
+    wanted = {json.dumps(asdict(case)): case for case in cases(options.device)}
+    for key, case in wanted.items():
         if options.only and case.student not in options.only:
             continue
-        if options.missing and json.dumps(asdict(case)) in rows:
+        if options.missing and key in measured:
             continue
-        row = _row(case, Machine(**record["rates"]), options)
-        print(json.dumps(_rounded(row)), flush=True)
-        rows[json.dumps(asdict(case))] = row
+        measured[key] = _row(case, Machine(**record["rates"]), options)
+        print(json.dumps(_rounded(measured[key])), flush=True)
         # After each row, since a row takes minutes: `--missing` then goes on from what is there.
-        _write(path, {**record, "rows": [*rows.values()]})
+        rows = [measured[key] for key in wanted if key in measured]
+        _write(path, {**record, "rows": rows})
         write_page(Path())
     return path
 
