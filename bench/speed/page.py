@@ -33,8 +33,8 @@ a CPU the process keeps freed memory, [as `gpd fit` does](speed.md#on-the-cpu).
 - by count: the same ratio, computed from the operations and bytes of the row's step and the rates
   that the machine attains in a convolution and in a sum (`bench/speed/cost.py`);
 - authors: the joint step of the paper's authors over the same floor, where the benchmark had a
-  checkout of their code (`--reference DIR`); only convolutions of stride 1 have branches in it, and freed memory is kept for
-  it as well, which makes it a third faster at 64 pixels;
+  checkout of their code (`--reference DIR`); only convolutions of stride 1 have branches in it.
+  Freed memory is kept for it as well;
 - merging: share of the joint step in which branches are merged and their gradients computed;
 - images/s: of the joint step by itself, and of a whole `gpd fit` on a folder of JPEG files, which
   also decodes and augments them, checks each step's numbers and keeps metrics (by the wall clock);
