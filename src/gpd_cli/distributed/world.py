@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -75,11 +76,15 @@ def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 def gathered(value: Any) -> list[Any]:
-    """A value of each process, by rank; all have to ask.
+    """A value of each process, by rank, with its tensors on the CPU; all have to ask.
+
+    A tensor is sent with its device. All others would have to have this device, too, and would
+    each reserve memory on it.
 
     Args:
-        value: this process's, which can be pickled.
+        value: this process's, which can be pickled; tensors may lie in lists, tuples and mappings.
     """
+    value = move_data_to_device(value, torch.device("cpu"))
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
