@@ -85,9 +85,9 @@ def _named(settings: OptimizerSettings) -> str:
     return f"{settings.opt}, momentum {settings.momentum}{arguments}"
 
 
-def _remembered(settings: OptimizerSettings) -> set[str] | None:
-    """Names of the tensors in an optimizer's state of each weight; None if its step fails."""
-    network = nn.Linear(2, 2)
+def _remembered(settings: OptimizerSettings) -> set[tuple[str, tuple[int, ...]]] | None:
+    """Names and shapes of what an optimizer keeps of a kernel and a bias; None if it fails."""
+    network = nn.Conv2d(2, 2, 3)
     try:
         optimizer = make_optimizer(network, settings, set())
         for parameter in network.parameters():
@@ -96,7 +96,12 @@ def _remembered(settings: OptimizerSettings) -> set[str] | None:
         states = optimizer.state_dict()["state"].values()
     except (GpdError, RuntimeError):
         return None
-    return {name for state in states for name, value in state.items() if value is not None}
+    return {
+        (name, tuple(getattr(value, "shape", ())))
+        for state in states
+        for name, value in state.items()
+        if value is not None
+    }
 
 
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
