@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from gpd_cli.training.clock import RunClock, in_digits, share_of_epoch
 from gpd_cli.training.epoch_lines import epoch_of
-from gpd_cli.training.epoch_scores import EpochScores
+from gpd_cli.training.epoch_scores import SELECTOR, EpochScores
 
 _EVERY = 0.2  # seconds between looks at the running accuracies, which wait for the accelerator
 _COLUMNS = {
@@ -42,7 +42,7 @@ class GapProgressBar(EpochScores, ProgressBar):
         self._evaluating: TaskID | None = None
         self._enabled = True
         self._looked = 0.0
-        self._best = -math.inf
+        self._highest = -math.inf
         self._titled = False
 
     def enable(self) -> None:
@@ -71,10 +71,10 @@ class GapProgressBar(EpochScores, ProgressBar):
         scores = [
             float(score)
             for callback in trainer.checkpoint_callbacks
-            if getattr(callback, "monitor", None) == "val/student_top1"
+            if getattr(callback, "monitor", None) == SELECTOR
             and (score := getattr(callback, "best_model_score", None)) is not None
         ]
-        self._best = max(scores, default=-math.inf)
+        self._highest = max(scores, default=-math.inf)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the bar anew."""
@@ -151,9 +151,9 @@ class GapProgressBar(EpochScores, ProgressBar):
         if (static := trainer.callback_metrics.get("val/static_top1")) is not None:
             values["static_top1"] = float(static)
         student = values.get("student_top1", -math.inf)
-        is_best = stage == "val" and student > self._best
+        is_best = stage == "val" and student > self._highest
         if is_best:
-            self._best = student
+            self._highest = student
         if self._console is None or not values:
             return
         if not self._titled:
