@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ from gpd_cli.training.resuming import (
 from gpd_cli.training.settings import default_settings, method_name, plain_settings
 from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_scores import score_static_teachers
-from gpd_cli.training.watch import Seen, StepWatch, check_weights
+from gpd_cli.training.watch import Seen, StepLeftOut, StepWatch, check_weights
 from gpd_cli.widening.tensors import Storage
 
 
@@ -356,6 +357,7 @@ class GapPreservingDistillation(EvaluatedModule):
 
         Raises:
             ModelError: when the logits of a static teacher are the cause.
+            StepLeftOut: when the step is left out, and no loss scale has to be told.
             TrainingError: when there have been too many such steps in a row, or the weights give no
                 finite logits any more.
         """
@@ -373,6 +375,9 @@ class GapPreservingDistillation(EvaluatedModule):
             self._reduce_rates()
         for weight in weights:
             weight.grad = None
+        # A scaler finds infinite gradients by itself, and calls no optimizer then.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            raise StepLeftOut
 
     def on_train_epoch_start(self) -> None:
         """Count the epoch's accuracies from zero."""
@@ -479,7 +484,8 @@ class GapPreservingDistillation(EvaluatedModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weights, and free the gradients: the next forward pass needs the memory."""
-        super().optimizer_step(*args, **kwargs)
+        with suppress(StepLeftOut):
+            super().optimizer_step(*args, **kwargs)
         self.trainer.optimizers[0].zero_grad()
         self._images = torch.empty(0)
 
