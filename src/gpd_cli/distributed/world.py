@@ -60,17 +60,19 @@ def everywhere(flag: Tensor) -> bool:
     return bool(common)
 
 
-def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
+def broadcast_from_first(tensors: Iterable[Tensor], device: torch.device) -> None:
     """Give tensors the first process's values, in place; all processes have to ask.
 
     Args:
         tensors: the tensors to overwrite, such as running statistics; as many and of the same
             shapes in all processes.
+        device: the device that trains, on which processes can send: between GPUs they send no
+            tensor of the CPU, where an average of the weights may lie.
     """
     if world_size() == 1:
         return
     for tensor in tensors:
-        value = tensor.detach().contiguous()
+        value = tensor.detach().to(device).contiguous()
         dist.broadcast(value, src=0)
         tensor.detach().copy_(value)
 

@@ -293,7 +293,7 @@ class GapPreservingDistillation(EvaluatedModule):
         if (average := find_average(self.trainer)) is not None:
             settle(average, self)
         # DistributedDataParallel does so with all other parameters.
-        broadcast_from_first(self.get_parameter(name) for name in self._averaged)
+        broadcast_from_first((self.get_parameter(name) for name in self._averaged), self.device)
         rank_zero_info(summary(self.spec.name, self.network))
         defaults = plain_settings(default_settings(GapPreservingDistillation))
         if ignored := ignored_settings(self.hparams, defaults):
@@ -388,9 +388,10 @@ class GapPreservingDistillation(EvaluatedModule):
         """Stop before a checkpoint of broken weights is written."""
         self._check_numbers()
         # What is scored is what is saved: the first process's running statistics.
-        broadcast_from_first(self.network.buffers())
+        broadcast_from_first(self.network.buffers(), self.device)
         if (average := find_average(self.trainer)) is not None:
-            broadcast_from_first(average._average_model.module.network.buffers())  # type: ignore[union-attr]
+            averaged: Any = average._average_model
+            broadcast_from_first(averaged.module.network.buffers(), self.device)
         self._hold_back_average()
 
     def on_train_epoch_end(self) -> None:
