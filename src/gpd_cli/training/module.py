@@ -32,7 +32,14 @@ from gpd_cli.teacher.expansion import DEFAULT_NOISE
 from gpd_cli.teacher.networks import Alone, layer_patterns, summary, with_teacher
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.amx import has_amx, keep_in_float32
-from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up, settle
+from gpd_cli.training.averages import (
+    closing_remark,
+    find_average,
+    has_begun,
+    keep_up,
+    settle,
+    update_of_epoch,
+)
 from gpd_cli.training.broken_numbers import FACTOR, OnNan, are_lost, may_go_on, reduced
 from gpd_cli.training.checks import (
     check_callbacks,
@@ -390,6 +397,7 @@ class GapPreservingDistillation(EvaluatedModule):
         # What is scored is what is saved: the first process's running statistics.
         broadcast_from_first(self.network.buffers(), self.device)
         if (average := find_average(self.trainer)) is not None:
+            update_of_epoch(average, self.trainer, self)
             averaged: Any = average._average_model
             broadcast_from_first(averaged.module.network.buffers(), self.device)
         self._hold_back_average()
