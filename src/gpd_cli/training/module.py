@@ -56,6 +56,7 @@ from gpd_cli.training.memory import run_blocks_again, run_student_again
 from gpd_cli.training.metrics import RunningAccuracy
 from gpd_cli.training.optimization import configure, updates_in_epoch
 from gpd_cli.training.optimizers import OptimizerSettings, suitable_storage
+from gpd_cli.training.progress import GapProgressBar
 from gpd_cli.training.reduction import average_merged_kernels
 from gpd_cli.training.resuming import (
     ScheduleClock,
@@ -241,7 +242,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self.score(self.num_classes)
         self._speed = Speed(channels_last, compile)
         self._losses = self.objective.losses
-        self._live = RunningAccuracy()
+        self.live = RunningAccuracy()
         self._watch = StepWatch(self.network, nan_steps, self.distillation)
         self._rate_factor = 1.0  # of the schedule's learning rate, after `reduce_lr`
         self._static_scores: dict[str, float] = {}
@@ -353,11 +354,24 @@ class GapPreservingDistillation(EvaluatedModule):
         outputs = list(logits.values())
         self._watch.begin(Seen.of(values, images, outputs, self.current_epoch, batch_idx))
         self.log_batch("train", logits, values | {"total": loss.detach()}, labels)
-        self.log_dict(self._live.update(logits, labels), prog_bar=True, logger=False)
+        self._show(logits, labels)
         if self.trainer.is_last_batch:
             # Logged here, so that callbacks find the scores at the epoch's end.
             self.log_scores("train")
         return loss
+
+    def _show(self, logits: dict[str, Tensor], labels: Tensor) -> None:
+        """Keep the running accuracies for the progress bar, if there is one.
+
+        Ours looks at them when it is drawn. For other bars they are logged, and Lightning waits for
+        the device after each batch to have their numbers.
+        """
+        bar = self.trainer.progress_bar_callback
+        if bar is None:
+            return
+        self.live.update(logits, labels)
+        if not isinstance(bar, GapProgressBar):
+            self.log_dict(self.live.shown(), prog_bar=True, logger=False)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Leave the step out if it would break the weights.

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from gpd_cli.training.clock import RunClock, in_digits, share_of_epoch
 from gpd_cli.training.epoch_lines import epoch_of
 from gpd_cli.training.epoch_scores import SELECTOR, EpochScores
+from gpd_cli.training.metrics import RunningAccuracy
 
 _EVERY = 0.2  # seconds between looks at the running accuracies, which wait for the accelerator
 _COLUMNS = {
@@ -105,7 +106,7 @@ class GapProgressBar(EpochScores, ProgressBar):
         left = self._clock.left(trainer, share_of_epoch(trainer))
         self._progress.update(
             self._training,
-            scores=running(trainer.progress_bar_metrics),
+            scores=running(_live(pl_module) | trainer.progress_bar_metrics),
             left="" if left is None else f"{in_digits(left)} left",
         )
 
@@ -207,6 +208,14 @@ class GapProgressBar(EpochScores, ProgressBar):
         if self._progress is not None:
             self._progress.stop()
         self._progress = self._training = self._evaluating = None
+
+
+def _live(module: LightningModule) -> dict[str, float]:
+    """The running accuracies of a module that keeps some."""
+    live = getattr(module, "live", None)
+    if not isinstance(live, RunningAccuracy):
+        return {}
+    return {name: float(value) for name, value in live.shown().items()}
 
 
 def running(metrics: Mapping[str, float | int]) -> str:
