@@ -61,6 +61,7 @@ from gpd_cli.training.reduction import average_merged_kernels
 from gpd_cli.training.resuming import (
     ScheduleClock,
     check_same_optimizer,
+    check_time_left,
     check_unfinished,
     group_settings,
     keep_settings,
@@ -490,6 +491,7 @@ class GapPreservingDistillation(EvaluatedModule):
                 method_name(self.hparams["method"]),
             )
             check_unfinished(checkpoint, self.trainer.max_epochs, self.trainer.max_steps)
+            check_time_left(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
             check_same_optimizer(before.get("optimizer", {}), self.settings)
             # Schedules are functions of the settings and the number of updates.
             checkpoint["lr_schedulers"] = []
