@@ -55,6 +55,27 @@ def test_rows_of_an_epoch_are_brought_together(tmp_path: Path) -> None:
     assert run.best_epoch == 2  # the first of two, whose weights best.ckpt has
 
 
+def test_of_several_validations_of_an_epoch_the_best_counts(tmp_path: Path) -> None:
+    """That is the one whose weights best.ckpt has: of equal ones, the first."""
+    log = """\
+epoch,step,train/student_top1,val/student_top1,val/gap
+0,7,,70.0,5.0
+0,15,,40.0,9.0
+0,15,30.0,,
+1,23,,60.0,3.0
+1,31,,65.0,2.0
+1,31,50.0,,
+2,39,,50.0,1.0
+2,47,,50.0,0.0
+"""
+    run = read_run(write_run(tmp_path / "runs/a/version_0", log))
+    assert run.curve("val/student_top1") == ([1, 2, 3], [70, 65, 50])
+    assert run.curve("val/gap") == ([1, 2, 3], [5, 2, 1])
+    assert run.curve("train/student_top1") == ([1, 2], [30, 50])
+    assert run.best_epoch == 1
+    assert "1 of 3: student 70.00, gap 5.00" in closing_lines(run, 1)[0]
+
+
 def test_run_that_started_from_a_checkpoint_has_the_epochs_before(tmp_path: Path) -> None:
     """Each run says which checkpoint it started from, by a path from the working directory."""
     write_run(tmp_path / "runs/a/version_0")

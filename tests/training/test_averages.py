@@ -324,6 +324,31 @@ def test_an_average_leaves_training_as_it_is(tmp_path: Path) -> None:
     assert raw == scores(tmp_path / "plain", "val/student_top1")
 
 
+class StopWithin(Callback):
+    """Ends the second epoch within it, after which the run is validated."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.current_epoch == 1:
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("callback", ["gpd_cli.EMA", LIGHTNING])
+def test_an_average_of_epochs_is_saved_as_it_was_scored(
+    tmp_path: Path, callback: str, stops: bool
+) -> None:
+    per_epoch = averaged_by(callback, decay=0.5, update_every_n_steps=0, update_starting_at_epoch=0)
+    stop = ["--trainer.callbacks+=test_averages.StopWithin"] if stops else []
+    assert fit(tmp_path, *SHORT, *per_epoch, *stop, epochs=3) == 0
+    scored = scores(tmp_path, "val/student_top1")
+    assert len(scored) == 3 - stops
+    for name, accuracy in (("last", scored[-1]), ("best", max(scored))):
+        path = run(tmp_path) / "checkpoints" / f"{name}.ckpt"
+        assert validated(path, "ema")[0] == pytest.approx(accuracy, abs=1e-3)
+    assert saved(tmp_path)["averaging_state"]["n_averaged"] == len(scored)
+    assert scores(tmp_path, "val/raw_student_top1")[0] == scored[0]  # a copy of the weights
+
+
 class Keep(Callback):
     """Stands for a program that goes on with the network after `fit`."""
 

@@ -6,14 +6,19 @@ import signal
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch import Callback, Trainer
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpd_cli.__main__ import main
 from gpd_cli.training.clock import in_digits, share_done
-from gpd_cli.training.progress import header, row
+from gpd_cli.training.epoch_lines import EpochLines
+from gpd_cli.training.epoch_scores import EpochScores
+from gpd_cli.training.history import GapHistory
+from gpd_cli.training.progress import GapProgressBar, header, row
 from runs import ALONE, PAIRED, fit, last_logged, run_folder
 
 CLOCK = r"(\d+:)?\d+:\d\d"
@@ -47,6 +52,30 @@ def test_rows_stay_above_the_bar(
     assert float(rows[1][2]) == pytest.approx(last_logged(tmp_path, "val/student_top1"), abs=0.01)
     live = lines[: next(k for k, line in enumerate(lines) if line.startswith("best epoch"))]
     assert max(len(line) for line in live) <= 80
+
+
+@pytest.mark.parametrize("display", [EpochScores, EpochLines, GapHistory, GapProgressBar])
+def test_of_several_validations_of_an_epoch_the_best_is_shown(display: type[EpochScores]) -> None:
+    """That is the one whose weights best.ckpt has; checkpoints between them have it, too."""
+    module = LightningModule()
+    trainer: Any = SimpleNamespace(sanity_checking=False, is_last_batch=True)
+    shown = display()
+    shown.on_train_epoch_start(trainer, module)
+    for student, gap in [(70.0, 5.0), (40.0, 9.0), (70.0, 1.0)]:
+        found = {"val/student_top1": student, "val/gap": gap, "val/raw_student_top1": student - 1}
+        trainer.callback_metrics = {key: torch.tensor(v) for key, v in found.items()}
+        trainer.callback_metrics["train/student_top1"] = torch.tensor(30.0)
+        shown.on_validation_end(trainer, module)
+        resumed = display()
+        resumed.load_state_dict(shown.state_dict())
+        shown = resumed
+    assert shown.scores(trainer) == {
+        "train": {"student_top1": 30},
+        "val": {"student_top1": 70, "gap": 5},
+    }
+    assert shown.raw_scores(trainer) == {"student_top1": 69}
+    shown.on_train_epoch_start(trainer, module)
+    assert list(shown.scores(trainer)) == ["train"]
 
 
 def test_a_row_with_everything_fits_eighty_columns() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 
 from bench.chaos.compare import differences, rows
 from gpd_cli.__main__ import main
@@ -52,6 +53,23 @@ class Kill(Callback):
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if self.validating and trainer.global_step == self.step:
             raise RuntimeError("the node is gone")
+
+
+class Clock:
+    """A second per batch, for Lightning's timer."""
+
+    seconds = 0
+
+
+def elapsed(timer: Timer, stage: str = "train") -> float:
+    return timer._offset + Clock.seconds if stage == "train" else 0.0
+
+
+class Tick(Callback):
+    """Lets a second pass; saves nothing."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        Clock.seconds += 1
 
 
 def fit(folder: Path, *options: str) -> int:
@@ -219,6 +237,58 @@ def test_accumulated_gradients_and_validation_within_epochs(
     killed(other, monkeypatch, [*prepared(other), *often, EVERY, "1"], 3)
     assert fit(other, "--resume", "runs/run") == 0
     assert_same(run_of(one), run_of(other))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "batches", "often"),
+    [
+        (6, 6, []),
+        (5, 6, ["--trainer.accumulate_grad_batches", "2"]),
+        (6, 7, ["--trainer.val_check_interval", "0.5"]),
+    ],
+    ids=["within", "not while gradients are accumulated", "behind a validation"],
+)
+def test_a_run_whose_time_is_up_within_an_epoch_goes_on_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    seconds: int,
+    batches: int,
+    often: list[str],
+) -> None:
+    monkeypatch.setattr(Timer, "time_elapsed", elapsed)
+    one, other = tmp_path / "whole", tmp_path / "parts"
+    options = [*often, "--trainer.callbacks+=test_exact_resume.Tick", "--trainer.max_time"]
+    monkeypatch.setattr(Clock, "seconds", 0)
+    assert fit(one, *prepared(one), *options, "00:00:10:00") == 0
+    monkeypatch.setattr(Clock, "seconds", 0)
+    capfd.readouterr()
+    assert fit(other, *prepared(other), *options, f"00:00:00:0{seconds}") == 0
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("gpd: stopped")]
+    (line,) = told
+    assert "--trainer.max_time is up; saved as runs/run/version_0/checkpoints/stopped.ckpt" in line
+    assert "gpd fit --resume runs/run/version_0 --trainer.max_time" in line
+    assert Clock.seconds == batches
+
+    monkeypatch.setattr(Clock, "seconds", 0)
+    assert fit(other, "--resume", "runs/run") == 1
+    (error,) = (x for x in capfd.readouterr().err.splitlines() if "is finished" in x)
+    assert f"trained for 0:00:0{batches}, and --trainer.max_time is 0:00:0{seconds}" in error
+    assert fit(other, "--resume", "runs/run", "--trainer.max_time", "00:00:10:00") == 0
+    assert_same(run_of(one), run_of(other))
+
+
+def test_a_run_whose_time_is_up_at_an_epochs_end_ends_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Timer, "time_elapsed", elapsed)
+    monkeypatch.setattr(Clock, "seconds", 0)
+    options = ["--trainer.callbacks+=test_exact_resume.Tick", "--trainer.max_time", "00:00:00:08"]
+    assert fit(tmp_path, *prepared(tmp_path), *options) == 0
+    assert "best epoch" in capfd.readouterr().out
+    checkpoints = run_of(tmp_path) / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 8
 
 
 @pytest.mark.slow

@@ -1,16 +1,21 @@
 """What a run logs about itself, and where."""
 
 import csv
+import math
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import torch
 import yaml
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpd_cli.__main__ import main
 from gpd_cli.cli.loggers import csv_logger, run_name
@@ -227,8 +232,58 @@ def test_run_without_bar_on_a_terminal(
     assert "epoch 1/1" in capsys.readouterr().out
 
 
+class Looks(TorchDispatchMode):
+    """Counts looks at the number in a tensor, each of which waits for an accelerator."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            # torch's one_hot, which torchmetrics calls, looks at classes on the CPU alone.
+            files = [frame.filename for frame in traceback.extract_stack()]
+            self.count += not any("torchmetrics" in file for file in files)
+        return func(*args, **(kwargs or {}))
+
+
+class CountLooks(Callback):
+    """Looks from the start of a batch to that of the next one."""
+
+    counts: ClassVar[list[int]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.end()
+        self.mode = Looks()
+        self.mode.__enter__()
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.end()
+
+    def end(self) -> None:
+        if hasattr(self, "mode"):
+            self.mode.__exit__(None, None, None)
+            CountLooks.counts.append(self.mode.count)
+            del self.mode
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_step_waits_for_the_accelerator_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, watched: bool
+) -> None:
+    """That is for whether its gradients are finite, unless the bar is drawn anew."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: watched)
+    monkeypatch.setattr("gpd_cli.training.progress._EVERY", math.inf)
+    monkeypatch.setattr(CountLooks, "counts", [])
+    options = ["--trainer.callbacks+=test_logging.CountLooks", "--model.ratio", "2"]
+    quiet = ["--trainer.log_every_n_steps", "100", "--trainer.max_epochs", "1"]
+    assert fit(*options, *quiet) == 0
+    counts = sys.modules["test_logging"].CountLooks.counts
+    assert len(counts) == 6
+    assert counts[1:-1] == [1] * 4  # the last batch has the epoch's scores
+
+
 class Bar(ProgressBar):
     shown = 0
+    values: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,6 +294,7 @@ class Bar(ProgressBar):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         Bar.shown += self.enabled
+        Bar.values = dict(self.get_metrics(trainer, pl_module))
 
 
 @pytest.mark.parametrize("watched", [False, True])
@@ -252,6 +308,7 @@ def test_bar_of_the_users_own_replaces_ours(
     monkeypatch.setattr(Bar, "shown", 0)
     assert fit("--trainer.max_epochs", "1", "--trainer.callbacks+=test_logging.Bar") == 0
     assert sys.modules["test_logging"].Bar.shown == 1
+    assert 0 <= sys.modules["test_logging"].Bar.values["student"] <= 100
     assert "epoch 1/1" not in capsys.readouterr().out
     saved = yaml.safe_load((folder / "runs/tiny/version_0/config.yaml").read_text())
     assert saved["trainer"]["enable_progress_bar"] is None  # another terminal may be watched
@@ -264,4 +321,5 @@ def test_live_bar_on_a_terminal(
     assert fit("--trainer.max_epochs", "1") == 0
     output = capsys.readouterr().out
     assert "epoch     time  student" in output  # the table above the bar
+    assert re.search(r"\d/6 student \d+\.\d ", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output))
     assert not re.search(r"^\d\d:\d\d:\d\d epoch 1/1", output, re.MULTILINE)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from timm.optim import list_optimizers
 from torch import Tensor, nn
 
+from gpd_cli.errors import GpdError, TrainingError
 from gpd_cli.forms import FormError
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
-from gpd_cli.training.resuming import group_settings, keep_settings
+from gpd_cli.training.resuming import check_same_optimizer, group_settings, keep_settings
 from gpd_cli.training.stored_state import check_optimizer_state
 from processes import JOB, SLURM
 from runs import ALONE, BATCHES, PAIRED, STOP, checkpoint, fit, logged, run_folder
@@ -244,6 +246,91 @@ def test_a_run_goes_on_in_another_memory_format(tmp_path: Path) -> None:
     kernels = [name for name, tensor in same.items() if tensor.ndim == 4]
     differences = [(other[name] - same[name]).norm() / same[name].norm() for name in kernels]
     assert max(differences) < 1e-4  # rounding; 0.04 where momentum comes from another element
+
+
+TRAINING = [opt for opt in list_optimizers() if opt != "adahessian"]  # it takes other gradients
+WITHOUT_EINSUM = "ignore:It is highly recommended to have 'opt_einsum'"
+
+
+def after_a_step(opt: str, network: nn.Module, **arguments: Any) -> torch.optim.Optimizer:
+    """An optimizer that has made a step."""
+    try:
+        made = make_optimizer(network, OptimizerSettings(opt=opt, opt_args=arguments), set())
+    except GpdError as error:
+        if "CUDA required" in str(error):
+            pytest.skip(str(error))
+        raise
+
+    def closure() -> Tensor:
+        made.zero_grad()
+        loss: Tensor = network(torch.randn(4, 3, 4, 4)).square().mean()
+        loss.backward()
+        return loss
+
+    closure()
+    made.step(closure if "lbfgs" in opt else None)
+    return made
+
+
+def convolutions() -> nn.Module:
+    """Weights of one, two and four axes, with long axes, of which some optimizers keep means."""
+    layers = nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20), nn.Conv2d(20, 24, 1), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(96, 18))
+
+
+@pytest.mark.filterwarnings(WITHOUT_EINSUM)
+@pytest.mark.parametrize("opt", TRAINING)
+def test_the_state_of_each_optimizer_is_taken_up(opt: str) -> None:
+    with torch.compiler.set_stance("force_eager"):  # some compile their step, for minutes
+        check_optimizer_state(after_a_step(opt, convolutions()))
+
+
+@pytest.mark.filterwarnings(WITHOUT_EINSUM)
+@pytest.mark.parametrize("end", [-1, 1])
+def test_a_state_in_which_axes_of_kernels_are_laid_together_is_taken_up(end: int) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 2), nn.Flatten())
+    made = make_optimizer(
+        network,
+        OptimizerSettings(opt="kron", opt_args={"flatten": True, "flatten_end_dim": end}),
+        set(),
+    )
+    state = made.state[network[0].weight]
+    state["momentum_buffer"] = torch.zeros(2, 3, 4) if end == -1 else torch.zeros(2, 3, 2, 2)
+    check_optimizer_state(made)
+    state["momentum_buffer"] = torch.zeros(2, 3, 2, 2) if end == -1 else torch.zeros(2, 3, 4)
+    with pytest.raises(FormError, match="momentum_buffer"):
+        check_optimizer_state(made)
+
+
+@pytest.mark.filterwarnings(WITHOUT_EINSUM)
+@pytest.mark.parametrize(
+    ("before", "now", "is_alike"),
+    [
+        ({"opt": "adam"}, {"opt": "adamw"}, True),
+        ({"opt": "sgd"}, {"opt": "adamw"}, False),
+        ({"opt": "adamw"}, {"opt": "novograd"}, False),  # of which one keeps a number per weight
+        ({"opt": "kron"}, {"opt": "kron", "opt_args": {"flatten": True}}, False),
+    ],
+)
+def test_an_optimizer_that_keeps_other_tensors_is_refused(
+    before: dict[str, Any], now: dict[str, Any], is_alike: bool
+) -> None:
+    with torch.compiler.set_stance("force_eager"):
+        if is_alike:
+            check_same_optimizer(before, OptimizerSettings(**now))
+            return
+        with pytest.raises(TrainingError, match="remembers other things"):
+            check_same_optimizer(before, OptimizerSettings(**now))
+
+
+@pytest.mark.parametrize("name", ["exp_avg_sq_r", "exp_avg_sq_c"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (24, 2, 1, 1), (24, 20)])
+def test_means_over_other_axes_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    network = convolutions()
+    made = after_a_step("adafactorbv", network)
+    made.state[network[2].weight][name] = torch.zeros(shape)  # type: ignore[index]
+    with pytest.raises(FormError, match=f"{name} of a weight"):
+        check_optimizer_state(made)
 
 
 @pytest.mark.parametrize("opt", ["adamw", "lookahead_adamw", "novograd"])

@@ -17,7 +17,7 @@ from typing import Any
 
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import Sampler
 
@@ -49,12 +49,16 @@ class Interruptions(Callback):
     noted, and acted upon after a batch or an epoch, on all processes after the same one. A job that
     SLURM starts again goes on from there, or else from its last checkpoint. A run that goes on from
     within an epoch skips the images that it has seen of it.
+
+    A run whose time is up (``--trainer.max_time``) is saved and stopped in the same way. Lightning
+    would end the epoch there, and save it as one that is over.
     """
 
     def __init__(self) -> None:
         self._asked: set[int] = set()
         self._pressed = 0.0  # when Ctrl-C was
         self._saved: Path | None = None
+        self._is_late = False
         self._since, self._steps, self._first = 0, 0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,11 +96,16 @@ class Interruptions(Callback):
     ) -> None:
         """Save, and maybe stop here, if that is asked for."""
         self._since += 1
+        late = _is_late(trainer)
+        if late:
+            trainer.should_stop = False  # Lightning's timer sets it again after the next batch
         if trainer.global_step == self._steps:  # gradients are being accumulated
             return
         self._steps = trainer.global_step
         if not saved_exactly(trainer):  # the next batch will do, or the next epoch
             return
+        if late:
+            self._stop_late(trainer)
         if any(_just_saved(trainer, c) for c in trainer.checkpoint_callbacks):
             self._remember(trainer)
         if self._since >= batches_between(trainer):
@@ -130,10 +139,7 @@ class Interruptions(Callback):
             return
         path = requeue_path(trainer.default_root_dir) or (last and last.with_name(STOPPED))
         if saved is None and path is not None:
-            # What is there is good until the new one is whole; of a link, last.ckpt stays.
-            trainer.save_checkpoint(_beside(path))
-            if trainer.is_global_zero:
-                _beside(path).replace(path)
+            _save(trainer, path)
         self._saved = saved or path
         problem = _put_back() if requeue and trainer.is_global_zero else ""
         trainer.strategy.barrier()
@@ -143,6 +149,16 @@ class Interruptions(Callback):
                 f"--ckpt_path {self._saved}."
             )
         raise Stopped(0 if requeue else _code(trainer, stop or signal.SIGTERM))
+
+    def _stop_late(self, trainer: Trainer) -> None:
+        """Save and stop within the epoch. The run has done its work, also for a job of SLURM."""
+        last = _last(trainer)
+        assert last is not None
+        self._saved, self._is_late = last.with_name(STOPPED), True
+        _save(trainer, self._saved)
+        self.on_fit_end(trainer, trainer.lightning_module)
+        trainer.strategy.barrier()
+        raise Stopped(0)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A job that has done its work leaves nothing to go on from."""
@@ -170,7 +186,12 @@ class Interruptions(Callback):
             return
         path, job, last = self._saved, slurm_job(), _last(trainer)
         began = trainer.ckpt_path
-        if path is not None and job is not None:
+        if path is not None and self._is_late:
+            after = (
+                f"the time of --trainer.max_time is up; saved as {short_path(path)}; go on with: "
+                f"{resume_command(path)} --trainer.max_time DAYS:HH:MM:SS (in all)"
+            )
+        elif path is not None and job is not None:
             after = f"saved as {path}, and job {job} is in the queue again"
             if isinstance(exception, Stopped) and exception.code:
                 after = f"saved as {path}, from which the job goes on when it is requeued"
@@ -269,6 +290,30 @@ def _last(trainer: Trainer) -> Path | None:
         if isinstance(callback, ModelCheckpoint) and callback.filename == "last":
             return Path(callback.dirpath, "last.ckpt").resolve() if callback.dirpath else None
     return None
+
+
+def _is_late(trainer: Trainer) -> bool:
+    """Whether a run is to stop for its time within an epoch, and can be saved there."""
+    loop = trainer.fit_loop
+    if not (trainer.should_stop and loop._can_stop_early) or loop.epoch_loop._is_training_done:
+        return False
+    timers = [
+        callback
+        for callback in trainer.callbacks  # type: ignore[attr-defined] # set by its connector
+        if isinstance(callback, Timer)
+    ]
+    if not timers or _last(trainer) is None:
+        return False
+    # The first process's clock has decided.
+    late = any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
+    return bool(trainer.strategy.broadcast(late))
+
+
+def _save(trainer: Trainer, path: Path) -> None:
+    """Save; what is there is good until the new one is whole; of a link, last.ckpt stays."""
+    trainer.save_checkpoint(_beside(path))
+    if trainer.is_global_zero:
+        _beside(path).replace(path)
 
 
 def _just_saved(trainer: Trainer, callback: Any) -> bool:

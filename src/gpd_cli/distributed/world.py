@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -59,27 +60,33 @@ def everywhere(flag: Tensor) -> bool:
     return bool(common)
 
 
-def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
+def broadcast_from_first(tensors: Iterable[Tensor], device: torch.device) -> None:
     """Give tensors the first process's values, in place; all processes have to ask.
 
     Args:
         tensors: the tensors to overwrite, such as running statistics; as many and of the same
             shapes in all processes.
+        device: the device that trains, on which processes can send: between GPUs they send no
+            tensor of the CPU, where an average of the weights may lie.
     """
     if world_size() == 1:
         return
     for tensor in tensors:
-        value = tensor.detach().contiguous()
+        value = tensor.detach().to(device).contiguous()
         dist.broadcast(value, src=0)
         tensor.detach().copy_(value)
 
 
 def gathered(value: Any) -> list[Any]:
-    """A value of each process, by rank; all have to ask.
+    """A value of each process, by rank, with its tensors on the CPU; all have to ask.
+
+    A tensor is sent with its device. All others would have to have this device, too, and would
+    each reserve memory on it.
 
     Args:
-        value: this process's, which can be pickled.
+        value: this process's, which can be pickled; tensors may lie in lists, tuples and mappings.
     """
+    value = move_data_to_device(value, torch.device("cpu"))
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()

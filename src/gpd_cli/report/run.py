@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,8 @@ class Run:
         name: what it is called beside other runs.
         folder: folder of the run.
         epochs: what was logged of each epoch, by its number, counted from 1: accuracies in percent,
-            the gap in points, and losses, by the names of ``metrics.csv``.
+            the gap in points, and losses, by the names of ``metrics.csv``; of several validations
+            within an epoch the best.
         steps: what was logged of single steps, by ``step``, counted from 0: learning rate and
             images per second.
         settings: what it was told, by the names of the options, without hyphens.
@@ -163,7 +165,7 @@ def _read_log(path: Path) -> tuple[dict[int, dict[str, float]], list[dict[str, f
                     continue
                 scores = {key: value for key, value in values.items() if "/" in key}
                 if scores:
-                    epochs.setdefault(int(values["epoch"]) + 1, {}).update(scores)
+                    _add(epochs.setdefault(int(values["epoch"]) + 1, {}), scores)
                 else:
                     steps.append(values)
     except (ValueError, TypeError, AttributeError, csv.Error) as error:
@@ -172,6 +174,17 @@ def _read_log(path: Path) -> tuple[dict[int, dict[str, float]], list[dict[str, f
             "wrote."
         ) from error
     return epochs, steps
+
+
+def _add(epoch: dict[str, float], scores: Mapping[str, float]) -> None:
+    """Add a row to what was logged of an epoch.
+
+    Of several validations within an epoch the one that was best for the student stays, the first
+    of equal ones, as ``best.ckpt`` does.
+    """
+    if scores.get(_SELECTOR, math.inf) <= epoch.get(_SELECTOR, -math.inf):
+        scores = {name: value for name, value in scores.items() if not name.startswith("val/")}
+    epoch.update(scores)
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

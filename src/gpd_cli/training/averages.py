@@ -16,6 +16,7 @@ from itertools import chain
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
@@ -96,6 +97,23 @@ def _copying_an_integer(
         return averaging(average, weight, updates) if _has_mean(average) else weight
 
     return updated
+
+
+def update_of_epoch(average: WeightAveraging, trainer: Trainer, module: LightningModule) -> None:
+    """Make the update at an epoch's end before the validation at its end.
+
+    Lightning makes it between that validation and ``best.ckpt``, which then had other weights than
+    were scored. It makes one in each epoch, and finds this one made.
+
+    Args:
+        average: the run's average.
+        trainer: trainer of the run, in ``on_validation_start``.
+        module: the run's module.
+    """
+    loop = trainer.fit_loop
+    ends = loop.epoch_loop._is_training_done or (trainer.should_stop and loop._can_stop_early)
+    if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and ends:
+        average.on_train_epoch_end(trainer, module)
 
 
 def keep_up(average: WeightAveraging, module: LightningModule) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gpd_cli.distributed.world import batches_between, saved_exactly
 from gpd_cli.training.epoch_lines import EpochLines
+from gpd_cli.training.epoch_scores import SELECTOR
 from gpd_cli.training.epoch_state import EpochState
 from gpd_cli.training.gap_remarks import GapRemarks
 from gpd_cli.training.history import GapHistory
@@ -40,7 +41,7 @@ class Best(ModelCheckpoint):
 
     def __init__(self) -> None:
         super().__init__(
-            monitor="val/student_top1", mode="max", filename="best", enable_version_counter=False
+            monitor=SELECTOR, mode="max", filename="best", enable_version_counter=False
         )
 
 

@@ -45,7 +45,7 @@ class EMA(EMAWeightAveraging):
         update_every_n_steps: optimizer steps between updates.
         update_starting_at_step: optimizer steps before the first update; by default none.
         update_starting_at_epoch: epoch, counted from 0, from which on there is a further update
-            after every epoch.
+            at the end of every epoch, before it is validated.
         use_buffers: average running statistics as well; otherwise they are the trained network's.
         device: device of the average; by default the training device.
 

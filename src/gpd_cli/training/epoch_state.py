@@ -162,7 +162,7 @@ def _take_hits(module: LightningModule, hits: Mapping[str, Mapping[str, Tensor]]
 
 def _shown(module: LightningModule) -> dict[str, Tensor]:
     """The running accuracies of the progress bar."""
-    running = getattr(module, "_live", None)
+    running = getattr(module, "live", None)
     return running.values if isinstance(running, RunningAccuracy) else {}
 
 

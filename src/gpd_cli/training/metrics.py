@@ -62,7 +62,8 @@ class RunningAccuracy:
     """Moving average of top-1 accuracies for the progress bar; not synchronized and not logged.
 
     Attributes:
-        values: accuracy in percent by network.
+        values: accuracy in percent by network: scalars on the device that trains, where they stay
+            until a bar is drawn; every look at one waits for the device.
     """
 
     _MEMORY = 0.95
@@ -70,21 +71,21 @@ class RunningAccuracy:
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
 
-    def update(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def update(self, logits: Mapping[str, Tensor], labels: Tensor) -> None:
         """Add a batch.
 
         Args:
             logits: logits by network, ``[B, C]``.
             labels: class numbers, ``[B]``, or soft labels, ``[B, C]``, of which the largest counts.
-
-        Returns:
-            Accuracies in percent by network, and the gap in points if there is a teacher.
         """
         classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
         for name, value in logits.items():
             now = 100 * (value.argmax(dim=1) == classes).float().mean()
             last = self.values.get(name, now)
             self.values[name] = self._MEMORY * last + (1 - self._MEMORY) * now
+
+    def shown(self) -> dict[str, Tensor]:
+        """Accuracies in percent by network, and the gap in points if there is a teacher."""
         shown = dict(self.values)
         if "teacher" in shown:
             shown["gap"] = shown["teacher"] - shown["student"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -31,7 +32,14 @@ from gpd_cli.teacher.expansion import DEFAULT_NOISE
 from gpd_cli.teacher.networks import Alone, layer_patterns, summary, with_teacher
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.amx import has_amx, keep_in_float32
-from gpd_cli.training.averages import closing_remark, find_average, has_begun, keep_up, settle
+from gpd_cli.training.averages import (
+    closing_remark,
+    find_average,
+    has_begun,
+    keep_up,
+    settle,
+    update_of_epoch,
+)
 from gpd_cli.training.broken_numbers import FACTOR, OnNan, are_lost, may_go_on, reduced
 from gpd_cli.training.checks import (
     check_callbacks,
@@ -48,10 +56,12 @@ from gpd_cli.training.memory import run_blocks_again, run_student_again
 from gpd_cli.training.metrics import RunningAccuracy
 from gpd_cli.training.optimization import configure, updates_in_epoch
 from gpd_cli.training.optimizers import OptimizerSettings, suitable_storage
+from gpd_cli.training.progress import GapProgressBar
 from gpd_cli.training.reduction import average_merged_kernels
 from gpd_cli.training.resuming import (
     ScheduleClock,
     check_same_optimizer,
+    check_time_left,
     check_unfinished,
     group_settings,
     keep_settings,
@@ -59,7 +69,7 @@ from gpd_cli.training.resuming import (
 from gpd_cli.training.settings import default_settings, method_name, plain_settings
 from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_scores import score_static_teachers
-from gpd_cli.training.watch import Seen, StepWatch, check_weights
+from gpd_cli.training.watch import Seen, StepLeftOut, StepWatch, check_weights
 from gpd_cli.widening.tensors import Storage
 
 
@@ -233,7 +243,7 @@ class GapPreservingDistillation(EvaluatedModule):
         self.score(self.num_classes)
         self._speed = Speed(channels_last, compile)
         self._losses = self.objective.losses
-        self._live = RunningAccuracy()
+        self.live = RunningAccuracy()
         self._watch = StepWatch(self.network, nan_steps, self.distillation)
         self._rate_factor = 1.0  # of the schedule's learning rate, after `reduce_lr`
         self._static_scores: dict[str, float] = {}
@@ -292,7 +302,7 @@ class GapPreservingDistillation(EvaluatedModule):
         if (average := find_average(self.trainer)) is not None:
             settle(average, self)
         # DistributedDataParallel does so with all other parameters.
-        broadcast_from_first(self.get_parameter(name) for name in self._averaged)
+        broadcast_from_first((self.get_parameter(name) for name in self._averaged), self.device)
         rank_zero_info(summary(self.spec.name, self.network))
         defaults = plain_settings(default_settings(GapPreservingDistillation))
         if ignored := ignored_settings(self.hparams, defaults):
@@ -345,17 +355,31 @@ class GapPreservingDistillation(EvaluatedModule):
         outputs = list(logits.values())
         self._watch.begin(Seen.of(values, images, outputs, self.current_epoch, batch_idx))
         self.log_batch("train", logits, values | {"total": loss.detach()}, labels)
-        self.log_dict(self._live.update(logits, labels), prog_bar=True, logger=False)
+        self._show(logits, labels)
         if self.trainer.is_last_batch:
             # Logged here, so that callbacks find the scores at the epoch's end.
             self.log_scores("train")
         return loss
+
+    def _show(self, logits: dict[str, Tensor], labels: Tensor) -> None:
+        """Keep the running accuracies for the progress bar, if there is one.
+
+        Ours looks at them when it is drawn. For other bars they are logged, and Lightning waits for
+        the device after each batch to have their numbers.
+        """
+        bar = self.trainer.progress_bar_callback
+        if bar is None:
+            return
+        self.live.update(logits, labels)
+        if not isinstance(bar, GapProgressBar):
+            self.log_dict(self.live.shown(), prog_bar=True, logger=False)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Leave the step out if it would break the weights.
 
         Raises:
             ModelError: when the logits of a static teacher are the cause.
+            StepLeftOut: when the step is left out, and no loss scale has to be told.
             TrainingError: when there have been too many such steps in a row, or the weights give no
                 finite logits any more.
         """
@@ -373,6 +397,9 @@ class GapPreservingDistillation(EvaluatedModule):
             self._reduce_rates()
         for weight in weights:
             weight.grad = None
+        # A scaler finds infinite gradients by itself, and calls no optimizer then.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            raise StepLeftOut
 
     def on_train_epoch_start(self) -> None:
         """Count the epoch's accuracies from zero."""
@@ -383,9 +410,11 @@ class GapPreservingDistillation(EvaluatedModule):
         """Stop before a checkpoint of broken weights is written."""
         self._check_numbers()
         # What is scored is what is saved: the first process's running statistics.
-        broadcast_from_first(self.network.buffers())
+        broadcast_from_first(self.network.buffers(), self.device)
         if (average := find_average(self.trainer)) is not None:
-            broadcast_from_first(average._average_model.module.network.buffers())  # type: ignore[union-attr]
+            update_of_epoch(average, self.trainer, self)
+            averaged: Any = average._average_model
+            broadcast_from_first(averaged.module.network.buffers(), self.device)
         self._hold_back_average()
 
     def on_train_epoch_end(self) -> None:
@@ -462,6 +491,7 @@ class GapPreservingDistillation(EvaluatedModule):
                 method_name(self.hparams["method"]),
             )
             check_unfinished(checkpoint, self.trainer.max_epochs, self.trainer.max_steps)
+            check_time_left(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
             check_same_optimizer(before.get("optimizer", {}), self.settings)
             # Schedules are functions of the settings and the number of updates.
             checkpoint["lr_schedulers"] = []
@@ -479,7 +509,8 @@ class GapPreservingDistillation(EvaluatedModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weights, and free the gradients: the next forward pass needs the memory."""
-        super().optimizer_step(*args, **kwargs)
+        with suppress(StepLeftOut):
+            super().optimizer_step(*args, **kwargs)
         self.trainer.optimizers[0].zero_grad()
         self._images = torch.empty(0)
 

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from gpd_cli.training.clock import RunClock, in_digits, share_of_epoch
 from gpd_cli.training.epoch_lines import epoch_of
-from gpd_cli.training.epoch_scores import EpochScores
+from gpd_cli.training.epoch_scores import SELECTOR, EpochScores
+from gpd_cli.training.metrics import RunningAccuracy
 
 _EVERY = 0.2  # seconds between looks at the running accuracies, which wait for the accelerator
 _COLUMNS = {
@@ -42,7 +43,7 @@ class GapProgressBar(EpochScores, ProgressBar):
         self._evaluating: TaskID | None = None
         self._enabled = True
         self._looked = 0.0
-        self._best = -math.inf
+        self._highest = -math.inf
         self._titled = False
 
     def enable(self) -> None:
@@ -71,10 +72,10 @@ class GapProgressBar(EpochScores, ProgressBar):
         scores = [
             float(score)
             for callback in trainer.checkpoint_callbacks
-            if getattr(callback, "monitor", None) == "val/student_top1"
+            if getattr(callback, "monitor", None) == SELECTOR
             and (score := getattr(callback, "best_model_score", None)) is not None
         ]
-        self._best = max(scores, default=-math.inf)
+        self._highest = max(scores, default=-math.inf)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the bar anew."""
@@ -105,7 +106,7 @@ class GapProgressBar(EpochScores, ProgressBar):
         left = self._clock.left(trainer, share_of_epoch(trainer))
         self._progress.update(
             self._training,
-            scores=running(trainer.progress_bar_metrics),
+            scores=running(_live(pl_module) | trainer.progress_bar_metrics),
             left="" if left is None else f"{in_digits(left)} left",
         )
 
@@ -151,9 +152,9 @@ class GapProgressBar(EpochScores, ProgressBar):
         if (static := trainer.callback_metrics.get("val/static_top1")) is not None:
             values["static_top1"] = float(static)
         student = values.get("student_top1", -math.inf)
-        is_best = stage == "val" and student > self._best
+        is_best = stage == "val" and student > self._highest
         if is_best:
-            self._best = student
+            self._highest = student
         if self._console is None or not values:
             return
         if not self._titled:
@@ -207,6 +208,14 @@ class GapProgressBar(EpochScores, ProgressBar):
         if self._progress is not None:
             self._progress.stop()
         self._progress = self._training = self._evaluating = None
+
+
+def _live(module: LightningModule) -> dict[str, float]:
+    """The running accuracies of a module that keeps some."""
+    live = getattr(module, "live", None)
+    if not isinstance(live, RunningAccuracy):
+        return {}
+    return {name: float(value) for name, value in live.shown().items()}
 
 
 def running(metrics: Mapping[str, float | int]) -> str:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import timedelta
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -44,6 +47,31 @@ def check_unfinished(checkpoint: Mapping[str, Any], max_epochs: int | None, max_
             raise FinishedError(
                 f"The run of the checkpoint is finished: it was trained for {reached} {unit}, and "
                 f"--trainer.{name} is {limit}; to go on, set --trainer.{name} to more."
+            )
+
+
+def check_time_left(checkpoint: Mapping[str, Any], callbacks: Sequence[Callback]) -> None:
+    """Check that a run with a limit of time has some left.
+
+    Lightning's timer counts on from the checkpoint, and would stop the run before its first step.
+
+    Args:
+        checkpoint: the checkpoint to resume from.
+        callbacks: callbacks of the resumed run, its timer among them.
+
+    Raises:
+        FinishedError: when the checkpoint's run has taken as long already.
+    """
+    for timer in callbacks:
+        if not isinstance(timer, Timer) or timer._duration is None:
+            continue
+        stored = checkpoint.get("callbacks", {}).get(timer.state_key, {})
+        took = float(stored.get("time_elapsed", {}).get("train", 0.0))
+        if took >= timer._duration:
+            reached, limit = (str(timedelta(seconds=int(x))) for x in (took, timer._duration))
+            raise FinishedError(
+                f"The run of the checkpoint is finished: it was trained for {reached}, and "
+                f"--trainer.max_time is {limit}, in all; to go on, set --trainer.max_time to more."
             )
 
 
@@ -85,9 +113,9 @@ def _named(settings: OptimizerSettings) -> str:
     return f"{settings.opt}, momentum {settings.momentum}{arguments}"
 
 
-def _remembered(settings: OptimizerSettings) -> set[str] | None:
-    """Names of the tensors in an optimizer's state of each weight; None if its step fails."""
-    network = nn.Linear(2, 2)
+def _remembered(settings: OptimizerSettings) -> set[tuple[str, tuple[int, ...]]] | None:
+    """Names and shapes of what an optimizer keeps of a kernel and a bias; None if it fails."""
+    network = nn.Conv2d(2, 2, 3)
     try:
         optimizer = make_optimizer(network, settings, set())
         for parameter in network.parameters():
@@ -96,7 +124,12 @@ def _remembered(settings: OptimizerSettings) -> set[str] | None:
         states = optimizer.state_dict()["state"].values()
     except (GpdError, RuntimeError):
         return None
-    return {name for state in states for name, value in state.items() if value is not None}
+    return {
+        (name, tuple(getattr(value, "shape", ())))
+        for state in states
+        for name, value in state.items()
+        if value is not None
+    }
 
 
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:

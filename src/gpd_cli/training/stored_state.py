@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.optim import NvNovoGrad
+from timm.optim import AdafactorBigVision, NvNovoGrad
+from timm.optim.kron import Kron, safe_flatten
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -35,6 +36,8 @@ _STATE = {
 _OF_THE_SHAPE = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg")
 # NovoGrad's mean of squares is that of a whole weight: one number.
 _OF_A_WEIGHT: dict[type, tuple[str, ...]] = {NvNovoGrad: ("exp_avg_sq", "max_exp_avg_sq")}
+# Means over one axis of a weight, which stays as an axis of length 1.
+_MEANS: dict[type, tuple[str, ...]] = {AdafactorBigVision: ("exp_avg_sq_r", "exp_avg_sq_c")}
 _SUMS = {str: {"value": Tensor, "options": {}}}
 _HITS = {str: {str: Tensor}}
 # Entries of our own, which checkpoints of earlier versions lack.
@@ -94,7 +97,6 @@ def check_optimizer_state(optimizer: Optimizer) -> None:
         FormError: when a tensor does not have the shape of its weight, or is not finite.
     """
     optimizer = base_optimizer(optimizer)
-    numbers = _OF_A_WEIGHT.get(type(optimizer), ())
     for group in optimizer.param_groups:
         for weight in group["params"]:
             state = optimizer.state.get(weight, {})
@@ -105,8 +107,32 @@ def check_optimizer_state(optimizer: Optimizer) -> None:
                 place = f"the optimizer's {name} of a weight of shape {list(weight.shape)}"
                 if value.is_complex() or not torch.isfinite(value).all():
                     raise FormError(f"{place} is complex, NaN or infinite")
-                alike = name in _OF_THE_SHAPE or (value.ndim == weight.ndim and value.ndim)
-                if name in numbers and value.ndim == 0:
-                    continue
-                if alike and value.shape != weight.shape:
+                if not _fits(value, name, weight, type(optimizer), group):
                     raise FormError(f"{place} has the shape {list(value.shape)}")
+
+
+def _fits(
+    value: Tensor, name: str, weight: Tensor, optimizer: type, group: Mapping[str, Any]
+) -> bool:
+    """Whether an optimizer may keep a tensor of this shape for a weight.
+
+    Args:
+        value: the tensor.
+        name: its name in the state of the weight.
+        weight: the weight.
+        optimizer: class of the optimizer.
+        group: settings of the weight's group.
+    """
+    shape = weight.shape
+    if value.ndim == 0 and name in _OF_A_WEIGHT.get(optimizer, ()):
+        return True
+    if issubclass(optimizer, Kron) and name == "momentum_buffer" and group["flatten"]:
+        shape = safe_flatten(weight, group["flatten_start_dim"], group["flatten_end_dim"]).shape
+    elif name in _MEANS.get(optimizer, ()):
+        others = [
+            length for length, whole in zip(value.shape, shape, strict=False) if length != whole
+        ]
+        return value.ndim == weight.ndim and others in ([], [1])
+    elif name not in _OF_THE_SHAPE and (value.ndim != weight.ndim or value.ndim == 0):
+        return True  # a number, a row, a column or a matrix
+    return value.shape == shape

@@ -69,11 +69,19 @@ class Seen:
         return _places(self.logits)
 
 
+class StepLeftOut(Exception):  # noqa: N818 - nothing is wrong with the program
+    """Passes the optimizer by, from within its step.
+
+    Without gradients an optimizer changes neither weights nor momentum, but some count the step all
+    the same (Lookahead, timm's Lamb and Adan), and some versions of Lamb fail.
+    """
+
+
 class StepWatch:
     """Leaves out steps that would break the weights, as if their batches had not come.
 
-    Without gradients an optimizer changes nothing: neither weights nor momentum nor decay. Running
-    statistics and other buffers that the forward pass has changed get their values of before.
+    The optimizer does not make such a step, see `StepLeftOut`. Running statistics and other buffers
+    that the forward pass has changed get their values of before.
 
     Args:
         network: the networks that are trained.
