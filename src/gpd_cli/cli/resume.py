@@ -52,14 +52,20 @@ def resumed_run(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     return options, run
 
 
-def last_checkpoint(logger: Mapping[str, Any]) -> str | None:
+def last_checkpoint(logger: Mapping[str, Any], needed: bool = False) -> str | None:
     """The newest whole checkpoint of the runs of a name; None, and a line that says so, without.
 
     Args:
-        logger: ``save_dir`` and ``name`` of the table of the run that goes on.
+        logger: ``save_dir`` and ``name`` of the table of a run of this name.
+        needed: whether nothing can be done without a checkpoint.
+
+    Raises:
+        GpdError: when one is needed, and there is none.
     """
     runs = Path(logger["save_dir"], logger["name"] or "")
     newest = newest_checkpoint(runs.glob("version_*"))
+    if newest is None and needed:
+        raise GpdError(f"There is no checkpoint in {runs}; give {CHECKPOINT} FILE.")
     if newest is None:
         _say(f"there is no checkpoint in {runs} yet; the run begins at its beginning")
         return None
