@@ -86,6 +86,12 @@ def test_run_that_started_from_a_checkpoint_has_the_epochs_before(tmp_path: Path
     )
 
 
+def test_duration_of_a_run_that_went_on_is_told_from_its_length(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run"))
+    (took,) = [line for line in closing_lines(run, 3, went_on=True) if line.startswith("took")]
+    assert took.split(maxsplit=1)[1] == f"3 s since it went on; {len(run.epochs)} epochs in all"
+
+
 def test_runs_are_named_from_where_their_paths_differ(tmp_path: Path) -> None:
     paths = [tmp_path / "runs/a/version_0", tmp_path / "runs/b/version_0"]
     assert run_names(paths) == ["a/version_0", "b/version_0"]

@@ -38,7 +38,7 @@ from gpd_cli.cli.old_forms import current_arguments
 from gpd_cli.cli.parser import Parser
 from gpd_cli.cli.parser_errors import in_short, setting_of_class
 from gpd_cli.cli.quiet import quieten
-from gpd_cli.cli.resume import LAST, RESUME, last_checkpoint, resumed_run
+from gpd_cli.cli.resume import LAST, RESUME, last_checkpoint, requeued_run, resumed_run
 from gpd_cli.cli.standalone import PARSING, run_extract, run_report
 from gpd_cli.cli.suggestions import data_options, suggesting
 from gpd_cli.commands.expand import expand_command
@@ -231,7 +231,7 @@ class GpdCLI(LightningCLI):
 
         Evaluation does not need static teacher and assistants. A method's tables of values by the
         pair of networks are replaced by the pair's values. A run always has a CSV file, besides or
-        instead of other loggers.
+        instead of other loggers. A requeued job goes on in its run's folder.
 
         Raises:
             ArgumentError: when an expansion has no output.
@@ -262,6 +262,12 @@ class GpdCLI(LightningCLI):
             options.logger, self.trainer_defaults["logger"], options.default_root_dir
         )
         table = options.logger[0].init_args
+        continued = options.logger[0].class_path.rpartition(".")[2] == RunCSVLogger.__name__
+        if self._run is None and continued:
+            requeued = requeued_run(options.default_root_dir or Path.cwd())
+            if requeued is not None:
+                self._checkpoint, self._run = requeued
+                config.ckpt_path = self._checkpoint
         if self._run is None and "://" not in str(table["save_dir"]):
             check_writable(Path(table["save_dir"], table.get("name") or "", METRICS))
         if self._checkpoint == LAST:

@@ -12,8 +12,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from gpd_cli.cli.arguments import CHECKPOINT, occurrences
 from gpd_cli.cli.environment import latest_start
+from gpd_cli.distributed.cluster import requeue_path
 from gpd_cli.errors import GpdError, WeightsError
-from gpd_cli.files import check_whole
+from gpd_cli.files import check_whole, short_path
 
 RESUME = "--resume"
 LAST = "last"
@@ -77,6 +78,27 @@ def last_checkpoint(logger: Mapping[str, Any], needed: bool = False) -> str | No
         return None
     _say(f"the newest checkpoint in {runs} is {newest}")
     return str(newest)
+
+
+def requeued_run(folder: str | Path) -> tuple[str, Path] | None:
+    """The checkpoint and the run that a requeued SLURM job goes on with, named in a line.
+
+    Args:
+        folder: the Trainer's ``default_root_dir``.
+
+    Returns:
+        The path of the checkpoint and the run's folder; None for any other run, and for a job whose
+        checkpoint lies in no folder of a run.
+    """
+    path = requeue_path(folder)
+    if path is None or not path.is_file():
+        return None
+    checkpoint = Path(short_path(path.resolve()))
+    run = checkpoint.parent.parent
+    if not (run / _CONFIGURATION).is_file():
+        return None
+    _say(f"going on from {checkpoint}")
+    return str(path), run
 
 
 def newest_checkpoint(run: Path) -> Path | None:

@@ -141,8 +141,10 @@ def write_rows(
         }
         for number, row in sorted(rows.items())
     )
-    text: dict[str, str] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-    with atomic_path(path) as temporary, temporary.open("w", **text) as file:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         if path.suffix.lower() == ".jsonl":
             file.writelines(json_text(entry) + "\n" for entry in entries)
         else:
