@@ -6,6 +6,7 @@ Help and version are shown at once: nothing slow is imported before a command is
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -103,7 +104,10 @@ def _command(arguments: list[str]) -> int:
 
 
 def _open_streams() -> None:
-    """Open what a shell has closed (``>&-``); a file would get its number, and what is printed."""
+    """Open what a shell has closed (``>&-``); a file would get its number, and what is printed.
+
+    What standard output cannot encode is escaped.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -111,6 +115,9 @@ def _open_streams() -> None:
             opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is free
             if getattr(sys, name) is None:
                 setattr(sys, name, os.fdopen(opened, "r" if number == 0 else "w", closefd=False))
+    # A name that the terminal's encoding lacks is no reason to end; standard error has this anyway.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _recipes(arguments: list[str]) -> int:

@@ -395,6 +395,24 @@ def _with_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return owned
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    r"""JSON in which letters of all languages stand as they are.
+
+    Names of files are bytes. Where these are no UTF-8, Python has half a surrogate pair for each
+    byte, which no file in UTF-8 can hold; it is escaped, and comes back when the JSON is read.
+
+    Args:
+        value: plain values.
+        indent: spaces by which each level is indented; None for a single line.
+
+    Example:
+        >>> print(json_text(os.fsdecode("café".encode()) + os.fsdecode(b"caf\xe9")))
+        "cafécaf\udce9"
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()
+
+
 def short_path(path: Path) -> str:
     """A path as one would type it: seen from the working directory, if it lies in there."""
     absolute, here = path.absolute(), Path.cwd()

@@ -1,10 +1,12 @@
 """What `gpd extract` writes is complete, and runs where there is no gpd."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -303,6 +305,23 @@ def test_weights_alone_cannot_hold_what_changes_the_network(
     with pytest.raises(GpdError, match=rf"--{option} .* write a .pt2 or .onnx file"):
         extract_command(wide, f"{tmp_path}/{form}", **{option: True})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["s.safetensors", "folder/", *(pytest.param(f, marks=pytest.mark.slow) for f in FORMS[2:4])],
+)
+def test_class_names_that_are_no_text_come_back(tmp_path: Path, form: str) -> None:
+    """They are names of folders, which are bytes."""
+    names = ("ant", "bee", os.fsdecode(b"caf\xe9"))
+    wide = saved(tmp_path, images=replace(IMAGES, class_names=names))
+    extract_command(wide, f"{tmp_path}/{form}")
+    file = tmp_path / ("folder/model.safetensors" if form == "folder/" else form)
+    assert json.loads(metadata(file)["classes"]) == list(names)
+    if form == "folder/":
+        config = json.loads((tmp_path / "folder" / "config.json").read_text(encoding="utf-8"))
+        assert config["label_names"] == list(names)
+        assert "caf\\udce9" in (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_the_checkpoint_does_not_know_is_said(

@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import random
 import signal
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from bench.chaos.compare import rows
 from gpd_cli.__main__ import main
 from gpd_cli.data.cached import CachedLoader, Held
 from gpd_cli.data.loaders import LoaderSettings
@@ -30,10 +33,12 @@ from gpd_cli.distributed.interruptions import skip_once
 from gpd_cli.distributed.sync_norm import SyncedNorms
 from gpd_cli.errors import ModelError
 from gpd_cli.files import save_tensors
+from gpd_cli.report.run import read_run
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.speed import Speed
+from gpd_cli.training.table import RunCSVLogger
 from processes import JOB, SLURM, free_port, in_processes, slurm_tasks
 
 RESNET = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
@@ -270,13 +275,14 @@ class Signal(Callback):
     step = 3
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
-        # A run that goes on is left alone.
-        if (
-            trainer.global_step == self.step
-            and trainer.is_global_zero
-            and pl_module.logger.version == 0
-        ):
+        if trainer.global_step == self.step and trainer.is_global_zero and is_new(trainer):
             os.kill(os.getpid(), self.signum)
+
+
+def is_new(trainer: Trainer) -> bool:
+    """Whether a run is not one that goes on, which is left alone."""
+    table = trainer.loggers[0]
+    return isinstance(table, RunCSVLogger) and not table.continues
 
 
 class Requeue(Signal):
@@ -286,8 +292,20 @@ class Requeue(Signal):
 
 class Killed(Requeue):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
-        if trainer.global_step == self.step and pl_module.logger.version == 0:
+        if trainer.global_step == self.step and is_new(trainer):
             raise RuntimeError("the node is gone")
+
+
+class Worse(Callback):
+    """Makes the network blind when it has been trained for so many steps."""
+
+    after = 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step > self.after:
+            with torch.no_grad():
+                for parameter in pl_module.parameters():
+                    parameter.zero_()
 
 
 STOPPED = ["--trainer.callbacks+=test_cluster.Signal"]
@@ -332,14 +350,33 @@ def test_requeued_job_goes_on_where_it_stopped(
     assert len(told) == 1
     assert f"job {JOB} is in the queue again" in told[0]
     (saved,) = parts.glob("requeue_*.ckpt")
+    assert saved.resolve() == run_folder(parts, 0).resolve() / "checkpoints" / "stopped.ckpt"
     content = torch.load(saved, weights_only=True)
     assert content["global_step"] == Requeue.step + 1
     assert content["epoch"] == 1
     assert fit(parts, *REQUEUED) == 0  # the same command
-    resumed, expected = checkpoint(parts, version=1), checkpoint(whole)
+    told = capsys.readouterr().err
+    assert "gpd: going on from runs/gpd/version_0/checkpoints/stopped.ckpt" in told
+    resumed, expected = checkpoint(parts), checkpoint(whole)
     assert resumed["global_step"] == expected["global_step"] == 2 * BATCHES
     assert difference(trained(resumed), trained(expected)) == 0
-    assert not list(parts.glob("requeue_*"))
+    assert not list(parts.rglob("requeue_*"))
+    assert not list(parts.rglob("stopped.ckpt"))
+    assert_one_run(parts, whole)
+
+
+def assert_one_run(parts: Path, whole: Path) -> None:
+    """A run of several starts has one folder, with all epochs and the best of all."""
+    assert not run_folder(parts, 1).exists()
+    assert rows(run_folder(parts, 0)) == rows(run_folder(whole, 0))
+    found, expected = (read_run(run_folder(folder, 0)) for folder in (parts, whole))
+    assert (found.best_epoch, found.lacking) == (expected.best_epoch, "")
+    best, other = (
+        torch.load(run_folder(folder, 0) / "checkpoints" / "best.ckpt", weights_only=True)
+        for folder in (parts, whole)
+    )
+    assert best["global_step"] == other["global_step"]
+    assert len(json.loads((run_folder(parts, 0) / "environment.json").read_text())) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1, None], ids=["no worker", "worker", "cached"])
@@ -368,11 +405,47 @@ def test_job_that_was_killed_goes_on_from_its_last_epoch(tmp_path: Path, slurm: 
     before = checkpoint(parts)
     assert before["global_step"] == BATCHES
     assert fit(parts, *killed) == 0
-    resumed, expected = checkpoint(parts, version=1), checkpoint(whole)
+    resumed, expected = checkpoint(parts), checkpoint(whole)
     assert resumed["global_step"] == expected["global_step"] == 2 * BATCHES
     assert difference(resumed["state_dict"], expected["state_dict"]) == 0
-    assert difference(checkpoint(parts)["state_dict"], before["state_dict"]) == 0
     assert not list(parts.glob("requeue_*"))
+    assert_one_run(parts, whole)
+
+
+def test_requeued_job_keeps_a_best_epoch_of_before(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights break down after the first epoch, which stays the best; config.yaml its start."""
+    network = timm.create_model("resnet18", num_classes=10, **RESNET)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    steps = 30
+    worse = ["--trainer.callbacks+=test_cluster.Worse", "--trainer.limit_train_batches", str(steps)]
+    worse += ["--model.optimizer.lr", "0.1", "--model.optimizer.sched", "none"]
+    start = ["--model.student_weights", str(tmp_path / "w.pth")]
+    monkeypatch.setattr(Worse, "after", steps)
+    monkeypatch.setattr(Killed, "step", steps + 2)
+    killed = [*ALONE, *start, *worse, "--trainer.callbacks+=test_cluster.Killed"]
+    assert fit(tmp_path, *killed) == 1
+    assert fit(tmp_path, *killed) == 0
+    run = run_folder(tmp_path, 0)
+    assert torch.load(run / "checkpoints/best.ckpt", weights_only=True)["global_step"] == steps
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["ckpt_path"] is None
+    assert config["model"]["student_weights"] == start[1]
+
+
+def test_job_whose_checkpoint_lies_in_no_run_goes_on_in_a_folder_of_its_own(
+    tmp_path: Path, slurm: Path
+) -> None:
+    """As one of an earlier version, which saved it where the job was submitted."""
+    assert fit(tmp_path, *ALONE, *REQUEUED) == 0
+    (saved,) = tmp_path.glob("requeue_*.ckpt")
+    content = saved.read_bytes()
+    saved.unlink()
+    saved.write_bytes(content)
+    assert fit(tmp_path, *ALONE) == 0
+    assert checkpoint(tmp_path, version=1)["global_step"] == 2 * BATCHES
+    assert not saved.exists()
 
 
 def test_job_that_cannot_be_requeued_says_how_to_go_on(
@@ -382,7 +455,7 @@ def test_job_that_cannot_be_requeued_says_how_to_go_on(
     assert fit(tmp_path, *ALONE, *REQUEUED) == 1
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gpd:")]
     assert "queue is full" in error
-    assert "--ckpt_path requeue_" in error.replace(f"{tmp_path}/", "")
+    assert error.endswith("go on with: gpd fit --resume runs/gpd/version_0")
 
 
 def test_tasks_without_a_number_per_node_are_refused_in_one_sentence(
@@ -432,7 +505,7 @@ def test_tasks_of_a_requeued_job_stop_and_go_on_together(tmp_path: Path) -> None
             assert result.returncode == (0 if number else 128 + signal.SIGTERM), result.stderr
         assert len(list(parts.glob("requeue_*"))) == (number == 0)
     assert fit(tmp_path / "whole", *ALONE, *longer, student=vit, batch=32) == 0
-    resumed, expected = checkpoint(parts, version=1), checkpoint(tmp_path / "whole")
+    resumed, expected = checkpoint(parts), checkpoint(tmp_path / "whole")
     assert resumed["global_step"] == expected["global_step"] == 20
     assert difference(trained(resumed), trained(expected)) < 1e-5
 

@@ -2,10 +2,12 @@
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from gpd_cli.__main__ import main
 from gpd_cli.commands.closing import closing_lines
+from gpd_cli.report.markdown import write_markdown
 from gpd_cli.report.predictions import class_accuracies, predict, worst_confusions
 from gpd_cli.report.run import (
     ReportError,
@@ -102,6 +105,12 @@ def test_run_that_started_from_a_checkpoint_has_the_epochs_before(tmp_path: Path
     assert (
         "epochs before 2, of runs/a/version_0/checkpoints/last.ckpt, was not found" in run.lacking
     )
+
+
+def test_duration_of_a_run_that_went_on_is_told_from_its_length(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run"))
+    (took,) = [line for line in closing_lines(run, 3, went_on=True) if line.startswith("took")]
+    assert took.split(maxsplit=1)[1] == f"3 s since it went on; {len(run.epochs)} epochs in all"
 
 
 def test_runs_are_named_from_where_their_paths_differ(tmp_path: Path) -> None:
@@ -314,6 +323,25 @@ def test_names_are_no_markup(runs: Path) -> None:
     run = read_run(run_folder(runs), "<script>alert(1)</script>")
     write_page([run, run], {}, [], runs / "names.html")
     assert "<script>alert" not in (runs / "names.html").read_text()
+
+
+def test_names_that_are_no_text_are_escaped(runs: Path) -> None:
+    """Names of folders are bytes, and so those of classes."""
+    from gpd_cli.report.page import write_page
+
+    with chdir(runs):
+        found = predict(run_folder(runs) / "checkpoints/best.ckpt", "validation")
+    names = [os.fsdecode(b"caf\xe9"), "pâté", *found.class_names[2:]]
+    # All of the first class are taken for the second.
+    chosen = {name: torch.where(found.labels == 0, 1, found.labels) for name in found.chosen}
+    odd = {FIRST: replace(found, class_names=names, chosen=chosen)}
+    run = read_run(run_folder(runs), FIRST)
+    write_page([run], odd, [f"There is no {names[0]}."], runs / "odd.html")
+    write_markdown([run], odd, runs / "odd.md", "odd.png")
+    for name in ("odd.html", "odd.md"):
+        text = (runs / name).read_text(encoding="utf-8")
+        assert "caf\\udce9" in text
+        assert "pâté" in text
 
 
 def test_without_plotly_fit_says_what_to_install(

@@ -1,8 +1,11 @@
 """From a checkpoint alone to a table of named classes, and the score of any other folder."""
 
 import csv
+import io
 import json
+import os
 import shutil
+import sys
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 from PIL import Image
 
 from gpd_cli.__main__ import main
+from gpd_cli.commands.predictions import Row, write_rows
 from gpd_cli.teacher.checkpoint import load_networks
 
 COLOURS = {"ant": (250, 20, 20), "bee": (20, 250, 20), "wasp": (20, 20, 250)}
@@ -97,6 +101,38 @@ def test_images_in_any_layout_are_predicted_by_name(
 
     assert say(tmp_path, *table, "--output", "p.txt") == 1
     assert "'.txt' is none of .csv, .jsonl" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text_keep_their_bytes(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of files are bytes; such as are no UTF-8 come from older systems and archives."""
+    folder = os.fsdecode(b"courrier \xe9t\xe9")
+    try:
+        write(tmp_path / folder, "bee", 1)
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 alone")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8"))
+    table = ["predict", "--ckpt_path", checkpoint, "--images"]
+    assert say(tmp_path, *table, ".", "--output", f"{folder}/p.csv") == 0
+    with (tmp_path / folder / "p.csv").open(encoding="utf-8", errors="surrogateescape") as file:
+        (row,) = csv.DictReader(file)
+    assert row["file"] == f"./{folder}/bee0.png"
+    assert b"courrier \xe9t\xe9/bee0.png" in (tmp_path / folder / "p.csv").read_bytes()
+    assert say(tmp_path, *table, ".", "--output", "p.jsonl") == 0
+    (line,) = (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["file"] == f"./{folder}/bee0.png"
+
+
+def test_names_of_classes_that_are_no_text_keep_their_bytes(tmp_path: Path) -> None:
+    rows = {0: Row({"student": [(0, 0.5), (1, 0.25)]}, 1)}
+    names = ["pâté", os.fsdecode(b"p\xe2t\xe9")]
+    write_rows(tmp_path / "p.csv", rows, names)
+    text = (tmp_path / "p.csv").read_text(encoding="utf-8", errors="surrogateescape")
+    assert text.splitlines()[1] == f"0,{names[1]},pâté,0.500000,{names[1]},0.250000"
+    write_rows(tmp_path / "p.jsonl", rows, names)
+    entry = json.loads((tmp_path / "p.jsonl").read_text(encoding="utf-8"))
+    assert [entry["label"], *(top["class"] for top in entry["student"])] == [names[1], *names]
 
 
 def scores(folder: Path, checkpoint: str, capsys: Any, *options: str) -> dict[str, float]:

@@ -37,6 +37,21 @@ def occurrences(arguments: Sequence[str], names: Sequence[str]) -> Iterator[tupl
             yield name, value if equals else following
 
 
+def options_of(arguments: Sequence[str], group: str) -> list[str]:
+    """The configurations of a command line, and the options of a group, in their order.
+
+    Args:
+        arguments: the command line, in which every option has a value.
+        group: such as ``trainer``.
+    """
+    found: list[str] = []
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, equals, _ = argument.partition("=")
+        if name in CONFIGURATION or name.startswith(f"--{group}."):
+            found += [argument] if equals else [argument, following]
+    return found
+
+
 def with_values(arguments: Sequence[str]) -> list[str]:
     """The command line with a value for each flag, which users may give without one."""
     return [

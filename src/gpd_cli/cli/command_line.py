@@ -23,6 +23,7 @@ from gpd_cli.cli.arguments import (
     chosen_checkpoint,
     configured,
     occurrences,
+    options_of,
     settings_of_checkpoint,
     with_recipes,
     with_values,
@@ -37,7 +38,7 @@ from gpd_cli.cli.old_forms import current_arguments
 from gpd_cli.cli.parser import Parser
 from gpd_cli.cli.parser_errors import in_short, setting_of_class
 from gpd_cli.cli.quiet import quieten
-from gpd_cli.cli.resume import LAST, RESUME, last_checkpoint, resumed_run
+from gpd_cli.cli.resume import LAST, RESUME, last_checkpoint, requeued_run, resumed_run
 from gpd_cli.cli.standalone import PARSING, run_extract, run_report
 from gpd_cli.cli.suggestions import data_options, suggesting
 from gpd_cli.commands.expand import expand_command
@@ -118,8 +119,6 @@ class GpdCLI(LightningCLI):
         self._arguments = list(arguments)
         if self._command in ("fit", *EVALUATIONS):
             self._checkpoint = chosen_checkpoint(arguments)
-        if self._checkpoint == LAST and self._command in EVALUATIONS:
-            self._checkpoint = last_checkpoint(_table(arguments)) or LAST
         if self._checkpoint not in (None, LAST):
             self._settings, self._images = settings_of_checkpoint(self._checkpoint)
         self._group = next((option for option in arguments if option in HELP_GROUPS), None)
@@ -178,6 +177,8 @@ class GpdCLI(LightningCLI):
             print_completion(args[1:], self._parsers)
             parser.exit()
         try:
+            if self._checkpoint == LAST and self._command in EVALUATIONS:
+                self._take_last(parser, args)
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             if self._command in EVALUATIONS and self._settings is None and _lacks_model(error):
@@ -191,6 +192,31 @@ class GpdCLI(LightningCLI):
         if self._checkpoint is None or config.ckpt_path != LAST:
             self._checkpoint = config.ckpt_path or self._checkpoint
         config.ckpt_path = None
+        if self._command in EVALUATIONS and not (self._checkpoint or _has_weights(config.model)):
+            raise ArgumentError(
+                None,
+                f"add {CHECKPOINT} FILE, a checkpoint of fit, to {self._command}, or "
+                "--model.student_weights FILE for a network that was trained elsewhere",
+            )
+
+    def _take_last(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:
+        """Find the newest checkpoint, and make its settings the defaults of an evaluation.
+
+        Where runs are is asked of the parser, as `fit` does. The network is known only afterwards.
+
+        Raises:
+            GpdError: when there is none.
+        """
+        command = self._parsers[self._command]
+        command.set_defaults({"model.student": "unknown"})  # which the parser would require
+        options = parser.parse_args([self._command, *options_of(args, "trainer")])
+        trainer = options[self._command].trainer
+        root = trainer.default_root_dir
+        table, *_ = with_csv(trainer.logger, csv_logger(self._arguments), root)
+        self._checkpoint = last_checkpoint(table.init_args, needed=True)
+        assert self._checkpoint is not None
+        self._settings, self._images = settings_of_checkpoint(self._checkpoint)
+        command.set_defaults(self._settings)
 
     def _unparsed(self) -> tuple[str, ...]:
         """Options of the command that are taken from the command line before it is parsed."""
@@ -205,7 +231,7 @@ class GpdCLI(LightningCLI):
 
         Evaluation does not need static teacher and assistants. A method's tables of values by the
         pair of networks are replaced by the pair's values. A run always has a CSV file, besides or
-        instead of other loggers.
+        instead of other loggers. A requeued job goes on in its run's folder.
 
         Raises:
             ArgumentError: when an expansion has no output.
@@ -236,6 +262,12 @@ class GpdCLI(LightningCLI):
             options.logger, self.trainer_defaults["logger"], options.default_root_dir
         )
         table = options.logger[0].init_args
+        continued = options.logger[0].class_path.rpartition(".")[2] == RunCSVLogger.__name__
+        if self._run is None and continued:
+            requeued = requeued_run(options.default_root_dir or Path.cwd())
+            if requeued is not None:
+                self._checkpoint, self._run = requeued
+                config.ckpt_path = self._checkpoint
         if self._run is None and "://" not in str(table["save_dir"]):
             check_writable(Path(table["save_dir"], table.get("name") or "", METRICS))
         if self._checkpoint == LAST:
@@ -417,13 +449,11 @@ def _interrupted(interrupt: KeyboardInterrupt) -> int:
     return 130
 
 
-def _table(arguments: Sequence[str]) -> dict[str, Any]:
-    """Where runs of this command line are, as far as that is known before it is parsed."""
-    table = dict(csv_logger(arguments)["init_args"])
-    roots = [value for _, value in occurrences(arguments, ("--trainer.default_root_dir",))]
-    if roots:
-        table["save_dir"] = os.path.join(roots[-1], table["save_dir"])  # noqa: PTH118
-    return table
+def _has_weights(model: Namespace) -> bool:
+    """Whether a student comes with weights, its own or published ones."""
+    args = model.student_args or {}
+    asked = args.keys() - without_pretrained(model.student, args).keys()
+    return bool(model.student_weights) or any(args[name] for name in asked)
 
 
 def _sentence(error: BaseException) -> str:

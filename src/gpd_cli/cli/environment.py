@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,6 +59,33 @@ def write_environment(folder: Path, arguments: list[str], processes: int, step: 
     )
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(entries, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Start:
+    """When and where a run was started, or went on.
+
+    Args:
+        time: seconds since 1970.
+        step: number of updates that it had made already.
+    """
+
+    time: float
+    step: int
+
+
+def latest_start(folder: Path) -> Start | None:
+    """The latest start of a run, which a copy of its folder keeps; None where it is not known.
+
+    Args:
+        folder: folder of the run.
+    """
+    try:
+        entry = json.loads((folder / ENVIRONMENT).read_text())[-1]
+        time = datetime.fromisoformat(entry["time"]).timestamp()
+        return Start(time, int(entry["from_step"]))
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

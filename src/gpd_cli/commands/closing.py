@@ -11,15 +11,19 @@ _FILES = (METRICS, CONFIG, "gap.png", "report.html")
 _INDENT = 14
 
 
-def closing_lines(run: Run, seconds: float, report: str = "") -> list[str]:
+def closing_lines(run: Run, seconds: float, report: str = "", went_on: bool = False) -> list[str]:
     """The summary of a run that has ended.
 
     Args:
         run: what the run has logged.
-        seconds: duration of the run.
+        seconds: duration of the run, or since it went on.
         report: why there is no report, if there is none.
+        went_on: whether it went on in its own folder, which has the epochs of before as well.
     """
-    facts = [*_accuracies(run), ("took", f"{_in_words(seconds)}, {_epochs(run)}")]
+    took = f"{_in_words(seconds)}, {_epochs(run)}"
+    if went_on:
+        took = f"{_in_words(seconds)} since it went on; {_epochs(run)} in all"
+    facts = [*_accuracies(run), ("took", took)]
     if (static := run.epochs[max(run.epochs)].get("val/static_top1")) is not None:
         facts.insert(1, ("static teacher", f"{static:.2f}"))
     checkpoints = [f"{name}.ckpt" for name in ("best", "last") if run.checkpoint(name)]

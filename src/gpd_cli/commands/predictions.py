@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch.utils.data import IterableDataset
 
 from gpd_cli.distributed.world import world_size
 from gpd_cli.errors import DataError
-from gpd_cli.files import atomic_path
+from gpd_cli.files import atomic_path, json_text
 
 TABLES = (".csv", ".jsonl")
 """Endings of the tables that can be written."""
@@ -118,7 +117,8 @@ def write_rows(
     """Write an entry per image, in the order of their numbers, atomically.
 
     A ``.csv`` has a row per image; a ``.jsonl`` has a line of JSON per image, with a list of
-    classes per network.
+    classes per network. Both are UTF-8. Names of files that are not keep their bytes in a ``.csv``
+    (Python reads them with ``errors="surrogateescape"``), and are escaped in a ``.jsonl``.
 
     Args:
         path: the file to write.
@@ -141,9 +141,12 @@ def write_rows(
         }
         for number, row in sorted(rows.items())
     )
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         if path.suffix.lower() == ".jsonl":
-            file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+            file.writelines(json_text(entry) + "\n" for entry in entries)
         else:
             _write_csv(file, entries, next(iter(rows.values())))
 

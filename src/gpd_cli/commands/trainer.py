@@ -268,4 +268,5 @@ class GpdTrainer(Trainer):
         except ReportError:  # it ended before its first epoch did
             return
         missing = write_short_report(run)
-        print("\n".join(closing_lines(run, seconds, missing)), flush=True)
+        went_on = any(getattr(logger, "continues", False) for logger in self.loggers)
+        print("\n".join(closing_lines(run, seconds, missing, went_on)), flush=True)

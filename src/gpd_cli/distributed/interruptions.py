@@ -116,10 +116,9 @@ class Interruptions(Callback):
         last = _last(trainer)
         path = requeue_path(trainer.default_root_dir)
         if path is not None and trainer.is_global_zero and last is not None and last.is_file():
-            link = _beside(path)
-            link.unlink(missing_ok=True)
-            link.symlink_to(last)
-            link.replace(path)
+            before = path.resolve()
+            _link(path, last)
+            _remove_stopped(before)
 
     def _decide(self, trainer: Trainer, saved: Path | None = None) -> None:
         """Do what one of the processes was asked for; `saved` is what has been written already."""
@@ -137,16 +136,21 @@ class Interruptions(Callback):
             if trainer.is_global_zero:
                 _say(f"gpd: step {trainer.global_step}: saved as {last or 'nothing'}; going on")
             return
-        path = requeue_path(trainer.default_root_dir) or (last and last.with_name(STOPPED))
+        requeued = requeue_path(trainer.default_root_dir)
+        # In the run's folder, by which a requeued job finds it.
+        path = requeued if last is None else last.with_name(STOPPED)
         if saved is None and path is not None:
             _save(trainer, path)
+            if trainer.is_global_zero and requeued not in (None, path):
+                _link(requeued, path)
         self._saved = saved or path
         problem = _put_back() if requeue and trainer.is_global_zero else ""
         trainer.strategy.barrier()
         if problem:
+            assert self._saved is not None  # by a job, at least as what it is requeued with
             raise TrainingError(
-                f"The job cannot be put back into the queue ({problem}); start it again with "
-                f"--ckpt_path {self._saved}."
+                f"The job cannot be put back into the queue ({problem}); go on with: "
+                f"{resume_command(self._saved)}"
             )
         raise Stopped(0 if requeue else _code(trainer, stop or signal.SIGTERM))
 
@@ -164,6 +168,8 @@ class Interruptions(Callback):
         """A job that has done its work leaves nothing to go on from."""
         path = requeue_path(trainer.default_root_dir)
         if path is not None and trainer.is_global_zero:
+            if path.resolve() != self._saved:  # whose time is up, and which may go on
+                _remove_stopped(path.resolve())
             path.unlink(missing_ok=True)
 
     def on_exception(
@@ -192,9 +198,11 @@ class Interruptions(Callback):
                 f"{resume_command(path)} --trainer.max_time DAYS:HH:MM:SS (in all)"
             )
         elif path is not None and job is not None:
-            after = f"saved as {path}, and job {job} is in the queue again"
+            after = f"saved as {short_path(path)}, and job {job} is in the queue again"
             if isinstance(exception, Stopped) and exception.code:
-                after = f"saved as {path}, from which the job goes on when it is requeued"
+                after = (
+                    f"saved as {short_path(path)}, from which the job goes on when it is requeued"
+                )
         elif path is not None:
             after = f"saved as {short_path(path)}; go on with: {resume_command(path)}"
         elif last is not None and last.is_file():  # stopped at once
@@ -323,6 +331,20 @@ def _just_saved(trainer: Trainer, callback: Any) -> bool:
 def _beside(path: Path) -> Path:
     """Where to write what is then moved to a path."""
     return path.with_name(f".{path.name}")
+
+
+def _link(path: Path, target: Path) -> None:
+    """Let a path lead to a checkpoint; what it led to before it leads to until then."""
+    link = _beside(path)
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    link.replace(path)
+
+
+def _remove_stopped(path: Path) -> None:
+    """Remove what a requeued job has gone on from, which a later checkpoint has replaced."""
+    if path.name == STOPPED:
+        path.unlink(missing_ok=True)
 
 
 def _put_back() -> str:

@@ -33,7 +33,7 @@ def write_markdown(
         if table.rows:
             parts += ["Classes that the student confuses most often:", _table(table)]
     with atomic_path(path) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _table(table: Table) -> str:

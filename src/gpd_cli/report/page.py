@@ -103,7 +103,7 @@ def write_page(
         version=version("gpd-cli"),
     )
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def data_uri(pixels: Tensor) -> str:

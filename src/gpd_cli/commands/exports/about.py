@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import timm
 
 from gpd_cli.data import ImageSpec
+from gpd_cli.files import json_text
 from gpd_cli.models import ModelSpec
 
 Which = Literal["student", "teacher"]
@@ -89,7 +89,7 @@ class About:
             "classes": self.classes,
             **({} if self.preprocessing is None else {"preprocessing": self.preprocessing}),
         }
-        texts = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+        texts = {name: json_text(value) for name, value in values.items()}
         return {**texts, "network": self.network, "writer": f"gpd {gpd_version()}"}
 
 

@@ -8,7 +8,6 @@ hub takes as a model.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from gpd_cli.commands.exports.about import About, gpd_version
 from gpd_cli.commands.exports.card import model_card
 from gpd_cli.errors import GpdError
-from gpd_cli.files import atomic_folder, save_tensors
+from gpd_cli.files import atomic_folder, json_text, save_tensors
 from gpd_cli.teacher.compare import relative_difference
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -63,10 +62,10 @@ def write_folder(
     config = _config(reference, architecture, arguments, about)
     with atomic_folder(output, FILES) as folder:
         save_tensors(folder / WEIGHTS, state, about.strings())
-        text = json.dumps(config, indent=2, ensure_ascii=False)
+        text = json_text(config, indent=2)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
         card = model_card(about, output.resolve().name)
-        (folder / CARD).write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8", errors="backslashreplace")
         loaded = _loaded(folder, architecture)
         images = torch.randn(2, *about.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +16,7 @@ from gpd_cli.commands.exports.folder import FILES, write_folder
 from gpd_cli.commands.exports.onnx_file import check_packages, write_onnx
 from gpd_cli.commands.exports.program import trace
 from gpd_cli.errors import GpdError
-from gpd_cli.files import atomic_path, check_folder, check_writable, save_tensors
+from gpd_cli.files import atomic_path, check_folder, check_writable, json_text, save_tensors
 from gpd_cli.teacher.compare import relative_difference
 
 STATE_DICTS = (".safetensors", ".pth", ".pt")
@@ -127,7 +126,7 @@ def write_network(
         if path.suffix == ".onnx":
             write_onnx(traced, temporary, metadata, name=about.spec.name, half=options.half)
         else:
-            extra = {METADATA: json.dumps(metadata, ensure_ascii=False)}
+            extra = {METADATA: json_text(metadata)}
             content = BytesIO()  # on a full disk, torch's writer would abort the process
             torch.export.save(traced.program, content, extra_files=extra)
             temporary.write_bytes(content.getbuffer())
