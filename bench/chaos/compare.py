@@ -15,6 +15,8 @@ CLOCK = ("images_per_second", "memory_gib")
 PATHS = ("best_model_path", "root", "num_workers")
 # Lightning counts from zero after its check of validation when a run begins or is resumed.
 COUNTER = ("epoch_loop.val_loop.batch_progress",)
+# What the command line said of saving and of lengths; that of networks is in the hyper-parameters.
+TOLD = ("settings",)
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
@@ -25,7 +27,7 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
         return [
             found
             for key in one
-            if key not in CLOCK + PATHS + COUNTER
+            if key not in CLOCK + PATHS + COUNTER + TOLD
             for found in differences(one[key], other[key], f"{path}/{key}")
         ]
     if isinstance(one, Tensor):
