@@ -16,6 +16,7 @@ import timm
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -363,6 +364,29 @@ def test_requeued_job_goes_on_where_it_stopped(
     assert not list(parts.rglob("requeue_*"))
     assert not list(parts.rglob("stopped.ckpt"))
     assert_one_run(parts, whole)
+
+
+class Late(Callback):
+    """Lets the time of a run be up at its fourth step."""
+
+    hours = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        Late.hours = 2.0 * (trainer.global_step == 3)
+
+
+def test_requeued_job_whose_time_is_up_keeps_what_it_has_saved(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Timer, "time_elapsed", lambda *_: 3600 * Late.hours)
+    monkeypatch.setattr(Requeue, "step", 1)
+    late = [*REQUEUED, "--trainer.callbacks+=test_cluster.Late", "--trainer.max_time"]
+    assert fit(tmp_path, *ALONE, *late, "00:01:00:00") == 0
+    assert fit(tmp_path, *ALONE, *late, "00:01:00:00") == 0
+    assert "--trainer.max_time is up; saved as" in capsys.readouterr().err
+    assert not list(tmp_path.glob("requeue_*"))
+    saved = run_folder(tmp_path, 0) / "checkpoints" / "stopped.ckpt"
+    assert torch.load(saved, weights_only=True)["global_step"] == 4
 
 
 def assert_one_run(parts: Path, whole: Path) -> None:
