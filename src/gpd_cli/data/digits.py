@@ -58,10 +58,13 @@ def ignored_settings(preprocessing: Preprocessing) -> list[str]:
         >>> ignored_settings(Preprocessing(image_size=8, hflip=0.0, crop_padding=4))
         ['crop_padding', 'hflip']
     """
+    chosen = {field.name: getattr(preprocessing, field.name) for field in fields(preprocessing)}
+    # Configurations have lists where the defaults are tuples.
+    chosen = {n: tuple(value) if isinstance(value, list) else value for n, value in chosen.items()}
     return [
         field.name
         for field in fields(preprocessing)
-        if field.name not in _HEEDED and getattr(preprocessing, field.name) != field.default
+        if field.name not in _HEEDED and chosen[field.name] != field.default
     ]
 
 
