@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from gpd_cli.cli.cpu_memory import keep_freed_memory, use_huge_pages
+from gpd_cli.cli.cpu_memory import use_huge_pages
 from gpd_cli.cli.stored_help import stored_help
 
 HELP = """\
@@ -85,8 +85,6 @@ def _command(arguments: list[str]) -> int:
         print(page, end="")
         return 0
     use_huge_pages()
-    if arguments[0] == "fit":  # the other commands do few things twice, and need the memory
-        keep_freed_memory()
     # Users' classes lie in the working directory, which Python searches for `python -m` only.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)

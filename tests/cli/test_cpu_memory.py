@@ -1,8 +1,12 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from gpd_cli.__main__ import main
+from runs import ALONE, fit, run_folder
 
 REPEATED = """
 import resource, sys
@@ -43,3 +47,15 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library")
 def test_what_the_environment_says_stands() -> None:
     assert page_faults("keep", MALLOC_TRIM_THRESHOLD_="131072") > 1000
+
+
+def test_only_training_on_a_cpu_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr("gpd_cli.cli.command_line.keep_freed_memory", lambda: kept.append("fit"))
+    assert fit(tmp_path, *ALONE) == 0
+    assert kept == ["fit"]
+    last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
+    assert main(["test", "--ckpt_path", str(last)]) == 0
+    assert kept == ["fit"]

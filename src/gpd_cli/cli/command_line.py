@@ -30,6 +30,7 @@ from gpd_cli.cli.arguments import (
 )
 from gpd_cli.cli.completion import print_completion
 from gpd_cli.cli.configurations import check_configurations, chosen_image_size, place_of
+from gpd_cli.cli.cpu_memory import keep_freed_memory
 from gpd_cli.cli.environment import write_environment
 from gpd_cli.cli.help import HELP_GROUPS, group_page, page_of
 from gpd_cli.cli.loggers import csv_logger, settings_to_keep, settings_to_log, with_csv
@@ -363,6 +364,8 @@ class GpdCLI(LightningCLI):
             trainer.logger.continue_in(self._run)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.append(FlushedSubnormals())
+        if self.subcommand == "fit" and trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()  # other commands, and expanding, do few things twice
         return trainer
 
 

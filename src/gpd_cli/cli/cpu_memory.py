@@ -1,4 +1,4 @@
-"""How a process gets the memory of its tensors on the CPU, chosen before torch is imported.
+"""How a process gets the memory of its tensors on the CPU.
 
 A training step allocates every kernel, activation and gradient anew. By default each of the large
 ones is taken from the system and given back, and the system clears its pages on every access: that
