@@ -3,7 +3,6 @@ import io
 import pickle
 import random
 import struct
-import traceback
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from timm.data import IterableImageDataset
 
+from complaints import complaint
 from gpd_cli.data import ImageData, opening
 from gpd_cli.data.digits import load_split
 from gpd_cli.data.sources import hold_out
@@ -476,13 +476,18 @@ def write_idx(path, array):
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
+def grey_digits(count):
+    """Labels from 0 to 9 in turn, and images whose grey is 20 times the label."""
+    labels = np.arange(count) % 10
+    return labels, np.repeat(labels, 28 * 28).reshape(count, 28, 28) * 20
+
+
 @pytest.fixture
 def mnist(tmp_path):
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     for prefix, count in (("train", 40), ("t10k", 20)):
-        labels = np.arange(count) % 10
-        images = np.repeat(labels, 28 * 28).reshape(count, 28, 28) * 20
+        labels, images = grey_digits(count)
         write_idx(folder / f"{prefix}-images-idx3-ubyte", images + (prefix == "t10k"))
         write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
     return tmp_path
@@ -517,8 +522,7 @@ def qmnist(tmp_path):
     folder = tmp_path / "QMNIST" / "raw"
     folder.mkdir(parents=True)
     for split, count in (("train", 40), ("test", 20)):
-        labels = np.arange(count) % 10
-        images = np.repeat(labels, 28 * 28).reshape(count, 28, 28) * 20
+        labels, images = grey_digits(count)
         write_idx(folder / f"qmnist-{split}-images-idx3-ubyte", images + (split == "test"))
         # Beside the class number: writer, place in the form, and so on, another for each image.
         rows = np.stack([labels, *(np.arange(count) + column for column in range(7))], axis=1)
@@ -732,16 +736,6 @@ def damage(path: Path, kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(stream, "png")
     path.write_bytes(stream.getvalue()[:1500])
-
-
-def complaint(loader) -> str:
-    # Not pytest.raises: the frames that it keeps would keep the workers waiting for seconds.
-    try:
-        list(loader)
-    except DataError as error:
-        traceback.clear_frames(error.__traceback__)
-        return str(error)
-    return ""
 
 
 @pytest.mark.parametrize("kind", ["text", "truncated"])

@@ -1,6 +1,5 @@
 """Labels that are no class numbers are named where they are read; predictions need none."""
 
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 from timm.data import IterableImageDataset
 
+from complaints import complaint
 from gpd_cli.data import ImageData, opening
 from gpd_cli.errors import DataError
 
@@ -68,16 +68,6 @@ def stream_with(monkeypatch: pytest.MonkeyPatch, labels: list[Any], **options: A
     monkeypatch.setattr(opening, "create_dataset", lambda *args, **kwargs: found)
     settings = {"image_size": 8, "batch_size": 4, "num_workers": 0, "no_aug": True}
     return ImageData("tfds/name", root=".", classes=2, **(settings | options))
-
-
-def complaint(loader: Any) -> str:
-    # Not pytest.raises: the frames that it keeps would keep the workers waiting for seconds.
-    try:
-        list(loader)
-    except DataError as error:
-        traceback.clear_frames(error.__traceback__)
-        return str(error)
-    return ""
 
 
 @pytest.mark.parametrize(("label", "message"), UNUSABLE)
