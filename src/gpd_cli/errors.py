@@ -1,5 +1,7 @@
 """Errors that users can fix: each message is one sentence that names the cause and the remedy."""
 
+from collections.abc import Sequence
+
 
 class GpdError(Exception):
     """Base of every error that `gpd` reports in one sentence, without a traceback."""
@@ -53,3 +55,18 @@ def did_you_mean(*names: str | None) -> str:
     """
     known = [name for name in names if name is not None]
     return f" (did you mean {' or '.join(known)}?)" if known else ""
+
+
+def no_effect(group: str, names: Sequence[str]) -> str:
+    """The beginning of a remark on options that were given in vain.
+
+    Args:
+        group: the group of the options, such as ``data``.
+        names: the names of the options within the group, one or more.
+
+    Example:
+        >>> no_effect("data", ["hflip"]), no_effect("data", ["hflip", "re_prob"])
+        ('--data.hflip has no effect', '--data.hflip, --data.re_prob have no effect')
+    """
+    options = ", ".join(f"--{group}.{name}" for name in names)
+    return f"{options} {'has' if len(names) == 1 else 'have'} no effect"

@@ -24,7 +24,7 @@ from gpd_cli.data.opening import DataSpec, MissingSplitError, numbered, understo
 from gpd_cli.data.samplers import Share
 from gpd_cli.data.sources import Source, hold_out
 from gpd_cli.data.transforms import Erasing, Interpolation, Preprocessing
-from gpd_cli.errors import DataError
+from gpd_cli.errors import DataError, no_effect
 
 _WHERE_PRESENT = "validation"
 _MOST_REPEATS = 64
@@ -265,9 +265,8 @@ class ImageData(LightningDataModule):
         ignored = ignored_settings(self.preprocessing) if self.spec.is_digits else []
         if ignored:
             rank_zero_info(
-                f"{', '.join(f'--data.{name}' for name in ignored)} "
-                f"{'has' if len(ignored) == 1 else 'have'} no effect on digits, which are resized, "
-                "and shifted by up to one of their original pixels in training."
+                f"{no_effect('data', ignored)} on digits, which are resized, and shifted by up to "
+                "one of their original pixels in training."
             )
 
     def train_dataloader(self) -> Batches:

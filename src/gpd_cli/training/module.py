@@ -25,7 +25,7 @@ from gpd_cli.distill.static_teacher import (
     load_static_teachers,
 )
 from gpd_cli.distributed.world import broadcast_from_first
-from gpd_cli.errors import DataError
+from gpd_cli.errors import DataError, no_effect
 from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
 from gpd_cli.teacher.expansion import DEFAULT_NOISE
@@ -307,8 +307,7 @@ class GapPreservingDistillation(EvaluatedModule):
         defaults = plain_settings(default_settings(GapPreservingDistillation))
         if ignored := ignored_settings(self.hparams, defaults):
             rank_zero_info(
-                f"{', '.join(f'--model.{name}' for name in ignored)} "
-                f"{'has' if len(ignored) == 1 else 'have'} no effect without a static teacher; add "
+                f"{no_effect('model', ignored)} without a static teacher; add "
                 "--model.static_teacher.name."
             )
         trainer = self.trainer
