@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gpd_cli.cli.arguments import (
@@ -33,7 +34,13 @@ from gpd_cli.cli.configurations import check_configurations, chosen_image_size, 
 from gpd_cli.cli.cpu_memory import keep_freed_memory
 from gpd_cli.cli.environment import write_environment
 from gpd_cli.cli.help import HELP_GROUPS, group_page, page_of
-from gpd_cli.cli.loggers import csv_logger, settings_to_keep, settings_to_log, with_csv
+from gpd_cli.cli.loggers import (
+    csv_logger,
+    settings_to_keep,
+    settings_to_log,
+    taken_folder,
+    with_csv,
+)
 from gpd_cli.cli.lost_output import output_may_be_lost
 from gpd_cli.cli.old_forms import current_arguments
 from gpd_cli.cli.parser import Parser
@@ -71,7 +78,7 @@ class SaveConfig(SaveConfigCallback):
     A run that is refused before training leaves no file.
 
     Attributes:
-        arguments: the command line.
+        arguments: the command line, as it was typed.
     """
 
     arguments: list[str] = []  # noqa: RUF012 - of the process
@@ -111,7 +118,6 @@ class GpdCLI(LightningCLI):
     """LightningCLI with the command `expand`, and with the settings of checkpoints as defaults."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        SaveConfig.arguments = list(arguments)
         self._command = next((a for a in arguments if not a.startswith("-")), "")
         self._checkpoint = self._settings = self._images = self._run = None
         if self._command == "fit":
@@ -232,7 +238,7 @@ class GpdCLI(LightningCLI):
 
         Evaluation does not need static teacher and assistants. A method's tables of values by the
         pair of networks are replaced by the pair's values. A run always has a CSV file, besides or
-        instead of other loggers. A requeued job goes on in its run's folder.
+        instead of other loggers, in no other run's folder. A requeued job goes on in its run's.
 
         Raises:
             ArgumentError: when an expansion has no output.
@@ -269,6 +275,9 @@ class GpdCLI(LightningCLI):
             if requeued is not None:
                 self._checkpoint, self._run = requeued
                 config.ckpt_path = self._checkpoint
+        if self._run is None and (taken := taken_folder(table)) is not None:
+            table["version"] = None
+            rank_zero_info(f"There is a run in {taken} already; this one gets the next version.")
         if self._run is None and "://" not in str(table["save_dir"]):
             check_writable(Path(table["save_dir"], table.get("name") or "", METRICS))
         if self._checkpoint == LAST:
@@ -396,6 +405,7 @@ def run(arguments: Sequence[str]) -> int:
             if arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
                 known = ", ".join(COMMANDS)
                 raise ArgumentError(None, f"no command '{arguments[0]}': choose from {known}")
+            SaveConfig.arguments = list(arguments)
             arguments = with_recipes(arguments)
             if arguments[:1] == ["extract"]:
                 run_extract(arguments[1:])
