@@ -62,6 +62,7 @@ from gpd_cli.report.run import METRICS
 from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.module import GapPreservingDistillation
+from gpd_cli.training.optimizers import suitable_storage
 from gpd_cli.training.subnormals import FlushedSubnormals, flushed_subnormals
 from gpd_cli.training.table import RunCSVLogger
 
@@ -322,6 +323,8 @@ class GpdCLI(LightningCLI):
             self.config_init, self.datamodule = self.config, None
             self.trainer: Any = GpdTrainer
             self.model = {name: value for name, value in settings.items() if name in wanted}
+            opt = settings["optimizer"]["opt"]
+            self.model["storage"] = settings["storage"] or suitable_storage(opt)  # as `fit` has it
             # The parser's own value may be the data's default, which is not of the student.
             self.model["image_size"] = chosen_image_size(self._arguments)
             return
