@@ -306,8 +306,8 @@ class GpdCLI(LightningCLI):
                 "in_chans": spec.channels,
                 "mean": list(spec.mean or ()),
                 "std": list(spec.std or ()),
-                "crop_pct": spec.crop_pct,
-                "interpolation": spec.interpolation,
+                "crop_pct": spec.crop_pct or 1.0,  # what is not told is as in exports
+                "interpolation": spec.interpolation or "bilinear",
             }
             config.data = Namespace(class_path=IMAGE_DATA, init_args=Namespace(**settings))
         for name, value in (("dataset", "folder"), ("root", str(config.images))):
