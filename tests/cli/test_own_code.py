@@ -151,8 +151,8 @@ class Told(Squares):
 
 def test_data_of_ones_own_may_say_how_images_are_prepared(mine: Path) -> None:
     (mine / "told.py").write_text(TOLD)
-    options = ["--model.student", "mine.Net", "--model.num_classes", "4", "--trainer.max_steps", "1"]
-    assert main(["fit", *options, "--data", "told.Told", *CPU]) == 0
+    options = ["--model.student", "mine.Net", "--model.num_classes", "4", "--data", "told.Told"]
+    assert main(["fit", *options, "--trainer.max_steps", "1", *CPU]) == 0
     Image.new("RGB", (40, 30), "teal").save("picture.png")
     assert main(["predict", "--ckpt_path", LAST, "--images", "picture.png", *CPU]) == 0
     _, (file, label, *_) = csv.reader(Path("predictions.csv").read_text().splitlines())

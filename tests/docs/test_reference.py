@@ -51,4 +51,3 @@ def of(room: ModuleType) -> list[str]:
         for name, loss in vars(room).items()
         if name.endswith("_loss") and loss.__module__ == room.__name__
     ]
-
