@@ -1,13 +1,14 @@
-"""README and the pages of docs/, and the blocks of code in them."""
+"""README and the pages of docs/, the blocks of code in them, and the comments of recipes."""
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_COMMAND = re.compile(r"^# {3}(?=\S)(.*(?:(?<=\\)\n#.*)*)$", re.MULTILINE)
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -44,10 +45,29 @@ def python_file(page: str, name: str, having: str) -> str:
     return text
 
 
+def recipe_comments() -> list[Block]:
+    """The comments at the top of recipes, whose commands are set in by two spaces, as blocks."""
+    return [
+        Block(path.relative_to(ROOT).as_posix(), "sh", "\n".join(found))
+        for path in sorted((ROOT / "configs").rglob("*.yaml"))
+        if (found := _COMMAND.findall(path.read_text()))
+    ]
+
+
 def commands(page: str | None = None) -> Iterator[tuple[str, list[str]]]:
     """The commands of ``gpd`` in shell blocks, and behind a ``$``: page and arguments of each."""
-    for block in blocks("", "sh", page=page):
-        for line in block.text.replace("\\\n", " ").splitlines():
+    yield from _commands(blocks("", "sh", page=page))
+
+
+def recipe_commands() -> Iterator[tuple[str, list[str]]]:
+    """The commands in the comments of recipes: path of the recipe and arguments of each."""
+    for path, arguments in _commands(recipe_comments()):
+        yield path, ["4" if word == "N" else word for word in arguments]
+
+
+def _commands(found: Iterable[Block]) -> Iterator[tuple[str, list[str]]]:
+    for block in found:
+        for line in re.sub(r"\\\n#?", " ", block.text).splitlines():
             if block.language == "":
                 if not line.startswith("$ "):
                     continue

@@ -35,8 +35,8 @@ commands:
   report    write a page about one run or several: curves, classes, pictures
   recipes   list the configurations that come with gpd
 
-  gpd COMMAND --help lists a command's options, gpd COMMAND --help-trainer those
-  of Lightning's Trainer, and gpd COMMAND --print_config prints the whole
+  gpd COMMAND --help lists a command's options, gpd fit --help-trainer those of
+  Lightning's Trainer, and gpd fit --print_config prints the whole
   configuration. gpd completion bash (or zsh) prints a script that completes
   commands and options.
 

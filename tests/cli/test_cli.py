@@ -369,6 +369,19 @@ def test_expansion_takes_a_configuration_of_fit(run: Path, say: Callable[..., st
     assert [path.name for path in Path().iterdir()] == ["wide.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "storage"), [("adamw", "student"), ("sgd", "mixed"), (None, "mixed")]
+)
+def test_expansion_stores_weights_as_a_run_by_the_same_configuration(
+    optimizer: str | None, storage: str, say: Callable[..., str]
+) -> None:
+    Path("run.yaml").write_text(f"model: {{optimizer: {{opt: {optimizer}}}}}")
+    options = [] if optimizer is None else ["-c", "run.yaml"]
+    say("expand", *STUDENT, *options, "--model.branches", "1", "--output", "w.safetensors")
+    with safe_open("w.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["gpd"])["storage"] == storage
+
+
 def test_expansion_takes_the_configuration_that_a_run_saved(
     run: Path, say: Callable[..., str]
 ) -> None:

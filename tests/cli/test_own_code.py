@@ -1,5 +1,6 @@
 """A student and data of a user's own, by the path of their class."""
 
+import csv
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 from documentation import commands, python_file
@@ -136,6 +138,26 @@ def test_data_of_ones_own_have_their_own_defaults(mine: Path) -> None:
             assert main(["fit", "--model.student", "mine.Net", *options, "--print_config"]) == 0
         data = yaml.safe_load(output.getvalue())["data"]
         assert data == {"class_path": "mine.Squares", "init_args": {"batch_size": batch_size}}
+
+
+TOLD = """
+from gpd_cli.data import ImageSpec
+from mine import Squares
+
+class Told(Squares):
+    image_spec = ImageSpec(size=(16, 16), channels=1, mean=(0.5,), std=(0.25,))
+"""
+
+
+def test_data_of_ones_own_may_say_how_images_are_prepared(mine: Path) -> None:
+    (mine / "told.py").write_text(TOLD)
+    options = ["--model.student", "mine.Net", "--model.num_classes", "4", "--data", "told.Told"]
+    assert main(["fit", *options, "--trainer.max_steps", "1", *CPU]) == 0
+    Image.new("RGB", (40, 30), "teal").save("picture.png")
+    assert main(["predict", "--ckpt_path", LAST, "--images", "picture.png", *CPU]) == 0
+    _, (file, label, *_) = csv.reader(Path("predictions.csv").read_text().splitlines())
+    assert (file, label) == ("picture.png", "")
+    assert main(["extract", "--ckpt_path", LAST, "--output", "s.pt2", "--preprocess"]) == 0
 
 
 @pytest.mark.parametrize("name", ["test_own_code.Fixed", "test_own_code.build"])

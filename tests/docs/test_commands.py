@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import yaml
 
-from documentation import blocks, commands
+from documentation import ROOT, blocks, commands, recipe_commands
 from gpd_cli.cli.arguments import with_recipes, with_values
 from gpd_cli.cli.command_line import COMMANDS, GpdCLI
 from gpd_cli.cli.old_forms import current_arguments
 from gpd_cli.cli.standalone import extract_parser, report_parser
 from gpd_cli.recipes.names import recipe_names
 
-FOUND = [(page, arguments) for page, arguments in commands()]
+FOUND = [*commands(), *recipe_commands()]
 
 
 class ParsersError(Exception):
@@ -36,6 +36,11 @@ def parsers() -> dict[str, Any]:
 def test_there_are_many() -> None:
     assert len(FOUND) > 40
     assert {arguments[0] for _, arguments in FOUND} == set(COMMANDS)
+    recipes = {page for page, _ in FOUND if page.startswith("configs/")}
+    others = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
+    without = {path for path in others - recipes if "/methods/" not in path}
+    built_on = ("cifar100/base", "imagenet/cnn", "imagenet/rvt")
+    assert without == {f"configs/{name}.yaml" for name in built_on}
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,24 @@ def test_rerun_makes_a_new_version(folder: Path) -> None:
         assert (folder / "runs/tiny/version_1" / name).is_file()
 
 
+@pytest.mark.parametrize("version", ["mine", "0"], ids=["name", "number"])
+def test_rerun_under_the_version_of_another_run_leaves_it(
+    version: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ["--trainer.max_epochs", "1", "--trainer.logger.init_args.version", version]
+    assert fit(*options) == 0
+    (first,) = (path.parent for path in folder.rglob("config.yaml"))
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    assert fit(*options, "--model.optimizer.lr", "0.01") == 0
+    assert f"There is a run in {first.relative_to(folder)} already" in caplog.text
+    # What its own configuration says is the version as well.
+    assert main(["fit", "-c", str(first / "config.yaml")]) == 0
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+    runs = {path.parent.parent for path in folder.rglob("best.ckpt")}
+    assert len(runs) == 3
+    assert all(path.name.startswith("version_") for path in runs - {first})
+
+
 def test_gradient_norm_is_that_before_clipping(folder: Path) -> None:
     one = ["--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]
     assert fit(*one) == 0

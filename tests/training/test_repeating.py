@@ -61,3 +61,12 @@ def test_each_start_leaves_what_is_needed_to_repeat_it(
     assert first["git"]["changed"] == [" M run.yaml"]
     assert first["folder"] == str(tmp_path)
     assert {"python", "torch", "lightning", "timm", "gpd-cli"} <= set(first["versions"])
+
+
+@pytest.mark.parametrize("option", ["-c recipe:digits", "--config=recipe:digits"])
+def test_a_recipe_is_noted_as_it_was_typed(option: str, tmp_path: Path) -> None:
+    """By the path of its file the command would work with this installation alone."""
+    short = ["--trainer.max_steps", "1", "--model.ratio", "1", "--model.branches", "1"]
+    assert fit(tmp_path, *option.split(), *short) == 0
+    (entry,) = json.loads((tmp_path / "runs/digits/version_0/environment.json").read_text())
+    assert entry["command"] == f"gpd fit {option} {' '.join(short)}"

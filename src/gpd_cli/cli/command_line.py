@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gpd_cli.cli.arguments import (
@@ -33,7 +34,13 @@ from gpd_cli.cli.configurations import check_configurations, chosen_image_size, 
 from gpd_cli.cli.cpu_memory import keep_freed_memory
 from gpd_cli.cli.environment import write_environment
 from gpd_cli.cli.help import HELP_GROUPS, group_page, page_of
-from gpd_cli.cli.loggers import csv_logger, settings_to_keep, settings_to_log, with_csv
+from gpd_cli.cli.loggers import (
+    csv_logger,
+    settings_to_keep,
+    settings_to_log,
+    taken_folder,
+    with_csv,
+)
 from gpd_cli.cli.lost_output import output_may_be_lost
 from gpd_cli.cli.old_forms import current_arguments
 from gpd_cli.cli.parser import Parser
@@ -55,6 +62,7 @@ from gpd_cli.report.run import METRICS
 from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.module import GapPreservingDistillation
+from gpd_cli.training.optimizers import suitable_storage
 from gpd_cli.training.subnormals import FlushedSubnormals, flushed_subnormals
 from gpd_cli.training.table import RunCSVLogger
 
@@ -71,7 +79,7 @@ class SaveConfig(SaveConfigCallback):
     A run that is refused before training leaves no file.
 
     Attributes:
-        arguments: the command line.
+        arguments: the command line, as it was typed.
     """
 
     arguments: list[str] = []  # noqa: RUF012 - of the process
@@ -111,7 +119,6 @@ class GpdCLI(LightningCLI):
     """LightningCLI with the command `expand`, and with the settings of checkpoints as defaults."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        SaveConfig.arguments = list(arguments)
         self._command = next((a for a in arguments if not a.startswith("-")), "")
         self._checkpoint = self._settings = self._images = self._run = None
         if self._command == "fit":
@@ -232,7 +239,7 @@ class GpdCLI(LightningCLI):
 
         Evaluation does not need static teacher and assistants. A method's tables of values by the
         pair of networks are replaced by the pair's values. A run always has a CSV file, besides or
-        instead of other loggers. A requeued job goes on in its run's folder.
+        instead of other loggers, in no other run's folder. A requeued job goes on in its run's.
 
         Raises:
             ArgumentError: when an expansion has no output.
@@ -269,6 +276,9 @@ class GpdCLI(LightningCLI):
             if requeued is not None:
                 self._checkpoint, self._run = requeued
                 config.ckpt_path = self._checkpoint
+        if self._run is None and (taken := taken_folder(table)) is not None:
+            table["version"] = None
+            rank_zero_info(f"There is a run in {taken} already; this one gets the next version.")
         if self._run is None and "://" not in str(table["save_dir"]):
             check_writable(Path(table["save_dir"], table.get("name") or "", METRICS))
         if self._checkpoint == LAST:
@@ -296,8 +306,8 @@ class GpdCLI(LightningCLI):
                 "in_chans": spec.channels,
                 "mean": list(spec.mean or ()),
                 "std": list(spec.std or ()),
-                "crop_pct": spec.crop_pct,
-                "interpolation": spec.interpolation,
+                "crop_pct": spec.crop_pct or 1.0,  # what is not told is as in exports
+                "interpolation": spec.interpolation or "bilinear",
             }
             config.data = Namespace(class_path=IMAGE_DATA, init_args=Namespace(**settings))
         for name, value in (("dataset", "folder"), ("root", str(config.images))):
@@ -313,6 +323,8 @@ class GpdCLI(LightningCLI):
             self.config_init, self.datamodule = self.config, None
             self.trainer: Any = GpdTrainer
             self.model = {name: value for name, value in settings.items() if name in wanted}
+            opt = settings["optimizer"]["opt"]
+            self.model["storage"] = settings["storage"] or suitable_storage(opt)  # as `fit` has it
             # The parser's own value may be the data's default, which is not of the student.
             self.model["image_size"] = chosen_image_size(self._arguments)
             return
@@ -396,6 +408,7 @@ def run(arguments: Sequence[str]) -> int:
             if arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
                 known = ", ".join(COMMANDS)
                 raise ArgumentError(None, f"no command '{arguments[0]}': choose from {known}")
+            SaveConfig.arguments = list(arguments)
             arguments = with_recipes(arguments)
             if arguments[:1] == ["extract"]:
                 run_extract(arguments[1:])

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 
 from gpd_cli.cli.arguments import CONFIGURATION, occurrences
 from gpd_cli.errors import GpdError
+from gpd_cli.report.run import CONFIG, METRICS
 
 _CSV = "gpd_cli.training.table.RunCSVLogger"
 _PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
@@ -84,6 +85,23 @@ def with_csv(
         if root and str(logger.init_args.get("save_dir")) == _RUNS:
             logger.init_args["save_dir"] = os.path.join(root, _RUNS)  # noqa: PTH118 - or a URL
     return files + [logger for logger in loggers if logger not in files]
+
+
+def taken_folder(table: Mapping[str, Any]) -> Path | None:
+    """The folder of another run that a version leads to, by its name or number.
+
+    Args:
+        table: arguments of a run's CSV logger.
+
+    Returns:
+        The folder; None for a version that is free, and without one, as the next number is.
+    """
+    version = table.get("version")
+    if version is None or "://" in str(table["save_dir"]):
+        return None
+    last = version if isinstance(version, str) else f"version_{version}"
+    folder = Path(table["save_dir"], table.get("name") or "", last)
+    return folder if any((folder / file).is_file() for file in (METRICS, CONFIG)) else None
 
 
 def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:

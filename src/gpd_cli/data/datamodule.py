@@ -52,8 +52,8 @@ class ImageData(LightningDataModule):
         test_split: split of the commands test and predict; all for every image of a folder without
             splits, and, to predict, of any folder.
         val_fraction: fraction of every class of the training images to hold out; 0 trains on all
-            images, without validation. Of a folder without splits, as many more are kept for
-            testing.
+            images, without validation. Of a folder without splits, the same fraction of all images
+            is kept for testing first.
         classes: number of classes, for a data set that does not name them.
         train_samples: number of training images, for a stream that does not state it.
         input_key: column of the images, where it is not the scheme's usual one.
@@ -90,7 +90,7 @@ class ImageData(LightningDataModule):
         aug_repeats: repeated augmentation: each image of an epoch comes so many times, augmented
             anew, and the epoch has so many times fewer images (3 in DeiT); 0 for none.
         cache: hold a small data set decoded, in memory or on the training device, and augment it
-            there by the batch; the only augmentations are then pad-and-crop and flip.
+            there by the batch; the only augmentations are then pad-and-crop, flip and mixing.
         batch_size: images per batch and process.
         num_workers: loader workers per training process; by default the machine's cores divided
             among its training processes, and at most 8 (digits need none).

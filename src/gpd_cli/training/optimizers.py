@@ -29,7 +29,7 @@ class OptimizerSettings:
         momentum: momentum, for optimizers that have one.
         decay_all: decay norms, biases and branch gates as well (the paper's CNN recipe does).
         opt_args: further arguments of the optimizer.
-        sched: any schedule of timm: cosine, multistep, step, poly, constant, ...
+        sched: any schedule of timm: cosine, multistep, step, poly, constant, ...; or none.
         warmup_epochs: epochs of linear warm-up, fractions allowed.
         warmup_lr: learning rate that the warm-up starts from.
         min_lr: learning rate that the schedule ends at.
