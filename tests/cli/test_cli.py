@@ -503,6 +503,15 @@ def test_branches_start_as_asked_for(say: Callable[..., str]) -> None:
     assert any((stored[1][name] != 0).any() for name in gates)
 
 
+def test_kernels_have_one_branch_unless_more_are_asked_for(say: Callable[..., str]) -> None:
+    printed = say("expand", *STUDENT, "--model.branch_init", "orepa", "--output", "w.safetensors")
+    assert re.search(r"^branches +none; --model.branch_init has no effect *$", printed, re.M)
+    assert not any("branches" in name for name in load_file("w.safetensors"))
+    printed = say("expand", *STUDENT, "--model.branches", "6", "--output", "w.safetensors")
+    assert "up to 6 on each of" in printed
+    assert "no effect" not in printed
+
+
 def test_the_authors_start_is_what_their_branches_merge_to(say: Callable[..., str]) -> None:
     extracted = {}  # both from the student of one seed
     for start in ("zero", "gpd"):

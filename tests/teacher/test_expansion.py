@@ -392,7 +392,7 @@ def test_exactness_does_not_depend_on_the_size_of_the_noise(name: str) -> None:
 
 def test_the_certificate_tells_how_well_the_two_agree() -> None:
     student = randomized("residual", torch.float32)
-    pair = expand(student, sample=torch.randn(IMAGE), ratio=3)
+    pair = expand(student, sample=torch.randn(IMAGE), ratio=3, branches=6)
     certificate = pair.certificate
     assert certificate is not None
     assert certificate.difference < 1e-12
@@ -430,7 +430,7 @@ def test_the_given_network_is_left_untouched() -> None:
 
     sample = torch.randn(IMAGE)
     before, given = snapshot(), sample.clone()
-    pair = expand(student, sample=sample, ratio=2)
+    pair = expand(student, sample=sample, ratio=2, branches=6)
     with torch.no_grad():
         for parameter in pair.parameters():
             parameter.zero_()
@@ -496,7 +496,7 @@ def test_the_student_comes_back_at_ratio_1(name: str, branches: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_student_comes_back_in_its_own_type(dtype: torch.dtype) -> None:
     student = randomized("depthwise", dtype)
-    pair = expand(student, sample=torch.randn(IMAGE), ratio=3)
+    pair = expand(student, sample=torch.randn(IMAGE), ratio=3, branches=6)
     assert_extracts(student, CASES["depthwise"].build().to(dtype), pair)
     assert {p.dtype for p in pair.parameters()} == {dtype}
 
@@ -504,16 +504,16 @@ def test_the_student_comes_back_in_its_own_type(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_the_pair_is_in_the_mode_of_the_student(training: bool) -> None:
     student = randomized("residual").train(training)
-    pair = expand(student, sample=torch.randn(IMAGE))
+    pair = expand(student, sample=torch.randn(IMAGE), branches=6)
     for module in (pair, pair.extract()):
         assert {m.training for m in module.modules()} == {training}
 
 
 def test_the_same_call_gives_the_same_pair() -> None:
     student, sample = randomized("residual", torch.float32), torch.randn(IMAGE)
-    first = expand(student, sample=sample)
+    first = expand(student, sample=sample, branches=6)
     torch.manual_seed(1)
-    second = expand(student, sample=torch.zeros_like(sample))
+    second = expand(student, sample=torch.zeros_like(sample), branches=6)
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
 
 
@@ -745,7 +745,7 @@ def test_an_expansion_that_is_not_exact_is_not_certified() -> None:
 @pytest.mark.parametrize("damage", [1e-6, float("nan")])
 def test_the_certificate_fails_on_a_damaged_teacher(damage: float) -> None:
     sample = torch.randn(IMAGE)
-    pair = expand(randomized("residual"), sample=sample).eval()
+    pair = expand(randomized("residual"), sample=sample, branches=6).eval()
     certify(pair, sample)
     with torch.no_grad():
         pair.teacher.get_submodule("layer1.bn2").bias[1] += damage
@@ -790,7 +790,7 @@ def test_each_module_keeps_its_mode() -> None:
     for name in frozen:
         student.get_submodule(name).eval()
     expected = {name: m.training for name, m in student.named_modules()}
-    pair = expand(student, sample=torch.randn(IMAGE))
+    pair = expand(student, sample=torch.randn(IMAGE), branches=6)
     for network in (pair.narrow, pair.extract()):
         assert {name: m.training for name, m in network.named_modules()} == expected
     teacher = {name: m.training for name, m in pair.teacher.named_modules()}

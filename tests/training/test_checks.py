@@ -95,6 +95,19 @@ def test_settings_of_a_method_without_static_teacher_are_pointed_out(
     assert "no effect" not in caplog.text
 
 
+def test_settings_of_branches_without_branches_are_pointed_out(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ["--model.branch_init", "orepa", "--model.branch_width", "0.5"]
+    assert fit(*settings, "--model.branches", "1") == 0
+    remedy = "no effect without branches; add --model.branches 6."
+    assert f"--model.branch_init, --model.branch_width have {remedy}" in caplog.text
+    caplog.clear()
+    assert fit(*settings, "--model.branches", "2") == 0
+    assert fit(*settings, "--model.ratio", "1", "--model.branches", "1") == 0
+    assert "no effect" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "other", [["--model.static_teacher.name", "null"], ["--model.method", "kd"]]
 )

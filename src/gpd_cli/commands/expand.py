@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpd_cli.branches import BranchInit, branch_names, count_branches
+from gpd_cli.branches import ALL_LAYERS, BranchInit, branch_names, count_branches
 from gpd_cli.commands.summary_table import cost, count, print_table
-from gpd_cli.errors import GpdError
+from gpd_cli.errors import GpdError, no_effect
 from gpd_cli.files import atomic_path, check_writable
 from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.teacher.checkpoint import Description, save_expanded
@@ -40,7 +40,7 @@ def expand_command(
     num_classes: int | None = None,
     image_size: int | None = None,
     ratio: float = 2.0,
-    branches: int | str | Sequence[str] = 6,
+    branches: int | str | Sequence[str] = 1,
     noise: float = DEFAULT_NOISE,
     storage: Storage | None = None,
     exclude: str | Sequence[str] | None = None,
@@ -61,7 +61,8 @@ def expand_command(
         num_classes: number of classes; by default the network's own.
         image_size: height and width of the images, in pixels; by default the network's own.
         ratio: how many times as wide the dynamic teacher is.
-        branches: how many of the paper's six branches, or their names, or those of published sets.
+        branches: how many of the paper's six branches, the main kernel included (1 is that kernel
+            alone); or names of branches, or those of published sets.
         noise: size of the zero-sum noise that lets copies diverge; it changes no output.
         storage: the scale at which shared weights are stored; by default mixed.
         exclude: patterns of names of layers that keep their output channels.
@@ -78,6 +79,7 @@ def expand_command(
     published = bool((student_args or {}).get("pretrained"))
     check_start(student_weights or published, branch_init)
     names, layers = branch_names(branches, branch_init), layer_patterns(branch_layers)
+    in_vain = [] if names else _changed(layers, branch_init, branch_width)
     excluded = layer_patterns(exclude)
     spec = ModelSpec(student, num_classes, dict(student_args or {}))
     network = spec.build(student_weights)
@@ -125,8 +127,18 @@ def expand_command(
     weights = str(student_weights or ("published" if published else "random"))
     print_table(
         f"Expanded {student} at ratio {ratio:g}",
-        [*_facts(pair, network, shape, names), ("weights", weights), *files],
+        [*_facts(pair, network, shape, names, in_vain), ("weights", weights), *files],
     )
+
+
+def _changed(layers: Sequence[str], branch_init: BranchInit, branch_width: float) -> list[str]:
+    """Names of the options of branches that do not have their defaults."""
+    changed = {
+        "branch_layers": tuple(layers) != ALL_LAYERS,
+        "branch_init": branch_init != "zero",
+        "branch_width": branch_width != 1,
+    }
+    return [name for name in changed if changed[name]]
 
 
 def _check_paths(output: Path | None, plan: Path | None) -> None:
@@ -169,7 +181,11 @@ def _write_plan(path: Path | None, text: str) -> None:
 
 
 def _facts(
-    pair: Pair, network: nn.Module, shape: tuple[int, int, int], names: Sequence[str]
+    pair: Pair,
+    network: nn.Module,
+    shape: tuple[int, int, int],
+    names: Sequence[str],
+    in_vain: Sequence[str],
 ) -> list[tuple[str, str]]:
     """Rows of the summary: the network before and after expansion."""
     before, certificate = cost(network, shape), pair.certificate
@@ -178,13 +194,16 @@ def _facts(
     trained = sum(p.numel() for p in pair.parameters())
     widened = {name.rpartition(".")[0] for name, _ in pair.plan}
     branched = sum(1 for name, _ in pair.named_modules() if name.endswith(".branches"))
+    branches = f"up to {count_branches(names)} on each of {branched} kernels" if names else "none"
+    if in_vain:
+        branches += f"; {no_effect('model', in_vain)}"
     return [
         ("parameters", f"{count(before.parameters)} -> {count(after.parameters)} merged"),
-        ("trainable", f"{count(trained)} with branches"),
+        ("trainable", count(trained) + (" with branches" if names else "")),
         ("multiply-adds", f"{count(before.macs)} -> {count(after.macs)}"),
         ("widened layers", str(len(widened))),
         *(("narrow inside", f"{name}: {reason}") for name, reason in pair.plan.narrow.items()),
-        ("branches", f"up to {count_branches(names)} on each of {branched} kernels"),
+        ("branches", branches),
         (
             "certificate",
             f"relative difference {certificate.difference:.1e} in float64, "

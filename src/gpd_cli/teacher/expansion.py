@@ -30,7 +30,7 @@ def expand(
     *,
     sample: Tensor,
     ratio: float = 2.0,
-    branches: int | str | Sequence[str] = 6,
+    branches: int | str | Sequence[str] = 1,
     noise: float = DEFAULT_NOISE,
     without_noise: Collection[str] = (),
     storage: Storage = "mixed",
@@ -52,8 +52,9 @@ def expand(
         student: the network; it is left untouched.
         sample: a batch of the student's input shape, ``[B, C, H, W]``; only the shape matters.
         ratio: how many times as wide the teacher is, 1 or more.
-        branches: how many of the paper's six branches, the main kernel included; or names of
-            branches or of published sets (dbb), of which each layer takes those it can.
+        branches: how many of the paper's six branches, the main kernel included (1 is that kernel
+            alone); or names of branches or of published sets (dbb), of which each layer takes those
+            it can.
         noise: size of the zero-sum noise that lets copies diverge; it changes no output.
         without_noise: names of layers whose weights are equal for all copies of an input channel:
             layers that stay frozen, and whose output is to depend on the mean of these copies.

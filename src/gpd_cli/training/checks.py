@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
-from gpd_cli.errors import DataError, TrainingError, WeightsError
+from gpd_cli.branches import branch_names
+from gpd_cli.errors import DataError, TrainingError, WeightsError, no_effect
 from gpd_cli.training.settings import method_name
 
 OF_STATIC_TEACHERS = (
@@ -21,6 +22,9 @@ OF_STATIC_TEACHERS = (
     "static_warmup_epochs",
 )
 """Settings that have an effect with a static teacher only."""
+
+OF_BRANCHES = ("branch_layers", "branch_init", "branch_width")
+"""Settings that have an effect where kernels have branches only."""
 
 
 def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> None:
@@ -100,18 +104,29 @@ def check_start(student_weights: str | Path | bool | None, branch_init: str) -> 
         )
 
 
-def ignored_settings(hparams: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Names of changed settings that have no effect, as there is no static teacher.
+def settings_in_vain(
+    hparams: Mapping[str, Any], defaults: Mapping[str, Any], has_teacher: bool
+) -> Iterator[str]:
+    """Remarks on settings that were changed and have no effect, for want of what they are about.
 
     Args:
         hparams: the run's settings, as plain values.
         defaults: defaults of all settings that have one, as plain values.
+        has_teacher: whether there is a dynamic teacher.
+
+    Yields:
+        A sentence for want of a static teacher, and one for want of branches, with the remedies.
     """
-    if hparams["static_teacher"]["name"] is not None:
-        return []
-    return [
-        name for name in OF_STATIC_TEACHERS if _settings(hparams[name]) != _settings(defaults[name])
-    ]
+
+    def changed(names: Iterable[str]) -> list[str]:
+        return [name for name in names if _settings(hparams[name]) != _settings(defaults[name])]
+
+    if hparams["static_teacher"]["name"] is None and (names := changed(OF_STATIC_TEACHERS)):
+        remedy = "add --model.static_teacher.name"
+        yield f"{no_effect('model', names)} without a static teacher; {remedy}."
+    branches = branch_names(hparams["branches"], hparams["branch_init"])
+    if has_teacher and not branches and (names := changed(OF_BRANCHES)):
+        yield f"{no_effect('model', names)} without branches; add --model.branches 6."
 
 
 def _settings(value: Any) -> Any:

@@ -25,7 +25,7 @@ from gpd_cli.distill.static_teacher import (
     load_static_teachers,
 )
 from gpd_cli.distributed.world import broadcast_from_first
-from gpd_cli.errors import DataError, no_effect
+from gpd_cli.errors import DataError
 from gpd_cli.models import ModelSpec, check_images, input_shape
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
 from gpd_cli.teacher.expansion import DEFAULT_NOISE
@@ -48,7 +48,7 @@ from gpd_cli.training.checks import (
     check_same_parts,
     check_start,
     check_taught,
-    ignored_settings,
+    settings_in_vain,
 )
 from gpd_cli.training.epoch_length import ENTRY, EpochLength, updates_done
 from gpd_cli.training.evaluation import EvaluatedModule
@@ -90,8 +90,9 @@ class GapPreservingDistillation(EvaluatedModule):
         num_classes: number of classes; by default the student's own.
         ratio: how many times as wide the dynamic teacher is; ratio 1 with branches 1 is the student
             alone.
-        branches: how many of the paper's six branches, the main kernel included; or names of
-            branches or of published blocks (dbb), of which each layer takes those it can.
+        branches: how many of the paper's six branches, the main kernel included (1 is that kernel
+            alone); or names of branches or of published blocks (dbb), of which each layer takes
+            those it can.
         noise: size of the zero-sum noise that lets copies diverge, relative to each weight's
             deviation; it changes no output.
         storage: the scale at which shared weights are stored: mixed, student, or teacher as in the
@@ -151,7 +152,7 @@ class GapPreservingDistillation(EvaluatedModule):
         student_args: dict[str, Any] | None = None,
         num_classes: int | None = None,
         ratio: float = 2.0,
-        branches: int | str | list[str] = 6,
+        branches: int | str | list[str] = 1,
         noise: float = DEFAULT_NOISE,
         storage: Storage | None = None,
         exclude: list[str] | str | None = None,
@@ -305,11 +306,8 @@ class GapPreservingDistillation(EvaluatedModule):
         broadcast_from_first((self.get_parameter(name) for name in self._averaged), self.device)
         rank_zero_info(summary(self.spec.name, self.network))
         defaults = plain_settings(default_settings(GapPreservingDistillation))
-        if ignored := ignored_settings(self.hparams, defaults):
-            rank_zero_info(
-                f"{no_effect('model', ignored)} without a static teacher; add "
-                "--model.static_teacher.name."
-            )
+        for remark in settings_in_vain(self.hparams, defaults, isinstance(self.network, Pair)):
+            rank_zero_info(remark)
         trainer = self.trainer
         if self.distillation is not None and not self._static_scores:
             teachers = self.distillation.teachers
