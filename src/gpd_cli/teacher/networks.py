@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from gpd_cli.branches import branch_names, branched_layers
 from gpd_cli.teacher.build import merged_networks
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.found_once import grown_once
@@ -78,7 +79,7 @@ def with_teacher(
     Raises:
         ExpansionError: when the student cannot be expanded exactly.
     """
-    if ratio == 1 and branches in (1, ["kxk"]):
+    if ratio == 1 and (branches == 1 or not _takes_branches(student, branches, branch_layers, options)):
         return Alone(student)
 
     def grow(**found: Any) -> Pair:
@@ -95,6 +96,17 @@ def with_teacher(
 
     pair = grown_once(grow)
     return pair if shared else Unshared.of(pair)
+
+
+def _takes_branches(
+    student: nn.Module,
+    branches: int | str | Sequence[str],
+    layers: str | Sequence[str],
+    options: Mapping[str, Any],
+) -> bool:
+    """Whether any layer of a student gets a branch: ``kxk`` is none, and not every layer takes any."""
+    names = branch_names(branches, options.get("branch_init"))
+    return bool(branched_layers(student, names, layer_patterns(layers)))
 
 
 def plain_networks(network: Pair | Alone) -> dict[str, nn.Module]:
