@@ -247,7 +247,7 @@ def test_simkd_has_no_assistants_whose_features_are_for_other_classifiers(
 ) -> None:
     student = {"student_args": {**STUDENT, "features": TEACHER["channels"][-1]}}
     assistant = StaticTeacherSettings("resnet18", str(static_weights(tmp_path, 1)), TEACHER)
-    with pytest.raises(MethodError, match="leave out --model.assistants"):
+    with pytest.raises(MethodError, match=r"leave out --model\.assistants"):
         make(method=SimKD, student="simkd/resnet18", assistants=[assistant], **student)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.branches import branch_names, branched_layers
+from gpd_cli.branches import BranchInit, branch_names, branched_layers
 from gpd_cli.teacher.build import merged_networks
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.found_once import grown_once
@@ -79,7 +79,8 @@ def with_teacher(
     Raises:
         ExpansionError: when the student cannot be expanded exactly.
     """
-    if ratio == 1 and (branches == 1 or not _takes_branches(student, branches, branch_layers, options)):
+    init = options.get("branch_init")
+    if ratio == 1 and not _takes_branches(student, branches, branch_layers, init):
         return Alone(student)
 
     def grow(**found: Any) -> Pair:
@@ -102,10 +103,12 @@ def _takes_branches(
     student: nn.Module,
     branches: int | str | Sequence[str],
     layers: str | Sequence[str],
-    options: Mapping[str, Any],
+    init: BranchInit | None,
 ) -> bool:
-    """Whether any layer of a student gets a branch: ``kxk`` is none, and not every layer takes any."""
-    names = branch_names(branches, options.get("branch_init"))
+    """Whether any layer of a student gets a branch; the main kernel alone is none."""
+    if branches == 1:
+        return False
+    names = branch_names(branches, init)
     return bool(branched_layers(student, names, layer_patterns(layers)))
 
 

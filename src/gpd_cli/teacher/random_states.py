@@ -1,4 +1,4 @@
-"""Random generators of Python and NumPy, which networks may draw from, and torch's tools leave out."""
+"""Random generators of Python and NumPy: networks may draw from them, torch leaves them out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class RandomStates:
     @classmethod
     def now(cls) -> RandomStates:
         """The present states."""
-        return cls(random.getstate(), np.random.get_state())
+        return cls(random.getstate(), cast("tuple[Any, ...]", np.random.get_state()))
 
     def restore(self) -> None:
         """Let the generators draw again what they drew from these states on."""

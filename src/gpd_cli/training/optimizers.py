@@ -130,8 +130,8 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
             )
         if name in inspect.signature(create_optimizer_v2).parameters and name != "foreach":
             raise GpdError(
-                f"'{name}' has no effect among --model.optimizer.opt_args: gpd groups parameters by "
-                "weight decay alone (--model.optimizer.decay_all); leave it out."
+                f"'{name}' has no effect among --model.optimizer.opt_args: gpd groups parameters "
+                "by weight decay alone (--model.optimizer.decay_all); leave it out."
             )
 
 

@@ -70,7 +70,7 @@ class Run:
         return (self.inputs if before else self.outputs).get(name)
 
     def overwrites(self, seen: Seen) -> bool:
-        """Whether the network changes a recorded tensor in place later on, if only in train mode."""
+        """Whether the network changes a tensor in place later on, be it only in train mode."""
         place = seen.tensor.untyped_storage().data_ptr()
         return seen.overwritten or any(
             dropped.untyped_storage().data_ptr() == place for dropped in self.dropped
