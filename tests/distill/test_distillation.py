@@ -19,6 +19,8 @@ from gpd_cli.distill.methods.simkd import mean_of_copies
 from gpd_cli.distill.static_teacher import StaticTeacherSettings
 from gpd_cli.errors import GpdError, MethodError, ModelError
 from gpd_cli.files import save_tensors
+from gpd_cli.models import ReusedClassifier
+from gpd_cli.teacher.networks import with_teacher
 from gpd_cli.training.module import GapPreservingDistillation
 
 STUDENT = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
@@ -238,6 +240,28 @@ def test_simkd_needs_a_student_that_ends_in_the_static_teachers_classifier(
     assert plain.projector(plain.body(images)).min() < 0
     with pytest.raises(ModelError, match="features"):
         make(method=SimKD, student="simkd/resnet18", student_args={**STUDENT, "features": 0})
+
+
+def test_simkd_has_no_assistants_whose_features_are_for_other_classifiers(
+    make: Callable[..., GapPreservingDistillation], tmp_path: Path
+) -> None:
+    student = {"student_args": {**STUDENT, "features": TEACHER["channels"][-1]}}
+    assistant = StaticTeacherSettings("resnet18", str(static_weights(tmp_path, 1)), TEACHER)
+    with pytest.raises(MethodError, match=r"leave out --model\.assistants"):
+        make(method=SimKD, student="simkd/resnet18", assistants=[assistant], **student)
+
+
+def test_what_a_student_wants_without_weight_decay_is_so_behind_a_reused_classifier() -> None:
+    size = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
+    body = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, **size)
+    student = ReusedClassifier(body, 8, CLASSES)
+    pair = with_teacher(student, (3, 16, 16), ratio=2, branches=1)
+    names = student.no_weight_decay()
+    assert pair.teacher.no_weight_decay() == names
+    tokens = {"body.pos_embed", "body.cls_token"}
+    assert tokens == names & {name for name, _ in pair.teacher.named_parameters()}
+    plain = ReusedClassifier(nn.Sequential(nn.Linear(4, 2)), 8, CLASSES)
+    assert plain.no_weight_decay() == set()
 
 
 @pytest.mark.parametrize("ratio", [2, 3])

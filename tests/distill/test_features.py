@@ -450,6 +450,19 @@ def test_what_is_overwritten_later_is_kept_as_it_was() -> None:
     assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.parametrize("dropout", [nn.Dropout, nn.Dropout2d, nn.FeatureAlphaDropout])
+def test_what_dropout_overwrites_in_train_mode_is_kept_as_it_was(
+    dropout: Callable[..., nn.Module],
+) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), dropout(0.9, inplace=True), nn.Flatten(), nn.Linear(4 * 36, 5)
+    )
+    images = torch.randn(2, 3, 8, 8)
+    taps = FeatureHooks(network, find_features(network, (3, 8, 8), names=["0"]))
+    (caught,) = taps.take(network(images)).stages
+    torch.testing.assert_close(caught, network[0](images))
+
+
 def test_what_was_caught_is_given_once() -> None:
     network = small_resnet()
     taps = FeatureHooks(network, find_features(network, (3, 64, 64)))

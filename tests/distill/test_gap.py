@@ -103,6 +103,22 @@ def test_half_precision_stays_finite(name: str, scale: float, dtype: torch.dtype
     assert torch.isfinite(student.grad).all()
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_terms_of_half_precision_logits_are_computed_in_full(
+    soft: bool, autocast: bool
+) -> None:
+    student, teacher = logits().bfloat16(), logits().bfloat16()
+    targets = logits().softmax(dim=1).bfloat16() if soft else labels()
+    full = targets.float() if soft else targets
+    expected = Objective().terms(student.float(), teacher.float(), full)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        terms = Objective().terms(student, teacher, targets)
+    for name, term in terms.items():
+        assert term.dtype == torch.float32
+        torch.testing.assert_close(term, expected[name], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_certain_networks_that_disagree_give_finite_loss_and_gradient(name: str) -> None:
     student = (1e3 * torch.eye(CLASSES)).requires_grad_()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -441,6 +442,38 @@ def test_the_given_network_is_left_untouched() -> None:
     assert torch.equal(after.pop("rng"), before.pop("rng"))
     assert after == before
     assert torch.equal(sample, given) and not sample.requires_grad
+
+
+DRAWS: dict[str, Callable[[], float]] = {
+    "python": lambda: random.random(),
+    "numpy": lambda: float(np.random.random()),
+    "torch": lambda: float(torch.rand(())),
+}
+
+
+class Noisy(nn.Linear):
+    """Draws numbers whenever it runs."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__(4, 4)
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = self.draw() - 0.5
+        return super().forward(x * (1 + noise if self.training else 1))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_network_that_draws_numbers_leaves_the_generators_alone(name: str) -> None:
+    student = nn.Sequential(nn.Linear(3, 4), Noisy(DRAWS[name]), nn.Linear(4, 2))
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    first = DRAWS[name]()
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    pair = expand(student, sample=torch.zeros(2, 3))
+    assert pair.certificate is not None and pair.certificate.in_training is None
+    assert DRAWS[name]() == first
 
 
 def test_nothing_is_left_behind_when_expansion_fails() -> None:

@@ -1,3 +1,8 @@
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
 import timm
 import torch
 import torch.nn.functional as F
@@ -70,6 +75,59 @@ def test_the_second_run_begins_from_the_buffers_of_the_first() -> None:
         pairs.append(pair)
     buffers = assert_same_gradients_and_buffers(*pairs)
     assert buffers["narrow.stem.centre"].all()
+
+
+DRAWS: dict[str, Callable[[], float]] = {
+    "python": lambda: random.random(),
+    "numpy": lambda: float(np.random.random()),
+    "torch": lambda: float(torch.rand(())),
+}
+
+
+class Drawing(Student):
+    """Scales its features by a number that it draws while it trains."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images).mean((2, 3))
+        return self.classifier(features * (self.draw() if self.training else 0.5))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_the_second_run_draws_what_the_first_one_drew(name: str) -> None:
+    images, labels = torch.randn(4, 3, 8, 8).double() + 1, torch.tensor([1, 2, 3, 4])
+    student = Drawing(DRAWS[name]).double()
+    one, other = (expand(student, sample=images, branches=1).train() for _ in range(2))
+    other.recompute_student = True
+    seed()
+    F.cross_entropy(one.student(images), labels).backward()
+    seed()
+    logits, _ = other(images)  # the student first
+    third = drawn_and_put_back(name)
+    F.cross_entropy(logits, labels).backward()
+    gradients = {key: p.grad for key, p in one.named_parameters() if p.grad is not None}
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(other.get_parameter(key).grad, gradient, rtol=1e-9, atol=1e-12)
+    assert DRAWS[name]() == third  # the second run leaves the generators alone
+
+
+def seed() -> None:
+    random.seed(2)
+    np.random.seed(2)
+    torch.manual_seed(2)
+
+
+def drawn_and_put_back(name: str) -> float:
+    """The number that would be drawn next."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    number = DRAWS[name]()
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    return number
 
 
 def kept(network: nn.Module, images: Tensor) -> int:

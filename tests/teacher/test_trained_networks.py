@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 from gpd_cli.teacher.networks import Alone, summary, with_teacher
 from runs import TINY
@@ -28,3 +29,10 @@ def test_a_run_says_whether_it_trains_the_student_alone(
     # Ratio 1 with branches is easily taken for the student alone.
     told = any("add --model.branches 1 to train it alone" in line for line in more)
     assert told == (ratio == 1 and branches > 1)
+
+
+@pytest.mark.parametrize("branches", ["kxk", ["kxk"], [], "linear", ["linear", "kxk"]])
+def test_a_teacher_that_would_be_the_student_itself_is_none(branches: str | list[str]) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = with_teacher(network, (1, 16, 16), ratio=1, branches=branches)
+    assert isinstance(found, Alone)

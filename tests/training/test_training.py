@@ -33,7 +33,8 @@ from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.module import GapPreservingDistillation
-from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
+from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer, suitable_storage
+from gpd_cli.widening.tensors import Storage
 from runs import (
     ALONE,
     BATCHES,
@@ -700,6 +701,9 @@ def test_optimizers_of_torch_are_fused_unless_told_otherwise(
     [
         (OptimizerSettings(opt="sgdd"), "sgdd"),
         (OptimizerSettings(opt="adamw", opt_args={"speed": 3}), "adamw"),
+        (OptimizerSettings(opt_args={"layer_decay": 0.7}), "'layer_decay' has no effect"),
+        (OptimizerSettings(opt_args={"filter_bias_and_bn": False}), "decay_all"),
+        (OptimizerSettings(opt_args={"weight_decay": 0.1}), "--model.optimizer.weight_decay"),
     ],
 )
 def test_unknown_optimizers_and_arguments_are_named(
@@ -708,6 +712,18 @@ def test_unknown_optimizers_and_arguments_are_named(
     network = nn.Linear(4, 2)
     with pytest.raises(GpdError, match=named):
         make_optimizer(network, settings, set())
+
+
+@pytest.mark.parametrize(
+    ("opt", "storage"),
+    [
+        *((opt, "mixed") for opt in ("sgd", "SGD", "sgdp", "momentum", "nesterovw")),
+        *((opt, "mixed") for opt in ("csgdw", "fusedsgd", "bnbsgd8bit", "lookahead_sgd")),
+        *((opt, "student") for opt in ("adamw", "lamb", "lookahead_adamw", "nadam", "lars")),
+    ],
+)
+def test_every_kind_of_sgd_is_stored_as_suits_sgd(opt: str, storage: Storage) -> None:
+    assert suitable_storage(opt) == storage
 
 
 # Two processes

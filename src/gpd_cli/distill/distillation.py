@@ -59,7 +59,7 @@ class Distillation(nn.Module):
         self.needs, self._one_label, self._name = kind.needs, kind.one_label, type(kind).__name__
         self._num_images = getattr(kind, "num_images", None)
         if kind.reuses_classifier:
-            check_reused(network, self._name)
+            check_reused(network, self.teachers, self._name)
         trained = _trained(network)
         # The student's own module has weights only while it runs.
         before = kind.student_preactivation

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpd_cli.distill.methods.precision import in_float32
+
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with a target distribution.
@@ -17,7 +19,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) 
         smoothing: weight of the uniform distribution, between 0 and 1.
 
     Returns:
-        A scalar.
+        A scalar, in float32 or better.
 
     Example:
         >>> import torch
@@ -25,7 +27,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) 
         >>> soft_cross_entropy(torch.zeros(1, 2), certain)  # log 2
         tensor(0.6931)
     """
-    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    return F.cross_entropy(in_float32(logits), in_float32(targets), label_smoothing=smoothing)
 
 
 def gap_loss(
@@ -44,7 +46,7 @@ def gap_loss(
         temperature: temperature of both softmaxes (1 in the authors' runs).
 
     Returns:
-        A scalar.
+        A scalar, in float32 or better.
 
     Example:
         >>> import torch
@@ -52,5 +54,7 @@ def gap_loss(
         >>> gap_loss(logits, logits) < gap_loss(-logits, logits)
         tensor(True)
     """
-    targets = (dynamic_teacher.detach() / temperature).softmax(dim=1)
+    # Before the softmax: in half precision probabilities would not sum to 1.
+    student, dynamic_teacher = in_float32(student), in_float32(dynamic_teacher.detach())
+    targets = (dynamic_teacher / temperature).softmax(dim=1)
     return temperature**2 * soft_cross_entropy(student / temperature, targets, smoothing)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpd_cli.distill.gap import gap_loss
+from gpd_cli.distill.methods.precision import in_float32
 from gpd_cli.errors import TrainingError
 
 
@@ -84,11 +85,13 @@ class Objective:
             labels: class numbers, ``[B]``, or soft labels, ``[B, C]``.
 
         Returns:
-            Scalars, by the names of `terms`.
+            Scalars in float32 or better, by the names of `terms`.
         """
-        networks = {"student": student}
+        networks = {"student": in_float32(student)}
         if dynamic_teacher is not None:
-            networks["teacher"] = dynamic_teacher
+            networks["teacher"] = in_float32(dynamic_teacher)
+        if labels.is_floating_point():
+            labels = in_float32(labels)
         losses: dict[str, Tensor] = {}
         if self.ce_weight:
             for name, logits in networks.items():

@@ -55,6 +55,11 @@ class ReusedClassifier(nn.Module):
         logits: Tensor = self.classifier(self.projector(self.body(images)))
         return logits
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the body wants without weight decay, as timm's models do."""
+        names = getattr(self.body, "no_weight_decay", None)
+        return {f"body.{name}" for name in names()} if callable(names) else set()
+
     def adopt(self, classifier: nn.Linear) -> None:
         """Copy a classifier's weights.
 

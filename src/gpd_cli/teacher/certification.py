@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.compare import relative_difference
 from gpd_cli.teacher.kernel import ExactSharing, SharedKernel
 from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.random_states import RandomStates
 from gpd_cli.widening.running.double import in_double
 from gpd_cli.widening.running.locate import short_text
 from gpd_cli.widening.running.refresh import refresh
@@ -134,8 +134,8 @@ def _training_difference(pair: Pair, shape: torch.Size, generator: torch.Generat
 
 
 def _random_state() -> tuple[object, ...]:
-    """State of torch's and Python's random generators."""
-    return torch.get_rng_state().numpy().tobytes(), random.getstate()
+    """State of the random generators of torch, Python and NumPy."""
+    return torch.get_rng_state().numpy().tobytes(), *RandomStates.now().plain()
 
 
 @contextmanager

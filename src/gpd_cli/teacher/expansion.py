@@ -14,6 +14,7 @@ from gpd_cli.teacher.build import build_pair, check_plan
 from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.certification import certify
 from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.random_states import states_kept
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.refresh import refresh
@@ -132,19 +133,23 @@ def expand(
             generator=generator,
         )
 
-    if plan is not None:
-        check_plan(student, plan)
-        return grow(plan).to(device, dtype)
-    options: dict[str, Any] = {"exclude": patterns, "width_multiple": width_multiple}
-    plan = find_plan(student, sample, ratio, is_certified=True, **options)
-    try:
-        return grow(plan).to(device, dtype)
-    except ExpansionError:
-        # The plan was found with smaller images, for which the network may take another path.
-        again = find_plan(student, sample, ratio, shrink=False, **options)
-        if again == plan:
-            raise
-        return grow(again).to(device, dtype)
+    def found() -> Pair:
+        if plan is not None:
+            check_plan(student, plan)
+            return grow(plan)
+        options: dict[str, Any] = {"exclude": patterns, "width_multiple": width_multiple}
+        first = find_plan(student, sample, ratio, is_certified=True, **options)
+        try:
+            return grow(first)
+        except ExpansionError:
+            # The plan was found with smaller images, for which the network may take another path.
+            again = find_plan(student, sample, ratio, shrink=False, **options)
+            if again == first:
+                raise
+            return grow(again)
+
+    with states_kept():  # torch's is kept where networks run
+        return found().to(device, dtype)
 
 
 def _patterns(given: str | Sequence[str], what: str) -> Sequence[str]:

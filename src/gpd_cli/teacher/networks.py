@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gpd_cli.branches import BranchInit, branch_names, branched_layers
 from gpd_cli.teacher.build import merged_networks
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.found_once import grown_once
@@ -78,7 +79,8 @@ def with_teacher(
     Raises:
         ExpansionError: when the student cannot be expanded exactly.
     """
-    if ratio == 1 and branches in (1, ["kxk"]):
+    init = options.get("branch_init")
+    if ratio == 1 and not _takes_branches(student, branches, branch_layers, init):
         return Alone(student)
 
     def grow(**found: Any) -> Pair:
@@ -95,6 +97,19 @@ def with_teacher(
 
     pair = grown_once(grow)
     return pair if shared else Unshared.of(pair)
+
+
+def _takes_branches(
+    student: nn.Module,
+    branches: int | str | Sequence[str],
+    layers: str | Sequence[str],
+    init: BranchInit | None,
+) -> bool:
+    """Whether any layer of a student gets a branch; the main kernel alone is none."""
+    if branches == 1:
+        return False
+    names = branch_names(branches, init)
+    return bool(branched_layers(student, names, layer_patterns(layers)))
 
 
 def plain_networks(network: Pair | Alone) -> dict[str, nn.Module]:

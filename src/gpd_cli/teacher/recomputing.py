@@ -16,13 +16,15 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from gpd_cli.teacher.buffers import copied_buffers
+from gpd_cli.teacher.random_states import RandomStates, states_kept
 
 
 def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
     """Run a network on given weights, to be run again in the backward pass.
 
-    The second run has the same random draws as the first (dropout, dropped paths), begins from the
-    values that the buffers had before the first, and leaves the buffers alone.
+    The second run has the same random draws as the first (dropout, dropped paths), whether from
+    torch, Python or NumPy, begins from the values that the buffers had before the first, and leaves
+    buffers and generators alone.
 
     Args:
         network: the student.
@@ -38,19 +40,25 @@ def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         before = [(module, copied_buffers(module)) for module in network.modules()]
-        return nullcontext(), _other_buffers(before)
+        return nullcontext(), _as_before(before, RandomStates.now())
 
     return checkpoint(run, images, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
-def _other_buffers(others: list[tuple[nn.Module, dict[str, Tensor | None]]]) -> Iterator[None]:
-    """Let modules run on other buffers."""
-    own = [(module, dict(module._buffers)) for module, _ in others]
-    for module, buffers in others:
+def _as_before(
+    before: list[tuple[nn.Module, dict[str, Tensor | None]]], states: RandomStates
+) -> Iterator[None]:
+    """Let modules run on the buffers and draw the random numbers of before.
+
+    Torch's generators are the checkpoint's concern.
+    """
+    own = [(module, dict(module._buffers)) for module, _ in before]
+    for module, buffers in before:
         module._buffers.update(buffers)
     try:
-        yield
+        with states_kept(states):
+            yield
     finally:
         for module, buffers in own:
             module._buffers.update(buffers)

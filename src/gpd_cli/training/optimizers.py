@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -88,6 +90,7 @@ def make_optimizer(
     else:
         # Norms, biases and gates have one axis.
         groups = param_groups_weight_decay(network, decay, no_weight_decay_list=no_decay)
+    _check_arguments(settings.opt_args)
     options = dict(settings.opt_args)
     if fused and settings.opt.lower() in FUSED and not {"fused", "foreach"} & options.keys():
         options["fused"] = True
@@ -110,6 +113,28 @@ def make_optimizer(
         raise GpdError(f"Optimizer '{settings.opt}' cannot be made: {error}") from error
 
 
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Check that arguments reach the optimizer.
+
+    timm's factory takes further ones, with which it groups the parameters of a model. It has no use
+    for them here, where it is given groups, and would say nothing.
+
+    Raises:
+        GpdError: when one of them does not.
+    """
+    for name in given:
+        if name in OptimizerSettings.__dataclass_fields__:
+            raise GpdError(
+                f"Set '{name}' as --model.optimizer.{name}, and leave it out of "
+                "--model.optimizer.opt_args."
+            )
+        if name in inspect.signature(create_optimizer_v2).parameters and name != "foreach":
+            raise GpdError(
+                f"'{name}' has no effect among --model.optimizer.opt_args: gpd groups parameters "
+                "by weight decay alone (--model.optimizer.decay_all); leave it out."
+            )
+
+
 def base_optimizer(optimizer: Optimizer) -> Optimizer:
     """The optimizer that holds the state: the one inside timm's Lookahead, or the optimizer itself.
 
@@ -124,6 +149,13 @@ def suitable_storage(opt: str) -> Storage:
     """The best storage for an optimizer (measured with SGD and AdamW).
 
     Args:
-        opt: name of an optimizer of timm.
+        opt: name of an optimizer of timm, alone or in Lookahead (lookahead_sgd).
+
+    Example:
+        >>> suitable_storage("sgd"), suitable_storage("csgdw"), suitable_storage("adamw")
+        ('mixed', 'mixed', 'student')
     """
-    return "mixed" if opt.lower().startswith(("sgd", "momentum", "nesterov")) else "student"
+    name = opt.lower().rpartition("_")[2]
+    # SGD is also cautious (csgdw), fused (fusedsgd) and of 8 bits (bnbsgd8bit).
+    is_sgd = "sgd" in name or name.startswith(("momentum", "nesterov"))
+    return "mixed" if is_sgd else "student"

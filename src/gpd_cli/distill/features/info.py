@@ -129,7 +129,7 @@ def _stage(
 def _noting_overwrites(seen: Run, stage: Stage) -> Stage:
     """The stage, with a note whether the network overwrites its output."""
     there = seen.at(stage.name, stage.before)
-    return replace(stage, overwritten=there is not None and there.overwritten)
+    return replace(stage, overwritten=there is not None and seen.overwrites(there))
 
 
 def _unusable(network: nn.Module, name: str, seen: Seen | None) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from gpd_cli.errors import MethodError
 
@@ -52,6 +53,7 @@ class Run:
             give one row per image.
         inputs: inputs of the activations among these modules, by name.
         norm_inputs: inputs of the norms among these modules, by name.
+        dropped: inputs of layers that overwrite them in train mode (dropout in place).
         classifier: name of the linear layer whose output is the logits, if any.
         embedding: input of the classifier, ``[2, F]``.
     """
@@ -59,12 +61,20 @@ class Run:
     outputs: Mapping[str, Seen]
     inputs: Mapping[str, Seen]
     norm_inputs: Mapping[str, Seen]
+    dropped: Sequence[Tensor]
     classifier: str | None
     embedding: Tensor | None
 
     def at(self, name: str, before: bool = False) -> Seen | None:
         """The recorded output of a module, or with `before` its input; None without one."""
         return (self.inputs if before else self.outputs).get(name)
+
+    def overwrites(self, seen: Seen) -> bool:
+        """Whether the network changes a tensor in place later on, be it only in train mode."""
+        place = seen.tensor.untyped_storage().data_ptr()
+        return seen.overwritten or any(
+            dropped.untyped_storage().data_ptr() == place for dropped in self.dropped
+        )
 
 
 def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
@@ -78,6 +88,7 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
     inputs: dict[str, Seen] = {}
     norm_inputs: dict[str, Seen] = {}
     linear: dict[str, Tensor] = {}
+    dropped: list[Tensor] = []
 
     def hook(name: str) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -100,6 +111,11 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
 
         return note
 
+    def drop(module: nn.Module, args: Any) -> None:
+        tensor = first_tensor(args)
+        if tensor is not None:
+            dropped.append(tensor)
+
     named = [(name, module) for name, module in network.named_modules() if name]
     handles = [module.register_forward_hook(hook(name)) for name, module in named]
     handles += [
@@ -107,6 +123,11 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
         for name, module in named
         for kinds, given in ((_ACTIVATIONS, inputs), (_NORMS, norm_inputs))
         if isinstance(module, kinds)
+    ]
+    handles += [
+        module.register_forward_pre_hook(drop)
+        for _, module in named
+        if isinstance(module, _DropoutNd) and module.inplace
     ]
     modes = [(module, module.training) for module in network.modules()]
     like = next(network.parameters())
@@ -128,8 +149,8 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
         for given in (inputs, norm_inputs)
     )
     if not heads:
-        return Run(outputs, inputs, norm_inputs, None, None)
-    return Run(outputs, inputs, norm_inputs, heads[-1], linear[heads[-1]])
+        return Run(outputs, inputs, norm_inputs, dropped, None, None)
+    return Run(outputs, inputs, norm_inputs, dropped, heads[-1], linear[heads[-1]])
 
 
 def first_tensor(output: Any) -> Tensor | None:

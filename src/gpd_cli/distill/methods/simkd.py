@@ -121,16 +121,23 @@ def adopt_classifier(student: nn.Module, teachers: Sequence[StaticTeacher]) -> t
     return ("classifier",)
 
 
-def check_reused(network: Pair | Alone, method: str) -> None:
-    """Check that the student ends in the static teacher's classifier.
+def check_reused(network: Pair | Alone, teachers: Sequence[StaticTeacher], method: str) -> None:
+    """Check that the student ends in the static teacher's classifier, and learns from no other.
 
     Args:
         network: the network that is trained.
+        teachers: the static teachers.
         method: name of the method, for the message.
 
     Raises:
+        MethodError: when there are assistants.
         ModelError: when the student ends otherwise.
     """
+    if len(teachers) > 1:
+        raise MethodError(
+            f"{method} trains features for the static teacher's own classifier, and those of its "
+            "assistants are for others; leave out --model.assistants, or choose another method."
+        )
     if not isinstance(_trained(network), ReusedClassifier):
         raise ModelError(
             f"{method} trains a student that ends in a projector and the static teacher's "
