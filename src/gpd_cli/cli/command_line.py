@@ -20,7 +20,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from gpd_cli.cli.arguments import (
     CHECKPOINT,
     IMAGE_DATA,
-    chosen_checkpoint,
     configured,
     occurrences,
     options_of,
@@ -29,7 +28,12 @@ from gpd_cli.cli.arguments import (
     with_values,
 )
 from gpd_cli.cli.completion import print_completion
-from gpd_cli.cli.configurations import check_configurations, chosen_image_size, place_of
+from gpd_cli.cli.configurations import (
+    check_configurations,
+    chosen_checkpoint,
+    chosen_image_size,
+    place_of,
+)
 from gpd_cli.cli.cpu_memory import keep_freed_memory
 from gpd_cli.cli.environment import write_environment
 from gpd_cli.cli.help import HELP_GROUPS, group_page, page_of
