@@ -13,7 +13,6 @@ from gpd_cli.report.predictions import Predictions
 from gpd_cli.report.run import Run
 from gpd_cli.report.summary import CAPTION, Table, confusions, results, scores, settings
 
-
 # Underscores inside of words, as in names of options, are none to Markdown.
 _MARKUP = re.compile(r"[\\`*<>|]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 
