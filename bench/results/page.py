@@ -116,13 +116,13 @@ def _rate(summary: Summary, table: Table) -> str:
 
 
 def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:
-    """The choice of learning rates: validation accuracies, the best one in bold type."""
+    """The choice of learning rates: validation accuracies, the chosen one in bold type."""
     rows = []
     scores = tuning_scores(records)
     rates = sorted({rate for by_rate in scores.values() for rate in by_rate})
     for key, by_rate in scores.items():
-        best = max(by_rate.values())
-        cells = [_score(by_rate.get(rate), best) for rate in rates]
+        chosen = records.rate(records.table.rows[key])  # of equal ones, the first
+        cells = [_score(by_rate.get(rate), rate == chosen) for rate in rates]
         rows.append([records.table.rows[key].title, *cells])
     if not rows:
         return []
@@ -130,7 +130,7 @@ def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:
     edges = [
         records.table.rows[key].title
         for key, by_rate in scores.items()
-        if max(by_rate, key=lambda rate: by_rate[rate]) in (min(by_rate), max(by_rate))
+        if records.rate(records.table.rows[key]) in (min(by_rate), max(by_rate))
     ]
     lines = [
         f"Learning rates (seed {records.table.tuning.seed}{options}): the student's validation "
@@ -144,7 +144,7 @@ def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:
     return lines
 
 
-def _score(value: float | None, best: float) -> str:
+def _score(value: float | None, is_chosen: bool) -> str:
     if value is None:
         return ""
-    return f"**{value:.2f}**" if value == best else f"{value:.2f}"
+    return f"**{value:.2f}**" if is_chosen else f"{value:.2f}"
