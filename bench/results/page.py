@@ -54,9 +54,9 @@ def render_page(everything: Iterable[Records]) -> str:
         "- time: of one training, in minutes (of the processor on a CPU, of the clock on a GPU; "
         "runs side by side slow each other down), and relative to the row it is compared with "
         "where both were trained on the same hardware; empty where it is not known: the time of "
-        "a run that was killed once is lost, and times on cores with other work are left out. What "
-        "comes before a run is not counted: the training of a static teacher, or of the student "
-        "that a row starts from;",
+        "a run that was killed once is lost, and those of six early runs whose threads had fought "
+        "for busy cores were taken out. What comes before a run is not counted: the training of a "
+        "static teacher, or of the student that a row starts from;",
         "- lr: the learning rate of the row's grid with the best validation accuracy in short runs "
         "of one seed, listed below the table; it need not be the best for longer runs. "
         "A row without such runs takes the rate of another one, which is named.",
