@@ -9,6 +9,7 @@ from gpd_cli.models.factory import (
     without_pretrained,
 )
 from gpd_cli.models.reused import ReusedClassifier
+from gpd_cli.models.versions import needed_versions, with_versions
 from gpd_cli.models.weights import load_state_dict, load_weights
 
 __all__ = [
@@ -20,5 +21,7 @@ __all__ = [
     "input_shape",
     "load_state_dict",
     "load_weights",
+    "needed_versions",
+    "with_versions",
     "without_pretrained",
 ]

@@ -26,7 +26,7 @@ from gpd_cli.distill.static_teacher import (
 )
 from gpd_cli.distributed.world import broadcast_from_first
 from gpd_cli.errors import DataError, no_effect
-from gpd_cli.models import ModelSpec, check_images, input_shape
+from gpd_cli.models import ModelSpec, check_images, input_shape, with_versions
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
 from gpd_cli.teacher.expansion import DEFAULT_NOISE
 from gpd_cli.teacher.networks import Alone, layer_patterns, summary, with_teacher
@@ -37,6 +37,7 @@ from gpd_cli.training.averages import (
     find_average,
     has_begun,
     keep_up,
+    prepare_loading,
     settle,
     update_of_epoch,
 )
@@ -480,8 +481,10 @@ class GapPreservingDistillation(EvaluatedModule):
         state, prefix = checkpoint["state_dict"], "distillation."
         parts = {n.removeprefix(prefix): state[n] for n in state if n.startswith(prefix)}
         if self.trainer.state.fn == TrainerFn.FITTING:
-            if find_average(self.trainer) is None:
+            if (average := find_average(self.trainer)) is None:
                 checkpoint["state_dict"] = checkpoint.get(TRAINED, state)
+            else:
+                prepare_loading(average)
             before = checkpoint.get("hyper_parameters", {})
             check_same_parts(
                 parts,
@@ -501,6 +504,7 @@ class GapPreservingDistillation(EvaluatedModule):
         elif self.distillation is None:  # an evaluation does not need the trained parts
             for name in parts:
                 del state[prefix + name]
+        checkpoint["state_dict"] = with_versions(checkpoint["state_dict"], self)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule from timm."""

@@ -17,6 +17,7 @@ from gpd_cli.commands.exports.onnx_file import check_packages, write_onnx
 from gpd_cli.commands.exports.program import trace
 from gpd_cli.errors import GpdError
 from gpd_cli.files import atomic_path, check_folder, check_writable, json_text, save_tensors
+from gpd_cli.models import needed_versions
 from gpd_cli.teacher.compare import relative_difference
 
 STATE_DICTS = (".safetensors", ".pth", ".pt")
@@ -25,6 +26,11 @@ FORMS = (*STATE_DICTS, *PROGRAMS)
 """Endings of files; a path that ends in a slash, or that of a folder, is a folder."""
 METADATA = "metadata.json"
 """Name of the metadata among a ``.pt2`` file's extra files."""
+_VERSIONS = (
+    "loads",
+    "after state._metadata = network.state_dict()._metadata, as its class asks for versions, which "
+    "this format does not have; a .pth file loads as it is",
+)
 _IMAGES = 4  # number of random images for the comparison of what was written
 
 
@@ -110,12 +116,13 @@ def write_network(
             write_folder(network, state, path, about, options.half)
         else:
             save_tensors(path, state, about.strings())
+        rows = [_VERSIONS] if path.suffix == ".safetensors" and needed_versions(network) else []
         if not options.half:
-            return []
+            return rows
         holder = copy.deepcopy(network)
         holder.load_state_dict(state)
         images = torch.randn(_IMAGES, *about.shape, generator=torch.Generator().manual_seed(0))
-        return [_as_written(network, images, holder, images)]
+        return [*rows, _as_written(network, images, holder, images)]
     traced = trace(
         network, about, preprocess=options.preprocess, fuse=options.fuse, half=options.half
     )
