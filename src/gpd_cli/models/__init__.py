@@ -6,6 +6,7 @@ from gpd_cli.models.factory import (
     count_classes,
     create_model,
     input_shape,
+    wants_published,
     without_pretrained,
 )
 from gpd_cli.models.reused import ReusedClassifier
@@ -22,6 +23,7 @@ __all__ = [
     "load_state_dict",
     "load_weights",
     "needed_versions",
+    "wants_published",
     "with_versions",
     "without_pretrained",
 ]

@@ -26,7 +26,13 @@ from gpd_cli.distill.static_teacher import (
 )
 from gpd_cli.distributed.world import broadcast_from_first
 from gpd_cli.errors import DataError, no_effect
-from gpd_cli.models import ModelSpec, check_images, input_shape, with_versions
+from gpd_cli.models import (
+    ModelSpec,
+    check_images,
+    input_shape,
+    wants_published,
+    with_versions,
+)
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
 from gpd_cli.teacher.expansion import DEFAULT_NOISE
 from gpd_cli.teacher.networks import Alone, layer_patterns, summary, with_teacher
@@ -186,7 +192,7 @@ class GapPreservingDistillation(EvaluatedModule):
         # Checkpoints are loaded with weights_only=True.
         self.hparams.update(plain_settings(self.hparams))
         self.settings = optimizer
-        check_start(student_weights or bool((student_args or {}).get("pretrained")), branch_init)
+        check_start(student_weights or wants_published(student, student_args), branch_init)
         spec = ModelSpec(student, num_classes, student_args or {})
         network = spec.build(student_weights)
         shape = input_shape(network, spec.name, spec.model_args)
