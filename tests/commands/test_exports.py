@@ -297,6 +297,22 @@ def test_the_certificate_tells_what_is_written_from_what_was_trained(
     assert least < float(written[1]) < 1e-2
 
 
+@pytest.mark.parametrize("form", ["h.pth", "h/", "h.pt2"])
+def test_numbers_beyond_float16_are_not_written_as_infinite_ones(
+    wide: Path, tmp_path: Path, form: str
+) -> None:
+    """As the variances of a network have them whose images are bytes; random images are none."""
+    network, description = load_networks(wide)
+    network.narrow.bn1.running_var[1] = 1e5
+    path = tmp_path / "bytes.safetensors"
+    save_expanded(path, network, description)
+    with pytest.raises(
+        GpdError, match=r"ends at 65504, bn1.running_var has values .* infinite; leave --half out"
+    ):
+        extract_command(path, f"{tmp_path}/{form}", half=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["bytes.safetensors"]
+
+
 @pytest.mark.parametrize("option", ["preprocess", "fuse_bn"])
 @pytest.mark.parametrize("form", ["s.pth", "folder2/"])
 def test_weights_alone_cannot_hold_what_changes_the_network(

@@ -18,6 +18,7 @@ from gpd_cli.commands.exports.program import trace
 from gpd_cli.errors import GpdError
 from gpd_cli.files import atomic_path, check_folder, check_writable, json_text, save_tensors
 from gpd_cli.models import needed_versions
+from gpd_cli.models.numbers import wrong_numbers
 from gpd_cli.teacher.compare import relative_difference
 
 STATE_DICTS = (".safetensors", ".pth", ".pt")
@@ -107,9 +108,11 @@ def write_network(
         the logits are from the network's where options change them.
 
     Raises:
-        GpdError: when the format cannot hold the network; nothing is written then.
+        GpdError: when the format, or float16, cannot hold the network; nothing is written then.
     """
     path = Path(output)
+    if options.half:
+        _check_range(network)
     if is_folder(output) or path.suffix in STATE_DICTS:
         state = _state(network, options.half)
         if is_folder(output):
@@ -143,6 +146,15 @@ def write_network(
         images = traced.sample if prepare is None else prepare(traced.sample)
         rows.insert(0, _as_written(network, images, traced.program.module(), traced.sample))
     return rows
+
+
+def _check_range(network: nn.Module) -> None:
+    """Check that no weight and no running statistic of a network is infinite in float16."""
+    if (wrong := wrong_numbers(network, _state(network, half=True))) is not None:
+        raise GpdError(
+            f"In float16, which ends at {torch.finfo(torch.float16).max:.0f}, {wrong}; leave "
+            "--half out."
+        )
 
 
 def _as_written(
