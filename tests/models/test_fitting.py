@@ -116,6 +116,22 @@ def test_weights_are_adapted_as_timm_adapts_them(
         assert said in caplog.text
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
+def test_files_that_were_converted_as_a_whole_are_taken(file: Path, dtype: torch.dtype) -> None:
+    """With ``{key: tensor.half()}``, or averaged, which makes fractions of counters, too."""
+    name, args = RESNET
+    state = published(name, args)
+    state["bn1.num_batches_tracked"] = torch.tensor(100_000)  # infinite in float16
+    torch.save({key: tensor.to(dtype) for key, tensor in state.items()}, file)
+    network = ModelSpec(name, 7, args).build(file)
+    rounded = state["conv1.weight"].to(dtype).float()
+    assert torch.equal(network.get_parameter("conv1.weight"), rounded)
+    assert network.bn1.num_batches_tracked.dtype == torch.int64
+    assert network.bn1.num_batches_tracked >= 0
+
+
 def test_colour_weights_come_from_grey_ones(file: Path) -> None:
     name, args = RESNET
     torch.save(published(name, {**args, "in_chans": 1}), file)

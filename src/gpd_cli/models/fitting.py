@@ -262,6 +262,10 @@ def _adapted(
         for key, tensor in form.tensors.items()
         if key in own or not (key in buffers or key.rpartition(".")[2] in _INDEX_BUFFERS)
     )
+    for key, tensor in tensors.items():
+        if key.endswith(_COUNTER) and tensor.is_floating_point():
+            # Of a file that was converted as a whole, or averaged; a float16 may be infinite.
+            tensors[key] = tensor.float().nan_to_num(0, 0, 0).round().long()
     # Versions are left out, which makes modules accept the names of their older versions and batch
     # norms do without their counter.
     tensors._metadata = needed_versions(model)  # type: ignore[attr-defined]
