@@ -1,5 +1,6 @@
 """A student and data of a user's own, by the path of their class."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -163,3 +164,30 @@ def test_classes_and_functions_build_networks(name: str) -> None:
 def test_what_builds_no_network_is_refused(name: str, naming: str) -> None:
     with pytest.raises(ModelError, match=naming):
         create_model(name, model_args={"width": 4})
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("class Net(torch.nn.Module:", r"SyntaxError: .*\(faulty.py, line 2\)"),
+        ("raise KeyError('width')", "KeyError: 'width'"),
+        ("import sys; sys.exit('usage: faulty.py DATA')", "SystemExit: usage: faulty.py DATA"),
+        ("import no_such_package", "No module named 'no_such_package'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_told_in_a_sentence(
+    mine: Path, capsys: pytest.CaptureFixture[str], code: str, said: str
+) -> None:
+    (mine / "faulty.py").write_text(f"import torch\n{code}\n")
+    sys.modules.pop("faulty", None)
+    assert main(["expand", "--model.student", "faulty.Net", "--output", "w.safetensors"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(rf"The network faulty.Net cannot be imported: .*{said}", error)
+    assert "not foreseen" not in error
+
+
+def test_an_annotation_that_means_nothing_is_none(mine: Path) -> None:
+    code = "from __future__ import annotations\nfrom torch import nn\n"
+    (mine / "vague.py").write_text(f"{code}def net() -> nn.Modul: ...\n")
+    with pytest.raises(ModelError, match="annotated"):
+        create_model("vague.net")

@@ -39,6 +39,12 @@ def find_maker(path: str) -> Maker:
             f"The network {path} cannot be imported: {error}; its module has to be installed or "
             "on PYTHONPATH."
         ) from error
+    except (Exception, SystemExit) as error:  # the module is code of others, and may be a program
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"The network {path} cannot be imported: {type(error).__name__}: {reason}; its module "
+            "has to be one that Python imports without an error."
+        ) from error
     made = found if inspect.isclass(found) else _returned(found)
     if not (inspect.isclass(made) and issubclass(made, nn.Module)):
         raise ModelError(
@@ -60,5 +66,5 @@ def _returned(function: Any) -> Any:
         return None
     try:
         return get_type_hints(function).get("return")
-    except (NameError, TypeError):  # names that only a type checker knows
+    except Exception:  # names that only a type checker knows, or nobody
         return None
