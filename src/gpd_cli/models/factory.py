@@ -28,7 +28,7 @@ from gpd_cli.models import (  # noqa: F401 - they register their networks with t
     mobilenet,
     rvt,
 )
-from gpd_cli.models.own import find_maker, is_path, takes
+from gpd_cli.models.own import check_repeatable, find_maker, is_path, takes
 from gpd_cli.models.reused import ReusedClassifier
 from gpd_cli.models.weights import load_tensors, load_weights
 
@@ -355,7 +355,8 @@ class ModelSpec:
 
         Raises:
             ModelError: when the network has another number of classes than the description, or
-                does not say which images it takes, and takes no usual ones.
+                does not say which images it takes, and takes no usual ones; when one of a user's
+                own has random numbers that its state dict lacks.
         """
         if shape is None:
             shape = input_shape(model, self.name, self.model_args)
@@ -367,7 +368,10 @@ class ModelSpec:
                 f"number as num_classes, or set --model.num_classes {classes}."
             )
         args = without_pretrained(self.name, self.model_args)
-        return replace(self, num_classes=classes, model_args=args)
+        resolved = replace(self, num_classes=classes, model_args=args)
+        if not (_is_of_torchvision(self.name) or timm.is_model(self.name.removeprefix(_REUSED))):
+            check_repeatable(self.name, resolved.build)
+        return resolved
 
     def _check_assumed(self, model: nn.Module, shape: tuple[int, int, int]) -> None:
         """Check an image shape that neither network nor arguments state."""
