@@ -62,7 +62,7 @@ from gpd_cli.distill.methods.pairs import for_pair
 from gpd_cli.distributed.first_process import together
 from gpd_cli.errors import DataError, GpdError, StudentArgumentsError
 from gpd_cli.files import atomic_path, check_writable
-from gpd_cli.models import without_pretrained
+from gpd_cli.models import wants_published, without_pretrained
 from gpd_cli.report.run import METRICS
 from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.epoch_lines import EpochLines
@@ -478,9 +478,7 @@ def _interrupted(interrupt: KeyboardInterrupt) -> int:
 
 def _has_weights(model: Namespace) -> bool:
     """Whether a student comes with weights, its own or published ones."""
-    args = model.student_args or {}
-    asked = args.keys() - without_pretrained(model.student, args).keys()
-    return bool(model.student_weights) or any(args[name] for name in asked)
+    return bool(model.student_weights) or wants_published(model.student, model.student_args)
 
 
 def _sentence(error: BaseException) -> str:
