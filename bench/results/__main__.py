@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options, extra = _parse(arguments[:end]), tuple(arguments[end + 1 :])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    failed = []
+    failed, code = [], 0
     try:
         for path in options.tables if not options.only_page else ():
             table = read_table(path)
@@ -50,10 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
         write_pages(Path())
     except TableError as error:
         print(f"bench.results: error: {error}", file=sys.stderr)
-        return 2
+        code = 2
     for sentence in failed:
         print(sentence, file=sys.stderr)
-    return int(bool(failed))
+    return code or int(bool(failed))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -67,7 +67,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data-root", help="folder of the data, as --data.root of gpd fit")
     parser.add_argument("--rows", nargs="+", help="rows to train; by default all")
     parser.add_argument("--only-page", action="store_true", help="train nothing")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}; at least one run has to be trained at a time.")
+    return options
 
 
 if __name__ == "__main__":

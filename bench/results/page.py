@@ -54,9 +54,9 @@ def render_page(everything: Iterable[Records]) -> str:
         "- time: of one training, in minutes (of the processor on a CPU, of the clock on a GPU; "
         "runs side by side slow each other down), and relative to the row it is compared with "
         "where both were trained on the same hardware; empty where it is not known: the time of "
-        "a run that was killed once is lost, and times on cores with other work are left out. What "
-        "comes before a run is not counted: the training of a static teacher, or of the student "
-        "that a row starts from;",
+        "a run that was killed once is lost, and those of six early runs whose threads had fought "
+        "for busy cores were taken out. What comes before a run is not counted: the training of a "
+        "static teacher, or of the student that a row starts from;",
         "- lr: the learning rate of the row's grid with the best validation accuracy in short runs "
         "of one seed, listed below the table; it need not be the best for longer runs. "
         "A row without such runs takes the rate of another one, which is named.",
@@ -116,13 +116,13 @@ def _rate(summary: Summary, table: Table) -> str:
 
 
 def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:
-    """The choice of learning rates: validation accuracies, the best one in bold type."""
+    """The choice of learning rates: validation accuracies, the chosen one in bold type."""
     rows = []
     scores = tuning_scores(records)
     rates = sorted({rate for by_rate in scores.values() for rate in by_rate})
     for key, by_rate in scores.items():
-        best = max(by_rate.values())
-        cells = [_score(by_rate.get(rate), best) for rate in rates]
+        chosen = records.rate(records.table.rows[key])  # of equal ones, the first
+        cells = [_score(by_rate.get(rate), rate == chosen) for rate in rates]
         rows.append([records.table.rows[key].title, *cells])
     if not rows:
         return []
@@ -130,7 +130,7 @@ def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:
     edges = [
         records.table.rows[key].title
         for key, by_rate in scores.items()
-        if max(by_rate, key=lambda rate: by_rate[rate]) in (min(by_rate), max(by_rate))
+        if records.rate(records.table.rows[key]) in (min(by_rate), max(by_rate))
     ]
     lines = [
         f"Learning rates (seed {records.table.tuning.seed}{options}): the student's validation "
@@ -144,7 +144,7 @@ def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:
     return lines
 
 
-def _score(value: float | None, best: float) -> str:
+def _score(value: float | None, is_chosen: bool) -> str:
     if value is None:
         return ""
-    return f"**{value:.2f}**" if value == best else f"{value:.2f}"
+    return f"**{value:.2f}**" if is_chosen else f"{value:.2f}"

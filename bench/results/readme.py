@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.markdown import table_lines
 from bench.results.cells import against, seeds, text_of, time
 from bench.results.page import all_records, render_page
-from bench.results.records import Records
+from bench.results.records import Records, write_text
 from bench.results.sentences import advice, hardware, of_gap, untrained
 from bench.results.summary import summarize
 
@@ -111,11 +111,12 @@ def made_pages(root: Path) -> dict[Path, str]:
     """
     everything = all_records(root)
     readme, index = root / "README.md", root / "docs" / "index.md"
-    text = with_part(readme.read_text(), MARKS, render_headline(everything))
+    text = with_part(readme.read_text(encoding="utf-8"), MARKS, render_headline(everything))
+    first = index.read_text(encoding="utf-8")
     return {
         root / "docs" / "results.md": render_page(everything),
         readme: with_part(text, FIGURE_MARKS, render_figure(everything, "docs/", width=480)),
-        index: with_part(index.read_text(), FIGURE_MARKS, render_figure(everything, "", width=640)),
+        index: with_part(first, FIGURE_MARKS, render_figure(everything, "", width=640)),
     }
 
 
@@ -128,6 +129,6 @@ def write_pages(root: Path) -> None:
     from bench.results.figures import draw_figures  # imported here: matplotlib is slow to import
 
     for path, text in made_pages(root).items():
-        path.write_text(text)
+        write_text(path, text)
     for records in all_records(root):
         draw_figures(records, summarize(records), root / "docs" / "results")

@@ -72,14 +72,20 @@ class Records:
 
         Returns:
             The record, or None if the run has not been trained. A record of another command does
-            not count: the row, or the tuning of its learning rate, has been changed since.
+            not count: the row, or the tuning of its learning rate, has been changed since. Nor does
+            one without test, from when the table was one of settings.
         """
         path = run.path(self.folder)
         if not path.is_file():
             return None
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         command = [part for part in shlex.split(record["command"]) if part != DATA_OPTION]
-        return record if command == ["gpd", "fit", *self.options(run)] else None
+        lacks_test = self.is_tested(run) and "test" not in record
+        return record if command == ["gpd", "fit", *self.options(run)] and not lacks_test else None
+
+    def is_tested(self, run: Run) -> bool:
+        """Whether a run is scored on the test images."""
+        return not run.tuning and self.table.metric == "test"
 
     def write(self, run: Run, record: Mapping[str, Any]) -> None:
         """Write the record of a run, atomically."""
@@ -154,7 +160,7 @@ class Records:
 def write_text(path: Path, text: str) -> None:
     """Write a file, atomically; missing folders above it are made."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _dump(record: Mapping[str, Any]) -> str:

@@ -254,9 +254,15 @@ def _minutes(runs: Sequence[Record]) -> dict[str, tuple[float, ...]]:
 
 
 def _hardware(run: Record) -> str:
-    """Device and threads of a run; a GPU's record has no threads."""
-    device, threads = run["hardware"]["device"], run["hardware"].get("threads")
-    return device if threads is None else f"{device}, {threads} thread{'s' if threads > 1 else ''}"
+    """Device, threads and processes of a run; a GPU's record has no threads."""
+    found = run["hardware"]
+    threads, processes = found.get("threads"), found.get("processes", 1)
+    parts = [found["device"]]
+    if threads is not None:
+        parts.append(f"{threads} thread{'s' if threads > 1 else ''}")
+    if processes > 1:
+        parts.append(f"{processes} processes")
+    return ", ".join(parts)
 
 
 def _relative(

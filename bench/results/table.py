@@ -117,8 +117,8 @@ def read_table(path: Path) -> Table:
         TableError: when the file is missing, or an entry is unknown, missing or names no row.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise TableError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise TableError(f"{path} has no entries; see results/README.md for what a table holds.")
@@ -200,3 +200,9 @@ def _check(path: Path, table: Table) -> None:
             )
         if not table.grid_of(row) or not table.seeds_of(row):
             raise TableError(f"{path}: {row.key} has no learning rates or no seeds; give some.")
+        for rate in table.grid_of(row):
+            if not isinstance(rate, int | float):
+                raise TableError(
+                    f"{path}: the learning rate {rate!r} of {row.key} is no number; YAML takes one "
+                    "with an exponent for a text unless it has a point (1.0e-3)."
+                )

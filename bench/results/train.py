@@ -25,9 +25,13 @@ import yaml
 
 from bench.results.records import DATA, DATA_OPTION, STUDENT, WORK, Record, Records, Run, write_text
 from bench.results.table import Table, TableError
+from gpd_cli.cli.environment import ENVIRONMENT
 
 _LIBRARIES = ("gpd-cli", "torch", "torchvision", "lightning", "timm")
-_FINISHED, _SECONDS = "finished", "seconds.json"
+_FINISHED, _SECONDS, _CODE = "finished", "seconds.json", "code.json"
+_TO_RESUME = ("last.ckpt", "stopped.ckpt")
+# Of a run that has ended, or was stopped and saved what it had.
+_NOTHING_LOST = (0, *(128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
 
 
 class RunError(Exception):
@@ -60,9 +64,8 @@ class Trainer:
         Raises:
             RunError: when a command fails.
         """
-        commit = code_commit()  # of the code that trains, not of the time when it is done
         self._fit(run)
-        return {**self._summarize(run), "commit": commit}
+        return self._summarize(run)
 
     def stop(self) -> None:
         """Let running processes save a checkpoint and end."""
@@ -93,6 +96,9 @@ class Trainer:
             logger = [f"--trainer.logger.init_args.{name}={value}" for name, value in where.items()]
             resume = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
             options = self.records.options(run)
+            # Of the code that trains: the record may be made later, by another one.
+            code = {"commit": code_commit(), "versions": _versions()}
+            write_text(attempt / _CODE, json.dumps(code))
             self._gpd(["fit", *options, *self._here(), *logger, *resume], attempt)
         write_text(folder / _FINISHED, "")
 
@@ -114,6 +120,9 @@ class Trainer:
         last = attempts[-1]
         config = yaml.safe_load((last / "config.yaml").read_text())
         on_gpu = config["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
+        hardware = _gpu() if on_gpu else {"device": _processor(), "threads": self.threads}
+        if (processes := _processes(last)) > 1:
+            hardware["processes"] = processes
         root = [] if self.data_root is None else [DATA_OPTION]
         record = {
             "command": shlex.join(["gpd", "fit", *self.records.options(run), *root]),
@@ -123,10 +132,10 @@ class Trainer:
             "seconds": _seconds(attempts, "wall" if on_gpu else "processor"),
             "attempts": len(attempts),
             "epochs": _curves(_history(last / "checkpoints" / "last.ckpt")),
-            "versions": {name: version(name).partition("+")[0] for name in _LIBRARIES},
-            "hardware": _gpu() if on_gpu else {"device": _processor(), "threads": self.threads},
+            **_trained_by(attempts),
+            "hardware": hardware,
         }
-        if not run.tuning and self.records.table.metric == "test":
+        if self.records.is_tested(run):
             record["test"] = self._test(_best_checkpoint(attempts), last / "test")
         return record
 
@@ -149,7 +158,7 @@ class Trainer:
         return [*root, *self.extra]
 
     def _gpd(self, arguments: Sequence[str], folder: Path) -> None:
-        """Run a command to its end, and write how long it took.
+        """Run a command to its end, and write how long it took, unless work may have been lost.
 
         Args:
             arguments: arguments of ``gpd``.
@@ -171,10 +180,11 @@ class Trainer:
             )
             self._running.add(process)
             _, status, usage = os.wait4(process.pid, 0)
+            code = process.returncode = os.waitstatus_to_exitcode(status)
             self._running.discard(process)
         seconds = {"processor": usage.ru_utime + usage.ru_stime, "wall": time.monotonic() - start}
-        write_text(folder / _SECONDS, json.dumps(seconds))
-        code = os.waitstatus_to_exitcode(status)
+        if code in _NOTHING_LOST:
+            write_text(folder / _SECONDS, json.dumps(seconds))
         if code != 0:
             lines = log.read_text().strip().splitlines() or [""]
             raise RunError(f"gpd {arguments[0]} ended with {code}: {lines[-1]} (see {log})")
@@ -227,11 +237,40 @@ def code_commit(root: Path = Path()) -> str | None:
 
 
 def _seconds(attempts: Sequence[Path], clock: str) -> float | None:
-    """Seconds of all attempts together; None if one was killed, whose time is unknown."""
-    paths = [attempt / _SECONDS for attempt in attempts]
+    """Seconds of all attempts together; None if one was killed, whose time is unknown.
+
+    Attempts that left nothing to resume from do not count: the next one began where they had.
+    """
+    paths = [attempt / _SECONDS for attempt in attempts if any(_checkpoints(attempt))]
     if not all(path.is_file() for path in paths):
         return None
     return round(sum(json.loads(path.read_text())[clock] for path in paths), 1)
+
+
+def _trained_by(attempts: Sequence[Path]) -> dict[str, Any]:
+    """The code that trained, which may be another than that which makes the record.
+
+    Returns:
+        ``versions`` of the latest attempt, and ``commit``: None where it is not known, several in
+        order where attempts had different ones.
+    """
+    paths = [attempt / _CODE for attempt in attempts if any(_checkpoints(attempt))]
+    found = [json.loads(path.read_text()) if path.is_file() else {} for path in paths]
+    commits = list(dict.fromkeys(code.get("commit") or "unknown" for code in found))
+    return {
+        "versions": found[-1].get("versions", {}),
+        "commit": None if commits == ["unknown"] else ", ".join(commits),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name).partition("+")[0] for name in _LIBRARIES}
+
+
+def _processes(attempt: Path) -> int:
+    """How many processes trained together, by what the run has written of its start."""
+    path = attempt / ENVIRONMENT
+    return int(json.loads(path.read_text())[-1]["processes"]) if path.is_file() else 1
 
 
 def _gpu() -> dict[str, Any]:
@@ -253,10 +292,14 @@ def _attempts(folder: Path) -> list[Path]:
 
 def _newest_checkpoint(attempts: Sequence[Path]) -> Path | None:
     """The newest complete checkpoint to resume from."""
-    names = ("last.ckpt", "stopped.ckpt")
-    paths = [attempt / "checkpoints" / name for attempt in attempts for name in names]
-    whole = [path for path in paths if path.is_file() and zipfile.is_zipfile(path)]
+    whole = [path for attempt in attempts for path in _checkpoints(attempt)]
     return max(whole, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _checkpoints(attempt: Path) -> list[Path]:
+    """The complete checkpoints of an attempt to resume from."""
+    paths = [attempt / "checkpoints" / name for name in _TO_RESUME]
+    return [path for path in paths if path.is_file() and zipfile.is_zipfile(path)]
 
 
 def _best_checkpoint(attempts: Sequence[Path]) -> Path:

@@ -86,7 +86,11 @@ def _command(arguments: list[str]) -> int:
         return 0
     use_huge_pages()
     # Users' classes lie in the working directory, which Python searches for `python -m` only.
-    if (here := str(Path.cwd())) not in sys.path:
+    try:
+        here = str(Path.cwd())
+    except OSError:
+        return _fail("The working directory is gone, or must not be read; change into another one.")
+    if here not in sys.path:
         sys.path.append(here)
     try:
         with _quiet_interrupt(), _without_collector():

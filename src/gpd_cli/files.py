@@ -136,7 +136,8 @@ def check_folder(path: str | Path, belongs: Collection[str]) -> None:
         belongs: names of the files that such a folder holds; one with no others may be replaced.
 
     Raises:
-        GpdError: when the path is a file, holds something else, or cannot be written.
+        GpdError: when the path is a file or the working directory, holds something else, or cannot
+            be written.
     """
     path = Path(path)
     try:
@@ -151,6 +152,10 @@ def check_folder(path: str | Path, belongs: Collection[str]) -> None:
         )
     if target.exists() and not target.is_dir():
         raise GpdError(f"Cannot write the folder '{path}': it is a file; choose another path.")
+    if target == Path.cwd():  # whoever works in it would stay in the old folder, which is removed
+        raise GpdError(
+            f"Cannot write the folder '{path}': it is the working directory; give a folder in it."
+        )
     check_writable(target / "file" if not target.exists() else target.parent / "file")
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from bench.results.__main__ import main as results_command
 from bench.results.figures import draw_figures
 from bench.results.page import all_records, render_page
 from bench.results.queue import missing, train_all
@@ -36,7 +38,7 @@ from bench.results.summary import (
     summarize,
 )
 from bench.results.table import TableError, option_list, read_table
-from bench.results.train import code_commit, only_one
+from bench.results.train import RunError, Trainer, code_commit, only_one
 from gpd_cli.cli.command_line import run as run_command
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +127,7 @@ def pretended(folder: Path, rows: list[str] | None = None, **changes: Any) -> Re
         ({"metric": "training"}, "metric is 'training'; it is test or validation"),
         ({"seeds": []}, "alone has no learning rates or no seeds"),
         ({"rows": {"a": "b"}}, "has to be a mapping"),
+        ({"tuning": {"grid": [0.1, "1e-3"]}}, "the learning rate '1e-3' of alone is no number"),
     ],
 )
 def test_a_table_with_a_mistake_is_refused_by_name(
@@ -143,6 +146,14 @@ def test_a_missing_table_is_said_in_a_sentence(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "none.yaml cannot be read" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_run_at_a_time_is_refused_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        results_command([str(write_table(tmp_path)), "--jobs", "0"])
+    assert "--jobs is 0" in capsys.readouterr().err
 
 
 def test_settings_become_options_that_the_command_reads_back() -> None:
@@ -427,6 +438,109 @@ def test_a_row_that_is_changed_is_trained_again(tmp_path: Path) -> None:
     assert train_all(changed, pretend(changed), jobs=1) == []
     assert {r["learning_rate"] for r in changed.finished(changed.table.rows["alone"])} == {0.01}
     assert list(missing(changed)) == []
+
+
+def test_rows_of_a_table_that_was_one_of_settings_are_tested_first(tmp_path: Path) -> None:
+    records = pretended(tmp_path)
+    for path in records.folder.glob("*/?.json"):
+        record = json.loads(path.read_text())
+        del record["test"]
+        path.write_text(json.dumps(record))
+    assert "Nothing has been trained yet." in render_page([records])
+    assert {(run.row, run.tuning) for run in missing(records)} == {("alone", False), ("gpd", False)}
+    assert list(missing(records_in(tmp_path, metric="validation"))) == []
+
+
+@pytest.fixture
+def attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, Run, list[Path]]:
+    """A run that was trained in three attempts, with what `gpd fit` has left of it."""
+    monkeypatch.chdir(tmp_path)
+    records = records_in(tmp_path, metric="validation")
+    run = Run("alone", "0", 0, 0.1)
+    folders = [records.work(run) / f"attempt_{number}" for number in range(3)]
+    for number, folder in enumerate(folders):
+        (folder / "checkpoints").mkdir(parents=True)
+        epochs = {0: {"val/student_top1": 50.0}, 1: {"val/student_top1": 60.0}}
+        content = {"callbacks": {"GapHistory": {"epochs": epochs}}}
+        torch.save(content, folder / "checkpoints" / "last.ckpt")
+        config = {name: {"accelerator": "cpu"} for name in ("model", "data", "trainer")}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "environment.json").write_text(json.dumps([{"processes": 2}]))
+        (folder / "seconds.json").write_text(json.dumps({"processor": 10.0, "wall": 6.0}))
+        code = {"commit": "abc"[number], "versions": {"torch": f"2.{number}"}}
+        (folder / "code.json").write_text(json.dumps(code))
+    (records.work(run) / "finished").touch()
+    return Trainer(records), run, folders
+
+
+def test_a_record_tells_of_the_code_that_trained_not_of_the_one_that_makes_it(
+    attempts: tuple[Trainer, Run, list[Path]],
+) -> None:
+    trainer, run, folders = attempts
+    record = trainer.train(run)
+    assert (record["commit"], record["versions"]) == ("a, b, c", {"torch": "2.2"})
+    for folder in folders[1:]:
+        (folder / "code.json").write_text((folders[0] / "code.json").read_text())
+    assert trainer.train(run)["commit"] == "a"
+    for folder in folders:  # an attempt of an earlier version
+        (folder / "code.json").unlink()
+    assert trainer.train(run)["commit"] is None
+
+
+def test_times_on_different_numbers_of_devices_are_not_compared(
+    tmp_path: Path, attempts: tuple[Trainer, Run, list[Path]]
+) -> None:
+    trainer, run, _ = attempts
+    hardware = trainer.train(run)["hardware"]
+    assert hardware["processes"] == 2
+    records = pretended(tmp_path)
+    for seed in "01":
+        path = records.folder / "gpd" / f"{seed}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": hardware}))
+    found = summarize(records)["gpd"]
+    assert found.time is None
+    assert found.hardware is not None and found.hardware.endswith("1 thread, 2 processes")
+
+
+def test_an_attempt_that_nothing_is_left_of_does_not_count_for_the_time(
+    attempts: tuple[Trainer, Run, list[Path]],
+) -> None:
+    trainer, run, folders = attempts
+    assert trainer.train(run)["seconds"] == 30
+    # Killed before its first checkpoint: the next one began where this one had.
+    (folders[1] / "checkpoints" / "last.ckpt").unlink()
+    assert trainer.train(run)["seconds"] == 20
+    (folders[1] / "seconds.json").unlink()
+    assert trainer.train(run)["seconds"] == 20
+    # Killed after its last checkpoint: the next one has done again what came in between.
+    (folders[0] / "seconds.json").unlink()
+    assert trainer.train(run)["seconds"] is None
+
+
+@pytest.mark.parametrize(("code", "known"), [(0, True), (143, True), (1, False), (137, False)])
+def test_the_time_of_a_command_that_may_have_lost_work_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, known: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = tmp_path / "python"
+    command.write_text(f"#!/bin/sh\nexit {code}\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(command))
+    records = records_in(tmp_path, metric="validation")
+    run = Run("alone", "0", 0, 0.1)
+    with pytest.raises((RunError, OSError)):
+        Trainer(records).train(run)
+    assert (records.work(run) / "attempt_0" / "seconds.json").is_file() == known
+
+
+def test_the_rate_that_was_chosen_is_marked_and_not_its_equals(tmp_path: Path) -> None:
+    records = pretended(tmp_path)
+    for path in records.folder.glob("gpd/lr-*.json"):
+        record = json.loads(path.read_text())
+        record["epochs"]["val/student_top1"] = [51.0]
+        path.write_text(json.dumps(record))
+    assert records.rate(records.table.rows["gpd"]) == 0.1
+    assert "| with GPD | **51.00** | 51.00 |" in render_page([records])
 
 
 def test_other_options_have_other_folders_for_checkpoints(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from torch import nn
 
 from documentation import python_file
 from gpd_cli.__main__ import main
+from processes import importable
 
 TINY = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 CONFIG = f"""\
@@ -185,6 +187,36 @@ def test_method_of_ones_own_is_found_beside_the_configuration(tmp_path: Path) ->
     assert "limit_val_batches=1)" in result.stderr  # and not 1.0, which is all of them
     log = tmp_path / "runs" / "tiny" / "version_0" / "metrics.csv"
     assert "teacher_static" in log.read_text().splitlines()[0]
+
+
+@pytest.mark.slow
+def test_working_directory_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = shlex.join([sys.executable, "-m", "gpd_cli", "report", "a"])
+    result = subprocess.run(
+        ["sh", "-c", f"cd gone; rmdir ../gone; {command}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": importable()},
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("gpd: error: The working directory is gone")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_configuration_through_a_pipe_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "gpd_cli", "fit", "-c", "tiny.yaml", "--print_config"]
+    result = subprocess.run(
+        ["bash", "-c", f"{shlex.join(command)} -c <(echo 'trainer: {{max_epochs: 7}}')"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": importable()},
+    )
+    assert "max_epochs: 7" in result.stdout, result.stderr
 
 
 @pytest.mark.slow

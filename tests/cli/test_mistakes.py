@@ -39,6 +39,13 @@ def test_other_options_that_are_required(refuse: Refuse) -> None:
     assert "folder of a run is required" in refuse("report")
 
 
+def test_a_random_seed_that_is_none(refuse: Refuse) -> None:
+    assert refuse("fit", "-c", "recipe:digits", "--seed_everything", "true") == (
+        "--seed_everything true has the seed 0 each time; give a number, or false; see gpd fit "
+        "--help."
+    )
+
+
 # Configurations
 
 

@@ -1,11 +1,13 @@
 """A student and data of a user's own, by the path of their class."""
 
 import csv
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import nn
 
 from documentation import commands, python_file
 from gpd_cli.__main__ import main
+from gpd_cli.commands.expand import expand_command
 from gpd_cli.errors import ModelError
 from gpd_cli.models import ModelSpec, create_model
 
@@ -185,3 +188,74 @@ def test_classes_and_functions_build_networks(name: str) -> None:
 def test_what_builds_no_network_is_refused(name: str, naming: str) -> None:
     with pytest.raises(ModelError, match=naming):
         create_model(name, model_args={"width": 4})
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("class Net(torch.nn.Module:", r"SyntaxError: .*\(faulty.py, line 2\)"),
+        ("raise KeyError('width')", "KeyError: 'width'"),
+        ("import sys; sys.exit('usage: faulty.py DATA')", "SystemExit: usage: faulty.py DATA"),
+        ("import no_such_package", "No module named 'no_such_package'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_told_in_a_sentence(
+    mine: Path, capsys: pytest.CaptureFixture[str], code: str, said: str
+) -> None:
+    (mine / "faulty.py").write_text(f"import torch\n{code}\n")
+    sys.modules.pop("faulty", None)
+    assert main(["expand", "--model.student", "faulty.Net", "--output", "w.safetensors"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(rf"The network faulty.Net cannot be imported: .*{said}", error)
+    assert "not foreseen" not in error
+
+
+def test_an_annotation_that_means_nothing_is_none(mine: Path) -> None:
+    code = "from __future__ import annotations\nfrom torch import nn\n"
+    (mine / "vague.py").write_text(f"{code}def net() -> nn.Modul: ...\n")
+    with pytest.raises(ModelError, match="annotated"):
+        create_model("vague.net")
+
+
+class Shuffled(nn.Module):
+    """A network with numbers of its own making, which no state dict has."""
+
+    pretrained_cfg: ClassVar = {"input_size": (3, 16, 16)}
+
+    def __init__(self, how: str = "attribute") -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        order = torch.arange(8) if how == "fixed" else torch.randperm(8)
+        self.last = torch.zeros(1)
+        if how in ("attribute", "fixed"):
+            self.order = order
+        else:
+            self.register_buffer("order", order, persistent=how == "saved")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.last = self.body(images).relu().mean(dim=(2, 3))
+        return self.head(self.last[:, self.order])
+
+
+@pytest.mark.parametrize("how", ["attribute", "buffer"])
+def test_numbers_that_no_checkpoint_has_and_no_build_repeats_are_refused(
+    tmp_path: Path, how: str
+) -> None:
+    """The extracted network would have others than were trained."""
+    with pytest.raises(ModelError, match=r"makes another tensor 'order' each time .*buffer"):
+        expand_command(
+            tmp_path / "w.safetensors",
+            student="test_own_code.Shuffled",
+            student_args={"how": how},
+            branches=1,
+        )
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+@pytest.mark.parametrize("how", ["saved", "fixed"])
+def test_numbers_that_come_back_are_taken(how: str) -> None:
+    spec = ModelSpec("test_own_code.Shuffled", model_args={"how": how})
+    network = spec.build()
+    before = torch.get_rng_state()
+    assert spec.resolve(network).num_classes == 5
+    assert torch.equal(torch.get_rng_state(), before)

@@ -45,6 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         configuration("root.yaml", default_root_dir="elsewhere")
         configuration("logger.yaml", logger=LOGGER | {"init_args": {"save_dir": "l", "name": "n"}})
         Path("base.yaml").write_text("config: root.yaml\nmodel.ratio: 1\n")
+        Path("third.yaml").write_text("default_root_dir: third\n")
         assert main(["fit", "-c", "root.yaml"]) == 0
         assert main(["fit", "-c", "logger.yaml"]) == 0
         assert main(["fit", "-c", "base.yaml"]) == 0
@@ -81,6 +82,8 @@ def say(trained: Path, capfd: pytest.CaptureFixture[str]) -> Say:
             [*IN_L, "-c", "root.yaml"],
             "l/n/version_0",
         ),
+        (["-c", "root.yaml", "--trainer", "third.yaml"], "third/runs/root/version_0"),
+        (["-c", "root.yaml", "-c", "{seed_everything: 1}"], "elsewhere/runs/root/version_0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

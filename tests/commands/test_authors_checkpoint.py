@@ -213,3 +213,22 @@ def test_networks_of_theirs_that_are_not_known_are_refused(tmp_path: Path) -> No
         WeightsError, match=r"of the paper's authors' code, of a network that is none"
     ):
         extract_command(path, str(tmp_path / "s.pth"))
+
+
+@pytest.mark.parametrize("lacking", ["layer1.0.conv1.vector", "bn1.tiny_running_var", "damage"])
+def test_a_broken_file_of_theirs_is_told_in_a_sentence(
+    small: None, tmp_path: Path, lacking: str
+) -> None:
+    state = theirs(small_resnet(5), {}, branched=True)
+    state.pop(lacking, None)
+    path = tmp_path / "checkpoint-99.pth.tar"
+    torch.save({"state_dict": state}, path)
+    if lacking == "damage":
+        content = path.read_bytes()
+        weights = state["fc.weight"].numpy().tobytes()
+        assert weights in content
+        path.write_bytes(content.replace(weights, weights[:-1] + b"\x07"))
+    reason = "is damaged" if lacking == "damage" else "cannot be used .*write the file again"
+    with pytest.raises(WeightsError, match=f"checkpoint-99.pth.tar {reason}"):
+        extract_command(path, str(tmp_path / "s.pth"))
+    assert not (tmp_path / "s.pth").exists()

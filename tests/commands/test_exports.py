@@ -24,7 +24,7 @@ from torch import nn
 
 import runs
 from gpd_cli import expand
-from gpd_cli.commands.exports.about import About
+from gpd_cli.commands.exports.about import About, Which
 from gpd_cli.commands.exports.card import facts_of_run, model_card
 from gpd_cli.commands.exports.program import trace
 from gpd_cli.commands.extract import extract_command
@@ -297,6 +297,22 @@ def test_the_certificate_tells_what_is_written_from_what_was_trained(
     assert least < float(written[1]) < 1e-2
 
 
+@pytest.mark.parametrize("form", ["h.pth", "h/", "h.pt2"])
+def test_numbers_beyond_float16_are_not_written_as_infinite_ones(
+    wide: Path, tmp_path: Path, form: str
+) -> None:
+    """As the variances of a network have them whose images are bytes; random images are none."""
+    network, description = load_networks(wide)
+    network.narrow.bn1.running_var[1] = 1e5
+    path = tmp_path / "bytes.safetensors"
+    save_expanded(path, network, description)
+    with pytest.raises(
+        GpdError, match=r"ends at 65504, bn1.running_var has values .* infinite; leave --half out"
+    ):
+        extract_command(path, f"{tmp_path}/{form}", half=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["bytes.safetensors"]
+
+
 @pytest.mark.parametrize("option", ["preprocess", "fuse_bn"])
 @pytest.mark.parametrize("form", ["s.pth", "folder2/"])
 def test_weights_alone_cannot_hold_what_changes_the_network(
@@ -368,6 +384,33 @@ def test_an_export_replaces_an_older_one_but_nothing_else(wide: Path, tmp_path: 
     (tmp_path / "model" / "thesis.tex").write_text("years of work")
     with pytest.raises(GpdError, match=r"holds other things, such as 'thesis.tex'; choose a new"):
         extract_command(wide, f"{tmp_path}/model/")
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_a_network_without_finite_logits_is_no_error_of_gpd(
+    wide: Path, tmp_path: Path, which: Which
+) -> None:
+    network, description = load_networks(wide)
+    for part in (network.teacher, network.narrow):
+        part.bn1.running_var.zero_()
+    with torch.no_grad():
+        network.teacher.bn1.weight.fill_(3e38)
+    path = tmp_path / "lost.safetensors"
+    save_expanded(path, network, description)
+    with pytest.raises(GpdError, match=rf"The {which} gives NaN or infinite logits.*checkpoint"):
+        extract_command(path, str(tmp_path / "s.pth"), which)
+    assert not (tmp_path / "s.pth").exists()
+
+
+@pytest.mark.parametrize("output", [".", "./"])
+def test_the_working_directory_is_not_replaced_under_the_user(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    """A shell would stay in the old folder, which is no more, and see no files."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GpdError, match=r"it is the working directory; give a folder in it"):
+        extract_command(wide, output)
+    assert not list(Path().iterdir())
 
 
 def test_networks_that_timm_alone_does_not_build_are_offered_other_forms(tmp_path: Path) -> None:

@@ -119,6 +119,52 @@ def test_ctrl_c_twice_stops_at_once_and_names_what_there_is(
     assert not (folder / "stopped.ckpt").exists()
 
 
+class Told(Callback):
+    """Sends a signal to this process during the first batch of an evaluation."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        os.kill(os.getpid(), self.number)
+
+    on_predict_batch_start = on_test_batch_start
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a run."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert fit(folder, *ALONE) == 0
+    return run_folder(folder) / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(signal.SIGTERM, "gpd: stopped"), (signal.SIGINT, "gpd: interrupted")],
+)
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_an_evaluation_stops_and_writes_nothing(
+    tmp_path: Path,
+    trained: Path,
+    capfd: pytest.CaptureFixture[str],
+    command: str,
+    number: int,
+    said: str,
+) -> None:
+    capfd.readouterr()
+    callback = ["--trainer.callbacks+=test_signals.Told", "--trainer.callbacks.number"]
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with chdir(tmp_path):
+            options = ["--trainer.accelerator", "cpu", *callback, str(int(number))]
+            assert main([command, "--ckpt_path", str(trained), *options]) == 128 + number
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores the signal from then on
+    assert told(capfd) == [said]
+    assert not (tmp_path / "predictions.csv").exists()
+
+
 def test_one_key_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher passes on what the terminal has sent to all."""
     callback = Interruptions()

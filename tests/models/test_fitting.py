@@ -1,6 +1,7 @@
 """Files that timm takes as pretrained weights start a student, and nothing else does."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from gpd_cli.errors import ModelError, WeightsError
-from gpd_cli.models import ModelSpec, create_model, load_weights
+from gpd_cli.commands.expand import expand_command
+from gpd_cli.distill.static_teacher import StaticTeacherSettings, load_static_teachers
+from gpd_cli.errors import ModelError, TrainingError, WeightsError
+from gpd_cli.models import ModelSpec, create_model, load_weights, without_pretrained
 
 RESNET = ("resnet18", {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 16]})
 VIT = ("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 16, "num_heads": 2})
@@ -111,6 +114,22 @@ def test_weights_are_adapted_as_timm_adapts_them(
         assert not caplog.messages
     else:
         assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
+def test_files_that_were_converted_as_a_whole_are_taken(file: Path, dtype: torch.dtype) -> None:
+    """With ``{key: tensor.half()}``, or averaged, which makes fractions of counters, too."""
+    name, args = RESNET
+    state = published(name, args)
+    state["bn1.num_batches_tracked"] = torch.tensor(100_000)  # infinite in float16
+    torch.save({key: tensor.to(dtype) for key, tensor in state.items()}, file)
+    network = ModelSpec(name, 7, args).build(file)
+    rounded = state["conv1.weight"].to(dtype).float()
+    assert torch.equal(network.get_parameter("conv1.weight"), rounded)
+    assert network.bn1.num_batches_tracked.dtype == torch.int64
+    assert network.bn1.num_batches_tracked >= 0
 
 
 def test_colour_weights_come_from_grey_ones(file: Path) -> None:
@@ -261,3 +280,66 @@ def test_published_weights_for_other_classes_make_no_teacher(file: Path) -> None
     further = {"pretrained": True, "pretrained_cfg_overlay": overlay}
     with pytest.raises(WeightsError, match=r"are for 7 classes and not 3"):
         create_model(name, num_classes=3, model_args={**args, **further}, role="teacher")
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, name: str, **args: Any) -> State:
+    """Let torchvision publish weights of a network without a download."""
+    entries = torchvision.models.get_model_weights(name)
+    state = torchvision.models.get_model(name, weights=None, **args).state_dict()
+    monkeypatch.setattr(entries, "get_state_dict", lambda *_, **__: state)
+    return state
+
+
+@pytest.mark.parametrize("asked", [{"pretrained": True}, {"weights": "IMAGENET1K_V1"}])
+def test_published_weights_see_the_images_as_torchvision_shows_them(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """GoogLeNet's and Inception's weights are for images of another mean, which they change to."""
+    publish(monkeypatch, "googlenet", init_weights=False, aux_logits=True)
+    theirs = torchvision.models.googlenet(weights="DEFAULT").eval()
+    spec = ModelSpec("torchvision/googlenet", None, asked)
+    network = spec.build().eval()
+    resolved = spec.resolve(network)
+    again = resolved.build().eval()  # as a checkpoint's
+    again.load_state_dict(network.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(network(images), theirs(images))
+        assert torch.equal(again(images), theirs(images))
+    assert resolved.model_args == without_pretrained(spec.name, spec.model_args)
+    plain = ModelSpec("torchvision/googlenet", None, {**asked, "transform_input": False})
+    assert plain.resolve(plain.build()).model_args == {"transform_input": False}
+
+
+def test_a_student_for_simkd_starts_from_torchvisions_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = publish(monkeypatch, "resnet18")
+    args = {"features": 8, "pretrained": True}
+    student = create_model("simkd/torchvision/resnet18", num_classes=3, model_args=args)
+    assert torch.equal(student.get_parameter("body.conv1.weight"), state["conv1.weight"])
+
+
+def test_an_entry_of_torchvisions_weights_makes_a_trained_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state = publish(monkeypatch, "resnet18")
+    settings = StaticTeacherSettings("torchvision/resnet18", args={"weights": "DEFAULT"})
+    (teacher,) = load_static_teachers(settings, None, 1000, 3)
+    assert torch.equal(teacher.network.get_parameter("fc.bias"), state["fc.bias"])
+    given = {"student": "torchvision/resnet18", "student_args": {"weights": "DEFAULT"}}
+    with pytest.raises(TrainingError, match=r"published weights; .* set --model.branch_init zero"):
+        expand_command(tmp_path / "wide.safetensors", **given, branch_init="gpd")
+
+
+def test_a_copy_of_published_weights_needs_the_same_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> State:
+        raise OSError("no route to host")
+
+    entries = torchvision.models.get_model_weights("googlenet")
+    monkeypatch.setattr(entries, "get_state_dict", unreachable)
+    arguments = re.escape('with {"transform_input": true} among the network\'s arguments.')
+    with pytest.raises(ModelError, match=rf"give a copy of the file .*{arguments}$"):
+        create_model("torchvision/googlenet", model_args={"pretrained": True})

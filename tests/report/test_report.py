@@ -6,16 +6,20 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from gpd_cli.__main__ import main
 from gpd_cli.commands.closing import closing_lines
 from gpd_cli.report.markdown import write_markdown
+from gpd_cli.report.picture import draw
 from gpd_cli.report.predictions import class_accuracies, predict, worst_confusions
 from gpd_cli.report.run import (
     ReportError,
@@ -25,7 +29,8 @@ from gpd_cli.report.run import (
     read_runs,
     run_names,
 )
-from runs import ALONE, PAIRED, fit, last_logged, noise_images, run_folder
+from processes import in_processes
+from runs import ALONE, PAIRED, arguments, fit, last_logged, noise_images, run_folder
 
 LOG = """\
 epoch,step,lr,images_per_second,train/student_top1,val/student_top1,val/gap
@@ -105,6 +110,43 @@ def test_run_that_started_from_a_checkpoint_has_the_epochs_before(tmp_path: Path
     assert (
         "epochs before 2, of runs/a/version_0/checkpoints/last.ckpt, was not found" in run.lacking
     )
+
+
+def test_a_run_started_from_its_own_neighbours_not_from_those_of_the_present_folder(
+    tmp_path: Path,
+) -> None:
+    """Runs that lie elsewhere, or were moved there, have neighbours of the same names."""
+    started = "ckpt_path: runs/a/version_0/checkpoints/last.ckpt"
+    for name, accuracy in (("there", "40.0"), ("here", "99.0")):
+        write_run(tmp_path / name / "runs/a/version_0", LOG.replace("40.0", accuracy))
+    second = "epoch,step,val/student_top1\n1,31,45.0\n"
+    write_run(tmp_path / "there/runs/a/version_1", second, started)
+    with chdir(tmp_path / "here"):
+        run = read_run(tmp_path / "there/runs/a/version_1")
+    assert run.curve("val/student_top1") == ([1, 2], [40, 45])
+
+
+def test_runs_that_started_from_each_other_end_somewhere(tmp_path: Path) -> None:
+    """A folder may be written anew by a run that started from one that had started from it."""
+    for version, other, epoch in ((0, 1, 2), (1, 0, 1)):
+        write_run(
+            tmp_path / f"runs/a/version_{version}",
+            f"epoch,step,val/student_top1\n{epoch},31,4{epoch}.0\n",
+            f"ckpt_path: runs/a/version_{other}/checkpoints/last.ckpt",
+        )
+    run = read_run(tmp_path / "runs/a/version_0")
+    assert run.curve("val/student_top1") == ([2, 3], [41, 42])
+    assert "epochs before 2" in run.lacking
+
+
+def test_settings_are_read_in_any_locale(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "config.yaml").write_text("data: {root: Größe}", encoding="utf-8")
+    code = "from pathlib import Path; from gpd_cli.report.run import read_run; "
+    code += "print(ascii(read_run(Path('run')).settings))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    (done,) = in_processes(tmp_path, [sys.executable, "-c", code], [plain])
+    assert done.stdout.strip() == ascii({"data.root": "Größe"}), done.stderr
 
 
 def test_duration_of_a_run_that_went_on_is_told_from_its_length(tmp_path: Path) -> None:
@@ -323,6 +365,69 @@ def test_names_are_no_markup(runs: Path) -> None:
     run = read_run(run_folder(runs), "<script>alert(1)</script>")
     write_page([run, run], {}, [], runs / "names.html")
     assert "<script>alert" not in (runs / "names.html").read_text()
+
+
+def test_names_are_drawn_and_written_as_they_are(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matplotlib takes dollars for formulas and hides names with an underscore in front."""
+    figures: list[Figure] = []
+
+    class Seen(Figure):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            figures.append(self)
+
+    monkeypatch.setattr("gpd_cli.report.picture.Figure", Seen)
+    names = ["_old", r"$\frac{x$", "a$_$x", os.fsdecode(b"caf\xe9"), "<i>|*b*__c__"]
+    found = [read_run(run_folder(runs), name) for name in names]
+    (runs / "names").mkdir(exist_ok=True)
+    draw(found, runs / "names" / "all of (them).png")
+    legend = figures[0].axes[0].get_legend()
+    assert legend is not None
+    drawn = [text.get_text().strip() for text in legend.get_texts()]
+    assert len(drawn) == 2 * len(names)
+    assert drawn[0] == "_old: student"
+    write_markdown(found, {}, runs / "names" / "all of (them).md", "all of (them).png")
+    text = (runs / "names" / "all of (them).md").read_text()
+    assert "(all%20of%20%28them%29.png)" in text
+    assert r"| \<i\>\|\*b\*\_\_c\_\_ |" in text
+    assert r"| a$\_$x |" in text
+
+
+FEW_NAMES = """\
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Data(LightningDataModule):
+    class_names = ["zero", "one"]
+
+    def train_dataloader(self):
+        images = TensorDataset(torch.rand(40, 1, 16, 16), torch.arange(40) % 10)
+        return DataLoader(images, batch_size=20)
+
+    val_dataloader = predict_dataloader = train_dataloader
+"""
+
+
+def test_classes_that_own_data_does_not_name_have_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data of one's own need not know how many classes the network has."""
+    pytest.importorskip("plotly")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("few_names.py").write_text(FEW_NAMES)
+    options = [option for option in arguments(*ALONE) if not option.startswith("--data")]
+    assert main([*[o for o in options if o not in ("16", "32")], "--data", "few_names.Data"]) == 0
+    best = run_folder(tmp_path) / "checkpoints/best.ckpt"
+    assert report(tmp_path, FIRST) == 0
+    assert predict(best, "validation").class_names[:3] == ["zero", "one", "2"]
+    assert main(["predict", "--ckpt_path", str(best), "--trainer.accelerator", "cpu"]) == 0
+    labels = {line.split(",")[1] for line in Path("predictions.csv").read_text().splitlines()[1:]}
+    assert labels == {"zero", "one", *map(str, range(2, 10))}
 
 
 def test_names_that_are_no_text_are_escaped(runs: Path) -> None:

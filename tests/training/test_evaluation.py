@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from gpd_cli.__main__ import main
-from gpd_cli.cli.arguments import chosen_checkpoint
+from gpd_cli.cli.configurations import chosen_checkpoint
 from gpd_cli.commands.predictions import PredictionTable
 from gpd_cli.data.streams import Stream
 from gpd_cli.errors import DataError
@@ -153,6 +153,9 @@ WAYS = [
     ["-c", "other.yaml", "--config=three.yaml"],
     [TWO, "--config", "three.yaml"],
     [THREE, "-c", "none.yaml"],
+    ["-c", "{ckpt_path: two.ckpt}", "-c", "{ckpt_path: three.ckpt}"],
+    ["-c", "built.yaml"],
+    ["-c", "two.yaml", "-c", "{config: three.yaml}"],
 ]
 
 
@@ -163,6 +166,7 @@ def checkpoints(tmp_path: Path) -> Path:
         (tmp_path / f"{name}.yaml").write_text(f"ckpt_path: {name}.ckpt\n")
     (tmp_path / "none.yaml").write_text("ckpt_path: null\n")
     (tmp_path / "other.yaml").write_text("seed_everything: 0\n")
+    (tmp_path / "built.yaml").write_text("config: three.yaml\nckpt_path: null\n")
     return tmp_path
 
 

@@ -188,6 +188,12 @@ def test_name_of_a_run(file: str, name: str, folder: Path) -> None:
         assert logger["init_args"]["name"] == name
 
 
+def test_a_configuration_on_the_command_line_gives_no_name(folder: Path) -> None:
+    inline = ["-c", "{model: {ratio: 3}, data: {root: /photos/cats}}"]
+    for options, name in ((inline, "gpd"), (["-c", "mine.yaml", *inline], "mine")):
+        assert csv_logger(["fit", *options])["init_args"]["name"] == name
+
+
 def test_recipes_have_names_of_their_own() -> None:
     folder = Path(__file__).parents[2] / "configs"
     names = [run_name(path) for path in folder.rglob("*.yaml")]

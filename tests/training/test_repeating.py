@@ -1,6 +1,7 @@
 """The same seed gives the same bits, and the folder of a run says how to repeat it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,8 +47,16 @@ def test_each_start_leaves_what_is_needed_to_repeat_it(
 ) -> None:
     options = prepared(tmp_path)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=N", "-c", "user.email=n@example.org"]
-    for command in (["init", "-q", "-b", "trunk"], ["add", "."], ["commit", "-q", "-m", "first"]):
+    odd = os.fsdecode(b"caf\xe9.txt")  # names are bytes
+    (tmp_path / odd).write_text("")
+    for command in (
+        ["init", "-q", "-b", "trunk"],
+        ["config", "core.quotePath", "false"],
+        ["add", "."],
+        ["commit", "-q", "-m", "first"],
+    ):
         subprocess.run([*git, *command], check=True)
+    (tmp_path / odd).write_text("changed")
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
     (tmp_path / "run.yaml").write_text((tmp_path / "run.yaml").read_text() + "# changed\n")
     killed(tmp_path, monkeypatch, [*options, "--trainer.save_every_n_steps", "1"], 3)
@@ -58,7 +67,7 @@ def test_each_start_leaves_what_is_needed_to_repeat_it(
     assert (first["from_step"], second["from_step"]) == (0, 3)
     assert first["git"]["commit"] == commit.stdout.strip()
     assert first["git"]["branch"] == "trunk"
-    assert first["git"]["changed"] == [" M run.yaml"]
+    assert first["git"]["changed"] == [r" M caf\xe9.txt", " M run.yaml"]
     assert first["folder"] == str(tmp_path)
     assert {"python", "torch", "lightning", "timm", "gpd-cli"} <= set(first["versions"])
 

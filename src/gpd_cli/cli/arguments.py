@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -37,17 +38,22 @@ def occurrences(arguments: Sequence[str], names: Sequence[str]) -> Iterator[tupl
             yield name, value if equals else following
 
 
+def is_inline(value: str) -> bool:
+    """Whether the value of ``-c`` is itself a configuration, such as ``{model: {ratio: 3}}``."""
+    return re.match(r"\s*\{|[^/]*:\s", value) is not None
+
+
 def options_of(arguments: Sequence[str], group: str) -> list[str]:
     """The configurations of a command line, and the options of a group, in their order.
 
     Args:
         arguments: the command line, in which every option has a value.
-        group: such as ``trainer``.
+        group: such as ``trainer``; ``--trainer FILE`` has options of the group, too.
     """
     found: list[str] = []
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, _ = argument.partition("=")
-        if name in CONFIGURATION or name.startswith(f"--{group}."):
+        if name in CONFIGURATION or f"{name}.".startswith(f"--{group}."):
             found += [argument] if equals else [argument, following]
     return found
 
@@ -77,24 +83,6 @@ def with_recipes(arguments: Sequence[str]) -> list[str]:
         elif equals and name in CONFIGURATION:
             argument = f"{name}={configuration_path(value)}"
         found.append(argument)
-    return found
-
-
-def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
-    """The checkpoint that a command line names, the last one if there are several.
-
-    A configuration without checkpoint (null, in configurations of runs) does not undo an earlier
-    one.
-
-    Args:
-        arguments: the command line.
-    """
-    found: str | None = None
-    for name, value in occurrences(arguments, (CHECKPOINT, *CONFIGURATION)):
-        if name == CHECKPOINT:
-            found = None if value in ("", "null") else value
-        else:
-            found = configured(value, CHECKPOINT.removeprefix("--")) or found
     return found
 
 
@@ -147,7 +135,7 @@ def settings_of_checkpoint(path: str) -> tuple[dict[str, Any], ImageSpec | None]
 def configured(path: str, key: str) -> Any:
     """An entry of a configuration file, or None if the file cannot be read."""
     try:
-        text = Path(path).read_text() if path else ""
+        text = Path(path).read_text(encoding="utf-8") if path else ""
         check_limits(text)
         content = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -16,12 +17,11 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from gpd_cli.cli.arguments import (
     CHECKPOINT,
     IMAGE_DATA,
-    chosen_checkpoint,
     configured,
     occurrences,
     options_of,
@@ -30,7 +30,12 @@ from gpd_cli.cli.arguments import (
     with_values,
 )
 from gpd_cli.cli.completion import print_completion
-from gpd_cli.cli.configurations import check_configurations, chosen_image_size, place_of
+from gpd_cli.cli.configurations import (
+    check_configurations,
+    chosen_checkpoint,
+    chosen_image_size,
+    place_of,
+)
 from gpd_cli.cli.cpu_memory import keep_freed_memory
 from gpd_cli.cli.environment import write_environment
 from gpd_cli.cli.help import HELP_GROUPS, group_page, page_of
@@ -57,7 +62,7 @@ from gpd_cli.distill.methods.pairs import for_pair
 from gpd_cli.distributed.first_process import together
 from gpd_cli.errors import DataError, GpdError, StudentArgumentsError
 from gpd_cli.files import atomic_path, check_writable
-from gpd_cli.models import without_pretrained
+from gpd_cli.models import wants_published, without_pretrained
 from gpd_cli.report.run import METRICS
 from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.epoch_lines import EpochLines
@@ -197,6 +202,10 @@ class GpdCLI(LightningCLI):
             others = [*data_options(), *self._unparsed()]
             raise suggesting(error, chosen, self._arguments, others) from error
         config = self.config[self.config.subcommand]
+        if config.get("seed_everything") is True:
+            raise ArgumentError(
+                None, "--seed_everything true has the seed 0 each time; give a number, or false"
+            )
         if self._checkpoint is None or config.ckpt_path != LAST:
             self._checkpoint = config.ckpt_path or self._checkpoint
         config.ckpt_path = None
@@ -419,6 +428,8 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as stop:  # after --help or --print_config
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits after Ctrl-C
             return _interrupted(stop.__context__)
+        if isinstance(stop, SIGTERMException) and stop.code is None:  # Lightning's has none
+            return 128 + signal.SIGTERM
         return stop.code if isinstance(stop.code, int) else 2
     except ArgumentError as error:
         if (mendable := _mendable(error)) is not None:
@@ -467,9 +478,7 @@ def _interrupted(interrupt: KeyboardInterrupt) -> int:
 
 def _has_weights(model: Namespace) -> bool:
     """Whether a student comes with weights, its own or published ones."""
-    args = model.student_args or {}
-    asked = args.keys() - without_pretrained(model.student, args).keys()
-    return bool(model.student_weights) or any(args[name] for name in asked)
+    return bool(model.student_weights) or wants_published(model.student, model.student_args)
 
 
 def _sentence(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from jsonargparse import get_loader, set_loader
 from yaml import MarkedYAMLError, YAMLError
 from yaml.reader import ReaderError
 
-from gpd_cli.cli.arguments import CONFIGURATION, occurrences
+from gpd_cli.cli.arguments import CHECKPOINT, CONFIGURATION, is_inline, occurrences
 from gpd_cli.cli.old_forms import current_settings
 from gpd_cli.cli.yaml_limits import check_limits
 from gpd_cli.errors import ConfigurationError, did_you_mean
@@ -88,7 +87,7 @@ def chosen_image_size(arguments: Sequence[str]) -> int | None:
         Height and width in pixels; None where nothing names them.
     """
     found: Any = None
-    for _, content in _contents(arguments):
+    for _, content in _contents(arguments, inline=True):
         if isinstance(data := content.get("data"), dict):
             settings = data.get("init_args") if "class_path" in data else data
             found = (settings or {}).get("image_size", found)
@@ -97,11 +96,48 @@ def chosen_image_size(arguments: Sequence[str]) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _contents(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Path and content of each configuration, in the order in which later ones have the say."""
+def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
+    """The checkpoint that a command line names, the last one if there are several.
+
+    A configuration without checkpoint (null, in configurations of runs) does not undo an earlier
+    one.
+
+    Args:
+        arguments: the command line, whose configurations can be read.
+    """
+    found: str | None = None
+    for name, value in occurrences(arguments, (CHECKPOINT, *CONFIGURATION)):
+        if name == CHECKPOINT:
+            found = None if value in ("", "null") else value
+        else:
+            for _, content in _contents([name, value], inline=True):
+                found = content.get(CHECKPOINT.removeprefix("--")) or found
+    return found
+
+
+def _contents(arguments: Sequence[str], inline: bool = False) -> Iterator[tuple[str, Any]]:
+    """Path and content of each configuration, in the order in which later ones have the say.
+
+    Args:
+        arguments: the command line.
+        inline: whether to read configurations that stand on the command line, too.
+    """
     for _, value in occurrences(arguments, CONFIGURATION):
-        if value and not value.startswith("-") and not _is_inline(value):
+        if is_inline(value):
+            yield from _of_text(value) if inline else ()
+        elif value and not value.startswith("-"):
             yield from _with_bases(value, value, ())
+
+
+def _of_text(text: str) -> Iterator[tuple[str, Any]]:
+    """A configuration that stands on the command line, after those that it builds on."""
+    content = None
+    with suppress(YAMLError):  # the parser reports the error later
+        content = load_yaml(text)
+    if isinstance(content, dict):
+        if isinstance(base := content.get(_BASE), str):
+            yield from _with_bases(base, base, ())
+        yield text, content
 
 
 def _with_bases(name: str, path: str, above: tuple[Path, ...]) -> Iterator[tuple[str, Any]]:
@@ -179,11 +215,6 @@ def _is_there(file: Path) -> bool:
         return file.exists() and not file.is_dir()
     except OSError:
         return False
-
-
-def _is_inline(value: str) -> bool:
-    """Whether a value is itself a configuration, such as ``{model: {ratio: 3}}``."""
-    return re.match(r"\s*\{|[^/]*:\s", value) is not None
 
 
 def _has(content: Any, option: str) -> bool:

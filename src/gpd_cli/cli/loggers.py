@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from gpd_cli.cli.arguments import CONFIGURATION, occurrences
+from gpd_cli.cli.arguments import CONFIGURATION, is_inline, occurrences
 from gpd_cli.errors import GpdError
 from gpd_cli.report.run import CONFIG, METRICS
 
@@ -22,12 +22,13 @@ _OF_MACHINE = ("logger", "default_root_dir", "profiler", "enable_progress_bar")
 
 
 def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
-    """The logger of every run: ``runs/NAME/version_N``, with NAME from its configurations.
+    """The logger of every run: ``runs/NAME/version_N``, with NAME from its configurations' files.
 
     Args:
         arguments: the command line.
     """
-    files = [file for _, file in occurrences(arguments, CONFIGURATION) if file]
+    given = [value for _, value in occurrences(arguments, CONFIGURATION) if value]
+    files = [value for value in given if not (is_inline(value) or Path(value).is_fifo())]
     name = "_".join(run_name(file) for file in files) or "gpd"
     return {"class_path": _CSV, "init_args": {"save_dir": _RUNS, "name": name}}
 

@@ -13,7 +13,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 from gpd_cli.cli.help import Page, groups
 
 _CHOSEN = ("data", "model.method")
-_CONFIGURATION = "a configuration: a file (YAML), or recipe:NAME (gpd recipes lists the names)"
+_HELP = {
+    "--config": "a configuration: a file (YAML), or recipe:NAME (gpd recipes lists the names)",
+    "--seed_everything": "the seed of weights, noise, the order of images and their augmentation; "
+    "false leaves the generators as they are",
+}
 
 
 class Parser(LightningArgumentParser):
@@ -27,9 +31,9 @@ class Parser(LightningArgumentParser):
     page: Page | None = None
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Action:
-        """Add an option; Lightning's text about configurations knows no recipes."""
-        if "--config" in args:
-            kwargs["help"] = _CONFIGURATION
+        """Add an option, some of Lightning's with another text: it knows no recipes."""
+        if (name := next((name for name in args if name in _HELP), None)) is not None:
+            kwargs["help"] = _HELP[name]
         action: Action = super().add_argument(*args, **kwargs)
         return action
 

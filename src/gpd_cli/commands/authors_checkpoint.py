@@ -31,9 +31,11 @@ from gpd_cli.branches.functional import (
 )
 from gpd_cli.data import ImageSpec
 from gpd_cli.errors import WeightsError
+from gpd_cli.files import check_whole
 from gpd_cli.models import ModelSpec
 from gpd_cli.teacher.checkpoint import Description, Weights
 from gpd_cli.teacher.networks import Alone
+from gpd_cli.teacher.stored import damaged
 
 Rename = Callable[[nn.Module], dict[str, str]]
 
@@ -56,11 +58,12 @@ def read_authors(path: Path, weights: Weights = "ema") -> tuple[Alone, Descripti
         The student, its description, and in words what was taken; None for any other file.
 
     Raises:
-        WeightsError: when the network is none of theirs that is known here.
+        WeightsError: when the network is none of theirs that is known here, or the file is damaged.
     """
     content = _content(path)
     if content is None:
         return None
+    check_whole(path)
     key = _AVERAGED if weights == "ema" and _AVERAGED in content else _RAW
     stored = _unwrapped(content[key])
     for name, rename in _STUDENTS.items():
@@ -70,8 +73,11 @@ def read_authors(path: Path, weights: Weights = "ema") -> tuple[Alone, Descripti
         if not _covers(outline, names, stored):
             continue
         student = spec.build()
-        state, ratio, merged = _student_state(student, names, stored)
-        student.load_state_dict(state)
+        try:
+            state, ratio, merged = _student_state(student, names, stored)
+            student.load_state_dict(state)
+        except Exception as error:  # a layer of theirs lacks a tensor, or has another size
+            raise damaged(path, error) from error
         known = ImageNetInfo().label_names()
         images = ImageSpec(
             class_names=tuple(known) if len(known) == spec.num_classes else None,

@@ -17,7 +17,7 @@ from gpd_cli.branches import ALL_LAYERS, BranchInit, branch_names, count_branche
 from gpd_cli.commands.summary_table import cost, count, print_table
 from gpd_cli.errors import GpdError, no_effect
 from gpd_cli.files import atomic_path, check_writable
-from gpd_cli.models import ModelSpec, check_images, input_shape
+from gpd_cli.models import ModelSpec, check_images, input_shape, wants_published
 from gpd_cli.teacher.checkpoint import Description, save_expanded
 from gpd_cli.teacher.expansion import DEFAULT_NOISE, expand
 from gpd_cli.teacher.networks import layer_patterns
@@ -76,7 +76,7 @@ def expand_command(
         GpdError: for every error that a user can fix; then nothing is written.
     """
     _check_paths(output, plan)
-    published = bool((student_args or {}).get("pretrained"))
+    published = wants_published(student, student_args)
     check_start(student_weights or published, branch_init)
     names, layers = branch_names(branches, branch_init), layer_patterns(branch_layers)
     in_vain = [] if names else _changed(layers, branch_init, branch_width)

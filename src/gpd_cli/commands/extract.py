@@ -125,6 +125,11 @@ def _check(
         trained = network.student(images) if which == "student" else network(images)[1]
         assert trained is not None
         written = extracted(images)
+    if not bool(trained.isfinite().all()):
+        raise WeightsError(
+            f"The {which} gives NaN or infinite logits on random images, so that nothing can be "
+            "compared with it and nothing was written; give another checkpoint of the run."
+        )
     difference = relative_difference(written, trained)
     # For plain parameters, as the merged teacher has, torch may choose other matrix kernels.
     if not difference <= (0 if which == "student" else _ROUNDING):

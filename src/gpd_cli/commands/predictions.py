@@ -123,12 +123,13 @@ def write_rows(
     Args:
         path: the file to write.
         rows: the table, one row per image, at least one.
-        class_names: names by class number; numbers are written without them.
+        class_names: names by class number; for others, and without them, numbers are written.
         files: the images' paths by their number; numbers are written without them.
     """
 
     def name(label: int) -> str:
-        return class_names[label] if class_names else str(label)
+        # Own data may name fewer classes than the networks have.
+        return class_names[label] if class_names and label < len(class_names) else str(label)
 
     entries = (
         {

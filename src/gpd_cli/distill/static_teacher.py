@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gpd_cli.distributed.world import everywhere
 from gpd_cli.errors import ModelError
-from gpd_cli.models import ModelSpec, count_classes, input_shape
+from gpd_cli.models import ModelSpec, count_classes, input_shape, wants_published
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ def load_static_teachers(
         return []
     teachers = [_load(first, classes, channels, "static teacher")]
     for assistant in assistants or ():
-        args = assistant.args or {}
-        if assistant.name is None or not (assistant.weights or args.get("pretrained")):
+        name = assistant.name
+        if name is None or not (assistant.weights or wants_published(name, assistant.args)):
             raise ModelError(
                 "A teacher assistant is a trained network: give each of --model.assistants a name "
                 "and weights."
@@ -144,7 +144,7 @@ def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: st
     """Load a static teacher, and check that it has the student's channels and classes."""
     name, weights, args = settings.name, settings.weights, settings.args or {}
     assert name is not None
-    if weights is None and not args.get("pretrained"):
+    if weights is None and not wants_published(name, args):
         raise ModelError(
             f"The static teacher {name} has to be a trained one: add "
             "--model.static_teacher.weights FILE, or --model.static_teacher.args "

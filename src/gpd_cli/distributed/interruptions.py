@@ -18,6 +18,7 @@ from typing import Any
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import Sampler
 
@@ -172,6 +173,12 @@ class Interruptions(Callback):
                 _remove_stopped(path.resolve())
             path.unlink(missing_ok=True)
 
+    def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Heed SIGTERM, which Lightning does between batches of all other loops."""
+        progress: Any = trainer.predict_loop.batch_progress
+        if trainer.received_sigterm and not progress.is_last_batch:
+            raise SIGTERMException
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
@@ -189,6 +196,10 @@ class Interruptions(Callback):
         if isinstance(exception, SIGTERMException):
             exception.code = 128 + signal.SIGTERM
         elif not isinstance(exception, Stopped | KeyboardInterrupt):
+            return
+        if trainer.state.fn != TrainerFn.FITTING:
+            if trainer.is_global_zero and not isinstance(exception, KeyboardInterrupt):
+                _say("gpd: stopped")
             return
         path, job, last = self._saved, slurm_job(), _last(trainer)
         began = trainer.ckpt_path

@@ -6,9 +6,11 @@ from gpd_cli.models.factory import (
     count_classes,
     create_model,
     input_shape,
+    wants_published,
     without_pretrained,
 )
 from gpd_cli.models.reused import ReusedClassifier
+from gpd_cli.models.versions import needed_versions, with_versions
 from gpd_cli.models.weights import load_state_dict, load_weights
 
 __all__ = [
@@ -20,5 +22,8 @@ __all__ = [
     "input_shape",
     "load_state_dict",
     "load_weights",
+    "needed_versions",
+    "wants_published",
+    "with_versions",
     "without_pretrained",
 ]

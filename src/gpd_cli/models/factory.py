@@ -28,7 +28,7 @@ from gpd_cli.models import (  # noqa: F401 - they register their networks with t
     mobilenet,
     rvt,
 )
-from gpd_cli.models.own import find_maker, is_path, takes
+from gpd_cli.models.own import check_repeatable, find_maker, is_path, takes
 from gpd_cli.models.reused import ReusedClassifier
 from gpd_cli.models.weights import load_tensors, load_weights
 
@@ -43,6 +43,12 @@ _ENTRY = "weights"
 _TORCHVISION_ARGS = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
+}
+# How torchvision builds networks for its published weights, where that is not their default: these
+# weights are TensorFlow's or Google's, for images of another mean and deviation than all others.
+_WITH_PUBLISHED = {
+    "googlenet": {"transform_input": True},
+    "inception_v3": {"transform_input": True},
 }
 _AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # keys in published files of these networks
 _TORCHVISION_SIZES = {"inception_v3": 299}
@@ -94,10 +100,9 @@ def create_model(
     _check_name(name)
     own = without_pretrained(name, args)
     model = _built(name, own, role)
-    without_heads = getattr(model, "aux_logits", None) is False
     how: dict[str, Any] = {
         "name": name,
-        "ignore": _AUXILIARY_HEADS if without_heads else (),
+        "ignore": _AUXILIARY_HEADS if getattr(model, "aux_logits", None) is False else (),
         "new_classifier": role == "student" and "num_classes" in args,
         "prefer": f"{role}.",
         "finite": role == "student",  # a static teacher is judged by its logits, with its name
@@ -117,15 +122,38 @@ def create_model(
     return model
 
 
-def without_pretrained(name: str, model_args: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a network's constructor less those that ask for published weights.
+def wants_published(name: str, model_args: Mapping[str, Any] | None) -> bool:
+    """Whether the arguments of a network's constructor ask for published weights.
 
     Args:
         name: name of the network.
         model_args: arguments of the network's constructor.
     """
-    asks = (_PRETRAINED, _ENTRY) if name.startswith(_TORCHVISION) else (_PRETRAINED,)
-    return {key: value for key, value in model_args.items() if key not in asks}
+    return any((model_args or {}).get(key) for key in _asks(name))
+
+
+def without_pretrained(name: str, model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a network's constructor less those that ask for published weights.
+
+    What the library builds a network with for these weights is among the arguments instead.
+
+    Args:
+        name: name of the network.
+        model_args: arguments of the network's constructor.
+    """
+    own = {key: value for key, value in model_args.items() if key not in _asks(name)}
+    return {**_built_with(name), **own} if wants_published(name, model_args) else own
+
+
+def _built_with(name: str) -> dict[str, Any]:
+    """Arguments with which a library builds a network for its published weights."""
+    architecture = name.removeprefix(_REUSED).removeprefix(_TORCHVISION)
+    return dict(_WITH_PUBLISHED.get(architecture, {})) if _is_of_torchvision(name) else {}
+
+
+def _asks(name: str) -> tuple[str, ...]:
+    """Arguments by which published weights of a network are asked for."""
+    return (_PRETRAINED, _ENTRY) if name.startswith(_TORCHVISION) else (_PRETRAINED,)
 
 
 def _wants_pretrained(name: str, args: Mapping[str, Any], weights: str | Path | None) -> bool:
@@ -142,7 +170,7 @@ def _wants_pretrained(name: str, args: Mapping[str, Any], weights: str | Path | 
             f"'{given}' is no model argument of {name} here: give the file as the model's weights "
             "instead, or 'pretrained: true' for the published ones."
         )
-    wanted = bool(args.get(_PRETRAINED) or (theirs and args.get(_ENTRY)))
+    wanted = wants_published(name, args)
     if wanted and weights is not None:
         raise ModelError(
             f"{name} is to start from '{weights}' and, by its model arguments, from published "
@@ -174,13 +202,18 @@ def _load_published(
         else:
             published = _build(name, {**own, _PRETRAINED: True})
     except Exception as error:  # of the network, the hub and the libraries
+        needed = {key: own[key] for key in _built_with(name) if key in own}
+        further = f", with {json.dumps(needed)} among the network's arguments" if needed else ""
         raise ModelError(
             f"The published weights of {name} cannot be had ({_reason(error)}); where the hub "
             "cannot be reached, give a copy of the file instead "
-            "(--model.student_weights, --model.static_teacher.weights)."
+            f"(--model.student_weights, --model.static_teacher.weights){further}."
         ) from error
     if body.startswith(_TORCHVISION):
-        target = getattr(model, "body", model)
+        target = model
+        if isinstance(model, ReusedClassifier):
+            target = model.body
+            how = {**how, "ignore": (f"{model.replaced}.", *_AUXILIARY_HEADS)}
         return load_tensors(target, state, f"What torchvision publishes as {name}", **how), model
     config = getattr(published, "pretrained_cfg", None) or {}
     theirs, ours = config.get("num_classes"), own.get("num_classes")
@@ -322,7 +355,8 @@ class ModelSpec:
 
         Raises:
             ModelError: when the network has another number of classes than the description, or
-                does not say which images it takes, and takes no usual ones.
+                does not say which images it takes, and takes no usual ones; when one of a user's
+                own has random numbers that its state dict lacks.
         """
         if shape is None:
             shape = input_shape(model, self.name, self.model_args)
@@ -334,7 +368,10 @@ class ModelSpec:
                 f"number as num_classes, or set --model.num_classes {classes}."
             )
         args = without_pretrained(self.name, self.model_args)
-        return replace(self, num_classes=classes, model_args=args)
+        resolved = replace(self, num_classes=classes, model_args=args)
+        if not (_is_of_torchvision(self.name) or timm.is_model(self.name.removeprefix(_REUSED))):
+            check_repeatable(self.name, resolved.build)
+        return resolved
 
     def _check_assumed(self, model: nn.Module, shape: tuple[int, int, int]) -> None:
         """Check an image shape that neither network nor arguments state."""

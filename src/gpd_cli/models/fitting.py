@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from gpd_cli.models.versions import needed_versions
+
 PREFIXES = ("module.", "model.", "_orig_mod.")
 """What wrappers (DDP, Lightning, ``torch.compile``) put before every key."""
 
@@ -260,10 +262,13 @@ def _adapted(
         for key, tensor in form.tensors.items()
         if key in own or not (key in buffers or key.rpartition(".")[2] in _INDEX_BUFFERS)
     )
-    # Versions are per module: all but the root's are left out, which makes modules accept the names
-    # of their older versions and batch norms do without their counter.
-    versions = getattr(own, "_metadata", {})
-    tensors._metadata = {"": versions.get("", {})}  # type: ignore[attr-defined]
+    for key, tensor in tensors.items():
+        if key.endswith(_COUNTER) and tensor.is_floating_point():
+            # Of a file that was converted as a whole, or averaged; a float16 may be infinite.
+            tensors[key] = tensor.float().nan_to_num(0, 0, 0).round().long()
+    # Versions are left out, which makes modules accept the names of their older versions and batch
+    # norms do without their counter.
+    tensors._metadata = needed_versions(model)  # type: ignore[attr-defined]
     notes += _adapt_stem(model, tensors, own)
     replaced = _with_own_classifier(model, tensors, own)
     if form.ambiguous:
@@ -380,7 +385,7 @@ def _misfits(
     try:
         # Modules may rename keys as they load: only loading tells which ones are missing.
         result = copy.deepcopy(model).load_state_dict(fitting, strict=False)
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:  # modules may load by code of their own
         return (" ".join(str(error).split()).rstrip(".") or "its modules refuse it",)
     missing = [key for key in result.missing_keys if key not in misshaped]
     found = [

@@ -49,8 +49,13 @@ def wrong_numbers(
         if found.is_floating_point() != own.is_floating_point():
             return f"{name} is of {found.dtype} and not of {own.dtype}"
         if finite and (name in weights or name.endswith(_STATISTICS)):
-            if not torch.isfinite(found).all():
+            if not torch.isfinite(values := _comparable(found)).all():
                 return f"{name} has values that are NaN or infinite"
-            if name.endswith("running_var") and (found < 0).any():
+            if name.endswith("running_var") and (values < 0).any():
                 return f"{name} has a negative variance"
     return None
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    """The tensor in a type that torch compares: types of one byte only store numbers."""
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor

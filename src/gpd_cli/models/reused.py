@@ -33,6 +33,7 @@ class ReusedClassifier(nn.Module):
         name, last = _last_linear(body)
         owner, _, leaf = name.rpartition(".")
         setattr(body.get_submodule(owner), leaf, nn.Identity())
+        self.replaced = name
         self.num_classes = num_classes
         self.pretrained_cfg = getattr(body, "pretrained_cfg", None)
         self.body = body

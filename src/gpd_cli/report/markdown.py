@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from gpd_cli.files import atomic_path
 from gpd_cli.report.predictions import Predictions
 from gpd_cli.report.run import Run
 from gpd_cli.report.summary import CAPTION, Table, confusions, results, scores, settings
+
+# Underscores inside of words, as in names of options, are none to Markdown.
+_MARKUP = re.compile(r"[\\`*<>|]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 
 
 def write_markdown(
@@ -22,13 +28,13 @@ def write_markdown(
         path: the file to write.
         picture: the picture's path as seen from there.
     """
-    parts = ["# " + ", ".join(run.name for run in runs)]
+    parts = ["# " + ", ".join(_text(run.name) for run in runs)]
     parts += [_table(results(runs)), CAPTION]
-    parts += [f"![accuracy, gap, loss and learning rate]({picture})"]
+    parts += [f"![accuracy, gap, loss and learning rate]({quote(os.fsencode(picture))})"]
     if len(runs) > 1:
         parts += ["## Settings that differ", _table(settings(runs))]
     for name, found in predictions.items():
-        parts += [f"## What {name} sees in the {found.split} images", scores(found)]
+        parts += [f"## What {_text(name)} sees in the {found.split} images", scores(found)]
         table = confusions(found)
         if table.rows:
             parts += ["Classes that the student confuses most often:", _table(table)]
@@ -38,8 +44,14 @@ def write_markdown(
 
 def _table(table: Table) -> str:
     rows = [table.header, ["---"] * len(table.header), *table.rows]
-    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+    return "\n".join(f"| {' | '.join(map(_text, row))} |" for row in rows)
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _text(name: str) -> str:
+    r"""A name, or a value, on one line and as it is: names of runs and classes are anybody's.
+
+    Example:
+        >>> print(_text("a|b <i> __c__ data.num_workers"))
+        a\|b \<i\> \_\_c\_\_ data.num_workers
+    """
+    return _MARKUP.sub(r"\\\g<0>", " ".join(name.splitlines()))

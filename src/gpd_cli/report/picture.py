@@ -28,15 +28,16 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     for k, run in enumerate(runs):
         colour = f"C{k}"
         stage = "train" if run.best_epoch is None else "val"
-        prefix = "" if len(runs) == 1 else f"{run.name}: "
+        name = _text(run.name)
+        prefix = "" if len(runs) == 1 else f"{name}: "
         for network, style in _STYLES.items():
             _line(accuracy, run, f"{stage}/{network}_top1", f"{prefix}{network}", style, colour)
-        _line(gap, run, f"{stage}/gap", run.name, "-", colour)
-        _line(loss, run, "train/loss_total", run.name, "-", colour)
+        _line(gap, run, f"{stage}/gap", name, "-", colour)
+        _line(loss, run, "train/loss_total", name, "-", colour)
         rows = [row for row in run.steps if "lr" in row and "step" in row]
         if rows:
             steps, rates = [row["step"] + 1 for row in rows], [row["lr"] for row in rows]
-            rate.plot(steps, rates, color=colour, label=run.name)
+            rate.plot(steps, rates, color=colour, label=name)
     titles = {"top-1 accuracy (%)": accuracy, "gap (points)": gap, "loss, training": loss}
     for title, axes in titles.items():
         axes.set(title=title, xlabel="epoch")
@@ -47,6 +48,17 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             axes.legend(fontsize="small")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
+
+
+def _text(name: str) -> str:
+    r"""A name as it is: matplotlib takes dollars for formulas, and hides what begins with ``_``.
+
+    Example:
+        >>> print(_text("a_$x$"), _text("_old"), sep=",")
+        a_\$x\$, _old
+    """
+    text = name.encode(errors="backslashreplace").decode().replace("$", "\\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _line(axes: Any, run: Run, name: str, label: str, style: str, colour: str) -> None:

@@ -128,8 +128,9 @@ def predict(checkpoint: Path, split: Split) -> Predictions:
     if not seen.labels:
         raise DataError(f"There are no {split} images.")
     labels = torch.cat(seen.labels)
-    count = next(iter(seen.widths), 0)
-    names = getattr(data, "class_names", None) or [str(k) for k in range(count)]
+    count = max(*seen.widths, int(labels.max()) + 1)
+    known = list(getattr(data, "class_names", None) or ())
+    names = [*known, *range(len(known), count)]  # own data may name fewer than the networks have
     chosen = {name: torch.cat(values) for name, values in seen.chosen.items()}
     return Predictions(split, [str(name) for name in names], labels, chosen, seen.pictures)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,12 +96,13 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return [read_run(folder, name) for folder, name in zip(unique, run_names(unique), strict=True)]
 
 
-def read_run(folder: Path, name: str | None = None) -> Run:
+def read_run(folder: Path, name: str | None = None, later: Collection[Path] = ()) -> Run:
     """Read a run.
 
     Args:
         folder: folder of the run, with ``metrics.csv`` and, where it is complete, ``config.yaml``.
         name: what to call it; by default the end of its path.
+        later: folders of the runs that started from this one's checkpoints, one from the other.
 
     Raises:
         ReportError: when it is no run, or has logged nothing yet.
@@ -116,7 +117,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     config = _configuration(folder / CONFIG)
     first, lacking = min(epochs), ""
     if first > 1 or config.get("ckpt_path"):
-        before, steps_before, lacking = _before(folder, config, first)
+        before, steps_before, lacking = _before(folder, config, first, later)
         epochs = before | epochs
         start = min((row["step"] for row in steps if "step" in row), default=0)
         steps = [row for row in steps_before if row.get("step", start) < start] + steps
@@ -125,7 +126,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
 
 
 def _before(
-    folder: Path, config: Mapping[str, Any], first: int
+    folder: Path, config: Mapping[str, Any], first: int, later: Collection[Path]
 ) -> tuple[dict[int, dict[str, float]], list[dict[str, float]], str]:
     """What was logged before a run that started from a checkpoint.
 
@@ -133,18 +134,22 @@ def _before(
         folder: folder of the run.
         config: its configuration, which names the checkpoint.
         first: the first epoch that the run trained itself.
+        later: folders of the runs that started from this one.
 
     Returns:
         The epochs and steps of all runs before, and a sentence if their log was not found.
     """
     checkpoint = config.get("ckpt_path")
-    # The path is as it was typed: from the folder that the run was started in, one of those above.
-    roots = (Path(), *folder.resolve().parents)
+    # The path is as it was typed: from the folder that the run was started in, one of those above,
+    # or else maybe the present one, which may hold other runs of the same names.
+    roots = (*folder.resolve().parents, Path())
     found = [root / checkpoint for root in roots] if isinstance(checkpoint, str) else []
+    # A folder that was written anew may have been started from a run that had started from it.
+    closed = {folder.resolve(), *later}
     for path in found:
         origin = path.parent.parent
-        if (origin / METRICS).is_file() and origin.resolve() != folder.resolve():
-            earlier = read_run(origin)
+        if (origin / METRICS).is_file() and origin.resolve() not in closed:
+            earlier = read_run(origin, later=closed)
             epochs = {n: values for n, values in earlier.epochs.items() if n < first}
             return epochs, earlier.steps, earlier.lacking
     if first == 1:
@@ -247,7 +252,7 @@ def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def _configuration(path: Path) -> dict[str, Any]:
     """A run's configuration; empty where there is none that can be read."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -21,7 +21,7 @@ from gpd_cli.data.image_spec import ImageSpec
 from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.files import check_whole, save_tensors
 from gpd_cli.forms import Form, FormError, anything, check_form, maybe, shown
-from gpd_cli.models import ModelSpec
+from gpd_cli.models import ModelSpec, with_versions
 from gpd_cli.teacher.build import build_pair, check_plan
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
@@ -253,12 +253,12 @@ def load_chosen(
         entry, state, taken = _read_run(path, weights)
     network, description = _built(path, entry, state)
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
+        network.load_state_dict(with_versions(state, network))
+    except Exception as error:  # modules may load by code of their own
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise WeightsError(
             f"The weights in {path} do not fit {description.spec.name} as it is built here "
-            f"({str(error).splitlines()[-1].strip()}); install the version of timm or torchvision "
-            "that it was trained with."
+            f"({reason}); install the version of timm or torchvision that it was trained with."
         ) from error
     return network.eval(), description, taken
 

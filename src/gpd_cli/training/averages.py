@@ -9,9 +9,10 @@ averages them all the same and rounds towards zero, which makes other indices of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -21,12 +22,31 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from gpd_cli.errors import TrainingError
+from gpd_cli.models import with_versions
 
 _Tensors = list[Tensor] | tuple[Tensor, ...]
 Averaging = Callable[[_Tensors, _Tensors, Tensor | int], None]
 """Moves averages, tensors of one type, towards the weights of an update, in place."""
 
 _TOO_MUCH = 0.05  # largest weight that the initial weights may have in an average
+
+
+class _Average(AveragedModel):
+    """Torch's, which also loads tensors without the versions of modules, as Lightning gives it."""
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        return super().load_state_dict(with_versions(state_dict, self), strict, assign)
+
+
+def prepare_loading(average: WeightAveraging) -> None:
+    """Let an average be loaded from a checkpoint, whatever modules the network consists of.
+
+    Args:
+        average: the run's average.
+    """
+    _model(average).__class__ = _Average
 
 
 def find_average(trainer: Trainer) -> WeightAveraging | None:

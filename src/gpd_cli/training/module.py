@@ -26,7 +26,13 @@ from gpd_cli.distill.static_teacher import (
 )
 from gpd_cli.distributed.world import broadcast_from_first
 from gpd_cli.errors import DataError
-from gpd_cli.models import ModelSpec, check_images, input_shape
+from gpd_cli.models import (
+    ModelSpec,
+    check_images,
+    input_shape,
+    wants_published,
+    with_versions,
+)
 from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
 from gpd_cli.teacher.expansion import DEFAULT_NOISE
 from gpd_cli.teacher.networks import Alone, layer_patterns, summary, with_teacher
@@ -37,6 +43,7 @@ from gpd_cli.training.averages import (
     find_average,
     has_begun,
     keep_up,
+    prepare_loading,
     settle,
     update_of_epoch,
 )
@@ -186,7 +193,7 @@ class GapPreservingDistillation(EvaluatedModule):
         # Checkpoints are loaded with weights_only=True.
         self.hparams.update(plain_settings(self.hparams))
         self.settings = optimizer
-        check_start(student_weights or bool((student_args or {}).get("pretrained")), branch_init)
+        check_start(student_weights or wants_published(student, student_args), branch_init)
         spec = ModelSpec(student, num_classes, student_args or {})
         network = spec.build(student_weights)
         shape = input_shape(network, spec.name, spec.model_args)
@@ -478,8 +485,10 @@ class GapPreservingDistillation(EvaluatedModule):
         state, prefix = checkpoint["state_dict"], "distillation."
         parts = {n.removeprefix(prefix): state[n] for n in state if n.startswith(prefix)}
         if self.trainer.state.fn == TrainerFn.FITTING:
-            if find_average(self.trainer) is None:
+            if (average := find_average(self.trainer)) is None:
                 checkpoint["state_dict"] = checkpoint.get(TRAINED, state)
+            else:
+                prepare_loading(average)
             before = checkpoint.get("hyper_parameters", {})
             check_same_parts(
                 parts,
@@ -499,6 +508,7 @@ class GapPreservingDistillation(EvaluatedModule):
         elif self.distillation is None:  # an evaluation does not need the trained parts
             for name in parts:
                 del state[prefix + name]
+        checkpoint["state_dict"] = with_versions(checkpoint["state_dict"], self)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule from timm."""

@@ -60,11 +60,16 @@ class Prepare(nn.Module):
         edges = [math.floor(side / self.crop_pct) for side in self.size]
         places = [_positions(pixels, axis) for axis in (2, 3)]
         lengths = [place[-1] + 1 for place in places]
-        shorter = torch.minimum(*lengths)
+        # The image is as small as covers both edges: as timm has it, a square one by its shorter
+        # side, the other rounded down, and any other by the smaller ratio, both rounded.
+        is_square = edges[0] == edges[1]
+        shrunk = [length / edge for length, edge in zip(lengths, edges, strict=True)]
+        shorter, ratio = torch.minimum(*lengths), torch.minimum(*shrunk)
         matrices = []
         for side, edge, place, length in zip(self.size, edges, places, lengths, strict=True):
-            # The shorter edge becomes `edge`, the other follows it, rounded down.
-            resized = torch.floor(edge * length / shorter)
+            resized = torch.round(length / ratio)
+            if is_square:
+                resized = torch.floor(edge * length / shorter)
             extra = resized - side
             # Half of the rest, rounded to even, as torchvision's CenterCrop has it.
             half = torch.floor(extra / 2)

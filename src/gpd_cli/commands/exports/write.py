@@ -17,6 +17,8 @@ from gpd_cli.commands.exports.onnx_file import check_packages, write_onnx
 from gpd_cli.commands.exports.program import trace
 from gpd_cli.errors import GpdError
 from gpd_cli.files import atomic_path, check_folder, check_writable, json_text, save_tensors
+from gpd_cli.models import needed_versions
+from gpd_cli.models.numbers import wrong_numbers
 from gpd_cli.teacher.compare import relative_difference
 
 STATE_DICTS = (".safetensors", ".pth", ".pt")
@@ -25,6 +27,11 @@ FORMS = (*STATE_DICTS, *PROGRAMS)
 """Endings of files; a path that ends in a slash, or that of a folder, is a folder."""
 METADATA = "metadata.json"
 """Name of the metadata among a ``.pt2`` file's extra files."""
+_VERSIONS = (
+    "loads",
+    "after state._metadata = network.state_dict()._metadata, as its class asks for versions, which "
+    "this format does not have; a .pth file loads as it is",
+)
 _IMAGES = 4  # number of random images for the comparison of what was written
 
 
@@ -101,21 +108,24 @@ def write_network(
         the logits are from the network's where options change them.
 
     Raises:
-        GpdError: when the format cannot hold the network; nothing is written then.
+        GpdError: when the format, or float16, cannot hold the network; nothing is written then.
     """
     path = Path(output)
+    if options.half:
+        _check_range(network)
     if is_folder(output) or path.suffix in STATE_DICTS:
         state = _state(network, options.half)
         if is_folder(output):
             write_folder(network, state, path, about, options.half)
         else:
             save_tensors(path, state, about.strings())
+        rows = [_VERSIONS] if path.suffix == ".safetensors" and needed_versions(network) else []
         if not options.half:
-            return []
+            return rows
         holder = copy.deepcopy(network)
         holder.load_state_dict(state)
         images = torch.randn(_IMAGES, *about.shape, generator=torch.Generator().manual_seed(0))
-        return [_as_written(network, images, holder, images)]
+        return [*rows, _as_written(network, images, holder, images)]
     traced = trace(
         network, about, preprocess=options.preprocess, fuse=options.fuse, half=options.half
     )
@@ -136,6 +146,15 @@ def write_network(
         images = traced.sample if prepare is None else prepare(traced.sample)
         rows.insert(0, _as_written(network, images, traced.program.module(), traced.sample))
     return rows
+
+
+def _check_range(network: nn.Module) -> None:
+    """Check that no weight and no running statistic of a network is infinite in float16."""
+    if (wrong := wrong_numbers(network, _state(network, half=True))) is not None:
+        raise GpdError(
+            f"In float16, which ends at {torch.finfo(torch.float16).max:.0f}, {wrong}; leave "
+            "--half out."
+        )
 
 
 def _as_written(
