@@ -835,8 +835,8 @@ def test_unknown_start_of_branches(refuse: Callable[..., str]) -> None:
 
 
 def test_layers_without_branches(refuse: Callable[..., str]) -> None:
-    options = ["--model.branch_layers", "blocks.*", "--output", "w.safetensors"]
-    refuse("expand", *STUDENT, *options, naming=r"blocks\.\*")
+    options = ["--model.branches", "6", "--model.branch_layers", "blocks.*"]
+    refuse("expand", *STUDENT, *options, "--output", "w.safetensors", naming=r"blocks\.\*")
 
 
 def test_branches_that_do_not_suit_their_start(refuse: Callable[..., str]) -> None:

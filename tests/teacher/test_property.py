@@ -120,7 +120,7 @@ def test_random_networks_expand_exactly_or_are_refused(case: Case) -> None:
 
 
 @pytest.mark.slow
-@settings(common, max_examples=150)
+@settings(common, max_examples=100)
 @given(cases())
 def test_many_random_networks_expand_exactly_or_are_refused(case: Case) -> None:
     event(outcome(case))
