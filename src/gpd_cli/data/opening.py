@@ -362,7 +362,7 @@ def understood(dataset: str, root: str | None) -> str:
 
 
 def _torchvision_name(dataset: str) -> str | None:
-    """timm's name for a data set of torchvision; None for a data set of another scheme."""
+    """The name in timm of a data set of torchvision; None for a data set of another scheme."""
     scheme, *rest = dataset.lower().split("/", 2)
     return rest[-1] if scheme == "torch" and rest else None
 

@@ -141,7 +141,7 @@ def _config(
 
 
 def _of_architecture(known: Mapping[str, Any], channels: int) -> dict[str, Any]:
-    """timm's default preprocessing for the architecture, if the checkpoint does not have its own.
+    """The default preprocessing of timm for an architecture, for checkpoints without their own.
 
     Args:
         known: the ``pretrained_cfg`` of timm for the architecture.
