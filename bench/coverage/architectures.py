@@ -115,7 +115,7 @@ def named_targets(names: Iterable[str], cache: Path) -> list[Target]:
 
 
 def _family(name: str, cache: Path) -> str:
-    """The timm module that a network stands for: its own if no network there is smaller, or empty."""
+    """The module of timm that a network stands for: its own, if it is the smallest there."""
     for module in timm_modules():
         if name in timm.list_models(module=module):
             return module if smallest_of_each([module], cache)[module] == name else ""
