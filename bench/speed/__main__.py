@@ -3,11 +3,11 @@
 python -m bench.speed [--device cuda] [--rounds 10] [--only resnet18] [--missing] [--reference DIR]
 python -m bench.speed --computed
 
-Each row is measured in processes of its own, one after the other, and recorded in results/speed;
-docs/benchmarks.md is made of the records. Run the command in the folder of the checkout, on a
-machine that does nothing else, for half an hour to an hour; OMP_NUM_THREADS sets the threads. With
-one thread on the CPU times are those that the process computes. --reference times the authors' code
-as well; --computed makes the table of many GPUs, by count.
+Each row is measured in new processes, one after the other, and recorded in results/speed;
+docs/benchmarks.md is made from the records. Run the command in the folder of the checkout, on a
+machine that does nothing else; it takes half an hour to an hour. OMP_NUM_THREADS sets the number of
+threads; with one thread on the CPU, times are CPU times. --reference times the authors' code as
+well; --computed makes the table of many GPUs, by counting operations.
 """
 
 from __future__ import annotations

@@ -266,7 +266,8 @@ def _merged(conv: nn.Conv2d, own: Mapping[str, Tensor], scale: int, ratio: int) 
 
     gates = own["vector"][:, :outputs].double()
     first = own["weight_orepa_1x1_kxk_idconv1"] + own["id_tensor"]
-    widened = first.shape[1] // fan if groups == 1 else 1  # how many times as many inputs
+    # The ratio of the wide layer's number of inputs to the student's.
+    widened = first.shape[1] // fan if groups == 1 else 1
     if groups == 1:
         first = first[:inputs, :inputs].double() * (
             ratio if scale > 1 and widened > 1 else 1 if scale > 1 else widened

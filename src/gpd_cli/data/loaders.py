@@ -182,7 +182,7 @@ def _begin_worker(number: int, rank: int, owner: int) -> None:
 def _obey(owner: int) -> None:
     """Wait for SIGTERM from the owner, and then end this worker process.
 
-    This is how the owner ends its workers, for which it waits when it exits.
+    The owner ends its workers by this signal, and waits for the workers when it exits.
 
     Args:
         owner: process id of the training process.

@@ -87,8 +87,8 @@ class GapPreservingDistillation(EvaluatedModule):
 
     Args:
         student: the network to train: a timm model (resnet18), a torchvision classification model
-            (torchvision/resnet18), a model of this package (cifar_resnet20), or the path of a
-            class or function that builds a network (mine.Net).
+            (torchvision/resnet18), a model of this package (cifar_resnet20), or the import path of
+            a class or function that builds a network (mine.Net).
         student_weights: path of a timm or torchvision state dict (.pth, .pt, .safetensors) that the
             student starts from, for fine-tuning; if num_classes differs from the number of classes
             in the file, the classifier is initialized anew; by default the student starts from
@@ -114,9 +114,9 @@ class GapPreservingDistillation(EvaluatedModule):
         branch_layers: which layers get branches: all means all that can have them; 3x3_stride1 is
             the paper's choice; or a pattern of layer names (layer4.*), or a list of patterns.
         branch_init: initial values of the branches: zero leaves every kernel unchanged; orepa is
-            the initialization of OREPA, for training from scratch; gpd is that of the paper's
-            authors, with which both networks start as the function of the merged branches and not
-            with the student's own weights.
+            the initialization of OREPA, for training from scratch; gpd is the initialization of the
+            paper's authors, with which both networks start as the function of the merged branches
+            and not with the student's own weights.
         branch_width: number of inner channels of the 1x1_kxk branch, as a multiple of the number in
             the paper; 0.25 makes a step much cheaper where batches or images are small.
         shared: whether student and dynamic teacher share their weights; with false each network

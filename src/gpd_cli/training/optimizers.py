@@ -121,7 +121,7 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
     factory is given ready-made groups, and would ignore these arguments silently.
 
     Raises:
-        GpdError: when an entry is an option of its own, or would be ignored.
+        GpdError: when an entry has to be set by another option (such as lr), or would be ignored.
     """
     for name in given:
         if name in OptimizerSettings.__dataclass_fields__:

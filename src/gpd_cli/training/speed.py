@@ -87,7 +87,7 @@ class Speed:
 
 
 def _parts(network: Pair | Alone) -> tuple[nn.Module, ...]:
-    """The modules of which each is compiled into a graph of its own."""
+    """The modules to compile, each into its own graph."""
     if isinstance(network, Pair):
         # torch.compile does not trace hooks on intermediate gradients, nor custom gradients under
         # DistributedDataParallel.

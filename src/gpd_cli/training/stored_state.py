@@ -41,7 +41,7 @@ _OF_A_WEIGHT: dict[type, tuple[str, ...]] = {NvNovoGrad: ("exp_avg_sq", "max_exp
 _MEANS: dict[type, tuple[str, ...]] = {AdafactorBigVision: ("exp_avg_sq_r", "exp_avg_sq_c")}
 _SUMS = {str: {"value": Tensor, "options": {}}}
 _HITS = {str: {str: Tensor}}
-# Forms of the entries that gpd adds to checkpoints; those of earlier versions may lack them.
+# Forms of the entries that gpd adds to checkpoints; checkpoints of earlier versions may lack them.
 _OWN = {
     "epoch_state": maybe(
         {
