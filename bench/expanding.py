@@ -1,4 +1,4 @@
-"""``python -m bench.expanding``: time and memory of `gpd_cli.expand`, its certificate included."""
+"""``python -m bench.expanding``: time and memory of `gpd_cli.expand`, including the certificate."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _COLUMNS = ("seconds", "of CPU", "peak", "merged", "branches")
 
 @flushed_subnormals()  # as the command does
 def measure(student: str, branches: int, size: int) -> tuple[float, float, float, float, float]:
-    """Expand a student at ratio 2, in this process.
+    """Expand a student at ratio 2 in this process, and measure time and memory.
 
     Args:
         student: name of the student, as ``gpd expand`` takes it.
-        branches: see `gpd_cli.expand`.
-        size: image side in pixels.
+        branches: number of branches, see `gpd_cli.expand`.
+        size: height and width of the images in pixels.
 
     Returns:
-        Seconds by the clock, seconds of the processor; in MiB the peak of memory above that of the
-        process before, the weights of the teacher merged, and those with its branches.
+        Wall-clock seconds; CPU seconds; and in MiB: peak memory above that of the process before,
+        size of the teacher's weights with branches merged, and size with all branches.
     """
     network = create_model(student)
     sample = torch.zeros(2, 3, size, size)
@@ -50,7 +50,7 @@ def measure(student: str, branches: int, size: int) -> tuple[float, float, float
 
 
 def main() -> None:
-    """Print the medians of each student over several rounds, each in a process of its own."""
+    """Print medians for each student over several rounds, each of which runs in a new process."""
     parser = argparse.ArgumentParser(prog="bench.expanding", description=__doc__)
     parser.add_argument("students", nargs="*", default=STUDENTS)
     parser.add_argument("--branches", type=int, default=6)

@@ -1,4 +1,4 @@
-"""Functions that are called in processes of their own, so that one measurement leaves no trace."""
+"""Calling a function in a new process, so that one measurement does not influence the next."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Result = TypeVar("Result")
 
 
 def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """The result of a function that is called in a process of its own.
+    """Call a function in a new process, and return its result.
 
     Args:
-        function: a function of any module but a package's ``__main__``: the new process does not
-            import what ``python -m PACKAGE`` runs, and finds nothing that is defined there.
-        arguments: what it is called with.
+        function: the function. It must not be defined in the module that ``python -m PACKAGE``
+            runs (``__main__``), since the new process does not import this module.
+        arguments: arguments of the function.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:

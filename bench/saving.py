@@ -1,4 +1,4 @@
-"""``python bench/saving.py resnet18``: how long a checkpoint takes, in shares of training time."""
+"""``python bench/saving.py resnet18``: the time to write a checkpoint, and its share of a run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import nn
 from gpd_cli.files import save_archive
 from gpd_cli.teacher.networks import with_teacher
 
-INTERVAL = 15 * 60  # seconds between checkpoints within an epoch, by default
-TIMES = 3
+INTERVAL = 15 * 60  # default interval between checkpoints within an epoch, in seconds
+TIMES = 3  # number of times that the checkpoint is written
 
 
 def main() -> None:
-    """Write weights, their average and momentum as `fit` does, and print the longest time."""
+    """Write weights, their average and momentum as `fit` does, and print how long this takes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("student", nargs="?", default="resnet18", help="a model of timm (resnet18)")
     parser.add_argument("--ratio", type=float, default=2)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def copied(network: nn.Module) -> dict[str, torch.Tensor]:
-    """As much again as the network's state."""
+    """A copy of a network's state dict, which stands for the average or the momentum."""
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 

@@ -23,29 +23,29 @@ RUN = [
     *("-m", "gpd_cli", "fit", "-c", "recipe:digits", "--model.student_args", "{in_chans: 1}"),
     *("--trainer.callbacks+", "bench.starting.FirstStep"),
 ]
-"""ResNet-18 in its own widths, with the paper's six branches, on small images."""
+"""Command of the run: ResNet-18 at its usual widths, with six branches, on small images."""
 STAGES = ("the command line is read", "the first step begins", "the first step ends")
 
 
 class FirstStep(Callback):
-    """Says how much CPU time this process has taken until its first step, and ends the run."""
+    """Prints the CPU time that this process has taken up to its first step, and ends the run."""
 
     def __init__(self) -> None:
         self.seconds = [time.process_time()]
 
     def on_train_batch_start(self, *args: object) -> None:
-        """The first step begins."""
+        """Record the CPU time at the beginning of the first step."""
         self.seconds.append(time.process_time())
 
     def on_train_batch_end(self, *args: object) -> None:
-        """The first step ends, and with it the process."""
+        """Print the CPU times after the first step, and end the process."""
         self.seconds.append(time.process_time())
         print("starting:", *self.seconds, flush=True)
         os._exit(0)
 
 
 def main() -> None:
-    """Print the median of each over several interleaved rounds."""
+    """Print the median time of each command and stage over several interleaved rounds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
@@ -60,10 +60,13 @@ def main() -> None:
 
 
 def seconds_of(command: list[str]) -> list[float]:
-    """CPU seconds of a process of Python, and those that it says of itself.
+    """Run Python with a command, and measure its CPU time.
 
     Args:
-        command: its arguments.
+        command: arguments of Python.
+
+    Returns:
+        CPU seconds of the whole process, followed by those that `FirstStep` has printed, if any.
     """
     before = os.times()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,1 +1,1 @@
-"""Runs that are killed and whose disks fail: nothing is lost, and what goes on is the same run."""
+"""Test of runs that are killed, or whose disks fail: they must lose nothing and resume exactly."""

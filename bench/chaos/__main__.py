@@ -8,13 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import gpd_cli.cli.command_line  # noqa: F401 - once for all runs, which are forked
+import gpd_cli.cli.command_line  # noqa: F401 - imported once, since all runs are forked from here
 from bench.chaos.disks import FAULTS, strike_disk
 from bench.chaos.kills import kill_and_compare
 
 
 def main() -> int:
-    """Run both parts, and say what went wrong."""
+    """Kill runs, let disks fail, and print what went wrong; return 1 if anything did."""
     parser = argparse.ArgumentParser(prog="python -m bench.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="number of kills (20)")
     parser.add_argument("--a_run", type=int, default=4, help="kills of one run (4)")

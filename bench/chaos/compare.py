@@ -1,4 +1,4 @@
-"""Whether two runs are the same run, bit for bit."""
+"""Comparison of two runs, whose checkpoints and logs should be equal bit for bit."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Entries that are not compared. First, those that depend on time and memory.
 CLOCK = ("images_per_second", "memory_gib")
-# Whether there has been a last.ckpt within the first epoch; where and by whom images are read.
+# Entries that depend on whether a last.ckpt was written within the first epoch, and on where and by
+# how many workers images are read.
 PATHS = ("best_model_path", "root", "num_workers")
-# Lightning counts from zero after its check of validation when a run begins or is resumed.
+# A counter that Lightning sets to zero after the sanity check, when a run begins or is resumed.
 COUNTER = ("epoch_loop.val_loop.batch_progress",)
-# What the command line said of saving and of lengths; that of networks is in the hyper-parameters.
+# Settings of the command line, such as those about saving and run length; the settings of the
+# networks are compared as hyper-parameters.
 TOLD = ("settings",)
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where the contents of two checkpoints differ, other than in the time that things took."""
+    """Places at which the contents of two checkpoints differ, except for entries not compared.
+
+    Args:
+        one: content of a checkpoint, or a part of it.
+        other: the same of the other checkpoint.
+        path: the place of these parts in their checkpoints.
+    """
     if isinstance(one, Mapping):
         if one.keys() != other.keys():
             return [f"{path}: {one.keys() ^ other.keys()}"]
@@ -39,19 +48,19 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """The rows of ``metrics.csv`` without the time that things took."""
+    """The rows of a run's ``metrics.csv``, without columns that depend on time and memory."""
     with (run / "metrics.csv").open() as file:
         found = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if v and k not in CLOCK} for row in found]
 
 
 def differing(one: Path, other: Path, names: tuple[str, ...] = ("last", "best")) -> list[str]:
-    """Where checkpoints and metrics of two runs differ.
+    """Places at which checkpoints and metrics of two runs differ.
 
     Args:
-        one: folder of a run.
-        other: folder of another one.
-        names: of checkpoints.
+        one: folder of one run.
+        other: folder of the other run.
+        names: names of the checkpoints to compare, without suffix.
     """
     found = []
     for name in names:

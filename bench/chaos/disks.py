@@ -1,4 +1,4 @@
-"""Disks that fill, are write-protected or lose the run's folder while a run saves."""
+"""Runs whose disk fills up, becomes read-only, or loses the run's folder while the run saves."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from gpd_cli.errors import WeightsError
 from gpd_cli.files import check_whole
 
 FAULTS = ("fill", "protect", "take", "forbid")
-_STEP = 7
-_SIZE = "12m"
+_STEP = 7  # step at which the disk fails, in the second epoch
+_SIZE = "12m"  # size of the mounted disk
 
 
 def strike_disk(folder: Path, fault: str) -> tuple[str, str]:
-    """Let a disk fail in the second epoch of a run.
+    """Start a run, and let its disk fail in the second epoch.
 
     Args:
-        folder: where the run has its own.
-        fault: one of `FAULTS`; ``fill`` and ``protect`` need a disk of their own, a tmpfs.
+        folder: folder to run in, which is removed afterwards.
+        fault: one of `FAULTS`; for ``fill`` and ``protect`` a disk (tmpfs) is mounted.
 
     Returns:
-        What the run said at last, and what is wrong, if anything is.
+        The last message of the run, and a description of the problem, empty if there is none.
     """
     prepare(folder)
     runs = folder / "runs"

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again, and the run that nothing happened to."""
+"""Comparison of runs that are killed and resumed several times with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ _RUN = Path("runs", "run", "version_0")
 def kill_and_compare(
     place: Path, draw: random.Random, kills: int, ranks: int, whole: dict[int, Path]
 ) -> tuple[str, list[str]]:
-    """Kill a run some times, let it go on each time, and compare it with the undisturbed one.
+    """Kill a run several times, resume it each time, and compare it with the undisturbed run.
 
     Args:
-        place: where runs have their folders.
-        draw: source of the draws.
-        kills: how often.
+        place: folder in which each run gets a folder of its own.
+        draw: random generator.
+        kills: number of times that the run is killed.
         ranks: number of processes that train together.
-        whole: undisturbed runs by number of processes, which are added to.
+        whole: folders of undisturbed runs by number of processes; a missing one is trained and
+            added.
 
     Returns:
-        In words what was done, and where the runs differ.
+        A description of what was done, and a list of differences between the runs.
     """
     if ranks not in whole:
         folder = place / f"whole-{ranks}"
@@ -36,18 +37,18 @@ def kill_and_compare(
         whole[ranks] = folder / _RUN
     folder = place / f"killed-{draw.getrandbits(32):08x}"
     prepare(folder)
-    # From the third step on there is a checkpoint to go on from.
+    # From the third step on, there is a checkpoint to resume from.
     moments = sorted(draw.randrange(3, STEPS) for _ in range(kills))
     told, problems = [], []
     arguments = ["-c", "run.yaml"]
     for step in moments:
         how = draw.choice(("kill", "save"))
-        rank = 0 if how == "save" else draw.randrange(ranks)  # the first process saves
+        rank = 0 if how == "save" else draw.randrange(ranks)  # only the first process saves
         workers = draw.choice((0, 2))
         wait = draw.random() if how == "save" else draw.random() * 0.4
         plan = f"{how}:{step}:{rank}:{wait:.3f}"
         codes, log = fit(folder, [*arguments, "--data.num_workers", str(workers)], ranks, plan)
-        if codes[rank] not in (-signal.SIGKILL, 0):  # it may have come to its end before
+        if codes[rank] not in (-signal.SIGKILL, 0):  # 0: the run had ended before the kill
             problems.append(f"{plan} ended with {codes}: {log[-300:]}")
         told.append(f"{how} at step {step} of process {rank} ({workers} workers)")
         if (folder / _RUN / "checkpoints").is_dir():

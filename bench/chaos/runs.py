@@ -1,4 +1,4 @@
-"""Short runs of `fit` on digits, saved as images, in processes that are forked."""
+"""Short runs of `fit` in forked processes, on digits that are saved as image files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STEPS = 15
 
 
 def prepare(folder: Path) -> None:
-    """Write configuration and images into a folder."""
+    """Write configuration and images of the runs into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.yaml").write_text(CONFIG)
     pixels, labels = load_split("train")
@@ -50,14 +50,15 @@ def fit(
     """Run `fit`, and wait for all its processes.
 
     Args:
-        folder: where it runs.
-        arguments: what follows the command.
+        folder: folder to run in.
+        arguments: arguments of the command `fit`.
         ranks: number of processes that train together.
-        plan: what strikes, see `bench.chaos.strikes`.
-        seconds: after which processes are killed.
+        plan: the disturbance, in the form of `bench.chaos.strikes.PLAN`; empty for none.
+        seconds: time limit in seconds, after which the processes are killed.
 
     Returns:
-        The exit code of each process, negative for the signal that killed it, and what all wrote.
+        The exit code of each process, negative for the signal that killed it, and the output of all
+        processes.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -93,7 +94,7 @@ def _forked(
         os.chdir(folder)
         os.environ[PLAN] = plan
         if ranks > 1:
-            # What torchrun tells its processes.
+            # The environment variables that torchrun sets.
             told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
             told |= {"LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "chaos"}
             os.environ |= {name: str(value) for name, value in told.items()}

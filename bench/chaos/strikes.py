@@ -1,4 +1,4 @@
-"""What strikes a run from within, at a moment that was drawn."""
+"""Disturbances of a run from within, at a moment chosen at random."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 PLAN = "GPD_CHAOS"
-"""Environment variable: what strikes, the step, the rank, and seconds to wait after the step."""
+"""Environment variable with the disturbance of a run, as ``WHAT:STEP:RANK:WAIT``.
+
+WHAT is ``kill``, ``save`` or one of the faults. STEP and RANK say when and in which process. WAIT
+is the time in seconds to wait before a kill, or for ``save`` a number that chooses the moment.
+"""
 
 
 class Strike(Callback):
-    """Strike once, in the run that was told to; without `PLAN` nothing happens."""
+    """Disturbs a run once, as the environment variable `PLAN` says; without it nothing happens."""
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin to wait when the step has come."""
+        """Start the disturbance when the step has come."""
         plan = os.environ.get(PLAN)
         if not plan:
             return
@@ -44,7 +48,12 @@ def _kill_after(seconds: float) -> None:
 
 
 def _at_next_save(share: float) -> None:
-    """Kill the process within its next save: before, in the middle of, or after the renaming."""
+    """Kill the process while it saves the next checkpoint.
+
+    Args:
+        share: a number from 0 to 1 that chooses the moment: while the file is being written (below
+            0.4), before it is synced (below 0.6), before it is renamed (below 0.8), or right after.
+    """
     replace = os.replace
 
     def killed(*_: Any) -> None:
@@ -67,7 +76,7 @@ def _at_next_save(share: float) -> None:
 
 
 def _in_the_file() -> None:
-    """Kill when a temporary file has its first bytes."""
+    """Kill the process as soon as a temporary file has its first bytes."""
     while True:
         for path in Path.cwd().rglob(".tmp-*"):
             if path.exists() and path.stat().st_size:
@@ -86,18 +95,18 @@ def _fill(run: Path) -> None:
 
 
 def _protect(run: Path) -> None:
-    """Let the disk be read only."""
+    """Make the disk read-only."""
     mount = next(path for path in run.resolve().parents if path.is_mount())
     subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
 
 
 def _take_away(run: Path) -> None:
-    """Let the run's folder be elsewhere."""
+    """Move the run's folder to another place."""
     run.rename(run.with_name("taken"))
 
 
 def _forbid(run: Path) -> None:
-    """Let the run's folder be a file."""
+    """Replace the run's folder by a file."""
     run.rename(run.with_name("taken"))
     run.write_text("in the way")
 

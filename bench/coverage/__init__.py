@@ -1,1 +1,1 @@
-"""Coverage: which networks of timm and torchvision expand exactly, train, and extract exactly."""
+"""Test of which networks of timm and torchvision expand exactly, train, and extract exactly."""

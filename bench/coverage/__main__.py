@@ -35,7 +35,7 @@ from bench.coverage.table import FAILED, append_result, read_results, render, su
 from bench.threads import threads_per_process
 
 FEWER_BRANCHES = 2
-"""Branches per kernel of networks whose teacher with all of them exceeds the memory."""
+"""Number of branches per kernel, if the teacher with all branches exceeds the memory limit."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,7 +80,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _try_all(
     names: Iterable[str], settings: Settings, options: argparse.Namespace
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Results as they come; networks short of memory are tried again with fewer branches."""
+    """Yield results as they come; networks that exceed the memory are retried with fewer branches.
+
+    Args:
+        names: names of the networks.
+        settings: how each network is tried.
+        options: the command line's options, with limits and number of jobs.
+
+    Yields:
+        The name of each network, and its result.
+    """
     too_large = []
     run = partial(
         run_isolated,

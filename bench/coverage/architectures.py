@@ -37,7 +37,7 @@ class Target:
 
 
 def count_parameters(name: str) -> int:
-    """The number of parameters of a network of timm, built without memory on the meta device."""
+    """The number of parameters of a timm network, which is built on the meta device for this."""
     with torch.device("meta"):
         network = timm.create_model(name)
     return sum(parameter.numel() for parameter in network.parameters())
@@ -53,7 +53,8 @@ def smallest_of_each(modules: Sequence[str], cache: Path) -> dict[str, str]:
 
     Args:
         modules: names out of ``timm.list_modules()``.
-        cache: JSON file of earlier results; begun anew for another version of timm.
+        cache: path of a JSON file with earlier results, which is begun anew for another version of
+            timm.
     """
     stored = json.loads(cache.read_text()) if cache.exists() else {}
     known: dict[str, str] = stored.get("smallest", {}) if stored.get("timm") == _version() else {}
@@ -66,7 +67,7 @@ def smallest_of_each(modules: Sequence[str], cache: Path) -> dict[str, str]:
 
 
 def timm_modules() -> list[str]:
-    """The modules of timm itself, without modules that other packages (gpd) registered."""
+    """Names of timm's own modules, without modules registered by other packages such as gpd."""
     return [name for name in timm.list_modules() if find_spec(f"timm.models.{name}")]
 
 
@@ -86,12 +87,12 @@ def named_targets(names: Iterable[str], cache: Path) -> list[Target]:
     """The networks that names on the command line stand for.
 
     Args:
-        names: modules of timm, networks of timm, or networks of torchvision after
-            ``torchvision/``; ``timm`` and ``torchvision`` for a whole library.
-        cache: see `smallest_of_each`.
+        names: names of timm's modules, of timm's networks, or of torchvision's networks (with the
+            prefix ``torchvision/``); ``timm`` and ``torchvision`` stand for a whole library.
+        cache: path of the JSON file of `smallest_of_each`.
 
     Raises:
-        UnknownNameError: for an unknown name; the message has similar names.
+        UnknownNameError: when a name is unknown; the message lists similar names.
     """
     targets: dict[str, Target] = {}
     modules, theirs = timm_modules(), torchvision_names()
@@ -114,7 +115,7 @@ def named_targets(names: Iterable[str], cache: Path) -> list[Target]:
 
 
 def _family(name: str, cache: Path) -> str:
-    """The module of timm that a network stands for: its own, if it is the smallest in there."""
+    """The module of timm that a network stands for: its own, if it is the smallest there."""
     for module in timm_modules():
         if name in timm.list_models(module=module):
             return module if smallest_of_each([module], cache)[module] == name else ""

@@ -1,4 +1,4 @@
-"""Expand one network, compare, train it a little, extract it, and compare again."""
+"""The check of one network: expand it, compare, train a few steps, extract it, compare again."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ TOLERANCE = 1e-9
 HEADLESS_CLASSES = 10
 """Classes of a network that comes without a classifier."""
 SMALL_SIZES = (128, 140, 160)
-"""Image sides tried first, in pixels: the algebra is the same, in less time."""
+"""Image sizes in pixels that are tried first, since the algebra is the same and takes less time."""
 USUAL_SIZES = (224, 252, 256)
-"""Image sides tried if small ones fail, unless the network's own side is smaller."""
+"""Image sizes in pixels that are tried if small ones fail, unless the network's own is smaller."""
 LARGE = 30_000_000
 """Number of parameters from which on a network is tried with fewer blocks (see `shortened`)."""
 KEPT_BLOCKS = 2
 """Number of blocks kept of each run of equal blocks."""
 BATCH = 2
+"""Number of images in a batch."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Settings:
 
     Args:
         ratio: the expansion ratio.
-        branches: branches per kernel, the kernel itself included.
-        steps: optimizer steps between expansion and extraction.
+        branches: number of branches per kernel, counting the kernel itself.
+        steps: number of optimizer steps between expansion and extraction.
     """
 
     ratio: float = 2
@@ -57,13 +58,13 @@ def check(
 
     Args:
         name: name of the network, see `gpd_cli.models.create_model`.
-        report: called with the name of each stage that begins.
+        report: function that is called with the name of each stage when the stage begins.
         settings: how to try the network.
         threads: number of torch's threads; by default torch's own choice.
 
     Returns:
         Plain values: ``outcome`` (``exact``, ``inexact``, or ``refused``), ``reason``, and the
-        measurements (see `_measure`). Other exceptions are bugs and pass through.
+        measurements (see `_measure`). Unexpected exceptions are bugs, and are not caught.
     """
     warnings.filterwarnings("ignore")
     if threads:
@@ -79,7 +80,9 @@ def check(
         report(f"{stage} at {side} px{before}")
 
     result: dict[str, Any] = {}
-    before = ""  # outcome with a smaller image, in case the larger one exceeds a limit
+    # Text about the outcome with small images, which is reported with each stage, so that it is
+    # known even if the larger images exceed a limit.
+    before = ""
     for shape in shapes:
         side = shape[-1]
         result = {"size": shape, "classes": classes, "shortened": is_shortened}
@@ -88,13 +91,18 @@ def check(
         except ExpansionError as error:
             result |= {"outcome": "refused", "reason": str(error)}
         if result["outcome"] == "exact":
-            break  # otherwise the last shape decides
+            break  # otherwise the result with the last shape is the one that counts
         before = f" ({result['outcome']} at {side} px: {result['reason']})"
     return result
 
 
 def build(name: str, classes: int | None = None) -> nn.Module:
-    """The network without anything random in its forward pass: no dropout, no stochastic depth."""
+    """Build a network without randomness in its forward pass: no dropout, no stochastic depth.
+
+    Args:
+        name: name of the network, see `gpd_cli.models.create_model`.
+        classes: number of classes; by default the network's own.
+    """
     network = create_model(name, num_classes=classes)
     shortened(network)
     for module in network.modules():
@@ -105,7 +113,10 @@ def build(name: str, classes: int | None = None) -> nn.Module:
 
 
 def shortened(network: nn.Module) -> bool:
-    """Leave out equal blocks of a large network, in place, since equal blocks widen alike.
+    """Remove equal blocks from a large network, in place, since equal blocks widen in the same way.
+
+    Args:
+        network: the network; one with fewer than `LARGE` parameters is not changed.
 
     Returns:
         Whether any blocks were left out.
@@ -131,7 +142,8 @@ def shortened(network: nn.Module) -> bool:
 def _classes_and_shapes(name: str) -> tuple[int | None, list[tuple[int, int, int]], bool]:
     """Number of classes (None for the default), input shapes, and whether blocks are left out.
 
-    The shapes are a small one, if the network runs on such images, and a usual one or its own.
+    The input shapes are a small one, if the network runs on small images, and then a usual one or
+    the network's own.
     """
     network = build(name)
     is_shortened = shortened(create_model(name))
@@ -167,7 +179,7 @@ def _measure(
     settings: Settings,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Try the network at one input shape.
+    """Try the network with one input shape.
 
     Returns:
         ``outcome`` and ``reason``; ``parameters`` of the student and ``wide_parameters`` of the
@@ -224,7 +236,14 @@ def _measure(
 
 
 def _error(pair: Pair, student: nn.Module, x: Tensor, training: bool) -> float:
-    """The larger relative difference of student's and teacher's logits from the network's own."""
+    """The relative difference of a pair's logits from the original network's, the larger of both.
+
+    Args:
+        pair: student and dynamic teacher.
+        student: the original network.
+        x: images, ``[B, C, H, W]``.
+        training: whether to compare in train mode.
+    """
     pair.train(training)
     student.train(training)
     with torch.no_grad(), in_double():
@@ -234,7 +253,7 @@ def _error(pair: Pair, student: nn.Module, x: Tensor, training: bool) -> float:
 
 
 def _merged_parameters(pair: Pair) -> int:
-    """Parameters of the teacher once its branches are merged."""
+    """The number of parameters of the teacher after merging its branches."""
     return sum(
         parameter.numel()
         for name, parameter in pair.teacher.named_parameters()
@@ -243,11 +262,16 @@ def _merged_parameters(pair: Pair) -> int:
 
 
 def _train(pair: Pair, x: Tensor, steps: int) -> None:
-    """Plain SGD on both networks' cross-entropy, in float64 where float32 overflows.
+    """Train a pair by plain SGD on the cross-entropy of both networks.
 
-    With fully random weights gradients may explode. So the norm of each gradient is limited to the
-    norm of its tensor, and the labels are the least likely classes, for which cross-entropy is
-    never flat.
+    With fully random weights, gradients may explode. So the norm of each gradient is limited to the
+    norm of its weight, and training goes on in float64 if gradients overflow in float32. The labels
+    are the least probable classes, for which the gradient of cross-entropy does not vanish.
+
+    Args:
+        pair: student and dynamic teacher, in float32; changed in place.
+        x: images, ``[B, C, H, W]``.
+        steps: number of optimizer steps.
     """
     optimizer = torch.optim.SGD(pair.train().parameters(), 1e-2)
     done = 0
@@ -274,7 +298,10 @@ def _train(pair: Pair, x: Tensor, steps: int) -> None:
 
 
 def _moved(before: nn.Module, after: nn.Module) -> float:
-    """The fraction of weights (elements of tensors with two axes or more) that differ."""
+    """The fraction of weights that differ between two networks of the same architecture.
+
+    Weights are the elements of parameters with two axes or more.
+    """
     changed = total = 0
     for old, new in zip(before.parameters(), after.parameters(), strict=True):
         if old.ndim > 1:

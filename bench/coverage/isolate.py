@@ -1,4 +1,4 @@
-"""Run a function once per task, each in a process of its own with limits of time and memory."""
+"""Running a function for several tasks, each in its own process with limits of time and memory."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Limits:
     """Limits of one task.
 
     Args:
-        seconds: wall time in seconds.
-        gibibytes: resident memory in GiB; checked on systems with ``/proc`` only.
+        seconds: limit of wall-clock time in seconds.
+        gibibytes: limit of resident memory in GiB; checked only on systems with ``/proc``.
     """
 
     seconds: float
@@ -49,20 +49,21 @@ def run_isolated(
     jobs: int = 1,
     preload: Iterable[str] = (),
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Run tasks in processes and yield each result as it comes.
+    """Run tasks in separate processes, and yield each result as it comes.
 
     Args:
-        tasks: arguments of `work`.
-        work: function of a task and of a function to call with the name of each stage; returns the
-            result. It must be possible to pickle.
-        limits: limits of each task; a process that exceeds them is killed.
-        jobs: number of processes at a time.
-        preload: modules imported once, in the server that the processes are forked from.
+        tasks: the tasks, which are texts that `work` takes.
+        work: function that runs a task and returns its result. Its second argument is a function to
+            call with the name of each stage of the task. `work` has to be picklable.
+        limits: limits of each task; a process that exceeds a limit is killed.
+        jobs: number of processes that run at the same time.
+        preload: names of modules that are imported once, in the server process from which the
+            others are forked.
 
     Yields:
-        A task and its result, with ``seconds`` and ``gibibytes`` (peak) added. If `work` did not
-        return, ``outcome`` is ``limit`` (with ``out_of_memory`` for the limit of memory) or
-        ``error``, and ``reason`` has the cause.
+        Each task, and its result with ``seconds`` and ``gibibytes`` (peak memory) added. If `work`
+        did not return, ``outcome`` is ``limit`` (with ``out_of_memory`` for the memory limit) or
+        ``error``, and ``reason`` gives the cause.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
@@ -96,14 +97,14 @@ def _look_at(job: _Job, limits: Limits) -> dict[str, Any] | None:
         except EOFError:
             _end(job)
             code = job.process.exitcode
-            if code == -signal.SIGKILL:  # sent by the system, which was short of memory
+            if code == -signal.SIGKILL:  # the system kills processes when it is short of memory
                 return _out_of_memory(f"killed by the system, in stage '{job.stage}'")
             return _failure("error", f"the process died ({code}) in stage '{job.stage}'")
         if isinstance(message, dict):
             _end(job)
             return message
         if job.stage == "import":
-            job.start = time.monotonic()  # imports are not the task's time
+            job.start = time.monotonic()  # the time of imports does not count
         job.stage = message
         logging.debug("%s: %s", job.task, message)
     if time.monotonic() - job.start > limits.seconds:
@@ -132,7 +133,10 @@ def _end(job: _Job) -> None:
 
 
 def _child(work: Work, task: str, connection: Connection) -> None:
-    """Run a task; send the name of each stage as text, and the result as a dictionary."""
+    """Run a task in this process, and send messages through a connection to the parent process.
+
+    The name of each stage is sent as text, and finally the result as a dictionary.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends this process
     start = time.monotonic()
@@ -151,7 +155,8 @@ def _child(work: Work, task: str, connection: Connection) -> None:
         text = " ".join(str(error).split())
         result = _failure("error", f"{type(error).__name__} in stage '{stage}': {text}")
         result["traceback"] = traceback.format_exc()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # macOS counts in bytes
+    # Linux counts KiB, macOS bytes, which is corrected below.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result |= {
         "seconds": round(time.monotonic() - start, 1),
         "gibibytes": round(peak / (1024 if os.uname().sysname == "Darwin" else 1) / GIB, 2),

@@ -1,4 +1,4 @@
-"""Results of networks, one JSON line each, and the table made of these results."""
+"""Results of networks, stored as JSON lines, and the table made from these results."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _HEAD = ("family", "network", "image", "relative error", "parameter ratio", "ext
 
 
 def read_results(path: Path, key: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The latest result of each network.
+    """Read the latest result of each network.
 
     Args:
-        path: a file of JSON lines; it need not exist, and its last line may be cut off.
-        key: the ``versions`` and ``settings`` of results to return; other results are ignored.
+        path: path of a file of JSON lines; it need not exist, and its last line may be cut off.
+        key: ``versions`` and ``settings``; results with other ones are ignored.
 
     Returns:
         The results by network.
@@ -38,7 +38,12 @@ def read_results(path: Path, key: Mapping[str, Any]) -> dict[str, dict[str, Any]
 
 
 def append_result(path: Path, result: Result) -> None:
-    """Add a result to a file of JSON lines."""
+    """Add a result to a file of JSON lines.
+
+    Args:
+        path: path of the file, which is created if it does not exist.
+        result: the result.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     cut_off = path.exists() and not path.read_bytes().endswith((b"\n",)) and path.stat().st_size
     with path.open("a") as file:
@@ -66,12 +71,12 @@ def render(
     modules: int,
     networks: int,
 ) -> str:
-    """The page: a summary, an explanation, and a row per network.
+    """The text of the page: a summary, an explanation, and a row for each network.
 
     Args:
         results: results of any networks.
         versions: versions of the libraries, by name.
-        settings: ratio, branches, and steps.
+        settings: the settings ``ratio``, ``branches`` and ``steps``.
         modules: number of all modules of timm.
         networks: number of all classification networks of torchvision.
 
@@ -124,7 +129,7 @@ def render(
 
 
 def _cells(result: Result) -> list[str]:
-    """The cells of one network; a network that is not exact has a reason instead of numbers."""
+    """The cells of a network's row; if the network is not exact, a reason in place of numbers."""
     name = result["name"].removeprefix("torchvision/")
     image = str(result["size"][-1]) if result.get("size") else ""
     notes = ["fewer blocks"] if result.get("shortened") else []

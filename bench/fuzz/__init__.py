@@ -1,1 +1,1 @@
-"""Broken files and options given to the commands: each has to be refused in one sentence."""
+"""Fuzzing of the commands by broken files and options, which have to be refused in one sentence."""

@@ -1,4 +1,4 @@
-"""``python -m bench.fuzz``: damaged files and options, and what the commands make of them."""
+"""``python -m bench.fuzz``: run commands on damaged files and options, and judge the outcome."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-# Everything that the commands import, once for all cases, which are forked.
+# Imports everything that the commands need, once for all cases, which are forked from here.
 import gpd_cli.cli.command_line  # noqa: F401
 from bench.fuzz.cases import KINDS, Base
 from bench.fuzz.run import run_kind
 
 
 def main() -> int:
-    """Run the cases, print a table, and what went wrong."""
+    """Run the cases, print a table and what went wrong, and return 1 if anything did."""
     parser = argparse.ArgumentParser(prog="python -m bench.fuzz", description=__doc__)
     parser.add_argument("--count", type=int, default=500, help="cases of each kind (500)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all draws (0)")

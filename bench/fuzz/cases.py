@@ -1,4 +1,4 @@
-"""Cases of each kind: a damaged file or option, and the command that meets it."""
+"""Cases of each kind, which consist of a damaged file or option and of a command to run on it."""
 
 from __future__ import annotations
 
@@ -53,13 +53,14 @@ _OF_TRAINER = (
 
 @dataclass(frozen=True)
 class Case:
-    """A damaged file or option, and the command that meets it.
+    """A damaged file or option, and the command that is run on it.
 
     Args:
         arguments: the command line.
-        damage: what was done, in words.
-        harmless: whether a command that takes it is right.
-        same: whether a command that takes it has to write what it writes without the damage.
+        damage: description of the damage.
+        harmless: whether the command may accept the damaged input.
+        same: whether a command that accepts the damaged input has to write the same output as
+            without the damage.
     """
 
     arguments: list[str]
@@ -70,14 +71,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Base:
-    """What the cases are made of.
+    """The intact files from which damaged ones are made.
 
     Args:
         checkpoint: path of a checkpoint of `fit`.
         expanded: path of a file of `expand`.
-        student: path of the extracted student, as ``.pth``.
+        student: path of the extracted student's weights, a ``.pth`` file.
         config: text of the run's configuration.
-        images: a folder of images.
+        images: path of a folder of images.
     """
 
     checkpoint: Path
@@ -88,7 +89,7 @@ class Base:
 
     @classmethod
     def made_in(cls, folder: Path) -> Base:
-        """Train, expand and extract, once for all cases."""
+        """Make the files in a folder, by running `fit`, `expand` and `extract` once."""
         run = folder / "runs" / "gpd" / "version_0"
         found = cls(
             run / "checkpoints" / "last.ckpt",
@@ -103,7 +104,7 @@ class Base:
             ["expand", *model, "--model.branches", "2", "--output", str(found.expanded)],
             ["extract", "--ckpt_path", str(found.checkpoint), "--output", str(found.student)],
         )
-        # In this process, so that children are forked with all that the commands import on the way.
+        # The commands run in this process, so that forked processes have everything imported.
         with (
             chdir(folder),
             redirect_stdout(io.StringIO()),
@@ -121,7 +122,7 @@ class Base:
 
 
 def checkpoint(draw: random.Random, base: Base, folder: Path) -> Case:
-    """A checkpoint of `fit`, its bytes or its content damaged, given to a command."""
+    """A checkpoint of `fit` with damaged bytes or content, given to a command."""
     path = folder / "damaged.ckpt"
     content, how, fine = _archive(draw, base.checkpoint, folder)
     path.write_bytes(content)
@@ -138,7 +139,7 @@ def checkpoint(draw: random.Random, base: Base, folder: Path) -> Case:
 
 
 def expanded(draw: random.Random, base: Base, folder: Path) -> Case:
-    """A file of `expand`, its bytes or its description damaged, given to `extract`."""
+    """A file of `expand` with damaged bytes or description, given to `extract`."""
     path = folder / "damaged.safetensors"
     fine = False
     if draw.random() < 0.5:
@@ -152,7 +153,7 @@ def expanded(draw: random.Random, base: Base, folder: Path) -> Case:
             value, how, fine = damaged_value(draw, entry, str(folder / SIGN))
             try:
                 text = json.dumps(value)
-            except TypeError:  # code, which JSON cannot hold
+            except TypeError:  # the damage was code, which JSON cannot hold
                 continue
             break
         save_file(tensors, path, {"gpd": text})
@@ -161,7 +162,7 @@ def expanded(draw: random.Random, base: Base, folder: Path) -> Case:
 
 
 def weights(draw: random.Random, base: Base, folder: Path) -> Case:
-    """A student's weights, damaged, given to `expand`."""
+    """Damaged weights of a student, given to `expand`."""
     content, how, fine = _archive(draw, base.student, folder)
     path = folder / "damaged.pth"
     path.write_bytes(content)
@@ -171,7 +172,7 @@ def weights(draw: random.Random, base: Base, folder: Path) -> Case:
 
 
 def image(draw: random.Random, base: Base, folder: Path) -> Case:
-    """A damaged image, or a folder with odd things in it, given to `predict`."""
+    """A damaged image, or a folder that also holds unusual things, given to `predict`."""
     shutil.copytree(base.images, folder / "images" / "some")
     path = draw.choice(sorted((folder / "images" / "some").iterdir()))
     odd: dict[str, Callable[[], Any]] = {
@@ -197,14 +198,14 @@ def image(draw: random.Random, base: Base, folder: Path) -> Case:
 
 
 def configuration(draw: random.Random, base: Base, folder: Path) -> Case:
-    """A run's configuration, damaged, given to `fit`."""
+    """A damaged configuration of a run, given to `fit`."""
     text, how = damaged_text(draw, base.config)
     (folder / "damaged.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
     return Case(["fit", "-c", "damaged.yaml", *SHORT], how)
 
 
 def option(draw: random.Random, base: Base, folder: Path) -> Case:
-    """A value that an option does not expect."""
+    """An option of `fit` with a value that it may not expect."""
     from gpd_cli.data import ImageData
     from gpd_cli.training.module import GapPreservingDistillation
     from gpd_cli.training.optimizers import OptimizerSettings
@@ -229,7 +230,12 @@ KINDS: dict[str, Callable[[random.Random, Base, Path], Case]] = {
 
 
 def _archive(draw: random.Random, path: Path, folder: Path) -> tuple[bytes, str, bool]:
-    """A file of ``torch.save`` with damage to its bytes, or to its content and then saved again."""
+    """Damage the bytes of a file made by ``torch.save``, or its content, which is then saved again.
+
+    Returns:
+        The bytes of the damaged file, a description of the damage, and whether a command may accept
+        the damage and write another output.
+    """
     if draw.random() < 0.35:
         content, how = damaged_bytes(draw, path.read_bytes())
         return content, how, False

@@ -1,4 +1,4 @@
-"""Damage to bytes, to nested values and to text, drawn at random; each in words."""
+"""Random damage to bytes, to nested values and to text; each damage comes with a description."""
 
 from __future__ import annotations
 
@@ -44,22 +44,29 @@ _WORDS = (
 
 
 class Payload:
-    """Makes a folder when it is unpickled: the sign that code from a file was run."""
+    """An object that creates a folder when it is unpickled, to show that code of a file was run.
+
+    Args:
+        sign: path of the folder.
+    """
 
     def __init__(self, sign: str) -> None:
         self.sign = sign
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        """What pickle calls."""
+        """The function that unpickling calls, and its arguments."""
         return os.mkdir, (self.sign,)
 
 
 def damaged_bytes(draw: random.Random, content: bytes) -> tuple[bytes, str]:
-    """Content with some of its bytes changed, lost or added.
+    """Change, remove or add some bytes.
 
     Args:
-        draw: source of the draws.
-        content: what is damaged.
+        draw: random generator.
+        content: the bytes to damage.
+
+    Returns:
+        The damaged bytes, and a description of the damage.
     """
     place = draw.randrange(len(content))
     length = min(draw.choice((1, 16, 512, 4096)), len(content) - place)
@@ -85,16 +92,17 @@ def damaged_bytes(draw: random.Random, content: bytes) -> tuple[bytes, str]:
 
 
 def damaged_value(draw: random.Random, value: Any, sign: str) -> tuple[Any, str, bool]:
-    """A nested value with one entry lost, or replaced by another one.
+    """Remove or replace one entry of a nested value.
 
     Args:
-        draw: source of the draws.
-        value: mappings, lists, tensors and plain values; it is left as it is.
-        sign: see `Payload`.
+        draw: random generator.
+        value: a nested value of mappings, lists, tensors and plain values, which is not changed.
+        sign: path for `Payload`.
 
     Returns:
-        The damaged value, what was done, and whether it may go unnoticed: whether a number or a
-        tensor's values are others of the same kind.
+        The damaged value, a description of the damage, and whether the damage may go unnoticed;
+        this is so if only a number, or the values of a tensor, were replaced by others of the same
+        kind.
     """
     if isinstance(value, dict) and value and draw.random() < 0.85:
         key = draw.choice(list(value))
@@ -143,11 +151,14 @@ def _damaged_tensor(draw: random.Random, value: Tensor) -> tuple[Any, str, bool]
 
 
 def damaged_text(draw: random.Random, text: str) -> tuple[str, str]:
-    """Text with lines lost, words replaced, or limits of YAML tried.
+    """Remove lines of a configuration, replace words, or write YAML that exceeds limits.
 
     Args:
-        draw: source of the draws.
-        text: a configuration.
+        draw: random generator.
+        text: text of the configuration.
+
+    Returns:
+        The damaged text, and a description of the damage.
     """
     lines = text.splitlines()
     place = draw.randrange(len(lines))
@@ -178,7 +189,7 @@ def damaged_text(draw: random.Random, text: str) -> tuple[str, str]:
 
 
 def _limits(draw: random.Random, text: str) -> tuple[str, str]:
-    """What YAML allows and no program survives without a limit."""
+    """Text that is valid YAML but too much for a program without limits, such as alias bombs."""
     how = draw.choice(("aliases", "brackets", "braces", "indents", "itself", "long", "digits"))
     if how == "aliases":
         bomb = "\n".join(

@@ -1,4 +1,4 @@
-"""A command in a process of its own, forked, with limits of time and memory."""
+"""Running a command in a forked process, with limits of time and memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Outcome:
     """How a command ended.
 
     Args:
-        code: its exit code; negative for the signal that killed it.
-        errors: what it wrote to standard error.
-        seconds: of the processor's time that it took.
-        stopped: whether it took longer than it may.
+        code: exit code of the command; negative for the signal that killed it.
+        errors: output of the command to standard error.
+        seconds: CPU time of the command in seconds.
+        stopped: whether the command was stopped since it exceeded its time limit.
     """
 
     code: int
@@ -34,13 +34,13 @@ class Outcome:
 def run_forked(
     folder: Path, arguments: list[str], seconds: int = 40, gibibytes: float = 3
 ) -> Outcome:
-    """Run a command line of `gpd` in a child of this process, which has imported everything.
+    """Run a command line of `gpd` in a fork of this process, which has imported everything.
 
     Args:
-        folder: where it runs.
-        arguments: the command line.
-        seconds: of the processor's time after which it is killed; of the clock's ten times as many.
-        gibibytes: memory that it may take besides what this process has.
+        folder: folder to run in.
+        arguments: the command line, without the program's name.
+        seconds: limit of CPU time in seconds; the limit of wall-clock time is ten times as long.
+        gibibytes: limit of memory in GiB, in addition to the memory of this process.
     """
     errors = folder / ".errors"
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Running cases of one kind."""
+"""Running of all cases of one kind."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from bench.fuzz.verdict import judge
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a case.
+    """The result of a case.
 
     Args:
-        verdict: ``refused``, ``taken``, or what is wrong.
-        damage: what was done, in words.
-        text: the sentence, or what shows that something is wrong.
-        seconds: how long the command took.
+        verdict: ``refused``, ``taken``, or a word for what is wrong.
+        damage: description of the damage.
+        text: the message of the command, or a text that shows what is wrong.
+        seconds: CPU time of the command in seconds.
     """
 
     verdict: str
@@ -34,20 +34,20 @@ class Result:
 def run_kind(
     kind: str, base: Base, numbers: Iterable[int], seed: int, place: Path
 ) -> Iterator[tuple[int, Result]]:
-    """Run cases, each with draws of its own.
+    """Run cases of one kind, each with its own random generator.
 
     Args:
-        kind: one of `KINDS`.
-        base: what cases are made of.
-        numbers: of the cases.
-        seed: of all draws.
-        place: where cases have their folders.
+        kind: the kind of the cases, a key of `KINDS`.
+        base: the intact files from which damaged ones are made.
+        numbers: numbers of the cases; the random draws of a case depend on its number.
+        seed: seed of all random draws.
+        place: folder in which each case gets a folder of its own.
 
     Yields:
-        The number of each case and its result.
+        The number of each case, and its result.
     """
     expected = {"checkpoint": base.student, "weights": base.expanded}.get(kind)
-    if kind == "expanded":  # that of the student alone, undamaged
+    if kind == "expanded":  # the expected output is the student extracted from the intact file
         expected = place / "of_expanded.pth"
         arguments = ["extract", "--ckpt_path", str(base.expanded), "--output", str(expected)]
         run_forked(place, arguments)

@@ -1,4 +1,4 @@
-"""A small student, so that a case takes a moment."""
+"""A small student, with which a case takes only a moment."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 class Student(nn.Module):
-    """Two convolutions, a linear layer.
+    """A network of two convolutions and a linear layer.
 
     Args:
         num_classes: number of classes.
-        in_chans: channels of the images.
-        width: channels of the first convolution.
+        in_chans: number of channels of the images.
+        width: number of output channels of the first convolution.
     """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 1, width: int = 4) -> None:

@@ -1,4 +1,4 @@
-"""Whether a command met a damaged file as it should."""
+"""Judgement of how a command has handled a damaged file or option."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from bench.fuzz.cases import OUTPUT, SIGN, Case
 from bench.fuzz.isolate import Outcome
 
-_LONGEST = 700  # characters of a sentence
+_LONGEST = 700  # most characters in an error message
 
 
 def judge(case: Case, outcome: Outcome, folder: Path, expected: Path | None) -> tuple[str, str]:
@@ -18,12 +18,12 @@ def judge(case: Case, outcome: Outcome, folder: Path, expected: Path | None) -> 
 
     Args:
         case: the case.
-        outcome: how its command ended.
-        folder: where it ran.
-        expected: what is written without damage, where that can be compared.
+        outcome: how the command of the case ended.
+        folder: folder in which the command ran.
+        expected: path of the output without damage; None if outputs cannot be compared.
 
     Returns:
-        ``refused``, ``taken`` or what is wrong, and a text that shows it.
+        The verdict (``refused``, ``taken``, or a word for what is wrong), and a text that shows it.
     """
     errors = outcome.errors
     said = [line for line in errors.splitlines() if line.startswith("gpd: error:")]
@@ -59,7 +59,7 @@ def _judge_taken(case: Case, outputs: list[Path], expected: Path | None) -> tupl
         return "not finite", "what was written"
     if case.same and expected is not None:
         others = _tensors(expected)
-        # Counters of batches are not in all files, and nothing is computed from them.
+        # Not all files have counters of batches, and no output of a network depends on them.
         tensors, others = (
             {name: t for name, t in found.items() if not name.endswith("num_batches_tracked")}
             for found in (tensors, others)

@@ -1,1 +1,1 @@
-"""Tables of training runs: training the runs, their records, the page of results and figures."""
+"""Training of the runs of a table, their records, and the page of results made from them."""

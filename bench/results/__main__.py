@@ -4,11 +4,11 @@ python -m bench.results TABLE [TABLE ...] [--jobs N] [--data-root DATA] [--rows 
                         [--only-page] [-- OPTION ...]
 
 A TABLE is a file such as results/cifar100_16px.yaml; results/README.md explains its entries. Each
-run is one ``gpd fit`` in a process of its own. The command may be stopped, or killed, at any time;
-the same command then continues. An OPTION is a setting of this machine, such as
---trainer.accelerator gpu: every ``gpd fit`` and ``gpd test`` gets it, but the commands in the
-records are without it. Run the command in the folder of the checkout, whose docs/results.md and
-README.md it writes; checkpoints and logs are in runs/results.
+run is one ``gpd fit`` in its own process. The command may be stopped, or killed, at any time; the
+same command then continues. An OPTION is a setting for this machine, such as --trainer.accelerator
+gpu: every ``gpd fit`` and ``gpd test`` gets the option, but the commands in the records do not have
+it. Run the command in the folder of the checkout; it writes docs/results.md, docs/index.md and
+README.md there. Checkpoints and logs are in runs/results.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The figures of the page of results, made from the records only."""
+"""The figures of the page of results, which are made from the records only."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _COLOURS += tuple(colormaps["tab20b"].colors)
 
 
 def draw_figures(records: Records, found: Mapping[str, Summary], folder: Path) -> None:
-    """Write ``TABLE_accuracy.png``, ``TABLE_gap.png`` and ``TABLE_time.png``.
+    """Write the figures ``TABLE_accuracy.png``, ``TABLE_gap.png`` and ``TABLE_time.png``.
 
-    A figure without rows to compare is not drawn, and an older one is removed.
+    If there are no rows to compare, the figure is not drawn, and an older file is removed.
 
     Args:
         records: the records of a table.
-        found: summaries of the table's rows.
-        folder: the folder to write to.
+        found: summaries of the table's rows, by key.
+        folder: folder to write to.
     """
     table = records.table
     by_epoch = compared_by_epoch(table, found) if found else []
@@ -42,17 +42,17 @@ def draw_figures(records: Records, found: Mapping[str, Summary], folder: Path) -
             path.unlink(missing_ok=True)
             continue
         FigureCanvasAgg(figure)
-        # Without the version of the library, equal records give equal files.
+        # Matplotlib's version is left out of the file, so that equal records give equal files.
         figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _colour(summary: Summary, table: Table) -> Sequence[float]:
-    """The colour of a row, the same in all figures, whichever other rows have been trained."""
+    """The colour of a row, which is the same in all figures and does not depend on other rows."""
     return _COLOURS[list(table.rows).index(summary.row.key) % len(_COLOURS)]
 
 
 def _accuracy(found: Mapping[str, Summary], metric: str) -> Figure:
-    """A line for each row, with a point per seed and a bar at the mean."""
+    """A figure with a line for each row, which has a point per seed and a bar at the mean."""
     figure = Figure(figsize=(8, 1.2 + 0.35 * len(found)), layout="constrained")
     axes = figure.subplots()
     for place, summary in enumerate(reversed(found.values())):
@@ -65,7 +65,7 @@ def _accuracy(found: Mapping[str, Summary], metric: str) -> Figure:
 
 
 def _gap(rows: Sequence[Summary], table: Table) -> Figure:
-    """Above, validation accuracy of student, dynamic and static teacher; below, the gap."""
+    """A figure of validation accuracy (above) and gap (below) over epochs."""
     figure = Figure(figsize=(8, 7), layout="constrained")
     accuracy, gap = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for summary in rows:
@@ -92,7 +92,7 @@ def _gap(rows: Sequence[Summary], table: Table) -> Figure:
 
 
 def _time(rows: Sequence[Summary], table: Table) -> Figure:
-    """Validation accuracy of each row's student over its training time, on one hardware."""
+    """A figure of the students' validation accuracy over training time on the same hardware."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for summary in rows:
@@ -109,7 +109,12 @@ def _time(rows: Sequence[Summary], table: Table) -> Figure:
 
 
 def _mean(records: Sequence[Record], name: str) -> np.ndarray | None:
-    """The mean curve over seeds, a value for each epoch; None where no run has it."""
+    """The mean over seeds of a logged value, for each epoch; None if no run has this value.
+
+    Args:
+        records: records of the runs.
+        name: name of the value, such as ``val/gap``.
+    """
     curves = [record["epochs"][name] for record in records if name in record["epochs"]]
     if not curves:
         return None

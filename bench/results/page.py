@@ -1,4 +1,4 @@
-"""The page of results, made from the records only."""
+"""The page of results, which is made from the records only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.results.table import Table, read_table
 
 
 def all_records(root: Path) -> list[Records]:
-    """The tables of a checkout, in the order of their names, with their records.
+    """All tables of a checkout with their records, in the order of the tables' names.
 
     Args:
         root: folder of the checkout.
@@ -24,7 +24,7 @@ def all_records(root: Path) -> list[Records]:
 
 
 def render_page(everything: Iterable[Records]) -> str:
-    """The page: a section for each table.
+    """The text of the page, with a section for each table.
 
     Args:
         everything: the records of all tables.
@@ -93,7 +93,7 @@ def _section(records: Records) -> list[str]:
 
 
 def _cells(summary: Summary, table: Table) -> dict[str, str]:
-    """The cells of a row by the heads of their columns."""
+    """The cells of a row, by the titles of their columns."""
     tested = table.metric == "test"
     return {
         "row": summary.row.title,
@@ -116,12 +116,12 @@ def _rate(summary: Summary, table: Table) -> str:
 
 
 def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:
-    """The choice of learning rates: validation accuracies, the chosen one in bold type."""
+    """Lines on the choice of learning rates: a table of validation accuracies, the best in bold."""
     rows = []
     scores = tuning_scores(records)
     rates = sorted({rate for by_rate in scores.values() for rate in by_rate})
     for key, by_rate in scores.items():
-        chosen = records.rate(records.table.rows[key])  # of equal ones, the first
+        chosen = records.rate(records.table.rows[key])  # of equally good rates, the first
         cells = [_score(by_rate.get(rate), rate == chosen) for rate in rates]
         rows.append([records.table.rows[key].title, *cells])
     if not rows:

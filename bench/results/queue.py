@@ -1,4 +1,4 @@
-"""The missing runs of a table, trained side by side."""
+"""Training of the missing runs of a table, several at the same time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def missing(records: Records, rows: Collection[str] | None = None) -> Iterator[R
 
     Args:
         records: the records of the table.
-        rows: keys of the wanted rows; by default all. Runs that these rows need come first.
+        rows: keys of the rows to train; by default all. Rows that these depend on are included.
 
     Yields:
-        Runs that can be trained now: their learning rate is known, and the rows are trained whose
-        extracted students they start from or learn from.
+        Runs that can be trained now. Their learning rate is known, and if they start or learn from
+        extracted students of other rows, those rows have been trained.
     """
     table = records.table
     wanted = list(table.rows) if rows is None else _with_needs(records, rows)
@@ -38,17 +38,17 @@ def train_all(
     rows: Collection[str] | None = None,
     stop: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Train the missing runs, and write each record as it comes.
+    """Train the missing runs, and write each record as soon as its run has ended.
 
     Args:
         records: the records to complete.
-        train: trains one run.
-        jobs: number of runs side by side.
-        rows: keys of the wanted rows; by default all.
-        stop: ends the present runs; called when this process is told to end.
+        train: function that trains a run and returns its record.
+        jobs: number of runs that are trained at the same time.
+        rows: keys of the rows to train; by default all.
+        stop: function that ends the runs under way; called when this process has to end.
 
     Returns:
-        One sentence for each run that failed.
+        A sentence for each run that failed.
     """
     failed: dict[Run, str] = {}
     with ThreadPoolExecutor(jobs) as pool:
@@ -71,12 +71,12 @@ def train_all(
                         records.write(run, future.result())
                         logging.info("%s/%s: %s", run.row, run.name, _scores(future.result()))
         except BaseException:
-            stop()  # needed here: the pool waits for its threads, which wait for their processes
+            stop()  # before the pool ends, since it waits for threads that wait for their runs
             raise
 
 
 def _with_needs(records: Records, rows: Collection[str]) -> set[str]:
-    """Rows, and the rows whose learning rates or students they need."""
+    """Keys of some rows, and of all rows whose learning rates or students these need."""
     found: set[str] = set()
     waiting = list(rows)
     while waiting:

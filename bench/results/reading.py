@@ -1,4 +1,4 @@
-"""What a table says of its numbers: sentences that depend on what the numbers are."""
+"""Conclusions from the numbers of a table: sentences chosen by conditions on the numbers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 OTHERWISE = "otherwise"
-"""The condition of the last sentence, which is said when no other condition holds."""
+"""The condition of the last sentence, which is used if no other condition holds."""
 
 _NUMBERS = {
     **dict.fromkeys(("student", "teacher", "gap", "minutes"), ("mean",)),
     **dict.fromkeys(("gain", "validation_gain"), ("mean", "low", "high")),
     **dict.fromkeys(("time", "epochs", "rate"), ()),
 }
-"""What a reading may name of a row, and what of each of these."""
+"""The numbers of a row that a reading may name, and the parts of each of them."""
 
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
@@ -25,20 +25,21 @@ _COMPARISON = re.compile(r"\s*([\w.]+)\s*(<=|>=|<|>)\s*(-?[\d.]+)\s*")
 
 @dataclass(frozen=True)
 class Reading:
-    """A conclusion: the first of its sentences whose condition holds.
+    """A conclusion: several sentences with conditions, of which the first true one is used.
 
-    Conditions compare numbers of rows with constants, as ``gpd.gain.low > 0 and gpd.time < 2``.
-    A conclusion that cannot turn out otherwise is none, so the last sentence is that for all
-    other cases.
+    Conditions compare numbers of rows with constants, such as
+    ``gpd.gain.low > 0 and gpd.time < 2``. A conclusion is worth nothing if it cannot turn out
+    otherwise; so there has to be a last sentence for all other cases.
 
     Args:
-        sentences: sentence by condition, the last one under `OTHERWISE`; numbers of rows are in
-            braces, such as ``{gpd.gain}`` or ``{gpd.gap.mean:.1f}``.
-        topic: when a reader needs the conclusion; those with a topic are in the README, too.
+        sentences: sentences by their conditions, the last one under `OTHERWISE`; numbers of rows
+            are written in braces, such as ``{gpd.gain}`` or ``{gpd.gap.mean:.1f}``.
+        topic: the situation in which a reader needs the conclusion, as text after "if"; conclusions
+            with a topic are also shown in the README.
 
     Raises:
-        ValueError: when there is no condition, no sentence for other cases, or a condition or a
-            number that cannot be read.
+        ValueError: when there is no condition, no sentence for other cases, or when a condition or
+            a number cannot be read.
 
     Example:
         >>> reading = Reading({"a.epochs > 20": "{a.epochs} are many.", "otherwise": "Few."})
@@ -70,14 +71,14 @@ class Reading:
         return list(dict.fromkeys(path.split(".")[0] for path in self._paths()))
 
     def say(self, summaries: Mapping[str, object]) -> str | None:
-        """The sentence that is true.
+        """The first sentence whose condition holds, with its numbers filled in.
 
         Args:
-            summaries: summary by key of the row.
+            summaries: summaries by key of the row.
 
         Returns:
-            The sentence with its numbers; None if a number that a condition or this sentence needs
-            is not known.
+            The sentence; None if a number is not known that the conditions up to this sentence, or
+            the sentence itself, need.
         """
         for condition, sentence in self.sentences.items():
             true = _holds(condition, summaries)
@@ -99,7 +100,11 @@ def _allowed(name: str) -> list[list[str]]:
 
 
 def _comparisons(condition: str) -> list[tuple[str, str, float]]:
-    """The comparisons of a condition, as number of a row, sign and constant."""
+    """The comparisons of a condition, each as name of a number, comparison sign and constant.
+
+    Raises:
+        ValueError: when the condition cannot be read.
+    """
     if condition == OTHERWISE:
         return []
     found = [_COMPARISON.fullmatch(part) for part in condition.split(" and ")]
@@ -117,13 +122,18 @@ def _holds(condition: str, summaries: Mapping[str, object]) -> bool | None:
         value = _look_up(path, summaries)
         if value is None:
             return None
-        # A spread, or a gain, counts by its mean.
+        # Of a spread or a gain, the mean is compared.
         results.append(_COMPARISONS[sign](getattr(value, "mean", value), constant))
     return all(results)
 
 
 def _look_up(path: str, summaries: Mapping[str, object]) -> object | None:
-    """A number of a row; None if the row, or the number, is not there."""
+    """A number of a row; None if the row or the number is not known.
+
+    Args:
+        path: name of the number, such as ``gpd.gain.low``.
+        summaries: summaries by key of the row.
+    """
     key, *names = path.split(".")
     value = summaries.get(key)
     for name in names:

@@ -1,4 +1,4 @@
-"""The parts of the README and of the manual that are made from the records, and all pages."""
+"""Writing of all pages that are made from the records, and of parts of README and manual."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from bench.results.sentences import advice, hardware, of_gap, untrained
 from bench.results.summary import summarize
 
 MARKS = ("<!-- results: python -m bench.results -->", "<!-- end of results -->")
-"""The lines before and after the README's table."""
+"""The lines before and after the results in the README."""
 
 FIGURE_MARKS = ("<!-- figure: python -m bench.results -->", "<!-- end of figure -->")
-"""The lines before and after the picture of the README and of the first page of the manual."""
+"""The lines before and after the picture in the README and on the first page of the manual."""
 
 
 def render_headline(everything: Iterable[Records]) -> str:
-    """The rows that the README shows, as far as they have been trained.
+    """The results that the README shows: the headline rows that have been trained.
 
     Args:
         everything: the records of all tables.
 
     Returns:
-        Markdown, a table for each table with headline rows.
+        Markdown, with a table for each table of runs that has headline rows.
     """
     parts = []
     for records in everything:
@@ -66,16 +66,18 @@ def render_headline(everything: Iterable[Records]) -> str:
 
 
 def render_figure(everything: Iterable[Records], folder: str, width: int) -> str:
-    """The picture of the README and of the manual's first page.
+    """The picture in the README and on the manual's first page.
+
+    It is the figure over epochs of the first table with headline rows that have been trained.
 
     Args:
         everything: the records of all tables.
-        folder: the folder of the manual's pages, as seen from the page; with a slash, or empty.
-        width: width of the picture, in pixels.
+        folder: path of the folder of the manual's pages relative to the page, with a slash at its
+            end; empty if the page is in this folder.
+        width: width of the picture in pixels.
 
     Returns:
-        HTML with a text that names what is drawn: the figure over epochs of the first table with
-        headline rows; empty where none of these has been trained.
+        HTML with an alternative text that says what is drawn; empty if there is no such table.
     """
     for records in everything:
         found = summarize(records)
@@ -87,12 +89,12 @@ def render_figure(everything: Iterable[Records], folder: str, width: int) -> str
 
 
 def with_part(page: str, marks: tuple[str, str], content: str) -> str:
-    """A page with what lies between two marks replaced.
+    """Replace the part of a page that lies between two marks.
 
     Args:
-        page: text of the page, with the marks.
-        marks: the lines before and after the part.
-        content: the new part.
+        page: text of the page.
+        marks: the lines before and after the part; both are kept.
+        content: text of the new part.
     """
     start, end = marks
     pattern = re.escape(start) + ".*?" + re.escape(end)
@@ -101,7 +103,7 @@ def with_part(page: str, marks: tuple[str, str], content: str) -> str:
 
 
 def made_pages(root: Path) -> dict[Path, str]:
-    """The pages that are made of the records, as they should be.
+    """The present texts of all pages that are made from the records.
 
     Args:
         root: folder of the checkout.
@@ -121,7 +123,7 @@ def made_pages(root: Path) -> dict[Path, str]:
 
 
 def write_pages(root: Path) -> None:
-    """Write ``docs/results.md``, its figures, and their parts of README and first page.
+    """Write ``docs/results.md`` and its figures, and update README and the manual's first page.
 
     Args:
         root: folder of the checkout.

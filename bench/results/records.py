@@ -1,4 +1,4 @@
-"""Records of runs: small JSON files, the only source of the page of results."""
+"""Records of runs: small JSON files, which are the only source of the page of results."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from gpd_cli.files import atomic_path
 Record = dict[str, Any]
 
 WORK = Path("runs/results")
-"""Folder of checkpoints and logs, in the folder of the checkout."""
+"""Folder of checkpoints and logs, relative to the folder of the checkout."""
 
 STUDENT = "student.safetensors"
-"""The extracted student in the folder of its run."""
+"""Name of the extracted student's file in the folder of its run."""
 
 DATA = "DATA"
-"""Placeholder for the folder of the data in records, which differs between machines."""
+"""Placeholder in records for the folder of the data, which differs between machines."""
 
 DATA_OPTION = f"--data.root={DATA}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a row.
+    """One training run of a row.
 
     Args:
         row: key of the row.
         name: name of the run within its row: its seed, or ``lr-RATE`` for a tuning run.
         seed: random seed of the run.
-        rate: learning rate; None until the row's tuning runs have decided it.
-        tuning: whether the run serves to choose the learning rate.
+        rate: learning rate; None as long as the tuning runs have not decided it.
+        tuning: whether this is a tuning run, which serves to choose the row's learning rate.
     """
 
     row: str
@@ -47,7 +47,7 @@ class Run:
     tuning: bool = False
 
     def path(self, folder: Path) -> Path:
-        """The path of the run's record.
+        """The path of the file with the run's record.
 
         Args:
             folder: folder of the table's records.
@@ -68,12 +68,17 @@ class Records:
     folder: Path
 
     def read(self, run: Run) -> Record | None:
-        """The record of a run.
+        """Read the record of a run.
+
+        A record is ignored if its command differs from the run's, since then the row or its
+        learning rate has been changed after the training. It is also ignored if it lacks the test
+        scores that the table needs, since then the table's metric has been changed.
+
+        Args:
+            run: a run of this table.
 
         Returns:
-            The record, or None if the run has not been trained. A record of another command does
-            not count: the row, or the tuning of its learning rate, has been changed since. Nor does
-            one without test, from when the table was one of settings.
+            The record; None if the run has no valid record and so has to be trained.
         """
         path = run.path(self.folder)
         if not path.is_file():
@@ -84,15 +89,23 @@ class Records:
         return record if command == ["gpd", "fit", *self.options(run)] and not lacks_test else None
 
     def is_tested(self, run: Run) -> bool:
-        """Whether a run is scored on the test images."""
+        """Whether a run is tested; tuning runs and runs of tables of settings are not."""
         return not run.tuning and self.table.metric == "test"
 
     def write(self, run: Run, record: Mapping[str, Any]) -> None:
-        """Write the record of a run, atomically."""
+        """Write the record of a run atomically.
+
+        Args:
+            run: a run of this table.
+            record: its record.
+        """
         write_text(run.path(self.folder), _dump(record) + "\n")
 
     def tuning(self, row: Row) -> list[Run]:
-        """The tuning runs of a row that chooses its own learning rate; none with a single rate."""
+        """The tuning runs of a row, one for each learning rate of its grid.
+
+        There are none for a row that takes the learning rate of another row, or has a single rate.
+        """
         grid = self.table.grid_of(row)
         if row.tuned_as is not None or len(grid) < 2:
             return []
@@ -100,12 +113,12 @@ class Records:
         return [Run(row.key, f"lr-{rate:g}", seed, rate, tuning=True) for rate in grid]
 
     def scored(self, row: Row) -> list[Run]:
-        """The scored runs of a row, one for each seed; their learning rate may be unknown."""
+        """The scored runs of a row, one for each seed; their learning rate may not be known yet."""
         rate = self.rate(row)
         return [Run(row.key, str(seed), seed, rate) for seed in self.table.seeds_of(row)]
 
     def rate(self, row: Row) -> float | None:
-        """The best learning rate of a row's grid, by validation; None until all were tried."""
+        """The best learning rate of a row's grid by validation; None until all have been tried."""
         row = self.table.tuned(row)
         grid = self.table.grid_of(row)
         if len(grid) == 1:
@@ -115,21 +128,22 @@ class Records:
         return max(tried, key=lambda rate: tried[rate]) if len(tried) == len(scores) else None
 
     def finished(self, row: Row) -> list[Record]:
-        """The records of a row's scored runs, as far as they have been trained."""
+        """The records of those scored runs of a row that have been trained."""
         return [record for run in self.scored(row) if (record := self.read(run)) is not None]
 
     def source(self, row: Row, seed: int) -> Run:
-        """The run of a row whose extracted student another row starts from, or learns from.
+        """The run that provides an extracted student for a run of another row.
 
         Args:
-            row: the row of the extracted student.
-            seed: seed of the run that needs the student; if `row` lacks this seed, its first one.
+            row: the row that provides the student.
+            seed: seed of the run that needs the student. The run with the same seed is taken, or,
+                if `row` lacks this seed, the one with the row's first seed.
         """
         runs = self.scored(row)
         return next((run for run in runs if run.seed == seed), runs[0])
 
     def options(self, run: Run) -> list[str]:
-        """The options of ``gpd fit`` for a run, without the options of a machine.
+        """The options of ``gpd fit`` for a run, without options that depend on the machine.
 
         Args:
             run: a run of this table.
@@ -158,13 +172,13 @@ class Records:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, atomically; missing folders above it are made."""
+    """Write a text file atomically, and create its folder if it does not exist."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def _dump(record: Mapping[str, Any]) -> str:
-    """JSON with one entry in each line; a list of plain values is in a single line."""
+    """A record as JSON with one entry per line, and lists of plain values in a single line."""
     text = json.dumps(record, indent=1)
     return re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
 
@@ -175,8 +189,8 @@ def accuracy(record: Record, network: str, metric: str) -> float | None:
     Args:
         record: the record of the run.
         network: ``student`` or ``teacher``.
-        metric: ``test``, or ``validation`` for the epoch with the student's best validation
-            accuracy.
+        metric: ``test`` for the accuracy on test images; ``validation`` for that on validation
+            images, in the epoch with the student's best validation accuracy.
 
     Returns:
         The accuracy; None if the run has no such network.

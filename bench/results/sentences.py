@@ -1,4 +1,4 @@
-"""Sentences on the rows of a table, as the page and the README have them."""
+"""Sentences about the rows of a table, for the page of results and the README."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from bench.results.table import Table
 
 
 def of_gap(table: Table, found: Mapping[str, Summary]) -> str:
-    """What the figure over epochs shows."""
+    """A description of the figure over epochs."""
     rows = compared_by_epoch(table, found)
     kinds = "student (solid) and dynamic teacher (dashed)"
     return f"Validation accuracy of {kinds}, and the gap, over epochs: {titles_of(rows)}"
 
 
 def titles_of(rows: Iterable[Summary]) -> str:
-    """The titles of rows."""
+    """The titles of rows, separated by semicolons."""
     return "; ".join(summary.row.title for summary in rows)
 
 
 def untrained(table: Table, keys: Iterable[str], found: Mapping[str, Summary]) -> list[str]:
-    """A sentence that names the rows without records, if there are any."""
+    """Lines with a sentence that names the rows without records; empty if there are none."""
     titles = [table.rows[key].title for key in keys if key not in found]
     return ["", f"Still to be trained: {'; '.join(titles)}."] if titles else []
 
 
 def verdicts(found: Mapping[str, Summary]) -> list[str]:
-    """What the intervals of the gains allow to say of the rows."""
+    """Lines that say which rows are ahead or behind, as far as the intervals of the gains tell."""
     titles: dict[str, list[str]] = {}
     for summary in found.values():
         gain = summary.gain
@@ -49,7 +49,7 @@ def verdicts(found: Mapping[str, Summary]) -> list[str]:
 
 
 def hardware(rows: Iterable[Summary]) -> list[str]:
-    """A sentence on what the times were taken on, and one on the rows without a time."""
+    """Lines with a sentence on the hardware of the times, and one on rows without a known time."""
     by_hardware: dict[str, list[str]] = {}
     unknown: list[str] = []
     for summary in rows:
@@ -71,7 +71,7 @@ def hardware(rows: Iterable[Summary]) -> list[str]:
 
 
 def advice(table: Table, found: Mapping[str, Summary]) -> list[str]:
-    """When to use the method, by topic, and the topics on which there are no records yet."""
+    """Lines that say when to use the method, by topic, and which topics have not been measured."""
     said = {r.topic: say(r, table, found) for r in table.reading if r.topic is not None}
     lines = [f"- **If {topic}**: {text}" for topic, text in said.items() if text is not None]
     unknown = [topic for topic, text in said.items() if text is None]
@@ -83,7 +83,11 @@ def advice(table: Table, found: Mapping[str, Summary]) -> list[str]:
 
 
 def say(reading: Reading, table: Table, found: Mapping[str, Summary]) -> str | None:
-    """A conclusion; None before its rows, and those they are compared with, are complete."""
+    """The sentence of a conclusion; None if it cannot be drawn yet.
+
+    All rows that the conclusion names, and the rows that these are compared with, have to be
+    complete.
+    """
     rows = [table.rows[key] for key in reading.rows()]
     needed = {row.key for row in rows} | {row.versus for row in rows if row.versus is not None}
     if not all(key in found and found[key].complete for key in needed):

@@ -1,4 +1,4 @@
-"""Summaries of rows: means over seeds, spreads, and gains over other rows."""
+"""Summaries of rows: means and standard deviations over seeds, and gains over other rows."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from bench.results.table import Row, Table
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over seeds.
+    """The values of a number over seeds, with mean and standard deviation.
 
     Args:
-        values: one value for each seed; at least one.
+        values: one value for each seed; at least one value.
     """
 
     values: tuple[float, ...]
@@ -48,7 +48,7 @@ class Gain:
         mean: mean of the differences seed by seed.
         seeds: number of seeds that both rows have.
         low: lower end of the 95 % t interval of the mean; None with fewer than three seeds.
-        high: its upper end.
+        high: upper end of this interval; None with fewer than three seeds.
     """
 
     mean: float
@@ -65,12 +65,12 @@ class Gain:
 def gain(row: Mapping[int, float], other: Mapping[int, float]) -> Gain | None:
     """Compare two rows on the seeds that both have.
 
-    Runs of one seed start from equal weights and see the images in the same order, and may share a
-    static teacher, so that their difference says more than the two accuracies do.
+    Runs of the same seed start from equal weights, see the images in the same order, and may share
+    a static teacher. So their differences vary less than the accuracies themselves.
 
     Args:
-        row: accuracy by seed, in percent.
-        other: accuracy by seed of the other row, in percent.
+        row: accuracies of the row's student by seed, in percent.
+        other: accuracies of the other row's student by seed, in percent.
 
     Returns:
         The gain; None if the rows have no seed in common.
@@ -88,29 +88,31 @@ def gain(row: Mapping[int, float], other: Mapping[int, float]) -> Gain | None:
     if number < 3:
         return Gain(mean, number)
     error = statistics.stdev(differences) / math.sqrt(number)
-    margin = float(stdtrit(number - 1, 0.975)) * error  # the quantile of Student's t
+    margin = float(stdtrit(number - 1, 0.975)) * error  # by the quantile of Student's t
     return Gain(mean, number, mean - margin, mean + margin)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A row that has been trained, with one seed at least.
+    """The numbers of a row that has been trained with at least one seed.
 
     Args:
         row: the row.
         records: records of the row's scored runs.
-        student: accuracy of the student, in percent, by the metric of the table.
-        teacher: that of the dynamic teacher, if there is one.
-        gap: accuracy of the dynamic teacher minus that of the student, in points.
-        minutes: minutes of training of one run on `hardware`; None if the time of no run is known.
-        hardware: what most runs with a known time were trained on.
+        student: accuracy of the student in percent, by the metric of the table.
+        teacher: accuracy of the dynamic teacher in percent; None without one.
+        gap: accuracy of the dynamic teacher minus that of the student, in points; None without a
+            dynamic teacher.
+        minutes: training time of a run on `hardware`, in minutes; None if no run's time is known.
+        hardware: the hardware on which most runs with a known time were trained; None if there are
+            no such runs.
         rate: the learning rate.
-        gain: gain over the row that this one is compared with, if both have a seed in common.
-        validation_gain: the same of validation accuracies; equal to `gain` if the table compares
-            by them.
-        time: minutes relative to those of the row that this one is compared with, both on the same
-            hardware; None where there are none such.
-        wanted: number of seeds in the table.
+        gain: gain over the row that this row is compared with; None if both have no seed in common.
+        validation_gain: the same gain in validation accuracy; equal to `gain` if this is the metric
+            of the table.
+        time: ratio of this row's training time to that of the row that it is compared with, on the
+            same hardware; None if this ratio is not known.
+        wanted: number of seeds that the row should have.
     """
 
     row: Row
@@ -138,7 +140,7 @@ class Summary:
 
 
 def summarize(records: Records) -> dict[str, Summary]:
-    """Sum up the rows of a table that have been trained, with one seed at least.
+    """Summarize the rows of a table that have been trained with at least one seed.
 
     Args:
         records: the records of the table.
@@ -175,30 +177,30 @@ def summarize(records: Records) -> dict[str, Summary]:
 
 
 def compared_by_epoch(table: Table, found: Mapping[str, Summary]) -> list[Summary]:
-    """The rows that the figure over epochs draws.
+    """The rows that are drawn in the figure over epochs.
 
     Args:
         table: the table.
-        found: summaries of its rows.
+        found: summaries of the table's rows, by key.
 
     Returns:
-        The headline rows, or all rows of a table without any, as far as they have been trained for
-        as many epochs as the first one.
+        The headline rows, or all rows if the table has no headline; of these, only rows that have
+        been trained for the same number of epochs as the first one.
     """
     rows = _headline(table, found)
     return [summary for summary in rows if summary.epochs == rows[0].epochs]
 
 
 def compared_by_time(table: Table, found: Mapping[str, Summary]) -> list[Summary]:
-    """The rows that the figure over time draws.
+    """The rows that are drawn in the figure over time.
 
     Args:
         table: the table.
-        found: summaries of its rows.
+        found: summaries of the table's rows, by key.
 
     Returns:
-        The headline rows, or all rows of a table without any, whose times were taken on one and the
-        same hardware; none where these are fewer than two.
+        The headline rows, or all rows if the table has no headline; of these, only rows whose times
+        were measured on the most frequent hardware. Empty if there are fewer than two such rows.
     """
     rows = [summary for summary in _headline(table, found) if summary.hardware is not None]
     numbers = Counter(summary.hardware for summary in rows)
@@ -209,7 +211,11 @@ def compared_by_time(table: Table, found: Mapping[str, Summary]) -> list[Summary
 
 
 def tuning_scores(records: Records) -> dict[str, Mapping[float, float]]:
-    """The student's validation accuracy by learning rate, for rows whose rates were all tried."""
+    """Results of the tuning runs, for rows whose learning rates have all been tried.
+
+    Returns:
+        By key of the row, the student's best validation accuracy by learning rate, in percent.
+    """
     found = {}
     for key, row in records.table.rows.items():
         runs = {run.rate: records.read(run) for run in records.tuning(row)}
@@ -244,7 +250,7 @@ def _by_seed(runs: Sequence[Record], metric: str) -> dict[int, float]:
 
 
 def _minutes(runs: Sequence[Record]) -> dict[str, tuple[float, ...]]:
-    """Minutes of the runs whose time is known, by hardware."""
+    """Training times in minutes, by hardware, of those runs whose time is known."""
     found: dict[str, tuple[float, ...]] = {}
     for run in runs:
         if run["seconds"] is not None:
@@ -254,7 +260,7 @@ def _minutes(runs: Sequence[Record]) -> dict[str, tuple[float, ...]]:
 
 
 def _hardware(run: Record) -> str:
-    """Device, threads and processes of a run; a GPU's record has no threads."""
+    """A text with device, threads and processes of a run; a GPU's record has no threads."""
     found = run["hardware"]
     threads, processes = found.get("threads"), found.get("processes", 1)
     parts = [found["device"]]
@@ -268,7 +274,14 @@ def _hardware(run: Record) -> str:
 def _relative(
     minutes: Mapping[str, Sequence[float]], others: Mapping[str, Sequence[float]]
 ) -> float | None:
-    """The ratio of mean times on the hardware on which both rows have the most runs."""
+    """The ratio of two rows' mean training times; None if they have no hardware in common.
+
+    If they have several in common, the one on which both rows have the most runs is taken.
+
+    Args:
+        minutes: training times of the row in minutes, by hardware.
+        others: training times of the other row in minutes, by hardware.
+    """
     common = [name for name in minutes if name in others]
     if not common:
         return None

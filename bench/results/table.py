@@ -1,4 +1,4 @@
-"""A table of runs as data: rows, seeds and the grid of learning rates, read from YAML."""
+"""Tables of runs, which define rows, seeds and learning rates, and are read from YAML files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METRICS = ("test", "validation")
 
 
 class TableError(Exception):
-    """A table cannot be read; the message is one sentence with the entry and the remedy."""
+    """Raised when a table cannot be used; the message is a sentence with entry and remedy."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Tuning:
     """How a row's learning rate is chosen: the best of a grid on held-out training images.
 
     Args:
-        grid: learning rates to try, ascending.
-        seed: the seed of these runs.
-        settings: further options of these runs, such as fewer epochs.
+        grid: learning rates to try, in ascending order.
+        seed: seed of the tuning runs, which try one learning rate each.
+        settings: further options of the tuning runs, such as fewer epochs.
     """
 
     grid: tuple[float, ...]
@@ -42,14 +42,16 @@ class Row:
     Args:
         key: name of the row in the table's file and among the records.
         title: name of the row on the page.
-        settings: options of ``gpd fit`` besides those of the whole table.
-        versus: key of the row that this row's accuracy is compared with.
-        tuned_as: key of the row whose learning rate this row takes; by default the row has its own.
-        grid: learning rates to try instead of the table's, for example for another optimizer.
-        files: per option of ``gpd fit`` that takes a file of weights, the key of the row whose
-            extracted student is that file: of the same seed if there is one, else of the first.
-        seeds: seeds instead of the table's.
-        tuning: options of the row's tuning runs besides those of the table's tuning.
+        settings: options of ``gpd fit`` in addition to those of the whole table.
+        versus: key of the row that this row is compared with.
+        tuned_as: key of the row whose learning rate this row takes; by default, the row's own
+            tuning runs decide.
+        grid: learning rates to try in place of the table's, for example for another optimizer.
+        files: for each option of ``gpd fit`` that takes a file of weights, the key of the row whose
+            extracted student is this file; the student is that of the same seed if there is one,
+            and otherwise that of the row's first seed.
+        seeds: seeds in place of the table's.
+        tuning: options of the row's tuning runs in addition to those of the table's tuning.
     """
 
     key: str
@@ -68,18 +70,18 @@ class Table:
     """Rows that are compared with each other.
 
     Args:
-        name: name of the table's file and of its folder of records.
+        name: name of the table's file without suffix, and of the folder of its records.
         title: heading of the table's section on the page.
-        about: text on networks, data and measurement.
+        about: text on networks, data and measurement, for the page.
         config: configuration of ``gpd fit`` that all rows build on.
         settings: options of all rows.
         tuning: how learning rates are chosen.
-        seeds: seeds of every row.
+        seeds: seeds of all rows that have none of their own.
         rows: the rows by key.
         headline: keys of the rows that the README shows.
-        reading: conclusions.
-        metric: ``test``, or ``validation`` for rows among which settings are chosen: their runs are
-            compared by held-out training images, and not tested.
+        reading: conclusions from the numbers.
+        metric: ``test`` to compare rows on test images; ``validation`` for tables that serve to
+            choose settings: their runs are compared on held-out training images, and not tested.
     """
 
     name: str
@@ -99,7 +101,7 @@ class Table:
         return self.seeds if row.seeds is None else row.seeds
 
     def grid_of(self, row: Row) -> tuple[float, ...]:
-        """The learning rates to choose from, for a row."""
+        """The learning rates from which a row's one is chosen."""
         return self.tuning.grid if row.grid is None else row.grid
 
     def tuned(self, row: Row) -> Row:
@@ -108,13 +110,14 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a table.
+    """Read a table from a file.
 
     Args:
-        path: the YAML file; see `Table`, `Tuning` and `Row` for its entries.
+        path: path of the YAML file; see `Table`, `Tuning` and `Row` for its entries.
 
     Raises:
-        TableError: when the file is missing, or an entry is unknown, missing or names no row.
+        TableError: when the file cannot be read, or an entry is unknown, missing, or names a row
+            that does not exist.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -155,11 +158,15 @@ def option_list(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)  # JSON is YAML on one line
+    return value if isinstance(value, str) else json.dumps(value)  # JSON is valid YAML in one line
 
 
 def _tuples(entries: Any, *names: str) -> dict[str, Any]:
-    """Entries of a file, with tuples for the lists of some names."""
+    """The entries of a mapping, with the lists under some names converted to tuples.
+
+    Raises:
+        TypeError: when the value is not a mapping.
+    """
     if not isinstance(entries, Mapping):
         raise TypeError(f"{entries!r} has to be a mapping of names to values")
     return {

@@ -1,4 +1,4 @@
-"""Train one run of a table by the command ``gpd``, continuing where it was stopped."""
+"""Training of a run of a table by the command ``gpd``, resuming it if it was stopped."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from gpd_cli.cli.environment import ENVIRONMENT
 _LIBRARIES = ("gpd-cli", "torch", "torchvision", "lightning", "timm")
 _FINISHED, _SECONDS, _CODE = "finished", "seconds.json", "code.json"
 _TO_RESUME = ("last.ckpt", "stopped.ckpt")
-# Of a run that has ended, or was stopped and saved what it had.
+# Exit codes of a run that has ended, or has been stopped and has saved a checkpoint.
 _NOTHING_LOST = (0, *(128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
 
 
 class RunError(Exception):
-    """A run that failed; the message names its log."""
+    """Raised when a run has failed; the message names the run's log."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Trainer:
 
     Args:
         records: the records of the table.
-        data_root: ``--data.root`` on this machine; None if the table's configuration has it.
-        extra: options of this machine for every run, such as the accelerator.
+        data_root: value of ``--data.root`` on this machine; None if the table's configuration has
+            it.
+        extra: options for every run on this machine, such as the accelerator.
         threads: number of threads of each process.
     """
 
@@ -56,10 +57,13 @@ class Trainer:
     _running: set[subprocess.Popen[bytes]] = field(default_factory=set, init=False)
 
     def train(self, run: Run) -> Record:
-        """Train a run to its end, test it once if its table compares tests, and make its record.
+        """Train a run to its end, test it if the table's metric is ``test``, and make its record.
 
         Args:
             run: a run whose learning rate is known.
+
+        Returns:
+            The record.
 
         Raises:
             RunError: when a command fails.
@@ -68,16 +72,16 @@ class Trainer:
         return self._summarize(run)
 
     def stop(self) -> None:
-        """Let running processes save a checkpoint and end."""
+        """Tell running processes to save a checkpoint and end."""
         for process in list(self._running):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
 
     def _fit(self, run: Run) -> None:
-        """Train to the end, from the newest checkpoint of earlier attempts, if there are any.
+        """Train a run to its end, from the newest checkpoint of earlier attempts if there are any.
 
         Args:
-            run: the run; nothing is done if its checkpoints are on this machine.
+            run: the run; nothing is done if it has been trained to its end on this machine.
 
         Raises:
             RunError: when the command fails.
@@ -96,14 +100,14 @@ class Trainer:
             logger = [f"--trainer.logger.init_args.{name}={value}" for name, value in where.items()]
             resume = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
             options = self.records.options(run)
-            # Of the code that trains: the record may be made later, by another one.
+            # The version of the code that trains, since the record may be made later by another.
             code = {"commit": code_commit(), "versions": _versions()}
             write_text(attempt / _CODE, json.dumps(code))
             self._gpd(["fit", *options, *self._here(), *logger, *resume], attempt)
         write_text(folder / _FINISHED, "")
 
     def _extract(self, run: Run) -> None:
-        """Extract the student of a run; without checkpoints on this machine, train the run first.
+        """Extract the student of a run, training the run first if it is not on this machine.
 
         Raises:
             RunError: when a command fails.
@@ -140,7 +144,12 @@ class Trainer:
         return record
 
     def _test(self, checkpoint: Path, folder: Path) -> dict[str, float]:
-        """Accuracies on the test images, in percent, by network."""
+        """Test a checkpoint, and return the accuracies in percent by name (``student_top1``).
+
+        Args:
+            checkpoint: path of the checkpoint.
+            folder: folder for log and scores.
+        """
         where = {"save_dir": str(folder.parent), "name": folder.name, "version": "scores"}
         logger = ["--trainer.logger=CSVLogger"]
         logger += [f"--trainer.logger.init_args.{name}={value}" for name, value in where.items()]
@@ -153,12 +162,14 @@ class Trainer:
         }
 
     def _here(self) -> list[str]:
-        """Options of this machine."""
+        """The options that depend on this machine."""
         root = [] if self.data_root is None else [f"--data.root={self.data_root}"]
         return [*root, *self.extra]
 
     def _gpd(self, arguments: Sequence[str], folder: Path) -> None:
-        """Run a command to its end, and write how long it took, unless work may have been lost.
+        """Run a command of ``gpd`` to its end, and write its time to a file.
+
+        The time is not written if the command was killed, since it may then have lost work.
 
         Args:
             arguments: arguments of ``gpd``.
@@ -176,7 +187,7 @@ class Trainer:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                close_fds=False,  # the run inherits the lock, see `only_one`
+                close_fds=False,  # so that the process inherits the lock of `only_one`
             )
             self._running.add(process)
             _, status, usage = os.wait4(process.pid, 0)
@@ -192,13 +203,14 @@ class Trainer:
 
 @contextlib.contextmanager
 def only_one(table: Table) -> Iterator[None]:
-    """Lock a table, so that one command at a time trains it.
+    """Lock a table within this context, so that only one command at a time trains the table.
 
     Args:
         table: the table to train.
 
     Raises:
-        TableError: when another command trains the table, or a run of a killed command still does.
+        TableError: when the table is being trained by another command, or by a run that a killed
+            command has left behind.
     """
     lock = WORK / table.name / "lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -221,8 +233,8 @@ def code_commit(root: Path = Path()) -> str | None:
         root: folder of the checkout.
 
     Returns:
-        The commit, with ``+`` if the program or its configurations differ from it; None without git
-        or outside a checkout.
+        The commit, followed by ``+`` if ``src`` or ``configs`` have uncommitted changes; None
+        without Git or outside a checkout.
     """
 
     def git(*arguments: str) -> str:
@@ -237,9 +249,14 @@ def code_commit(root: Path = Path()) -> str | None:
 
 
 def _seconds(attempts: Sequence[Path], clock: str) -> float | None:
-    """Seconds of all attempts together; None if one was killed, whose time is unknown.
+    """The time of all attempts together, in seconds; None if an attempt was killed.
 
-    Attempts that left nothing to resume from do not count: the next one began where they had.
+    The time of a killed attempt is not known. Attempts that left no checkpoint do not count, since
+    the next attempt began at the same point as they did.
+
+    Args:
+        attempts: folders of the attempts.
+        clock: ``wall`` for wall-clock time, ``processor`` for CPU time.
     """
     paths = [attempt / _SECONDS for attempt in attempts if any(_checkpoints(attempt))]
     if not all(path.is_file() for path in paths):
@@ -248,11 +265,11 @@ def _seconds(attempts: Sequence[Path], clock: str) -> float | None:
 
 
 def _trained_by(attempts: Sequence[Path]) -> dict[str, Any]:
-    """The code that trained, which may be another than that which makes the record.
+    """The version of the code that trained, which may differ from the code that makes the record.
 
     Returns:
-        ``versions`` of the latest attempt, and ``commit``: None where it is not known, several in
-        order where attempts had different ones.
+        ``versions`` of libraries in the latest attempt, and ``commit``: None if it is not known;
+        all commits in order if attempts had different ones.
     """
     paths = [attempt / _CODE for attempt in attempts if any(_checkpoints(attempt))]
     found = [json.loads(path.read_text()) if path.is_file() else {} for path in paths]
@@ -268,7 +285,7 @@ def _versions() -> dict[str, str]:
 
 
 def _processes(attempt: Path) -> int:
-    """How many processes trained together, by what the run has written of its start."""
+    """The number of processes that trained together, as the run has recorded at its start."""
     path = attempt / ENVIRONMENT
     return int(json.loads(path.read_text())[-1]["processes"]) if path.is_file() else 1
 
@@ -286,24 +303,28 @@ def _processor() -> str:
 
 
 def _attempts(folder: Path) -> list[Path]:
-    """The folders of a run's attempts, in the order in which they were begun."""
+    """The folders of a run's attempts, in the order in which the attempts were begun."""
     return sorted(folder.glob("attempt_*"), key=lambda path: int(path.name.rpartition("_")[2]))
 
 
 def _newest_checkpoint(attempts: Sequence[Path]) -> Path | None:
-    """The newest complete checkpoint to resume from."""
+    """The newest complete checkpoint that training can be resumed from; None without any."""
     whole = [path for attempt in attempts for path in _checkpoints(attempt)]
     return max(whole, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _checkpoints(attempt: Path) -> list[Path]:
-    """The complete checkpoints of an attempt to resume from."""
+    """The complete checkpoints of an attempt that training can be resumed from."""
     paths = [attempt / "checkpoints" / name for name in _TO_RESUME]
     return [path for path in paths if path.is_file() and zipfile.is_zipfile(path)]
 
 
 def _best_checkpoint(attempts: Sequence[Path]) -> Path:
-    """``best.ckpt`` of the attempt with the best epoch; each attempt has one of its own epochs."""
+    """The best ``best.ckpt`` of all attempts; each attempt's file is the best of its own epochs.
+
+    Raises:
+        RunError: when there is no such file.
+    """
     paths = [attempt / "checkpoints" / "best.ckpt" for attempt in attempts]
     found = [path for path in paths if path.is_file()]
     if not found:
@@ -317,7 +338,7 @@ def _load(checkpoint: Path) -> dict[str, Any]:
 
 
 def _history(checkpoint: Path) -> dict[int, dict[str, float]]:
-    """Accuracies of all epochs up to a checkpoint's, in percent, by epoch and name."""
+    """Accuracies in percent, by epoch and name, of all epochs up to that of a checkpoint."""
     return _load(checkpoint)["callbacks"]["GapHistory"]["epochs"]
 
 
@@ -327,7 +348,7 @@ def _is_finished(checkpoint: Path) -> bool:
 
 
 def _curves(history: Mapping[int, Mapping[str, float]]) -> dict[str, list[float]]:
-    """Lists with a value for each epoch, by name."""
+    """By name of a value, the list of its values in all epochs."""
     epochs = [history[epoch] for epoch in sorted(history)]
     return {name: [round(epoch[name], 4) for epoch in epochs] for name in epochs[-1]}
 
@@ -341,7 +362,13 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 
 def _portable(config: Mapping[str, Any], root: str | None) -> dict[str, Any]:
-    """Model, data and trainer of a configuration, without settings that depend on the machine."""
+    """Settings of model, data and trainer, without those that depend on the machine.
+
+    Args:
+        config: configuration of a run.
+        root: folder of the data on this machine, which is replaced by `DATA`; None if the table's
+            configuration names the folder.
+    """
     kept = {name: dict(config[name]) for name in ("model", "data", "trainer")}
     if root is not None:
         kept["data"]["init_args"]["root"] = DATA
@@ -351,7 +378,7 @@ def _portable(config: Mapping[str, Any], root: str | None) -> dict[str, Any]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """A configuration without options that are null."""
+    """Remove options that are null from a configuration, at all levels."""
     if not isinstance(value, Mapping):
         return value
     return {name: _without_nulls(entry) for name, entry in value.items() if entry is not None}

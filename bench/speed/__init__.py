@@ -1,1 +1,1 @@
-"""Speed: the joint training step against plain steps of its two networks."""
+"""Benchmark of the joint training step against plain training steps of its two networks."""

@@ -3,11 +3,11 @@
 python -m bench.speed [--device cuda] [--rounds 10] [--only resnet18] [--missing] [--reference DIR]
 python -m bench.speed --computed
 
-Each row is measured in processes of its own, one after the other, and recorded in results/speed;
-docs/benchmarks.md is made of the records. Run the command in the folder of the checkout, on a
-machine that does nothing else, for half an hour to an hour; OMP_NUM_THREADS sets the threads. With
-one thread on the CPU times are those that the process computes. --reference times the authors' code
-as well; --computed makes the table of many GPUs, by count.
+Each row is measured in new processes, one after the other, and recorded in results/speed;
+docs/benchmarks.md is made from the records. Run the command in the folder of the checkout, on a
+machine that does nothing else; it takes half an hour to an hour. OMP_NUM_THREADS sets the number of
+threads; with one thread on the CPU, times are CPU times. --reference times the authors' code as
+well; --computed makes the table of many GPUs, by counting operations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from gpd_cli.cli.cpu_memory import keep_freed_memory, use_huge_pages
 
-use_huge_pages()  # as the command does, before torch is imported
+use_huge_pages()  # before torch is imported, as the command gpd does
 keep_freed_memory()
 
 import torch
@@ -87,7 +87,16 @@ def _measure(options: argparse.Namespace) -> Path:
 
 
 def _row(case: Case, rates: Machine, options: argparse.Namespace) -> dict[str, Any]:
-    """What is measured, and predicted, of a case."""
+    """Measure a case, and predict its times by count.
+
+    Args:
+        case: the case.
+        rates: the rates of this machine, for the prediction.
+        options: options of the command line.
+
+    Returns:
+        The row of the record: ``case``, ``figures``, and ``predicted`` and ``reference`` if any.
+    """
     device = options.device
     figures = in_fresh_process(measure, case, device, options.rounds)
     for name in ("joint", "wide"):
@@ -120,7 +129,7 @@ def _write(path: Path, record: dict[str, Any]) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """A record with numbers of four digits, which is more than timing gives."""
+    """A record with numbers rounded to four digits, which is more than the timing is precise to."""
     if isinstance(value, dict):
         return {name: _rounded(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -142,7 +151,7 @@ def _circumstances(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The name of the processor, or of its architecture if the system does not tell the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""One row of the benchmark: a student, its dynamic teacher, and the batch of a step."""
+"""The rows of the benchmark, each of which is a student, its dynamic teacher and a batch."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ PRECISIONS = ("32", "bf16")
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed.
+    """A row of the benchmark: networks, batch and options that are timed.
 
     Args:
         student: name of the student, as `gpd fit` takes it.
-        size: image side in pixels.
-        batch: images in a batch.
-        branches: see `gpd_cli.expand`.
-        branch_width: see `gpd_cli.expand`.
-        ratio: see `gpd_cli.expand`.
+        size: height and width of the images in pixels.
+        batch: number of images in a batch.
+        branches: number of branches, see `gpd_cli.expand`.
+        branch_width: width of the 1x1_kxk branch, see `gpd_cli.expand`.
+        ratio: expansion ratio, see `gpd_cli.expand`.
         precision: ``32``, or ``bf16`` for autocast to bfloat16.
-        channels_last: kernels and images in channels-last memory.
-        compile: networks compiled with torch.compile.
-        saving: the option that saves memory: ``recompute_student``, ``grad_checkpointing`` or none.
+        channels_last: whether kernels and images are in channels-last memory format.
+        compile: whether the networks are compiled with torch.compile.
+        saving: the option that saves memory: ``recompute_student``, ``grad_checkpointing``, or
+            empty for none.
     """
 
     student: str
@@ -39,7 +40,7 @@ class Case:
 
 
 def cases(device: str) -> list[Case]:
-    """The rows of the table: of networks and batches that a device trains in a second or so.
+    """The rows of the table for a device, with networks and batches that take about a second.
 
     Args:
         device: ``cpu`` or ``cuda``.

@@ -1,8 +1,8 @@
-"""What a joint step costs by count: operations and bytes of its parts, and numbers that travel.
+"""The cost of a joint step by count: operations, bytes, and numbers sent between processes.
 
-The parts are those of the benchmark: plain steps of both networks (forward and backward), merging
-(forward and backward), the optimizer, and the average of gradients over processes. All are counted
-from the networks that are trained, see `bench.speed.operations`.
+The parts of the step are those of the benchmark: plain steps of both networks (forward and
+backward), merging (forward and backward), the optimizer, and the averaging of gradients over
+processes. They are counted by running the networks themselves, see `bench.speed.operations`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.search.find import find_plan
 
 NUMBER = 4
-"""Bytes of a weight, a gradient, or a number of the optimizer's state: float32 throughout."""
+"""Bytes of a weight, a gradient or a number of the optimizer's state, which are all in float32."""
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """How many trained numbers there are, and how many gradients travel between processes.
+    """Numbers of parameters, and of gradients that are sent between processes.
 
     Args:
-        student: parameters of the student alone.
-        wide: parameters of the wide network alone.
-        pair: parameters of a pair, branches included; as many travel where each is averaged.
-        merged_first: gradients that travel where those of merged kernels are averaged.
+        student: number of parameters of the student alone.
+        wide: number of parameters of the wide network alone.
+        pair: number of parameters of a pair, with branches; as many gradients are sent if the
+            gradient of each parameter is averaged.
+        merged_first: number of gradients that are sent if the gradients of merged kernels are
+            averaged in place of those of main kernels and branches.
     """
 
     student: int
@@ -54,9 +56,9 @@ class Cost:
 
     Args:
         student: operations of a plain step of the student, without optimizer.
-        wide: those of the wide network.
-        merging: operations of merging all branches and of their gradients.
-        numbers: of parameters, and those that travel.
+        wide: operations of a plain step of the wide network, without optimizer.
+        merging: operations of merging all branches, forward and backward.
+        numbers: numbers of parameters, and of gradients that are sent between processes.
     """
 
     student: tuple[Operation, ...]
@@ -66,34 +68,35 @@ class Cost:
 
 
 def optimizer_bytes(numbers: int) -> int:
-    """Bytes that SGD with momentum moves in one pass.
+    """The number of bytes that a fused step of SGD with momentum moves.
 
-    Weight, gradient and momentum are read, weight and momentum written.
+    Weight, gradient and momentum are read; weight and momentum are written.
 
     Args:
-        numbers: trained numbers.
+        numbers: number of trained parameters.
     """
     return 5 * NUMBER * numbers
 
 
 def sent_bytes(numbers: int, processes: int) -> int:
-    """Bytes that each process sends to average a gradient over a ring.
+    """The number of bytes that each process sends to average a gradient by a ring all-reduce.
 
-    In the first half of a ring's steps each process passes on sums of its share, in the second the
-    finished shares: ``2 (W - 1) / W`` of the gradient (Patarasuk and Yuan, 2009).
+    In the first half of the ring's steps, each process passes on partial sums, and in the second
+    half the finished sums. In total it sends ``2 (W - 1) / W`` of the gradient (Patarasuk and Yuan,
+    2009).
 
     Args:
-        numbers: of the gradient, in float32.
-        processes: W.
+        numbers: number of elements of the gradient, in float32.
+        processes: number of processes, W.
     """
     return 2 * (processes - 1) * NUMBER * numbers // processes
 
 
 def count_case(case: Case) -> Cost:
-    """Count the parts of a case's joint step.
+    """Count the operations in the parts of a case's joint step.
 
     Args:
-        case: what is counted; compiled or not, counts are those of separate operations.
+        case: the case; even if it is compiled, operations are counted as separate ones.
     """
     torch.manual_seed(0)
     student = create_model(case.student)
@@ -104,7 +107,7 @@ def count_case(case: Case) -> Cost:
     student = student.to("meta").train()
     wide = copy_network(student)
     widen_module(wide, plan)
-    # The indices of a block, which are no part of a network, stay as they are.
+    # Tensors of indices that do not belong to a network may stay real ones.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     pair = _pair(student, plan, case)
     numbers = Numbers(
@@ -129,11 +132,11 @@ def count_case(case: Case) -> Cost:
 
 
 def merged_first(pair: Pair) -> int:
-    """Numbers that travel between processes where gradients of merged kernels are averaged.
+    """The number of gradients sent between processes if those of merged kernels are averaged.
 
     Args:
-        pair: student and dynamic teacher, on the meta device or any other; as in a joint run of
-            several processes, its kernels average their gradients from now on.
+        pair: student and dynamic teacher, on any device including meta. The pair is changed: as in
+            a joint run of several processes, its kernels average their gradients from now on.
     """
     averaged = set(average_merged_kernels(pair))
     others = [p.numel() for name, p in pair.named_parameters() if name not in averaged]

@@ -1,4 +1,4 @@
-"""The time of a joint step from its counts, on a machine or on many GPUs."""
+"""Prediction of the time of a joint step from its counts, on one machine or on many GPUs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from bench.speed.cost import Cost, count_case, optimizer_bytes, sent_bytes
 from bench.speed.machine import Machine
 
 PROCESSES = (8, 64)
-"""Numbers of GPUs that the table has."""
+"""Numbers of GPUs for which the table has columns."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs, and how they are connected.
+    """A cluster of GPUs with their connections.
 
     Args:
         machine: rates of one GPU.
-        inside: bytes per second that a GPU sends to others in its node.
-        between: bytes per second that it sends to another node.
-        node: GPUs in a node.
+        inside: bytes per second that a GPU can send to other GPUs in its node.
+        between: bytes per second that a GPU can send to another node.
+        node: number of GPUs in a node.
     """
 
     machine: Machine
@@ -29,14 +29,14 @@ class Cluster:
     node: int = 8
 
     def all_reduce(self, numbers: int, processes: int) -> float:
-        """Seconds to average a gradient over all GPUs.
+        """The time to average a gradient over all GPUs, in seconds.
 
-        Sums are scattered inside each node, each GPU's share is averaged between nodes, and the
-        averages are gathered inside the nodes; the three follow one another.
+        There are three steps, one after the other: a reduce-scatter inside each node, an all-reduce
+        of each GPU's share between nodes, and an all-gather inside each node.
 
         Args:
-            numbers: of the gradient.
-            processes: GPUs that train together.
+            numbers: number of elements of the gradient.
+            processes: number of GPUs that train together.
         """
         local = min(self.node, processes)
         share, nodes = numbers // local, processes // local
@@ -44,18 +44,18 @@ class Cluster:
 
 
 PRODUCTS, MOVES = 0.4, 0.7
-"""Shares of the peak that are assumed for products, and for memory and connections."""
+"""Assumed fractions of the peak rates: for products, and for memory and connections."""
 
 H100 = Cluster(
     Machine(flops=PRODUCTS * 67e12, low_flops=PRODUCTS * 989e12, bandwidth=MOVES * 3.35e12),
     inside=MOVES * 450e9,
     between=MOVES * 50e9,
 )
-"""NVIDIA's H100 SXM, eight to a node.
+"""Nodes with eight GPUs of type NVIDIA H100 SXM.
 
-Peaks by its data sheet: 989 TFLOP/s in bfloat16 (without sparsity), 67 in float32, 3.35 TB/s of
-memory, NVLink of 900 GB/s, half in each direction. Between nodes one adapter of 400 Gb/s for each
-GPU, as in NVIDIA's DGX H100.
+Peak rates by the data sheet: 989 TFLOP/s in bfloat16 (without sparsity), 67 TFLOP/s in float32,
+3.35 TB/s of memory bandwidth, NVLink with 900 GB/s, half of it in each direction. Between nodes,
+each GPU has an adapter of 400 Gb/s, as in NVIDIA's DGX H100.
 """
 
 
@@ -69,15 +69,16 @@ def computed_cases() -> list[Case]:
 
 
 def predict(cost: Cost, machine: Machine) -> dict[str, float]:
-    """Times of a case's steps in one process.
+    """Predict the times of a case's steps in a single process.
 
     Args:
-        cost: the case's counts.
-        machine: what it runs on.
+        cost: the counts of the case.
+        machine: rates of the machine.
 
     Returns:
-        Milliseconds of ``student``, ``wide``, ``merging`` and ``joint``, as the benchmark measures
-        them: steps with their optimizers; ``ratio`` of the joint step to the floor.
+        Milliseconds of the steps ``student``, ``wide`` and ``joint``, with their optimizers as in
+        the benchmark, and of ``merging``; and ``ratio``, the joint step over the floor (the sum of
+        student and wide).
     """
     numbers = cost.numbers
     networks = [machine.seconds(operations) for operations in (cost.student, cost.wide)]
@@ -96,31 +97,31 @@ def predict(cost: Cost, machine: Machine) -> dict[str, float]:
 
 
 def predict_case(case: Case, machine: Machine) -> dict[str, float]:
-    """Times of a case's steps in one process, by its counts.
+    """Count a case, and predict the times of its steps in a single process.
 
     Args:
-        case: what is predicted.
-        machine: what it runs on.
+        case: the case.
+        machine: rates of the machine.
 
     Returns:
-        What `predict` returns.
+        The output of `predict`.
     """
     return predict(count_case(case), machine)
 
 
 def forecast(case: Case, cluster: Cluster) -> dict[str, float]:
-    """Times of a case on one GPU and on many.
+    """Predict the times of a case on one GPU and on many.
 
     Args:
-        case: student, pair and batch of each GPU.
+        case: the case, with the batch of each GPU.
         cluster: the GPUs.
 
     Returns:
-        What `predict` returns, and for each W of `PROCESSES`: milliseconds in which gradients are
-        averaged, ``merged_W`` with those of merged kernels and ``each_W`` with those of each
-        branch; ratios of the joint step to the floor, ``merged_ratio_W`` and ``each_ratio_W``,
-        where nothing of this is hidden behind the backward pass, neither in the joint step nor in
-        the plain ones.
+        The output of `predict` for one GPU, and for each number W in `PROCESSES`: the milliseconds
+        of averaging gradients, ``merged_W`` if those of merged kernels are averaged, and ``each_W``
+        if those of main kernels and branches are; and the ratios of the joint step to the floor,
+        ``merged_ratio_W`` and ``each_ratio_W``. In these ratios, no averaging is hidden behind the
+        backward pass, neither in the joint step nor in the plain steps.
     """
     cost = count_case(case)
     figures = predict(cost, cluster.machine)

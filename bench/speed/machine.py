@@ -1,7 +1,7 @@
-"""How fast a machine computes and moves bytes, and how long operations take on it.
+"""The rates at which a machine computes and moves bytes, and the time of operations on it.
 
-An operation takes as long as its arithmetic or its bytes, whichever takes longer (the roofline of
-Williams, Waterman and Patterson, 2009); operations follow one another.
+An operation takes as long as its arithmetic or the moving of its bytes, whichever is longer (the
+roofline model of Williams, Waterman and Patterson, 2009). Operations run one after the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from bench.speed.operations import Operation
 
-_TIMES = 7
+_TIMES = 7  # number of timed repetitions
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Machine:
 
     Args:
         flops: floating-point operations per second in float32.
-        low_flops: those in bfloat16.
+        low_flops: floating-point operations per second in bfloat16.
         bandwidth: bytes read or written per second.
     """
 
@@ -34,10 +34,10 @@ class Machine:
     bandwidth: float
 
     def seconds(self, operations: Iterable[Operation]) -> float:
-        """How long operations take.
+        """The time of operations on this machine, in seconds.
 
         Args:
-            operations: as counted, see `bench.speed.operations`.
+            operations: the operations, as counted by `bench.speed.operations`.
         """
         return sum(max(o.flops / self._rate(o.dtype), o.bytes / self.bandwidth) for o in operations)
 
@@ -46,12 +46,12 @@ class Machine:
 
 
 def attained(device: str) -> Machine:
-    """The rates that a machine attains in plain operations.
+    """Measure the rates that this machine attains in plain operations.
 
-    FLOP/s are those of the forward and backward pass of a 3 x 3 convolution of 128 channels, on a
-    GPU in channels-last memory, and there those in float32 of a product of matrices, as in merging;
-    bytes are those of a sum of two kernels of 1024 channels, far larger than any cache, in new
-    memory, as in a training step.
+    The rate of floating-point operations is that of the forward and backward pass of a 3 x 3
+    convolution with 128 channels (on a GPU in channels-last memory format). But for float32 on a
+    GPU it is that of a matrix product, as in merging. The bandwidth is that of adding two kernels
+    with 1024 channels, which are far larger than any cache, into new memory as in a training step.
 
     Args:
         device: ``cpu`` or ``cuda``.
@@ -88,7 +88,7 @@ def _convolution_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def _seconds(step: Callable[[], object], device: str) -> float:
-    """The median time of a step, after one that does not count."""
+    """The median time of a step in seconds, after a first repetition that does not count."""
     clock = clock_of(device)
     times = []
     for _ in range(_TIMES + 1):
@@ -101,10 +101,10 @@ def _seconds(step: Callable[[], object], device: str) -> float:
 
 
 def clock_of(device: str) -> Callable[[], float]:
-    """The clock that steps are timed with, in seconds.
+    """The clock with which steps are timed; it returns seconds.
 
-    With one thread on the CPU the time that this process computes: whatever else the machine does
-    in between is not counted.
+    With a single thread on the CPU, this is the CPU time of the process, so that other work of the
+    machine does not count. Otherwise it is wall-clock time.
 
     Args:
         device: ``cpu`` or ``cuda``.

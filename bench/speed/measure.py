@@ -1,8 +1,8 @@
-"""Times and memory of a joint step, against plain training steps of both its networks.
+"""Measurement of time and memory of a joint step, against plain training steps of its networks.
 
-The floor of a joint step is what its two networks cost apart: a plain step of the student and one
-of the merged teacher. All three steps take turns in one process, so that whatever else the machine
-does meets all of them; medians and the median of the ratios are reported.
+The floor of a joint step is the cost of its two networks apart: a plain step of the student plus a
+plain step of the merged teacher. The three steps take turns in one process, so that other work of
+the machine affects all of them alike. Median times and the median of the ratios are reported.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from gpd_cli.teacher.running_again import switch_on
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
 from gpd_cli.training.subnormals import flushed_subnormals
 
-WARM_UP = 2  # steps that are not counted
+WARM_UP = 2  # number of turns that are not counted
 
 Step = Callable[[], None]
 
 
-@flushed_subnormals()  # as the command does
+@flushed_subnormals()  # as the command gpd does
 def measure(case: Case, device: str, rounds: int) -> dict[str, float]:
-    """Time a case.
+    """Time the steps of a case.
 
     Args:
-        case: what to time.
+        case: the case.
         device: ``cpu`` or ``cuda``.
-        rounds: steps that count.
+        rounds: number of turns that count.
 
     Returns:
-        Medians: milliseconds of ``student``, ``wide`` and ``joint``; ``ratio`` of the joint step to
-        the floor; ``images`` per second of the joint step; ``merging``, the share of the joint step
-        that merging takes, forward and backward, where nothing is compiled (a compiled step has no
-        such part).
+        Medians: milliseconds of the steps ``student``, ``wide`` and ``joint``; ``ratio``, the joint
+        step over the floor; ``images``, the images per second of the joint step; and ``merging``,
+        the fraction of the joint step that merging takes, forward and backward. A compiled case has
+        no ``merging``, since merging is no separate part of a compiled step.
     """
     names = ("student", "wide", "joint", *(() if case.compile else ("merging",)))
     steps = make_steps(case, device, names)
@@ -66,15 +66,15 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, float]:
 
 
 def take_turns(steps: Mapping[str, Step], device: str, rounds: int) -> dict[str, list[float]]:
-    """Run steps one after the other, in turns.
+    """Time several steps that take turns.
 
     Args:
-        steps: by name.
+        steps: the steps, by name.
         device: ``cpu`` or ``cuda``.
-        rounds: turns that count.
+        rounds: number of turns that count.
 
     Returns:
-        Seconds by name, one for each turn, see `bench.speed.machine.clock_of`.
+        By name of the step, its time in each turn, in seconds of `bench.speed.machine.clock_of`.
     """
     clock = clock_of(device)
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -91,14 +91,14 @@ def take_turns(steps: Mapping[str, Step], device: str, rounds: int) -> dict[str,
 
 @flushed_subnormals()
 def peak_of_step(case: Case, device: str, name: str) -> float:
-    """Peak memory of a few steps, in MiB, above that of the process before.
+    """Peak memory of a few steps in MiB, above the memory of the process before.
 
-    What was needed to make the networks does not count.
+    Memory that is needed only to build the networks does not count.
 
     Args:
-        case: what to measure.
+        case: the case.
         device: ``cpu`` or ``cuda``.
-        name: ``wide`` or ``joint``.
+        name: name of the step, ``wide`` or ``joint``.
     """
     where = torch.device(device)
     forget_peak(where)
@@ -115,12 +115,15 @@ def peak_of_step(case: Case, device: str, name: str) -> float:
 def make_steps(
     case: Case, device: str, names: tuple[str, ...] = ("student", "wide", "joint", "merging")
 ) -> dict[str, Step]:
-    """The steps that are timed, by name.
+    """Make the steps that are timed.
 
     Args:
-        case: what to time.
+        case: the case.
         device: ``cpu`` or ``cuda``.
-        names: which steps to make; the networks of all others are let go.
+        names: names of the steps to make; networks that no step needs are freed.
+
+    Returns:
+        The steps by name: functions without arguments that run one step each.
     """
     torch.manual_seed(0)
     student = create_model(case.student)
@@ -186,7 +189,7 @@ def _training_step(
 
 def _merging_step(pair: Pair, case: Case, device: str) -> Step:
     def step() -> None:
-        pair.zero_grad()  # those of the joint step: adding to them is no part of merging
+        pair.zero_grad()  # adding to existing gradients would not be part of merging
         with precision(case.precision, device):
             both = merge_all(pair)
         torch.autograd.backward(both, both)
@@ -201,7 +204,7 @@ def merge_all(pair: Pair) -> list[Tensor]:
         pair: student and dynamic teacher.
 
     Returns:
-        The kernels of both networks, with the graphs that lead to main kernels and branches.
+        The kernels of both networks, through which gradients flow to main kernels and branches.
     """
     return [
         kernel
@@ -213,7 +216,7 @@ def merge_all(pair: Pair) -> list[Tensor]:
 
 
 def precision(name: str, device: str) -> contextlib.AbstractContextManager[object]:
-    """The context in which a network runs.
+    """The context that sets the precision in which a network runs.
 
     Args:
         name: ``32``, or ``bf16`` for autocast to bfloat16.

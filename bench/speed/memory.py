@@ -1,4 +1,4 @@
-"""The peak of a process's memory from some moment on, where the system counts it (Linux, CUDA)."""
+"""The peak memory of a process since a chosen moment, if the system counts it (Linux, CUDA)."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ _STATUS = Path("/proc/self/status")
 
 
 def forget_peak(device: torch.device) -> None:
-    """Let the peak begin with the memory that is in use now.
+    """Reset the peak to the memory that is in use now.
 
-    Without Linux's mark of the most memory so far, the peak stays that of the whole process.
+    On the CPU of systems other than Linux this is not possible, and the peak stays that of the
+    whole process.
 
     Args:
-        device: whose memory it is.
+        device: device whose memory is meant; for the CPU, the memory of the process.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _MARKS.exists():
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
-            trim(0)  # memory that is free, and that the allocator keeps
+            trim(0)  # return free memory that the allocator keeps to the system
         _MARKS.write_text("5")
 
 
 def peak(device: torch.device) -> int:
-    """The most memory in use since `forget_peak`, in bytes.
+    """The peak memory since `forget_peak`, in bytes.
 
     Args:
-        device: whose memory it is.
+        device: device whose memory is meant; for the CPU, the memory of the process.
     """
     if device.type == "cuda" or not _STATUS.exists():
         return int(peak_memory(device))

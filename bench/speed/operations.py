@@ -1,8 +1,9 @@
-"""The operations of a step, counted without memory and arithmetic.
+"""Counting of the operations of a step, which needs neither memory nor arithmetic.
 
-A step is run on fake tensors, which have shapes and no numbers, and what reaches the dispatcher is
-written down: floating-point operations by torch's own formulas, and the bytes of each operand and
-each result once, as an operation without fusion moves them at the least.
+A step is run on fake tensors, which have shapes but no values, and the operations that reach
+torch's dispatcher are recorded. Floating-point operations are counted by torch's own formulas. The
+bytes of each operand and each result count once, which is the least that an operation moves if it
+is not fused with others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.utils.flop_counter import (
 
 aten = torch.ops.aten
 
-# They make or name memory, and touch none of it.
+# Operations that allocate memory or make views, and so move no bytes.
 _FREE = {
     aten.empty,
     aten.empty_like,
@@ -35,9 +36,10 @@ _FREE = {
     aten.detach,
     torch.ops.prim.device,
 }
-# What they write to, they do not read.
+# Operations that overwrite their first operand without reading it.
 _OVERWRITE = {aten.copy_, aten.fill_, aten.zero_}
-# Of their first operand they read as much as they return, or as much as they are given to write.
+# Operations that read only a part of their first operand, as large as the result; and operations
+# that write only a part of it, as large as the values that are written.
 _PICK = {aten.index, aten.index_select, aten.gather}
 _PUT = {aten.index_put, aten.index_put_}
 
@@ -47,10 +49,11 @@ class Operation:
     """One operation of a step.
 
     Args:
-        name: as the dispatcher has it.
-        flops: floating-point operations of products, a multiply-add as two; 0 for all others.
-        bytes: bytes read and written.
-        dtype: dtype of what is multiplied.
+        name: name of the operation in torch's dispatcher.
+        flops: number of floating-point operations in products, where a multiply-add counts as two;
+            0 for operations without products.
+        bytes: number of bytes read and written.
+        dtype: dtype of the first operand.
     """
 
     name: str
@@ -60,11 +63,11 @@ class Operation:
 
 
 def count(mode: FakeTensorMode, step: Callable[[], object]) -> list[Operation]:
-    """The operations of a step.
+    """Record the operations of a step.
 
     Args:
-        mode: the fake tensors' own, see `as_fake`.
-        step: forward and backward pass on fake tensors.
+        mode: the mode in which the fake tensors were made, see `as_fake`.
+        step: function that runs forward and backward pass on fake tensors.
     """
     recorder = _Recorder()
     with mode, recorder:
@@ -73,11 +76,11 @@ def count(mode: FakeTensorMode, step: Callable[[], object]) -> list[Operation]:
 
 
 def as_fake(network: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A network on fake tensors of the CPU, in place.
+    """Replace all tensors of a network by fake tensors of the CPU, in place.
 
     Args:
-        network: a network of any device, the meta device among them.
-        mode: makes the tensors.
+        network: the network, on any device including meta.
+        mode: the mode in which the fake tensors are made.
     """
     known: dict[Tensor, Tensor] = {}  # tied weights stay tied
     for module in network.modules():
@@ -99,17 +102,17 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
 
 
 def total_flops(operations: Iterable[Operation]) -> int:
-    """Floating-point operations of some operations."""
+    """The total number of floating-point operations."""
     return sum(operation.flops for operation in operations)
 
 
 def total_bytes(operations: Iterable[Operation]) -> int:
-    """Bytes that some operations move."""
+    """The total number of bytes that operations move."""
     return sum(operation.bytes for operation in operations)
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down each operation with what it computes and moves."""
+    """A mode that records each operation with its floating-point operations and bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +149,7 @@ def _moved(packet: Any, given: list[Tensor], made: list[Tensor]) -> int:
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes of a tensor's own numbers; those of an expanded axis are one."""
+    """The number of bytes of a tensor in memory, in which an expanded axis has length 1."""
     elements = tensor.element_size()
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
         elements *= length if stride else min(length, 1)
@@ -163,7 +166,7 @@ def _attention_backward(
     return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
 
 
-# Torch has no formulas for the fused attention of the CPU.
+# Formulas for the CPU's fused attention, which torch lacks.
 _CPU_ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,

@@ -1,4 +1,4 @@
-"""The page of benchmarks, docs/benchmarks.md, made of the records in results/speed."""
+"""The page of benchmarks, docs/benchmarks.md, which is made from the records in results/speed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ _MEASURED_HEADER = (
 
 
 def write_page(root: Path) -> None:
-    """Write the page of all records.
+    """Write the page from all records.
 
     Args:
         root: folder of the checkout.

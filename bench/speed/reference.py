@@ -1,9 +1,10 @@
-"""The joint step of the code of the paper's authors, timed from a checkout of it.
+"""Timing of the joint step in the paper authors' own code, which is imported from a checkout.
 
-The checkout (github.com/guoyongcs/GPD) is imported, as it is, in a process that does nothing else.
-What it computes in a step is taken over from its training loop: the forward pass of the wide
-network, the backward pass of its loss, the forward pass of the student with both its losses, their
-backward pass, the optimizer. In its code only 3 x 3 convolutions of stride 1 have branches.
+The checkout (github.com/guoyongcs/GPD) is imported unchanged, in a process that does nothing else.
+The step consists of the same parts as in the authors' training loop: forward pass of the wide
+network, backward pass of its loss, forward pass of the student with both of the student's losses,
+their backward pass, and the optimizer. In the authors' code, only 3 x 3 convolutions of stride 1
+have branches.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ _FILES = ("gpd_utils.py", "orepa_ft.py", "models/resnet.py")
 
 
 def has_reference(case: Case) -> bool:
-    """Whether the authors' code has the case: ResNet-18 with six branches, not compiled.
+    """Whether a case can be run with the authors' code: ResNet-18 with six branches, not compiled.
 
     Args:
-        case: a row of the table.
+        case: the case.
     """
     wanted = (case.student, case.branches, case.branch_width, case.compile)
     return wanted == ("resnet18", 6, 1.0, False)
 
 
 def find_code(folder: Path) -> Path:
-    """The folder of a checkout that has the code for convolutional networks.
+    """The folder, inside a checkout, with the code for convolutional networks.
 
     Args:
-        folder: of the checkout.
+        folder: folder of the checkout.
 
     Raises:
-        GpdError: when the code is not there.
+        GpdError: when the folder is not a checkout of the authors' code.
     """
     code = folder / "CNN"
     missing = [name for name in _FILES if not (code / name).is_file()]
@@ -63,16 +64,17 @@ def measure_reference(case: Case, device: str, rounds: int, folder: Path) -> dic
     """Time the authors' joint step against plain steps of our networks.
 
     Args:
-        case: what to time, see `has_reference`.
+        case: the case, which satisfies `has_reference`.
         device: ``cpu`` or ``cuda``.
-        rounds: turns that count.
-        folder: of the checkout.
+        rounds: number of turns that count.
+        folder: folder of the checkout.
 
     Returns:
-        Medians: milliseconds of ``joint``; ``ratio`` to the floor of the same turn.
+        Medians: ``joint``, the authors' joint step in milliseconds, and ``ratio``, the joint step
+        over the floor of the same turn.
 
     Raises:
-        GpdError: when the code is not there or does not run.
+        GpdError: when the folder is not a checkout of the code, or the code does not run.
     """
     step = _step(case, device, find_code(folder))
     steps = {**make_steps(case, device, ("student", "wide")), "joint": step}
@@ -93,7 +95,7 @@ def measure_reference(case: Case, device: str, rounds: int, folder: Path) -> dic
 def _step(case: Case, device: str, code: Path) -> Step:
     sys.path.insert(0, str(code))
     if importlib.util.find_spec("einops") is None:
-        # Imported for networks that are not timed here.
+        # The code imports this package, but needs it only for networks that are not timed here.
         stand_in = types.ModuleType("einops")
         stand_in.rearrange = None  # type: ignore[attr-defined]
         sys.modules["einops"] = stand_in

@@ -1,4 +1,4 @@
-"""Images per second of a whole ``gpd fit``: loading, augmentation, checks and metrics included."""
+"""Throughput of a whole ``gpd fit``, including loading, augmentation, checks and metrics."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from bench.speed.case import Case
 from gpd_cli.__main__ import main
 from gpd_cli.errors import GpdError
 
-_STEPS = 4  # that count; as many before them do not
+_STEPS = 4  # number of steps that count, after the same number of steps that do not
 _CLASSES = ("cat", "dog")
 
 
 def images_per_second(case: Case, device: str) -> float:
-    """Images per second of ``gpd fit`` on a folder of photographs' size, by the wall clock.
+    """Images per second of ``gpd fit``, in wall-clock time, on a folder of JPEG images.
 
-    The run is of eight batches, and the second half of them counts.
+    The run has eight batches, of which the last four count.
 
     Args:
-        case: what to train.
+        case: the networks, the batch and the options of the run.
         device: ``cpu`` or ``cuda``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Reading parts of a command line before it is parsed: configurations and checkpoint."""
+"""Functions that read or rewrite a command line before the parser sees it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from gpd_cli.teacher.checkpoint import image_spec, read_run
 
 CONFIGURATION = ("-c", "--config")
 IMAGE_DATA = "gpd_cli.data.ImageData"
-"""The data module of runs that do not name another one."""
-# Beginnings of settings that only training uses.
+"""Import path of the default data module."""
+# Beginnings of the names of settings that only training uses.
 _OF_TRAINING = ("static_", "assistants", "ce_weight", "method", "stages")
 CHECKPOINT = "--ckpt_path"
 _FLAGS = ("--dry_run", "--preprocess", "--fuse_bn", "--half")
 
 
 def occurrences(arguments: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The options of some names, each with its value, in the order of the command line.
+    """Yield each occurrence of some options, with its value, in the order of the command line.
 
     Args:
         arguments: the command line.
@@ -44,11 +44,12 @@ def is_inline(value: str) -> bool:
 
 
 def options_of(arguments: Sequence[str], group: str) -> list[str]:
-    """The configurations of a command line, and the options of a group, in their order.
+    """Keep only the configurations and the options of one group, in the order of the command line.
 
     Args:
         arguments: the command line, in which every option has a value.
-        group: such as ``trainer``; ``--trainer FILE`` has options of the group, too.
+        group: name of the group, such as ``trainer``; ``--trainer FILE`` counts as an option of the
+            group as well.
     """
     found: list[str] = []
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
@@ -59,7 +60,7 @@ def options_of(arguments: Sequence[str], group: str) -> list[str]:
 
 
 def with_values(arguments: Sequence[str]) -> list[str]:
-    """The command line with a value for each flag, which users may give without one."""
+    """Write ``=true`` after each flag that users may give without a value, such as ``--half``."""
     return [
         f"{argument}=true" if argument in _FLAGS and after.startswith("-") else argument
         for argument, after in zip_longest(arguments, arguments[1:], fillvalue="-")
@@ -67,7 +68,7 @@ def with_values(arguments: Sequence[str]) -> list[str]:
 
 
 def with_recipes(arguments: Sequence[str]) -> list[str]:
-    """The command line with the files of recipes in the place of ``recipe:NAME``.
+    """Replace each ``recipe:NAME`` on a command line by the path of the recipe's file.
 
     Args:
         arguments: the command line.
@@ -86,7 +87,8 @@ def with_recipes(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-# What an image is turned into; a network takes it as it was trained with, from other data as well.
+# Settings that say how images are prepared, and the fields of `ImageSpec` with the same meaning. A
+# network needs images prepared as in its training, from other data as well.
 _PREPARATION = {
     "in_chans": "channels",
     **{name: name for name in ("mean", "std", "crop_pct", "interpolation")},
@@ -94,7 +96,7 @@ _PREPARATION = {
 
 
 def settings_of_checkpoint(path: str) -> tuple[dict[str, Any], ImageSpec | None]:
-    """Model and data of the run that wrote a checkpoint, as options without hyphens.
+    """Read the settings of model and data from a checkpoint.
 
     Settings that only training uses, such as the static teacher, are left out.
 
@@ -102,7 +104,8 @@ def settings_of_checkpoint(path: str) -> tuple[dict[str, Any], ImageSpec | None]
         path: path of the checkpoint.
 
     Returns:
-        The options, and classes and preprocessing of the images if they are known.
+        The settings by name of the option (without hyphens), and the description of the images
+        (classes and preprocessing), or None if the checkpoint has no such description.
 
     Raises:
         WeightsError: when the checkpoint cannot be read.
@@ -133,7 +136,7 @@ def settings_of_checkpoint(path: str) -> tuple[dict[str, Any], ImageSpec | None]
 
 
 def configured(path: str, key: str) -> Any:
-    """An entry of a configuration file, or None if the file cannot be read."""
+    """An entry of a configuration file; None if there is no such entry, or no readable file."""
     try:
         text = Path(path).read_text(encoding="utf-8") if path else ""
         check_limits(text)

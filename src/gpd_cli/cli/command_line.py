@@ -1,4 +1,8 @@
-"""The command line: LightningCLI with the subcommands of `GpdTrainer`."""
+"""The command line: parsing, assembly of model, data and trainer, and error messages.
+
+The commands `fit`, `validate`, `test`, `predict` and `expand` run through LightningCLI as methods
+of `GpdTrainer`. `extract` and `report` have parsers of their own, see `standalone`.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +76,7 @@ from gpd_cli.training.subnormals import FlushedSubnormals, flushed_subnormals
 from gpd_cli.training.table import RunCSVLogger
 
 EVALUATIONS = ("validate", "test", "predict")
-_LONGEST = 600  # characters of a message
+_LONGEST = 600  # most characters in an error message
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 EXACT = ("expand", "extract")
 COMMANDS = ("fit", *EVALUATIONS, *EXACT, "report", "recipes", "completion")
@@ -81,21 +85,21 @@ COMMANDS = ("fit", *EVALUATIONS, *EXACT, "report", "recipes", "completion")
 class SaveConfig(SaveConfigCallback):
     """Write ``config.yaml`` and log all settings when training begins.
 
-    A run that is refused before training leaves no file.
+    Nothing is written earlier, so that a run refused before training leaves no file.
 
     Attributes:
-        arguments: the command line, as it was typed.
+        arguments: the command line as the user typed it, without the program's name.
     """
 
     arguments: list[str] = []  # noqa: RUF012 - of the process
     _kept: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing: the configuration is written when training starts."""
+        """Do nothing here, since the configuration is written when training starts."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the configuration atomically, and how the run was started."""
-        folder = trainer.log_dir  # every process has to ask: the answer is broadcast
+        """Write the configuration atomically, and beside it a record of how the run was started."""
+        folder = trainer.log_dir  # asked for in every process, since Lightning broadcasts it
         text = self.parser.dump(self.config, skip_none=False)
         self._kept = settings_to_keep(yaml.safe_load(text))
         if trainer.is_global_zero and folder:
@@ -108,7 +112,7 @@ class SaveConfig(SaveConfigCallback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a checkpoint know how its run was set up, wherever it is taken to."""
+        """Put the run's settings into the checkpoint, so that they travel with the file."""
         if self._kept is not None:
             checkpoint["settings"] = self._kept
 
@@ -121,7 +125,12 @@ class SaveConfig(SaveConfigCallback):
 
 
 class GpdCLI(LightningCLI):
-    """LightningCLI with the command `expand`, and with the settings of checkpoints as defaults."""
+    """LightningCLI with the command `expand`, and with a checkpoint's settings as defaults.
+
+    Args:
+        arguments: the command line without the program's name; recipes have been replaced by the
+            paths of their files.
+    """
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._command = next((a for a in arguments if not a.startswith("-")), "")
@@ -150,11 +159,11 @@ class GpdCLI(LightningCLI):
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser that raises errors, since its own messages begin with a page of usage."""
+        """Make the parser, which raises its errors: printed ones begin with a page of usage."""
         return super().init_parser(**PARSING, **{"prog": "gpd", **kwargs})
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        """Say what the help of each command shows."""
+        """Set up the parsers of the commands, and choose what their help pages show."""
         super().setup_parser(*args, **kwargs)
         self._parsers = cast("dict[str, Parser]", self._subcommand_parsers)
         expanding = list(inspect.signature(expand_command).parameters)
@@ -164,10 +173,10 @@ class GpdCLI(LightningCLI):
             )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Methods of the Trainer, each with the arguments that are no options.
+        """The Trainer's methods that are commands, each with its arguments that are not options.
 
-        Only the one that the command line begins with, where it does: each has a parser with
-        hundreds of options.
+        If the command line begins with one of them, only this one is returned, since each command
+        has a parser with hundreds of options, which takes time to build.
         """
         known = {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
@@ -179,13 +188,16 @@ class GpdCLI(LightningCLI):
         return {self._command: known[self._command]} if self._command in known else known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Make a checkpoint's settings the defaults, below configuration and command line."""
+        """Make a checkpoint's settings defaults, which configurations and options override."""
         parser.set_defaults({"data": {"class_path": IMAGE_DATA}})
         if self._settings and self._command in EVALUATIONS:
             parser.set_defaults(self._settings)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse without the checkpoint, whose settings LightningCLI would put above the user's."""
+        """Parse the command line; the checkpoint's path is kept from LightningCLI until later.
+
+        LightningCLI would let the hyper-parameters in the checkpoint override the user's settings.
+        """
         if self._command == "completion":
             print_completion(args[1:], self._parsers)
             parser.exit()
@@ -219,13 +231,14 @@ class GpdCLI(LightningCLI):
     def _take_last(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:
         """Find the newest checkpoint, and make its settings the defaults of an evaluation.
 
-        Where runs are is asked of the parser, as `fit` does. The network is known only afterwards.
+        The folder of the runs follows from the trainer's options, as for `fit`. So these options
+        are parsed first, before the network is known.
 
         Raises:
-            GpdError: when there is none.
+            GpdError: when there is no checkpoint.
         """
         command = self._parsers[self._command]
-        command.set_defaults({"model.student": "unknown"})  # which the parser would require
+        command.set_defaults({"model.student": "unknown"})  # a placeholder for a required option
         options = parser.parse_args([self._command, *options_of(args, "trainer")])
         trainer = options[self._command].trainer
         root = trainer.default_root_dir
@@ -236,23 +249,25 @@ class GpdCLI(LightningCLI):
         command.set_defaults(self._settings)
 
     def _unparsed(self) -> tuple[str, ...]:
-        """Options of the command that are taken from the command line before it is parsed."""
+        """Options of the command that the parser does not know, since they are handled before."""
         return (RESUME, *HELP_GROUPS) if self._command == "fit" else tuple(HELP_GROUPS)
 
     def _asked_for(self, arguments: Sequence[str]) -> list[str]:
-        """Help on a group of options is help with another page."""
+        """The command line with ``--help`` in place of options that ask for help on a group."""
         return ["--help" if argument in HELP_GROUPS else argument for argument in arguments]
 
     def before_instantiate_classes(self) -> None:
-        """Last changes to the parsed settings.
+        """Adjust the parsed settings before model, data and trainer are made from them.
 
-        Evaluation does not need static teacher and assistants. A method's tables of values by the
-        pair of networks are replaced by the pair's values. A run always has a CSV file, besides or
-        instead of other loggers, in no other run's folder. A requeued job goes on in its run's.
+        - For an evaluation, static teacher and assistants are removed.
+        - Settings of a method that are tables, with a value for each pair of static teacher and
+          student, are replaced by the value for this pair.
+        - A run always gets a CSV logger, beside any others, and never the folder of another run.
+        - A requeued job goes on in the folder of its own run.
 
         Raises:
             ArgumentError: when an expansion has no output.
-            GpdError: when the run's folder cannot be written.
+            GpdError: when nothing can be written to the run's folder.
             MethodError: when a table has no entry for the pair of networks.
         """
         config = self.config[self.subcommand]
@@ -294,10 +309,13 @@ class GpdCLI(LightningCLI):
             config.ckpt_path = self._checkpoint = last_checkpoint(table)
 
     def _predict_pictures(self, config: Namespace) -> None:
-        """Let the data be images anywhere below a folder, prepared as those of training were.
+        """Make the images of the option ``--images`` the data of `predict`.
+
+        The images, which may lie anywhere below a folder, are prepared as those of training were.
 
         Raises:
-            DataError: when there are none, or it is not known how those of training were prepared.
+            DataError: when there is no such image or folder, or it is not known how the images of
+                training were prepared.
         """
         if not config.images.exists():
             raise DataError(f"--images {config.images}: there is no such image or folder.")
@@ -315,7 +333,7 @@ class GpdCLI(LightningCLI):
                 "in_chans": spec.channels,
                 "mean": list(spec.mean or ()),
                 "std": list(spec.std or ()),
-                "crop_pct": spec.crop_pct or 1.0,  # what is not told is as in exports
+                "crop_pct": spec.crop_pct or 1.0,  # exports have the same values for unknown ones
                 "interpolation": spec.interpolation or "bilinear",
             }
             config.data = Namespace(class_path=IMAGE_DATA, init_args=Namespace(**settings))
@@ -324,7 +342,7 @@ class GpdCLI(LightningCLI):
         config.data.init_args.test_split = ALL
 
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer, except for an expansion."""
+        """Make model, data and trainer; an expansion only gets its settings."""
         if self.subcommand == "expand":
             # Configurations of fit are accepted; settings that expansion does not use are dropped.
             wanted = inspect.signature(expand_command).parameters
@@ -334,25 +352,26 @@ class GpdCLI(LightningCLI):
             self.model = {name: value for name, value in settings.items() if name in wanted}
             opt = settings["optimizer"]["opt"]
             self.model["storage"] = settings["storage"] or suitable_storage(opt)  # as `fit` has it
-            # The parser's own value may be the data's default, which is not of the student.
+            # The parsed value may be the data's default, which has nothing to do with the student.
             self.model["image_size"] = chosen_image_size(self._arguments)
             return
         config = self.config[self.subcommand]
         model = config.model
         start = model.student_weights, model.student_args
-        if config.ckpt_path:  # the file of initial weights is not read
+        if config.ckpt_path:  # the weights come from the checkpoint, not from the initial files
             model.student_weights = None
             if model.student_args:
                 model.student_args = without_pretrained(model.student, model.student_args)
         with together():
             super().instantiate_classes()
         if self._run is not None:
-            # The run's configuration still says how the run began.
+            # The run's config.yaml is written anew, and shall still say how the run first began.
             config.ckpt_path = configured(str(self._run / "config.yaml"), "ckpt_path")
             model.student_weights, model.student_args = start
-        # `SaveConfig` logs all settings; the module's own lack the optimizer's.
+        # `SaveConfig` logs all settings; those that the module would log lack the optimizer's.
         self.model.save_hyperparameters([], logger=False)
-        # Evaluation needs the data's settings, also where the data's class does not save them.
+        # Evaluations need the data's settings from the checkpoint, even if the data module does not
+        # save its own hyper-parameters.
         data = self.config_dump["data"]
         understood = {k: v for k, v in self.datamodule.hparams.items() if k == "dataset"}
         self.datamodule.hparams.update(
@@ -363,7 +382,7 @@ class GpdCLI(LightningCLI):
             follow(self._images)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer with the default callbacks, except those that its options replace."""
+        """Make the trainer, with those default callbacks that its options do not replace."""
         options = self.config_init[self.subcommand].trainer
         chosen = options.callbacks or []
         chosen = chosen if isinstance(chosen, list) else [chosen]
@@ -372,7 +391,8 @@ class GpdCLI(LightningCLI):
         if shown is None:
             shown = has_bar or sys.stdout.isatty()
         if self.subcommand == "fit":
-            # The default callbacks print a line per epoch if no person watches the terminal.
+            # If no person watches the terminal, a default callback prints a line per epoch; a
+            # progress bar that the user has chosen replaces both kinds of output.
             unwanted: tuple[type, ...] = (ProgressBar, EpochLines) if has_bar else ()
             if options.enable_checkpointing is False:
                 unwanted = (*unwanted, Checkpoint)
@@ -386,12 +406,12 @@ class GpdCLI(LightningCLI):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.append(FlushedSubnormals())
         if self.subcommand == "fit" and trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()  # other commands, and expanding, do few things twice
+            keep_freed_memory()  # of use where the same allocations recur, which is in training
         return trainer
 
 
 def _lacks_model(error: ArgumentError) -> bool:
-    """Whether a parser says that it was not told the network."""
+    """Whether a parser's error says that ``--model.student`` is missing."""
     return "required" in str(error) and "model.student" in str(error)
 
 
@@ -410,7 +430,7 @@ def run(arguments: Sequence[str]) -> int:
         The exit code.
     """
     quieten()
-    # These commands copy weights bit for bit, subnormal numbers included.
+    # `expand` and `extract` copy weights bit for bit, so subnormal numbers must not be flushed.
     computes = not any(command in arguments[:1] for command in EXACT)
     try:
         with flushed_subnormals(computes), output_may_be_lost(arguments[:1] == ["fit"]):
@@ -428,7 +448,7 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as stop:  # after --help or --print_config
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits after Ctrl-C
             return _interrupted(stop.__context__)
-        if isinstance(stop, SIGTERMException) and stop.code is None:  # Lightning's has none
+        if isinstance(stop, SIGTERMException) and stop.code is None:  # Lightning sets no exit code
             return 128 + signal.SIGTERM
         return stop.code if isinstance(stop.code, int) else 2
     except ArgumentError as error:
@@ -459,7 +479,7 @@ def _fail(error: BaseException, remedy: str = "") -> int:
 
 
 def _origin(error: BaseException, arguments: Sequence[str]) -> str:
-    """Where the arguments that a student does not take come from, if not from the command line."""
+    """The remedy for rejected ``student_args`` that come from a configuration; else empty."""
     given = any(occurrences(arguments, ("--model.student_args",)))
     if given or not isinstance(_mendable(error), StudentArgumentsError):
         return ""
@@ -470,14 +490,14 @@ def _origin(error: BaseException, arguments: Sequence[str]) -> str:
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:
-    """Say that Ctrl-C was heard, and what the command has to add to that."""
+    """Report an interruption by Ctrl-C, with the notes that the command has attached to it."""
     said = "; ".join(["interrupted", *getattr(interrupt, "__notes__", [])])
     print(f"gpd: {said}", file=sys.stderr)
     return 130
 
 
 def _has_weights(model: Namespace) -> bool:
-    """Whether a student comes with weights, its own or published ones."""
+    """Whether the student's settings name a weights file, or ask for published weights."""
     return bool(model.student_weights) or wants_published(model.student, model.student_args)
 
 
@@ -486,7 +506,10 @@ def _sentence(error: BaseException) -> str:
 
 
 def _shortened(text: str) -> str:
-    """A text without its middle, if it is long: what is wrong comes first, and the remedy last."""
+    """Cut the middle out of a long message.
+
+    The beginning says what is wrong, and the end gives the remedy.
+    """
     if len(text) <= _LONGEST:
         return text
     return f"{text[: _LONGEST * 3 // 4]} ... {text[-_LONGEST // 4 :]}"
@@ -510,7 +533,7 @@ def _text(error: BaseException) -> str:
 
 
 def _mendable(error: BaseException | None) -> GpdError | None:
-    """The `GpdError` behind an error, also when a library has wrapped it; else None."""
+    """The `GpdError` behind an error, even if a library has wrapped it; None without one."""
     while error is not None:
         if isinstance(error, GpdError):
             return error

@@ -1,4 +1,4 @@
-"""Scripts by which shells complete commands and options."""
+"""Scripts with which shells complete the names of commands and options."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Print a script by which the shell completes commands and options.
   gpd completion bash > ~/.local/share/bash-completion/completions/gpd
   gpd completion zsh > ~/.gpd-completion   # to be sourced in ~/.zshrc
 """
-# One function for both: zsh runs bash's completions. Words that are no options are files, but for
-# the two commands that take a name.
+# One function serves both shells, since zsh can run completions for bash. Words that do not begin
+# with a hyphen are completed as files, except for the two commands that take a name.
 _FUNCTION = """\
 _gpd() {{
   local current="${{COMP_WORDS[COMP_CWORD]}}" words=""
@@ -47,14 +47,14 @@ _ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
 
 
 def print_completion(shells: Sequence[str], parsers: Mapping[str, Parser]) -> None:
-    """Print the script for a shell.
+    """Print the completion script for a shell, or the help if it is asked for.
 
     Args:
-        shells: names that the command line has; one is right.
-        parsers: parsers of the subcommands, by name.
+        shells: the command line after the command; it should be the name of one shell.
+        parsers: parsers of LightningCLI's subcommands, by name.
 
     Raises:
-        GpdError: when there is no such shell, or none or several are named.
+        GpdError: when the shell is not supported, or not exactly one shell is named.
     """
     if any(shell in ("-h", "--help") for shell in shells):
         print(HELP, end="")
@@ -62,7 +62,8 @@ def print_completion(shells: Sequence[str], parsers: Mapping[str, Parser]) -> No
     if len(shells) != 1:
         raise GpdError("Name one shell: gpd completion bash, or gpd completion zsh.")
     options = {name: _long(parser._actions) for name, parser in parsers.items()}
-    options["expand"] = _long(parsers["expand"].shown())  # it takes more than it needs
+    # `expand` also accepts options of `fit` that it does not need; only those in its help count.
+    options["expand"] = _long(parsers["expand"].shown())
     options["extract"] = _long(extract_parser()._actions)
     options["report"] = _long(report_parser()._actions)
     options["recipes"] = sorted(recipe_names())
@@ -74,14 +75,15 @@ def print_completion(shells: Sequence[str], parsers: Mapping[str, Parser]) -> No
 
 
 def completion_script(shell: str, options: Mapping[str, Sequence[str]]) -> str:
-    """The script that a shell is to read.
+    """The text of the completion script for a shell.
 
     Args:
         shell: bash or zsh.
-        options: the options of each command, with their hyphens, by command.
+        options: for each command, by name, the words that may follow it: options with their
+            hyphens, or names.
 
     Raises:
-        GpdError: for another shell.
+        GpdError: when the shell is another one.
     """
     if shell not in get_args(Shell):
         shells = " or ".join(get_args(Shell))

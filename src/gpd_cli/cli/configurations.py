@@ -1,4 +1,7 @@
-"""Configurations of a command line: they are read before it is parsed, and named in errors."""
+"""Reading of the configurations that a command line names, before the command line is parsed.
+
+So errors can name the configuration, and values such as the checkpoint are known early.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +21,29 @@ from gpd_cli.errors import ConfigurationError, did_you_mean
 from gpd_cli.recipes.names import configuration_name, configuration_path, recipe_meant
 
 YAML = "gpd"
-"""How all parsers read YAML: with settings in their old form as well."""
+"""Name of the YAML loader of all parsers, which also understands old forms of settings."""
 _GROUPS = ("model", "data", "trainer")
 _IMAGE_SIZE = "--data.image_size"
-_BASE = "config"  # the entry with the configuration that one builds on
+_BASE = "config"  # the entry of a configuration that names the one it builds on
 
 
 def load_yaml(text: str) -> Any:
-    """The content of a configuration, or the value of an option.
+    """Load the content of a configuration, or the value of an option.
 
     Args:
-        text: YAML.
+        text: text in YAML.
+
+    Returns:
+        The content, with old forms of settings translated to their present form.
 
     Raises:
-        YAMLError: when it is no YAML, or beyond its limits.
+        YAMLError: when the text is not valid YAML, or exceeds the limits of `yaml_limits`.
         MethodError: when a setting has an old form without an equivalent.
     """
     check_limits(text)
     content = get_loader("yaml")(text)
     if isinstance(content, dict):
-        # What a group has may have been commented out.
+        # A group is None if all of its entries have been commented out.
         content = {k: v for k, v in content.items() if v is not None or k not in _GROUPS}
         if isinstance(base := content.get(_BASE), str):
             content[_BASE] = configuration_path(base)
@@ -48,27 +54,28 @@ set_loader(YAML, load_yaml, (YAMLError,))
 
 
 def check_configurations(arguments: Sequence[str]) -> None:
-    """Read all configurations of a command line, and those that they build on.
+    """Check that all configurations of a command line, and their bases, can be read.
 
     Args:
-        arguments: the command line, in which recipes have been replaced by their files.
+        arguments: the command line, in which recipes have been replaced by the paths of their
+            files.
 
     Raises:
-        ConfigurationError: when one is missing, empty or no YAML.
+        ConfigurationError: when a configuration is missing, empty or not valid YAML.
     """
     for _ in _contents(arguments):
         pass
 
 
 def place_of(option: str, arguments: Sequence[str]) -> str | None:
-    """The configuration that has an option, the last one if there are several.
+    """Find the configuration that sets an option; if there are several, the last of them.
 
     Args:
-        option: with dots, such as ``model.ratio`` or ``data.init_args.root``.
-        arguments: the command line, whose configurations can be read.
+        option: name of the option with dots, such as ``model.ratio`` or ``data.init_args.root``.
+        arguments: the command line; its configurations have been checked to be readable.
 
     Returns:
-        Its path, or ``recipe:NAME``; None where no configuration has the option.
+        The path of the configuration, or ``recipe:NAME``; None if no configuration sets the option.
     """
     found = None
     for path, content in _contents(arguments):
@@ -78,13 +85,13 @@ def place_of(option: str, arguments: Sequence[str]) -> str | None:
 
 
 def chosen_image_size(arguments: Sequence[str]) -> int | None:
-    """The image size that a command line names, or else the last of its configurations that does.
+    """The image size that is set by the command line, or else by the last configuration with one.
 
     Args:
-        arguments: the command line, whose configurations can be read.
+        arguments: the command line; its configurations have been checked to be readable.
 
     Returns:
-        Height and width in pixels; None where nothing names them.
+        Height and width of the square images in pixels; None if nothing sets the size.
     """
     found: Any = None
     for _, content in _contents(arguments, inline=True):
@@ -92,18 +99,18 @@ def chosen_image_size(arguments: Sequence[str]) -> int | None:
             settings = data.get("init_args") if "class_path" in data else data
             found = (settings or {}).get("image_size", found)
     for _, value in occurrences(arguments, (_IMAGE_SIZE,)):
-        found = int(value) if value.isdecimal() else None  # the parser refuses what is no number
+        found = int(value) if value.isdecimal() else None  # the parser later refuses other values
     return found if isinstance(found, int) else None
 
 
 def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
-    """The checkpoint that a command line names, the last one if there are several.
+    """The checkpoint that a command line or its configurations name; the last one if several do.
 
-    A configuration without checkpoint (null, in configurations of runs) does not undo an earlier
-    one.
+    A configuration whose ``ckpt_path`` is null, as in configurations of runs, does not cancel a
+    checkpoint that was named earlier.
 
     Args:
-        arguments: the command line, whose configurations can be read.
+        arguments: the command line; its configurations have been checked to be readable.
     """
     found: str | None = None
     for name, value in occurrences(arguments, (CHECKPOINT, *CONFIGURATION)):
@@ -116,11 +123,11 @@ def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
 
 
 def _contents(arguments: Sequence[str], inline: bool = False) -> Iterator[tuple[str, Any]]:
-    """Path and content of each configuration, in the order in which later ones have the say.
+    """Yield path and content of each configuration, so that later ones override earlier ones.
 
     Args:
         arguments: the command line.
-        inline: whether to read configurations that stand on the command line, too.
+        inline: whether to include configurations written as YAML on the command line itself.
     """
     for _, value in occurrences(arguments, CONFIGURATION):
         if is_inline(value):
@@ -130,7 +137,7 @@ def _contents(arguments: Sequence[str], inline: bool = False) -> Iterator[tuple[
 
 
 def _of_text(text: str) -> Iterator[tuple[str, Any]]:
-    """A configuration that stands on the command line, after those that it builds on."""
+    """Yield the bases of a configuration written on the command line, then the configuration."""
     content = None
     with suppress(YAMLError):  # the parser reports the error later
         content = load_yaml(text)
@@ -141,32 +148,32 @@ def _of_text(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _with_bases(name: str, path: str, above: tuple[Path, ...]) -> Iterator[tuple[str, Any]]:
-    """A configuration after those that it builds on.
+    """Yield the bases of a configuration file, then the configuration itself.
 
     Args:
-        name: as it is written.
-        path: path of its file.
-        above: the files that build on it.
+        name: the configuration as the user or another configuration names it.
+        path: path of the configuration's file.
+        above: paths of the configurations that build on this one, the outermost first.
     """
     file = Path(path)
     if not _is_there(file):
         raise ConfigurationError(_missing(name, file, above))
-    if not file.is_file():  # a pipe, which can be read but once
+    if not file.is_file():  # a pipe can be read only once, which is left to the parser
         return
     content = _read(path, file)
     if isinstance(base := content.get(_BASE), str):
         if file.resolve() in above:
             raise ConfigurationError(f"{path} builds on itself; take its entry '{_BASE}' out.")
-        # jsonargparse takes the path of a base as relative to the file that has it.
+        # jsonargparse, too, takes the path of a base as relative to the file that names the base.
         yield from _with_bases(base, str(file.parent / base), (*above, file.resolve()))
     yield path, content
 
 
 def _read(path: str, file: Path) -> dict[str, Any]:
-    """The content of a configuration.
+    """Read the content of a configuration file.
 
     Raises:
-        ConfigurationError: when there is none, or it cannot be read.
+        ConfigurationError: when the file cannot be read, is empty, or is not a configuration.
     """
     name = configuration_name(path)
     try:
@@ -199,7 +206,13 @@ def _read(path: str, file: Path) -> dict[str, Any]:
 
 
 def _missing(name: str, file: Path, above: Sequence[Path]) -> str:
-    """What to say of a configuration that there is not."""
+    """The error message about a configuration that does not exist.
+
+    Args:
+        name: the configuration as it was named.
+        file: path of the configuration's file.
+        above: paths of the configurations that build on this one.
+    """
     what = f"There is no configuration '{name}'"
     with suppress(OSError):  # such as a name that is too long
         what = f"'{name}' is a folder, no configuration" if file.is_dir() else what

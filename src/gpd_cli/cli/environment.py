@@ -1,4 +1,4 @@
-"""How a run was started, in its folder: command line, versions, machine, and state of the code."""
+"""A record of how a run was started: command line, versions, machine, and state of the code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from gpd_cli.files import atomic_path
 
 ENVIRONMENT = "environment.json"
-"""The file: a list with an entry for each time that the run was started or went on."""
+"""Name of the file in a run's folder: a list with an entry for each start or resumption."""
 _PACKAGES = (
     *("gpd-cli", "torch", "torchvision", "lightning", "timm", "torchmetrics", "jsonargparse"),
     *("numpy", "pillow"),
@@ -28,16 +28,16 @@ _PACKAGES = (
 
 
 def write_environment(folder: Path, arguments: list[str], processes: int, step: int) -> None:
-    """Add an entry to the file in a run's folder.
+    """Add an entry to the file `ENVIRONMENT` in a run's folder.
 
     Args:
         folder: folder of the run.
         arguments: the command line, without the program's name.
         processes: number of processes that train together.
-        step: number of updates that the run has made already.
+        step: number of updates that the run has made already; 0 when a run begins.
 
     Raises:
-        GpdError: when it cannot be written.
+        GpdError: when the file cannot be written.
     """
     path = folder / ENVIRONMENT
     entries: list[Any] = []
@@ -63,11 +63,11 @@ def write_environment(folder: Path, arguments: list[str], processes: int, step: 
 
 @dataclass(frozen=True)
 class Start:
-    """When and where a run was started, or went on.
+    """The time of a start or resumption of a run, and the run's progress at that time.
 
     Args:
         time: seconds since 1970.
-        step: number of updates that it had made already.
+        step: number of updates that the run had made already.
     """
 
     time: float
@@ -75,7 +75,9 @@ class Start:
 
 
 def latest_start(folder: Path) -> Start | None:
-    """The latest start of a run, which a copy of its folder keeps; None where it is not known.
+    """Read the latest start of a run from the file `ENVIRONMENT`; None if it is not known.
+
+    Unlike the times of files, this information survives copying the folder.
 
     Args:
         folder: folder of the run.
@@ -89,10 +91,10 @@ def latest_start(folder: Path) -> Start | None:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit, branch and changed files of the repository that a folder is in, if it is in one.
+    """Commit, branch and changed files of the Git repository that a folder is in; None without one.
 
     Args:
-        folder: the folder.
+        folder: any folder.
     """
     try:
         commit = _git(folder, "rev-parse", "HEAD")
@@ -108,7 +110,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, check=True, timeout=10)
-    return done.stdout.decode(errors="backslashreplace").strip("\n")  # names of files are bytes
+    return done.stdout.decode(errors="backslashreplace").strip("\n")  # names may be invalid UTF-8
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""The page that `gpd COMMAND --help` prints: our options first, Lightning's Trainer on request."""
+"""What the page of `gpd COMMAND --help` shows: gpd's own options, sorted into sections.
+
+The many options of Lightning's Trainer have a page of their own (``--help-trainer``).
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,22 @@ HELP_GROUPS = {
     "--model.optimizer.help": ("model.optimizer", "optimizer and schedule"),
     "--model.static_teacher.help": ("model.static_teacher", "static teacher"),
 }
-"""Options that ask for help on a group of options, which are no class by itself: its name, and the
-title of the page. jsonargparse has such an option for each class (``--data.help``)."""
+"""Options that ask for help on a group of options, with the group's name and the page's title.
+
+For groups that are the arguments of a class that users choose, jsonargparse itself has such an
+option (``--data.help``).
+"""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Options that belong together.
+    """A section of a help page: options that belong together.
 
     Args:
         title: title of the section.
-        patterns: patterns of options' names; an option stands in the first section that one fits.
-        text: text before the options.
+        patterns: patterns (fnmatch) of names of options; an option is shown in the first section
+            with a pattern that matches the name.
+        text: text that is shown before the options.
     """
 
     title: str
@@ -36,11 +43,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What the help of a command shows.
+    """The content of a command's help page.
 
     Args:
-        usage: the command in one line.
-        sections: the page's sections, in order; options that are in none are not shown.
+        usage: the command's usage, in one line.
+        sections: sections of the page, in order; options that are in no section are not shown.
     """
 
     usage: str
@@ -76,7 +83,7 @@ _MODEL = (
 
 @dataclass
 class Group:
-    """What argparse takes for a group of options when it prints help."""
+    """A stand-in for argparse's groups of options, with the attributes that printing help reads."""
 
     title: str
     description: str | None
@@ -84,11 +91,14 @@ class Group:
 
 
 def groups(page: Page, actions: Sequence[Action]) -> list[Group]:
-    """The options of a command by section.
+    """Sort a parser's options into the sections of a page.
 
     Args:
-        page: what is to be shown.
-        actions: the parser's.
+        page: the help page.
+        actions: the parser's options.
+
+    Returns:
+        A group for each section, in the page's order.
     """
     found = [Group(section.title, section.text or None) for section in page.sections]
     for action in actions:
@@ -100,11 +110,11 @@ def groups(page: Page, actions: Sequence[Action]) -> list[Group]:
 
 
 def page_of(command: str, expanding: Sequence[str]) -> Page:
-    """The help of a command.
+    """The help page of a command.
 
     Args:
-        command: one of LightningCLI's subcommands.
-        expanding: names of the settings of the model that `expand` takes.
+        command: name of one of LightningCLI's subcommands.
+        expanding: names of the model's settings that `expand` uses.
     """
     usage = f"gpd {command} [-c CONFIG] [options]"
     run = Section("run", _RUN, _RESUMING if command == "fit" else "")
@@ -131,11 +141,11 @@ def page_of(command: str, expanding: Sequence[str]) -> Page:
 
 
 def group_page(command: str, option: str) -> Page:
-    """The help on one group of options.
+    """The help page on one group of options.
 
     Args:
-        command: one of LightningCLI's subcommands.
-        option: one of `HELP_GROUPS`.
+        command: name of one of LightningCLI's subcommands.
+        option: a key of `HELP_GROUPS`, such as ``--help-trainer``.
     """
     group, title = HELP_GROUPS[option]
     usage = f"gpd {command} [--{group}.OPTION VALUE ...]"

@@ -1,4 +1,4 @@
-"""Loggers of a run: always a CSV file, and the user's loggers."""
+"""Loggers of a run: always a CSV logger, and beside it those that the user has chosen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _OF_MACHINE = ("logger", "default_root_dir", "profiler", "enable_progress_bar")
 
 
 def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
-    """The logger of every run: ``runs/NAME/version_N``, with NAME from its configurations' files.
+    """Settings of the CSV logger that every run has; it logs to ``runs/NAME/version_N``.
+
+    NAME is made of the names of the run's configuration files.
 
     Args:
         arguments: the command line.
@@ -34,14 +36,15 @@ def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def run_name(file: str | Path) -> str:
-    """The name of a configuration's runs: the file's name without suffix.
+    """The name for runs of a configuration: the file's name without its suffix.
 
-    A file two or more folders below a folder ``configs`` gets its folder's name as a prefix, so
-    that ``configs/imagenet/scratch/resnet18.yaml`` and ``.../finetune/resnet18.yaml`` have
-    different names: ``scratch_resnet18`` and ``finetune_resnet18``.
+    If the file lies two or more folders below a folder ``configs``, the name of the file's own
+    folder is put before it. So ``configs/imagenet/scratch/resnet18.yaml`` and
+    ``configs/imagenet/finetune/resnet18.yaml`` give different names: ``scratch_resnet18`` and
+    ``finetune_resnet18``.
 
     Args:
-        file: the configuration.
+        file: path of the configuration.
     """
     path = Path(file).absolute()
     folders = [folder.name for folder in path.parents]
@@ -53,16 +56,16 @@ def run_name(file: str | Path) -> str:
 def with_csv(
     chosen: Any, default: Mapping[str, Any], root: str | Path | None = None
 ) -> list[Namespace]:
-    """The chosen loggers with a CSV logger first, whose folder is then the run's folder.
+    """Put a CSV logger first among the chosen loggers; its folder is then the run's folder.
 
-    Without any chosen logger there is a CSV logger as well, since its folder separates the
-    checkpoints of different runs.
+    A CSV logger is added even if the user has chosen no logger, since its folder keeps the
+    checkpoints of different runs apart.
 
     Args:
-        chosen: ``trainer.logger`` as parsed.
+        chosen: the option ``trainer.logger``, as parsed.
         default: the output of `csv_logger`.
-        root: ``trainer.default_root_dir``; if given, runs are in its folder ``runs`` instead of
-            the working directory's.
+        root: the option ``trainer.default_root_dir``; if given, runs are in the folder ``runs``
+            below this folder, and otherwise in ``runs`` below the working directory.
 
     Raises:
         GpdError: when the package behind a logger is not installed.
@@ -82,20 +85,21 @@ def with_csv(
         files = [Namespace(class_path=_CSV, init_args=Namespace(**default["init_args"]))]
     for logger in files:
         if logger.class_path.startswith("lightning."):
-            logger.class_path = _CSV  # which takes the same arguments, and can be continued
+            logger.class_path = _CSV  # takes the same arguments as Lightning's, and can continue
         if root and str(logger.init_args.get("save_dir")) == _RUNS:
             logger.init_args["save_dir"] = os.path.join(root, _RUNS)  # noqa: PTH118 - or a URL
     return files + [logger for logger in loggers if logger not in files]
 
 
 def taken_folder(table: Mapping[str, Any]) -> Path | None:
-    """The folder of another run that a version leads to, by its name or number.
+    """The folder that a chosen version names, if another run has taken this folder already.
 
     Args:
-        table: arguments of a run's CSV logger.
+        table: arguments of a run's CSV logger; ``version`` is a name or a number.
 
     Returns:
-        The folder; None for a version that is free, and without one, as the next number is.
+        The taken folder; None if the folder is free, or if no version was chosen, so that the run
+        gets the next free number.
     """
     version = table.get("version")
     if version is None or "://" in str(table["save_dir"]):
@@ -106,14 +110,14 @@ def taken_folder(table: Mapping[str, Any]) -> Path | None:
 
 
 def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that runs are compared by: model, optimizer, data and trainer.
+    """The settings that loggers get, so that runs can be compared: model, data and trainer.
 
     Args:
-        config: the configuration of a run, resolved.
+        config: the complete configuration of a run.
 
     Returns:
-        A nested dictionary, which each logger flattens in its own way; the trainer's settings are
-        included if they are numbers or strings.
+        A nested dictionary, which each logger flattens in its own way. Of the trainer's settings,
+        only numbers, strings and booleans are included.
     """
     trainer = {
         name: value
@@ -130,17 +134,17 @@ def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_to_keep(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a checkpoint has: how its run was trained, and not where it was logged.
+    """The settings that are stored in checkpoints: how the run is trained, not where it is logged.
 
     Args:
-        config: the configuration of a run, as plain values.
+        config: the complete configuration of a run, as plain values.
     """
     trainer = {name: v for name, v in config["trainer"].items() if name not in _OF_MACHINE}
     return {key: v for key, v in config.items() if key != "ckpt_path"} | {"trainer": trainer}
 
 
 def _plain(value: Any) -> Any:
-    """The value with lists for tuples, which YAML would write with a Python tag."""
+    """Replace tuples by lists at all levels, since YAML would write tuples with a Python tag."""
     if isinstance(value, Mapping):
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,8 @@
-"""Training whose output nobody reads any longer goes on: the log is lost, and nothing else."""
+"""Protection of training from failures of its output, such as a closed pipe or a full disk.
+
+If the terminal or program that reads the output goes away, further output is lost, and training
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 
 
 class _Forgiving:
-    """A stream that drops what cannot be written, from the first failure on.
+    """A wrapper of an output stream that drops all output from the first failed write on.
 
     Args:
         stream: standard output or standard error.
@@ -21,16 +25,16 @@ class _Forgiving:
         self._lost = False
 
     def write(self, text: str) -> int:
-        """Write, or drop."""
+        """Write the text, or drop it if the stream has failed."""
         self._do(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or drop."""
+        """Flush the stream, unless it has failed."""
         self._do(self._stream.flush)
 
     def writelines(self, lines: Any) -> None:
-        """Write lines, or drop them."""
+        """Write the lines, or drop them if the stream has failed."""
         for line in lines:
             self.write(line)
 
@@ -42,9 +46,10 @@ class _Forgiving:
             return
         try:
             action()
-        except (OSError, ValueError):  # a closed pipe, a full disk; a closed file
+        except (OSError, ValueError):  # OSError: closed pipe, full disk; ValueError: closed file
             self._lost = True
-            # What is buffered is written at the program's end, and libraries write as well.
+            # Redirect the file descriptor to the null device: buffered text is written when the
+            # program ends, and libraries write to the descriptor directly.
             with suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
@@ -53,10 +58,10 @@ class _Forgiving:
 
 @contextmanager
 def output_may_be_lost(active: bool) -> Iterator[None]:
-    """Drop output that cannot be written, instead of an error.
+    """Within this context, drop output that cannot be written instead of raising an error.
 
     Args:
-        active: whether to do so.
+        active: whether output may be dropped; with False, the context changes nothing.
     """
     before = sys.stdout, sys.stderr
     if active:

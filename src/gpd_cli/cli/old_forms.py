@@ -1,6 +1,7 @@
-"""Old forms of options, from versions in which methods and static teachers had no settings.
+"""Translation of old forms of options to their present form.
 
-Old forms are translated; an old form without an equivalent is refused with its new form.
+The old forms are of versions in which methods and static teachers had no settings of their own. An
+old form that cannot be translated is refused with a message that names the new form.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _NAMES = {cls.__name__.lower(): cls.__name__ for cls in METHODS}
 
 
 def current_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line with old forms of options in their new form.
+    """Translate old forms of options on a command line to their present form.
 
     Args:
         arguments: the command line.
@@ -52,17 +53,17 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def current_settings(content: Any) -> Any:
-    """A configuration with old and short forms of settings in their full form.
+    """Translate old and short forms of settings in a configuration to their full form.
 
-    Settings of the data without a class are settings of `ImageData`.
+    If the settings of the data name no class, they are taken as settings of `ImageData`.
 
     Args:
-        content: the content of a configuration; values of single options, which are parsed as YAML
-            as well, are returned unchanged.
+        content: the content of a configuration. Anything else, such as the value of a single
+            option, is returned unchanged.
 
     Raises:
         MethodError: when an old form has no equivalent, or a method is unknown.
-        YAMLError: when the name of an option of the model is no text.
+        YAMLError: when YAML reads the name of an option of the model as something other than text.
     """
     if not isinstance(content, Mapping):
         return content
@@ -100,7 +101,7 @@ def _option(name: str, value: str) -> str:
 
 
 def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the model in their new forms, by names with dots."""
+    """Translate settings of the model to their present form; groups are written with dots."""
     current: dict[str, Any] = {}
     settings = dict(settings)
     arguments = settings.pop("method_args", None)
@@ -126,7 +127,7 @@ def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as nested mappings, one level for each dot in a name."""
+    """Turn names with dots into nested mappings, one level for each dot."""
     nested: dict[str, Any] = {}
     for name, value in settings.items():
         *groups, last = name.split(".")
@@ -138,7 +139,10 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class_name(method: str) -> str:
-    """The class name of a method; values that are no plain names are returned unchanged."""
+    """The class name of a method that may be written in lower case (dkd).
+
+    Import paths and other values that are not plain names are returned unchanged.
+    """
     if method in _NAMES.values() or not method.isidentifier():
         return method
     if method.lower() not in _NAMES:

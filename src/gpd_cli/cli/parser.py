@@ -1,4 +1,4 @@
-"""The parser of the command line, which keeps the defaults of classes apart."""
+"""The parser of the command line, which does not mix up the defaults of different classes."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ _HELP = {
 
 
 class Parser(LightningArgumentParser):
-    """LightningCLI's parser, in which a chosen class has its own defaults.
+    """LightningCLI's parser, in which a class chosen by the user keeps its own defaults.
 
-    By itself jsonargparse passes defaults of the default class on to the chosen class, where
-    arguments have the same names: DKD would get the default temperature of KD, and a user's data
-    module the batch size of `ImageData`. Help is that of `page`, if one is set.
+    By itself, jsonargparse passes the defaults of the default class on to the chosen class, for
+    arguments of the same name: DKD would get the default temperature of KD, and a user's data
+    module the batch size of `ImageData`.
+
+    Attributes:
+        page: what the help shows; None for all options.
     """
 
     page: Page | None = None
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Action:
-        """Add an option, some of Lightning's with another text: it knows no recipes."""
+        """Add an option; some of Lightning's options get a help text that mentions recipes."""
         if (name := next((name for name in args if name in _HELP), None)) is not None:
             kwargs["help"] = _HELP[name]
         action: Action = super().add_argument(*args, **kwargs)
         return action
 
     def get_defaults(self, skip_validation: bool = False, **kwargs: Any) -> Namespace:
-        """All defaults except those of classes' arguments, which parsing fills in at the end."""
+        """All defaults except those of classes' arguments, which are filled in after parsing."""
         defaults = super().get_defaults(skip_validation, **kwargs)
         for key in _CHOSEN:
             chosen = defaults.get(key)
@@ -50,14 +53,14 @@ class Parser(LightningArgumentParser):
         return defaults
 
     def shown(self) -> list[Action]:
-        """The options that help shows."""
+        """The options that the help shows."""
         if self.page is None:
             return list(self._actions)
         found = groups(self.page, self._actions)
         return [action for group in found for action in group._group_actions]
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
-        """The options by section, as the page has them."""
+        """The help text, with the options in the sections of `page`."""
         if self.page is None:
             return super().format_help(*args, **kwargs)
         before = self._action_groups, self.usage

@@ -1,4 +1,4 @@
-"""The errors of jsonargparse in one sentence, without the types and classes of Python."""
+"""Translation of jsonargparse's long error messages to one sentence without Python's types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpd_cli.errors import did_you_mean
 
 _KEY = r'Parser key "(data|model\.method|model\.assistants)": '
 _CLASS = r"class_path[ =]'([\w.]+)'"
-# What is meant by a value in the place of a file of settings.
+# The option that a user probably meant who gave a plain value to an option that takes a file.
 _MEANT = {
     "model": "--model.student",
     "model.optimizer": "--model.optimizer.opt",
@@ -28,7 +28,7 @@ _PLAIN = {
 }
 _MANY = {"int": "whole numbers", "float": "numbers", "str": "names"}
 _KIND = r"<class '[\w.]+'>|typing\.\w+\[[^\]]*\]|\w+\[[\w., ]+\]"
-# The innermost reason, without the types that jsonargparse tried around it.
+# Patterns of the innermost reason in a message, without the types that jsonargparse has tried.
 _REASONS = (
     r"Option '\w+' is not accepted",
     r'Parser key "(?!data"|model\.)\w+": .*?'
@@ -41,14 +41,14 @@ _REASONS = (
 
 
 def in_short(text: str) -> tuple[str, str]:
-    """An error of the parser in short, and the option that shows the right settings.
+    """Shorten an error message of the parser, and name the option that shows the right settings.
 
     Args:
         text: text of the error, on one line.
 
     Returns:
-        The reason; texts of which nothing is known are unchanged. Then the option, which is empty
-        where the reason has a remedy.
+        The reason in short (the text itself if its form is not known), and the option whose help
+        shows the right settings (empty if the reason already names a remedy).
 
     Example:
         >>> error = "Type expects a class: Option 'tau' is not accepted. Got value: Namespace("
@@ -69,7 +69,7 @@ def in_short(text: str) -> tuple[str, str]:
         return _of_type(text) or _of_several(text), "--help"
     said = re.sub(r"<class '([\w.]+)'>", r"\1", reason[0]).removeprefix("Parser key ")
     path = re.search(_CLASS, text)
-    if key[1] == "model.assistants":  # all of one class
+    if key[1] == "model.assistants":  # all assistants are of one class, which need not be named
         return f"--{key[1]}: {said}", f"--{key[1]}.help"
     if path is None:
         return f"--{key[1]}: {said}", "--help"
@@ -81,7 +81,7 @@ def in_short(text: str) -> tuple[str, str]:
 
 
 def setting_of_class(text: str) -> str | None:
-    """The setting of a class that, by a text of `in_short`, there is not.
+    """Extract the unknown setting of a class from a message made by `in_short`.
 
     Example:
         >>> setting_of_class("--data mine.Data: Option 'tau' is not accepted")
@@ -92,7 +92,11 @@ def setting_of_class(text: str) -> str | None:
 
 
 def _required(keys: Sequence[str]) -> tuple[str, str]:
-    """What to say of options that are missing."""
+    """The message about missing options, and the option whose help shows them.
+
+    Args:
+        keys: names of the missing options, as the parser writes them.
+    """
     names = [key.partition(".")[2] if "." in key else key for key in keys]  # without the command
     if names == ["model.student"]:
         remedy = "begin with -c recipe:digits (gpd recipes lists more)"
@@ -104,14 +108,14 @@ def _required(keys: Sequence[str]) -> tuple[str, str]:
 
 
 def _of_type(text: str, group: str = "") -> str | None:
-    r"""An error about an option of one type: what it takes, and what was given.
+    r"""Shorten an error about an option of a single type to what the option takes and what it got.
 
     Args:
         text: text of the error.
-        group: what stands before the option's name, with a dot.
+        group: prefix of the option's name, ending in a dot.
 
     Returns:
-        None for other errors.
+        The message; None if the error is of another kind.
 
     Example:
         >>> _of_type('Parser key "split": Expected a typing.Literal[\'a\', \'b\']. Got value: c')
@@ -126,7 +130,9 @@ def _of_type(text: str, group: str = "") -> str | None:
 
 
 def _of_several(text: str) -> str:
-    """An error about an option of several types: what it takes, and what was given.
+    """Shorten an error about an option of several types to what the option takes and what it got.
+
+    An error of another kind is returned unchanged.
 
     Example:
         >>> _of_several(
@@ -148,7 +154,7 @@ def _of_several(text: str) -> str:
 
 
 def _of_union(text: str, group: str = "") -> str | None:
-    """As `_of_type`, of an option of several types."""
+    """As `_of_type`, for an option of several types; None if the error is of another kind."""
     found = re.match(
         r'Parser key "([\w.]+)": .*?Subtypes: \[(.*?)\] Errors: .* Given value: (.*)$', text
     )
@@ -163,7 +169,7 @@ def _of_union(text: str, group: str = "") -> str | None:
 
 
 def _inside(text: str) -> str:
-    """The error about a class's setting of several types, inside that about the class."""
+    """The part of an error about a class that is about one setting of several types; else empty."""
     found = re.search(
         r'(Parser key "(?!data"|model\.)\w+": Does not .*? Given value: .*?)'
         r"(?=\. Got value: Namespace| - Expected a |$)",
@@ -173,13 +179,13 @@ def _inside(text: str) -> str:
 
 
 def _meant(key: str, value: str) -> str:
-    """The option whose value was probably given to the one above it."""
+    """A hint at the option that a value was probably meant for, which is below the given option."""
     is_word = re.fullmatch(r"[\w./~-]+", value)
     return f" (did you mean {_MEANT[key]} {value}?)" if key in _MEANT and is_word else ""
 
 
 def _plainly(kind: str) -> list[str]:
-    """What a type allows, in the words of users."""
+    """What a Python type allows, in words that users know."""
     if kind.startswith("typing.Literal"):
         return [value.strip("' ") for value in kind.partition("[")[2].rstrip("]").split(",")]
     name = re.sub(r"<class '([\w.]+)'>", r"\1", kind).removeprefix("collections.abc.")
@@ -199,7 +205,12 @@ def _listed(names: Sequence[str], word: str = "or") -> str:
 
 
 def _suggestion(said: str, path: str) -> str:
-    """The setting of a class that was probably meant."""
+    """A hint at the setting that was probably meant by an unknown setting of a class; else empty.
+
+    Args:
+        said: the reason of the error.
+        path: import path of the class.
+    """
     unknown = re.match(r"Option '(\w+)'", said)
     cls = locate(path) if unknown else None
     if unknown is None or not callable(cls):

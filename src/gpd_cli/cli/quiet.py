@@ -1,4 +1,4 @@
-"""Warnings and messages of libraries that a user of this tool cannot act on."""
+"""Suppression of warnings and messages of libraries that a user of this tool cannot act on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHATTER = (
 
 
 def quieten() -> None:
-    """Drop them, in this process."""
+    """Suppress these warnings and messages in this process."""
     for message in (
         ".*LightningCLI's args parameter.*",
         ".*does not have many workers.*",
@@ -27,9 +27,9 @@ def quieten() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*The dirpath has changed.*",
         ".*is smaller than the logging interval.*",
-        ".*Couldn't infer the batch indices.*",  # for streams
-        ".*Your `IterableDataset` has `__len__` defined.*",  # whose workers have parts of their own
-        ".*Total length of `list` across ranks is zero.*",  # nothing is held out for validation
+        ".*Couldn't infer the batch indices.*",  # arises with streams
+        ".*Your `IterableDataset` has `__len__` defined.*",  # workers do read separate parts
+        ".*Total length of `list` across ranks is zero.*",  # arises without validation images
         ".*lr_scheduler.step\\(\\)` before.*",
         ".*monitor='val/student_top1'.*could not find the monitored key",  # without validation
     ):

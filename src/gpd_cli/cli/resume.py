@@ -1,4 +1,4 @@
-"""Which run goes on, and from which of its checkpoints."""
+"""Choice of the run to resume, and of the checkpoint that the run goes on from."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from gpd_cli.files import check_whole, short_path
 
 RESUME = "--resume"
 LAST = "last"
-"""The value of ``--ckpt_path`` that stands for the newest checkpoint of the runs of a name."""
+"""The value of ``--ckpt_path`` that stands for the newest checkpoint of all runs of one name."""
 _CONFIGURATION = "config.yaml"
 
 
 def resumed_run(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The command line with a run's own configuration and newest checkpoint, for ``--resume RUN``.
+    """Replace ``--resume RUN`` by the run's own configuration and its newest checkpoint.
 
-    What else is on the command line comes after the configuration, and so above it.
+    All other options follow the configuration, and so override it.
 
     Args:
-        arguments: the command line, its command first.
+        arguments: the command line, beginning with the command.
 
     Returns:
-        The command line and the run's folder; unchanged and None without the option.
+        The new command line, and the run's folder. Without the option, the command line is
+        unchanged and the folder is None.
 
     Raises:
-        GpdError: when there is no such run, or no checkpoint of it.
+        GpdError: when there is no such run, or the run has no checkpoint.
     """
     given = [value for _, value in occurrences(arguments, (RESUME,))]
     if not given:
@@ -57,16 +58,20 @@ def resumed_run(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
 
 
 def last_checkpoint(logger: Mapping[str, Any], needed: bool = False) -> str | None:
-    """The newest whole checkpoint of the runs of a name; None, and a line that says so, without.
+    """Find the newest intact checkpoint among all runs of one name, and print its path.
 
-    It is one of the run that was started last.
+    The checkpoint is taken from the run that was started last, and from an earlier run only if that
+    run has no intact checkpoint.
 
     Args:
-        logger: ``save_dir`` and ``name`` of the table of a run of this name.
-        needed: whether nothing can be done without a checkpoint.
+        logger: settings of the CSV logger: ``save_dir`` and ``name``.
+        needed: whether the command cannot work without a checkpoint.
+
+    Returns:
+        The path of the checkpoint; None if there is none, which is printed as well.
 
     Raises:
-        GpdError: when one is needed, and there is none.
+        GpdError: when a checkpoint is needed, and there is none.
     """
     runs = Path(logger["save_dir"], logger["name"] or "")
     found = sorted((run for run in _versions(runs) if _checkpoints(run)), key=_age, reverse=True)
@@ -81,14 +86,14 @@ def last_checkpoint(logger: Mapping[str, Any], needed: bool = False) -> str | No
 
 
 def requeued_run(folder: str | Path) -> tuple[str, Path] | None:
-    """The checkpoint and the run that a requeued SLURM job goes on with, named in a line.
+    """Find the checkpoint and the run with which a requeued SLURM job goes on, and print the path.
 
     Args:
         folder: the Trainer's ``default_root_dir``.
 
     Returns:
-        The path of the checkpoint and the run's folder; None for any other run, and for a job whose
-        checkpoint lies in no folder of a run.
+        The path of the checkpoint, and the run's folder; None if this is not a requeued job, or if
+        its checkpoint does not lie in the folder of a run.
     """
     path = requeue_path(folder)
     if path is None or not path.is_file():
@@ -102,13 +107,18 @@ def requeued_run(folder: str | Path) -> tuple[str, Path] | None:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The whole checkpoint of a run with the most updates behind it; damaged ones are named.
+    """Find the newest intact checkpoint of a run: the one after the most updates.
 
-    Copying a folder gives files other times, so that these decide only among as many updates, and
-    where the run was put back to an earlier checkpoint: what it had made beyond that comes last.
+    The time of a file decides only between checkpoints after the same number of updates, since
+    copying a folder may change times. There is one exception: if the run was put back to an earlier
+    checkpoint, the later checkpoints written before that are considered last. Damaged checkpoints
+    are reported and passed over.
 
     Args:
         run: folder of the run.
+
+    Returns:
+        The path of the checkpoint; None if there is no intact one.
     """
     start = latest_start(run)
     order: dict[Path, tuple[bool, int, int]] = {}
@@ -135,22 +145,24 @@ def _checkpoints(run: Path) -> list[Path]:
 
 
 def _updates(path: Path) -> int:
-    """The updates behind a checkpoint, read without its tensors; -1 where it does not tell.
+    """The number of updates made before a checkpoint; -1 if the file does not tell.
+
+    The tensors of the checkpoint are not read.
 
     Raises:
-        WeightsError: when it is damaged.
-        OSError: when it cannot be read.
+        WeightsError: when the file is damaged.
+        OSError: when the file cannot be read.
     """
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         return int(content["global_step"])
-    except Exception:  # torch raises many types; a checkpoint may be one of another program
+    except Exception:  # torch raises many types; the checkpoint may be that of another program
         check_whole(path)
         return -1
 
 
 def _age(run: Path) -> tuple[float, int]:
-    """What runs are ordered by: the time of their latest start, and then their number."""
+    """Sort key of a run: the time of its latest start, then the number of its version."""
     start = latest_start(run)
     if start is not None:
         return start.time, _number(run)
@@ -158,7 +170,7 @@ def _age(run: Path) -> tuple[float, int]:
 
 
 def _versions(runs: Path) -> list[Path]:
-    """The runs of a name. A copy, such as ``version_0_backup``, is none of them."""
+    """The folders ``version_N`` of runs; copies such as ``version_0_backup`` are left out."""
     return [run for run in runs.glob("version_*") if _number(run) >= 0]
 
 
@@ -177,7 +189,11 @@ def _say(text: str) -> None:
 
 
 def _run_folder(value: str) -> Path:
-    """The run that is meant: by its folder, by that of its runs, or by one of its checkpoints."""
+    """The folder of the run that a value of ``--resume`` means.
+
+    The value may be the folder of the run, a folder with several runs, of which the one with the
+    highest version number is taken, or a path within the run: its checkpoints or one of these.
+    """
     path = Path(value)
     if path.is_file():
         path = path.parent

@@ -1,4 +1,4 @@
-"""The commands that are no methods of the Trainer: `extract` and `report`."""
+"""The commands that need no Trainer, and so have parsers of their own: `extract` and `report`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,37 @@ from gpd_cli.commands.extract import extract_command
 from gpd_cli.commands.report import report_command
 
 PARSING: dict[str, Any] = {"parser_mode": YAML, "exit_on_error": False, "allow_abbrev": False}
-"""Of all parsers: they raise, for their own messages begin with a page of usage. The beginning of
-an option's name stands for it no more than in a configuration: later versions may have others."""
+"""Settings of all parsers of the command line.
+
+Parsers raise their errors, since messages printed by the parsers begin with a page of usage. Names
+of options cannot be abbreviated: an abbreviation may become ambiguous with a later version's
+options, and configurations do not allow abbreviations either.
+"""
 
 
 def run_extract(arguments: Sequence[str]) -> None:
-    """Run `extract`: architecture and plan are in the file, there is nothing else to describe."""
+    """Run the command `extract`.
+
+    Args:
+        arguments: the command line after the command. The network needs no options, since its
+            architecture and width plan are in the checkpoint.
+    """
     config = _parsed(extract_parser(), with_values(arguments))
     del config["config"]
     extract_command(**config)
 
 
 def run_report(arguments: Sequence[str]) -> None:
-    """Run `report`: its runs need no option's name."""
+    """Run the command `report`.
+
+    Args:
+        arguments: the command line after the command; runs are positional arguments.
+    """
     report_command(**_parsed(report_parser(), arguments))
 
 
 def extract_parser() -> ArgumentParser:
-    """The options of `extract`."""
+    """Make the parser of `extract`."""
     usage = "gpd extract --ckpt_path CKPT_PATH --output OUTPUT [options]"
     parser = ArgumentParser(prog="gpd extract", usage=usage, **PARSING)
     parser.add_argument("-c", "--config", action="config", help="a file with these options (YAML)")
@@ -42,7 +55,7 @@ def extract_parser() -> ArgumentParser:
 
 
 def report_parser() -> ArgumentParser:
-    """The options of `report`."""
+    """Make the parser of `report`."""
     usage = "gpd report RUN [RUN ...] [options]"
     parser = ArgumentParser(prog="gpd report", usage=usage, **PARSING)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folders of runs of fit")

@@ -1,7 +1,8 @@
-"""Pages of help that are shown without importing torch and Lightning, which takes seconds.
+"""Help pages stored as text, so that they are shown without importing torch and Lightning.
 
-The folder ``help_pages`` has what ``gpd COMMAND --help`` prints, in lines of any length.
-``python -m gpd_cli.cli.stored_help`` (``make help``) writes it from the parsers; a test compares.
+The imports would take seconds. The folder ``help_pages`` holds the output of ``gpd COMMAND --help``
+for each command, in lines of any length. ``python -m gpd_cli.cli.stored_help`` (``make help``)
+writes the pages from the parsers, and a test checks that the stored pages are up to date.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from pathlib import Path
 
 PAGES = Path(__file__).parent / "help_pages"
 COMMANDS = ("fit", "validate", "test", "predict", "expand", "extract", "report")
-"""Commands that have a page."""
-_UNLIMITED = 100_000  # columns
-_HELP = 24  # column at which argparse begins what an option does
+"""Commands with a stored page."""
+_UNLIMITED = 100_000  # terminal width, in columns, at which argparse does not wrap lines
+_HELP = 24  # column at which argparse begins the description of an option
 _MARGIN = 2  # columns that argparse leaves free on the right
-_LEAST = 11  # columns that a text has in any terminal
+_LEAST = 11  # least width of a text in columns, however narrow the terminal is
 
 
 def stored_help(arguments: Sequence[str]) -> str | None:
-    """The page that a command line asks for, in lines that fit the terminal.
+    """The stored page that a command line asks for, wrapped to the width of the terminal.
 
     Args:
         arguments: the command line without the program's name.
 
     Returns:
-        The page; None where something else is asked for, such as a class's options.
+        The page; None if the command line asks for anything else, such as help on a class.
     """
     if len(arguments) != 2 or arguments[0] not in COMMANDS or arguments[1] not in ("-h", "--help"):
         return None
@@ -39,11 +40,11 @@ def stored_help(arguments: Sequence[str]) -> str | None:
 
 
 def wrapped(page: str, columns: int) -> str:
-    """A page as argparse would have wrapped it.
+    """Wrap the lines of a page as argparse would.
 
     Args:
         page: text of the page, with lines of any length.
-        columns: width of the terminal.
+        columns: width of the terminal, in columns.
 
     Example:
         >>> print(wrapped("  --lr LR               the learning rate at the start", 50), end="")
@@ -57,9 +58,9 @@ def wrapped(page: str, columns: int) -> str:
         width = columns - _MARGIN - indent
         is_option = 0 < indent < _HELP and following.startswith(" " * _HELP)
         if indent < _HELP and line[:_HELP].endswith("  ") and line[_HELP:].strip():
-            indent, width = _HELP, columns - _MARGIN - _HELP  # what an option beside it does
+            indent, width = _HELP, columns - _MARGIN - _HELP  # description beside an option's name
         elif is_option or line.startswith("usage: ") or (indent == 0 and line.endswith(":")):
-            width = len(line)  # argparse wraps none of these, nor titles
+            width = len(line)  # argparse does not wrap usage, titles and names of options
         elif indent < _HELP:
             width -= indent  # argparse counts the indent of a section's text twice
         text = textwrap.wrap(line[indent:], max(width, _LEAST)) or [""]
@@ -68,10 +69,10 @@ def wrapped(page: str, columns: int) -> str:
 
 
 def write_pages(folder: Path = PAGES) -> None:
-    """Write all pages from the parsers of the commands.
+    """Write all help pages anew from the parsers of the commands.
 
     Args:
-        folder: where to; it is made.
+        folder: folder of the pages, which is created if it does not exist.
     """
     from gpd_cli.cli.command_line import run
 

@@ -1,4 +1,4 @@
-"""Which option somebody meant who typed one that there is not."""
+"""Suggestions of the option that a user probably meant by typing one that does not exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from gpd_cli.cli.configurations import place_of
 from gpd_cli.data import ImageData
 from gpd_cli.errors import ConfigurationError, did_you_mean
 
-# What other programs call it (timm, torchvision's references, ultralytics), by its last part.
+# Names of options in other programs (timm, torchvision's references, ultralytics), without what is
+# before the last dot, and the options of gpd that do the same.
 _ELSEWHERE = {
     "epochs": "--trainer.max_epochs",
     "gpus": "--trainer.devices",
@@ -42,8 +43,8 @@ _ELSEWHERE = {
 }
 _UNKNOWN = re.compile(r"unrecognized arguments: (\S+)")
 _UNKNOWN_IN_FILE = re.compile(r"(?:Subcommand '\w+' does not accept o|O)ption '([^']+)'")
-_ALIKE = 0.75  # share of letters that two names have in common, at least
-_LONG = 6  # letters from which an ending that resembles another is no coincidence
+_ALIKE = 0.75  # least similarity of two names (ratio of difflib, from 0 to 1) for a suggestion
+_LONG = 6  # least length, in letters, of a last part that is compared with other last parts
 
 
 def suggesting(
@@ -52,19 +53,20 @@ def suggesting(
     arguments: Sequence[str],
     others: Iterable[str] = (),
 ) -> ArgumentError | ConfigurationError:
-    """An error of a parser, with the option that was probably meant.
+    """Add the option that was probably meant to a parser's error about an unknown option.
 
     Args:
-        error: error that the parser raised.
+        error: the error that the parser raised.
         parser: parser of the command.
         arguments: the command line.
-        others: options that the parser knows as parts of a class only.
+        others: further options of the command, which the parser knows only as arguments of a class.
 
     Returns:
-        An error that names the configuration where one has an option that there is not.
+        The error to raise instead. If the unknown option stands in a configuration, the error names
+        the configuration.
     """
     known = [name for name in parser._option_string_actions if name.startswith("--")]
-    known.sort(key=lambda name: name.startswith("--trainer."))  # ours first
+    known.sort(key=lambda name: name.startswith("--trainer."))  # Lightning's options come last
     options = [*known, *others]
     if (found := _UNKNOWN_IN_FILE.match(str(error))) is None:
         return ArgumentError(None, with_suggestion(str(error), options))
@@ -75,16 +77,16 @@ def suggesting(
 
 
 def data_options() -> list[str]:
-    """The settings of `ImageData` as options."""
+    """The options that set the arguments of `ImageData`, such as ``--data.batch_size``."""
     return [f"--data.{name}" for name in inspect.signature(ImageData).parameters]
 
 
 def with_suggestion(message: str, known: Iterable[str]) -> str:
-    """An error of the parser, with the option that was probably meant.
+    """Add the option that was probably meant to a parser's error message.
 
     Args:
-        message: the parser's message.
-        known: the options of the command, with their hyphens.
+        message: the parser's message; if it is about anything else, it is returned unchanged.
+        known: names of the command's options, with their hyphens.
 
     Example:
         >>> with_suggestion("unrecognized arguments: --lr 0.1", ["--model.optimizer.lr"])
@@ -103,11 +105,12 @@ def with_suggestion(message: str, known: Iterable[str]) -> str:
 
 
 def nearest(typed: str, known: Iterable[str]) -> str | None:
-    """The option that somebody probably meant; None where none resembles what was typed.
+    """Find the option that was probably meant; None if no option resembles what was typed.
 
     Args:
-        typed: the option as it was typed, with its hyphens; they may stand for underscores inside.
-        known: the options that there are.
+        typed: the option as it was typed, with leading hyphens; hyphens within the name are taken
+            as underscores.
+        known: names of the options that exist, with their hyphens.
 
     Example:
         >>> options = ["--model.ratio", "--data.ratio", "--data.batch_size", "--trainer.max_epochs"]

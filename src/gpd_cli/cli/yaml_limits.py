@@ -1,27 +1,31 @@
-"""Limits of YAML, whose aliases and brackets make gigabytes, or a deep stack, of a short text."""
+"""Limits for YAML texts, since a short text may expand to gigabytes or to a very deep nesting.
+
+Aliases can multiply the number of values, and brackets the number of levels.
+"""
 
 from __future__ import annotations
 
 import yaml
 
 _DEEPEST = 60  # levels of mappings and lists
-_MOST = 100_000  # values, those of an alias counted each time
+_MOST = 100_000  # values, where the values of an alias count at each use
 _LONGEST = 4_000_000  # characters
 
 
 def check_limits(text: str) -> None:
-    """Check a text before a loader makes anything of it.
+    """Check a text before a loader constructs its values.
 
     Args:
-        text: YAML.
+        text: text in YAML.
 
     Raises:
-        yaml.YAMLError: when the text is no YAML, is too long or too deep, or has aliases that
-            stand for too many values or for what they are in.
+        yaml.YAMLError: when the text is not valid YAML, is too long or too deeply nested, or has
+            aliases that expand to too many values or contain themselves.
     """
     if len(text) > _LONGEST:
         raise yaml.YAMLError(f"it has {len(text):,} characters, and may have {_LONGEST:,}")
-    open_nodes: list[tuple[str | None, int]] = []  # anchors, and the count at their beginning
+    # For each open mapping or list: its anchor, and the number of values before its beginning.
+    open_nodes: list[tuple[str | None, int]] = []
     sizes: dict[str, int] = {}
     count = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):

@@ -1,15 +1,17 @@
-"""Checkpoints of the paper's authors' code (guoyongcs/GPD): the student that is in them.
+"""Extraction of the student from checkpoints of the paper authors' code (guoyongcs/GPD).
 
-What their files hold, found by reading their code:
+The content of such checkpoints, found by reading the authors' code:
 
-- timm's layout, ``state_dict`` and, with an average, ``state_dict_ema``; ReviewKD wraps the network
-  as ``student.``.
-- Every tensor is the dynamic teacher's, its copies end to end: the student has the first ones.
-  Kernels and biases of convolutions and linear layers are stored divided by the ratio, except for
-  depthwise ones and the classifier. Norms are stored as they are, with statistics of the student's
-  own (``tiny_running_mean``, ``tiny_running_var``).
-- A layer with branches has six, each with a gate, as rows of ``vector``; the student's kernel is
-  merged from slices of the factors. Such a layer has a bias, also where the network has none.
+- The file has timm's layout: ``state_dict`` and, if the run had an average, ``state_dict_ema``.
+  With ReviewKD, the names of the network's tensors begin with ``student.``.
+- Every tensor belongs to the dynamic teacher, whose channels are whole copies of the student's, one
+  after another; the student's part is the first copy. Kernels and biases of convolutions and linear
+  layers are stored divided by the ratio, except for depthwise convolutions and the classifier.
+  Norms are stored undivided, with the student's own running statistics beside the teacher's
+  (``tiny_running_mean``, ``tiny_running_var``).
+- A layer with branches has six of them, whose gates are the rows of ``vector``. The student's
+  kernel is merged from slices of the branches' tensors. Such a layer has a bias even if the layer
+  of the student has none.
 """
 
 from __future__ import annotations
@@ -43,22 +45,24 @@ _MARK = ".tiny_running_mean"
 _AVERAGED, _RAW = "state_dict_ema", "state_dict"
 _PREFIXES = ("module.", "student.")
 _MAIN = "weight_orepa_origin"
-_MULTIPLIER = 8  # outputs per channel of their depthwise-separable branch
-_SIDE = 224
+_MULTIPLIER = 8  # outputs per input channel in the authors' depthwise-separable branch
+_SIDE = 224  # height and width of the images that the authors train on
 
 
 def read_authors(path: Path, weights: Weights = "ema") -> tuple[Alone, Description, str] | None:
-    """Read the student of a checkpoint of the authors' code.
+    """Read the student from a checkpoint of the authors' code.
 
     Args:
-        path: the file.
-        weights: averaged weights where there are some (``ema``), or the trained ones (``raw``).
+        path: path of the file.
+        weights: ``ema`` for the averaged weights, if the file has any; ``raw`` for the trained
+            weights.
 
     Returns:
-        The student, its description, and in words what was taken; None for any other file.
+        The student, its description, and a text that says which weights were taken. None if the
+        file is not a checkpoint of the authors' code.
 
     Raises:
-        WeightsError: when the network is none of theirs that is known here, or the file is damaged.
+        WeightsError: when the file is damaged, or its network is not one of `_STUDENTS`.
     """
     content = _content(path)
     if content is None:
@@ -76,7 +80,7 @@ def read_authors(path: Path, weights: Weights = "ema") -> tuple[Alone, Descripti
         try:
             state, ratio, merged = _student_state(student, names, stored)
             student.load_state_dict(state)
-        except Exception as error:  # a layer of theirs lacks a tensor, or has another size
+        except Exception as error:  # a layer in the file lacks a tensor, or has another size
             raise damaged(path, error) from error
         known = ImageNetInfo().label_names()
         images = ImageSpec(
@@ -103,13 +107,13 @@ def read_authors(path: Path, weights: Weights = "ema") -> tuple[Alone, Descripti
 
 
 def _content(path: Path) -> Mapping[str, Any] | None:
-    """The file's content, if it is one of theirs."""
+    """The content of a file if it is a checkpoint of the authors' code; otherwise None."""
     if not path.is_file() or path.suffix == ".safetensors":
         return None
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # torch raises many types; other readers say what is wrong with the file
+    except Exception:  # torch raises many types; whoever reads the file next reports the error
         return None
     state = content.get(_RAW) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not any(str(key).endswith(_MARK) for key in state):
@@ -118,7 +122,7 @@ def _content(path: Path) -> Mapping[str, Any] | None:
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's own tensors, without what wraps it."""
+    """The network's tensors, with prefixes of wrapping modules removed from their names."""
     found = dict(state)
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in found if key.endswith(_MARK)):
@@ -132,12 +136,12 @@ def _classes(stored: Mapping[str, Tensor]) -> int:
 
 
 def _same_names(student: nn.Module) -> dict[str, str]:
-    """Their module names by ours, where they are the same."""
+    """The authors' module names by ours, for networks in which both are the same."""
     return {name: name for name, _ in student.named_modules()}
 
 
 def _of_mobilenet(student: nn.Module) -> dict[str, str]:
-    """Their module names of MobileNet V1 by ours, which are timm's."""
+    """The authors' module names of MobileNet V1 by ours, which are those of timm."""
     names = {"conv_stem": "model.0.0", "bn1": "model.0.1", "classifier": "fc"}
     blocks = [
         f"blocks.{stage}.{number}"
@@ -161,14 +165,20 @@ _STUDENTS: dict[str, Rename] = {
 
 
 def _layers(student: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """Modules that have tensors of their own."""
+    """Yield names and modules that have parameters or buffers of their own."""
     for name, module in student.named_modules():
         if module._parameters or module._buffers:
             yield name, module
 
 
 def _covers(student: nn.Module, names: Mapping[str, str], stored: Mapping[str, Tensor]) -> bool:
-    """Whether a file is of this architecture: the same layers, and none besides."""
+    """Whether a file has exactly the layers of an architecture.
+
+    Args:
+        student: the architecture.
+        names: the authors' module names by ours.
+        stored: tensors of the file by name.
+    """
     ours = {names.get(name, name) for name, _ in _layers(student)}
     theirs = {key.rpartition(".")[0] for key in stored}
     return ours == theirs
@@ -177,10 +187,15 @@ def _covers(student: nn.Module, names: Mapping[str, str], stored: Mapping[str, T
 def _student_state(
     student: nn.Module, names: Mapping[str, str], stored: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], int, int]:
-    """Cut the student out.
+    """Compute the student's state dict from the tensors of the dynamic teacher.
+
+    Args:
+        student: the student, which is not changed.
+        names: the authors' module names by ours.
+        stored: tensors of the file by name.
 
     Returns:
-        Its state dict, the ratio, and how many kernels had branches.
+        The student's state dict, the expansion ratio, and the number of kernels with branches.
     """
     state, merged, shift = dict(student.state_dict()), 0, None
     ratio = max(
@@ -211,11 +226,11 @@ def _student_state(
             if module.bias is not None and bias is not None:
                 state[f"{name}.bias"] = bias
             elif bias is not None:
-                shift = bias  # what the norm after it takes off again
+                shift = bias  # the student has no such bias; the next norm's mean absorbs it
         elif isinstance(module, nn.BatchNorm2d):
             for key in ("weight", "bias"):
                 state[f"{name}.{key}"] = own[key][: module.num_features]
-            # Their networks copy the statistics when they run for the first time.
+            # The authors' code copies the student's statistics from the teacher's at the first run.
             fresh = float(own["tiny_running_mean"].mean()) == 0
             for key in ("running_mean", "running_var"):
                 source = own[key if fresh else f"tiny_{key}"]
@@ -239,8 +254,8 @@ def _merged(conv: nn.Conv2d, own: Mapping[str, Tensor], scale: int, ratio: int) 
 
     Args:
         conv: the student's layer.
-        own: tensors of the authors' layer, by name.
-        scale: what dense kernels are stored divided by.
+        own: tensors of the same layer in the authors' checkpoint, by name.
+        scale: the factor by which dense kernels have been divided in the checkpoint.
         ratio: how many times as wide as the student the authors' network is.
     """
     outputs, fan, *size = conv.weight.shape
@@ -251,7 +266,8 @@ def _merged(conv: nn.Conv2d, own: Mapping[str, Tensor], scale: int, ratio: int) 
 
     gates = own["vector"][:, :outputs].double()
     first = own["weight_orepa_1x1_kxk_idconv1"] + own["id_tensor"]
-    widened = first.shape[1] // fan if groups == 1 else 1  # inputs
+    # The ratio of the wide layer's number of inputs to the student's.
+    widened = first.shape[1] // fan if groups == 1 else 1
     if groups == 1:
         first = first[:inputs, :inputs].double() * (
             ratio if scale > 1 and widened > 1 else 1 if scale > 1 else widened

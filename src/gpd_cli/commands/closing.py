@@ -1,4 +1,4 @@
-"""What `fit` says at its end: how the run went, where its files are, and what to type next."""
+"""The summary that `fit` prints at its end: scores, duration, files, and commands to type next."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ _INDENT = 14
 
 
 def closing_lines(run: Run, seconds: float, report: str = "", went_on: bool = False) -> list[str]:
-    """The summary of a run that has ended.
+    """The lines of the summary of a run that has ended.
 
     Args:
-        run: what the run has logged.
-        seconds: duration of the run, or since it went on.
-        report: why there is no report, if there is none.
-        went_on: whether it went on in its own folder, which has the epochs of before as well.
+        run: the run, as read from its folder.
+        seconds: duration in seconds since the run was started or resumed.
+        report: if no report was written, the reason; otherwise empty.
+        went_on: whether the run was resumed in its own folder, whose log also has the epochs before
+            the interruption.
     """
     took = f"{_in_words(seconds)}, {_epochs(run)}"
     if went_on:
@@ -41,7 +42,7 @@ def closing_lines(run: Run, seconds: float, report: str = "", went_on: bool = Fa
 
 
 def next_commands(run: Run) -> list[str]:
-    """Commands that use what a run left: score the student on the test images, and export it."""
+    """Commands for the run's best checkpoint, which test the student and export it."""
     chosen = run.checkpoint("best") or run.checkpoint("last")
     if chosen is None:
         return []
@@ -74,7 +75,7 @@ def _epochs(run: Run) -> str:
 
 
 def _in_words(seconds: float) -> str:
-    """A duration in its two largest units.
+    """Format a duration in its two largest units.
 
     Example:
         >>> _in_words(4.2), _in_words(130), _in_words(7500)

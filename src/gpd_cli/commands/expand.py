@@ -1,6 +1,6 @@
-"""`gpd expand`: inflate a student into a dynamic teacher and certify that the function is the same.
+"""`gpd expand`: inflate a student into a dynamic teacher, and certify that both are equal.
 
-A dry run only plans: it prints the width plan, and builds nothing.
+A dry run only prints the width plan, and builds nothing.
 """
 
 from __future__ import annotations
@@ -53,24 +53,26 @@ def expand_command(
     """Expand a student, certify and write the result, and print a summary.
 
     Args:
-        output: the file to write, ``.safetensors``; None for a dry run, which prints the plan and
-            builds nothing.
-        student: name of the network.
-        student_weights: file with the network's state dict; by default random weights.
-        student_args: further arguments of the network's constructor.
-        num_classes: number of classes; by default the network's own.
-        image_size: height and width of the images, in pixels; by default the network's own.
+        output: path of the file to write, ``.safetensors``; None for a dry run, which prints the
+            width plan and builds nothing.
+        student: name of the student.
+        student_weights: file with the student's state dict; by default random weights.
+        student_args: further arguments of the student's constructor.
+        num_classes: number of classes; by default the number that the student is built with.
+        image_size: height and width of the images, in pixels; by default the student's own.
         ratio: how many times as wide the dynamic teacher is.
-        branches: how many of the paper's six branches, the main kernel included (1 is that kernel
-            alone); or names of branches, or those of published sets.
-        noise: size of the zero-sum noise that lets copies diverge; it changes no output.
+        branches: how many of the paper's six branches each layer has, counting the main kernel (1
+            is the main kernel alone); or names of branches or of published blocks.
+        noise: standard deviation of the zero-sum noise that lets the copies of a channel diverge,
+            relative to the standard deviation of each weight; the noise changes no output.
         storage: the scale at which shared weights are stored; by default mixed.
-        exclude: patterns of names of layers that keep their output channels.
-        width_multiple: wide widths are rounded up to a multiple of this.
+        exclude: patterns of names of layers whose output channels are not widened.
+        width_multiple: the teacher's widths are rounded up to a multiple of this number.
         branch_layers: which layers get branches: ``all``, ``3x3_stride1``, or patterns of names.
         branch_init: initial values of the branches: ``zero``, ``orepa`` or ``gpd``.
-        branch_width: inner channels of the ``1x1_kxk`` branch, in units of the paper's.
-        plan: file for the width plan as readable text (YAML); by default none.
+        branch_width: number of inner channels of the ``1x1_kxk`` branch, as a multiple of the
+            number in the paper.
+        plan: path of a file for the width plan as readable text (YAML); by default none is written.
 
     Raises:
         GpdError: for every error that a user can fix; then nothing is written.
@@ -132,7 +134,7 @@ def expand_command(
 
 
 def _changed(layers: Sequence[str], branch_init: BranchInit, branch_width: float) -> list[str]:
-    """Names of the options of branches that do not have their defaults."""
+    """Names of the branch options that differ from their defaults."""
     changed = {
         "branch_layers": tuple(layers) != ALL_LAYERS,
         "branch_init": branch_init != "zero",
@@ -155,7 +157,7 @@ def _check_paths(output: Path | None, plan: Path | None) -> None:
 def _heading(
     spec: ModelSpec, shape: tuple[int, ...], exclude: Sequence[str], width_multiple: int
 ) -> dict[str, Any]:
-    """The first lines of a plan: the network and the options that it was made for."""
+    """Head of a plan's text: the network, and the options that the plan was made with."""
     return {
         "network": spec.name,
         **({"arguments": spec.model_args} if spec.model_args else {}),
@@ -187,7 +189,18 @@ def _facts(
     names: Sequence[str],
     in_vain: Sequence[str],
 ) -> list[tuple[str, str]]:
-    """Rows of the summary: the network before and after expansion."""
+    """Rows of the summary, which compare the network before and after expansion.
+
+    Args:
+        pair: student and dynamic teacher.
+        network: the student as a plain network.
+        shape: shape of the student's images, ``(C, H, W)``.
+        names: names of the branches.
+        in_vain: names of branch options that have no effect.
+
+    Returns:
+        Pairs of title and text.
+    """
     before, certificate = cost(network, shape), pair.certificate
     assert certificate is not None
     after = cost(network, shape, pair.plan)

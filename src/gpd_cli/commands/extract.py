@@ -29,8 +29,8 @@ from gpd_cli.teacher.compare import relative_difference
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 
-_IMAGES = 4  # number of random images for the comparison
-_ROUNDING = 1e-4  # tolerated relative difference in float32
+_IMAGES = 4  # number of random images on which trained and extracted network are compared
+_ROUNDING = 1e-4  # tolerated relative difference of the merged teacher's logits in float32
 
 
 def extract_command(
@@ -46,17 +46,17 @@ def extract_command(
 
     Args:
         ckpt_path: a file of `fit` or `expand`, or a checkpoint of the paper's authors' code.
-        output: the output: a folder for timm (a path that ends in a slash), a state dict
-            (``.safetensors``, ``.pth``, ``.pt``), or a program that needs no source code (``.pt2``
-            of torch.export, ``.onnx``).
-        which: the student, or the merged dynamic teacher.
-        weights: averaged weights (ema) where the run has an average that has begun, or the trained
-            weights (raw).
-        preprocess: put resize, crop and normalization into a program, whose input is then the bytes
-            of Pillow images.
-        fuse_bn: fold batch norms into the convolutions before them, in a program.
-        half: store weights in float16; a program also computes in float16, with the same input and
-            output types as otherwise.
+        output: path to write, whose ending chooses the form: a folder for timm (a path that ends in
+            a slash), a state dict (``.safetensors``, ``.pth``, ``.pt``), or a program that runs
+            without source code (``.pt2`` of torch.export, ``.onnx``).
+        which: the network to extract: the student, or the merged dynamic teacher.
+        weights: the averaged weights (ema), if the run has an average and it has begun, or the
+            trained weights (raw).
+        preprocess: make resize, crop and normalization a part of the program, which then takes the
+            bytes of Pillow images; for ``.pt2`` and ``.onnx``.
+        fuse_bn: fold batch norms into the convolutions before them; for ``.pt2`` and ``.onnx``.
+        half: store weights in float16; a program also computes in float16, with input and output
+            types unchanged.
 
     Raises:
         GpdError: for every error that a user can fix; then nothing is written.
@@ -119,7 +119,19 @@ def _extract(network: Pair | Alone, which: Which) -> nn.Module:
 def _check(
     network: Pair | Alone, extracted: nn.Module, which: Which, shape: tuple[int, ...]
 ) -> Certificate:
-    """Compare the trained network with the extracted one; any difference of a student is a bug."""
+    """Compare the logits of the trained and the extracted network on random images.
+
+    An extracted student has to be equal bit for bit; a merged teacher may differ by rounding.
+
+    Args:
+        network: the trained network.
+        extracted: the extracted network.
+        which: which network was extracted.
+        shape: shape of an image, ``(C, H, W)``.
+
+    Raises:
+        WeightsError: when the networks differ, or the logits are NaN or infinite.
+    """
     images = _images(shape)
     with torch.no_grad():
         trained = network.student(images) if which == "student" else network(images)[1]
@@ -131,7 +143,7 @@ def _check(
             "compared with it and nothing was written; give another checkpoint of the run."
         )
     difference = relative_difference(written, trained)
-    # For plain parameters, as the merged teacher has, torch may choose other matrix kernels.
+    # Torch may choose other matrix kernels for the merged teacher, whose parameters are plain ones.
     if not difference <= (0 if which == "student" else _ROUNDING):
         raise WeightsError(
             f"The extracted {which} differs from the trained one by {difference:.1e}; nothing was "
@@ -148,7 +160,7 @@ def _images(shape: tuple[int, ...]) -> torch.Tensor:
 def _arguments(
     network: Pair | Alone, extracted: nn.Module, description: Description, which: Which
 ) -> dict[str, object] | None:
-    """Arguments that build the extracted network, if any do."""
+    """Constructor arguments that build the extracted network; None if no arguments do."""
     spec = description.spec
     if which == "student" or not isinstance(network, Pair):
         return spec.model_args
@@ -160,7 +172,7 @@ def _arguments(
 def _facts(
     ckpt_path: Path, output: str, which: Which, taken: str | None, after: Cost, is_run: bool
 ) -> dict[str, str]:
-    """Lines of the model card."""
+    """Facts for the model card, by title."""
     facts: dict[str, str] = {}
     if is_run and ckpt_path.suffix != ".safetensors":
         facts |= facts_of_run(read_run(ckpt_path), averaged=taken in (None, "averaged"))
@@ -174,7 +186,7 @@ def _facts(
 
 
 def _notes(about: About) -> list[tuple[str, str]]:
-    """What the files cannot know, and what builds a wide network."""
+    """Rows of the summary about what is unknown, and about how to build a wide network."""
     notes = []
     if about.network == "teacher":
         name = about.spec.name

@@ -1,4 +1,4 @@
-"""The table that `predict` writes."""
+"""The table of predictions that `gpd predict` writes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from gpd_cli.errors import DataError
 from gpd_cli.files import atomic_path, json_text
 
 TABLES = (".csv", ".jsonl")
-"""Endings of the tables that can be written."""
+"""Endings of paths for the formats of the table."""
 
 Top = tuple[int, float]
-"""A class of a network for an image, and its probability."""
+"""A class number, and the probability that a network gives to this class for an image."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of an image.
+    """Predictions and label of an image.
 
     Args:
-        tops: each network's likeliest classes, the likeliest first, by the network's name.
-        label: the class number of the image; None where it has none.
+        tops: by name of the network, its most probable classes in descending order.
+        label: class number of the image; None if it is not known.
     """
 
     tops: Mapping[str, Sequence[Top]] = field(default_factory=dict)
@@ -39,22 +39,25 @@ class Row:
 
 
 Rows = dict[int, Row]
-"""By the image's number."""
+"""Rows by the number of the image."""
 
 
 class PredictionTable(BasePredictionWriter):
-    """Collect predictions, from all processes, and write them in the order of the images.
+    """Collect the predictions of all processes, and write them in the order of the images.
 
     Args:
-        path: the table to write, with one of the endings in `TABLES`.
-        top: how many classes of each network; no more than there are.
+        path: path of the table to write, with one of the endings in `TABLES`.
+        top: number of classes to write for each network; at most all classes are written.
+
+    Attributes:
+        images: number of images in the table, once the table has been written.
     """
 
     def __init__(self, path: Path, top: int = 1) -> None:
         super().__init__("batch")
         self.path = path
         self.top = top
-        self.images = 0  # in the table, once it is written
+        self.images = 0
         self._rows: Rows = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +84,10 @@ class PredictionTable(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep each network's likeliest classes; `prediction` has probabilities, ``[B, C]``."""
+        """Keep each network's most probable classes for the images of a batch.
+
+        `prediction` has class probabilities by network, ``[B, C]`` each.
+        """
         tops = {
             name: values.topk(min(self.top, values.shape[1]), dim=1)
             for name, values in prediction.items()
@@ -89,7 +95,7 @@ class PredictionTable(BasePredictionWriter):
         count = len(next(iter(tops.values())).values)
         told = batch[1] if len(batch) > 1 else None
         labels = told.tolist() if isinstance(told, Tensor) else [None] * count
-        # A stream does not number its images; a single process reads them in order.
+        # A stream does not number its images, but a single process reads them in order.
         numbers = batch_indices or range(len(self._rows), len(self._rows) + count)
         for row, number in zip(range(count), numbers, strict=True):
             found = {
@@ -114,21 +120,24 @@ class PredictionTable(BasePredictionWriter):
 def write_rows(
     path: Path, rows: Rows, class_names: Sequence[str] | None, files: Sequence[str] | None = None
 ) -> None:
-    """Write an entry per image, in the order of their numbers, atomically.
+    """Write the table atomically, with one entry per image in the order of the images' numbers.
 
-    A ``.csv`` has a row per image; a ``.jsonl`` has a line of JSON per image, with a list of
-    classes per network. Both are UTF-8. Names of files that are not keep their bytes in a ``.csv``
-    (Python reads them with ``errors="surrogateescape"``), and are escaped in a ``.jsonl``.
+    A ``.csv`` file has a row per image; a ``.jsonl`` file has a line of JSON per image, with a list
+    of classes for each network. Both are encoded in UTF-8. If the name of an image file is not
+    valid UTF-8, a ``.csv`` keeps the bytes of the name (Python reads them with
+    ``errors="surrogateescape"``), and a ``.jsonl`` escapes them.
 
     Args:
-        path: the file to write.
-        rows: the table, one row per image, at least one.
-        class_names: names by class number; for others, and without them, numbers are written.
-        files: the images' paths by their number; numbers are written without them.
+        path: path of the file to write.
+        rows: rows by number of the image; at least one.
+        class_names: names of the classes in the order of class numbers; the number is written for
+            a class without a name.
+        files: paths of the image files in the order of the images' numbers; if not given, the
+            numbers are written.
     """
 
     def name(label: int) -> str:
-        # Own data may name fewer classes than the networks have.
+        # A user's data module may name fewer classes than the networks have.
         return class_names[label] if class_names and label < len(class_names) else str(label)
 
     entries = (
@@ -153,7 +162,7 @@ def write_rows(
 
 
 def _write_csv(file: TextIO, entries: Iterator[dict[str, Any]], first: Row) -> None:
-    """The columns of a second class end in ``_2``, and so on."""
+    """Write entries as CSV; the columns of a network's second class end in ``_2``, and so on."""
     columns = ["file", "label"]
     for network, tops in first.tops.items():
         for place in range(1, len(tops) + 1):
@@ -170,7 +179,7 @@ def _write_csv(file: TextIO, entries: Iterator[dict[str, Any]], first: Row) -> N
 
 
 def _gathered(rows: Rows) -> Rows:
-    """The rows of all processes; one for an image that several processes have seen."""
+    """Gather the rows of all processes; an image seen by several processes gets one row."""
     if world_size() == 1:
         return rows
     parts: list[Rows] = [{} for _ in range(world_size())]

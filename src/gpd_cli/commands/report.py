@@ -1,4 +1,4 @@
-"""`gpd report`: a page, a picture and a text about one run or several."""
+"""`gpd report`: an HTML page, a picture and a Markdown text about one or several runs."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def report_command(
 
     Args:
         runs: folders of the runs.
-        output: the page to write (.html); by default report.html in the run's folder, of several
-            runs in the working directory.
-        split: the images whose classes, confusions and disagreements are shown, with the networks
-            of best.ckpt; none is quick.
+        output: path of the page to write (.html); by default report.html in the folder of the run,
+            or, for several runs, in the working directory.
+        split: the images on which the networks of best.ckpt are run, to show accuracy by class,
+            confusions and disagreements; none leaves this part out, which is quick.
 
     Raises:
         ReportError: when a run cannot be read, or a package is missing.
@@ -48,7 +48,7 @@ def report_command(
         check_writable(path)
     predictions, missing = _predictions(found, split)
     missing = [f"{run.name}: {run.lacking}" for run in found if run.lacking] + missing
-    from gpd_cli.report.page import write_page  # which needs the packages
+    from gpd_cli.report.page import write_page  # imported here since it needs optional packages
 
     write_page(found, predictions, missing, page)
     draw(found, picture)
@@ -59,10 +59,10 @@ def report_command(
 
 
 def write_short_report(run: Run) -> str:
-    """Write ``report.html`` beside a run's log, without anything that takes long.
+    """Write ``report.html`` beside a run's log, without the parts that take long.
 
     Returns:
-        Why there is none, with the remedy; nothing when it was written.
+        If no report was written, the reason and the remedy; otherwise an empty text.
     """
     command = f"gpd report {shlex.quote(short_path(run.folder))}"
     if missing_packages():
@@ -73,18 +73,18 @@ def write_short_report(run: Run) -> str:
     missing = [f"Accuracy by class, confusions and disagreements: {command}"]
     try:
         write_page([run], {}, [run.lacking, *missing] if run.lacking else missing, page)
-    except (GpdError, OSError) as error:  # the run itself went well
+    except (GpdError, OSError) as error:  # must not make a successful run fail
         return str(error)
     return ""
 
 
 def missing_packages() -> list[str]:
-    """The packages that a report needs and that are not installed."""
+    """Names of the packages that a report needs but that are not installed."""
     return [name for name in _PACKAGES if find_spec(name) is None]
 
 
 def _predictions(runs: Sequence[Run], split: str) -> tuple[dict[str, Predictions], list[str]]:
-    """Predictions by run, and sentences about those that there are none of."""
+    """Predictions by the name of the run, and sentences about runs without predictions."""
     predictions: dict[str, Predictions] = {}
     missing: list[str] = []
     if split == "none":
@@ -97,7 +97,7 @@ def _predictions(runs: Sequence[Run], split: str) -> tuple[dict[str, Predictions
             continue
         try:
             predictions[run.name] = predict(checkpoint, split)  # type: ignore[arg-type]
-        except Exception as error:  # the data may be anybody's code, and is not needed for the rest
+        except Exception as error:  # a user's data code may fail; the rest does not need the data
             reason = " ".join(str(error).split()) or type(error).__name__
             missing.append(f"{without}{reason.rstrip('.')}.")
     return predictions, missing

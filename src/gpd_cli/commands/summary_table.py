@@ -1,4 +1,4 @@
-"""The summary that `expand` and `extract` print."""
+"""The summary table that `expand` and `extract` print, and the numbers in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Cost:
 
     Args:
         parameters: number of parameters.
-        macs: multiply-adds of convolutions, matrix products and attention for one image.
+        macs: number of multiply-adds of convolutions, matrix products and attention for one image.
     """
 
     parameters: int
@@ -34,17 +34,18 @@ def cost(network: nn.Module, shape: Sequence[int], plan: WidthPlan | None = None
     """Count parameters and multiply-adds.
 
     Args:
-        network: a plain network, which is left as it is.
-        shape: image shape, ``(C, H, W)``.
-        plan: a width plan of the network: the wide network is counted, its branches merged.
+        network: a plain network, which is not changed.
+        shape: shape of an image, ``(C, H, W)``.
+        plan: a width plan of the network; if given, the wide network with merged branches is
+            counted in place of the network itself.
     """
     tensors = (*network.parameters(), *network.buffers())
-    # Without memory and arithmetic, where the network's own code allows it. On the CPU, torch's
-    # fused attention would not be counted.
+    # The device "meta" needs neither memory nor arithmetic, but not every network's code runs on
+    # it. On the CPU, torch's fused attention would not be counted.
     copy = copy_network(network, tensors).to("meta")
     try:
         return _cost(copy, shape, plan)
-    except Exception:  # code that looks at values, such as a branch on them
+    except Exception:  # the network's code reads values of tensors, which "meta" does not have
         return _cost(copy_network(network, tensors if plan is None else ()), shape, plan)
 
 
@@ -61,7 +62,7 @@ def _cost(network: nn.Module, shape: Sequence[int], plan: WidthPlan | None) -> C
 
 
 def count(number: int) -> str:
-    """A number in thousands, millions or thousand millions, three digits."""
+    """Format a number with three digits and a unit: k, M or G."""
     for unit, name in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
         if number >= unit:
             return f"{number / unit:.3g}{name}"
@@ -69,7 +70,12 @@ def count(number: int) -> str:
 
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print a summary, one line per row."""
+    """Print a summary as a table.
+
+    Args:
+        title: title of the table.
+        rows: pairs of title and text, one for each row.
+    """
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

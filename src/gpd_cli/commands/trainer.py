@@ -1,4 +1,4 @@
-"""The Trainer whose methods are the subcommands."""
+"""The Trainer whose methods are the commands `fit`, `validate`, `test`, `predict` and `expand`."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from gpd_cli.training.storage import WholeCheckpoints
 class GpdTrainer(Trainer):
     """Lightning's Trainer, with `expand` beside `fit`, `validate`, `test` and `predict`.
 
-    Runs that torchrun or SLURM start need no options for devices and nodes. `Interruptions` stops
-    and resumes runs.
+    Runs started by torchrun or SLURM need no options for devices and nodes. The callback
+    `Interruptions` stops and resumes runs.
 
     Args:
-        save_every_n_steps: optimizer steps between checkpoints (last.ckpt) within an epoch; by
-            default there are none but those by time.
-        save_every_n_minutes: age of the latest checkpoint in minutes at which another one is
-            written within an epoch; null writes last.ckpt only after epochs.
+        save_every_n_steps: number of optimizer steps between checkpoints (last.ckpt) within an
+            epoch; by default such checkpoints are written by time only.
+        save_every_n_minutes: age of the latest checkpoint, in minutes, at which another one is
+            written within an epoch; with null, last.ckpt is written after epochs only.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class GpdTrainer(Trainer):
             raise TrainingError(
                 "This machine has no GPU that torch can use; take --trainer.accelerator cpu."
             ) from error
-        except TypeError as error:  # Lightning's, about values of several types
+        except TypeError as error:  # raised by Lightning for values of the wrong type
             raise TrainingError(f"The options of the trainer do not fit: {error}") from error
         self._checkpoint_connector = Restoring(self)
-        # Last, after all callbacks that act on every batch.
+        # These have to come after all callbacks that act on every batch.
         self.callbacks += [RandomStates(), Interruptions()]  # type: ignore[attr-defined]
 
     def fit(
@@ -95,13 +95,13 @@ class GpdTrainer(Trainer):
         """Train student and dynamic teacher.
 
         Args:
-            model: the module.
-            train_dataloaders: training data, unless there is a data module.
-            val_dataloaders: validation data, unless there is a data module.
-            datamodule: the data.
-            ckpt_path: a checkpoint of fit that a new run starts from, with its weights, optimizer
-                and position in the schedule; last is the newest of the runs of this name. A
-                requeued SLURM job goes on from its own.
+            model: the LightningModule.
+            train_dataloaders: training data, if there is no data module.
+            val_dataloaders: validation data, if there is no data module.
+            datamodule: the data module.
+            ckpt_path: path of a checkpoint of fit from which a new run takes weights, optimizer
+                state and position in the schedule; last stands for the newest checkpoint among the
+                runs of this name. A requeued SLURM job goes on from its own checkpoint.
             weights_only: whether checkpoints may hold tensors and plain values only.
         """
         path = requeue_path(self.default_root_dir)
@@ -114,7 +114,7 @@ class GpdTrainer(Trainer):
         except FinishedError as finished:
             if path is None or not requeued:
                 raise
-            # The job was killed between its last epoch and its end: the run is finished.
+            # The job was killed after its last epoch, before it could end: the run is finished.
             rank_zero_info(str(finished))
             if self.is_global_zero:
                 path.unlink(missing_ok=True)
@@ -122,10 +122,9 @@ class GpdTrainer(Trainer):
             self._close(time.perf_counter() - start)
 
     def _run_stage(self) -> Any:
-        """Run, without going through a finished epoch once more.
+        """Run the stage, without repeating an epoch that had ended when the checkpoint was saved.
 
-        Lightning does so in a run whose length is given in steps, and that was saved when an epoch
-        had ended.
+        Lightning would repeat such an epoch if the run's length is given in steps.
         """
         loop = self.fit_loop
         progress: Any = loop.epoch_progress.current
@@ -145,11 +144,12 @@ class GpdTrainer(Trainer):
         """Score student and dynamic teacher on the validation images.
 
         Args:
-            model: the module.
-            dataloaders: validation data, unless there is a data module.
-            ckpt_path: a checkpoint of fit; last is the newest of the runs of this name.
+            model: the LightningModule.
+            dataloaders: validation data, if there is no data module.
+            ckpt_path: path of a checkpoint of fit; last stands for the newest checkpoint among the
+                runs of this name.
             verbose: whether to print the scores.
-            datamodule: the data.
+            datamodule: the data module.
             weights_only: whether checkpoints may hold tensors and plain values only.
         """
         return super().validate(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
@@ -166,11 +166,12 @@ class GpdTrainer(Trainer):
         """Score student and dynamic teacher on the test images.
 
         Args:
-            model: the module.
-            dataloaders: test data, unless there is a data module.
-            ckpt_path: a checkpoint of fit; last is the newest of the runs of this name.
+            model: the LightningModule.
+            dataloaders: test data, if there is no data module.
+            ckpt_path: path of a checkpoint of fit; last stands for the newest checkpoint among the
+                runs of this name.
             verbose: whether to print the scores.
-            datamodule: the data.
+            datamodule: the data module.
             weights_only: whether checkpoints may hold tensors and plain values only.
         """
         return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
@@ -186,23 +187,24 @@ class GpdTrainer(Trainer):
     ) -> None:
         """Write the predictions of student and dynamic teacher for images.
 
-        They need no labels and no folders of classes. `images` is read by the command line, which
-        gives the data module these images. Several processes divide the images among
-        them; the table has all images, in order.
+        The images need no labels and no folders of classes. The argument `images` is not used here:
+        the command line reads it beforehand, and gives the images to the data module. Several
+        processes share the images among themselves; the table has all images in order.
 
         Args:
-            model: the module.
-            datamodule: the data.
-            ckpt_path: a checkpoint of fit; last is the newest of the runs of this name.
-            output: the table to write, .csv or .jsonl (a line of JSON per image): per image its
-                file, its class where that is known, and each network's likeliest classes with
-                their probabilities.
-            images: an image, or a folder with images anywhere below it, to predict instead of the
-                data's.
-            top: how many classes of each network the table has.
+            model: the LightningModule.
+            datamodule: the data module.
+            ckpt_path: path of a checkpoint of fit; last stands for the newest checkpoint among the
+                runs of this name.
+            output: path of the table to write, .csv or .jsonl (a line of JSON per image); for each
+                image the table has the file, the class if it is known, and each network's most
+                probable classes with their probabilities.
+            images: an image, or a folder with images anywhere below it, to predict in place of the
+                images of the data.
+            top: number of classes that the table has for each network and image.
 
         Raises:
-            DataError: when several processes are to read a stream, or there are no images.
+            DataError: when several processes would have to read a stream, or there are no images.
         """
         check_writable(output, TABLES)
         if top < 1:
@@ -233,11 +235,12 @@ class GpdTrainer(Trainer):
         """Inflate a student into a dynamic teacher that computes the same function.
 
         Args:
-            model: the student and how to expand it, see `expand_command`.
-            output: the file to write (.safetensors); needed unless dry_run.
-            plan: file for the width plan as readable text (.yaml); by default none.
-            dry_run: print the width plan and stop: nothing is built and no output is written.
-            ckpt_path: not used; accepted because the config.yaml of a run has it.
+            model: the student and the options of its expansion, see `expand_command`.
+            output: path of the file to write (.safetensors); required unless dry_run is given.
+            plan: path of a file for the width plan as readable text (.yaml); by default none is
+                written.
+            dry_run: only print the width plan; nothing is built and no output is written.
+            ckpt_path: not used; accepted because the config.yaml of a run has this entry.
         """
         expand_command(
             None if dry_run or output is None else Path(output),
@@ -246,7 +249,10 @@ class GpdTrainer(Trainer):
         )
 
     def _handed_on(self, model: LightningModule) -> AbstractContextManager[None]:
-        """Hand the width plan to the processes that Lightning starts for further devices."""
+        """A context in which processes that Lightning starts for other devices get the width plan.
+
+        So these processes need not search for the plan again.
+        """
         network = getattr(model, "network", None)
         starts_others = self.num_devices > 1 and not launched_by_another()
         if starts_others and isinstance(network, Pair) and network.certificate is not None:
@@ -254,12 +260,12 @@ class GpdTrainer(Trainer):
         return nullcontext()
 
     def _run_folder(self) -> Path | None:
-        """Where the log is; asks no other process."""
+        """Folder of the log; unlike Trainer.log_dir, this needs no communication of processes."""
         found = (logger.log_dir for logger in self.loggers if isinstance(logger, CSVLogger))
         return next((Path(folder) for folder in found), None)
 
     def _close(self, seconds: float) -> None:
-        """Write the report of a run, and say how it went."""
+        """Write the report of a run that has ended, and print its summary."""
         folder = self._run_folder()
         if not self.is_global_zero or folder is None or not (folder / METRICS).is_file():
             return

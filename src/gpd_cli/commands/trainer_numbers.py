@@ -1,4 +1,7 @@
-"""Numbers of the Trainer's options that Lightning takes, and fails at later or makes nothing of."""
+"""Range checks for options of the Trainer whose wrong values Lightning accepts at first.
+
+Lightning would fail later, or ignore the value.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from typing import Any
 
 from gpd_cli.errors import TrainingError
 
-_MOST_PROCESSES = 256  # on a machine
+_MOST_PROCESSES = 256  # largest number of processes on one machine
 
-# The least value, and what another value stands for, if there is one.
+# For each option, its least value, and the meaning of a special value below that, if there is one.
 _LEAST: dict[str, tuple[float, str]] = {
     "max_epochs": (1, "-1 for no limit"),
     "max_steps": (1, "-1 for no limit"),
@@ -24,14 +27,14 @@ _ABOVE_ZERO = ("limit_train_batches", "val_check_interval")
 
 
 def check_numbers(options: Mapping[str, Any]) -> None:
-    """Check numbers among the arguments of the Trainer.
+    """Check that numbers among the Trainer's arguments are in range.
 
     Args:
-        options: the arguments; those that are missing, or None where that means something, are
-            left to Lightning.
+        options: the Trainer's arguments by name. Missing ones, and None where None has a meaning,
+            are not checked.
 
     Raises:
-        TrainingError: when one is out of range.
+        TrainingError: when a number is out of range.
     """
     for name, (least, other) in _LEAST.items():
         value = options.get(name)

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches of decoded images, on any device."""
+"""Augmentation and normalization of whole batches of decoded images, on any device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Draws(NamedTuple):
-    """The random choices for `N` images.
+    """Random crops and flips for `N` images.
 
     Attributes:
         down: first row of each crop in the padded image, ``[N]``, int64.
@@ -29,28 +29,32 @@ class Draws(NamedTuple):
         return Draws(*(values.to(device) for values in self))
 
     def part(self, which: slice) -> Draws:
-        """The choices for some of the images."""
+        """The choices for some of the images.
+
+        Args:
+            which: a slice of the images.
+        """
         return Draws(*(values[which] for values in self))
 
 
 def seeded_generator(*key: int) -> torch.Generator:
-    """A generator on the CPU, seeded with several numbers, such as seed, epoch and rank.
+    """Make a random generator on the CPU, seeded by several numbers such as seed, epoch and rank.
 
     Args:
-        key: whole numbers, not negative.
+        key: integers that are not negative.
     """
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
 def draw(count: int, padding: int, hflip: float, generator: torch.Generator) -> Draws:
-    """Draw the crops and flips of images.
+    """Draw random crops and flips for images.
 
-    The choices are drawn on the CPU, so that they are the same on every device.
+    The choices are drawn on the CPU, so that they are the same for every device.
 
     Args:
         count: number of images `N`.
-        padding: pixels of padding on each side; 0 leaves the image where it is.
+        padding: number of pixels of padding on each side; with 0, the crop is the whole image.
         hflip: probability of a flip, in [0, 1].
         generator: a random generator on the CPU.
     """
@@ -60,15 +64,15 @@ def draw(count: int, padding: int, hflip: float, generator: torch.Generator) -> 
 
 
 def crop_and_flip(images: Tensor, padding: int, draws: Draws) -> Tensor:
-    """Pad with zeros, crop to the old size, and mirror horizontally, each image as drawn.
+    """Pad images with zeros, crop them to their former size, and mirror them, as drawn.
 
     Args:
-        images: ``[B, C, H, W]``, of any type.
-        padding: pixels on each side.
-        draws: choices for the `B` images, on their device.
+        images: images of any type, ``[B, C, H, W]``.
+        padding: number of pixels of padding on each side.
+        draws: the choices for the `B` images, on the device of the images.
 
     Returns:
-        ``[B, C, H, W]``, of the same type.
+        The augmented images, ``[B, C, H, W]``, of the same type.
     """
     batch, channels, height, width = images.shape
     padded = F.pad(images, [padding] * 4) if padding else images
@@ -76,22 +80,22 @@ def crop_and_flip(images: Tensor, padding: int, draws: Draws) -> Tensor:
     columns = torch.arange(width, device=images.device).expand(batch, -1)
     mirrored = torch.where(draws.flipped.view(-1, 1), width - 1 - columns, columns)
     columns = draws.across.view(-1, 1) + mirrored  # [B, W]
-    # One index per pixel: crop and flip are a single gather.
+    # With one index per pixel, crop and flip are a single gather.
     places = rows.unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)  # [B, H, W]
     places = places.view(batch, 1, -1).expand(-1, channels, -1)
     return padded.flatten(2).gather(2, places).view(batch, channels, height, width)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn bytes into normalized values.
+    """Convert images of bytes to normalized float32 images.
 
     Args:
-        images: bytes, ``[B, C, H, W]``.
+        images: images of bytes, ``[B, C, H, W]``.
         mean: mean of each channel, for values in [0, 1].
         std: standard deviation of each channel, for values in [0, 1].
 
     Returns:
-        Float32, ``[B, C, H, W]``.
+        The normalized images in float32, ``[B, C, H, W]``.
     """
     shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
     values = images.float().div_(255)

@@ -1,4 +1,7 @@
-"""Small data sets held decoded, in memory or on the accelerator, and augmented there by batch."""
+"""A cache for small data sets: decoded images are held in memory or on the accelerator.
+
+Images are decoded once, and augmented in whole batches on the device that holds them.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,21 @@ from gpd_cli.data.transforms import Preprocessing
 from gpd_cli.errors import DataError
 
 Cache = Literal["none", "memory", "device"]
-_BATCH = 256
+_BATCH = 256  # images per batch when decoding
 
 
 def check_cacheable(spec: DataSpec, preprocessing: Preprocessing) -> None:
-    """Refuse data that cannot be held, and augmentations that work image by image.
+    """Check that a data set and its augmentation can be used with the cache.
+
+    Streams cannot be cached, nor can augmentations that work on single images.
 
     Args:
         spec: the data set.
         preprocessing: how the images are prepared.
 
     Raises:
-        DataError: for data or options that the cache does not support; the message names them.
+        DataError: when the cache does not support the data set or an option; the message names the
+            option.
     """
     if spec.is_digits:
         raise DataError("The digits are in memory already; leave --data.cache out.")
@@ -59,11 +65,11 @@ def check_cacheable(spec: DataSpec, preprocessing: Preprocessing) -> None:
 
 @dataclass(frozen=True)
 class Held:
-    """Decoded images.
+    """Decoded images and their labels.
 
     Args:
-        images: bytes, ``[N, C, H, W]``.
-        labels: class numbers, ``[N]``, on the same device.
+        images: images of bytes, ``[N, C, H, W]``.
+        labels: class numbers, ``[N]``, on the device of the images.
     """
 
     images: Tensor
@@ -81,15 +87,15 @@ def hold(
     what: str,
     neighbours: int = 1,
 ) -> Held:
-    """Decode a data set once.
+    """Decode all images of a data set, and hold them on a device.
 
     Args:
         pixels: a data set of byte tensors ``[C, H, W]`` and class numbers.
-        shape: channels, height and width.
-        device: where to hold the images.
-        workers: processes that decode.
-        what: kind of images (training, validation), for the message.
-        neighbours: number of processes on this machine that hold the images, each for itself.
+        shape: shape of an image, ``(C, H, W)``.
+        device: device that holds the images.
+        workers: number of loader workers that decode.
+        what: kind of images (training, validation), for messages.
+        neighbours: number of processes on this machine, each of which holds its own copy.
 
     Raises:
         DataError: when the images do not fit into the free memory.
@@ -104,7 +110,7 @@ def hold(
     rank_zero_info(f"Decoding {count} {what} images once, into {size / 2**20:.0f} MiB ({device}).")
     images = torch.empty(count, *shape, dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)
-    # A generator of its own leaves the global random state unchanged.
+    # With a generator of its own, the loader does not change the global random state.
     loader = DataLoader(pixels, batch_size=_BATCH, num_workers=workers, generator=torch.Generator())
     start = 0
     for decoded, classes in loader:
@@ -115,23 +121,23 @@ def hold(
 
 
 class CachedLoader:
-    """Batches of held images, on the device that holds them.
+    """A loader of batches of cached images, on the device that holds the images.
 
-    The order is the sampler's, as without cache. Crops and flips depend on seed, epoch and rank
-    only, also when a pass does not begin at the first image (`skip`).
+    The order of the images is the sampler's, as without cache. Crops and flips depend on seed,
+    epoch and rank only, even if a pass does not begin at the first image (`skip`).
 
     Args:
-        held: the images.
-        preprocessing: statistics and augmentation.
-        sampler: the order; Lightning sets the sampler's epoch.
-        batch_size: images per batch.
-        training: whether to augment.
+        held: the decoded images.
+        preprocessing: mean and std for normalization, and settings of the augmentation.
+        sampler: sampler that gives the order; Lightning sets the sampler's epoch.
+        batch_size: number of images per batch.
+        training: whether the images are for training, and so may be augmented.
         drop_last: whether to leave out an incomplete last batch.
         seed: seed of the augmentation.
-        with_indices: whether batches end with the images' indices.
+        with_indices: whether batches end with the indices of the images, ``[B]``.
     """
 
-    batch_sampler = None  # Lightning looks for a sampler here, too
+    batch_sampler = None  # Lightning reads this attribute of every loader
 
     def __init__(
         self,
@@ -149,17 +155,17 @@ class CachedLoader:
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment = training and not preprocessing.no_aug
         self.with_indices = with_indices
-        self._skipped = 0  # batches of the next pass
+        self._skipped = 0  # number of batches that the next pass leaves out
 
     def __len__(self) -> int:
         count = len(self.sampler)
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def skip(self, batches: int) -> None:
-        """Let the next pass begin further on.
+        """Leave out batches at the beginning of the next pass.
 
         Args:
-            batches: how many to leave out.
+            batches: number of batches to leave out.
         """
         self._skipped = batches
 
@@ -183,16 +189,16 @@ class CachedLoader:
 
 
 def _memory(device: torch.device) -> int:
-    """Free memory in bytes."""
+    """Free memory of a device in bytes; for the CPU, the machine's free memory if it is known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    except OSError:  # not on every system
+    except OSError:  # the file does not exist on every system
         pass
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):  # not on every system
+    except (AttributeError, ValueError):  # sysconf does not exist on every system
         return 2**63

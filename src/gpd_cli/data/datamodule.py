@@ -1,4 +1,4 @@
-"""The LightningDataModule of all image data."""
+"""The LightningDataModule for all image data: splits, loaders, and the numbering of classes."""
 
 from __future__ import annotations
 
@@ -33,75 +33,79 @@ _MOST_REPEATS = 64
 class ImageData(LightningDataModule):
     """Images with class numbers, by timm's readers and transforms.
 
-    Checkpoints are to be chosen on validation images and scored once on test images. For a data set
-    without validation split, a part of the training images is held out, the same in every run.
-    Training images are shuffled by global seed and epoch only, so that a resumed run sees them in
-    the order of an uninterrupted run.
+    Checkpoints should be chosen on validation images, and scored once on test images. If a data set
+    has no validation split, a part of the training images is held out, the same in every run. The
+    order of the training images depends on global seed and epoch only, so that a resumed run sees
+    the images in the same order as an uninterrupted run.
 
     Args:
-        dataset: digits (scikit-learn's 1,797 handwritten digits, nothing to download), folder (a
-            tree root/SPLIT/CLASS/IMAGE, or root/CLASS/IMAGE, which is split on the fly; meant as
-            well when there is a root and no dataset), or any of timm's: torch/cifar10,
-            torch/cifar100, hfds/NAME (Hugging Face), hfids/NAME (streamed), tfds/NAME, wds/NAME
-            (WebDataset).
-        root: the folder of the data set.
+        dataset: name of the data set: digits (scikit-learn's 1,797 handwritten digits, nothing to
+            download), folder (a tree root/SPLIT/CLASS/IMAGE, or root/CLASS/IMAGE, which is divided
+            into splits automatically; also assumed if there is a root and no dataset), or any data
+            set of timm: torch/cifar10, torch/cifar100, hfds/NAME (Hugging Face), hfids/NAME
+            (streamed), tfds/NAME, wds/NAME (WebDataset).
+        root: folder of the data set.
         train_split: split to train on; for wds/ without _info.json the shards and the number of
-            images, as train-{0000..0145}.tar|1281167.
-        val_split: split to validate on; where the data set has no split "validation", or with null,
-            val_fraction of the training images is held out instead.
-        test_split: split of the commands test and predict; all for every image of a folder without
-            splits, and, to predict, of any folder.
-        val_fraction: fraction of every class of the training images to hold out; 0 trains on all
-            images, without validation. Of a folder without splits, the same fraction of all images
-            is kept for testing first.
-        classes: number of classes, for a data set that does not name them.
-        train_samples: number of training images, for a stream that does not state it.
-        input_key: column of the images, where it is not the scheme's usual one.
-        target_key: column of the labels, where it is not the scheme's usual one.
-        download: download the data set to root if it is not there.
-        image_size: height and width of the network's input, in pixels.
-        in_chans: channels of the network's input, 1 (grey) or 3 (RGB); images are converted; by
-            default 1 for digits and 3 for all other data sets.
-        mean: mean of each channel for normalization, of values in [0, 1]; by default ImageNet's for
-            RGB and 0.5 for grey.
-        std: standard deviation of each channel; by default ImageNet's for RGB and 0.5 for grey.
-        interpolation: interpolation of resizing.
-        crop_pct: in evaluation, fraction of the resized image's edge that the center crop keeps
+            images, such as train-{0000..0145}.tar|1281167.
+        val_split: split to validate on; if the data set has no split "validation", or if this is
+            null, val_fraction of the training images is held out instead.
+        test_split: split for the commands test and predict; all takes every image of a folder
+            without splits, and, to predict, every image of any folder.
+        val_fraction: fraction of every class of the training images to hold out for validation; 0
+            trains on all images, without validation. If a folder has no splits, the same fraction
+            of all images is first kept for testing.
+        classes: number of classes, for a data set that does not name its classes.
+        train_samples: number of training images, for a stream that does not state this number.
+        input_key: column with the images, if it does not have the usual name.
+        target_key: column with the labels, if it does not have the usual name.
+        download: download the data set to root if it is missing.
+        image_size: height and width of the network's images, in pixels.
+        in_chans: number of channels of the network's images, 1 (grey) or 3 (RGB), to which all
+            images are converted; by default 1 for digits and 3 for all other data sets.
+        mean: mean of each channel for normalization, for values in [0, 1]; by default ImageNet's
+            for RGB and 0.5 for grey.
+        std: standard deviation of each channel for normalization, for values in [0, 1]; by default
+            ImageNet's for RGB and 0.5 for grey.
+        interpolation: interpolation for resizing.
+        crop_pct: in evaluation, the fraction of the resized image's edge that the center crop keeps
             (0.875 resizes to 256 and crops 224); 1.0 for small images that fill the frame, such as
             CIFAR.
-        no_aug: train without augmentation: resize and center crop only.
-        scale: least and greatest area of the random crop, as fractions of the image.
+        no_aug: train without augmentation, with resizing and center crop only.
+        scale: least and greatest area of the random crop, as fractions of the image's area.
         ratio: least and greatest aspect ratio of the random crop.
-        crop_padding: pad by this many pixels and crop at random, instead of the random resized crop
-            (4 for CIFAR).
+        crop_padding: number of pixels by which images are padded on each side before they are
+            cropped at random, in place of the random resized crop (4 for CIFAR); 0 for the random
+            resized crop.
         hflip: probability of a horizontal flip.
-        color_jitter: strength of random brightness, contrast and saturation (0.4 is common); timm
-            leaves it out where auto_augment is set.
+        color_jitter: strength of random changes of brightness, contrast and saturation (0.4 is
+            common); timm ignores it if auto_augment is set.
         auto_augment: augmentation policy of timm, such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or
             original.
         re_prob: probability of random erasing.
         re_mode: what fills an erased rectangle: noise (pixel), one random colour (rand), or the
             mean colour (const).
-        re_count: largest number of rectangles per image.
+        re_count: largest number of erased rectangles per image.
         mixup: strength (alpha) of mixup; with mixup or cutmix, training labels are soft.
-        cutmix: strength (alpha) of CutMix; with both, each batch gets one of the two.
+        cutmix: strength (alpha) of CutMix; with both mixup and cutmix, each batch gets one of them.
         mixup_prob: fraction of the batches that are mixed.
-        switch_prob: fraction of the mixed batches that get CutMix, where both are on.
-        aug_repeats: repeated augmentation: each image of an epoch comes so many times, augmented
-            anew, and the epoch has so many times fewer images (3 in DeiT); 0 for none.
-        cache: hold a small data set decoded, in memory or on the training device, and augment it
-            there by the batch; the only augmentations are then pad-and-crop, flip and mixing.
-        batch_size: images per batch and process.
-        num_workers: loader workers per training process; by default the machine's cores divided
-            among its training processes, and at most 8 (digits need none).
-        prefetch_factor: batches that each loader worker holds ready.
-        persistent_workers: let loader workers live on between epochs.
-        pin_memory: load into page-locked memory; by default where there is a GPU.
+        switch_prob: fraction of the mixed batches that get CutMix, if both are on.
+        aug_repeats: number of times that each image of an epoch comes, augmented anew each time
+            (repeated augmentation, 3 in DeiT); the epoch then has this many times fewer different
+            images; 0 for no repetition.
+        cache: hold the decoded images of a small data set in memory or on the training device, and
+            augment them there in batches; then the only augmentations are pad-and-crop, flip and
+            mixing.
+        batch_size: number of images per batch and process.
+        num_workers: number of loader workers per training process; by default the cores of the
+            machine divided by its training processes, and at most 8 (digits need none).
+        prefetch_factor: number of batches that each loader worker loads in advance.
+        persistent_workers: keep loader workers between epochs.
+        pin_memory: load into page-locked memory; by default only if there is a GPU.
         seed: seed of the choice of held-out images, which depends on nothing else.
     """
 
-    # Whether training batches end with the numbers of their images, for methods with a memory of
-    # every image; to be set before the loaders are made.
+    # Whether training batches end with the numbers of their images, for distillation methods that
+    # keep a memory of every image. To be set before the loaders are made.
     with_indices: bool = False
 
     def __init__(
@@ -173,14 +177,14 @@ class ImageData(LightningDataModule):
         self._trained: ImageSpec | None = None
 
     def follow(self, trained: ImageSpec) -> None:
-        """Number classes by name as a trained network has them, to evaluate it.
+        """Number the classes as a trained network does, to evaluate this network.
 
-        The training images are not needed then.
+        The training images are then not needed to number the classes.
 
         Args:
-            trained: classes and preprocessing from the network's checkpoint. Classes without names
-                have their numbers as names; where their number is not known either, names are those
-                of the training images.
+            trained: classes and preprocessing from the network's checkpoint. If it has no class
+                names, the classes are named by their numbers; if it does not even have the number
+                of classes, the names are those of the training images.
         """
         self._trained = trained
 
@@ -192,35 +196,37 @@ class ImageData(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """The number of classes; opens the training split when that has not been done yet."""
+        """The number of classes. The training split is opened for this if it is necessary."""
         return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image as the network sees it."""
+        """Shape of the network's images, ``(C, H, W)``."""
         size = self.preprocessing.image_size
         return self.preprocessing.in_chans, size, size
 
     @property
     def image_spec(self) -> ImageSpec:
-        """What whoever uses the trained network has to know of classes and preprocessing."""
+        """Description of classes and preprocessing, which checkpoints of a trained network hold."""
         names = self.class_names if self._is_named else None
         return ImageSpec.of_settings(self.hparams, names)
 
     @property
     def num_train(self) -> int:
-        """The number of images that are trained on, over all processes.
+        """The number of training images over all processes, without images that are held out.
 
         Raises:
-            DataError: for a streamed data set.
+            DataError: for a streamed data set, whose number of images is not known.
         """
         return self._fit_parts[0].count
 
     def prepare_data(self) -> None:
-        """Download, once per machine, what the command opens; for fit the test images as well.
+        """Download the splits that the command will open; Lightning calls this once per machine.
+
+        For fit, the test images are downloaded as well.
 
         Raises:
-            DataError: when something that the command needs cannot be downloaded.
+            DataError: when a split that the command needs cannot be downloaded.
         """
         if not self.spec.is_downloaded:
             return
@@ -229,7 +235,7 @@ class ImageData(LightningDataModule):
         if command in (None, "fit"):
             self._fetch(train)
             self._fetch(validation)
-            with suppress(DataError):  # whoever tests will hear of it
+            with suppress(DataError):  # the command test will report the error
                 self._fetch(test)
             return
         found = self._fetch(validation if command == "validate" else test)
@@ -243,8 +249,8 @@ class ImageData(LightningDataModule):
             stage: fit, validate, test or predict.
 
         Raises:
-            DataError: when a split is missing, its classes are not those of training, there is but
-                one class to train on, or timm does not know the augmentation policy.
+            DataError: when a split is missing, a split has classes that are not those of training,
+                there is only one class to train on, or timm does not know the augmentation policy.
         """
         if stage == "fit":
             self._check_augmentation()
@@ -270,13 +276,13 @@ class ImageData(LightningDataModule):
             )
 
     def train_dataloader(self) -> Batches:
-        """Batches of images ``[B, C, H, W]`` and class numbers ``[B]``, shuffled.
+        """Shuffled batches of images ``[B, C, H, W]`` and class numbers ``[B]``.
 
-        With `with_indices` batches end with the number of each image, ``[B]``, from 0 to
-        `num_train` - 1.
+        If the attribute `with_indices` is set, batches end with the number of each image, ``[B]``,
+        from 0 to `num_train` - 1.
 
         Raises:
-            DataError: when the data does not allow mixing or indices.
+            DataError: when the data cannot be mixed, or its images cannot be numbered.
         """
         overfit = getattr(self.trainer, "overfit_batches", 0)
         if overfit and self.hparams["cache"] != "none":
@@ -288,21 +294,21 @@ class ImageData(LightningDataModule):
         return feed.training(self._fit_parts[0], repeats, self.mixing.active, self.with_indices)
 
     def val_dataloader(self) -> Batches | list[Any]:
-        """Validation batches in fixed order; none at all when nothing is held out."""
+        """Validation batches in fixed order; an empty list if there is no validation data."""
         part = self._validation
         return [] if part is None else self._feed.evaluation(part)
 
     def test_dataloader(self) -> Batches:
         """Test batches in fixed order."""
-        # Test images are scored once, so that a cache would gain nothing.
+        # Test images are scored only once, so that a cache would be of no use.
         return replace(self._feed, cache="none").evaluation(self._test)
 
     def predict_dataloader(self) -> Batches:
-        """Images to write predictions for, as the data orders them; -1 for those without label."""
+        """Batches of the images to predict, in the order of the data; -1 stands for no label."""
         return replace(self._feed, cache="none").evaluation(self._pictures, in_order=True)
 
     def predicted_files(self) -> list[str] | None:
-        """The paths of the images to predict, in their order; None where they are no files."""
+        """Paths of the images to predict, in their order; None if the images are not files."""
         source = self._pictures.source
         files = getattr(source, "file", None)
         if files is None or not len(source) or files(0) is None:
@@ -312,7 +318,7 @@ class ImageData(LightningDataModule):
     def on_after_batch_transfer(
         self, batch: Sequence[Tensor], dataloader_idx: int
     ) -> Sequence[Tensor]:
-        """Mix training images and labels; soft labels are ``[B, num_classes]``."""
+        """Apply mixup or CutMix to a training batch; labels become soft, ``[B, num_classes]``."""
         if self.mixing.active and self.trainer is not None and self.trainer.training:
             images, labels, *indices = batch
             batch = (*self._mix(images, labels), *indices)
@@ -323,14 +329,18 @@ class ImageData(LightningDataModule):
         return self.mixing.build(self.num_classes)
 
     def name_images(self, batch: int, places: Sequence[int]) -> list[str]:
-        """Names of images of a training batch of this process: files, or numbers in the data.
+        """Names of some images in one of this process's training batches, for messages.
 
         Args:
             batch: number of the batch in its epoch, counted from 0.
-            places: places of the images in the batch.
+            places: positions of the images in the batch, counted from 0.
+
+        Returns:
+            For each image the path of its file, or else its number in the data set or the batch.
         """
         sampler = getattr(self.trainer and self.trainer.train_dataloader, "batch_sampler", None)
-        order = getattr(getattr(sampler, "sampler", None), "sampler", None)  # of `Places`
+        # The sampler inside `Places`, which gives the numbers of the images.
+        order = getattr(getattr(sampler, "sampler", None), "sampler", None)
         if order is None:
             return [f"image {place + 1} of the batch" for place in places]
         part, numbers = self._fit_parts[0], list(order)
@@ -347,7 +357,7 @@ class ImageData(LightningDataModule):
 
     @cached_property
     def _seed(self) -> int:
-        """The process's seed when the first loader was made; the process may be reseeded later."""
+        """The process's seed at the time of the first loader; the process may be reseeded later."""
         return torch.initial_seed() % 2**32
 
     @cached_property
@@ -363,7 +373,7 @@ class ImageData(LightningDataModule):
 
     @cached_property
     def _pictures(self) -> Part:
-        """What to predict."""
+        """The images to predict."""
         split = self.hparams["test_split"]
         trained_on = None if self._trained is None else self._trained.root
         found = self.spec.pictures(split, self.class_names, trained_on)
@@ -371,7 +381,10 @@ class ImageData(LightningDataModule):
 
     @cached_property
     def _validation(self) -> Part | None:
-        """What to validate on; opens the training images only where it is a part of them."""
+        """The validation images, or None if there are none.
+
+        The training split is opened only if the validation images are a part of it.
+        """
         split = self.hparams["val_split"]
         if split is not None:
             try:
@@ -383,7 +396,7 @@ class ImageData(LightningDataModule):
 
     @cached_property
     def _fit_parts(self) -> tuple[Part, Part | None]:
-        """What to train on and what to validate on."""
+        """The images to train on, and the images to validate on (None if there are none)."""
         whole, validation = Part(self._train), self._validation
         if validation is None or validation.source is not self._train:
             return whole, validation
@@ -391,7 +404,7 @@ class ImageData(LightningDataModule):
 
     @cached_property
     def _held_out(self) -> tuple[Part, Part | None]:
-        """The training images, divided."""
+        """The training split, divided into images to train on and images held out (or None)."""
         fraction = self.hparams["val_fraction"]
         if fraction == 0:
             return Part(self._train), None
@@ -403,7 +416,10 @@ class ImageData(LightningDataModule):
         return Part(self._train, kept), Part(self._train, held_out)
 
     def _fetch(self, split: str | None) -> bool:
-        """Download a split; whether there is one is reported by the command that needs it."""
+        """Download a split, and return whether it exists.
+
+        That a split is missing is no error here; the command that needs the split reports it.
+        """
         if split is None:
             return False
         try:
@@ -417,7 +433,10 @@ class ImageData(LightningDataModule):
 
     @property
     def _known_names(self) -> list[str] | None:
-        """Names of the classes, or their numbers, as the checkpoint of a trained network tells."""
+        """Class names from the checkpoint of a trained network, with numbers for missing names.
+
+        None if the checkpoint knows neither names nor number of the classes.
+        """
         trained = self._trained or ImageSpec()
         if trained.class_names is not None:
             return list(trained.class_names)
@@ -425,16 +444,16 @@ class ImageData(LightningDataModule):
 
     @property
     def _is_named(self) -> bool:
-        """Whether classes have names, and are not only numbered."""
+        """Whether the classes have names of their own, and not just their numbers."""
         if self._trained is None or self._known_names is None:
             return self._train.named
         return self._trained.class_names is not None
 
     def _checked(self, split: str) -> Source:
-        """A split whose classes have the numbers of training.
+        """Open a split, and number its classes as in training.
 
         Raises:
-            DataError: when it has a class that was not trained on.
+            DataError: when the split has a class that is not among those of training.
         """
         source = self._open(split)
         self._renumber(source, f"Split '{split}'")
@@ -463,5 +482,5 @@ class ImageData(LightningDataModule):
 
 
 def _fields(settings: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The options that are fields of a settings class."""
+    """Those of the given options that are fields of a settings class."""
     return {field.name: given[field.name] for field in fields(settings)}

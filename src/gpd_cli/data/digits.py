@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits, 8 x 8 grey values, in memory."""
+"""scikit-learn's 1,797 handwritten digits, grey images of 8 x 8 pixels, held in memory."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from gpd_cli.data.transforms import Preprocessing
 
 CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS = ("train", "validation", "test")
-_EDGE = 8  # pixels
-_HIGHEST = 16  # grey value
-_SHARE = 0.2  # fraction of the images in validation, and in test
-_HEEDED = ("image_size", "in_chans", "mean", "std", "no_aug")  # settings of the preprocessing
+_EDGE = 8  # height and width of an image, in pixels
+_HIGHEST = 16  # largest grey value
+_SHARE = 0.2  # fraction of the images in the validation split, and the same in the test split
+# Settings of the preprocessing that have an effect on digits.
+_HEEDED = ("image_size", "in_chans", "mean", "std", "no_aug")
 
 
 def load_split(split: str) -> tuple[Tensor, Tensor]:
-    """Load one split: 60 % train, 20 % validation, 20 % test, stratified and always the same.
+    """Load one split of the digits.
 
-    The images come with scikit-learn (UCI, Optical Recognition of Handwritten Digits, test part),
-    so nothing is downloaded.
+    60 % of the images are for training, 20 % for validation and 20 % for testing. The splits are
+    stratified by class, and always the same. The images come with scikit-learn (UCI, Optical
+    Recognition of Handwritten Digits, test part), so nothing is downloaded.
 
     Args:
         split: train, validation or test.
 
     Returns:
-        Images in [0, 1], ``[N, 1, 8, 8]``, and class numbers, ``[N]``.
+        Images with values in [0, 1], ``[N, 1, 8, 8]``, and class numbers, ``[N]``.
     """
-    # Imported here: slow, and needed for this data set only.
+    # Imported here since the import is slow, and needed for this data set only.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -49,17 +51,20 @@ def load_split(split: str) -> tuple[Tensor, Tensor]:
 
 
 def ignored_settings(preprocessing: Preprocessing) -> list[str]:
-    """Names of settings that were chosen and have no effect on digits, as fields are ordered.
+    """Names of settings that differ from their defaults but have no effect on digits.
 
     Args:
         preprocessing: the settings.
+
+    Returns:
+        The names, in the order of the fields of `Preprocessing`.
 
     Example:
         >>> ignored_settings(Preprocessing(image_size=8, hflip=0.0, crop_padding=4))
         ['crop_padding', 'hflip']
     """
     chosen = {field.name: getattr(preprocessing, field.name) for field in fields(preprocessing)}
-    # Configurations have lists where the defaults are tuples.
+    # Settings from configurations may be lists where the defaults are tuples.
     chosen = {n: tuple(value) if isinstance(value, list) else value for n, value in chosen.items()}
     return [
         field.name
@@ -69,15 +74,15 @@ def ignored_settings(preprocessing: Preprocessing) -> list[str]:
 
 
 class DigitImages(Dataset[tuple[Tensor, Tensor]]):
-    """Digits, resized and normalized once, taken out of memory by the batch.
+    """Digits that are resized and normalized once, and read from memory in batches.
 
-    In training each image is shifted at random by up to one of the original pixels; the other
-    augmentations (flips, crops, colours) are not for digits and are left out.
+    In training, each image is shifted at random by up to one of its original 8 x 8 pixels. Other
+    augmentations (flips, crops, colours) do not suit digits, and are left out.
 
     Args:
-        images: values in [0, 1], ``[N, 1, 8, 8]``.
+        images: images with values in [0, 1], ``[N, 1, 8, 8]``.
         labels: class numbers, ``[N]``.
-        preprocessing: size, channels, statistics, and whether to augment at all.
+        preprocessing: image size, channels, mean and std, and whether to augment.
         training: whether the images are for training.
     """
 
@@ -102,7 +107,7 @@ class DigitImages(Dataset[tuple[Tensor, Tensor]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """Fetch the items of a batch at once."""
+        """Fetch all items of a batch at once, as pairs of image ``[C, H, W]`` and label."""
         rows = torch.tensor(indices)
         images = self._images[rows]
         if self._margin:
@@ -110,11 +115,11 @@ class DigitImages(Dataset[tuple[Tensor, Tensor]]):
         return list(zip(images.unbind(), self._labels[rows].unbind(), strict=True))
 
     def _shift(self, images: Tensor) -> Tensor:
-        """Cut a window out of each padded image, ``[B, C, H', W'] -> [B, C, H, W]``."""
+        """Cut a random window out of each padded image, ``[B, C, H', W'] -> [B, C, H, W]``."""
         batch = len(images)
         window = torch.arange(self._size)
         corners = torch.randint(0, 2 * self._margin + 1, (2, batch, 1))
         down, across = corners + window  # [B, H], [B, W]
         which = torch.arange(batch).view(-1, 1, 1)
-        # Indexing before and after a slice puts the channels last.
+        # Index tensors on both sides of a slice put the sliced axis, the channels, last.
         return images[which, :, down.unsqueeze(2), across.unsqueeze(1)].permute(0, 3, 1, 2)

@@ -1,7 +1,8 @@
-"""Random draws of augmentation: functions of seed, epoch and place, and of nothing else.
+"""Random draws of augmentation that depend only on seed, epoch and position in the epoch.
 
-So a run that goes on within an epoch draws what it would have drawn, with any number of workers,
-and no draw of the network (dropped paths, mixing) depends on how images are loaded.
+So a run that is resumed within an epoch draws the same values as an uninterrupted run, with any
+number of loader workers. And the draws of the network (dropped paths, mixing) do not depend on how
+images are loaded.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch.utils.data import Dataset, DistributedSampler, Sampler
 
 
 class Place(NamedTuple):
-    """An image's place in an epoch.
+    """The place of an image in the order of an epoch.
 
     Attributes:
-        epoch: counted from 0.
-        position: place of the image in the order of all processes together, counted from 0.
+        epoch: number of the epoch, counted from 0.
+        position: position of the image in the epoch over all processes, counted from 0.
         image: number of the image in its data set.
     """
 
@@ -31,13 +32,13 @@ class Place(NamedTuple):
 
 
 class Places(Sampler[Place]):
-    """The order of a sampler, each image with its place.
+    """A sampler that yields the images of another sampler in the same order, as `Place`.
 
     Args:
-        sampler: the order; it is told the epoch.
+        sampler: the sampler that determines the order.
 
     Attributes:
-        skipped: images of the next pass that are left out at its beginning.
+        skipped: number of images that the next pass leaves out at its beginning.
     """
 
     def __init__(self, sampler: DistributedSampler[Any]) -> None:
@@ -56,15 +57,15 @@ class Places(Sampler[Place]):
                 yield Place(sampler.epoch, position, index)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler the epoch."""
+        """Set the epoch of the wrapped sampler."""
         self.sampler.set_epoch(epoch)
 
 
 class Seeded(Dataset[Any]):
-    """Images whose augmentation is drawn from a seed and the place of their batch in the epoch.
+    """A data set whose augmentation is drawn from a seed and the place of a batch in the epoch.
 
     Args:
-        images: the data set.
+        images: the data set, which augments its images.
         seed: seed of the random draws.
     """
 
@@ -78,9 +79,9 @@ class Seeded(Dataset[Any]):
         return self.__getitems__([place])[0]
 
     def __getitems__(self, places: list[Any]) -> list[Any]:
-        """The loader's way to fetch a batch at once."""
+        """Fetch all items of a batch at once, as `DataLoader` does where it can."""
         first = places[0]
-        if not isinstance(first, Place):  # from a sampler that Lightning has put in place of ours
+        if not isinstance(first, Place):  # Lightning has replaced our sampler by one of its own
             return self._fetch(places)
         with drawn_from(self.seed, first.epoch, first.position):
             return self._fetch([place.image for place in places])
@@ -92,11 +93,11 @@ class Seeded(Dataset[Any]):
 
 
 def start_generators(key: Sequence[int], seed_torch: Callable[[int], Any]) -> None:
-    """Let Python's, NumPy's and torch's generators start from a key, each in its own way.
+    """Seed the random generators of Python, NumPy and torch, with different seeds made from a key.
 
     Args:
-        key: whole numbers, not negative.
-        seed_torch: seeds those of torch's generators that are meant.
+        key: integers that are not negative.
+        seed_torch: function that seeds torch's generators, or some of them.
     """
     first, second, third = np.random.SeedSequence(key).generate_state(3).tolist()
     random.seed(first)
@@ -106,12 +107,12 @@ def start_generators(key: Sequence[int], seed_torch: Callable[[int], Any]) -> No
 
 @contextmanager
 def drawn_from(*key: int) -> Iterator[None]:
-    """Let Python's, NumPy's and torch's generators start from a key, and put them back.
+    """Within this context, draw random numbers from a key; then restore the generators' states.
 
-    Torch's is that of the CPU.
+    This concerns the global generators of Python and NumPy, and torch's generator on the CPU.
 
     Args:
-        key: whole numbers, not negative.
+        key: integers that are not negative, such as seed, epoch and position.
     """
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     start_generators(key, torch.default_generator.manual_seed)

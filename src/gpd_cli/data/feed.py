@@ -1,4 +1,4 @@
-"""The loaders of one process, for a part of a split."""
+"""Construction of the loaders of one process, for a split or a part of one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Batches = EpochLoader | CachedLoader
 
 @dataclass(frozen=True)
 class Part:
-    """Some of a split's images, or all.
+    """A part of a split's images, or all of them.
 
     Args:
         source: the split.
-        indices: positions of the images in the split; None for all.
-        unlabelled: whether the images need no label.
+        indices: positions of the images in the split; None for all images.
+        unlabelled: whether the images need no label, as for prediction.
     """
 
     source: Source
@@ -39,7 +39,7 @@ class Part:
         """The number of images.
 
         Raises:
-            DataError: for a stream.
+            DataError: for a stream, whose number of images is not known.
         """
         return len(self.source) if self.indices is None else len(self.indices)
 
@@ -51,9 +51,9 @@ class Feed:
     Args:
         settings: settings of the loaders.
         preprocessing: how images are prepared.
-        share: rank and world size of this process.
-        cache: where decoded images are held.
-        seed: seed of the shuffling order and the augmentation, the same in all processes.
+        share: rank, world size and device of this process.
+        cache: where decoded images are held, if anywhere.
+        seed: seed of shuffling order and augmentation; the same in all processes.
     """
 
     settings: LoaderSettings
@@ -63,16 +63,17 @@ class Feed:
     seed: int = 0
 
     def training(self, part: Part, repeats: int, mixing: bool, with_indices: bool) -> Batches:
-        """Shuffled batches.
+        """Make a loader of shuffled training batches.
 
         Args:
             part: the images.
-            repeats: number of times that repeated augmentation shows each image.
-            mixing: whether batches will be mixed.
-            with_indices: whether batches end with the images' positions in the part.
+            repeats: number of times that repeated augmentation shows each image; 0 or 1 for none.
+            mixing: whether batches will be mixed (mixup, CutMix).
+            with_indices: whether batches end with the positions of the images in the part, ``[B]``.
 
         Raises:
-            DataError: when there are too few images to mix, or streamed ones are to be numbered.
+            DataError: when there are too few images for mixing, or positions of streamed images are
+                asked for.
         """
         if part.source.streamed and not with_indices:
             return self._loader(part, training=True, drop_last=True)
@@ -97,12 +98,12 @@ class Feed:
         )
 
     def evaluation(self, part: Part, in_order: bool = False) -> Batches:
-        """Batches in fixed order, each image once over all processes.
+        """Make a loader of batches in fixed order, with each image once over all processes.
 
         Args:
             part: the images.
-            in_order: whether the order must be that of the data. Several workers take turns with
-                the shards of a stream, which is therefore read by one at most.
+            in_order: whether the order has to be that of the data. A stream is then read by at most
+                one worker, since several workers would take turns with its shards.
         """
         if part.source.streamed:
             return self._loader(part, most_workers=1 if in_order else None)
@@ -126,7 +127,7 @@ class Feed:
             workers = part.source.spread(self.share.rank, self.share.world, workers)
         images = part.source.images(self.preprocessing, training, part.indices, part.unlabelled)
         if isinstance(images, DigitImages):
-            workers = 0  # digits are in memory: processes would only cost time
+            workers = 0  # digits are in memory, so that worker processes would only cost time
         if with_indices:
             images = Indexed(images)
         if isinstance(images, Stream):
@@ -135,14 +136,14 @@ class Feed:
             images = Seeded(images, self.seed)
         loader = self.settings.loader(images, self.share, workers, **options)
         if isinstance(images, Seeded):
-            # The loader itself keeps the sampler, which Lightning looks at.
+            # The loader's own attribute `sampler` stays, since Lightning reads it.
             loader.batch_sampler.sampler = Places(options["sampler"])  # type: ignore[union-attr]
         return loader
 
     def _cached(
         self, part: Part, sampler: Any, training: bool = False, **options: Any
     ) -> CachedLoader:
-        assert isinstance(part.source, FileSource)  # all others are refused by check_cacheable
+        assert isinstance(part.source, FileSource)  # check_cacheable refuses all other sources
         size = self.preprocessing.image_size
         held = hold(
             part.source.pixels(self.preprocessing, training, part.indices),

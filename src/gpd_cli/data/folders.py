@@ -1,4 +1,4 @@
-"""Trees of images, where folders are the classes."""
+"""Image folders: data sets whose classes are folders of image files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from gpd_cli.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ALL = "all"
-"""The split that has every image below the root."""
+"""Name of the split that has every image below the root."""
 
 
 def read_tree(folder: Path) -> FileSource:
-    """Read all images below a folder that lie in folders of their classes.
+    """Read a split whose images lie in one folder per class.
 
-    A class is the first folder below, whatever lies deeper: ``cat/indoor/1.jpg`` is a cat. Classes
-    are numbered as torchvision's ImageFolder numbers them (1, 10, 2), for networks trained
-    elsewhere have that order. Hidden folders are passed over.
+    The class of an image is the first folder on its path below the split: ``cat/indoor/1.jpg``
+    is a cat. Classes are numbered as by torchvision's ImageFolder (in the order 1, 10, 2), since
+    networks that were trained elsewhere have this order. Hidden folders are left out.
 
     Args:
-        folder: folder of one split.
+        folder: folder of the split.
 
     Raises:
-        DataError: when there are no images, or some lie in no class.
+        DataError: when there are no images, or some images do not lie in the folder of a class.
     """
     reader = _images_below(folder)
     if not reader.samples:
@@ -53,11 +53,11 @@ def read_tree(folder: Path) -> FileSource:
 
 
 def is_flat(root: Path, splits: Collection[str]) -> bool:
-    """Whether classes lie directly below a folder, which is not divided into splits.
+    """Whether a folder holds classes directly, and is not divided into splits.
 
     Args:
         root: the folder.
-        splits: names that splits may have.
+        splits: names that the folders of splits may have.
     """
     if not root.is_dir():
         return False
@@ -66,19 +66,19 @@ def is_flat(root: Path, splits: Collection[str]) -> bool:
 
 
 def flat_split(root: Path, split: str, fraction: float, seed: int) -> FileSource | None:
-    """A split of a folder that has classes and no splits.
+    """Read a split of a folder that holds classes directly and is not divided into splits.
 
-    A share of every class is kept for testing, and the rest is trained on: always the same images,
-    as long as the folder has the same.
+    A fraction of every class is kept for testing, and the rest is for training. The choice is
+    always the same as long as the folder holds the same images.
 
     Args:
         root: the folder.
         split: train, test or all.
-        fraction: the share for testing.
-        seed: the choice depends on nothing else.
+        fraction: fraction of the images that is kept for testing; 0 for none.
+        seed: seed of the choice, which depends on nothing else.
 
     Returns:
-        The split; None when there is none of this name.
+        The split; None if there is no split of this name.
     """
     if split == ALL:
         return read_tree(root)
@@ -91,7 +91,8 @@ def flat_split(root: Path, split: str, fraction: float, seed: int) -> FileSource
     kept, tested = hold_out(tree.labels(), fraction, seed)
     chosen = kept if split == "train" else tested
     tree.reader.samples = [tree.reader.samples[index] for index in chosen]
-    # Of another folder than that of the training, none has been trained on.
+    # When testing, the message does not say that the images were kept out of training: the network
+    # may have been trained on another folder.
     what = (
         "kept for testing" if split == "train" else "scored, the share that fit would keep for it"
     )
@@ -103,16 +104,17 @@ def flat_split(root: Path, split: str, fraction: float, seed: int) -> FileSource
 
 
 def read_pictures(place: Path, names: Sequence[str]) -> FileSource:
-    """Read images to predict: one file, or all below a folder, in whatever folders they lie.
+    """Read images to predict: a single file, or all images anywhere below a folder.
 
-    Where a folder on an image's way has the name of a class, the image is taken for one of it.
+    If a folder on the path of an image has the name of a class, the image gets this class as label;
+    otherwise it has no label.
 
     Args:
-        place: the file or folder.
+        place: path of the image file, or of the folder.
         names: names of the classes, in the order of their numbers.
 
     Raises:
-        DataError: when there are none.
+        DataError: when there are no images.
     """
     if place.is_file():
         reader = _Files([str(place)], place.parent)
@@ -134,21 +136,21 @@ def read_pictures(place: Path, names: Sequence[str]) -> FileSource:
 
 
 def _images_below(folder: Path) -> _Files:
-    """All images below a folder, hidden folders left out."""
+    """All images below a folder, except those in hidden folders; all without labels."""
     return _Files(image_files(folder, EXTENSIONS), folder)
 
 
 def _parents(path: str, folder: Path) -> tuple[str, ...]:
-    """The folders on the way from a folder to a file below it."""
+    """Names of the folders between a folder and a file below it, from the outermost inwards."""
     return Path(path).relative_to(folder).parts[:-1]
 
 
 class _Files:
-    """A reader of images, with what `FileSource` uses of timm's readers.
+    """A reader of image files, with those parts of timm's interface that `FileSource` uses.
 
     Args:
         paths: paths of the images.
-        root: the folder that they lie below.
+        root: a folder that contains all images.
     """
 
     def __init__(self, paths: Sequence[str], root: Path) -> None:
@@ -164,7 +166,7 @@ class _Files:
         return len(self.samples)
 
     def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        """The path of the image."""
+        """The path of an image, or its last part; by default relative to the root."""
         path = Path(self.samples[index][0])
         if basename:
             return path.name

@@ -1,4 +1,4 @@
-"""Finding images in a tree of folders, whatever else lies there."""
+"""Search for image files in a tree of folders that may also hold other things."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from gpd_cli.errors import DataError
 def image_files(folder: Path, extensions: Collection[str]) -> list[str]:
     """The paths of all images below a folder, in natural order (2 before 10).
 
-    Links are followed, each folder once on a way: a link that leads back up is left out. Hidden
-    folders are passed over, and so is what only has the name of an image: folders, pipes, devices.
+    Symbolic links are followed, except for links to a folder that contains the link. Hidden folders
+    are left out, and so are folders, pipes and devices with the name of an image.
 
     Args:
-        folder: the folder.
-        extensions: suffixes of images, in lower case.
+        folder: the folder to search.
+        extensions: suffixes of image files, in lower case.
 
     Raises:
-        DataError: when a folder cannot be read, or a link leads nowhere.
+        DataError: when a folder cannot be read, or a link is broken.
     """
     found = _below(str(folder), (), tuple(extensions))
     return sorted(found, key=natural_key)
@@ -31,12 +31,12 @@ def image_files(folder: Path, extensions: Collection[str]) -> list[str]:
 def _below(
     folder: str, above: tuple[tuple[int, int], ...], extensions: tuple[str, ...]
 ) -> Iterator[str]:
-    """The images below a folder.
+    """Yield the paths of the images below a folder, in any order.
 
     Args:
-        folder: its path.
-        above: device and number of each folder on the way to it.
-        extensions: suffixes of images, in lower case.
+        folder: path of the folder.
+        above: device and inode numbers of the folders that contain this one, up to the first.
+        extensions: suffixes of image files, in lower case.
     """
     try:
         status = os.stat(folder)  # noqa: PTH116 - trees have millions of entries

@@ -1,4 +1,4 @@
-"""What a trained network needs to know of its images and classes wherever it is used."""
+"""Description of the images and classes of a trained network, needed wherever it is used."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from gpd_cli.data.transforms import Preprocessing
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Classes, preprocessing and origin of the images a network was trained on.
+    """Classes, preprocessing and origin of the images that a network was trained on.
 
-    It travels in checkpoints, as plain values. What is not known is None: a data module of a
-    user's own may tell nothing but batches.
+    The description is stored in checkpoints as plain values. Fields are None if they are not known:
+    a user's own data module may provide nothing but batches.
 
     Args:
-        class_names: names in the order of class numbers, which is that of the logits.
-        size: height and width that the network sees, pixels.
-        channels: 1 (grey) or 3 (RGB); images are converted.
-        mean: per channel, of values in [0, 1].
-        std: per channel, likewise.
-        crop_pct: in evaluation, the share of the resized image's shorter edge that the center crop
-            keeps, as timm means it: an image is resized to ``floor(size / crop_pct)``.
-        interpolation: how images are resized: nearest, bilinear, bicubic or lanczos.
-        dataset: the data set, as ``--data.dataset`` has it.
-        root: the folder that it was in.
-        classes: the number of classes, where they have no names.
+        class_names: names of the classes in the order of class numbers, which is the order of the
+            logits.
+        size: height and width of the network's images, in pixels.
+        channels: number of channels, 1 (grey) or 3 (RGB); other images are converted.
+        mean: mean of each channel, for values in [0, 1].
+        std: standard deviation of each channel, for values in [0, 1].
+        crop_pct: in evaluation, the fraction of the resized image's shorter edge that the center
+            crop keeps, as in timm: the image is resized to ``floor(size / crop_pct)``.
+        interpolation: interpolation for resizing: nearest, bilinear, bicubic or lanczos.
+        dataset: name of the data set, as for the option ``--data.dataset``.
+        root: folder of the data set.
+        classes: number of classes, if the classes have no names.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -44,13 +45,19 @@ class ImageSpec:
     classes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values (JSON)."""
+        """The fields as plain values, which JSON can hold."""
         plain = asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> ImageSpec | None:
-        """Read what `to_dict` wrote, also in a later version; None stays None."""
+        """Make a description from the output of `to_dict`; None stays None.
+
+        Unknown entries, which a later version may have written, are ignored.
+
+        Args:
+            values: the output of `to_dict`, or None.
+        """
         if values is None:
             return None
         known = {field.name for field in fields(cls)}
@@ -68,8 +75,9 @@ class ImageSpec:
         """Describe the images of an `ImageData`.
 
         Args:
-            settings: its options.
-            class_names: names in the order of class numbers; None for classes without names.
+            settings: the arguments of the `ImageData`, by name.
+            class_names: names of the classes in the order of class numbers; None for classes
+                without names.
         """
         root = settings.get("root")
         dataset = understood(settings["dataset"], root)
@@ -85,18 +93,24 @@ class ImageSpec:
             channels=steps.in_chans,
             mean=tuple(mean),
             std=tuple(std),
-            # Digits fill their frame, and are resized only.
+            # Digits fill the whole image, and so are resized but not cropped.
             crop_pct=1.0 if is_digits else steps.crop_pct,
             interpolation="bilinear" if is_digits else steps.interpolation,
             dataset=dataset,
-            # The evaluation may run elsewhere. What is not there is an address.
+            # An absolute path, since evaluations may run in another working directory. A root that
+            # is not a local path is a URL.
             root=str(Path(root).resolve()) if root and Path(root).exists() else root,
             classes=settings.get("classes") if class_names is None else None,
         )
 
     @classmethod
     def of(cls, data: Any) -> ImageSpec | None:
-        """What a data module tells of its images: its `image_spec`, or the names of its classes."""
+        """Describe the images of any data module; None if the data module tells nothing of them.
+
+        Args:
+            data: the data module. Its attributes ``image_spec``, or else ``class_names`` and
+                ``image_shape``, are used if it has them.
+        """
         spec = getattr(data, "image_spec", None)
         if isinstance(spec, cls):
             return spec

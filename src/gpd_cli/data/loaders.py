@@ -1,4 +1,4 @@
-"""Loaders: worker processes, and the beginning of each pass over the data."""
+"""Data loaders: settings, worker processes, and the start of each pass over the data."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gpd_cli.data.samplers import Share
 from gpd_cli.data.streams import Stream
 from gpd_cli.errors import DataError
 
-_MOST_WORKERS = 8  # by default
-_LIMIT = 512  # of worker processes, on request
+_MOST_WORKERS = 8  # largest default number of loader workers
+_LIMIT = 512  # largest number of loader workers that users can set
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,12 @@ class LoaderSettings:
     """How batches are loaded.
 
     Args:
-        batch_size: images per batch and process.
-        num_workers: loader workers per training process; None chooses by the number of cores.
-        prefetch_factor: batches that each worker holds ready.
-        persistent_workers: whether workers live on between epochs.
-        pin_memory: whether batches are in page-locked memory; None means with a GPU only.
+        batch_size: number of images per batch and process.
+        num_workers: number of loader workers per training process; None chooses it by the number of
+            cores.
+        prefetch_factor: number of batches that each worker loads in advance.
+        persistent_workers: whether workers are kept between epochs.
+        pin_memory: whether batches are put into page-locked memory; None does so with a GPU only.
 
     Raises:
         DataError: when a number is out of range.
@@ -59,7 +60,11 @@ class LoaderSettings:
             )
 
     def workers(self, share: Share) -> int:
-        """The number of worker processes: as set, or this process's part of the cores."""
+        """The number of loader workers: the setting, or this process's part of the cores.
+
+        Args:
+            share: number of training processes on this machine.
+        """
         if self.num_workers is not None:
             return self.num_workers
         return max(1, min(_MOST_WORKERS, usable_cores() // share.neighbours))
@@ -67,13 +72,13 @@ class LoaderSettings:
     def loader(
         self, images: Dataset[Any], share: Share, workers: int, **options: Any
     ) -> EpochLoader:
-        """A loader with these settings.
+        """Make a loader with these settings.
 
         Args:
-            images: the images.
+            images: the data set.
             share: device, rank and epoch of this process.
-            workers: number of worker processes.
-            options: further options of `DataLoader`.
+            workers: number of loader workers.
+            options: further arguments of `DataLoader`.
         """
         pin = self.pin_memory
         loader = EpochLoader(
@@ -84,7 +89,7 @@ class LoaderSettings:
             persistent_workers=self.persistent_workers and workers > 0,
             pin_memory=share.device.type == "cuda" if pin is None else pin,
             worker_init_fn=partial(_begin_worker, rank=share.rank, owner=os.getpid()),
-            # With one of its own, a pass leaves the global random state as it is.
+            # With a generator of its own, a pass does not change the global random state.
             generator=torch.Generator(),
             **options,
         )
@@ -93,18 +98,19 @@ class LoaderSettings:
 
 
 class EpochLoader(DataLoader[Any]):
-    """A `DataLoader` whose pass begins when the first batch is requested, not before.
+    """A `DataLoader` whose pass begins only when the first batch is requested.
 
-    Lightning makes the first iterator before it sets the sampler's epoch; worker processes would
-    by then have the batches of epoch 0, also in a resumed run.
+    Lightning creates the first iterator before it sets the sampler's epoch. With a plain
+    `DataLoader`, the workers would by then have loaded batches of epoch 0, also in a resumed run.
 
     Attributes:
-        epoch: returns the epoch, for streams, which have no sampler; None counts passes.
+        epoch: function that returns the epoch, for streams, which have no sampler; if it is None,
+            passes are counted instead.
     """
 
     epoch: Callable[[], int] | None = None
     _passes = 0
-    _skipped = 0  # batches of a stream's next pass
+    _skipped = 0  # number of batches that the next pass over a stream leaves out
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if isinstance(self.dataset, Stream):
@@ -114,10 +120,10 @@ class EpochLoader(DataLoader[Any]):
         yield from islice(super().__iter__(), skipped, None)
 
     def skip(self, batches: int) -> None:
-        """Let the next pass begin further on; a stream is read up to there.
+        """Leave out batches at the beginning of the next pass; a stream still has to read them.
 
         Args:
-            batches: how many to leave out.
+            batches: number of batches to leave out.
         """
         places = getattr(self.batch_sampler, "sampler", None)
         if isinstance(places, Places):
@@ -127,7 +133,11 @@ class EpochLoader(DataLoader[Any]):
 
 
 class Indexed(Dataset[tuple[Any, ...]]):
-    """A data set whose items end with their own index."""
+    """A data set whose items end with their own index.
+
+    Args:
+        images: the data set that gives the rest of each item.
+    """
 
     def __init__(self, images: Any) -> None:
         self.images = images
@@ -139,7 +149,7 @@ class Indexed(Dataset[tuple[Any, ...]]):
         return (*self.images[index], index)
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, ...]]:
-        """Fetch the items of a batch at once, where the data set supports this."""
+        """Fetch the items of a batch, at once if the data set supports this."""
         if not hasattr(self.images, "__getitems__"):
             return [self[index] for index in indices]
         items = self.images.__getitems__(indices)
@@ -147,12 +157,18 @@ class Indexed(Dataset[tuple[Any, ...]]):
 
 
 def _begin_worker(number: int, rank: int, owner: int) -> None:
-    """Seed a worker process, and leave signals to the worker's owner, the training process.
+    """Initialize a loader worker: seed its generators, and let it ignore signals from outside.
 
-    A launcher signals all processes of a run at once. If workers ended then, the run would fail
-    before it is saved. Workers end with their owner, or on the owner's signal.
+    A launcher sends its signals to all processes of a run. If workers ended on such a signal, the
+    run would fail before it is saved. So a worker ends only with its owner, the training process,
+    or on a signal from the owner.
+
+    Args:
+        number: number of the worker in its training process.
+        rank: rank of the training process.
+        owner: process id of the training process.
     """
-    pl_worker_init_function(number, rank)  # Lightning's own, which it sets only if none is given
+    pl_worker_init_function(number, rank)  # Lightning calls it only if there is no other function
     for name in ("SIGUSR1", "SIGHUP", "SIGINT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -164,15 +180,21 @@ def _begin_worker(number: int, rank: int, owner: int) -> None:
 
 
 def _obey(owner: int) -> None:
-    """End on the owner's SIGTERM; the owner waits for its workers when it exits."""
-    # The owner may differ from the parent, which may be a server that forks all workers.
+    """Wait for SIGTERM from the owner, and then end this worker process.
+
+    The owner ends its workers by this signal, and waits for the workers when it exits.
+
+    Args:
+        owner: process id of the training process.
+    """
+    # The parent process need not be the owner: it may be a server that forks all workers.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != owner:
         pass
     os._exit(0)
 
 
 def usable_cores() -> int:
-    """Number of cores that this process may use: a scheduler's limit, or all of the machine."""
+    """The number of cores that this process may use: a scheduler's limit, or all of the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Mixup and CutMix of training batches."""
+"""Settings for mixup and CutMix of training batches."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class Mixing:
         mixup: alpha of mixup's Beta distribution; 0 for none.
         cutmix: alpha of CutMix's Beta distribution; 0 for none.
         mixup_prob: fraction of the batches that are mixed.
-        switch_prob: fraction of the mixed batches that get CutMix, where both are on.
-        batch_size: images per batch.
+        switch_prob: fraction of the mixed batches that get CutMix, if both are on.
+        batch_size: number of images per batch.
 
     Raises:
-        DataError: when a value is out of range, or batches cannot be paired.
+        DataError: when a value is out of range, or the batch size is odd, so that the images of a
+            batch cannot be paired.
     """
 
     mixup: float = 0.0
@@ -45,17 +46,22 @@ class Mixing:
 
     @property
     def active(self) -> bool:
-        """Whether anything is mixed."""
+        """Whether mixup or CutMix is on."""
         return self.mixup > 0 or self.cutmix > 0
 
     def build(self, num_classes: int) -> Mixup:
-        """Build timm's `Mixup`: it mixes a batch in place; labels become ``[B, num_classes]``."""
+        """Build timm's `Mixup`, which mixes a batch in place; labels become ``[B, num_classes]``.
+
+        Args:
+            num_classes: number of classes.
+        """
         return Mixup(
             mixup_alpha=self.mixup,
             cutmix_alpha=self.cutmix,
             prob=self.mixup_prob,
             switch_prob=self.switch_prob,
-            # The loss smooths labels: a smoothed mixture is the mixture of smoothed labels.
+            # Labels are smoothed in the loss, which gives the same: smoothing a mixture of labels
+            # equals mixing smoothed labels.
             label_smoothing=0.0,
             num_classes=num_classes,
         )

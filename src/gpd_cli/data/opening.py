@@ -1,4 +1,4 @@
-"""Data sets by name: opening a split, with a remedy in the message when that fails."""
+"""Opening the splits of a data set by name, with error messages that name the remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from gpd_cli.data.sources import DigitSource, FileSource, Source
 from gpd_cli.data.streams import StreamSource
 from gpd_cli.errors import DataError, did_you_mean
 
-# Schemes of timm beside image folders: the module that reads them, and packages to install.
+# timm's schemes for data sets beside image folders: the module that reads the data set, and the
+# packages to install.
 _READERS = {
     "torch": ("torchvision", "torchvision"),
     "hfds": ("datasets", "datasets"),
@@ -31,44 +32,45 @@ _READERS = {
 _STREAMED = ("hfids", "tfds", "wds")
 _LAYOUT = "the folder that holds train/CLASS/IMAGE, or CLASS/IMAGE"
 _NEEDS_ROOT = ("torch", "wds")
-# Data sets of torchvision without a validation split. timm returns their test split for any name
-# but train, so that checkpoints would be chosen on test images.
+# Data sets of torchvision without a validation split. For every split name but "train", timm
+# returns the test split, so that checkpoints would be chosen on test images.
 _TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
-# torchvision's reader of image folders. timm gives it the whole folder for every split that has no
-# folder of its own.
+# Names of torchvision's reader of image folders. If a split has no folder of its own, timm has this
+# reader take the whole data set as the split.
 _FOLDERS = ("folder", "image_folder")
-# Those of torchvision that timm reads, for a message.
+# Data sets of torchvision that timm can read, for an error message.
 _OF_TORCHVISION = tuple(
     f"torch/{name}" for name in (*_TRAIN_AND_TEST, "imagenet", "places365", "inaturalist")
 )
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
 _SPLITS = (*_SYNONYMS[0], *_SYNONYMS[1], "test", "testing")
-# Readers that would convert images by themselves, and clip those of 16 bits.
+# Readers that would convert images themselves, and thereby clip images of 16 bits.
 _LEFT_AS_DECODED = ("hfids", "wds")
 
 
 class MissingSplitError(DataError):
-    """The data set has no split of this name."""
+    """Raised when a data set has no split of the given name."""
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A data set by name.
+    """A data set by its name, with what is needed to open its splits.
 
     Args:
-        dataset: digits, folder, or SCHEME/NAME for timm.
+        dataset: digits, folder, or SCHEME/NAME for timm's data sets.
         root: folder of the data set.
-        input_key: name of the images' column.
-        target_key: name of the labels' column.
-        classes: number of classes, for a data set that does not name them.
+        input_key: name of the column with the images.
+        target_key: name of the column with the labels.
+        classes: number of classes, for a data set that does not name its classes.
         download: whether the data set may be downloaded.
-        batch_size: images per batch, for streams.
-        train_samples: number of training images, for a stream that does not state it.
-        val_fraction: fraction of the images to keep for testing, of a folder without splits.
-        seed: seed of the choice of these images.
+        batch_size: number of images per batch, for streams.
+        train_samples: number of training images, for a stream that does not state this number.
+        val_fraction: for a folder without splits, the fraction of the images to keep for testing.
+        seed: seed of the choice of the images that are kept for testing.
 
     Raises:
-        DataError: when the data set is unknown, needs a root, or a package that is not installed.
+        DataError: when the data set is unknown, its root is missing, or a package that it needs is
+            not installed.
     """
 
     dataset: str
@@ -121,12 +123,12 @@ class DataSpec:
 
     @property
     def is_downloaded(self) -> bool:
-        """Whether the data set is fetched where it is not there."""
+        """Whether the data set is downloaded if it is missing."""
         return self.download and not (self.is_digits or self.is_folder)
 
     @property
     def is_streamed(self) -> bool:
-        """Whether the data set is read in order only."""
+        """Whether the data set can only be read in order."""
         return self.scheme in _STREAMED
 
     @property
@@ -136,7 +138,7 @@ class DataSpec:
 
     @property
     def in_chans(self) -> int:
-        """Default number of channels."""
+        """Default number of image channels, 1 (grey) or 3 (RGB)."""
         return 1 if self.is_digits else 3
 
     def open(self, split: str, *, mode: str, training: bool) -> Source:
@@ -146,10 +148,10 @@ class DataSpec:
             split: name of the split; validation, val and valid mean the same, as do train and
                 training.
             mode: Pillow's image mode, L or RGB.
-            training: whether streams are shuffled.
+            training: whether a stream is shuffled.
 
         Returns:
-            The split, with names for its classes: their numbers where it has no names.
+            The split. If the data set does not name its classes, their names are their numbers.
 
         Raises:
             MissingSplitError: when the data set has no split of this name.
@@ -172,21 +174,24 @@ class DataSpec:
         return source
 
     def pictures(self, split: str, names: Sequence[str], trained_on: str | None) -> Source | None:
-        """Open the images to predict, which need have no labels.
+        """Open the images to predict from an image folder; these images need no labels.
 
-        Of an image folder they are the split, where there is one, and everything where the folder
-        is not divided into splits, or is but one image; of one that was trained on, its test part.
+        - If the root is a single image, or the split is ``all``, everything at the root is taken.
+        - If the folder has the split, the images of the split are taken.
+        - If the folder is not divided into splits, all images are taken, unless the network was
+          trained on this folder; then the images that were kept for testing are taken.
 
         Args:
-            split: its name, or all for every image below the root.
-            names: names of the classes that the network tells apart.
-            trained_on: the root of the training images.
+            split: name of the split, or ``all`` for every image below the root.
+            names: names of the network's classes, in the order of their numbers.
+            trained_on: root of the training images; None if it is not known.
 
         Returns:
-            The images; None where they are those of the split as for testing.
+            The images; None if they are the same as for testing, so that `open` gives them. This is
+            always so for data sets other than image folders.
 
         Raises:
-            DataError: when there are none.
+            DataError: when there are no images.
         """
         if not self.is_folder:
             return None
@@ -245,11 +250,12 @@ class DataSpec:
         if self.scheme != "torch":
             options = {"input_key": self.input_key, "target_key": self.target_key}
         if self.is_streamed:
-            # Evaluation reads to the end, but the reader of hfids requires a number.
+            # In evaluation a stream is read to its end. The reader of hfids requires a number all
+            # the same.
             uncounted = 1 if self.scheme == "hfids" else None
             options["num_samples"] = self.train_samples if training else uncounted
         try:
-            # torchvision prints whenever it looks at a download.
+            # Suppress torchvision's messages about files that have been downloaded already.
             with contextlib.redirect_stdout(io.StringIO()):
                 dataset = create_dataset(
                     self.dataset,
@@ -258,15 +264,15 @@ class DataSpec:
                     is_training=training,
                     download=self.download,
                     batch_size=self.batch_size,
-                    # As all shuffling, the order of streams follows the global seed.
+                    # The order of streams follows the global seed, like all shuffling.
                     seed=torch.initial_seed() % 2**32,
                     input_img_mode="" if self.scheme in _LEFT_AS_DECODED else mode,
                     **options,
                 )
             if self.scheme == "hfids" and not self.download:
-                # The reader itself would look for the split only in a worker.
+                # Find out now whether the split exists; the reader would look only in a worker.
                 dataset.reader.builder.as_streaming_dataset(split=split)
-        except Exception as error:  # each library has errors of its own
+        except Exception as error:  # each library raises errors of its own types
             reason = " ".join(str(error).split())[:300].rstrip(".")
             if "num_samples" in reason:
                 raise DataError(
@@ -279,7 +285,7 @@ class DataSpec:
                     f"Unknown data set '{self.dataset}'{hint}; timm reads "
                     f"{', '.join(_OF_TORCHVISION)} of torchvision's."
                 ) from error
-            # The splits of torchvision's INaturalist are called versions.
+            # torchvision's INaturalist calls its splits versions.
             if "split" in reason.lower() or "for argument version" in reason:
                 raise MissingSplitError(
                     f"Data set '{self.dataset}' has no split '{split}': {reason}."
@@ -298,7 +304,13 @@ class DataSpec:
         return FileSource(dataset)
 
     def _shards(self, reader: Any) -> tuple[str, ...]:
-        """The file names of WebDataset shards, checked, since the reader skips missing files."""
+        """The file names of WebDataset shards.
+
+        Their existence is checked here, since the reader would skip missing files silently.
+
+        Raises:
+            DataError: when a file is missing.
+        """
         names = tuple(reader.split_info.filenames)
         for name in names:
             path = Path(str(self.root)) / name
@@ -311,7 +323,8 @@ class DataSpec:
 
     def _check_columns(self, reader: Any) -> None:
         row: dict[str, Any] = next(iter(reader.dataset), {})
-        # The reader adds a missing image column, without values. Labels may have none.
+        # If the image column is missing, the reader adds an empty one; the label column may be
+        # empty.
         columns = {key for key, value in row.items() if key != reader.image_key or value}
         for option, key in (("input_key", reader.image_key), ("target_key", reader.label_key)):
             if key not in columns:
@@ -333,13 +346,15 @@ class DataSpec:
 
 
 def understood(dataset: str, root: str | None) -> str:
-    """The data set that is meant: digits have no folder, so a folder is one of images.
+    """The name of the data set that the user means.
 
-    torchvision's reader of image folders numbers their classes as ours does.
+    Digits (the default) need no root, so that a root without the name of a data set means an image
+    folder. torchvision's reader of image folders is replaced by ours, which numbers the classes in
+    the same way.
 
     Args:
-        dataset: the data set's name.
-        root: the folder that was given with it.
+        dataset: name of the data set as given.
+        root: folder of the data set as given; None without one.
     """
     if _torchvision_name(dataset) in _FOLDERS or (dataset == "digits" and root is not None):
         return "folder"
@@ -347,13 +362,13 @@ def understood(dataset: str, root: str | None) -> str:
 
 
 def _torchvision_name(dataset: str) -> str | None:
-    """The name by which timm knows a data set of torchvision; None for those of other schemes."""
+    """The name in timm of a data set of torchvision; None for a data set of another scheme."""
     scheme, *rest = dataset.lower().split("/", 2)
     return rest[-1] if scheme == "torch" and rest else None
 
 
 def numbered(classes: int) -> list[str]:
-    """Names of classes that have none: their numbers, as words.
+    """Names for classes without names: their numbers as text, ``0``, ``1``, ...
 
     Args:
         classes: the number of classes.
@@ -362,11 +377,11 @@ def numbered(classes: int) -> list[str]:
 
 
 def _is_remote(place: str) -> bool:
-    """Whether a place is an address or a command to read from, and not a path."""
+    """Whether a location is a URL or a command to read from, and not a local path."""
     return ":" in place
 
 
 def _same(split: str) -> tuple[str, ...]:
-    """A split's name and its synonyms."""
+    """The name of a split, followed by its synonyms."""
     others = next((names for names in _SYNONYMS if split in names), ())
     return (split, *(name for name in others if name != split))

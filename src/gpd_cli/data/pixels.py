@@ -1,33 +1,34 @@
-"""Images of any kind as 8-bit grey or colour ones."""
+"""Conversion of images of any kind to 8-bit grey or colour images."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image
 
-_WIDE = ("I", "F")  # 32-bit integers and floating-point numbers
+_WIDE = ("I", "F")  # Pillow's modes for 32-bit integers and 32-bit floating-point numbers
 _PER_BYTE = 257  # 65535 / 255
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image, scaling values of more than 8 bits where Pillow would clip them to white.
+    """Convert an image to 8 bits, scaling larger values, which Pillow would clip to white.
 
-    16-bit values are scaled from [0, 65535]. Of 32-bit ones the range is not known: floating-point
-    values in [0, 1] are scaled, others are taken for 8-bit ones if they can be.
+    16-bit values are scaled from [0, 65535] to [0, 255]. The range of 32-bit values is not known in
+    advance: floating-point images with values in [0, 1] are scaled to [0, 255], and all others are
+    taken as they are if their values lie in [0, 255].
 
     Args:
-        image: the image, as Pillow opened it.
-        mode: Pillow's name of the channels wanted, L or RGB.
+        image: the image as Pillow has opened it.
+        mode: Pillow's name of the desired mode, L or RGB.
 
     Raises:
-        ValueError: when the values lie beyond the range that would be taken for granted.
+        ValueError: when 32-bit values lie beyond these ranges.
     """
     if image.mode.startswith("I;16"):
         return _grey(np.asarray(image).astype(np.float64) / _PER_BYTE, mode)
     if image.mode not in _WIDE:
         return image.convert(mode)
     values = np.asarray(image).astype(np.float64)
-    # Older Pillows open 16-bit PNGs as 32-bit images.
+    # Older versions of Pillow open 16-bit PNG files as 32-bit images.
     if image.format == "PNG":
         return _grey(values / _PER_BYTE, mode)
     low, high = float(values.min(initial=0)), float(values.max(initial=0))

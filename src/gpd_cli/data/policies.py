@@ -1,4 +1,4 @@
-"""Operations of timm's augmentation policies that Pillow refuses, replaced."""
+"""Replacement of operations in timm's augmentation policies that Pillow refuses to run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from PIL import Image
 
 
 def allow_all_settings(steps: Any) -> None:
-    """Let augmentation policies run at every magnitude and with every interpolation.
+    """Make augmentation policies work at every magnitude and with every interpolation.
 
-    RandAugment posterizes to zero bits at its greatest magnitude, with ``rand-m9-mstd0.5-inc1`` for
-    one image in several hundred, and Pillow 13 refuses to. Pillow resizes images with Lanczos but
-    does not rotate, shear or translate them with it: these operations are bicubic then.
+    At its greatest magnitude, RandAugment posterizes images to zero bits, which Pillow 13 refuses;
+    with ``rand-m9-mstd0.5-inc1`` this happens for one image in several hundred. And Pillow can
+    resize images with the Lanczos filter, but cannot rotate, shear or translate them with it; these
+    operations are made bicubic.
 
     Args:
-        steps: steps of timm's transform; operations in its policies are changed in place.
+        steps: steps of timm's transform; the operations of its policies are changed in place.
     """
     for step in steps:
         for operation in _operations(step):
@@ -28,7 +29,10 @@ def allow_all_settings(steps: Any) -> None:
 
 
 def _operations(step: Any) -> Iterator[Any]:
-    """The operations of RandAugment, AugMix or AutoAugment, which has sequences of operations."""
+    """Yield the operations of a policy: RandAugment, AugMix or AutoAugment.
+
+    The policies of AutoAugment consist of sequences of operations.
+    """
     yield from getattr(step, "ops", ())
     for pair in getattr(step, "policy", ()):
         yield from pair
@@ -37,5 +41,6 @@ def _operations(step: Any) -> Iterator[Any]:
 def _posterize(
     posterize: Callable[..., Image.Image], image: Image.Image, bits: int, **options: Any
 ) -> Image.Image:
-    # Beyond magnitude 10 (mmax) the number of bits is negative, which gave black as well.
+    # Zero bits give a black image. Beyond magnitude 10 (mmax) the number of bits is negative, for
+    # which earlier versions of Pillow gave a black image as well.
     return posterize(image, bits, **options) if bits > 0 else Image.new(image.mode, image.size)

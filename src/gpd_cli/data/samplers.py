@@ -1,4 +1,4 @@
-"""Samplers: the images that a process sees, and their order."""
+"""Samplers, which choose the images that a process sees, and the order of these images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.utils.data import DistributedSampler
 
 @dataclass(frozen=True)
 class Share:
-    """The process that loads data, among all that train together.
+    """The share of one process in the loading of data.
 
     Args:
         rank: rank of this process.
-        world: world size, the number of processes.
-        neighbours: number of processes on this machine, this one included.
+        world: world size, the number of processes that train together.
+        neighbours: number of these processes on this machine, including this one.
         device: device of this process.
-        epoch: returns the epoch that is about to begin; None without trainer.
+        epoch: function that returns the epoch that is about to begin; None without a trainer.
     """
 
     rank: int = 0
@@ -32,7 +32,11 @@ class Share:
 
     @classmethod
     def of(cls, trainer: Any) -> Share:
-        """The process that a trainer runs in; without trainer, the only process."""
+        """The share of the process that a trainer runs in.
+
+        Args:
+            trainer: the trainer; None for a single process without one.
+        """
         if trainer is None:
             return cls()
         shards = getattr(trainer, "distributed_sampler_kwargs", None)
@@ -50,12 +54,12 @@ class RepeatedSampler(DistributedSampler[Any]):
     """Repeated augmentation (Hoffer et al., 2020), as in DeiT, by timm's sampler.
 
     Each chosen image comes `repeats` times in a row, augmented anew each time; the repetitions are
-    spread over the processes. An epoch is as long as without repetition, so that it sees one in
-    `repeats` of the images, which are chosen by seed and epoch only.
+    spread over the processes. An epoch is as long as without repetition, and so uses only one in
+    `repeats` of the images. The choice of images depends on seed and epoch only.
 
     Args:
         images: the data set, or any object of the same length.
-        repeats: how often each chosen image comes.
+        repeats: number of times that each chosen image comes.
         num_replicas: world size.
         rank: rank of this process.
         seed: seed of the shuffling order.
@@ -63,7 +67,7 @@ class RepeatedSampler(DistributedSampler[Any]):
 
     def __init__(self, images: Any, repeats: int, num_replicas: int, rank: int, seed: int) -> None:
         super().__init__(images, num_replicas=num_replicas, rank=rank, seed=seed)
-        # Rounded to a multiple of 256, as in DeiT, if there are that many images.
+        # The number of images is rounded to a multiple of 256, as in DeiT, if it is at least 256.
         self._repeated = RepeatAugSampler(
             images,
             num_replicas=num_replicas,
@@ -83,13 +87,14 @@ class RepeatedSampler(DistributedSampler[Any]):
 def training_sampler(
     images: Any, share: Share, seed: int, repeats: int = 0
 ) -> DistributedSampler[Any]:
-    """The sampler of training, which never draws from the global random state.
+    """Make the sampler for training, which never draws from the global random state.
 
     Args:
         images: the data set, or any object of the same length.
         share: rank and world size of this process.
         seed: seed of the shuffling order.
-        repeats: number of times that repeated augmentation shows an image; 0 or 1 for none.
+        repeats: number of times that repeated augmentation shows an image; 0 or 1 for no
+            repetition.
     """
     if repeats > 1:
         return RepeatedSampler(images, repeats, share.world, share.rank, seed)
@@ -97,14 +102,14 @@ def training_sampler(
 
 
 def evaluation_sampler(images: Any, share: Share) -> DistributedSampler[Any]:
-    """The sampler of evaluation: no image twice, so that processes may score different numbers.
+    """Make the sampler for evaluation, which has a fixed order and repeats no image.
+
+    So processes may have different numbers of images. But if there are fewer images than processes,
+    every process gets all images.
 
     Args:
         images: the data set, or any object of the same length.
         share: rank and world size of this process.
-
-    Returns:
-        A sampler in fixed order. With fewer images than processes, every process has all images.
     """
     world, rank = (share.world, share.rank) if len(images) >= share.world else (1, 0)
     return UnrepeatedDistributedSampler(images, num_replicas=world, rank=rank, shuffle=False)

@@ -1,4 +1,7 @@
-"""Splits of data sets, read by timm or torchvision, with errors that name file and remedy."""
+"""The splits of data sets, with a common interface for all readers.
+
+Files are read by timm or torchvision. Errors name the file and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,10 @@ UNKNOWN = -1
 
 
 class ImageError(DataError):
-    """An image of a data set that cannot be used.
+    """Raised when an image of a data set cannot be used.
 
-    A loader's worker puts the traceback before the message; only the message is kept here.
+    When an error is raised in a loader worker, torch makes it anew with the traceback before the
+    message; only the message is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -35,20 +39,21 @@ class ImageError(DataError):
 
 
 class UnreadableImageError(ImageError):
-    """An image that cannot be decoded."""
+    """Raised when an image cannot be decoded."""
 
 
 class LabelError(ImageError):
-    """An image whose label is no class number."""
+    """Raised when the label of an image is not a class number."""
 
 
 class Source(ABC):
     """One split of a data set.
 
     Attributes:
-        class_names: names in the order of class numbers; empty where the data set has none.
-        named: whether the data set itself names them.
-        numbers: the class number of each of its classes, where that is another one than its place.
+        class_names: names of the classes in the order of class numbers; empty if there are none.
+        named: whether these names come from the data set itself.
+        numbers: for each label of the data set, the class number to use; None if labels are class
+            numbers already.
         streamed: whether images come in a stream, without length, shuffling or random access.
     """
 
@@ -58,13 +63,14 @@ class Source(ABC):
     streamed = False
 
     def renumber(self, names: Sequence[str]) -> list[str]:
-        """Give classes the numbers that classes of these names have.
+        """Number the classes of the split as another list of class names does.
 
         Args:
-            names: names of the classes, in the order of their numbers.
+            names: names of the classes in the order of their new numbers.
 
         Returns:
-            Names of its own that are not among these; nothing is changed where there are any.
+            Names of this split's classes that are not in the list. If there are any, nothing is
+            changed.
         """
         unknown = [name for name in self.class_names if name not in names]
         if not unknown and self.class_names != list(names):
@@ -74,15 +80,15 @@ class Source(ABC):
         return unknown
 
     def number(self, label: Any, index: int | None = None, unlabelled: bool = False) -> int:
-        """The class number of a label.
+        """Convert a label of the data set to a class number.
 
         Args:
-            label: the label, as the data set has it.
-            index: position of its image in the split, for a message; None in a stream.
-            unlabelled: whether images need no label, as those to predict.
+            label: the label as the data set gives it.
+            index: position of the image in the split, for error messages; None in a stream.
+            unlabelled: whether images need no label, as for prediction.
 
         Returns:
-            The class number; `UNKNOWN` for an image that has none and needs none.
+            The class number; `UNKNOWN` if the image has no label and needs none.
 
         Raises:
             LabelError: when the label is no class number, or is missing and needed.
@@ -114,7 +120,7 @@ class Source(ABC):
         return own if self.numbers is None else self.numbers[own]
 
     def _name(self, index: int | None) -> str:
-        """How messages name an image."""
+        """The name of an image in error messages."""
         return "A streamed image" if index is None else f"Image number {index}"
 
     @abstractmethod
@@ -137,9 +143,10 @@ class Source(ABC):
 
         Args:
             preprocessing: how the images are prepared.
-            training: whether they are augmented.
-            indices: positions of the images in the split; None for all.
-            unlabelled: whether they need no label; their class number is then `UNKNOWN`.
+            training: whether the images are augmented.
+            indices: positions of the images in the split; None for all images.
+            unlabelled: whether the images need no label; the class number of an image without label
+                is then `UNKNOWN`.
         """
 
 
@@ -164,25 +171,30 @@ class DigitSource(Source):
         indices: Indices | None = None,
         unlabelled: bool = False,
     ) -> Dataset[Any]:
-        """All digits, or some; all have labels."""
+        """The digits at some positions of the split, or all; see `Source.images`."""
         part = slice(None) if indices is None else list(indices)
         labels = torch.as_tensor(self.labels())[part]
         return DigitImages(self._images[part], labels, preprocessing, training)
 
 
 class FileSource(Source):
-    """A split with random access: timm's `ImageDataset`, or a data set of torchvision."""
+    """A split with random access: timm's `ImageDataset`, or a data set of torchvision.
+
+    Args:
+        dataset: the data set.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        # timm's ImageDataset replaces unreadable images by other images, but its reader does not.
+        # Images are read through the reader: timm's ImageDataset itself would silently replace
+        # unreadable images by other images.
         self.reader: Any = getattr(dataset, "reader", None)
         if self.reader is not None:
             found = getattr(self.reader, "class_to_idx", None) or {}
             self.class_names = [str(name) for name in sorted(found, key=found.__getitem__)]
         else:
             names = getattr(dataset, "classes", None) or getattr(dataset, "all_categories", [])
-            # ImageNet's classes are tuples of synonyms.
+            # ImageNet's class names are tuples of synonyms, of which the first is taken.
             self.class_names = [n if isinstance(n, str) else str(n[0]) for n in names]
 
     def __len__(self) -> int:
@@ -192,7 +204,7 @@ class FileSource(Source):
         """Class numbers, ``[N]``.
 
         Raises:
-            DataError: when the data set does not list its labels, or one is no class number.
+            DataError: when the data set does not list its labels, or a label is not a class number.
         """
         found: Any = None
         if hasattr(self.reader, "samples"):
@@ -201,7 +213,7 @@ class FileSource(Source):
             found = list(self.reader.dataset[self.reader.label_key])
         elif hasattr(self.dataset, "targets"):
             found = self.dataset.targets
-            if np.ndim(found) > 1:  # of QMNIST: the class, the writer, and more
+            if np.ndim(found) > 1:  # QMNIST has a row per image: the class, the writer, and more
                 found = found[:, 0]
         if found is not None:
             return np.asarray([self.number(label, index) for index, label in enumerate(found)])
@@ -219,8 +231,8 @@ class FileSource(Source):
             unlabelled: whether the image needs no label.
 
         Raises:
-            UnreadableImageError: when the file is no image, or damaged.
-            LabelError: when the label is no class number.
+            UnreadableImageError: when the file is not an image, or is damaged.
+            LabelError: when the label is not a class number.
         """
         try:
             if self.reader is None:
@@ -230,7 +242,7 @@ class FileSource(Source):
                 stream, label = self.reader[index][:2]
                 with stream, Image.open(stream) as opened:
                     image = to_mode(opened, mode)
-        except Exception as error:  # decoders raise errors of every kind
+        except Exception as error:  # decoders raise errors of any type
             reason = str(error).strip().rstrip(".") or type(error).__name__
             if isinstance(error, UnidentifiedImageError):
                 reason = "no known image format"
@@ -241,7 +253,11 @@ class FileSource(Source):
         return image, self.number(label, index, unlabelled)
 
     def file(self, index: int) -> str | None:
-        """The path of an image, where it has one of its own."""
+        """The path of an image; None if the images of the data set are not files of their own.
+
+        Args:
+            index: position of the image in the split.
+        """
         found = getattr(self.reader, "samples", None)
         return None if found is None else str(found[index][0])
 
@@ -253,7 +269,8 @@ class FileSource(Source):
                 path = self.dataset.samples[index][0]
         except (AttributeError, LookupError, TypeError):
             path = None
-        return f"The image {path}" if path else super()._name(index)  # tables may hold no paths
+        # Data sets in tables may have no paths.
+        return f"The image {path}" if path else super()._name(index)
 
     def images(
         self,
@@ -262,7 +279,7 @@ class FileSource(Source):
         indices: Indices | None = None,
         unlabelled: bool = False,
     ) -> Dataset[Any]:
-        """All images, or some."""
+        """The images at some positions of the split, or all; see `Source.images`."""
         chosen = range(len(self)) if indices is None else indices
         transform = preprocessing.transform(training)
         return _Files(self, chosen, preprocessing.mode, transform, unlabelled)
@@ -270,7 +287,13 @@ class FileSource(Source):
     def pixels(
         self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
     ) -> Dataset[Any]:
-        """All images, or some, as byte tensors ``[C, H, W]``, resized only."""
+        """The images as byte tensors ``[C, H, W]`` that are resized only, for the cache.
+
+        Args:
+            preprocessing: how the images are prepared.
+            training: whether the images are for training.
+            indices: positions of the images in the split; None for all images.
+        """
         chosen = range(len(self)) if indices is None else indices
         return _Files(self, chosen, preprocessing.mode, preprocessing.sizing(training))
 
@@ -301,10 +324,10 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[list[int],
     Args:
         labels: class numbers, ``[N]``.
         fraction: fraction of each class that is held out.
-        seed: random seed of the choice, which depends on nothing else.
+        seed: seed of the choice, which depends on nothing else.
 
     Returns:
-        Indices to train on and indices held out, both ascending.
+        Indices of the images to train on, and of the images held out, both in ascending order.
 
     Raises:
         DataError: when the images are too few for every class to be in both parts.

@@ -1,4 +1,4 @@
-"""Data sets that are read in order: WebDataset shards, streamed Hugging Face data, TFDS."""
+"""Data sets without random access: WebDataset shards, streamed Hugging Face data, TFDS."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from gpd_cli.errors import DataError
 
 
 class StreamSource(Source):
-    """A split that is read in order: timm's `IterableImageDataset`.
+    """A split that can only be read in order, by timm's `IterableImageDataset`.
 
-    timm's reader shuffles and distributes the images over processes and workers; unlike with files,
-    it skips images that it cannot decode, with a warning. In training the reader repeats images so
-    that every worker of every process has equally many batches; in evaluation each image comes
-    once.
+    timm's reader shuffles the images, and distributes them over processes and workers. The reader
+    skips images that cannot be decoded, with a warning (for files, this package raises an error).
+    In training, the reader repeats images so that all workers of all processes have the same number
+    of batches; in evaluation, each image comes once.
 
     Args:
         dataset: timm's data set.
-        training: whether the reader shuffles and repeats.
-        shards: names of the files, for WebDataset, whose reader distributes whole files.
+        training: whether the reader shuffles and repeats images.
+        shards: for WebDataset, whose reader distributes whole files: names of the files.
     """
 
     streamed = True
@@ -50,7 +50,7 @@ class StreamSource(Source):
         )
 
     def labels(self) -> np.ndarray:
-        """Unsupported: the labels of a stream are not known in advance.
+        """Raise an error, since the labels of a stream are not known in advance.
 
         Raises:
             DataError: always.
@@ -61,15 +61,16 @@ class StreamSource(Source):
         )
 
     def spread(self, rank: int, world: int, workers: int) -> int:
-        """Distribute the stream over processes; to be called before `images`.
+        """Set up which part of the stream this process reads; to be called before `images`.
 
         Args:
             rank: rank of this process.
             world: world size.
-            workers: wanted number of loader workers per process.
+            workers: desired number of loader workers per process.
 
         Returns:
-            Number of loader workers to use: at most one for each shard.
+            The number of loader workers to use, which is at most the number of this process's
+            shards.
 
         Raises:
             DataError: when there are fewer shards of training images than processes.
@@ -77,8 +78,8 @@ class StreamSource(Source):
         reader, shards = self.dataset.reader, self._shards()
         self._every = (0, 1)
         if self._files is None:
-            # Shards that cannot be distributed evenly are read by all processes, each of which
-            # keeps other images.
+            # If the shards cannot be distributed evenly, every process reads all shards, and keeps
+            # only its own part of the images.
             alone = shards if shards is None or shards % world else shards // world
         elif self.training:
             if len(self._files) < world:
@@ -88,7 +89,8 @@ class StreamSource(Source):
                 )
             alone = len(self._files) // world
         else:
-            # Left to the reader, some images would be scored twice, and others not at all.
+            # The shards are distributed here: the reader would have some images scored twice, and
+            # others not at all.
             mine = self._files
             if len(mine) >= world:
                 mine = mine[rank::world]
@@ -97,14 +99,15 @@ class StreamSource(Source):
                 self._every, alone = (rank, world), 1
             reader.split_info = replace(reader.split_info, filenames=mine)
             rank, world = 0, 1
-        # Readers ask for rank and world size when opened, maybe before processes are connected.
+        # Readers determine rank and world size when they are opened, which may be before the
+        # processes are connected.
         reader.dist_rank, reader.dist_num_replicas = rank, world
         used = workers if alone is None else min(workers, max(1, alone))
         self.dataset.set_loader_cfg(num_workers=max(1, used))
         return used
 
     def _shards(self) -> int | None:
-        """Number of shards of streamed Hugging Face data; None for other readers and downloads."""
+        """Number of shards of streamed Hugging Face data; None for other or downloaded data."""
         reader = self.dataset.reader
         if not hasattr(reader, "builder") or getattr(reader, "download", True):
             return None
@@ -119,7 +122,15 @@ class StreamSource(Source):
         indices: Indices | None = None,
         unlabelled: bool = False,
     ) -> Dataset[Any]:
-        """The whole stream, or this process's share of it."""
+        """The images of the whole stream, or of this process's part after `spread`.
+
+        Args:
+            preprocessing: how the images are prepared.
+            training: whether the images are augmented.
+            indices: not used, since a stream has no positions.
+            unlabelled: whether the images need no label; the class number of an image without label
+                is then `UNKNOWN`.
+        """
         self.dataset.transform = partial(
             _prepare, preprocessing.transform(training), preprocessing.mode
         )
@@ -130,30 +141,35 @@ class StreamSource(Source):
 
 
 def _prepare(transform: Transform, mode: str, image: Any) -> Any:
-    # Readers that decode by themselves give arrays of the mode they were asked for.
+    # Readers that decode images themselves return arrays, already in the requested mode.
     return transform(to_mode(image, mode) if isinstance(image, Image.Image) else image)
 
 
 class Stream(IterableDataset[tuple[Tensor, int]]):
-    """Images in order, shuffled by seed and epoch alone.
+    """The images of a stream; the order in training depends on seed and epoch only.
 
     Args:
         dataset: timm's data set.
-        training: whether the reader shuffles and repeats.
-        every: position of the first image to keep, and distance to the next one.
+        training: whether the reader shuffles and repeats images.
+        every: which images to keep: the position of the first one, and the step from one to the
+            next.
     """
 
     def __init__(self, dataset: Any, training: bool, every: tuple[int, int] = (0, 1)) -> None:
         self.dataset, self.training, self.every = dataset, training, every
         self._key = (0, 0)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers live on
+        # In shared memory, so that workers which persist between epochs see the new epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def seed_draws(self, seed: int, rank: int) -> None:
-        """Draw augmentation from a seed, the process, its worker, the epoch and the place in it.
+        """Make the random draws of augmentation reproducible.
+
+        They then depend on the seed, the process, the loader worker, the epoch and the image's
+        position in the worker's part of the epoch, and on nothing else.
 
         Args:
             seed: seed of the random draws.
-            rank: number of this process.
+            rank: rank of this process.
         """
         self._key = (seed, rank)
 
@@ -163,7 +179,8 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
-        # In evaluation every worker may end on an incomplete batch: the number is unknown.
+        # In evaluation, every worker may end with an incomplete batch, so that the number of
+        # batches is unknown.
         length = len(self.dataset) if self.training else 0
         if not length:
             raise TypeError("the length of this stream is not known")
@@ -186,7 +203,7 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
 
 
 class ShardStream(Stream):
-    """Images of WebDataset shards in training."""
+    """A stream of training images from WebDataset shards, shuffled reproducibly in each epoch."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         _reseed(self.dataset.reader)
@@ -194,17 +211,21 @@ class ShardStream(Stream):
 
 
 def _reseed(reader: Any) -> None:
-    """Shuffle the images of WebDataset shards by seed, epoch and worker.
+    """Make the shuffling of WebDataset shards depend on seed, epoch and worker only.
 
-    By itself the reader seeds each worker once, from a global state that a resumed run lacks.
+    By itself, the reader seeds each worker once, from the global random state, which a resumed run
+    does not have.
+
+    Args:
+        reader: timm's reader of WebDataset, changed in place.
     """
     info = get_worker_info()
     worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-    # The reader sets these attributes only once, together with the worker's seed.
+    # The reader itself sets these attributes only once, together with the worker's seed.
     reader.worker_info = info
     reader.worker_id, reader.num_workers = worker, workers
     reader.global_worker_id = reader.dist_rank * workers + worker
     reader.global_num_workers = reader.dist_num_replicas * workers
     key = (reader.common_seed, reader.epoch_count.value, reader.global_worker_id)
     reader.worker_seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    reader.ds = None  # built anew for this pass, with this seed
+    reader.ds = None  # makes the reader build its pipeline anew, with this seed

@@ -1,4 +1,4 @@
-"""From images to normalized tensors, with timm's transforms."""
+"""Conversion of images to normalized tensors, with timm's transforms."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gpd_cli.errors import DataError
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Erasing = Literal["pixel", "rand", "const"]
 Transform = Callable[[Any], Any]
-_LARGEST = 2**14  # side of an image, pixels
-_LEAST_CROP = 0.05  # an image is resized to twenty times its side
+_LARGEST = 2**14  # largest height and width of an image, in pixels
+_LEAST_CROP = 0.05  # smallest crop_pct, with which images are resized to 20 times the crop
 
-# torchvision takes no strings.
+# torchvision does not accept interpolations by name.
 _MODES = {
     "nearest": transforms.InterpolationMode.NEAREST,
     "bilinear": transforms.InterpolationMode.BILINEAR,
@@ -34,24 +34,27 @@ class Preprocessing:
     """How an image becomes a tensor ``[C, H, W]``.
 
     Args:
-        image_size: height and width, pixels.
+        image_size: height and width of the tensor, in pixels.
         in_chans: number of channels, 1 (grey) or 3 (RGB).
         mean: mean of each channel, for values in [0, 1]; by default ImageNet's for RGB and 0.5 for
             grey.
-        std: standard deviation of each channel; by default ImageNet's for RGB and 0.5 for grey.
-        interpolation: interpolation of resizing.
-        crop_pct: for evaluation, the fraction of the resized image's edge that the crop keeps.
+        std: standard deviation of each channel, for values in [0, 1]; by default ImageNet's for RGB
+            and 0.5 for grey.
+        interpolation: interpolation for resizing.
+        crop_pct: in evaluation, the fraction of the resized image's edge that the center crop
+            keeps.
         no_aug: whether to train without augmentation, on resized and center-cropped images.
-        scale: least and greatest area of the random crop, as a fraction of the image.
+        scale: least and greatest area of the random crop, as fractions of the image's area.
         ratio: least and greatest aspect ratio of the random crop.
-        crop_padding: if positive, pad by so many pixels and crop at random, without rescaling.
+        crop_padding: if positive, images are padded by this number of pixels on each side and
+            cropped at random, without rescaling.
         hflip: probability of a horizontal flip.
-        color_jitter: strength of changes of brightness, contrast and saturation.
-        auto_augment: name of an augmentation policy of timm.
+        color_jitter: strength of random changes of brightness, contrast and saturation.
+        auto_augment: name of an augmentation policy of timm; None for none.
         re_prob: probability of random erasing.
         re_mode: what fills an erased rectangle: noise (pixel), one random colour (rand) or the mean
             colour (const).
-        re_count: largest number of rectangles per image.
+        re_count: largest number of erased rectangles per image.
 
     Raises:
         DataError: when a value is out of range, or statistics do not match the channels.
@@ -129,7 +132,10 @@ class Preprocessing:
         )
 
     def transform(self, training: bool) -> Transform:
-        """The transform of Pillow images (of mode `mode`) into float tensors ``[C, H, W]``.
+        """The transform from Pillow images (of mode `mode`) to normalized tensors ``[C, H, W]``.
+
+        Args:
+            training: whether the transform is for training, and so may augment.
 
         Raises:
             DataError: when timm does not know the augmentation policy.
@@ -145,7 +151,7 @@ class Preprocessing:
             return _compose(create_transform(**self._calm(training), **shared))
         padded = self.crop_padding > 0
         augmentations: dict[str, Any] = {
-            # After pad-and-crop, the random resized crop takes the whole image.
+            # After pad-and-crop, timm's random resized crop has to take the whole image.
             "scale": (1.0, 1.0) if padded else self.scale,
             "ratio": (1.0, 1.0) if padded else self.ratio,
             "hflip": self.hflip,
@@ -167,24 +173,27 @@ class Preprocessing:
         return _compose(*(self._padded_crop() if padded else ()), augment)
 
     def sizing(self, training: bool) -> Transform:
-        """The part of `transform` before augmentation and normalization.
+        """The first part of `transform`, before augmentation and normalization: only the resizing.
 
-        The result turns Pillow images (of mode `mode`) into byte tensors ``[C, H, W]``.
+        The result converts Pillow images (of mode `mode`) to byte tensors ``[C, H, W]``.
+
+        Args:
+            training: whether the images are for training.
         """
         if training and not self.no_aug:
             return _compose(self._resize(), transforms.PILToTensor())
         size = (self.in_chans, self.image_size, self.image_size)
-        # timm's prefetcher takes bytes and normalizes by itself, so this transform gives bytes.
+        # timm's prefetcher normalizes bytes itself, so that a transform made for it returns bytes.
         calm = create_transform(
             input_size=size,
             interpolation=self.interpolation,
             use_prefetcher=True,
             **self._calm(training),
         )
-        return _compose(calm, torch.as_tensor)  # an array or a tensor, by the version
+        return _compose(calm, torch.as_tensor)  # some versions of timm return arrays here
 
     def _calm(self, training: bool) -> dict[str, Any]:
-        """Settings for timm, without augmentation."""
+        """Arguments of timm's `create_transform` for a transform without augmentation."""
         if training:
             return {"is_training": True, "no_aug": True}
         return {"crop_pct": self.crop_pct}

@@ -1,4 +1,4 @@
-"""Settings that a launcher (torchrun, SLURM) has made, so that no option need repeat them."""
+"""Settings made by a launcher (torchrun, SLURM), which users then need not repeat as options."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from gpd_cli.errors import TrainingError
 
 
 def launched(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A Trainer's options, completed by the launcher's settings.
+    """Complete a Trainer's options by the launcher's settings.
 
-    Numbers of devices and nodes are the launcher's unless the options give them. Under SLURM,
-    `Interruptions` saves and requeues instead of Lightning. Batch normalization over all processes
-    is this package's `SyncedNorms`.
+    - Unless the options give them, numbers of devices and nodes are taken from the launcher.
+    - Under SLURM, Lightning's own handling of signals is switched off, since `Interruptions` saves
+      and requeues.
+    - If batch normalization is to be synchronized over processes, this package's `SyncedNorms` does
+      so in place of Lightning's plugin.
 
     Args:
-        options: options of `lightning.pytorch.Trainer`.
+        options: options of `lightning.pytorch.Trainer`, by name.
+
+    Returns:
+        The completed options.
 
     Raises:
         TrainingError: when SLURM does not know the number of tasks per node.
@@ -46,7 +51,7 @@ def launched(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def slurm_job() -> str | None:
-    """The id, for ``scontrol``, of the SLURM job that started this process; None without job."""
+    """The id of the SLURM job that started this process, as ``scontrol`` takes it; None without."""
     if "SLURM_JOB_ID" not in os.environ or not SLURMEnvironment.detect():
         return None
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
@@ -54,7 +59,9 @@ def slurm_job() -> str | None:
 
 
 def requeue_path(folder: str | Path) -> Path | None:
-    """The path of this job's checkpoint for the next start; None outside of SLURM.
+    """The path of the checkpoint from which this SLURM job goes on when it is requeued.
+
+    Returns None outside SLURM.
 
     Args:
         folder: the Trainer's ``default_root_dir``.
@@ -65,7 +72,7 @@ def requeue_path(folder: str | Path) -> Path | None:
 
 
 def slurm_environment() -> SLURMEnvironment:
-    """Lightning's view of the SLURM job.
+    """Lightning's description of the SLURM job, with automatic requeueing switched off.
 
     Raises:
         TrainingError: when SLURM does not know the number of tasks per node.
@@ -80,7 +87,7 @@ def slurm_environment() -> SLURMEnvironment:
 
 
 def _launched_sizes() -> tuple[int, int] | None:
-    """The launcher's numbers of processes per node and of nodes; None without launcher."""
+    """The launcher's numbers of processes per node and of nodes; None without a launcher."""
     environment = os.environ
     if TorchElasticEnvironment.detect():
         local = int(environment["LOCAL_WORLD_SIZE"])

@@ -1,8 +1,10 @@
-"""What the first process of a run finds out, and the others receive instead of finding it again.
+"""Passing results from a run's first process to the others, so that these need not search again.
 
-The networks are built before DistributedDataParallel connects the processes, so that they meet
-elsewhere: under torchrun in the store of its agent, under SLURM in a store of the first process.
-Lightning starts its processes when the first one has built its networks; they read a file.
+The result is the width plan, which is found when the networks are built, before
+DistributedDataParallel connects the processes. So the processes use another connection: under
+torchrun the key-value store of torchrun's agent, under SLURM a store in the first process. If
+Lightning starts the other processes, it does so after the first process has built its networks;
+then the result is passed in a file.
 """
 
 from __future__ import annotations
@@ -26,36 +28,44 @@ from gpd_cli.distributed.cluster import slurm_environment, slurm_job
 from gpd_cli.errors import TrainingError
 
 Values = Mapping[str, Any]
-"""Numbers, strings, lists and dictionaries (JSON)."""
+"""Values that JSON can hold: numbers, strings, lists and dictionaries."""
 
 FOUND = "GPD_FOUND"
-"""The environment variable with the path of a file, for processes that Lightning starts."""
+"""The environment variable that tells processes started by Lightning the path of the file."""
 _KEY = "found"
 _READ = "read"
-_BESIDE = 10_000  # from Lightning's port under SLURM, 15,000 to 24,999, to ours
+_BESIDE = 10_000  # added to Lightning's port under SLURM (15,000 to 24,999) to get our port
 _LAST_PORT = 65_535
-_PAUSE = 0.05  # seconds between two looks
-_MEETING = timedelta(minutes=30)  # as long as torch lets processes wait for each other
-_PARTING = timedelta(minutes=1)  # to hand out an error
+_PAUSE = 0.05  # seconds between two looks into the store
+_MEETING = timedelta(minutes=30)  # longest wait for another process, the same as torch's default
+_PARTING = timedelta(minutes=1)  # longest wait for readers when the first process ends by an error
 
 
 class Exchange(Protocol):
-    """Where the first process leaves something for the others."""
+    """Passes values from the first process to the others.
+
+    Attributes:
+        is_first: whether this is the first process.
+    """
 
     is_first: bool
 
     def give(self, values: Values) -> None:
-        """Leave values for the others; for the first process.
+        """Leave values for the other processes; to be called by the first process only.
+
+        Args:
+            values: the values to pass on.
 
         Raises:
-            TrainingError: when the place where the processes meet cannot be opened.
+            TrainingError: when the store of the exchange cannot be opened.
         """
 
     def receive(self) -> Values:
-        """The values of the first process, as soon as they are there.
+        """Wait for the values of the first process, and return them.
 
         Raises:
-            TrainingError: when the first process cannot be reached, or has ended without any.
+            TrainingError: when the first process cannot be reached, or has ended without leaving
+                any values.
         """
 
 
@@ -63,13 +73,13 @@ _exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
 def current_exchange() -> Exchange | None:
-    """Where this process meets the others; None outside of `together`, and for a single process."""
+    """The exchange of this process; None outside of `together`, and for a single process."""
     return _exchange.get()
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Let the processes of a run exchange what they find within this context."""
+    """Provide an exchange (`current_exchange`) between the processes of a run in this context."""
     exchange, patience = _found_exchange(), _PARTING
     token = _exchange.set(exchange)
     try:
@@ -82,16 +92,16 @@ def together() -> Iterator[None]:
 
 
 def launched_by_another() -> bool:
-    """Whether torchrun, SLURM or Lightning's first process has started this process."""
+    """Whether this process was started by torchrun, SLURM or Lightning's first process."""
     return "LOCAL_RANK" in os.environ or slurm_job() is not None
 
 
 @contextmanager
 def left_for_children(values: Values) -> Iterator[None]:
-    """Leave values in a file for processes that are started within this context.
+    """Leave values in a temporary file for processes that are started within this context.
 
     Args:
-        values: what they receive.
+        values: the values to pass on.
     """
     with tempfile.TemporaryDirectory(prefix="gpd-") as folder:
         path = Path(folder, "found.json")
@@ -104,16 +114,17 @@ def left_for_children(values: Values) -> Iterator[None]:
 
 
 class StoreExchange:
-    """An exchange through a store of torch.
+    """An exchange through a key-value store of `torch.distributed`.
 
-    The store is opened when something is given or received: processes that have nothing to tell
-    each other need not wait for each other.
+    The store is opened only when values are given or received, so that processes without values to
+    exchange need not wait for each other.
 
     Args:
-        connect: opens the store of `torch.distributed` that all processes reach.
+        connect: function that opens the store, which all processes can reach.
         rank: rank of this process.
-        readers: number of the other processes, where the store ends with the first process; it
-            then stays until all of them have read. 0 where another process keeps the store.
+        readers: if the store lives in the first process, the number of the other processes: the
+            first process waits in `part` until all of them have read. 0 if the store lives in
+            another process, such as torchrun's agent.
     """
 
     def __init__(self, connect: Callable[[], Any], rank: int, readers: int) -> None:
@@ -122,23 +133,23 @@ class StoreExchange:
 
     @cached_property
     def store(self) -> Any:
-        """The store.
+        """The store, opened at first use.
 
         Raises:
-            TrainingError: when it cannot be opened or reached.
+            TrainingError: when the store cannot be opened or reached.
         """
         return self._connect()
 
     def give(self, values: Values) -> None:
-        """Leave values for the others."""
+        """Leave values for the other processes; see `Exchange`."""
         self.store.set(_KEY, json.dumps(values))
         self._given = True
 
     def receive(self) -> Values:
-        """The values of the first process; see `Exchange`."""
+        """Wait for the values of the first process, and return them; see `Exchange`."""
         try:
             while not self.store.check([_KEY]):
-                time.sleep(_PAUSE)  # short, so that signals are heard
+                time.sleep(_PAUSE)  # short waits in Python, so that signals are handled
             values: Values = json.loads(self.store.get(_KEY))
             self.store.add(_READ, 1)
         except dist.DistError as error:
@@ -149,10 +160,10 @@ class StoreExchange:
         return values
 
     def part(self, patience: timedelta) -> None:
-        """Let the first process wait until the others have read what it gave.
+        """Make the first process wait until the other processes have read its values.
 
         Args:
-            patience: how long at most.
+            patience: the longest time to wait.
         """
         end = time.monotonic() + patience.total_seconds()
         while self.is_first and self._given and time.monotonic() < end:
@@ -174,10 +185,10 @@ class FileExchange:
         self.path = Path(path)
 
     def give(self, values: Values) -> None:
-        """Nothing: only the first process gives, before this one starts."""
+        """Do nothing: only the first process leaves values, before this process starts."""
 
     def receive(self) -> Values:
-        """The values of the first process; see `Exchange`."""
+        """Read the values of the first process from the file; see `Exchange`."""
         try:
             values: Values = json.loads(self.path.read_text())
         except (OSError, ValueError) as error:
@@ -188,7 +199,7 @@ class FileExchange:
 
 
 def _found_exchange() -> Exchange | None:
-    """The exchange of the processes that a launcher has started together."""
+    """The exchange that fits the launcher of this process; None for a single process."""
     if path := os.environ.get(FOUND):
         return FileExchange(path)
     environment = os.environ
@@ -202,7 +213,7 @@ def _found_exchange() -> Exchange | None:
             return dist.PrefixStore(f"gpd/{attempt}", _connected(host, port))  # type: ignore[attr-defined]
 
         return StoreExchange(apart, _rank("RANK"), 0)
-    # srun tells the number of tasks of its step; a batch script without srun is a single process.
+    # srun sets the number of tasks of its step; a batch script without srun is a single process.
     if slurm_job() and (tasks := int(environment.get("SLURM_STEP_NUM_TASKS", "1"))) > 1:
         slurm, rank = slurm_environment(), _rank("SLURM_PROCID")
         port = slurm.main_port + _BESIDE

@@ -1,4 +1,7 @@
-"""Runs that are told to save or to stop: by a signal, between two steps, on all processes."""
+"""Saving and stopping of a run on a signal, and resuming within an epoch.
+
+A run saves and stops between two steps, on all processes after the same step.
+"""
 
 from __future__ import annotations
 
@@ -28,50 +31,53 @@ from gpd_cli.errors import TrainingError
 from gpd_cli.files import short_path
 
 STOPPED = "stopped.ckpt"
-"""Where a run that was stopped within an epoch is saved, beside ``last.ckpt``."""
+"""Name of the checkpoint of a run that was stopped within an epoch, beside ``last.ckpt``."""
 _CONFIGURATION = "config.yaml"
 _STOPPING = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-_ONE_KEY = 0.5  # seconds within which two SIGINT are one: a launcher may pass on what all have got
+# Two SIGINT within this time, in seconds, count as one: a launcher may pass on a signal that all
+# processes have received from the terminal already.
+_ONE_KEY = 0.5
 
 
 class Stopped(SystemExit):
-    """Ends the command; its code is that of the process."""
+    """Raised to end the command; its code becomes the exit code of the process."""
 
 
 class Interruptions(Callback):
-    """Act on signals.
+    """Save, stop or requeue a run when it receives a signal.
 
-    - SIGTERM, SIGHUP (a terminal that is closed) and SIGINT (Ctrl-C) save and stop; a second SIGINT
-      stops at once.
-    - SIGUSR1 saves and goes on. Under SLURM, which sends it before the time is up, it saves, puts
-      the job back into the queue and stops.
+    - On SIGTERM, SIGHUP (the terminal was closed) and SIGINT (Ctrl-C), the run saves and stops; a
+      second SIGINT stops the run at once.
+    - On SIGUSR1, the run saves and goes on. But under SLURM, which sends this signal before the
+      job's time is up, the run saves, puts the job back into the queue and stops.
 
-    A signal may come at any moment and reaches processes at different ones. It is therefore only
-    noted, and acted upon after a batch or an epoch, on all processes after the same one. A job that
-    SLURM starts again goes on from there, or else from its last checkpoint. A run that goes on from
-    within an epoch skips the images that it has seen of it.
+    A signal may come at any moment, and does not reach all processes at the same moment. So a
+    signal is only noted at first, and handled after a batch or an epoch, in all processes after the
+    same one. A requeued SLURM job goes on from the checkpoint saved then, or else from its last
+    one. A run resumed within an epoch skips the images of the epoch that it has seen already.
 
     A run whose time is up (``--trainer.max_time``) is saved and stopped in the same way. Lightning
-    would end the epoch there, and save it as one that is over.
+    by itself would end the epoch there, and save it as a complete one.
     """
 
     def __init__(self) -> None:
         self._asked: set[int] = set()
-        self._pressed = 0.0  # when Ctrl-C was
+        self._pressed = 0.0  # time of the first Ctrl-C; 0 for none
         self._saved: Path | None = None
         self._is_late = False
         self._since, self._steps, self._first = 0, 0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen from now on; skip what was seen of the epoch."""
+        """Install the signal handlers; in a resumed run, skip images of the epoch seen already."""
         self._since, self._steps = 0, trainer.global_step
         self._first = trainer.current_epoch
         self._asked.clear()
         if threading.current_thread() is threading.main_thread():
-            # Lightning puts back what was there before.
+            # Lightning restores the previous handlers at the end.
             for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
                 number = getattr(signal, name, None)
-                # nohup has SIGHUP ignored, and shells SIGINT for what runs in their background.
+                # Signals that are ignored stay so: nohup ignores SIGHUP, and shells ignore SIGINT
+                # for processes in the background.
                 if number and signal.getsignal(number) != signal.SIG_IGN:
                     signal.signal(number, self._note)
         if trainer.fit_loop.restarted_mid_epoch:
@@ -80,10 +86,10 @@ class Interruptions(Callback):
             skip_once(trainer.train_dataloader, progress.processed)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Act on a signal that came during validation, or in an epoch of one step."""
+        """Handle a signal that came during validation, or in an epoch of one step."""
         last = _last(trainer)
         self._remember(trainer)
-        # What there is to save is in last.ckpt already.
+        # After an epoch, last.ckpt has been written already, so that nothing has to be saved.
         if last is not None and trainer.current_epoch > self._first:
             self._decide(trainer, saved=last)
 
@@ -95,7 +101,7 @@ class Interruptions(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save, and maybe stop here, if that is asked for."""
+        """Save, and possibly stop, if a signal asks for it or the run's time is up."""
         self._since += 1
         late = _is_late(trainer)
         if late:
@@ -103,7 +109,7 @@ class Interruptions(Callback):
         if trainer.global_step == self._steps:  # gradients are being accumulated
             return
         self._steps = trainer.global_step
-        if not saved_exactly(trainer):  # the next batch will do, or the next epoch
+        if not saved_exactly(trainer):  # decide after the next batch, or at the next epoch's start
             return
         if late:
             self._stop_late(trainer)
@@ -113,7 +119,10 @@ class Interruptions(Callback):
             self._decide(trainer)
 
     def _remember(self, trainer: Trainer) -> None:
-        """Let a job that is killed without a signal go on from its last checkpoint."""
+        """Link the requeue path to ``last.ckpt``, for a SLURM job that is killed without a signal.
+
+        When SLURM starts the job again, it goes on from this checkpoint.
+        """
         last = _last(trainer)
         path = requeue_path(trainer.default_root_dir)
         if path is not None and trainer.is_global_zero and last is not None and last.is_file():
@@ -122,7 +131,12 @@ class Interruptions(Callback):
             _remove_stopped(before)
 
     def _decide(self, trainer: Trainer, saved: Path | None = None) -> None:
-        """Do what one of the processes was asked for; `saved` is what has been written already."""
+        """Handle signals that any of the processes has received.
+
+        Args:
+            trainer: trainer of the run.
+            saved: path of a checkpoint of this position, if one has been written already.
+        """
         self._since = 0
         if not trainer.strategy.reduce_boolean_decision(bool(self._asked), all=False):
             return
@@ -138,7 +152,7 @@ class Interruptions(Callback):
                 _say(f"gpd: step {trainer.global_step}: saved as {last or 'nothing'}; going on")
             return
         requeued = requeue_path(trainer.default_root_dir)
-        # In the run's folder, by which a requeued job finds it.
+        # The checkpoint goes into the run's folder, by which a requeued job finds its run.
         path = requeued if last is None else last.with_name(STOPPED)
         if saved is None and path is not None:
             _save(trainer, path)
@@ -148,7 +162,7 @@ class Interruptions(Callback):
         problem = _put_back() if requeue and trainer.is_global_zero else ""
         trainer.strategy.barrier()
         if problem:
-            assert self._saved is not None  # by a job, at least as what it is requeued with
+            assert self._saved is not None  # a SLURM job always has a requeue path to save to
             raise TrainingError(
                 f"The job cannot be put back into the queue ({problem}); go on with: "
                 f"{resume_command(self._saved)}"
@@ -156,7 +170,7 @@ class Interruptions(Callback):
         raise Stopped(0 if requeue else _code(trainer, stop or signal.SIGTERM))
 
     def _stop_late(self, trainer: Trainer) -> None:
-        """Save and stop within the epoch. The run has done its work, also for a job of SLURM."""
+        """Save and stop within the epoch, since the run's time is up; a SLURM job is then done."""
         last = _last(trainer)
         assert last is not None
         self._saved, self._is_late = last.with_name(STOPPED), True
@@ -166,15 +180,16 @@ class Interruptions(Callback):
         raise Stopped(0)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A job that has done its work leaves nothing to go on from."""
+        """Remove the requeue path of a SLURM job whose run has come to its end."""
         path = requeue_path(trainer.default_root_dir)
         if path is not None and trainer.is_global_zero:
-            if path.resolve() != self._saved:  # whose time is up, and which may go on
+            # The checkpoint of a run whose time is up stays, since the user may go on from it.
+            if path.resolve() != self._saved:
                 _remove_stopped(path.resolve())
             path.unlink(missing_ok=True)
 
     def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Heed SIGTERM, which Lightning does between batches of all other loops."""
+        """Stop on SIGTERM, as Lightning itself does between the batches of all other loops."""
         progress: Any = trainer.predict_loop.batch_progress
         if trainer.received_sigterm and not progress.is_last_batch:
             raise SIGTERMException
@@ -182,7 +197,10 @@ class Interruptions(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Say in one sentence that the run was stopped, and how it goes on."""
+        """Report in one sentence that the run was stopped, and the command to go on with.
+
+        If another process was lost, the message refers to the error of that process for the cause.
+        """
         if is_lost_process(exception):
             last = _last(trainer)
             start_again = "start the run again"
@@ -216,7 +234,7 @@ class Interruptions(Callback):
                 )
         elif path is not None:
             after = f"saved as {short_path(path)}; go on with: {resume_command(path)}"
-        elif last is not None and last.is_file():  # stopped at once
+        elif last is not None and last.is_file():  # stopped at once, without saving
             after = f"last saved as {short_path(last)}; go on with: {resume_command(last)}"
         elif last is not None and began:
             config = last.parent.parent / _CONFIGURATION
@@ -229,7 +247,7 @@ class Interruptions(Callback):
         if not trainer.is_global_zero:
             return
         if isinstance(exception, KeyboardInterrupt):
-            exception.add_note(text)  # which the command prints when all is torn down
+            exception.add_note(text)  # the command line prints this note when the run has ended
         else:
             _say(f"gpd: {text}")
 
@@ -274,29 +292,30 @@ def _launcher() -> str:
 
 
 def _code(trainer: Trainer, signum: int) -> int:
-    """The exit code of a process that has saved.
+    """The exit code of a process that has saved and stops on a signal.
 
-    Whoever starts several processes takes a code other than 0 for a failure: torchrun prints a
-    traceback, or starts them again from the beginning; Lightning kills the others.
+    It is 0 in processes started by torchrun or Lightning, which take any other code for a failure:
+    torchrun prints a traceback or restarts the processes from the beginning; Lightning kills the
+    other processes.
     """
-    # SLURM itself starts the processes of a job, and waits for all of them.
+    # SLURM starts the processes of a job itself, and waits for all of them.
     launched = trainer.strategy.launcher is not None and slurm_job() is None
     launched = launched and not trainer.is_global_zero
     return 0 if launched or TorchElasticEnvironment.detect() else 128 + signum
 
 
 def _say(text: str) -> None:
-    """Write a line to standard error, from signal handlers too, also when nobody hears it."""
+    """Write a line to standard error, safely in signal handlers and if the stream is closed."""
     with suppress(OSError, ValueError):
         try:
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
-        except RuntimeError:  # the signal came while something else was being written
+        except RuntimeError:  # the signal interrupted another write to the same stream
             os.write(2, f"\n{text}\n".encode())
 
 
 def _leave_terminal() -> None:
-    """Write no more to a terminal that is closed: every attempt would be an error."""
+    """Redirect output from a closed terminal to the null device, since writing would fail."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (1, 2):
         if os.isatty(descriptor):
@@ -304,7 +323,7 @@ def _leave_terminal() -> None:
 
 
 def _last(trainer: Trainer) -> Path | None:
-    """The path of ``last.ckpt``; None where a run writes none, or has not begun."""
+    """The path of ``last.ckpt``; None if the run writes none, or has not begun."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.filename == "last":
             return Path(callback.dirpath, "last.ckpt").resolve() if callback.dirpath else None
@@ -312,7 +331,7 @@ def _last(trainer: Trainer) -> Path | None:
 
 
 def _is_late(trainer: Trainer) -> bool:
-    """Whether a run is to stop for its time within an epoch, and can be saved there."""
+    """Whether the run has to stop within an epoch because its time is up, and can be saved."""
     loop = trainer.fit_loop
     if not (trainer.should_stop and loop._can_stop_early) or loop.epoch_loop._is_training_done:
         return False
@@ -323,13 +342,17 @@ def _is_late(trainer: Trainer) -> bool:
     ]
     if not timers or _last(trainer) is None:
         return False
-    # The first process's clock has decided.
+    # All processes follow the clock of the first process.
     late = any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
     return bool(trainer.strategy.broadcast(late))
 
 
 def _save(trainer: Trainer, path: Path) -> None:
-    """Save; what is there is good until the new one is whole; of a link, last.ckpt stays."""
+    """Write a checkpoint beside the path, and then move it there.
+
+    So the previous checkpoint stays until the new one is complete. If the path is a link to
+    ``last.ckpt``, the link is replaced and ``last.ckpt`` stays.
+    """
     trainer.save_checkpoint(_beside(path))
     if trainer.is_global_zero:
         _beside(path).replace(path)
@@ -340,12 +363,12 @@ def _just_saved(trainer: Trainer, callback: Any) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    """Where to write what is then moved to a path."""
+    """Temporary path beside a path, for an atomic replacement."""
     return path.with_name(f".{path.name}")
 
 
 def _link(path: Path, target: Path) -> None:
-    """Let a path lead to a checkpoint; what it led to before it leads to until then."""
+    """Make a path a symbolic link to a checkpoint, replacing a previous link atomically."""
     link = _beside(path)
     link.unlink(missing_ok=True)
     link.symlink_to(target)
@@ -353,13 +376,17 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _remove_stopped(path: Path) -> None:
-    """Remove what a requeued job has gone on from, which a later checkpoint has replaced."""
+    """Remove a stopped run's checkpoint after a later checkpoint has replaced it."""
     if path.name == STOPPED:
         path.unlink(missing_ok=True)
 
 
 def _put_back() -> str:
-    """Put the job back into the queue; what went wrong, or nothing."""
+    """Put the SLURM job back into the queue.
+
+    Returns:
+        The reason if this failed; otherwise an empty text.
+    """
     try:
         result = subprocess.run(
             ["scontrol", "requeue", slurm_job() or ""], capture_output=True, text=True
@@ -372,7 +399,12 @@ def _put_back() -> str:
 
 
 class _SkipOnce(Sampler[Any]):
-    """A sampler that begins its first pass further on."""
+    """A sampler whose first pass leaves out images at the beginning.
+
+    Args:
+        sampler: the sampler to wrap.
+        count: number of images to leave out.
+    """
 
     def __init__(self, sampler: Any, count: int) -> None:
         self._sampler, self._count = sampler, count
@@ -391,11 +423,14 @@ class _SkipOnce(Sampler[Any]):
 
 
 def skip_once(loader: Any, batches: int) -> None:
-    """Let a loader's next pass begin further on; that of a foreign stream begins anew.
+    """Leave out batches at the beginning of a loader's next pass.
+
+    This works for loaders of this package, and for others that have a sampler or a batch sampler. A
+    user's own stream cannot be skipped, and begins anew.
 
     Args:
-        loader: a loader of our data, or one with a sampler, its own or its batch sampler's.
-        batches: how many to leave out.
+        loader: the loader.
+        batches: number of batches to leave out.
     """
     if hasattr(loader, "skip"):
         loader.skip(batches)
@@ -406,10 +441,10 @@ def skip_once(loader: Any, batches: int) -> None:
 
 
 def batch_size_of(loader: Any) -> int | None:
-    """The number of images in a loader's batches; None where it does not tell.
+    """The number of images in a loader's batches; None if neither loader nor batch sampler tells.
 
     Args:
-        loader: the loader; if it does not know the number, its sampler of batches may.
+        loader: the loader.
     """
     for owner in (loader, getattr(loader, "batch_sampler", None)):
         size = getattr(owner, "batch_size", None)

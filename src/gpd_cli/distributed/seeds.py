@@ -1,4 +1,4 @@
-"""Random numbers: of each process its own, and reproducible, also after a resumption."""
+"""Random numbers that differ between processes, and are reproducible even in a resumed run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from gpd_cli.forms import FormError, anything, check_form, maybe
 
 
 class RandomStates(Callback):
-    """Give each process random numbers of its own in training, and save the generators' states.
+    """Give each process its own random numbers in training, and save the generators' states.
 
-    Networks have to start equal everywhere, so processes are seeded equally. But with equal random
-    numbers in training, all processes would mix images in the same proportion and drop the same
-    paths in a step, so that large batches would be less varied than in a single process.
+    The networks have to be equal in all processes at the start, so all processes have the same
+    seed. But with the same random numbers in training, all processes would mix images in the same
+    proportion and drop the same paths in a step, so that a large batch would vary less than in a
+    single process.
 
-    A run that is resumed with the same number of processes draws the same numbers as without the
-    interruption.
+    A run that is resumed with the same number of processes draws the same numbers as an
+    uninterrupted run.
     """
 
     def __init__(self) -> None:
@@ -33,17 +34,17 @@ class RandomStates(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save the states of all processes."""
+        """Save the states of the random generators of all processes."""
         checkpoint["random_states"] = gathered(random_state(pl_module.device))
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the states until training starts, since the setup draws numbers, too."""
+        """Keep the states until training starts, since the setup draws random numbers as well."""
         self._resumed = checkpoint.get("random_states")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore this process's state, or seed anew from first seed, rank and first step."""
+        """Restore this process's states, or seed its generators from seed, rank and step."""
         states, self._resumed = self._resumed, None
         if states is not None and len(states) == trainer.world_size:
             set_random_state(states[trainer.global_rank], pl_module.device)
@@ -55,10 +56,11 @@ class RandomStates(Callback):
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """State of the random generators of Python, NumPy and torch, as plain values and tensors.
+    """States of the random generators of Python, NumPy and torch, as plain values and tensors.
 
     Args:
-        device: the device whose generator is saved besides the CPU's.
+        device: the training device; if this is not the CPU, the state of torch's generator on this
+            device is included.
     """
     version, words, gauss = random.getstate()
     state: Any = np.random.get_state()
@@ -74,11 +76,11 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Restore a state of `random_state`.
+    """Restore the states of the random generators.
 
     Args:
-        state: the state.
-        device: the device of this process.
+        state: the output of `random_state`.
+        device: the training device of this process.
     """
     random.setstate(_of_python(state))
     np.random.set_state(_of_numpy(state))
@@ -88,17 +90,18 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 def random_state_form(value: Any, place: str) -> None:
-    """The form of a value of `random_state`, for `gpd_cli.forms.check_form`.
+    """Check that a value has the form of an output of `random_state`.
 
-    Generators that nothing draws from take up the state, since only they know which states they
-    can have. That of another device than the CPU is left to the device.
+    This is a form for `gpd_cli.forms.check_form`. The states are loaded into new generators, since
+    only a generator knows which states are valid. The state for a device other than the CPU is not
+    checked.
 
     Args:
-        value: the value.
-        place: words for it.
+        value: the value to check.
+        place: words for the value in error messages.
 
     Raises:
-        FormError: when a generator cannot take it up.
+        FormError: when the value has another form, or a generator refuses its state.
     """
     form = {"python": [anything], "numpy": [anything], "torch": Tensor, "device": maybe(Tensor)}
     check_form(value, form, place)

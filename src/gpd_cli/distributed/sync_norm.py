@@ -1,4 +1,4 @@
-"""Batch normalization over the batches of all processes."""
+"""Synchronized batch normalization, whose statistics are over the batches of all processes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch.overrides import TorchFunctionMode
 
 
 class SyncedNorms(LayerSync):
-    """Batch normalization with statistics over the batches of all processes.
+    """Lightning plugin that synchronizes batch normalization layers over processes.
 
-    Layers are changed in place: each gets a subclass of its own class. This keeps additions to
-    batch normalization (the activation in timm's ``BatchNormAct2d``), hooks, parametrizations,
-    layers with several names, parameters that are set for a run only, and all state-dict keys. In
-    eval mode nothing differs.
+    The layers are changed in place: the class of each layer is replaced by a subclass. This keeps
+    additions to batch normalization (such as the activation in timm's ``BatchNormAct2d``), hooks,
+    parametrizations, layers with several names, parameters that are set for a run only, and all
+    keys of state dicts. In eval mode the layers compute the same as before.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Synchronize, in place."""
+        """Synchronize all batch normalization layers of a module, in place."""
         for module in list(model.modules()):
             if isinstance(module, _BatchNorm) and not isinstance(module, _Synced):
                 module.__class__ = _synced(type(module))  # type: ignore[assignment, arg-type]
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Give every layer its own class again."""
+        """Give every layer its original class again, in place."""
         for module in list(model.modules()):
             if isinstance(module, _Synced):
                 module.__class__ = type(module).__bases__[1]
@@ -39,9 +39,9 @@ class SyncedNorms(LayerSync):
 
 
 class _Synced(nn.Module):
-    """Mixin of a synchronized class of batch normalization, before the original class."""
+    """Mixin that synchronizes batch normalization; the original class follows it as second base."""
 
-    # Collectives are no part of a compiled graph.
+    # Collective operations cannot be part of a compiled graph.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
@@ -56,7 +56,7 @@ def _synced(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 class _OverAllProcesses(TorchFunctionMode):
-    """Within this mode, `torch.nn.functional.batch_norm` runs over all processes."""
+    """A mode within which `torch.nn.functional.batch_norm` uses statistics over all processes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.batch_norm:
@@ -74,7 +74,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`torch.nn.functional.batch_norm` with statistics over all processes."""
+    """As `torch.nn.functional.batch_norm`, with statistics over all processes when training."""
     if not training:
         return nn.functional.batch_norm(
             input, running_mean, running_var, weight, bias, False, momentum, eps
@@ -95,7 +95,7 @@ def _composed(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """Batch normalization by elementary operations, since torch's fused one needs a GPU."""
+    """Synchronized batch normalization by elementary operations; torch's fused one needs a GPU."""
     values = input.float() if input.element_size() < 4 else input
     axes = [axis for axis in range(input.ndim) if axis != 1]
     shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
@@ -118,7 +118,7 @@ def _composed(
 
 
 def _summed(values: Tensor) -> Tensor:
-    """The sum over all processes; its gradient reaches all of them."""
+    """The sum of a tensor over all processes, through which gradients flow to all processes."""
     return cast(Tensor, _Sum.apply(values))
 
 

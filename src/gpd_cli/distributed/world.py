@@ -1,4 +1,4 @@
-"""The processes that compute together."""
+"""Communication between the processes that train together."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL error")
-_EVERY = 8  # batches between common decisions: for each the processes wait for each other
+_EVERY = 8  # batches between common decisions, each of which makes processes wait for each other
 
 
 def batches_between(trainer: Trainer) -> int:
-    """How many batches of a run lie between two decisions that its processes take together.
+    """The number of batches between two decisions that all processes of a run take together.
 
     Args:
         trainer: trainer of the run.
@@ -25,10 +25,11 @@ def batches_between(trainer: Trainer) -> int:
 
 
 def saved_exactly(trainer: Trainer) -> bool:
-    """Whether a checkpoint written when a training batch ends resumes exactly there.
+    """Whether a run can be resumed exactly from a checkpoint written at the end of this batch.
 
-    After an epoch's last batch, validation and checkpoints follow, and Lightning resumes behind a
-    validation that was to follow within the epoch.
+    This is not so after the last batch of an epoch, which is followed by validation and
+    checkpoints, nor before a validation within the epoch, which Lightning would leave out when it
+    resumes.
 
     Args:
         trainer: trainer of the run, in ``on_train_batch_end``.
@@ -39,7 +40,7 @@ def saved_exactly(trainer: Trainer) -> bool:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error is that of a process whose partner in the computation is gone."""
+    """Whether an error means that this process has lost the connection to another process."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error)
@@ -47,12 +48,16 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 def world_size() -> int:
-    """The number of processes that compute together; 1 for a single process."""
+    """The number of processes that train together; 1 for a single process."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def everywhere(flag: Tensor) -> bool:
-    """Whether a flag, a scalar, is set in all processes; all processes have to call this."""
+    """Whether a flag is set in all processes; all processes have to call this function together.
+
+    Args:
+        flag: this process's flag, a boolean scalar tensor.
+    """
     if world_size() == 1:
         return bool(flag)
     common = flag.to(torch.int32)
@@ -61,13 +66,13 @@ def everywhere(flag: Tensor) -> bool:
 
 
 def broadcast_from_first(tensors: Iterable[Tensor], device: torch.device) -> None:
-    """Give tensors the first process's values, in place; all processes have to ask.
+    """Overwrite tensors with the values in the first process; all processes have to call this.
 
     Args:
-        tensors: the tensors to overwrite, such as running statistics; as many and of the same
-            shapes in all processes.
-        device: the device that trains, on which processes can send: between GPUs they send no
-            tensor of the CPU, where an average of the weights may lie.
+        tensors: the tensors to overwrite, such as running statistics; their number and shapes have
+            to be the same in all processes.
+        device: the training device, through which the values are sent. GPU processes cannot send
+            tensors that lie on the CPU, where an average of the weights may be.
     """
     if world_size() == 1:
         return
@@ -78,13 +83,17 @@ def broadcast_from_first(tensors: Iterable[Tensor], device: torch.device) -> Non
 
 
 def gathered(value: Any) -> list[Any]:
-    """A value of each process, by rank, with its tensors on the CPU; all have to ask.
+    """Gather a value from every process; all processes have to call this function together.
 
-    A tensor is sent with its device. All others would have to have this device, too, and would
-    each reserve memory on it.
+    Tensors are moved to the CPU before they are sent. On another device, all processes would need
+    that device as well, and would each reserve memory on it.
 
     Args:
-        value: this process's, which can be pickled; tensors may lie in lists, tuples and mappings.
+        value: this process's value. It has to be picklable; tensors may be inside lists, tuples and
+            mappings.
+
+    Returns:
+        The values of all processes, in the order of ranks, with tensors on the CPU.
     """
     value = move_data_to_device(value, torch.device("cpu"))
     if world_size() == 1:

@@ -1,1 +1,1 @@
-"""Recipes: the configurations of the folder ``configs``, which come with the package."""
+"""Recipes: the configurations in the folder ``configs``, which are installed with the package."""

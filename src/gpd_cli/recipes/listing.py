@@ -1,4 +1,4 @@
-"""The command `gpd recipes`: what there is, in a line each, or the text of one recipe."""
+"""The command `gpd recipes`, which lists all recipes or prints the text of one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recipes_command(arguments: Sequence[str]) -> None:
         arguments: the command line after ``recipes``.
 
     Raises:
-        GpdError: when a recipe is unknown, or there is more than one name.
+        GpdError: when the recipe is unknown, or more than one name is given.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
         print(HELP, end="")
@@ -42,7 +42,7 @@ def recipes_command(arguments: Sequence[str]) -> None:
 
 
 def listing() -> str:
-    """All recipes with a line each, by their folders, within 80 columns."""
+    """A list of all recipes with a line for each, grouped by folder, within 80 columns."""
     blocks = [HEADING]
     for folder, group in groupby(sorted(recipe_names(), key=_place), key=_folder):
         names = list(group)

@@ -1,4 +1,4 @@
-"""Recipes by name: ``recipe:imagenet/distill/resnet18_dkd`` is a file that comes with `gpd`."""
+"""Names of recipes: ``recipe:imagenet/distill/resnet18_dkd`` is a file installed with `gpd`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from gpd_cli.errors import RecipeError
 
 PREFIX = "recipe:"
-"""What a recipe's name begins with where the path of a configuration is expected."""
+"""Prefix of a recipe's name where the path of a configuration is expected."""
 
-# In the repository a link to its folder `configs`; in an installed package a folder of its own.
+# In the repository, a link to the folder `configs`; in an installed package, a folder of its own.
 _FOLDER = Path(__file__).parent / "configs"
 _SUFFIX = ".yaml"
-_ALIKE = 0.8  # share of letters that a name and the one that is meant have in common, at least
+_ALIKE = 0.8  # least similarity (ratio of difflib, from 0 to 1) at which a name is suggested
 
 
 def recipe_names() -> list[str]:
-    """The names of all recipes, in alphabetical order: their paths in ``configs``, without ending.
+    """The names of all recipes, in alphabetical order: their paths in ``configs`` without suffix.
 
     Example:
         >>> [name for name in recipe_names() if name.startswith("imagenet/scratch/")]
@@ -29,7 +29,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(name: str) -> Path:
-    """The file of a recipe.
+    """The path of a recipe's file.
 
     Args:
         name: the recipe's name, from `recipe_names`, with or without the ending ``.yaml``.
@@ -49,10 +49,10 @@ def recipe_path(name: str) -> Path:
 
 
 def configuration_path(path: str) -> str:
-    """The path of a configuration that may be given as ``recipe:NAME``; other paths as they are.
+    """The path of a configuration, which users may also give as ``recipe:NAME``.
 
     Args:
-        path: path of a file, or the name of a recipe behind ``recipe:``.
+        path: path of a file, which is returned unchanged, or ``recipe:NAME``.
 
     Raises:
         RecipeError: when there is no such recipe.
@@ -67,10 +67,10 @@ def configuration_path(path: str) -> str:
 
 
 def configuration_name(path: str) -> str:
-    """What users call a configuration: ``recipe:NAME`` for the file of a recipe.
+    """The name of a configuration for users: ``recipe:NAME`` for a recipe, else the path itself.
 
     Args:
-        path: path of a file.
+        path: path of the configuration's file.
 
     Example:
         >>> configuration_name(configuration_path("recipe:digits"))
@@ -85,10 +85,10 @@ def configuration_name(path: str) -> str:
 
 
 def recipe_meant(path: str) -> str | None:
-    """The recipe that was probably meant by the path of a configuration that there is not.
+    """The recipe that was probably meant by the path of a missing file; None if none is similar.
 
     Args:
-        path: path of a file.
+        path: path of a configuration that does not exist.
 
     Example:
         >>> [recipe_meant(path) for path in ("digits", "configs/digit.yaml", "resnet18_dkd", "my")]
@@ -101,6 +101,6 @@ def recipe_meant(path: str) -> str | None:
 
 
 def _similarity(name: str, known: str) -> float:
-    """Between 0 and 1; the folders of the known name may be missing."""
+    """Similarity of a name to a recipe's name, from 0 to 1; the recipe's folder may be left out."""
     candidates = (known, known.rpartition("/")[2])
     return max(SequenceMatcher(None, name, candidate).ratio() for candidate in candidates)

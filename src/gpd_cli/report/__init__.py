@@ -1,1 +1,1 @@
-"""Reports of runs: what they logged, what their networks predict, and pages that show it."""
+"""Reports on runs, which show their logs and the predictions of their networks."""

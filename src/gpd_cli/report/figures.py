@@ -1,4 +1,4 @@
-"""The interactive figures of a report."""
+"""The interactive figures of a report, made with plotly."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ _TERMS = {
     "teacher_static": "dynamic teacher, from static teacher",
     "total": "sum",
 }
-_TALL, _LOW = 360, 240
-_MOST_CLASSES = 40
-_LONGEST = 28  # letters of a class's name
+_TALL, _LOW = 360, 240  # heights of figures in pixels
+_MOST_CLASSES = 40  # largest number of classes in the figure of accuracy by class
+_LONGEST = 28  # largest number of letters in a class name
 
 
 def accuracy_figure(runs: Sequence[Run]) -> go.Figure:
-    """Top-1 accuracy of student, dynamic and static teacher over epochs.
+    """Top-1 accuracy of student, dynamic teacher and static teacher over epochs.
 
-    Of one run with that of training; several are told apart by colour.
+    A single run is shown with validation and training accuracy, and a colour for each network.
+    Several runs are shown with validation accuracy only (training accuracy for a run without
+    validation), and a colour for each run.
     """
     figure = _figure("epoch", "top-1 accuracy (%)", _TALL)
     for k, run in enumerate(runs):
@@ -59,7 +61,7 @@ def accuracy_figure(runs: Sequence[Run]) -> go.Figure:
 
 
 def gap_figure(runs: Sequence[Run]) -> go.Figure:
-    """Teacher's accuracy minus student's over epochs."""
+    """The gap, teacher's accuracy minus student's in points, over epochs."""
     figure = _figure("epoch", "gap (points)", _LOW)
     for k, run in enumerate(runs):
         for stage in ("val", "train"):
@@ -79,7 +81,7 @@ def gap_figure(runs: Sequence[Run]) -> go.Figure:
 
 
 def loss_figures(runs: Sequence[Run]) -> dict[str, go.Figure]:
-    """Each term of the loss over epochs, by its title; the sum last."""
+    """A figure of each term of the loss over epochs, by title, with the sum of all terms last."""
     names = {
         name.partition("/loss_")[2]
         for run in runs
@@ -107,7 +109,7 @@ def loss_figures(runs: Sequence[Run]) -> dict[str, go.Figure]:
 
 
 def step_figures(runs: Sequence[Run]) -> dict[str, go.Figure]:
-    """Learning rate, throughput and gradient norm over steps, by title."""
+    """Figures of learning rate, throughput and gradient norm over steps, by title."""
     titles = {
         "lr": "learning rate",
         "images_per_second": "images per second",
@@ -135,10 +137,11 @@ def step_figures(runs: Sequence[Run]) -> dict[str, go.Figure]:
 
 
 def class_figure(predictions: Predictions) -> tuple[go.Figure, int]:
-    """Accuracy of each class for student and teacher, the student's worst class first.
+    """Accuracy of student and teacher by class, beginning with the student's worst class.
 
     Returns:
-        The figure, and how many classes, those that the student knows best, it leaves out.
+        The figure, and the number of classes that it leaves out; these are the ones that the
+        student recognizes best.
     """
     names = predictions.class_names
     accuracies = {
@@ -173,7 +176,13 @@ def class_figure(predictions: Predictions) -> tuple[go.Figure, int]:
 
 
 def _figure(x: str, y: str, height: int) -> go.Figure:
-    """An empty figure that fits a phone: its legend lies above, and dragging scrolls the page."""
+    """An empty figure for narrow screens: the legend is above, and dragging scrolls the page.
+
+    Args:
+        x: title of the horizontal axis.
+        y: title of the vertical axis.
+        height: height of the figure in pixels.
+    """
     figure = go.Figure()
     figure.update_layout(
         template="plotly_white",
@@ -195,7 +204,7 @@ def _validated(run: Run) -> bool:
 
 
 def _mode(values: Sequence[object]) -> str:
-    """A line; a single point would not be seen as one."""
+    """Plotly's mode for a curve: a line, or a marker for a single point, which has no line."""
     return "lines" if len(values) > 1 else "markers"
 
 
@@ -208,5 +217,5 @@ def _short(name: str) -> str:
 
 
 def _text(name: str) -> str:
-    """A name as it is: plotly takes some of HTML for mark-up."""
+    """Escape a name so that plotly shows it unchanged and does not take it for HTML."""
     return name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

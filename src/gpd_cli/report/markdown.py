@@ -1,4 +1,4 @@
-"""The report as Markdown, for a pull request or a wiki."""
+"""The report as a Markdown text, for example for a pull request or a wiki."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from gpd_cli.report.predictions import Predictions
 from gpd_cli.report.run import Run
 from gpd_cli.report.summary import CAPTION, Table, confusions, results, scores, settings
 
-# Underscores inside of words, as in names of options, are none to Markdown.
+# Characters to escape. Underscores within words, as in names of options, mean nothing in Markdown.
 _MARKUP = re.compile(r"[\\`*<>|]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 
 
 def write_markdown(
     runs: Sequence[Run], predictions: Mapping[str, Predictions], path: Path, picture: str
 ) -> None:
-    """Write results, the picture, settings that differ, scores and confused classes.
+    """Write a text with results, picture, differing settings, scores and confused classes.
 
     Args:
         runs: the runs to show, at least one.
         predictions: predictions of the run's networks, by name of the run.
-        path: the file to write.
-        picture: the picture's path as seen from there.
+        path: path of the file to write.
+        picture: path of the picture, relative to the folder of this file.
     """
     parts = ["# " + ", ".join(_text(run.name) for run in runs)]
     parts += [_table(results(runs)), CAPTION]
@@ -48,7 +48,7 @@ def _table(table: Table) -> str:
 
 
 def _text(name: str) -> str:
-    r"""A name, or a value, on one line and as it is: names of runs and classes are anybody's.
+    r"""Put a name or value on one line, and escape characters with a meaning in Markdown.
 
     Example:
         >>> print(_text("a|b <i> __c__ data.num_workers"))

@@ -1,4 +1,4 @@
-"""The report as one self-contained page: plots, pictures and the plotting library are inside."""
+"""The report as an HTML page, which includes its plots, pictures and the plotting library."""
 
 from __future__ import annotations
 
@@ -26,13 +26,20 @@ from gpd_cli.report.run import Run
 from gpd_cli.report.summary import CAPTION, Table, confusions, results, scores, settings
 
 _CONFIG = {"responsive": True, "displaylogo": False, "displayModeBar": False}
-_THUMBNAIL = 192  # pixels
-_SMALL = 64  # edge up to which a picture is kept as it is
+_THUMBNAIL = 192  # largest edge of a picture on the page, in pixels
+_SMALL = 64  # largest edge, in pixels, of a picture that is stored without loss (PNG)
 
 
 @dataclass(frozen=True)
 class _Card:
-    """A picture and what is said of it."""
+    """A picture with its label and the networks' predictions.
+
+    Args:
+        source: the picture as a data URI.
+        is_small: whether the picture has at most `_SMALL` pixels per edge.
+        label: name of the picture's class.
+        said: the prediction of each network as a text, by name of the network.
+    """
 
     source: str
     is_small: bool
@@ -42,7 +49,20 @@ class _Card:
 
 @dataclass(frozen=True)
 class _Predicted:
-    """What a page shows of a run's predictions."""
+    """The part of a page about the predictions of one run.
+
+    Args:
+        run: name of the run.
+        split: the split of the data set.
+        scores: a sentence with the accuracies.
+        images: number of images.
+        disagreements: number of images on which student and teacher disagree.
+        has_teacher: whether there is a dynamic teacher.
+        classes: the plot of the accuracy by class.
+        left_out: number of classes that the plot leaves out.
+        confusions: the table of the most frequent confusions.
+        cards: pictures on which student and teacher disagree.
+    """
 
     run: str
     split: str
@@ -62,15 +82,15 @@ def write_page(
     missing: Sequence[str],
     path: Path,
 ) -> None:
-    """Write the page.
+    """Write the page of a report.
 
     Args:
         runs: the runs to show, at least one.
         predictions: predictions of the run's networks, by name of the run.
-        missing: sentences that say what is not shown, and why.
-        path: the file to write.
+        missing: sentences about what the page does not show, with reasons.
+        path: path of the file to write.
     """
-    # Autoescaping: names of runs and classes are anybody's.
+    # Autoescaping, since names of runs and classes may contain any characters.
     template = Environment(autoescape=True).from_string(
         files("gpd_cli.report").joinpath("page.html").read_text(encoding="utf-8")
     )
@@ -84,7 +104,7 @@ def write_page(
             full_html=False,
             div_id=f"figure-{next(numbers)}",
         )
-        return Markup(html)  # plotly escapes what stands in its JSON
+        return Markup(html)  # safe, since plotly escapes the texts in its JSON
 
     text = template.render(
         title=", ".join(run.name for run in runs),
@@ -107,10 +127,10 @@ def write_page(
 
 
 def data_uri(pixels: Tensor) -> str:
-    """A picture to stand inside a page.
+    """Encode an image as a data URI, to be included in a page; large images are scaled down.
 
     Args:
-        pixels: values in [0, 1], ``[C, H, W]``, of one channel or three; large ones are reduced.
+        pixels: an image of one or three channels with values in [0, 1], ``[C, H, W]``.
     """
     array = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array[..., :3])

@@ -1,4 +1,7 @@
-"""The picture of a report, for places that show no page: accuracy, gap, loss and learning rate."""
+"""The picture of a report, for places that cannot show a page.
+
+It has plots of accuracy, gap, loss and learning rate.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ _STYLES = {"student": "-", "teacher": "--", "static": ":"}
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Draw runs, each in a colour of its own; validation where there was one.
+    """Draw runs, each in its own colour, and save the picture as PNG.
+
+    Accuracy and gap are those of validation, or of training for a run without validation.
 
     Args:
         runs: the runs to draw, at least one.
-        path: the PNG file to write.
+        path: path of the PNG file to write.
     """
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)
@@ -51,7 +56,9 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 
 
 def _text(name: str) -> str:
-    r"""A name as it is: matplotlib takes dollars for formulas, and hides what begins with ``_``.
+    r"""Make matplotlib show a name unchanged.
+
+    Matplotlib would take text between dollars for formulas, and hide labels that begin with ``_``.
 
     Example:
         >>> print(_text("a_$x$"), _text("_old"), sep=",")

@@ -1,4 +1,4 @@
-"""What the networks of a run say of its validation or test images, one by one."""
+"""Predictions of a run's networks for its validation or test images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from gpd_cli.teacher.networks import plain_networks
 
 Split = Literal["validation", "test"]
 PICTURES = 12
+"""Number of images on which student and teacher disagree that a report shows."""
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A network's likeliest class for an image, and its probability."""
+    """A network's most probable class for an image.
+
+    Args:
+        label: number of the class.
+        probability: the probability that the network gives to the class.
+    """
 
     label: int
     probability: float
@@ -35,9 +41,9 @@ class Picture:
 
     Args:
         number: number of the image within its split, counted from 0.
-        pixels: values in [0, 1], ``[C, H, W]``.
-        label: class of the image.
-        guesses: the guess of each network, by the network's name.
+        pixels: the image with values in [0, 1], ``[C, H, W]``.
+        label: class number of the image.
+        guesses: the guess of each network, by name of the network.
     """
 
     number: int
@@ -47,7 +53,7 @@ class Picture:
 
     @property
     def confidence(self) -> float:
-        """How sure the networks are of their different classes: the product of probabilities."""
+        """The product of the probabilities that the networks give to their different classes."""
         product = 1.0
         for guess in self.guesses.values():
             product *= guess.probability
@@ -56,14 +62,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Labels and predictions of a split.
+    """Labels and predictions for the images of a split.
 
     Args:
         split: the split of the data set.
-        class_names: names by class number.
-        labels: class numbers, ``[N]``.
-        chosen: predicted class numbers, ``[N]``, by network (``student``, and maybe ``teacher``).
-        pictures: the images that both networks disagree on most confidently.
+        class_names: names of the classes in the order of class numbers.
+        labels: class numbers of the images, ``[N]``.
+        chosen: predicted class numbers, ``[N]``, by network: ``student``, and ``teacher`` if there
+            is one.
+        pictures: the images on which both networks disagree most confidently.
     """
 
     split: Split
@@ -86,13 +93,13 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Images of one class that a network takes for another.
+    """Images of one class that a network takes for another class.
 
     Args:
-        label: class of the images.
-        chosen: the class that the network sees.
-        count: number of the images.
-        share: the part that they are of all images of their class, from 0 to 1.
+        label: class number of the images.
+        chosen: class number that the network predicts.
+        count: number of such images.
+        share: `count` as a fraction of all images of the class `label`, from 0 to 1.
     """
 
     label: int
@@ -102,14 +109,16 @@ class Confusion:
 
 
 def predict(checkpoint: Path, split: Split) -> Predictions:
-    """Run student and dynamic teacher of a checkpoint, as they would be extracted.
+    """Run the networks of a checkpoint on the images of a split.
+
+    Student and dynamic teacher are run as they would be extracted.
 
     Args:
-        checkpoint: checkpoint of `fit`; its data is opened as the run did.
-        split: the images.
+        checkpoint: path of a checkpoint of `fit`; the data is opened with the settings of the run.
+        split: the images to predict.
 
     Raises:
-        GpdError: when checkpoint or data cannot be read, or there are no such images.
+        GpdError: when checkpoint or data cannot be read, or the split has no images.
     """
     network, _ = load_networks(checkpoint)
     networks = plain_networks(network)
@@ -130,7 +139,8 @@ def predict(checkpoint: Path, split: Split) -> Predictions:
     labels = torch.cat(seen.labels)
     count = max(*seen.widths, int(labels.max()) + 1)
     known = list(getattr(data, "class_names", None) or ())
-    names = [*known, *range(len(known), count)]  # own data may name fewer than the networks have
+    # A user's data module may name fewer classes than the networks have.
+    names = [*known, *range(len(known), count)]
     chosen = {name: torch.cat(values) for name, values in seen.chosen.items()}
     return Predictions(split, [str(name) for name in names], labels, chosen, seen.pictures)
 
@@ -144,7 +154,8 @@ def class_accuracies(labels: Tensor, chosen: Tensor, classes: int) -> tuple[Tens
         classes: number of classes.
 
     Returns:
-        Percent by class, ``[C]``, not a number for a class without images; and images by class.
+        Accuracy by class in percent, ``[C]``, NaN for a class without images; and number of images
+        by class, ``[C]``.
 
     Example:
         >>> class_accuracies(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2)
@@ -161,7 +172,7 @@ def worst_confusions(labels: Tensor, chosen: Tensor, most: int = 12) -> list[Con
     Args:
         labels: class numbers, ``[N]``.
         chosen: predicted class numbers, ``[N]``.
-        most: how many.
+        most: largest number of pairs to return.
 
     Example:
         >>> worst_confusions(torch.tensor([0, 0, 1, 2]), torch.tensor([1, 1, 1, 0]), most=1)
@@ -179,7 +190,13 @@ def worst_confusions(labels: Tensor, chosen: Tensor, most: int = 12) -> list[Con
 
 
 class _Seen(LightningModule):
-    """Collects what networks say of the images of a split."""
+    """A module that collects the predictions of networks in validation or test.
+
+    Args:
+        networks: the networks by name.
+        data: the data module; if it has statistics of normalization, these are used to show images
+            as they were before normalization.
+    """
 
     def __init__(self, networks: Mapping[str, nn.Module], data: Any) -> None:
         super().__init__()
@@ -192,11 +209,11 @@ class _Seen(LightningModule):
         self._count = 0
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Take a batch of validation images."""
+        """Collect predictions for a batch of validation images."""
         self._take(*batch[:2])
 
     def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Take a batch of test images."""
+        """Collect predictions for a batch of test images."""
         self._take(*batch[:2])
 
     def _take(self, images: Tensor, labels: Tensor) -> None:
@@ -224,7 +241,7 @@ class _Seen(LightningModule):
         self._count += len(labels)
 
     def _shown(self, picture: Picture) -> Picture:
-        """A picture as it was before normalization, or scaled where that is not known."""
+        """A picture with values in [0, 1]: denormalized, or scaled if mean and std are unknown."""
         pixels = picture.pixels.detach().float().cpu()
         if self._statistics is not None:
             mean, std = (torch.tensor(values)[:, None, None] for values in self._statistics)
@@ -236,7 +253,7 @@ class _Seen(LightningModule):
 
 
 def _data(checkpoint: Path) -> LightningDataModule:
-    """The data of the run that wrote a checkpoint, its classes numbered as in training."""
+    """The data module of the run that wrote a checkpoint, with classes numbered as in training."""
     content = read_run(checkpoint)
     settings = content.get("datamodule_hyper_parameters", {})
     path = settings.get("_class_path")
@@ -247,5 +264,5 @@ def _data(checkpoint: Path) -> LightningDataModule:
     data: Any = cls(**arguments)
     trained = image_spec(content)
     if trained is not None and hasattr(data, "follow"):
-        data.follow(trained)  # by name: the folders may have changed since
+        data.follow(trained)  # number classes by name, since the folders may have changed
     return data  # type: ignore[no-any-return]

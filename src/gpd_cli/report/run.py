@@ -1,4 +1,4 @@
-"""What a run of `fit` left in its folder, read back."""
+"""Reading of what a run of `fit` has written to its folder: log and configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 from gpd_cli.errors import GpdError
 
 METRICS, CONFIG = "metrics.csv", "config.yaml"
-# Settings that say where a run is kept and how it is shown, not how it is trained.
+# Settings that say where a run is stored and how it is shown, and not how it is trained.
 _ABOUT_FILES = (
     "ckpt_path",
     "trainer.logger",
@@ -27,25 +27,25 @@ _SELECTOR = "val/student_top1"
 
 
 class ReportError(GpdError):
-    """There is nothing to report on, or no way to show it."""
+    """Raised when there is nothing to report on, or no report can be made."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run logged and was told.
+    """The log and the settings of a run.
 
     Args:
-        name: what it is called beside other runs.
+        name: name of the run in the report, which differs from those of other runs.
         folder: folder of the run.
-        epochs: what was logged of each epoch, by its number, counted from 1: accuracies in percent,
-            the gap in points, and losses, by the names of ``metrics.csv``; of several validations
-            within an epoch the best.
-        steps: what was logged of single steps, by ``step``, counted from 0: learning rate and
-            images per second.
-        settings: what it was told, by the names of the options, without hyphens.
-        first: the first epoch that it trained itself; those before are from the log of the run
-            whose checkpoint it started from.
-        lacking: why there is nothing of the epochs before, where that is so.
+        epochs: for each epoch, counted from 1, the logged values by their names in
+            ``metrics.csv``: accuracies in percent, the gap in points, and losses; if there were
+            several validations in an epoch, those of the best one.
+        steps: for each logged step, its values by name: ``step``, counted from 0, learning rate,
+            images per second and others.
+        settings: settings of the run by names of options, without hyphens.
+        first: the first epoch that this run trained itself; earlier epochs are from the log of the
+            run whose checkpoint this run started from.
+        lacking: a sentence if the log of earlier epochs was not found; otherwise empty.
     """
 
     name: str
@@ -58,54 +58,68 @@ class Run:
 
     @property
     def own_epochs(self) -> list[int]:
-        """The epochs that it trained itself, in order."""
+        """The epochs that this run trained itself, in order."""
         return [n for n in sorted(self.epochs) if n >= self.first]
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch that ``best.ckpt`` is from: its own first one with the best validation."""
+        """The epoch of ``best.ckpt``: the first of the run's own epochs with the best validation.
+
+        None if nothing was validated.
+        """
         scored = [n for n in self.own_epochs if _SELECTOR in self.epochs[n]]
         return max(scored, key=lambda n: self.epochs[n][_SELECTOR], default=None)
 
     def checkpoint(self, name: str) -> Path | None:
-        """The path of a checkpoint, such as ``best``, if it was written."""
+        """The path of a checkpoint of the run; None if there is no such checkpoint.
+
+        Args:
+            name: name of the checkpoint without suffix, such as ``best``.
+        """
         path = self.folder / "checkpoints" / f"{name}.ckpt"
         return path if path.is_file() else None
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """The epochs that a value was logged in, and the value in each."""
+        """The epochs in which a value was logged, and the value in each of them.
+
+        Args:
+            name: name of the value, such as ``val/gap``.
+        """
         epochs = [n for n in sorted(self.epochs) if name in self.epochs[n]]
         return epochs, [self.epochs[n][name] for n in epochs]
 
     def names(self, prefix: str) -> list[str]:
-        """The values that begin so, in alphabetical order."""
+        """Names of logged values that begin with a prefix, in alphabetical order."""
         found = {name for values in self.epochs.values() for name in values}
         return sorted(name for name in found if name.startswith(prefix))
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read several runs and give each a name that tells it from the others.
+    """Read several runs, and give each a name that differs from the others.
 
     Args:
-        folders: folders of the runs; a folder given twice counts once.
+        folders: folders of the runs; a folder that is given twice counts once.
 
     Raises:
-        ReportError: when one is none, or has logged nothing yet.
+        ReportError: when a folder is not that of a run, or a run has logged nothing yet.
     """
     unique = list({folder.resolve(): folder for folder in folders}.values())
     return [read_run(folder, name) for folder, name in zip(unique, run_names(unique), strict=True)]
 
 
 def read_run(folder: Path, name: str | None = None, later: Collection[Path] = ()) -> Run:
-    """Read a run.
+    """Read a run from its folder.
+
+    If the run started from a checkpoint of another run, the log of that run is read as well.
 
     Args:
-        folder: folder of the run, with ``metrics.csv`` and, where it is complete, ``config.yaml``.
-        name: what to call it; by default the end of its path.
-        later: folders of the runs that started from this one's checkpoints, one from the other.
+        folder: folder of the run, with ``metrics.csv`` and, if it is complete, ``config.yaml``.
+        name: name for the run; by default the last two parts of its path.
+        later: folders of runs that have started, directly or indirectly, from a checkpoint of this
+            one; their logs are not followed again.
 
     Raises:
-        ReportError: when it is no run, or has logged nothing yet.
+        ReportError: when the folder is not that of a run, or the run has logged nothing yet.
     """
     if not (folder / METRICS).is_file():
         raise ReportError(
@@ -128,23 +142,26 @@ def read_run(folder: Path, name: str | None = None, later: Collection[Path] = ()
 def _before(
     folder: Path, config: Mapping[str, Any], first: int, later: Collection[Path]
 ) -> tuple[dict[int, dict[str, float]], list[dict[str, float]], str]:
-    """What was logged before a run that started from a checkpoint.
+    """Read the logs of earlier runs, for a run that started from a checkpoint of another run.
 
     Args:
         folder: folder of the run.
-        config: its configuration, which names the checkpoint.
+        config: configuration of the run, which names the checkpoint.
         first: the first epoch that the run trained itself.
-        later: folders of the runs that started from this one.
+        later: folders of runs that have started from a checkpoint of this one.
 
     Returns:
-        The epochs and steps of all runs before, and a sentence if their log was not found.
+        Epochs and steps of all earlier runs, in the form of `Run`, and a sentence if their log was
+        not found (otherwise empty).
     """
     checkpoint = config.get("ckpt_path")
-    # The path is as it was typed: from the folder that the run was started in, one of those above,
-    # or else maybe the present one, which may hold other runs of the same names.
+    # The path is as the user typed it, relative to the folder in which the run was started. This is
+    # probably one of the folders above the run's folder. The present folder is tried last, since it
+    # may hold other runs of the same names.
     roots = (*folder.resolve().parents, Path())
     found = [root / checkpoint for root in roots] if isinstance(checkpoint, str) else []
-    # A folder that was written anew may have been started from a run that had started from it.
+    # Do not follow circles: a run may have started from a run that itself had started from an
+    # earlier run in the same folder.
     closed = {folder.resolve(), *later}
     for path in found:
         origin = path.parent.parent
@@ -159,7 +176,7 @@ def _before(
 
 
 def _read_log(path: Path) -> tuple[dict[int, dict[str, float]], list[dict[str, float]]]:
-    """The epochs and the steps in a table of a run; see `Run`."""
+    """Read epochs and steps, in the form of `Run`, from the file ``metrics.csv`` of a run."""
     epochs: dict[int, dict[str, float]] = {}
     steps: list[dict[str, float]] = []
     try:
@@ -182,10 +199,14 @@ def _read_log(path: Path) -> tuple[dict[int, dict[str, float]], list[dict[str, f
 
 
 def _add(epoch: dict[str, float], scores: Mapping[str, float]) -> None:
-    """Add a row to what was logged of an epoch.
+    """Add the values of a row to those of its epoch, in place.
 
-    Of several validations within an epoch the one that was best for the student stays, the first
-    of equal ones, as ``best.ckpt`` does.
+    If an epoch has several validations, the values of the one that was best for the student are
+    kept, and of equally good ones the first; ``best.ckpt`` is chosen in the same way.
+
+    Args:
+        epoch: values of the epoch so far, by name.
+        scores: values of the row, by name.
     """
     if scores.get(_SELECTOR, math.inf) <= epoch.get(_SELECTOR, -math.inf):
         scores = {name: value for name, value in scores.items() if not name.startswith("val/")}
@@ -193,10 +214,10 @@ def _add(epoch: dict[str, float], scores: Mapping[str, float]) -> None:
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """What to call runs: the ends of their paths, from where they differ.
+    """Names for runs: the ends of their paths, from the point at which the paths differ.
 
     Args:
-        folders: all different.
+        folders: folders of the runs, all different.
 
     Example:
         >>> run_names([Path("runs/demo/gpd"), Path("runs/demo/alone")])
@@ -212,10 +233,14 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The settings that are not the same in all runs: by name, the value in each run, in order.
+    """The settings that are not the same in all runs.
 
     Args:
-        runs: the runs to compare, at least one; what a run does not have is None.
+        runs: the runs to compare, at least one.
+
+    Returns:
+        For each setting, by name, its values in the order of the runs; None for a run that does not
+        have the setting.
     """
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     values = {name: [run.settings.get(name) for run in runs] for name in names}
@@ -223,10 +248,10 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a configuration by the names of the options that set them.
+    """Flatten a configuration: its entries by the names of the options that set them.
 
     Args:
-        config: nested; a class is ``class_path`` and ``init_args``.
+        config: the nested configuration, in which classes have ``class_path`` and ``init_args``.
 
     Example:
         >>> flat_settings({"data": {"class_path": "mine.Data", "init_args": {"size": 8}}, "a": [1]})
@@ -250,7 +275,7 @@ def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _configuration(path: Path) -> dict[str, Any]:
-    """A run's configuration; empty where there is none that can be read."""
+    """Read a run's configuration; empty if the file does not exist or cannot be read."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -265,7 +290,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _at(folder: Path) -> str:
-    """Where runs are below a folder, for a message."""
+    """A hint for an error message: which folders of runs there are below a folder."""
     found = sorted(folder.glob(f"*/{METRICS}")) or sorted(folder.glob(f"*/*/{METRICS}"))
     if not found:
         return "; give a folder that gpd fit wrote, such as runs/digits/version_0"

@@ -1,4 +1,4 @@
-"""The tables of a report, as texts: results, settings that differ, confused classes; and scores."""
+"""The tables of a report: results, differing settings and confused classes; and its scores."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ CAPTION = (
     "Top-1 accuracy in percent on validation images in the epoch that is best for the student; the "
     "gap is the dynamic teacher's accuracy minus the student's, in points."
 )
-"""What the numbers of `results` are."""
+"""Explanation of the numbers in the table of `results`."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Titles of columns, and rows of texts; the first column names the row."""
+    """A table of texts.
+
+    Args:
+        header: titles of the columns.
+        rows: cells of each row; the first cell is the name of the row.
+    """
 
     header: list[str]
     rows: list[list[str]] = field(default_factory=list)
 
 
 def results(runs: Sequence[Run]) -> Table:
-    """What each run reached: accuracies in percent and the gap of its best epoch."""
+    """A table of each run's accuracies in percent, and its gap, in the best epoch."""
     columns = {
         "student": "student_top1",
         "teacher": "teacher_top1",
@@ -38,7 +43,7 @@ def results(runs: Sequence[Run]) -> Table:
     table = Table(["run", "best epoch", *columns, "images/s"])
     for run in runs:
         best = run.best_epoch
-        # Without validation, the last epoch's training.
+        # For a run without validation: the training accuracies of the last epoch.
         stage, epoch = ("val", best) if best is not None else ("train", max(run.epochs))
         values = run.epochs[epoch]
         speeds = [row["images_per_second"] for row in run.steps if "images_per_second" in row]
@@ -57,7 +62,7 @@ def results(runs: Sequence[Run]) -> Table:
 
 
 def settings(runs: Sequence[Run]) -> Table:
-    """The settings that differ between runs; of one run, all that are set."""
+    """A table of the settings that differ between runs; for a single run, all settings."""
     if len(runs) == 1:
         found = [[name, said(value)] for name, value in runs[0].settings.items()]
         return Table(["setting", "value"], [row for row in found if row[1] != _NONE])
@@ -66,7 +71,10 @@ def settings(runs: Sequence[Run]) -> Table:
 
 
 def confusions(predictions: Predictions) -> Table:
-    """The pairs of classes that the student confuses most often, and how often the teacher does."""
+    """A table of the pairs of classes that the student confuses most often.
+
+    If there is a dynamic teacher, the table also says how often the teacher confuses them.
+    """
     names, labels, chosen = predictions.class_names, predictions.labels, predictions.chosen
     teacher = ["teacher too"] if "teacher" in chosen else []
     table = Table(["class", "taken for", "images", "share", *teacher])
@@ -80,7 +88,7 @@ def confusions(predictions: Predictions) -> Table:
 
 
 def scores(predictions: Predictions) -> str:
-    """The accuracies on the images of the predictions, and the gap, as a sentence."""
+    """A sentence with the accuracies and the gap on the images of the predictions."""
     student = predictions.accuracy("student")
     parts = [f"Student {student:.2f} %"]
     if "teacher" in predictions.chosen:
@@ -91,7 +99,7 @@ def scores(predictions: Predictions) -> str:
 
 
 def said(value: Any) -> str:
-    """The value of a setting as it is written in a configuration."""
+    """The value of a setting as text, as in a configuration; a hyphen for None."""
     if value is None:
         return _NONE
     if isinstance(value, bool):

@@ -1,10 +1,10 @@
-"""Convolutions that are kept in float32 where bfloat16 gives them numbers from nowhere.
+"""Workaround for a bug of oneDNN: some bfloat16 convolutions are run in float32.
 
-On processors with AMX, oneDNN's weight gradient of a strided convolution in bfloat16, on maps of
-one pixel, reads memory that was never written: weights become NaN after some steps, at random. To
-report upstream: the processor, ``torch.__config__.show()``, and that
-``torch.nn.functional.conv2d`` with a 3 x 3 kernel, stride 2, padding 1, on bfloat16 images
-``[B, C, 1, 1]`` has another weight gradient each time that it is computed.
+On processors with AMX, oneDNN computes a wrong weight gradient for strided bfloat16 convolutions
+whose input maps have one pixel: the computation reads memory that was never written, and weights
+become NaN after some steps, at random. To report upstream: the processor,
+``torch.__config__.show()``, and that ``torch.nn.functional.conv2d`` with a 3 x 3 kernel, stride 2,
+padding 1, on bfloat16 images ``[B, C, 1, 1]`` gives another weight gradient at each computation.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch.nn.modules.conv import _ConvNd
 
 
 def has_amx() -> bool:
-    """Whether the processor computes bfloat16 by AMX."""
+    """Whether the processor has AMX, by which bfloat16 is then computed."""
     supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(supported is not None and supported())
 
 
 def keep_in_float32(network: nn.Module) -> int:
-    """Let strided convolutions leave autocast for float32 where their images have one pixel.
+    """Run strided convolutions in float32, outside autocast, on input maps of one pixel.
 
     Args:
-        network: the networks that are trained; hooks are added to it.
+        network: module with the trained networks; forward hooks are added to its convolutions.
 
     Returns:
-        The number of layers that are looked after.
+        The number of layers that got hooks.
     """
     count = 0
     for module in network.modules():
@@ -40,7 +40,7 @@ def keep_in_float32(network: nn.Module) -> int:
 
 
 class _Guard:
-    """The hooks of a layer."""
+    """Hooks of one convolution that switch CPU autocast off during its forward pass."""
 
     def __init__(self, module: nn.Module) -> None:
         self._left: list[Any] = []

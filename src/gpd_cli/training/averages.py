@@ -1,10 +1,10 @@
 """How a run treats an average of its weights, kept by any of Lightning's averaging callbacks.
 
-An average begins with its first update, which copies the weights. Until then Lightning takes the
-initial weights for the average, and would validate, save and export these.
+An average begins with its first update, which copies the trained weights. Before that update
+Lightning's average consists of the initial weights, which would be validated, saved and exported.
 
-Buffers of integers and truth values have no average: they are indices, masks and counters. Torch
-averages them all the same and rounds towards zero, which makes other indices of them.
+Buffers of integers and booleans (indices, masks, counters) must not be averaged. Torch averages
+them all the same and rounds towards zero, which turns an index into another one.
 """
 
 from __future__ import annotations
@@ -26,13 +26,19 @@ from gpd_cli.models import with_versions
 
 _Tensors = list[Tensor] | tuple[Tensor, ...]
 Averaging = Callable[[_Tensors, _Tensors, Tensor | int], None]
-"""Moves averages, tensors of one type, towards the weights of an update, in place."""
+"""A function of averages, weights and number of updates that updates the averages in place.
 
-_TOO_MUCH = 0.05  # largest weight that the initial weights may have in an average
+The tensors of one call all have the same type.
+"""
+
+_TOO_MUCH = 0.05  # largest share of the initial weights in an average before a remark is printed
 
 
 class _Average(AveragedModel):
-    """Torch's, which also loads tensors without the versions of modules, as Lightning gives it."""
+    """Torch's `AveragedModel`, which also loads a state dict without the versions of modules.
+
+    Lightning passes such a state dict when it loads a checkpoint.
+    """
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -41,16 +47,16 @@ class _Average(AveragedModel):
 
 
 def prepare_loading(average: WeightAveraging) -> None:
-    """Let an average be loaded from a checkpoint, whatever modules the network consists of.
+    """Make an average able to load its tensors from a checkpoint, for any modules in the network.
 
     Args:
-        average: the run's average.
+        average: the run's averaging callback.
     """
     _model(average).__class__ = _Average
 
 
 def find_average(trainer: Trainer) -> WeightAveraging | None:
-    """The callback that keeps an average of the weights; None outside of `fit`.
+    """Find the callback that keeps an average of the weights; None without one or outside `fit`.
 
     Raises:
         TrainingError: when there are several callbacks, since a checkpoint holds one average.
@@ -67,20 +73,20 @@ def find_average(trainer: Trainer) -> WeightAveraging | None:
 
 
 def has_begun(average: WeightAveraging) -> bool:
-    """Whether an average has had its first update."""
+    """Whether the average has had its first update."""
     return _updates(average) > 0
 
 
 def settle(average: WeightAveraging, module: LightningModule) -> None:
-    """Prepare an average for training: its device, and what becomes of integers.
+    """Prepare an average for training: choose its device, and have integer buffers copied.
 
-    An average without a device of its own is moved to the device of the trained module. Lightning
-    makes it on the CPU, before it moves the module to its device, and every update would copy all
-    weights between the two.
+    An average without a device setting is moved to the device of the trained module. Lightning
+    creates the average on the CPU, before the module is moved to its device, so that every update
+    would copy all weights between the two devices.
 
     Args:
-        average: the run's average.
-        module: the run's module, on its device.
+        average: the run's averaging callback.
+        module: the run's module, already on its device.
     """
     model = _model(average)
     if average._device is None:
@@ -92,10 +98,10 @@ def settle(average: WeightAveraging, module: LightningModule) -> None:
 
 
 def copying_integers(averaging: Averaging) -> Averaging:
-    """An averaging function that copies tensors of integers and truth values.
+    """Wrap an averaging function so that tensors of integers and booleans are copied instead.
 
     Args:
-        averaging: averages all other tensors.
+        averaging: the averaging function, which is still called for all other tensors.
     """
 
     def update(averages: _Tensors, weights: _Tensors, updates: Tensor | int) -> None:
@@ -111,7 +117,7 @@ def copying_integers(averaging: Averaging) -> Averaging:
 def _copying_an_integer(
     averaging: Callable[[Tensor, Tensor, Tensor | int], Tensor],
 ) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """The same for a function that gives the new average of a single tensor."""
+    """As `copying_integers`, for a function that returns the new average of a single tensor."""
 
     def updated(average: Tensor, weight: Tensor, updates: Tensor | int) -> Tensor:
         return averaging(average, weight, updates) if _has_mean(average) else weight
@@ -120,13 +126,14 @@ def _copying_an_integer(
 
 
 def update_of_epoch(average: WeightAveraging, trainer: Trainer, module: LightningModule) -> None:
-    """Make the update at an epoch's end before the validation at its end.
+    """Make the average's end-of-epoch update before the validation at the end of the epoch.
 
-    Lightning makes it between that validation and ``best.ckpt``, which then had other weights than
-    were scored. It makes one in each epoch, and finds this one made.
+    Lightning makes this update after the validation and before ``best.ckpt`` is written, so that
+    the checkpoint would hold other weights than were scored. Lightning makes at most one such
+    update in each epoch, and skips its own after the one that is made here.
 
     Args:
-        average: the run's average.
+        average: the run's averaging callback.
         trainer: trainer of the run, in ``on_validation_start``.
         module: the run's module.
     """
@@ -140,7 +147,7 @@ def keep_up(average: WeightAveraging, module: LightningModule) -> None:
     """Copy the trained weights into an average that has not begun.
 
     Args:
-        average: the average.
+        average: the run's averaging callback.
         module: the run's module.
     """
     copy = _model(average).module
@@ -151,7 +158,10 @@ def keep_up(average: WeightAveraging, module: LightningModule) -> None:
 
 @contextmanager
 def trained_weights(average: WeightAveraging, module: LightningModule) -> Iterator[None]:
-    """Put the trained weights into the module, where Lightning has put the average there."""
+    """Put the trained weights into the module for the duration of this context.
+
+    To be used while Lightning has swapped the averaged weights into the module.
+    """
     average._swap_models(module)
     try:
         yield
@@ -160,14 +170,14 @@ def trained_weights(average: WeightAveraging, module: LightningModule) -> Iterat
 
 
 def share_of_start(average: WeightAveraging, enough: float = 0.0) -> float:
-    """The weight of the initial weights in an average, between 0 and 1.
+    """Compute the share of the initial weights in an average, from 0 to 1.
 
-    The average's own function is run on a single number, which is 1 at the first update and 0
-    afterwards.
+    The callback's averaging function is run on a single number that is 1 at the first update and 0
+    at all later ones; the resulting average is the share.
 
     Args:
-        average: an average that has begun.
-        enough: the computation ends once the result is below this value.
+        average: an averaging callback whose average has begun.
+        enough: the computation stops as soon as the share is below this value.
     """
     model = _model(average)
     number = nn.ParameterList([torch.ones((), dtype=torch.float64)]).requires_grad_(False)
@@ -183,7 +193,7 @@ def share_of_start(average: WeightAveraging, enough: float = 0.0) -> float:
 
 
 def closing_remark(average: WeightAveraging) -> str | None:
-    """A remark for the user about the average of a finished run, or None if all is well."""
+    """Return a remark for the user about the average of a finished run, or None if all is well."""
     updates = _updates(average)
     if not updates:
         return (

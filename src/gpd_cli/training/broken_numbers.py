@@ -1,4 +1,4 @@
-"""What a run does about a step whose loss or gradients are NaN or infinite."""
+"""What a run does about training steps whose loss or gradients are NaN or infinite."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ from gpd_cli.training.watch import StepWatch, overflowing, remedy
 OnNan = Literal["stop", "reduce_lr"]
 FACTOR = 0.5
 _MOST_REDUCTIONS = 8
-_HALVINGS = 20  # steps in a row that float16's loss scale may need to find its size
+_HALVINGS = 20  # steps in a row that a float16 run may leave out until the loss scale is low enough
 _LARGEST_HALF = 65504.0
 
 
 def are_lost(network: nn.Module, images: Tensor) -> bool:
-    """Whether networks have no finite logits for any image, seen each by itself.
+    """Whether the networks, in eval mode, have no finite logits for any image.
 
-    Such weights are finite, but steps that are left out will not mend them. In training the images
-    of a batch share its statistics, so that a single one may spoil the logits of all.
+    If so, the weights are finite but useless, and leaving out steps will not mend them. Eval mode
+    is needed since in train mode the images of a batch share its statistics, so that a single image
+    may spoil the logits of all.
 
     Args:
-        network: the networks that are trained; their modes stay as they are.
-        images: at least two of them, ``[B, C, H, W]``, or nothing follows from them.
+        network: the networks that are trained; every module's train or eval mode is restored.
+        images: a batch of images, ``[B, C, H, W]``; with fewer than two, the answer is False.
     """
     modes = {module: module.training for module in network.modules()}
     network.eval()
@@ -58,22 +59,22 @@ def may_go_on(
     on_nan: OnNan,
     lost: bool = False,
 ) -> bool:
-    """Say that a step was left out; after too many, stop, or prepare to go on more slowly.
+    """Report a step that was left out; after too many in a row, stop or return to good weights.
 
     Args:
-        watch: watch over the steps, which has left the step out.
+        watch: the watch that found the step.
         trainer: trainer of the run.
         module: the module that is trained.
-        what: what is wrong, in words.
-        on_nan: what to do after too many such steps.
-        lost: whether the weights are, so that it makes no sense to wait for more such steps.
+        what: text that says what is wrong with the step.
+        on_nan: what to do after too many such steps in a row.
+        lost: whether the weights are useless (`are_lost`), so that more steps will not help.
 
     Returns:
-        Whether the run just goes on; else it has its last good weights again, and the learning rate
-        is to be reduced.
+        True if the run simply goes on. False if the weights of the last good checkpoint were
+        loaded, and the caller has to reduce the learning rate.
 
     Raises:
-        TrainingError: when the run is to stop.
+        TrainingError: when the run has to stop.
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     most = watch.most if scaler is None else max(watch.most, _HALVINGS)
@@ -99,10 +100,10 @@ def may_go_on(
 
 
 def reduced(factor: float) -> float:
-    """The next factor of the learning rate.
+    """Reduce the factor of the learning rate.
 
     Raises:
-        TrainingError: when it has been reduced too often.
+        TrainingError: when the learning rate has been reduced too often already.
     """
     if factor <= FACTOR**_MOST_REDUCTIONS:
         raise TrainingError(
@@ -114,7 +115,7 @@ def reduced(factor: float) -> float:
 
 
 def last_checkpoint(trainer: Trainer) -> Path | None:
-    """The run's ``last.ckpt``, if there is one."""
+    """The path of the run's ``last.ckpt``; None if there is no such file."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.filename == "last":
             path = Path(callback.dirpath or "", "last.ckpt")
@@ -123,7 +124,7 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
 
 
 def _take_back(path: Path, trainer: Trainer, module: LightningModule) -> None:
-    """Give networks, average and optimizer what they had in a checkpoint."""
+    """Restore networks, average and optimizer from a checkpoint, except for the learning rates."""
     check_whole(path)
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     trained = content.get(TRAINED, content["state_dict"])

@@ -17,19 +17,21 @@ from gpd_cli.training.history import GapHistory
 from gpd_cli.training.progress import GapProgressBar
 from gpd_cli.training.telemetry import Telemetry
 
-_SHARE = 0.01  # of the time, for checkpoints that are written by the clock
+_SHARE = 0.01  # largest fraction of the run's time for checkpoints written every so many minutes
 
 
 def default_callbacks(
     watched: bool, save_steps: int | None = None, save_minutes: float | None = None
 ) -> list[Callback]:
-    """Checkpoints, gap plot, telemetry and display.
+    """Make the callbacks for checkpoints, gap plot, telemetry and terminal output.
 
     Args:
-        watched: whether a person watches the terminal, so that a live progress bar is shown.
-        save_steps: optimizer steps between checkpoints within an epoch; None for none.
+        watched: whether a person watches the terminal; then a live progress bar is shown, and
+            otherwise a line is printed per epoch.
+        save_steps: number of optimizer steps between checkpoints within an epoch; None for no such
+            checkpoints.
         save_minutes: age of the latest checkpoint, in minutes, at which another one is written
-            within an epoch; None for never.
+            within an epoch; None for no such checkpoints.
     """
     display = GapProgressBar() if watched else EpochLines()
     last = Last(save_steps, save_minutes)
@@ -46,13 +48,14 @@ class Best(ModelCheckpoint):
 
 
 class Last(ModelCheckpoint):
-    """Write ``last.ckpt`` after every epoch, and within epochs that are long, to resume from.
+    """Write ``last.ckpt``, to resume from, after every epoch and within long epochs.
 
     Args:
-        steps: optimizer steps between checkpoints within an epoch; None for none.
+        steps: number of optimizer steps between checkpoints within an epoch; None for no such
+            checkpoints.
         minutes: age of the latest checkpoint, in minutes, at which another one is written within an
-            epoch; None for never. On a disk on which a checkpoint takes more than a hundredth of
-            that time, it is as many times older as keeps writing to this share.
+            epoch; None for no such checkpoints. If writing a checkpoint takes more than a hundredth
+            of this time, the age is increased so that writing takes a hundredth of it.
     """
 
     def __init__(self, steps: int | None = None, minutes: float | None = None) -> None:
@@ -62,7 +65,7 @@ class Last(ModelCheckpoint):
         )
         self._steps, self._minutes = steps, minutes
         self._written, self._since, self._seen = 0.0, 0, 0
-        self._took = 0.0  # seconds of the latest checkpoint
+        self._took = 0.0  # seconds that writing the latest checkpoint took
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -77,7 +80,7 @@ class Last(ModelCheckpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save if it is time; all processes decide so after the same batch."""
+        """Save a checkpoint if one is due; all processes decide this together after a batch."""
         self._since += 1
         step = trainer.global_step
         if step == self._seen:  # gradients are accumulated, without a step

@@ -1,4 +1,4 @@
-"""Checks of combinations of settings, and of a checkpoint against the run that resumes it."""
+"""Checks of combinations of settings, and of a checkpoint against the run that resumes from it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ OF_STATIC_TEACHERS = (
     "static_weight",
     "static_warmup_epochs",
 )
-"""Settings that have an effect with a static teacher only."""
+"""Settings that have an effect only if there is a static teacher."""
 
 OF_BRANCHES = ("branch_layers", "branch_init", "branch_width")
-"""Settings that have an effect where kernels have branches only."""
+"""Settings that have an effect only if layers have branches."""
 
 
 def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> None:
@@ -34,11 +34,11 @@ def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> Non
 
     Args:
         ce_weight: weight of the cross-entropy with the labels.
-        static_weight: weight of the static teachers' losses.
+        static_weight: weight of the losses from static teachers.
         distilled: whether there are static teachers.
 
     Raises:
-        TrainingError: when there is no loss, or a weight is negative.
+        TrainingError: when a network would have no loss, or static_weight is negative or infinite.
     """
     if not 0 <= static_weight < math.inf:
         raise TrainingError(f"--model.static_weight must be 0 or more, not {static_weight}.")
@@ -53,13 +53,13 @@ def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> Non
 
 
 def check_counts(**counts: int) -> None:
-    """Check options that are numbers of epochs or steps.
+    """Check that options that count epochs or steps are not negative.
 
     Args:
-        counts: the counts, each by the name of its option.
+        counts: the values, by the names of the options.
 
     Raises:
-        TrainingError: when one is negative.
+        TrainingError: when a value is negative.
     """
     for name, count in counts.items():
         if count < 0:
@@ -67,16 +67,16 @@ def check_counts(**counts: int) -> None:
 
 
 def check_callbacks(callbacks: Iterable[Any]) -> None:
-    """Refuse callbacks that a run's plan does not allow for.
+    """Refuse callbacks that change the number of batches per update during the run.
 
-    Schedules, resuming and the averages over processes count the batches of an update, which are
-    to be the same throughout the run.
+    Schedules, resuming and the averaging of gradients over processes rely on a number of batches
+    per update that is the same throughout the run.
 
     Args:
         callbacks: callbacks of the run's trainer.
 
     Raises:
-        TrainingError: when one changes the number of batches per update.
+        TrainingError: when a callback changes the number of batches per update.
     """
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         raise TrainingError(
@@ -87,11 +87,11 @@ def check_callbacks(callbacks: Iterable[Any]) -> None:
 
 
 def check_start(student_weights: str | Path | bool | None, branch_init: str) -> None:
-    """Check that a student which is given its weights starts from these.
+    """Check that a student with given weights starts from these weights.
 
     Args:
-        student_weights: the file of its weights, or whether there are any.
-        branch_init: where the branches start.
+        student_weights: path of the student's weights, or whether weights are given.
+        branch_init: the option ``branch_init``, the initialization of the branches.
 
     Raises:
         TrainingError: when the student would start from the merged branches instead.
@@ -107,15 +107,16 @@ def check_start(student_weights: str | Path | bool | None, branch_init: str) -> 
 def settings_in_vain(
     hparams: Mapping[str, Any], defaults: Mapping[str, Any], has_teacher: bool
 ) -> Iterator[str]:
-    """Remarks on settings that were changed and have no effect, for want of what they are about.
+    """Remark on settings that were changed but have no effect in this run.
 
     Args:
-        hparams: the run's settings, as plain values.
-        defaults: defaults of all settings that have one, as plain values.
+        hparams: the run's settings, as plain values by name.
+        defaults: defaults of all settings that have one, as plain values by name.
         has_teacher: whether there is a dynamic teacher.
 
     Yields:
-        A sentence for want of a static teacher, and one for want of branches, with the remedies.
+        A sentence, with the remedy, about settings that need a static teacher, and one about
+        settings that need branches.
     """
 
     def changed(names: Iterable[str]) -> list[str]:
@@ -130,7 +131,11 @@ def settings_in_vain(
 
 
 def _settings(value: Any) -> Any:
-    """Class name and settings of a method, whose class has several paths; other values as given."""
+    """A value in a form that can be compared.
+
+    A method becomes its class name and settings, since its class has several import paths; other
+    values are returned as they are.
+    """
     if isinstance(value, Mapping):
         return method_name(value), value["init_args"]
     return value
@@ -139,16 +144,16 @@ def _settings(value: Any) -> Any:
 def check_same_parts(
     found: Mapping[str, Tensor], expected: nn.Module | None, before: Any, now: Any
 ) -> None:
-    """Check that a resumed run trains the same parts of a distillation method as its checkpoint.
+    """Check that the trained parts of the distillation method are the same as in the checkpoint.
 
     Args:
-        found: the checkpoint's tensors of these parts, by their names in `expected`.
-        expected: the run's parts.
-        before: the checkpoint's method.
-        now: the run's method.
+        found: the checkpoint's tensors of the distillation, by their names in `expected`.
+        expected: the resumed run's distillation; None without one.
+        before: name of the method in the checkpoint.
+        now: name of the method in the resumed run.
 
     Raises:
-        WeightsError: when the parts differ.
+        WeightsError: when names or shapes of the tensors differ.
     """
     state = {} if expected is None else expected.state_dict()
     if {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in state.items()}:
@@ -164,17 +169,17 @@ def check_same_parts(
 def check_same_classes(found: Sequence[str] | None, names: Sequence[str], is_folder: bool) -> None:
     """Check that the classes of the data have the names and numbers that they had in training.
 
-    A class by another name may be the same one renamed, but then the order of folders is another,
-    too: it cannot be told which class is which.
+    A differing name is refused even though the class may only have been renamed: renaming a folder
+    changes the order of the folders, so that it is unknown which class is which.
 
     Args:
         found: the checkpoint's class names in the order of class numbers; None in checkpoints of
-            versions that did not write them, and sorted image folders as 1, 2, 10.
+            early versions, which stored no names, and sorted image folders as 1, 2, 10.
         names: the data's class names in the order of class numbers.
         is_folder: whether the names are names of image folders.
 
     Raises:
-        DataError: when the names or their order are others.
+        DataError: when the names, or their order, differ.
     """
     if found is None:
         before = sorted(names, key=natural_key)

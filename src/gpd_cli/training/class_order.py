@@ -1,8 +1,8 @@
-"""Whether a network that looks bad is a good one whose classes are numbered in another order.
+"""Detection of networks that seem inaccurate because their classes are numbered in another order.
 
-Folders 0 to 99 in the order 0, 1, 10, 11, ... leave a few classes their number, and a network that
-was trained on them is right more often than one that guesses: its accuracy does not tell why it is
-bad.
+The accuracy alone does not reveal this: if folders 0 to 99 are sorted as 0, 1, 10, 11, ..., a few
+classes keep their numbers, so that a network trained on the folders in this order is still more
+accurate than chance.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 MAX_CLASSES = 2000
-"""Networks with more classes are not looked at: the counts of all pairs would fill the memory."""
+"""Networks with more classes are not examined: the ``[C, C]`` counts would fill the memory."""
 
-_POINTS = 2.0  # what another order has to gain at least
-_DEVIATIONS = 3  # and by how many standard deviations
+_POINTS = 2.0  # smallest gain of accuracy, in points, for another order to be reported
+_DEVIATIONS = 3  # smallest gain of accuracy in standard deviations
 
 
 @dataclass(frozen=True)
 class ClassOrder:
-    """An order of the classes under which a network is right far more often.
+    """An order of the classes under which a network is far more accurate.
 
     Args:
-        accuracy: accuracy under this order, in percent, on images that did not serve to find it.
-        classes: the class that each output stands for, by output, where that is another one;
-            outputs that are never the largest are left out.
+        accuracy: accuracy in percent under this order, on images other than those that the order
+            was found on.
+        classes: for each output whose class changes, the class that it stands for; outputs that are
+            never the largest are left out.
     """
 
     accuracy: float
@@ -37,16 +38,17 @@ class ClassOrder:
 
 
 def count_by_halves(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
-    """Count labels and predictions, of every other image apart.
+    """Make two confusion matrices: one of the images at even positions, one of those at odd ones.
 
     Args:
-        labels: classes of images, ``[N]``.
-        predictions: largest outputs for these images, ``[N]``.
+        labels: classes of the images, ``[N]``.
+        predictions: index of the largest output for each image, ``[N]``.
         num_classes: number of classes, C.
 
     Returns:
-        Numbers of images by half, class and prediction, ``[2, C, C]``. Both halves have images of
-        all classes if the images are sorted by class.
+        Numbers of images by half, label and prediction, ``[2, C, C]``. Since every other image goes
+        to the second half, both halves have images of all classes even if the images are sorted by
+        class.
     """
     halves = torch.arange(len(labels), device=labels.device) % 2
     places = (halves * num_classes + labels) * num_classes + predictions
@@ -55,16 +57,16 @@ def count_by_halves(labels: Tensor, predictions: Tensor, num_classes: int) -> Te
 
 
 def find_class_order(counts: Tensor) -> ClassOrder | None:
-    """Find a one-to-one renaming of classes under which a network is right far more often.
+    """Find a one-to-one renaming of classes under which a network is far more accurate.
 
-    With few images a renaming fits by chance, so each half of the images is scored by the
+    With few images, some renaming fits by chance. So each half of the images is scored with the
     renaming that is best on the other half.
 
     Args:
-        counts: numbers of images, as `count_by_halves` returns them.
+        counts: the output of `count_by_halves`, ``[2, C, C]``.
 
     Returns:
-        The order; None if none is better than the given one by more than chance.
+        The better order; None if no order is better than the given one by more than chance.
 
     Example:
         >>> labels = torch.arange(4).repeat(100).sort().values
@@ -98,9 +100,13 @@ def find_class_order(counts: Tensor) -> ClassOrder | None:
 
 
 def _best_classes(counts: np.ndarray) -> np.ndarray:
-    """The class that each output stands for best, ``[C]``; among equals, the given one."""
+    """The best class for each output, ``[C]``; the output's own number wins a tie.
+
+    Args:
+        counts: numbers of images by label and prediction, ``[C, C]``.
+    """
     number = len(counts)
-    # The diagonal is worth less than one image for all classes together.
+    # A bonus on the diagonal decides ties: summed over all classes, it is less than one image.
     worth = counts * (number + 1) + np.eye(number, dtype=counts.dtype)
     rows, columns = linear_sum_assignment(worth, maximize=True)
     classes = np.empty(number, dtype=int)

@@ -10,32 +10,36 @@ from lightning.pytorch.callbacks import Timer
 
 
 class RunClock:
-    """Time an epoch, and estimate the rest of the run from what was done since it began here."""
+    """Measure the time of an epoch, and estimate the time left in the run.
+
+    The estimate uses the pace since this process began to train; a resumed run does not count the
+    time before.
+    """
 
     def __init__(self) -> None:
         self._start = self._epoch = 0.0
         self._done: float | None = None
 
     def start(self, trainer: Trainer) -> None:
-        """Training begins, perhaps in the middle of a run that is resumed."""
+        """Start the clock when training begins, which may be in the middle of a resumed run."""
         self._start = self._epoch = time.perf_counter()
         within = trainer.fit_loop.restarted_mid_epoch
         self._done = _done(trainer, share_of_epoch(trainer) if within else 0.0)
 
     def start_epoch(self) -> None:
-        """An epoch begins."""
+        """Start timing an epoch."""
         self._epoch = time.perf_counter()
 
     def epoch(self) -> float:
-        """Seconds since the epoch began, validation included."""
+        """Seconds since the epoch began, including validation."""
         return time.perf_counter() - self._epoch
 
     def left(self, trainer: Trainer, within: float) -> float | None:
-        """Estimate the seconds until the run ends; None as long as nothing can be said.
+        """Estimate the seconds until the run ends; None as long as there is nothing to go by.
 
         Args:
             trainer: trainer of the run.
-            within: how much of the current epoch is done, from 0 to 1.
+            within: the fraction of the current epoch that is done, from 0 to 1.
         """
         elapsed = time.perf_counter() - self._start
         limits = [
@@ -50,20 +54,20 @@ class RunClock:
 
 
 def share_of_epoch(trainer: Trainer) -> float:
-    """How much of the current epoch is done, from 0 to 1; 0 for a stream of unknown length."""
+    """The fraction of the current epoch that is done; 0 for a stream of unknown length."""
     length = trainer.num_training_batches
     batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     return min(1.0, batches / length) if 0 < length < math.inf else 0.0
 
 
 def share_done(epochs: float, max_epochs: int | None, steps: int, max_steps: int) -> float | None:
-    """How much of a run is done, from 0 to 1; None for a run without an end.
+    """The fraction of a run that is done, from 0 to 1; None for a run without an end.
 
     Args:
-        epochs: number of epochs that are done, with fractions.
-        max_epochs: the run's length in epochs; None or -1 without one.
-        steps: number of steps that are done.
-        max_steps: the run's length in steps; -1 without one.
+        epochs: number of epochs that are done, which may be a fraction.
+        max_epochs: the run's limit in epochs; None or -1 for no limit.
+        steps: number of optimizer steps that are done.
+        max_steps: the run's limit in optimizer steps; -1 for no limit.
 
     Example:
         >>> share_done(1.5, 10, 30, -1), share_done(1.5, 10, 30, 60), share_done(1.5, -1, 30, -1)
@@ -78,7 +82,7 @@ def share_done(epochs: float, max_epochs: int | None, steps: int, max_steps: int
 
 
 def in_digits(seconds: float) -> str:
-    """A duration as clocks show it.
+    """Format a duration as minutes and seconds, with hours if there are any.
 
     Example:
         >>> in_digits(4.4), in_digits(754), in_digits(3725)

@@ -1,4 +1,4 @@
-"""The running average of the weights, with a decay that warms up."""
+"""An exponential moving average (EMA) of the weights, with a decay that warms up."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ def warmed_up_decay(updates: int, decay: float, gamma: float = 1.0, power: float
     """The decay of timm's ModelEmaV3 with warm-up: ``1 - (1 + updates / gamma) ** -power``.
 
     Args:
-        updates: updates of the average so far, the first included, which only copies the weights.
+        updates: number of updates of the average so far, counting the first, which only copies the
+            weights.
         decay: largest value of the decay.
-        gamma: stretches the warm-up.
-        power: how fast the decay rises.
+        gamma: number of updates that the warm-up is measured in; larger values lengthen it.
+        power: exponent of the warm-up; larger values let the decay rise faster.
 
     Example:
         >>> [round(warmed_up_decay(n, decay=0.9999), 4) for n in (1, 10, 1000, 10_000_000)]
@@ -32,21 +33,23 @@ def warmed_up_decay(updates: int, decay: float, gamma: float = 1.0, power: float
 class EMA(EMAWeightAveraging):
     """Lightning's moving average of weights and buffers, with the warm-up of timm's ModelEmaV3.
 
-    At the k-th update after the first the decay is ``1 - (1 + k / gamma) ** -power``, and at most
-    `decay`. So the average forgets the initial weights within a few updates, and its window grows
-    with the run: with gamma 1 and power 2/3 about the last 40 updates of 250, and the last 700 of
-    20,000. Power 1 is the plain mean of all weights until `decay` is reached. Buffers of integers
-    and truth values (indices, masks, counters) are those of the trained network.
+    At the k-th update after the first, the decay is ``1 - (1 + k / gamma) ** -power``, but at most
+    `decay`. So the average forgets the initial weights within a few updates, and the number of
+    updates that it covers grows with the run: with gamma 1 and power 2/3, it covers about the last
+    40 updates after 250 of them, and the last 700 after 20,000. With gamma and power 1 the average
+    is the plain mean of all weights until the decay reaches `decay`. Buffers of integers and
+    booleans (indices, masks, counters) are copied from the trained network.
 
     Args:
         decay: largest value of the decay.
-        gamma: stretches the warm-up.
-        power: how fast the decay rises.
-        update_every_n_steps: optimizer steps between updates.
-        update_starting_at_step: optimizer steps before the first update; by default none.
+        gamma: number of updates that the warm-up is measured in; larger values lengthen it.
+        power: exponent of the warm-up; larger values let the decay rise faster.
+        update_every_n_steps: number of optimizer steps between updates of the average.
+        update_starting_at_step: number of optimizer steps before the first update; by default none.
         update_starting_at_epoch: epoch, counted from 0, from which on there is a further update
-            at the end of every epoch, before it is validated.
-        use_buffers: average running statistics as well; otherwise they are the trained network's.
+            at the end of every epoch, before the validation.
+        use_buffers: whether running statistics are averaged as well; otherwise they are copied from
+            the trained network.
         device: device of the average; by default the training device.
 
     Raises:
@@ -88,7 +91,7 @@ def _averaging(decay: float, gamma: float, power: float) -> Averaging:
         averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int
     ) -> None:
         now = warmed_up_decay(int(updates), decay, gamma, power)
-        # Weights may be in half precision, and their average in full precision.
+        # Weights may be in half precision while their average is in full precision.
         weights = [w.to(a.dtype) for a, w in zip(averages, weights, strict=True)]
         get_ema_multi_avg_fn(now)(list(averages), weights, updates)
 

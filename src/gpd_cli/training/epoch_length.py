@@ -1,4 +1,8 @@
-"""How an epoch is divided into batches, for a run that goes on within it with other batches."""
+"""The division of an epoch into batches, for runs resumed within an epoch with another division.
+
+A run may be resumed with another batch size or number of processes. The resumed run then has to
+find the batch from which on the epoch's images have not been seen.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +19,19 @@ from gpd_cli.errors import TrainingError
 from gpd_cli.forms import check_form, maybe, within
 
 ENTRY = "epoch_length"
-"""The entry of checkpoints; those of earlier versions lack it."""
+"""Key of `EpochLength.state` in checkpoints; checkpoints of earlier versions lack this entry."""
 _COUNT = within(1, 2**53)
 
 
 @dataclass(frozen=True)
 class EpochLength:
-    """The batches of an epoch.
+    """How an epoch is divided into batches.
 
     Args:
-        batches: batches of an epoch, per process; None where the data has no length.
-        batch_size: images in a batch of one process; None where the loader does not tell.
+        batches: number of batches in an epoch, per process; None if the data has no length.
+        batch_size: number of images in a batch, per process; None if the loader does not tell.
         processes: number of processes that train together, each on batches of its own.
-        accumulated: number of batches per update.
+        accumulated: number of batches per update (gradient accumulation).
     """
 
     batches: int | None
@@ -37,7 +41,7 @@ class EpochLength:
 
     @classmethod
     def of(cls, trainer: Trainer) -> EpochLength:
-        """The batches of an epoch of a run, once its data has been set up."""
+        """Read the division from a trainer whose training data has been set up."""
         batches = trainer.num_training_batches
         return cls(
             None if batches == math.inf else int(batches),
@@ -47,15 +51,15 @@ class EpochLength:
         )
 
     def state(self) -> dict[str, int | None]:
-        """Plain values for a checkpoint."""
+        """The fields as plain values, for a checkpoint."""
         return asdict(self)
 
 
 def check_epoch_length(state: Any, place: str) -> None:
-    """Check the form of a checkpoint's entry.
+    """Check the form of a checkpoint's entry `ENTRY`.
 
     Raises:
-        FormError: when it has another one.
+        FormError: when the entry does not have the form of `EpochLength.state`.
     """
     maybe_count = maybe(_COUNT)
     form = {"batches": maybe_count, "batch_size": maybe_count}
@@ -63,15 +67,15 @@ def check_epoch_length(state: Any, place: str) -> None:
 
 
 def batches_done(done: int, before: EpochLength, now: EpochLength) -> int:
-    """The number of batches that a run which goes on has behind it in its epoch.
+    """Convert a number of trained batches of an unfinished epoch to another division of the epoch.
 
-    They end at an update. Images between there and the place in the epoch, fewer than an update
-    takes, are seen a second time; at least one update is left to make.
+    The result is rounded down to a whole number of updates, and leaves at least one update to make.
+    Images lost by the rounding, fewer than one update takes, are seen a second time.
 
     Args:
-        done: number of batches that were trained of an epoch that has not come to its end.
-        before: how the epoch was divided.
-        now: how it is divided.
+        done: number of batches of the epoch that were trained under the old division, per process.
+        before: the old division of the epoch.
+        now: the new division of the epoch.
 
     Example:
         >>> before = EpochLength(batches=10, batch_size=32, processes=2, accumulated=1)
@@ -93,21 +97,24 @@ def batches_done(done: int, before: EpochLength, now: EpochLength) -> int:
 
 
 def updates_done(trainer: Trainer) -> int:
-    """The number of updates that a run has made in its epoch; all of them after its end."""
+    """The number of updates made in the current epoch; right after its end, all of its updates."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     batches: int = progress.processed
     return math.ceil(batches / trainer.accumulate_grad_batches)
 
 
 def take_up(state: Mapping[str, int | None], trainer: Trainer) -> None:
-    """Let a run whose epochs are divided in another way go on at its image and not at its batch.
+    """Convert a resumed run's batch counters to its own division of the epoch.
+
+    If the division has changed, the run goes on at the same image and not at the same batch number.
 
     Args:
-        state: the checkpoint's `EpochLength.state`.
-        trainer: trainer of the run, which has loaded its counters.
+        state: `EpochLength.state` from the checkpoint.
+        trainer: trainer of the resumed run, which has loaded the checkpoint's batch counters; these
+            are changed in place.
 
     Raises:
-        TrainingError: when it cannot be told which images were seen.
+        TrainingError: when it cannot be determined which images were seen.
     """
     trainer.fit_loop.setup_data()
     before, now = EpochLength(**state), EpochLength.of(trainer)  # type: ignore[arg-type]
@@ -120,16 +127,17 @@ def take_up(state: Mapping[str, int | None], trainer: Trainer) -> None:
     else:
         _check_stream(trainer, before, now)
         done = batches_done(current.processed, before, now)
-    # A checkpoint is written before or after its batch has been completed.
+    # A checkpoint may be written before or after Lightning counts its batch as completed.
     open_batches = current.processed - current.completed
     current.ready = current.started = current.processed = done
     current.completed = done - open_batches
 
 
 def _check_stream(trainer: Trainer, before: EpochLength, now: EpochLength) -> None:
-    """Refuse a stream whose images come in other batches.
+    """Refuse a stream if batch size or number of processes changed.
 
-    Each process, and each of its workers, has a part of the stream for itself.
+    Each process, and each of its workers, reads its own part of the stream, so that the order of
+    the images depends on both numbers.
     """
     data = getattr(trainer.train_dataloader, "dataset", None)
     same = (before.batch_size, before.processes) == (now.batch_size, now.processes)

@@ -1,4 +1,4 @@
-"""What is printed of a run where nobody watches a bar: in a file, or on a cluster."""
+"""Output of a run that has no progress bar, since it goes to a file or the log of a cluster job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpd_cli.training.epoch_scores import EpochScores
 
 
 class EpochLines(EpochScores):
-    """A line per epoch: time of day, accuracies, how long the epoch took and the run will take."""
+    """Print a line per epoch: time of day, accuracies, duration of the epoch, time left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,12 +22,12 @@ class EpochLines(EpochScores):
         self._clock.start(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """An epoch begins."""
+        """Start timing the epoch."""
         super().on_train_epoch_start(trainer, pl_module)
         self._clock.start_epoch()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the epoch's accuracies."""
+        """Print the epoch's line."""
         if not trainer.is_global_zero:
             return
         parts = [f"{datetime.now():%H:%M:%S} epoch {epoch_of(trainer)}"]
@@ -44,6 +44,9 @@ class EpochLines(EpochScores):
 
 
 def epoch_of(trainer: Trainer) -> str:
-    """The current epoch, counted from 1, and the number of epochs where the run has one."""
+    """The current epoch, counted from 1, followed by the number of epochs if the run has a limit.
+
+    For example ``3/30``.
+    """
     length = trainer.max_epochs or -1
     return f"{trainer.current_epoch + 1}" + (f"/{length}" if length > 0 else "")

@@ -1,4 +1,4 @@
-"""The scores of the epoch that ends, for callbacks that show or keep them."""
+"""The accuracies and the gap of the epoch that ends, for callbacks that show or store them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 SHOWN = ("student_top1", "teacher_top1", "gap")
-"""What is shown of an epoch, as the log names it after ``train/`` and ``val/``."""
+"""Names of an epoch's scores, which stand after ``train/`` or ``val/`` in the log."""
 SELECTOR = "val/student_top1"
-"""What ``best.ckpt`` is chosen by."""
+"""The logged score by which ``best.ckpt`` is chosen."""
 
 
 class EpochScores(Callback):
-    """Base of callbacks that take an epoch's scores: Lightning keeps those of epochs before.
+    """Base class of callbacks that need the scores of the epoch that ends.
 
-    Of several validations within an epoch it is the one that was best for the student, as
-    ``best.ckpt`` has it.
+    Lightning's metrics may still have values of earlier epochs; this class leaves those out. If an
+    epoch had several validations, the scores are those of the validation that was best for the
+    student, which is also the one that ``best.ckpt`` is chosen by.
     """
 
     def __init__(self) -> None:
         self._validated = False
-        self._best: dict[str, float] = {}  # of the epoch's validations
+        self._best: dict[str, float] = {}  # scores of the epoch's best validation
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation has not run in this epoch yet."""
+        """Note that validation has not run in this epoch yet."""
         self._validated, self._best = False, {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation has run in this epoch."""
+        """Note that validation has run in this epoch, and keep its scores if they are the best."""
         if trainer.sanity_checking:
             return
         self._validated = True
@@ -40,18 +41,18 @@ class EpochScores(Callback):
             self._best = found
 
     def state_dict(self) -> dict[str, Any]:
-        """How the epoch has been validated, for a run that is resumed after that."""
+        """The epoch's validation scores, for a run that is resumed within or after the epoch."""
         return {"validated": self._validated, "validation": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore the epoch's validation scores."""
         self._validated = state_dict.get("validated", False)
-        self._best = dict(state_dict.get("validation", {}))  # not in earlier versions
+        self._best = dict(state_dict.get("validation", {}))  # earlier versions lack this entry
 
     def scores(self, trainer: Trainer) -> dict[str, dict[str, float]]:
-        """The scores, in percent, of the epoch that ends, by stage and name."""
+        """The scores of the epoch that ends, in percent, by stage (train, val) and name."""
         found = {}
-        # Training is scored with an epoch's last batch, which a run that ends before does not see.
+        # Training scores are logged with the epoch's last batch. A run that stops earlier has none.
         if trainer.is_last_batch:
             found["train"] = _named("train/", trainer.callback_metrics)
         if self._validated:
@@ -59,7 +60,7 @@ class EpochScores(Callback):
         return found
 
     def raw_scores(self, trainer: Trainer) -> dict[str, float]:
-        """Scores of the trained weights in this epoch's validation, if it scored an average."""
+        """Validation scores of the trained weights, if validation scored an average; else empty."""
         return _named("val/raw_", self._validation(trainer)) if self._validated else {}
 
     def _validation(self, trainer: Trainer) -> dict[str, float]:
@@ -67,11 +68,11 @@ class EpochScores(Callback):
 
 
 def _of_validation(trainer: Trainer) -> dict[str, float]:
-    """What the latest validation has logged."""
+    """All values that the latest validation has logged, by name."""
     metrics = trainer.callback_metrics
     return {name: float(value) for name, value in metrics.items() if name.startswith("val/")}
 
 
 def _named(prefix: str, values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """The values that are shown, among those whose names begin so."""
+    """The scores named in `SHOWN` from among values whose names begin with a prefix."""
     return {name: float(values[key]) for name in SHOWN if (key := f"{prefix}{name}") in values}

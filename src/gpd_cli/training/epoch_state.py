@@ -1,7 +1,8 @@
-"""What a run has counted so far, and is no weight: scores, logged values, rows of the table.
+"""The counters and metrics of a run that Lightning's checkpoints lack.
 
-Lightning's checkpoints lack it: a run that goes on would score and log the rest of an epoch as if
-it were the whole.
+These are the sums behind logged values, the counts behind accuracies, and the number of rows in
+``metrics.csv``. Without them, a run resumed within an epoch would score and log the rest of the
+epoch as if it were the whole epoch.
 """
 
 from __future__ import annotations
@@ -26,21 +27,22 @@ _REDUCTIONS = {"max": torch.maximum, "min": torch.minimum}
 
 
 class EpochState(Callback):
-    """Save and take up what was counted.
+    """Save counters and metrics of the epoch in checkpoints, and restore them in a resumed run.
 
-    Of every process: the sums behind values that are logged at the epoch's end, and the hits of
-    training. Of all together: the latest values, as callbacks know them, and how many rows the
-    table has.
+    For each process: the sums behind the values that are logged at the end of the epoch, and the
+    counts behind the training accuracies. For all processes together: the latest values of the
+    metrics that callbacks read, and the number of rows in ``metrics.csv``.
     """
 
     def __init__(self) -> None:
         self._resumed: dict[str, Any] | None = None
-        self._sums: dict[str, dict[str, Any]] = {}  # not yet among Lightning's
+        # Sums from the checkpoint that have not been added to Lightning's own sums yet.
+        self._sums: dict[str, dict[str, Any]] = {}
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put it into the checkpoint."""
+        """Write counters and metrics into the checkpoint."""
         self._add_sums(trainer)
         progress: Any = trainer.fit_loop.epoch_progress.total
         ended = progress.processed > progress.completed
@@ -59,17 +61,21 @@ class EpochState(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep it until training starts; a folder may be called otherwise than it was."""
+        """Keep the checkpoint's counters until training starts; correct paths if a folder moved.
+
+        The states of `ModelCheckpoint` callbacks hold paths, which are replaced if the run's folder
+        has another path than when the checkpoint was written.
+        """
         self._resumed = checkpoint.get(_ENTRY)
         if any(table.continues for table in _tables(trainer)):
             for callback in trainer.checkpoint_callbacks:
                 state = checkpoint.get("callbacks", {}).get(callback.state_key)
                 if state and isinstance(callback, ModelCheckpoint) and callback.dirpath:
                     _move(state, str(callback.dirpath))
-                    callback.current_score = state["current_score"]  # which Lightning leaves out
+                    callback.current_score = state["current_score"]  # Lightning does not restore it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take it up."""
+        """Restore the counters and metrics of the checkpoint, if the run is resumed."""
         state, self._resumed = self._resumed, None
         self._sums = {}
         if state is None:
@@ -97,11 +103,11 @@ class EpochState(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Add the sums of before to those that Lightning began with the first batch."""
+        """Add the checkpoint's sums to those that Lightning has started with the first batch."""
         self._add_sums(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what the epoch's remaining batches, if there were any, have not logged."""
+        """Log the values in the checkpoint that no later batch of the epoch has logged again."""
         self._add_sums(trainer)
         results, sums = trainer.fit_loop.epoch_loop._results, self._sums
         self._sums = {}
@@ -110,7 +116,7 @@ class EpochState(Callback):
             value = before["value"].to(pl_module.device)
             pl_module.log(name, value, on_step=False, batch_size=1, **before["options"])
             entry = results[f"on_train_epoch_end.{name}"]
-            for part in entry._defaults:  # the sums themselves, and not what they were logged as
+            for part in entry._defaults:  # replace the logged value by the sums that it came from
                 setattr(entry, part, before[part].to(pl_module.device))
 
     def _add_sums(self, trainer: Trainer) -> None:
@@ -124,7 +130,7 @@ class EpochState(Callback):
 
 
 def _sums(trainer: Trainer) -> dict[str, dict[str, Any]]:
-    """What the values of the epoch so far sum to, by Lightning's key, and how they are logged."""
+    """The sums of the epoch's logged values so far, by Lightning's key, with logging options."""
     found: dict[str, dict[str, Any]] = {}
     for key, entry in trainer.fit_loop.epoch_loop._results.items():
         meta = entry.meta
@@ -141,7 +147,7 @@ def _sums(trainer: Trainer) -> dict[str, dict[str, Any]]:
 
 
 def _hits(module: LightningModule) -> dict[str, dict[str, Any]]:
-    """The state of the training scores, by their name."""
+    """The states of the training accuracies (counts of correct predictions), by metric name."""
     if not isinstance(module, EvaluatedModule):
         return {}
     return {
@@ -161,25 +167,25 @@ def _take_hits(module: LightningModule, hits: Mapping[str, Mapping[str, Tensor]]
 
 
 def _shown(module: LightningModule) -> dict[str, Tensor]:
-    """The running accuracies of the progress bar."""
+    """The running accuracies of the progress bar, by network."""
     running = getattr(module, "live", None)
     return running.values if isinstance(running, RunningAccuracy) else {}
 
 
 def _row_to_come(trainer: Trainer, ended: bool) -> dict[str, Any] | None:
-    """What Lightning logs right after it has saved: of an epoch, or of a step.
+    """The row that Lightning will log right after this checkpoint; None if there is none.
 
     Args:
         trainer: trainer of the run.
-        ended: whether the epoch has come to its end.
+        ended: whether the checkpoint is written at the end of an epoch.
     """
     loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
     progress: Any = loop.batch_progress.total
     step = loop._batches_that_stepped
     if ended:
-        step -= 1  # as Lightning counts at the end of an epoch
+        step -= 1  # at the end of an epoch Lightning logs the number of the last step
     elif progress.processed == progress.completed:
-        return None  # after validation
+        return None  # a checkpoint after validation: the row has been logged already
     elif loop._should_accumulate() or not connector.should_update_logs:
         return None
     values = {name: float(value) for name, value in connector.metrics["log"].items()}
@@ -191,7 +197,7 @@ def _tables(trainer: Trainer) -> list[RunCSVLogger]:
 
 
 def _move(state: dict[str, Any], folder: str) -> None:
-    """Give the paths in the state of a `ModelCheckpoint` the folder that they are in now."""
+    """Replace the folder in all paths of a `ModelCheckpoint` state, in place."""
     before = str(state.get("dirpath"))
 
     def moved(path: str) -> str:

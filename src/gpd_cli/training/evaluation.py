@@ -1,4 +1,4 @@
-"""Evaluation of a run: the networks as they would be extracted, on validation and test images."""
+"""Validation, test and prediction, with networks extracted as `gpd extract` extracts them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from gpd_cli.training.metrics import Scores
 class EvaluatedModule(LightningModule):
     """Validation, test and prediction of a student and of its dynamic teacher, if there is one.
 
-    If a run has an average of its weights that has begun, validation scores the averaged networks,
-    and the trained networks as ``raw`` beside them. Subclasses set ``network``, and call `score`
-    with the number of classes.
+    If the run keeps an average of its weights, and the average has begun, validation scores the
+    averaged networks, and beside them the trained networks, which are logged as ``raw``. Subclasses
+    set the attribute ``network``, and call `score` with the number of classes.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.network: Pair | Alone
-        # Dictionaries, so that Module does not register the networks in them.
+        # Networks to evaluate, by name. In plain dictionaries, Module does not register them.
         self._plain: dict[str, nn.Module] = {}
         self._raw: dict[str, nn.Module] = {}
 
     def score(self, num_classes: int) -> None:
-        """Make the metrics.
+        """Create the accuracy metrics of training, validation and test.
 
         Args:
             num_classes: number of classes.
@@ -41,17 +41,17 @@ class EvaluatedModule(LightningModule):
         self.test_scores = Scores(names, num_classes)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Score both networks on validation images."""
+        """Score the networks on a batch of validation images."""
         self._evaluate("val", batch)
         if self._raw:
             self.raw_scores.update(_logits(self._raw, batch[0]), batch[1])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Score both networks on test images."""
+        """Score the networks on a batch of test images."""
         self._evaluate("test", batch)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Class probabilities of student and dynamic teacher, ``[B, C]`` each."""
+        """Class probabilities by network, ``[B, C]`` each: ``student``, and ``teacher`` if any."""
         logits = _logits(self._plain, batch[0])
         return {name: value.float().softmax(dim=1).cpu() for name, value in logits.items()}
 
@@ -90,12 +90,12 @@ class EvaluatedModule(LightningModule):
     def log_batch(
         self, stage: str, logits: dict[str, Tensor], terms: dict[str, Tensor], labels: Tensor
     ) -> None:
-        """Log a batch's losses and count its hits.
+        """Log the losses of a batch, and count its correct predictions.
 
         Args:
             stage: train, val or test.
-            logits: logits by network, ``[B, C]``.
-            terms: terms of the loss, by name.
+            logits: logits by network, ``[B, C]`` each.
+            terms: terms of the loss by name, scalars.
             labels: class numbers, ``[B]``, or soft labels, ``[B, C]``.
         """
         losses = {f"{stage}/loss_{name}": term for name, term in terms.items()}
@@ -112,7 +112,7 @@ class EvaluatedModule(LightningModule):
 
     def _log_scores(self, prefix: str, scores: Scores) -> None:
         values = {f"{prefix}{name}": value for name, value in scores.compute().items()}
-        # All processes have the same values already, since the metrics are synchronized.
+        # The metrics are synchronized, so that all processes have the same values already.
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
         scores.reset()
 

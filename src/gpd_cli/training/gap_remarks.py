@@ -1,4 +1,4 @@
-"""Remarks on a gap that closes or runs away, each made once."""
+"""Remarks for the user on a gap that has closed or keeps growing, each printed once per run."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-_EPOCHS = 5  # a mean over so many
-_WIDE = 20.0  # points
-_LEARNED = 99.0  # per cent, from which on a teacher has nothing left to be better at
+_EPOCHS = 5  # number of epochs that the gap is averaged over
+_WIDE = 20.0  # mean gap in points from which on the gap counts as wide
+_LEARNED = 99.0  # student accuracy in percent beyond which no teacher can be much better
 
 
 def remark_on_gap(gaps: Sequence[float], student: float) -> str | None:
-    """What there is to say of a gap.
+    """Decide which remark a series of gaps calls for, if any.
 
     Args:
         gaps: training gap of each epoch so far, in points.
-        student: the student's accuracy in the last epoch, per cent.
+        student: the student's training accuracy in the last epoch, in percent.
 
     Returns:
-        ``closed`` where the dynamic teacher has been no better than the student for some epochs,
-        ``wide`` where it is far better and more and more so, or None.
+        ``closed`` if the dynamic teacher was on average no better than the student in the last 5
+        epochs; ``wide`` if the mean gap of the last 5 epochs is large and still growing; otherwise
+        None.
 
     Example:
         >>> remark_on_gap([3, 1, 0, -0.5, 0, 0.1, -0.2], 60.0)
@@ -47,14 +48,14 @@ _TEXTS = {
 
 
 class GapRemarks(Callback):
-    """Make the remarks, after epochs of training."""
+    """Print the remarks at the end of training epochs."""
 
     def __init__(self) -> None:
         self._gaps: list[float] = []
         self._made: list[str] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the epoch's gap."""
+        """Add the epoch's training gap to the series, and print a remark if one is called for."""
         values = trainer.callback_metrics
         if "train/gap" not in values:
             return
@@ -66,10 +67,10 @@ class GapRemarks(Callback):
             rank_zero_info(_TEXTS[kind].format(gap=sum(recent) / len(recent)))
 
     def state_dict(self) -> dict[str, list[float] | list[str]]:
-        """What was said, and of what."""
+        """The latest gaps, and the remarks that were printed, for the checkpoint."""
         return {"gaps": self._gaps, "made": self._made}
 
     def load_state_dict(self, state_dict: dict[str, list[float] | list[str]]) -> None:
-        """Go on where the run was."""
+        """Restore gaps and remarks of the run that is resumed."""
         self._gaps = [float(gap) for gap in state_dict["gaps"]]
         self._made = [str(made) for made in state_dict["made"]]

@@ -1,4 +1,4 @@
-"""Accuracies and gap by epoch, kept across resumptions, and their picture."""
+"""Accuracies and gap of every epoch, kept when a run is resumed, and plotted in ``gap.png``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FROZEN = ("val/static_top1", "val/assistant_")
 
 
 class GapHistory(EpochScores):
-    """Remember accuracies and gap by epoch, and plot them when training ends or is broken off."""
+    """Record accuracies and gap of every epoch, and plot them when training ends or is aborted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,17 +24,17 @@ class GapHistory(EpochScores):
         self._folder: str | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask for the folder, as all processes have to together: the answer is broadcast."""
+        """Ask for the log folder in every process, since Lightning broadcasts the answer."""
         self._folder = trainer.log_dir
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take this epoch's values."""
+        """Record the accuracies and the gap of this epoch."""
         self.epochs[trainer.current_epoch] = {
             f"{stage}/{name}": value
             for stage, values in self.scores(trainer).items()
             for name, value in values.items()
         }
-        # Those of static teachers stay as they are.
+        # The accuracies of static teachers are measured once, and repeated in every epoch.
         self.epochs[trainer.current_epoch] |= {
             key: float(value)
             for key, value in trainer.callback_metrics.items()
@@ -48,16 +48,16 @@ class GapHistory(EpochScores):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Write it for a run that was interrupted or failed as well, if that can be done."""
-        with suppress(GpdError):  # such as a full disk, of which the run's own error tells
+        """Write ``gap.png`` for an interrupted or failed run as well, if that is possible."""
+        with suppress(GpdError):  # e.g. a full disk, which the run's own error already reports
             self._plot(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The history, for the checkpoint."""
+        """The history of all epochs so far, for the checkpoint."""
         return {**super().state_dict(), "epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the history of the run that is resumed."""
+        """Restore the history of the run that is resumed."""
         super().load_state_dict(state_dict)
         self.epochs = dict(state_dict["epochs"])
 

@@ -1,4 +1,4 @@
-"""Options that save memory: parts of the networks run once more in the backward pass."""
+"""Options that save memory by running parts of the networks again in the backward pass."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from gpd_cli.teacher.running_again import switch_on
 
 
 def run_blocks_again(student: nn.Module, name: str, method: Method | None, compiles: bool) -> None:
-    """Let a student, and later its dynamic teacher, run their blocks twice (grad_checkpointing).
+    """Switch on gradient checkpointing of a student's blocks (option grad_checkpointing).
+
+    The dynamic teacher, which is grown out of the student later, inherits the setting.
 
     Args:
-        student: the student, before its teacher is grown.
-        name: the student's name.
-        method: how the student is distilled from a static teacher, if there is one.
-        compiles: whether the networks are to be compiled.
+        student: the student, before its dynamic teacher is grown.
+        name: the student's name, for error messages.
+        method: the method of distillation from a static teacher; None without one.
+        compiles: whether the networks will be compiled.
 
     Raises:
-        ModelError: when the student has no switch for this, or the method or the compiler does not
-            go with it.
+        ModelError: when the student does not support gradient checkpointing, or it cannot be
+            combined with the distillation method or with compilation.
     """
     if compiles:
         raise ModelError(
@@ -39,13 +41,16 @@ def run_blocks_again(student: nn.Module, name: str, method: Method | None, compi
 
 
 def run_student_again(network: Pair | Alone) -> None:
-    """Let the whole student run twice (recompute_student), once its features are being read.
+    """Have the whole student run again in the backward pass (option recompute_student).
+
+    To be called after the hooks that read the student's features have been registered.
 
     Args:
-        network: the network that is trained.
+        network: the pair that is trained.
 
     Raises:
-        ModelError: when there is no dynamic teacher, or something reads the student's features.
+        ModelError: when there is no dynamic teacher, when gradient checkpointing is on, or when
+            hooks read the student's features.
     """
     if not isinstance(network, Pair):
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Accuracy of each network, and the gap between them."""
+"""Accuracies of student and dynamic teacher, and the gap between the two."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Scores(nn.Module):
     """Accuracies in percent over the batches seen so far.
 
     Args:
-        networks: names of the networks that are scored: ``student``, and maybe ``teacher``.
-        num_classes: number of classes; without more than five there is no top-5 accuracy.
+        networks: names of the networks that are scored, such as ``student`` and ``teacher``.
+        num_classes: number of classes; there is a top-5 accuracy only for more than five classes.
     """
 
     def __init__(self, networks: Sequence[str], num_classes: int) -> None:
@@ -31,10 +31,10 @@ class Scores(nn.Module):
         )
 
     def update(self, logits: Mapping[str, Tensor], labels: Tensor) -> None:
-        """Count a batch.
+        """Count the correct predictions of a batch.
 
         Args:
-            logits: logits by network, ``[B, C]``.
+            logits: logits by network, ``[B, C]`` each.
             labels: class numbers, ``[B]``, or soft labels, ``[B, C]``, of which the largest counts.
         """
         classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
@@ -49,7 +49,7 @@ class Scores(nn.Module):
         return scores
 
     def reset(self) -> None:
-        """Forget all batches."""
+        """Forget all batches that were counted."""
         for _, metric in self.named_metrics():
             metric.reset()
 
@@ -62,8 +62,8 @@ class RunningAccuracy:
     """Moving average of top-1 accuracies for the progress bar; not synchronized and not logged.
 
     Attributes:
-        values: accuracy in percent by network: scalars on the device that trains, where they stay
-            until a bar is drawn; every look at one waits for the device.
+        values: accuracy in percent by network: scalar tensors on the training device; they are
+            moved to the CPU only when a bar is drawn, since reading one waits for the device.
     """
 
     _MEMORY = 0.95
@@ -72,10 +72,10 @@ class RunningAccuracy:
         self.values: dict[str, Tensor] = {}
 
     def update(self, logits: Mapping[str, Tensor], labels: Tensor) -> None:
-        """Add a batch.
+        """Update the moving averages with a batch.
 
         Args:
-            logits: logits by network, ``[B, C]``.
+            logits: logits by network, ``[B, C]`` each.
             labels: class numbers, ``[B]``, or soft labels, ``[B, C]``, of which the largest counts.
         """
         classes = labels if labels.ndim == 1 else labels.argmax(dim=1)

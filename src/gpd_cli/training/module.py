@@ -87,66 +87,68 @@ class GapPreservingDistillation(EvaluatedModule):
 
     Args:
         student: the network to train: a timm model (resnet18), a torchvision classification model
-            (torchvision/resnet18), a model of this package (cifar_resnet20), or the path of a
-            class or function that builds a network (mine.Net).
-        student_weights: a timm or torchvision state dict to start from (.pth, .pt, .safetensors),
-            for fine-tuning; its classifier starts anew where num_classes is another number than
-            the file's; by default the student starts from scratch.
-        student_args: further arguments of the student's constructor; with pretrained true it starts
-            from the weights that timm or torchvision publishes.
-        num_classes: number of classes; by default the student's own.
+            (torchvision/resnet18), a model of this package (cifar_resnet20), or the import path of
+            a class or function that builds a network (mine.Net).
+        student_weights: path of a timm or torchvision state dict (.pth, .pt, .safetensors) that the
+            student starts from, for fine-tuning; if num_classes differs from the number of classes
+            in the file, the classifier is initialized anew; by default the student starts from
+            scratch.
+        student_args: further keyword arguments of the student's constructor; with pretrained true
+            the student starts from the weights that timm or torchvision publishes.
+        num_classes: number of classes; by default the number that the student is built with.
         ratio: how many times as wide the dynamic teacher is; ratio 1 with branches 1 is the student
             alone.
-        branches: how many of the paper's six branches, the main kernel included (1 is that kernel
-            alone); or names of branches or of published blocks (dbb), of which each layer takes
-            those it can.
-        noise: size of the zero-sum noise that lets copies diverge, relative to each weight's
-            deviation; it changes no output.
-        storage: the scale at which shared weights are stored: mixed, student, or teacher as in the
-            code of the paper's authors, where the student moves ratio^2 times as fast under SGD; by
-            default mixed for SGD and student for optimizers whose steps do not depend on the
-            gradient's size.
-        exclude: layers that keep their output channels: a pattern of layer names (layer4.*), or a
-            list of patterns.
-        width_multiple: wide widths are rounded up to a multiple of this, such as 8 for tensor
-            cores.
-        branch_layers: which layers get branches: all that can take them; 3x3_stride1 as in the
-            paper; or a pattern of layer names (layer4.*), or a list of patterns.
+        branches: how many of the paper's six branches each layer has, counting the main kernel (1
+            is the main kernel alone); or names of branches or of published blocks (dbb), of which
+            each layer gets those that fit it.
+        noise: standard deviation of the zero-sum noise that lets the copies of a channel diverge,
+            relative to the standard deviation of each weight; the noise changes no output.
+        storage: the scale at which shared weights are stored: mixed, student or teacher; teacher is
+            what the code of the paper's authors does, where the student moves ratio^2 times as fast
+            under SGD; by default mixed for SGD, and student for optimizers whose steps do not
+            depend on the size of the gradient.
+        exclude: layers whose output channels are not widened: a pattern of layer names (layer4.*),
+            or a list of patterns.
+        width_multiple: the teacher's widths are rounded up to a multiple of this number, such as 8
+            for tensor cores.
+        branch_layers: which layers get branches: all means all that can have them; 3x3_stride1 is
+            the paper's choice; or a pattern of layer names (layer4.*), or a list of patterns.
         branch_init: initial values of the branches: zero leaves every kernel unchanged; orepa is
-            OREPA's, for training from scratch; gpd is that of the paper's authors, where both
-            networks start as the function of the merged branches and not as the student's own
-            weights.
-        branch_width: inner channels of the 1x1_kxk branch, in units of the paper's; 0.25 makes the
-            step much cheaper where batches or images are small.
-        shared: whether student and dynamic teacher share their weights; false trains both with
-            weights of their own, to see what sharing is worth.
+            the initialization of OREPA, for training from scratch; gpd is the initialization of the
+            paper's authors, with which both networks start as the function of the merged branches
+            and not with the student's own weights.
+        branch_width: number of inner channels of the 1x1_kxk branch, as a multiple of the number in
+            the paper; 0.25 makes a step much cheaper where batches or images are small.
+        shared: whether student and dynamic teacher share their weights; with false each network
+            trains weights of its own, which shows what sharing is worth.
         static_teacher: a frozen network to distil from; by default none.
-        assistants: teacher assistants, further frozen networks to distil from; the static losses
+        assistants: teacher assistants: further frozen networks to distil from; the static losses
             are means over all frozen networks.
-        method: how to distil from the static teacher: the class of a method, or the path of a class
-            of one's own.
+        method: how to distil from the static teacher: the name of a method's class, or the import
+            path of your own class.
         stages: modules of the student whose outputs the method compares, from shallow to deep; by
             default the ends of the student's stages.
         static_weight: weight of the static teacher's losses.
-        static_warmup_epochs: epochs over which the static weight rises evenly from epoch to epoch
-            (20 is usual for DKD and ReviewKD on CIFAR-100).
-        ce_weight: weight of the labels' cross-entropy, for student and dynamic teacher.
-        gap_weight: lambda, the weight of the gap loss, which the student learns from the dynamic
+        static_warmup_epochs: number of epochs over which static_weight rises linearly, epoch by
+            epoch (20 is usual for DKD and ReviewKD on CIFAR-100).
+        ce_weight: weight of the cross-entropy with the labels, for student and dynamic teacher.
+        gap_weight: lambda, the weight of the gap loss, by which the student learns from the dynamic
             teacher.
-        gap_smoothing: weight of the uniform distribution in the gap loss's targets.
+        gap_smoothing: weight of the uniform distribution in the targets of the gap loss.
         gap_temperature: temperature of the gap loss.
-        gap_warmup_epochs: epochs over which lambda rises evenly from epoch to epoch.
+        gap_warmup_epochs: number of epochs over which lambda rises linearly, epoch by epoch.
         label_smoothing: smoothing of the labels in the cross-entropy terms.
-        on_nan: what happens after too many steps in a row whose loss or gradients are NaN or
-            infinite: stop; or reduce_lr, which goes on from the weights of last.ckpt with half of
-            the learning rate.
-        nan_steps: number of such steps in a row that are left out, before that happens.
+        on_nan: what happens after more than nan_steps steps in a row whose loss or gradients are
+            NaN or infinite: stop ends the run; reduce_lr goes back to the weights of last.ckpt and
+            halves the learning rate.
+        nan_steps: how many steps in a row with NaN or infinite loss or gradients are left out,
+            before on_nan applies.
         optimizer: optimizer and schedule.
-        channels_last: keep kernels and images in channels-last memory format, as tensor cores take
-            them.
-        recompute_student: keep no activations of the student, and run it a second time in the
-            backward pass: a step takes a little longer and keeps the activations of the wide
-            network alone.
+        channels_last: keep kernels and images in channels-last memory format, the one that tensor
+            cores work on.
+        recompute_student: keep no activations of the student, and run the student a second time in
+            the backward pass; a step takes a little longer, and keeps the activations of the wide
+            network only.
         grad_checkpointing: keep few activations of either network, and run their blocks a second
             time in the backward pass (timm's set_grad_checkpointing).
         compile: compile the networks with torch.compile; true, or the name of a backend.
@@ -190,7 +192,7 @@ class GapPreservingDistillation(EvaluatedModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        # Checkpoints are loaded with weights_only=True.
+        # Plain values only, since checkpoints are loaded with weights_only=True.
         self.hparams.update(plain_settings(self.hparams))
         self.settings = optimizer
         check_start(student_weights or wants_published(student, student_args), branch_init)
@@ -253,13 +255,14 @@ class GapPreservingDistillation(EvaluatedModule):
         self._losses = self.objective.losses
         self.live = RunningAccuracy()
         self._watch = StepWatch(self.network, nan_steps, self.distillation)
-        self._rate_factor = 1.0  # of the schedule's learning rate, after `reduce_lr`
+        self._rate_factor = 1.0  # factor of the schedule's learning rate, lowered by `reduce_lr`
         self._static_scores: dict[str, float] = {}
         self._clock = ScheduleClock()
         self._resumed: dict[str, Any] | None = None
         self._group_settings: list[dict[str, Any]] = []
-        self._images = torch.empty(0)  # of the last batch
-        self._averaged: list[str] = []  # parameters whose gradients are averages already
+        self._images = torch.empty(0)  # the images of the latest batch
+        # Names of parameters whose gradients the pair itself averages over the processes.
+        self._averaged: list[str] = []
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logits of student and dynamic teacher (None without one), ``[B, C]`` each."""
@@ -267,7 +270,7 @@ class GapPreservingDistillation(EvaluatedModule):
         return student, teacher
 
     def setup(self, stage: str) -> None:
-        """Refuse data that does not fit the student, before the first step.
+        """Check before the first step that the data fits the networks, and refuse it otherwise.
 
         Raises:
             DataError: when the numbers of classes or image channels differ.
@@ -279,7 +282,7 @@ class GapPreservingDistillation(EvaluatedModule):
         find_average(self.trainer)
         if stage == "fit":
             check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
-        # The module may have been fitted before.
+        # The module may have been through an earlier `fit`, whose state is dropped here.
         self._clock, self._resumed, self._static_scores = ScheduleClock(), None, {}
         data = self._data()
         classes = getattr(data, "num_classes", None)
@@ -305,11 +308,14 @@ class GapPreservingDistillation(EvaluatedModule):
         self.image_shape = shape
 
     def on_fit_start(self) -> None:
-        """Set train mode for both networks, since Lightning keeps the present mode, and prepare."""
+        """Put both networks into train mode, and prepare average, speed options and schedule.
+
+        Lightning leaves every module in the mode that it is in.
+        """
         self.train()
         if (average := find_average(self.trainer)) is not None:
             settle(average, self)
-        # DistributedDataParallel does so with all other parameters.
+        # DistributedDataParallel broadcasts all other parameters.
         broadcast_from_first((self.get_parameter(name) for name in self._averaged), self.device)
         rank_zero_info(summary(self.spec.name, self.network))
         defaults = plain_settings(default_settings(GapPreservingDistillation))
@@ -325,7 +331,7 @@ class GapPreservingDistillation(EvaluatedModule):
             keep_in_float32(self.network)
         if trainer.lr_scheduler_configs and trainer.max_steps == -1:
             self._clock.updates_per_epoch = updates_in_epoch(trainer)
-        # The optimizer has been made, and has not read the checkpoint yet.
+        # At this point the optimizer exists, and has not loaded the checkpoint's state yet.
         self._group_settings = group_settings(trainer.optimizers[0])
 
     def on_train_start(self) -> None:
@@ -341,7 +347,7 @@ class GapPreservingDistillation(EvaluatedModule):
             self.lr_scheduler_step(config.scheduler, None)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """One joint step: both networks' losses, summed for one backward pass."""
+        """One joint step: the losses of both networks, summed for a single backward pass."""
         images, labels, *indices = batch
         self._images = images = self._speed.arrange(images)
         self._watch.remember()
@@ -366,10 +372,10 @@ class GapPreservingDistillation(EvaluatedModule):
         return loss
 
     def _show(self, logits: dict[str, Tensor], labels: Tensor) -> None:
-        """Keep the running accuracies for the progress bar, if there is one.
+        """Update the running accuracies for the progress bar, if there is one.
 
-        Ours looks at them when it is drawn. For other bars they are logged, and Lightning waits for
-        the device after each batch to have their numbers.
+        `GapProgressBar` reads the accuracies only when it redraws. For any other bar they are
+        logged after each batch, for which Lightning waits until the device has computed them.
         """
         bar = self.trainer.progress_bar_callback
         if bar is None:
@@ -379,12 +385,13 @@ class GapPreservingDistillation(EvaluatedModule):
             self.log_dict(self.live.shown(), prog_bar=True, logger=False)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Leave the step out if it would break the weights.
+        """Leave the step out if NaN or infinite gradients would break the weights.
 
         Raises:
-            ModelError: when the logits of a static teacher are the cause.
-            StepLeftOut: when the step is left out, and no loss scale has to be told.
-            TrainingError: when there have been too many such steps in a row, or the weights give no
+            ModelError: when NaN or infinite logits of a static teacher are the cause.
+            StepLeftOut: when the step is left out and there is no gradient scaler. (With a scaler
+                the gradients are removed, and the scaler skips the optimizer by itself.)
+            TrainingError: when too many steps in a row had to be left out, or the weights give no
                 finite logits any more.
         """
         weights = [p for group in optimizer.param_groups for p in group["params"]]
@@ -401,7 +408,7 @@ class GapPreservingDistillation(EvaluatedModule):
             self._reduce_rates()
         for weight in weights:
             weight.grad = None
-        # A scaler finds infinite gradients by itself, and calls no optimizer then.
+        # A gradient scaler notices infinite gradients by itself, and then skips the optimizer.
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             raise StepLeftOut
 
@@ -411,9 +418,13 @@ class GapPreservingDistillation(EvaluatedModule):
         self._watch.begin_epoch()
 
     def on_validation_start(self) -> None:
-        """Stop before a checkpoint of broken weights is written."""
+        """Stop if the weights are NaN or infinite; give all processes the same running statistics.
+
+        An update of the weight average that is due at the end of the epoch is made here, before the
+        validation that scores the average.
+        """
         self._check_numbers()
-        # What is scored is what is saved: the first process's running statistics.
+        # Checkpoints have the running statistics of the first process; validation takes the same.
         broadcast_from_first(self.network.buffers(), self.device)
         if (average := find_average(self.trainer)) is not None:
             update_of_epoch(average, self.trainer, self)
@@ -422,11 +433,14 @@ class GapPreservingDistillation(EvaluatedModule):
         self._hold_back_average()
 
     def on_train_epoch_end(self) -> None:
-        """Update an average that has not begun, which Lightning takes as weights after training."""
+        """Copy the trained weights into an average that has not begun.
+
+        Lightning makes the average the module's weights when training ends.
+        """
         self._hold_back_average()
 
     def on_train_end(self) -> None:
-        """Print a remark if the average of the weights is of no use."""
+        """Print a remark if the average never began, or still holds much of the initial weights."""
         average = find_average(self.trainer)
         if average is not None and (remark := closing_remark(average)):
             rank_zero_info(remark)
@@ -443,12 +457,13 @@ class GapPreservingDistillation(EvaluatedModule):
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add architecture and plan to the checkpoint, so that extraction needs nothing else.
+        """Add architecture and width plan to the checkpoint, which is all that extraction needs.
 
-        While an average has not begun, the checkpoint has the trained weights in its place.
+        While the average of the weights has not begun, the checkpoint has the trained weights where
+        the average would be.
 
         Raises:
-            TrainingError: instead of saving broken weights.
+            TrainingError: when the weights are NaN or infinite; no checkpoint is written then.
         """
         self._check_numbers()
         checkpoint["gpd"] = self._description(ImageSpec.of(self._data()))
@@ -468,15 +483,16 @@ class GapPreservingDistillation(EvaluatedModule):
             checkpoint["state_dict"] = checkpoint.get(TRAINED, checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that this run cannot resume, before its weights are loaded.
+        """Refuse a checkpoint that this run cannot resume, before the weights are loaded.
 
-        A run without average, resumed from a run with one, continues from the trained weights.
+        If the checkpoint's run kept an average of the weights and this run does not, this run
+        continues from the trained weights.
 
         Raises:
-            DataError: when the classes of the data have other numbers.
-            TrainingError: when the run is finished, or has another optimizer.
-            WeightsError: when student, ratio, branches, storage or trained parts of the method
-                differ.
+            DataError: when the classes of the data are numbered differently than in the checkpoint.
+            TrainingError: when the checkpoint's run is finished, or its optimizer differs.
+            WeightsError: when student, ratio, branches, storage or the trained parts of the
+                distillation method differ.
         """
         check_same_network(checkpoint.get("gpd"), self._description())
         self._check_classes(checkpoint)
@@ -515,39 +531,42 @@ class GapPreservingDistillation(EvaluatedModule):
         return configure(self.network, self.distillation, self.settings, self.trainer)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Update the weights, and free the gradients: the next forward pass needs the memory."""
+        """Update the weights, then free the gradients, whose memory the next forward pass needs."""
         with suppress(StepLeftOut):
             super().optimizer_step(*args, **kwargs)
         self.trainer.optimizers[0].zero_grad()
         self._images = torch.empty(0)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Schedules of timm are functions of the number of updates."""
+        """Set the learning rates by the number of updates, which timm's schedules depend on."""
         scheduler.step_update(self._clock.updates(self.trainer.global_step))
         self._reduce_rates(self._rate_factor)
 
     def _reduce_rates(self, factor: float = FACTOR) -> None:
-        """Multiply the learning rates, which a schedule sets anew after each step."""
+        """Multiply the learning rates by a factor; a schedule overwrites them after each step."""
         if factor != 1:
             for optimizer in self.trainer.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] *= factor
 
     def _check_numbers(self) -> None:
-        """Stop before broken weights are scored or saved.
+        """Stop the run before weights that are NaN or infinite are scored or saved.
 
-        Steps that were left out have not touched the weights: they are no reason to stop until
-        there are too many in a row, or weights are lost, see `on_before_optimizer_step`.
+        Steps that were left out have not changed the weights. Whether a series of them stops the
+        run is decided in `on_before_optimizer_step`.
 
         Raises:
             ModelError: when the logits of a static teacher are NaN or infinite.
-            TrainingError: when the weights are.
+            TrainingError: when weights are NaN or infinite.
         """
         self._check_static_teachers()
         check_weights(self.network, self.trainer.global_step)
 
     def _check_static_teachers(self) -> None:
-        """Let the static teachers answer for a loss that is NaN, unless the images have to."""
+        """Raise an error if a static teacher's logits caused the last step to be left out.
+
+        When the images themselves had NaN or infinite pixels, the teachers are not checked.
+        """
         for teacher in [] if self.distillation is None else self.distillation.teachers:
             if self._watch.is_suspicious:
                 check_logits([teacher], self.device)
@@ -560,7 +579,11 @@ class GapPreservingDistillation(EvaluatedModule):
         return list(name(batch, places))
 
     def _divide_reduction(self) -> None:
-        """Tell DistributedDataParallel what it need not send between processes."""
+        """Name the tensors that DistributedDataParallel does not have to synchronize.
+
+        These are tensors that are the same in all processes, and parameters of layers with branches
+        whose gradients the pair averages itself.
+        """
         ignored = []
         if self.distillation is not None:
             ignored = [f"distillation.{name}" for name in self.distillation.same_everywhere()]

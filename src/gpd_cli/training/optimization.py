@@ -1,4 +1,4 @@
-"""Optimizer and schedule of a run, as Lightning takes them."""
+"""Optimizer and learning-rate schedule of a run, for Lightning's `configure_optimizers`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def configure(
     settings: OptimizerSettings,
     trainer: Trainer,
 ) -> Any:
-    """Optimizer and schedule of a run, as Lightning takes them.
+    """Make optimizer and schedule in the form that `configure_optimizers` has to return.
 
     Args:
-        network: the network to train.
-        distillation: distillation methods with trained parts, if any.
+        network: the network or pair to train.
+        distillation: the distillation, whose trainable parameters are optimized as well; or None.
         settings: settings of optimizer and schedule.
         trainer: the run's trainer, which knows the length of the run.
 
@@ -45,11 +45,11 @@ def configure(
         else _undecayed(network.network, "0.network.")
     )
     trained = nn.ModuleList([network] if distillation is None else [network, distillation])
-    # Lightning cannot clip gradients when a fused optimizer takes off the scale of float16 itself.
+    # With float16, a fused optimizer unscales the gradients itself, and Lightning cannot clip them.
     fused = trainer.precision != "16-mixed"
     optimizer = make_optimizer(trained, settings, no_decay, fused=fused)
     if trainer.precision == "bf16-mixed":
-        # bfloat16 has no scale to take off, but Lightning asks this of the optimizer all the same.
+        # bfloat16 has no loss scale, but Lightning reads this attribute all the same.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     updates = trainer.estimated_stepping_batches
     has_end = 0 <= updates < math.inf
@@ -61,12 +61,12 @@ def configure(
             f"Schedule '{settings.sched}' needs the length of the run; give {given}, or set "
             "--model.optimizer.sched none."
         )
-    # For a run whose length is not given in epochs, Lightning has not set up the data yet.
+    # If the run's length is not given in epochs, Lightning has not set up the data at this point.
     trainer.fit_loop.setup_data()
     in_epoch = updates_in_epoch(trainer)
     if in_epoch is None:
         check_counted_in_updates(settings)
-    length = int(updates) if has_end else in_epoch or 1  # without an end the schedule asks for none
+    length = int(updates) if has_end else in_epoch or 1  # any length does for a run without an end
     updates_per_epoch = in_epoch or length
     epochs = length / updates_per_epoch
     if has_end and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ def configure(
 
 
 def updates_in_epoch(trainer: Trainer) -> int | None:
-    """Optimizer steps in an epoch, once the data has been set up; None where it has no length."""
+    """Optimizer steps per epoch; None if the training data, once set up, has no length."""
     batches = trainer.num_training_batches
     if batches == math.inf:
         return None

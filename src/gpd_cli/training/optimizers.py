@@ -1,4 +1,4 @@
-"""Settings of optimizer and schedule, and optimizers from timm's factory."""
+"""Settings of optimizer and schedule, and creation of the optimizer by timm's factory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpd_cli.errors import GpdError, TrainingError, did_you_mean
 from gpd_cli.widening.tensors import Storage
 
 FUSED = ("sgd", "nesterov", "momentum", "adam", "adamw")
-"""Optimizers of timm that are torch's own and have a fused update."""
+"""Names in timm of the optimizers that are torch's own and have a fused update."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,18 @@ class OptimizerSettings:
     """Optimizer and schedule.
 
     Args:
-        opt: any optimizer of timm (`timm.optim.list_optimizers()`): sgd, adamw, lamb, ...
+        opt: name of any optimizer of timm (`timm.optim.list_optimizers()`): sgd, adamw, lamb, ...
         lr: learning rate after warm-up.
         weight_decay: weight decay of kernels and matrices.
         momentum: momentum, for optimizers that have one.
-        decay_all: decay norms, biases and branch gates as well (the paper's CNN recipe does).
-        opt_args: further arguments of the optimizer.
-        sched: any schedule of timm: cosine, multistep, step, poly, constant, ...; or none.
-        warmup_epochs: epochs of linear warm-up, fractions allowed.
-        warmup_lr: learning rate that the warm-up starts from.
-        min_lr: learning rate that the schedule ends at.
-        cooldown_epochs: epochs at the end of the run, after the schedule has ended.
+        decay_all: apply weight decay to norms, biases and branch gates as well, as in the paper's
+            recipe for CNNs.
+        opt_args: further keyword arguments of the optimizer.
+        sched: name of any schedule of timm: cosine, multistep, step, poly, constant, ...; or none.
+        warmup_epochs: number of epochs of linear warm-up, which may be a fraction.
+        warmup_lr: learning rate at the start of the warm-up.
+        min_lr: learning rate at the end of the schedule.
+        cooldown_epochs: number of epochs at the end of the run, after the schedule has ended.
         sched_args: further arguments of the schedule, such as decay_milestones and decay_rate.
 
     Raises:
@@ -77,8 +78,8 @@ def make_optimizer(
     Args:
         network: the network to train.
         settings: the optimizer's settings.
-        no_decay: further names of parameters without weight decay (timm's models list such names).
-        fused: update each tensor in one pass, where torch's optimizer can.
+        no_decay: names of further parameters without weight decay (timm's models list such names).
+        fused: use a fused update if torch's optimizer has one.
 
     Raises:
         GpdError: when timm does not know the optimizer, or the optimizer rejects its arguments.
@@ -88,7 +89,7 @@ def make_optimizer(
         trained = [p for p in network.parameters() if p.requires_grad]
         groups: Any = [{"params": trained, "weight_decay": decay}]
     else:
-        # Norms, biases and gates have one axis.
+        # timm exempts parameters with at most one axis: norms, biases and gates.
         groups = param_groups_weight_decay(network, decay, no_weight_decay_list=no_decay)
     _check_arguments(settings.opt_args)
     options = dict(settings.opt_args)
@@ -114,13 +115,13 @@ def make_optimizer(
 
 
 def _check_arguments(given: Mapping[str, Any]) -> None:
-    """Check that arguments reach the optimizer.
+    """Check that the entries of ``opt_args`` reach the optimizer.
 
-    timm's factory takes further ones, with which it groups the parameters of a model. It has no use
-    for them here, where it is given groups, and would say nothing.
+    timm's factory also has arguments that only say how to group the parameters of a model. Here the
+    factory is given ready-made groups, and would ignore these arguments silently.
 
     Raises:
-        GpdError: when one of them does not.
+        GpdError: when an entry has to be set by another option (such as lr), or would be ignored.
     """
     for name in given:
         if name in OptimizerSettings.__dataclass_fields__:
@@ -139,23 +140,23 @@ def base_optimizer(optimizer: Optimizer) -> Optimizer:
     """The optimizer that holds the state: the one inside timm's Lookahead, or the optimizer itself.
 
     Args:
-        optimizer: optimizer of a run.
+        optimizer: a run's optimizer.
     """
     base: Optimizer = getattr(optimizer, "_base_optimizer", optimizer)
     return base
 
 
 def suitable_storage(opt: str) -> Storage:
-    """The best storage for an optimizer (measured with SGD and AdamW).
+    """The default storage for an optimizer, which measurements with SGD and AdamW favour.
 
     Args:
-        opt: name of an optimizer of timm, alone or in Lookahead (lookahead_sgd).
+        opt: name of an optimizer of timm, alone or within Lookahead (lookahead_sgd).
 
     Example:
         >>> suitable_storage("sgd"), suitable_storage("csgdw"), suitable_storage("adamw")
         ('mixed', 'mixed', 'student')
     """
     name = opt.lower().rpartition("_")[2]
-    # SGD is also cautious (csgdw), fused (fusedsgd) and of 8 bits (bnbsgd8bit).
+    # SGD has variants: cautious (csgdw), fused (fusedsgd), with 8 bits (bnbsgd8bit).
     is_sgd = "sgd" in name or name.startswith(("momentum", "nesterov"))
     return "mixed" if is_sgd else "student"

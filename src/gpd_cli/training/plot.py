@@ -1,4 +1,4 @@
-"""The picture of a run: accuracy of student and teacher, and the gap, over epochs."""
+"""Figure of a run: accuracy of student and teacher, and the gap, over epochs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ _COLOURS = {"student": "tab:blue", "teacher": "tab:orange"}
 
 
 def plot_gap(epochs: Mapping[int, Mapping[str, float]], path: Path) -> None:
-    """Draw accuracies above and the gap below.
+    """Draw the accuracies in an upper plot and the gap in a lower one, and save them as PNG.
 
     Args:
-        epochs: per epoch, values named like ``val/student_top1`` and ``val/gap``, in percent;
-            values of static teachers are drawn as horizontal lines.
-        path: the PNG file to write.
+        epochs: by epoch (counted from 0), the values by name, such as ``val/student_top1`` in
+            percent and ``val/gap`` in points; accuracies of static teachers are drawn as horizontal
+            lines.
+        path: path of the PNG file to write.
     """
-    # Without pyplot, a figure needs no display and leaves no global state.
+    # A figure made without pyplot needs no display and leaves no global state.
     figure = Figure(figsize=(7, 6), layout="constrained")
     FigureCanvasAgg(figure)
     accuracy, gap = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
@@ -45,10 +46,11 @@ def plot_gap(epochs: Mapping[int, Mapping[str, float]], path: Path) -> None:
 
 
 def static_teachers(epochs: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    """The accuracies of the static teachers in the last epoch that has them, by name.
+    """The latest accuracy of each static teacher, in percent, by name (``static``).
 
     Args:
-        epochs: values by epoch, see `plot_gap`, with ``val/static_top1``, ``val/assistant_1_top1``.
+        epochs: values by epoch as for `plot_gap`; accuracies of static teachers have names such as
+            ``val/static_top1`` and ``val/assistant_1_top1``.
     """
     networks = {f"{network}_top1" for network in _COLOURS}
     return {

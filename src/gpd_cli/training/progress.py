@@ -1,4 +1,4 @@
-"""The live bar of `fit`, and the table of epochs that grows above it."""
+"""The live progress bar of `fit`, and the table of epochs printed above the bar."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from gpd_cli.training.epoch_lines import epoch_of
 from gpd_cli.training.epoch_scores import SELECTOR, EpochScores
 from gpd_cli.training.metrics import RunningAccuracy
 
-_EVERY = 0.2  # seconds between looks at the running accuracies, which wait for the accelerator
+# Seconds between updates of the running accuracies, since reading them waits for the accelerator.
+_EVERY = 0.2
 _COLUMNS = {
     "student": "student_top1",
     "teacher": "teacher_top1",
@@ -27,10 +28,11 @@ _COLUMNS = {
 
 
 class GapProgressBar(EpochScores, ProgressBar):
-    """A bar with the running accuracies and the time left; above it a row for each epoch.
+    """A progress bar with running accuracies and the time left, below a table with a row per epoch.
 
-    A row has the epoch's validation accuracies, or those of training where nothing is validated.
-    The bar takes one line of 80 columns, and goes when training ends; the rows stay.
+    A row shows the epoch's validation accuracies, or the training accuracies if nothing was
+    validated. The bar takes one line of 80 columns and is removed when training ends; the rows
+    stay.
     """
 
     def __init__(self) -> None:
@@ -62,11 +64,11 @@ class GapProgressBar(EpochScores, ProgressBar):
             self._console.print(*args, **kwargs)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the bar from here."""
+        """Show the bar from the sanity check on."""
         self._begin()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the bar, and go on from the best epoch that ``best.ckpt`` is of."""
+        """Show the bar; in a resumed run, the score of ``best.ckpt`` is the one to beat."""
         self._begin()
         self._clock.start(trainer)
         scores = [
@@ -78,7 +80,7 @@ class GapProgressBar(EpochScores, ProgressBar):
         self._highest = max(scores, default=-math.inf)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the bar anew."""
+        """Restart the bar for a new epoch."""
         super().on_train_epoch_start(trainer, pl_module)
         self._clock.start_epoch()
         if self._progress is None:
@@ -95,7 +97,7 @@ class GapProgressBar(EpochScores, ProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Move on."""
+        """Advance the bar by a batch, and refresh running accuracies and time left."""
         if self._progress is None or self._training is None:
             return
         self._progress.update(self._training, completed=batch_idx + 1)
@@ -118,7 +120,7 @@ class GapProgressBar(EpochScores, ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Show a second bar while images are validated."""
+        """Show a second bar during validation."""
         if self.has_dataloader_changed(dataloader_idx):
             self._end_evaluation()
             if self._progress is not None:
@@ -134,18 +136,18 @@ class GapProgressBar(EpochScores, ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Move on."""
+        """Advance the validation bar by a batch."""
         if self._progress is not None and self._evaluating is not None:
             self._progress.update(self._evaluating, completed=batch_idx + 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the second bar away."""
+        """Remove the validation bar."""
         super().on_validation_end(trainer, pl_module)
         self._end_evaluation()
         self.reset_dataloader_idx_tracker()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the epoch's row."""
+        """Print the epoch's row of the table."""
         scores = self.scores(trainer)
         stage = "val" if scores.get("val") else "train"
         values = dict(scores.get(stage, {}))
@@ -164,13 +166,13 @@ class GapProgressBar(EpochScores, ProgressBar):
         self._print(row(epoch_of(trainer), self._clock.epoch(), values, is_best))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._finish()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bar, which leaves the terminal in its normal state."""
         self._finish()
 
     def _begin(self) -> None:
@@ -211,7 +213,7 @@ class GapProgressBar(EpochScores, ProgressBar):
 
 
 def _live(module: LightningModule) -> dict[str, float]:
-    """The running accuracies of a module that keeps some."""
+    """The running accuracies in percent of a module that keeps them; otherwise empty."""
     live = getattr(module, "live", None)
     if not isinstance(live, RunningAccuracy):
         return {}
@@ -219,7 +221,7 @@ def _live(module: LightningModule) -> dict[str, float]:
 
 
 def running(metrics: Mapping[str, float | int]) -> str:
-    """The running accuracies in the bar.
+    """Format the running accuracies for the bar.
 
     Example:
         >>> running({"student": 44.09, "teacher": 50.21, "gap": 6.12})
@@ -229,19 +231,19 @@ def running(metrics: Mapping[str, float | int]) -> str:
 
 
 def header(values: Mapping[str, float]) -> str:
-    """The titles of the columns that `row` fills."""
+    """The table's header: titles of the columns that `row` fills."""
     names = [name for name, key in _COLUMNS.items() if key in values]
     return "".join([f"{'epoch':>9}", f"{'time':>9}", *(f"{name:>9}" for name in names)])
 
 
 def row(epoch: str, seconds: float, values: Mapping[str, float], is_best: bool) -> str:
-    """An epoch's row.
+    """Format the row of an epoch.
 
     Args:
-        epoch: the epoch's number.
-        seconds: duration of the epoch.
-        values: accuracies and gap by name.
-        is_best: whether ``best.ckpt`` is of this epoch, so far.
+        epoch: number of the epoch, with the number of epochs after a slash where it is known.
+        seconds: duration of the epoch in seconds.
+        values: accuracies in percent, and gap in points, by name.
+        is_best: whether this epoch has the best validation accuracy so far.
 
     Example:
         >>> row("3/30", 4.2, {"student_top1": 46.1, "teacher_top1": 64.7, "gap": 18.6}, True)

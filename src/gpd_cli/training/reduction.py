@@ -1,8 +1,8 @@
-"""What travels between the processes of a joint run.
+"""Averaging of gradients over processes, for layers with branches.
 
-DistributedDataParallel averages the gradient of each parameter. The parameters of layers with
-branches are taken out of its hands: there the gradient of the merged kernel is averaged, before the
-gradients of main kernel and branches are computed from it.
+DistributedDataParallel averages the gradient of every parameter. For layers with branches it is
+cheaper to average the gradient of the merged kernel, from which the gradients of the main kernel
+and of the branches are then computed. Such parameters are hidden from DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from gpd_cli.teacher.pair import Pair
 
 
 def average_merged_kernels(pair: Pair, batches: int = 1) -> list[str]:
-    """Make a pair average the gradients of its merged kernels over the processes.
+    """Make a pair average the gradients of merged kernels over processes, where that is cheaper.
 
-    This happens in every backward pass, and DistributedDataParallel averages once per update. Of
-    each layer the gradients are chosen of which fewer numbers travel.
+    The pair averages in every backward pass, while DistributedDataParallel averages once per
+    update. For each layer, the way that sends fewer numbers per update is chosen.
 
     Args:
         pair: student and dynamic teacher.
-        batches: backward passes of an update (accumulated gradients).
+        batches: number of backward passes per update (gradient accumulation).
 
     Returns:
-        Names of the pair's parameters whose gradients are then averages already.
+        Names of the pair's parameters whose gradients the pair averages itself, so that
+        DistributedDataParallel has to leave them out.
     """
     names = []
     for name, module in pair.named_modules():
         if isinstance(module, SharedKernel) and module.branches is not None:
-            # The kernel's parametrizations are a list with the main kernel beside it.
+            # torch.nn.utils.parametrize stores the main kernel, as `original`, beside the module.
             main = f"{name.rpartition('.')[0]}.original"
             kernel = pair.get_parameter(main).numel()
             branches = sum(parameter.numel() for parameter in module.parameters())

@@ -1,4 +1,4 @@
-"""Taking up a checkpoint: whatever is wrong with its content is said in one sentence."""
+"""Restoring a run from a checkpoint, with a one-sentence error for any damaged content."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from gpd_cli.training.stored_state import check_optimizer_state, check_training_
 
 
 class Restoring(_CheckpointConnector):
-    """Lightning's, which trusts that a checkpoint holds what it should.
+    """Lightning's checkpoint connector, with checks of the checkpoint's content.
 
-    What the checks do not foresee fails in Lightning, in an optimizer or in a callback, each with
-    an error of its own.
+    Lightning itself trusts the content. What our checks do not foresee fails in Lightning, in an
+    optimizer or in a callback with errors of any type; these are replaced by one sentence.
     """
 
     def resume_start(
         self, checkpoint_path: str | Path | None = None, weights_only: bool | None = None
     ) -> None:
-        """Read it, and check its form."""
+        """Read the checkpoint, and check the form of its content."""
         with self._taken_up(checkpoint_path):
             super().resume_start(checkpoint_path, weights_only)
             if self._loaded_checkpoint:
@@ -52,7 +52,7 @@ class Restoring(_CheckpointConnector):
             super().restore_callbacks()
 
     def restore_training_state(self) -> None:
-        """Load the states of precision, loops and optimizer, and find the place in the epoch."""
+        """Load the states of precision, loops and optimizer, and find the position in the epoch."""
         fitting = self._loaded_checkpoint and self.trainer.state.fn == TrainerFn.FITTING
         with self._taken_up():
             super().restore_training_state()
@@ -68,5 +68,5 @@ class Restoring(_CheckpointConnector):
             yield
         except (GpdError, MisconfigurationException, OSError):
             raise
-        except Exception as error:  # of Lightning, torch and callbacks
+        except Exception as error:  # any error of Lightning, torch or a callback
             raise damaged(path or self._ckpt_path, error) from error

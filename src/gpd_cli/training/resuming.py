@@ -1,8 +1,8 @@
 """Resuming a run, partly from its checkpoint and partly from its present settings.
 
-From the checkpoint: weights, the optimizer's state (such as momentum) and the position in the
-schedule. From the settings: everything else, so that a run can be resumed for more epochs, with
-another learning rate, weight decay or schedule.
+Weights, the optimizer's state (such as momentum) and the position in the schedule come from the
+checkpoint. Everything else comes from the present settings, so that a run can be resumed for more
+epochs, or with another learning rate, weight decay or schedule.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch.optim import Optimizer
 from gpd_cli.errors import GpdError, TrainingError
 from gpd_cli.training.optimizers import OptimizerSettings, base_optimizer, make_optimizer
 
-_COUNTER = "lookahead_step"  # a counter of updates among the settings of a group
+_COUNTER = "lookahead_step"  # Lookahead keeps this counter of updates among a group's settings
 
 
 class FinishedError(TrainingError):
-    """The run to resume has been trained to its end."""
+    """Raised when the run to resume has been trained to its end already."""
 
 
 def check_unfinished(checkpoint: Mapping[str, Any], max_epochs: int | None, max_steps: int) -> None:
@@ -37,7 +37,7 @@ def check_unfinished(checkpoint: Mapping[str, Any], max_epochs: int | None, max_
         max_steps: length of the resumed run in updates; -1 for no limit.
 
     Raises:
-        FinishedError: when the checkpoint's run is as long already.
+        FinishedError: when the checkpoint's run has reached one of these limits already.
     """
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     done = {"max_epochs": (epochs, max_epochs), "max_steps": (checkpoint["global_step"], max_steps)}
@@ -51,16 +51,17 @@ def check_unfinished(checkpoint: Mapping[str, Any], max_epochs: int | None, max_
 
 
 def check_time_left(checkpoint: Mapping[str, Any], callbacks: Sequence[Callback]) -> None:
-    """Check that a run with a limit of time has some left.
+    """Check that a run with a time limit has time left.
 
-    Lightning's timer counts on from the checkpoint, and would stop the run before its first step.
+    Lightning's timer continues from the time in the checkpoint, and would otherwise stop the run
+    before its first step.
 
     Args:
         checkpoint: the checkpoint to resume from.
         callbacks: callbacks of the resumed run, its timer among them.
 
     Raises:
-        FinishedError: when the checkpoint's run has taken as long already.
+        FinishedError: when the checkpoint's run has used up the time limit already.
     """
     for timer in callbacks:
         if not isinstance(timer, Timer) or timer._duration is None:
@@ -76,14 +77,14 @@ def check_time_left(checkpoint: Mapping[str, Any], callbacks: Sequence[Callback]
 
 
 def check_same_optimizer(found: Mapping[str, Any], now: OptimizerSettings) -> None:
-    """Check that an optimizer can load the state of a checkpoint's optimizer.
+    """Check that this run's optimizer can load the state of the checkpoint's optimizer.
 
     Args:
         found: settings of the checkpoint's optimizer.
-        now: settings of the run's optimizer.
+        now: settings of this run's optimizer.
 
     Raises:
-        TrainingError: when the states or parameter groups differ.
+        TrainingError: when the optimizers' states or parameter groups have different forms.
     """
     known = {field.name for field in fields(OptimizerSettings)}
     before = OptimizerSettings(**{k: v for k, v in found.items() if k in known})
@@ -114,7 +115,11 @@ def _named(settings: OptimizerSettings) -> str:
 
 
 def _remembered(settings: OptimizerSettings) -> set[tuple[str, tuple[int, ...]]] | None:
-    """Names and shapes of what an optimizer keeps of a kernel and a bias; None if it fails."""
+    """Names and shapes of the state that an optimizer keeps for a small kernel and its bias.
+
+    Returns:
+        Pairs of name and shape; None if the optimizer cannot be made or fails in its step.
+    """
     network = nn.Conv2d(2, 2, 3)
     try:
         optimizer = make_optimizer(network, settings, set())
@@ -133,7 +138,7 @@ def _remembered(settings: OptimizerSettings) -> set[tuple[str, tuple[int, ...]]]
 
 
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The settings of a newly made optimizer, per group of parameters."""
+    """The settings of each parameter group of a newly made optimizer, such as the learning rate."""
     return [
         {name: value for name, value in group.items() if name not in ("params", _COUNTER)}
         for group in optimizer.param_groups
@@ -141,31 +146,33 @@ def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def keep_settings(optimizer: Optimizer, settings: Sequence[Mapping[str, Any]]) -> None:
-    """Restore an optimizer's settings after it has loaded a checkpoint.
+    """Restore an optimizer's own settings after it has loaded a checkpoint.
 
-    Counters of updates, which the checkpoint's groups have besides, stay. What it remembers is laid
-    out by the present settings, see `arrange_state`.
+    Loading overwrites the settings of the parameter groups. Counters of updates among the loaded
+    settings are kept. The loaded state is brought into the device and memory format that the
+    present settings need, see `arrange_state`.
 
     Args:
         optimizer: the optimizer, changed in place.
-        settings: the optimizer's `group_settings` before it loaded the checkpoint.
+        settings: `group_settings` of the optimizer before the checkpoint was loaded.
     """
     for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.pop("initial_lr", None)  # left by the checkpoint's schedule
+        group.pop("initial_lr", None)  # set by the schedule of the checkpoint's run
         group.update(own)
         _place_counters(optimizer, group)
     arrange_state(optimizer)
 
 
 def arrange_state(optimizer: Optimizer) -> None:
-    """Give what an optimizer remembers of each weight the weight's memory format.
+    """Bring an optimizer's state tensors into the memory format of their weights.
 
-    A checkpoint's tensors keep the format that they were saved in, and a run may have another one
-    (channels last). Fused updates on the CPU go through weight and momentum in the order in which
-    they lie in memory: in two formats they would add the momentum of one element to another.
+    Tensors from a checkpoint have the memory format in which they were saved, and the resumed run
+    may use another one (channels last). Fused updates on the CPU traverse weight and momentum in
+    memory order, so that with different formats the momentum of one element would be added to
+    another element.
 
     Args:
-        optimizer: the optimizer, changed in place.
+        optimizer: the optimizer, whose state is changed in place.
     """
     for weight, state in base_optimizer(optimizer).state.items():
         for name, value in state.items():
@@ -176,13 +183,18 @@ def arrange_state(optimizer: Optimizer) -> None:
 
 
 def _place_counters(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
-    """Put the updates that Adam counts for each weight where the group's kind of update reads them.
+    """Move Adam's counters of updates to the device on which the update reads them.
 
-    torch places what it loads by the checkpoint's settings, and a fused update on a GPU reads its
-    counter there.
+    A fused update on a GPU reads the counter from the GPU; an update that is neither fused nor
+    capturable reads it from the CPU. On loading, torch places the counters according to the
+    checkpoint's settings and not according to the present ones.
+
+    Args:
+        optimizer: the optimizer, whose state is changed in place.
+        group: a parameter group with its present settings.
     """
     if "fused" not in group:
-        return  # an optimizer of timm, which has one kind of update
+        return  # an optimizer of timm's own, which has only one kind of update
     for weight in group["params"]:
         counter = optimizer.state.get(weight, {}).get("step")
         if isinstance(counter, Tensor):
@@ -194,29 +206,31 @@ def _place_counters(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
 
 
 class ScheduleClock:
-    """The position of a run in its schedule, in updates.
+    """The position of a run in its learning-rate schedule, in updates.
 
-    The position is the number of updates that were made. But a run whose length is given in epochs
-    keeps its position in epochs when it is resumed with another number of updates per epoch.
+    The position is normally the number of updates that were made. But if a run whose length is
+    given in epochs is resumed with another number of updates per epoch, the position in epochs is
+    kept, and the position in updates changes accordingly.
 
     Attributes:
-        updates_per_epoch: optimizer steps per epoch; None if the length is not given in epochs.
+        updates_per_epoch: optimizer steps per epoch; None if the run's length is not given in
+            epochs.
     """
 
     def __init__(self) -> None:
         self.updates_per_epoch: int | None = None
-        self._ahead = 0  # position in the schedule minus the number of updates that were made
+        self._ahead = 0  # position in the schedule minus the number of updates made
 
     def updates(self, global_step: int) -> int:
         """The position in the schedule after ``global_step`` updates."""
         return global_step + self._ahead
 
     def state(self, global_step: int, in_epoch: int) -> dict[str, int | None]:
-        """The position, as plain values for a checkpoint.
+        """The position as plain values, for a checkpoint.
 
         Args:
-            global_step: number of updates that were made.
-            in_epoch: number of them that were made in the present epoch.
+            global_step: number of updates made in the run.
+            in_epoch: number of updates made in the present epoch.
         """
         return {
             "updates": self.updates(global_step),
@@ -228,9 +242,10 @@ class ScheduleClock:
         """Continue from the position of a checkpoint.
 
         Args:
-            state: the checkpoint's `state`; empty in checkpoints of earlier versions.
+            state: the output of `state` in the checkpoint; empty in checkpoints of earlier
+                versions.
             global_step: number of updates made until the checkpoint.
-            in_epoch: number of updates that the epoch has behind it, as it is divided now.
+            in_epoch: number of updates done in the present epoch, as the resumed run divides it.
         """
         updates, before, now = (
             state.get("updates"),
@@ -240,7 +255,8 @@ class ScheduleClock:
         if updates is None or before is None or now is None:
             return
         had = state.get("updates_in_epoch")
-        if had is None:  # in earlier versions
+        if had is None:  # checkpoints of earlier versions lack this entry
             had = in_epoch = 0
-        # Of the present epoch as many are left as its data has.
+        # Past epochs are converted to the present number of updates per epoch; of the epoch that
+        # is under way, `in_epoch` updates are done.
         self._ahead = round((updates - had) * now / before) + in_epoch - global_step

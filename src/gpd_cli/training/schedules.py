@@ -1,4 +1,4 @@
-"""Schedules of learning rates from timm's factory, counted in updates."""
+"""Learning-rate schedules from timm's factory, counted in updates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from gpd_cli.errors import GpdError, TrainingError, did_you_mean
 from gpd_cli.training.optimizers import OptimizerSettings
 
-_SCHEDULES = ("cosine", "multistep", "step", "poly", "tanh", "constant", "none")  # of any timm
+# Schedules that are available with every supported version of timm.
+_SCHEDULES = ("cosine", "multistep", "step", "poly", "tanh", "constant", "none")
 WITHOUT_END = ("constant", "step", "multistep")
 """Schedules of timm that do not depend on the length of the run."""
 
@@ -22,17 +23,21 @@ def make_scheduler(
     """Make the schedule, counted in updates.
 
     Args:
-        optimizer: the optimizer whose learning rate is set.
-        settings: the schedule's settings.
-        epochs: length of the run.
-        updates_per_epoch: optimizer steps per epoch.
+        optimizer: the optimizer whose learning rates the schedule sets.
+        settings: settings of optimizer and schedule.
+        epochs: length of the run in epochs, which may be a fraction.
+        updates_per_epoch: number of optimizer steps per epoch.
+
+    Returns:
+        The schedule; None if the settings ask for none.
 
     Raises:
         GpdError: when timm does not know the schedule, or the schedule rejects its arguments.
     """
     warmup_updates = round(settings.warmup_epochs * updates_per_epoch)
     sched, sched_args = settings.sched, settings.sched_args
-    if sched == "constant":  # which older versions of timm lack: steps that change nothing
+    # Older versions of timm have no constant schedule; a step schedule of factor 1 is the same.
+    if sched == "constant":
         sched, sched_args = "step", {**sched_args, "decay_rate": 1.0}
     scheduler: Scheduler | None
     try:
@@ -52,19 +57,19 @@ def make_scheduler(
         if "Unknown scheduler" in str(error):
             raise _unknown_schedule(settings.sched) from error
         raise GpdError(f"Schedule '{settings.sched}' cannot be made: {error}") from error
-    if scheduler is None and settings.sched != "none":  # for an unknown name, in older timm
+    if scheduler is None and settings.sched != "none":  # older timm's answer to an unknown name
         raise _unknown_schedule(settings.sched)
     return scheduler
 
 
 def check_counted_in_updates(settings: OptimizerSettings) -> None:
-    """Check that a schedule can do without the length of an epoch.
+    """Check that no setting of a schedule is counted in epochs, for data of unknown length.
 
     Args:
         settings: settings of optimizer and schedule.
 
     Raises:
-        TrainingError: when something of it is counted in epochs.
+        TrainingError: when a setting is counted in epochs.
     """
     counted = {
         "warmup_epochs": settings.warmup_epochs > 0,
@@ -80,20 +85,21 @@ def check_counted_in_updates(settings: OptimizerSettings) -> None:
 
 
 def check_parts(settings: OptimizerSettings, epochs: float) -> str | None:
-    """Check that warm-up and cooldown leave something of a schedule.
+    """Check that warm-up and cooldown leave room for the schedule itself.
 
-    A warm-up that is too long is no error: recipes are tried for fewer epochs than they have.
+    A cooldown that is too long is an error. A warm-up that is too long only gives a remark, since
+    users try recipes for fewer epochs than the recipes are made for.
 
     Args:
         settings: settings of optimizer and schedule.
-        epochs: length of the run.
+        epochs: length of the run in epochs.
 
     Returns:
-        A remark where the schedule ends within its warm-up.
+        A remark if the run ends within the warm-up; otherwise None.
 
     Raises:
-        TrainingError: when the cooldown is as long as the run, at the schedule's last learning
-            rate from its second update on.
+        TrainingError: when the cooldown is at least as long as the run, which would then train at
+            the schedule's last learning rate from the second update on.
 
     Example:
         >>> check_parts(OptimizerSettings(warmup_epochs=5, lr=0.1), 2)

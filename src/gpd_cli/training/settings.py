@@ -1,4 +1,4 @@
-"""A run's settings as plain values, as checkpoints may hold no others."""
+"""Conversion of a run's settings to plain values, the only ones that checkpoints may hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpd_cli.distill.methods import Method
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with mappings in place of dataclasses and of the method.
+    """Replace dataclasses and the distillation method among settings by mappings of plain values.
 
     Args:
         settings: arguments of `GapPreservingDistillation`, by name; plain values are kept.
@@ -24,10 +24,10 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def method_settings(method: Callable[[], Method]) -> dict[str, Any]:
-    """A method in the form of configurations, with ``class_path`` and ``init_args``.
+    """A method in the form that configurations have: ``class_path`` and ``init_args``.
 
     Args:
-        method: the class, or a `functools.partial` of it with its settings.
+        method: the method's class, or a `functools.partial` of the class with some arguments.
     """
     made, given = (method.func, method.keywords) if isinstance(method, partial) else (method, {})
     path = f"{made.__module__}.{made.__qualname__}"
@@ -35,16 +35,16 @@ def method_settings(method: Callable[[], Method]) -> dict[str, Any]:
 
 
 def default_settings(made: Callable[..., Any]) -> dict[str, Any]:
-    """The defaults of a constructor's arguments, by name; other arguments are left out."""
+    """The defaults of a constructor's arguments by name, for those arguments that have one."""
     parameters = inspect.signature(made).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def method_name(method: Any) -> str | None:
-    """The name of a method's class, from a checkpoint's settings.
+    """The class name of a method, from the settings in a checkpoint.
 
     Args:
-        method: the output of `method_settings`; in checkpoints of earlier versions a string.
+        method: the output of `method_settings`; a string in checkpoints of earlier versions.
     """
     path = method["class_path"] if isinstance(method, Mapping) else method
     return path and str(path).rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Options that change the speed of a step, and not its result."""
+"""Options that change the speed of a training step but not the step's result."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class Speed:
                 )
 
     def prepare(self, network: Pair | Alone, distillation: Distillation | None) -> None:
-        """Set the memory format and compile, in place: state-dict keys do not change.
+        """Set the memory format and compile, in place; the keys of state dicts do not change.
 
-        A pair is compiled as a whole, with its hooks: merging and both networks are one graph.
-        Where several processes average the gradients of merged kernels, and where the student runs
-        twice, the networks are compiled one by one; kernels are then merged outside of the graphs,
-        and are arguments of these. Copies are not compiled.
+        A pair is compiled as a whole, with its hooks, so that merging and both networks form one
+        graph. With several processes, or if the student runs a second time in the backward pass,
+        the two networks are compiled separately; kernels are then merged outside the graphs, and
+        are inputs of the graphs. Copies of a compiled network are not compiled.
 
         Args:
-            network: the network that is trained.
-            distillation: the distillation with the static teachers, if there are any.
+            network: the trained network or pair.
+            distillation: the distillation from static teachers; None without any.
         """
         frozen = [] if distillation is None else [t.network for t in distillation.teachers]
         if self.channels_last:
@@ -64,7 +64,7 @@ class Speed:
                 module.compile(backend=self._backend)
 
     def compiled(self, function: Callable[Given, Result]) -> Callable[Given, Result]:
-        """A function, compiled where compilation is wanted.
+        """Compile a function if compilation is switched on; otherwise return the same function.
 
         Args:
             function: a function of tensors.
@@ -76,10 +76,10 @@ class Speed:
         return self.compile if isinstance(self.compile, str) else "inductor"
 
     def arrange(self, images: Tensor) -> Tensor:
-        """The images in the memory format of the kernels.
+        """Convert images to the memory format of the kernels.
 
         Args:
-            images: ``[B, C, H, W]``.
+            images: a batch of images, ``[B, C, H, W]``.
         """
         if not self.channels_last:
             return images
@@ -87,10 +87,10 @@ class Speed:
 
 
 def _parts(network: Pair | Alone) -> tuple[nn.Module, ...]:
-    """What is compiled as a whole."""
+    """The modules to compile, each into its own graph."""
     if isinstance(network, Pair):
-        # Torch traces no hooks on intermediate gradients, and under DistributedDataParallel no
-        # custom gradients.
+        # torch.compile does not trace hooks on intermediate gradients, nor custom gradients under
+        # DistributedDataParallel.
         in_parts = network.recompute_student or world_size() > 1
         return (network.narrow, network.teacher) if in_parts else (network,)
     return (network.network,)

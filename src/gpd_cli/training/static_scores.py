@@ -1,6 +1,8 @@
-"""The accuracy of the static teachers, on the validation images, once when a run begins.
+"""Validation accuracy of the static teachers, measured once when a run begins.
 
-A static teacher of another class order or preprocessing teaches nonsense, which no loss shows.
+A static teacher that was trained with another class order or other preprocessing teaches nonsense,
+and the losses do not reveal this. So the user is warned if the accuracy is no better than chance,
+or would be far better under another class order.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from gpd_cli.training.class_order import (
 )
 from gpd_cli.training.metrics import Scores
 
-_DEVIATIONS = 2  # accuracies less than so many standard deviations above chance count as chance
-_SHOWN = 4  # so many renamed classes are named
+_DEVIATIONS = 2  # accuracies at most this many standard deviations above chance count as chance
+_SHOWN = 4  # most renumbered classes that a warning lists
 
 
 def names_of(teachers: Sequence[StaticTeacher]) -> list[str]:
@@ -41,19 +43,20 @@ def score_static_teachers(
     teachers: Sequence[StaticTeacher],
     num_classes: int,
 ) -> dict[str, float]:
-    """Score static teachers on the images that validation uses.
+    """Measure the accuracies of static teachers on the validation images, and print them.
 
-    The state of the random generators does not change. To be called by all processes.
+    All processes have to call this function together. The state of the random generators does not
+    change.
 
     Args:
         trainer: the run's trainer.
-        module: the run's module, for its hooks on batches.
-        teachers: the static teachers.
+        module: the run's module, whose hooks prepare the batches.
+        teachers: the static teacher, followed by the assistants.
         num_classes: number of classes.
 
     Returns:
-        Accuracies in percent by name (``static_top1``, ``assistant_1_top1``, and top-5); empty
-        without validation images.
+        Accuracies in percent by name (``static_top1``, ``assistant_1_top1``, and the same for
+        top-5); empty if there are no validation images.
 
     Raises:
         ModelError: when the logits of a static teacher are not finite.
@@ -88,7 +91,7 @@ def score_static_teachers(
 
 
 def is_chance(accuracy: float, counts: Tensor) -> bool:
-    """Whether an accuracy is no better than guessing.
+    """Whether an accuracy is not significantly better than that of guessing.
 
     Args:
         accuracy: accuracy in percent.
@@ -106,10 +109,19 @@ def is_chance(accuracy: float, counts: Tensor) -> bool:
 def _class_order(
     labels: Sequence[Tensor], predictions: Sequence[Tensor], counts: Tensor
 ) -> ClassOrder | None:
-    """A better order of a teacher's classes, by the images of all processes."""
+    """Look for a better order of a teacher's classes, on the images of all processes.
+
+    Args:
+        labels: labels of this process's images, ``[B]`` per batch.
+        predictions: the teacher's predicted classes for these images, ``[B]`` per batch.
+        counts: number of images of each class over all processes, ``[C]``.
+
+    Returns:
+        The better order; None if there is none, or if there are too many classes to look for one.
+    """
     if len(counts) > MAX_CLASSES:
         return None
-    none = counts.new_zeros(0)  # of a process without images
+    none = counts.new_zeros(0)  # lets torch.cat work in a process without images
     pairs = count_by_halves(
         torch.cat([none, *labels]), torch.cat([none, *predictions]), len(counts)
     )
@@ -145,7 +157,7 @@ def _tell(
 def _validation_batches(
     trainer: Trainer, module: LightningModule
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels, prepared as for `validation_step`."""
+    """Yield images and labels of the validation data, prepared as for `validation_step`."""
     if not trainer.enable_validation:
         return
     trainer.validating = True  # data modules treat training batches differently

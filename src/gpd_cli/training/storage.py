@@ -1,4 +1,4 @@
-"""Where checkpoints are written and read: whole or not at all."""
+"""Writing and reading of checkpoint files: a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from gpd_cli.files import check_whole, remove_leftovers, save_archive
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoint files, of whatever callback, each whole or the one before.
+    """Lightning's checkpoint I/O, with atomic writes and a checksum test before reading.
 
-    A file is written beside its destination, synced and renamed, and compared with its checksums
-    when it is read. (Lightning writes to ``TMPDIR``, on most clusters another file system, and
-    copies from there.) Remote places, ``s3://`` and the like, are left to Lightning.
+    A checkpoint is written to a temporary file beside its destination, synced and renamed, so that
+    an interruption leaves the previous file in place. (Lightning writes to ``TMPDIR``, which is
+    another file system on most clusters, and copies from there.) The checkpoints of all callbacks
+    go through this class. Remote paths, such as ``s3://``, are left to Lightning.
     """
 
     def save_checkpoint(
@@ -28,7 +29,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            GpdError: when the disk refuses; what was there before is then still there.
+            GpdError: when the file cannot be written; a previous file at the path is kept.
         """
         local = _local(path)
         if local is None or storage_options is not None:
@@ -46,8 +47,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Read a checkpoint.
 
         Raises:
-            WeightsError: when it is damaged.
-            FileNotFoundError: when there is none.
+            WeightsError: when the checkpoint is damaged.
+            FileNotFoundError: when there is no checkpoint at this path.
         """
         local = _local(path)
         if local is not None and os.path.isfile(local):  # noqa: PTH113 - or a URL
@@ -56,6 +57,6 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def _local(path: str | Path) -> str | None:
-    """The path on this machine; None of a remote place."""
+    """The path in the local file system; None for a remote path such as ``s3://...``."""
     system, local = url_to_fs(os.fspath(path))
     return local if isinstance(system, LocalFileSystem) else None

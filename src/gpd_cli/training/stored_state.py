@@ -1,4 +1,4 @@
-"""Checks of what a checkpoint holds besides networks: the state of training."""
+"""Checks of the training state in a checkpoint: everything that it holds besides the networks."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ _STATE = {
     "callbacks": {str: {}},
     "optimizer_states": [{"state": {int: {}}, "param_groups": [{"params": [int]}]}],
 }
-# What optimizers keep per element of a weight; others keep rows, columns and matrices besides.
+# State tensors with one entry per element of the weight. Some optimizers keep further tensors:
+# rows, columns and matrices.
 _OF_THE_SHAPE = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg")
-# NovoGrad's mean of squares is that of a whole weight: one number.
+# NovoGrad keeps a single number per weight: the mean square of the whole weight's gradient.
 _OF_A_WEIGHT: dict[type, tuple[str, ...]] = {NvNovoGrad: ("exp_avg_sq", "max_exp_avg_sq")}
-# Means over one axis of a weight, which stays as an axis of length 1.
+# Means over one axis of a weight; the axis is kept, with length 1.
 _MEANS: dict[type, tuple[str, ...]] = {AdafactorBigVision: ("exp_avg_sq_r", "exp_avg_sq_c")}
 _SUMS = {str: {"value": Tensor, "options": {}}}
 _HITS = {str: {str: Tensor}}
-# Entries of our own, which checkpoints of earlier versions lack.
+# Forms of the entries that gpd adds to checkpoints; checkpoints of earlier versions may lack them.
 _OWN = {
     "epoch_state": maybe(
         {
@@ -60,14 +61,14 @@ _LATER_IN_SCHEDULE = {"rate_factor": float, "updates_in_epoch": _COUNT}
 
 
 def check_training_state(checkpoint: Mapping[str, Any]) -> None:
-    """Check that a run can go on from a checkpoint.
+    """Check that a checkpoint has the training state that a run needs to go on from it.
 
     Args:
-        checkpoint: as it was read.
+        checkpoint: content of the checkpoint file.
 
     Raises:
-        WeightsError: when it was saved without the state of the optimizer.
-        FormError: when a part is missing or has another form.
+        WeightsError: when the checkpoint was saved without the state of the optimizer.
+        FormError: when a part is missing, or does not have the expected form.
     """
     if "optimizer_states" not in checkpoint:
         raise WeightsError(
@@ -88,10 +89,10 @@ def check_training_state(checkpoint: Mapping[str, Any]) -> None:
 
 
 def check_optimizer_state(optimizer: Optimizer) -> None:
-    """Check the state that an optimizer has taken up from a checkpoint.
+    """Check the state that an optimizer has loaded from a checkpoint.
 
     Args:
-        optimizer: optimizer of the run.
+        optimizer: the run's optimizer, after `load_state_dict`.
 
     Raises:
         FormError: when a tensor does not have the shape of its weight, or is not finite.
@@ -114,14 +115,14 @@ def check_optimizer_state(optimizer: Optimizer) -> None:
 def _fits(
     value: Tensor, name: str, weight: Tensor, optimizer: type, group: Mapping[str, Any]
 ) -> bool:
-    """Whether an optimizer may keep a tensor of this shape for a weight.
+    """Whether a state tensor has a shape that the optimizer can have given it.
 
     Args:
-        value: the tensor.
-        name: its name in the state of the weight.
-        weight: the weight.
+        value: the state tensor.
+        name: name of the state tensor, such as ``exp_avg``.
+        weight: the weight that the state belongs to.
         optimizer: class of the optimizer.
-        group: settings of the weight's group.
+        group: settings of the parameter group that the weight is in.
     """
     shape = weight.shape
     if value.ndim == 0 and name in _OF_A_WEIGHT.get(optimizer, ()):

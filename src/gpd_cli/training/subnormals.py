@@ -1,9 +1,9 @@
-"""Subnormal numbers replaced by zero on the CPU: arithmetic with them can be ten times as slow.
+"""Flushing of subnormal numbers to zero on the CPU, where they can slow arithmetic down tenfold.
 
 Subnormal numbers arise in training, mostly in gradients and momentum, so that from some step on
 every step may take several times as long as before. The setting belongs to a thread; a new thread
-inherits the setting of the thread that starts it. Only the command line makes this setting, and
-the library does not: a program of one's own calls `torch.set_flush_denormal`.
+inherits the setting of the thread that starts it. Only the command line makes this setting, and the
+library does not: programs that use the library may call `torch.set_flush_denormal` themselves.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from lightning.pytorch import Callback
 
 @contextmanager
 def flushed_subnormals(active: bool = True) -> Iterator[None]:
-    """Flush subnormal numbers to zero within this context, where the processor can.
+    """Flush subnormal numbers to zero within this context, if the processor supports it.
 
-    To be entered before torch computes, so that the threads of torch's pool inherit the setting.
+    The context has to be entered before torch's first computation, so that the threads of torch's
+    pool inherit the setting.
 
     Args:
-        active: whether to flush at all.
+        active: whether to flush; with False, the context changes nothing.
     """
     before = are_subnormals_flushed()
     if active:
@@ -40,9 +41,10 @@ def are_subnormals_flushed() -> bool:
 
 
 class FlushedSubnormals(Callback):
-    """Makes the setting in processes that Python starts for training (strategy ddp_spawn).
+    """Flushes subnormal numbers in the processes of the strategy ddp_spawn as well.
 
-    Such a process unpickles the trainer with its callbacks before it computes.
+    Such a process unpickles the trainer, with its callbacks, before it computes; unpickling this
+    callback makes the setting.
     """
 
     def __reduce__(self) -> tuple[Callable[[], FlushedSubnormals], tuple[()]]:

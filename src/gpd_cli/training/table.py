@@ -1,4 +1,4 @@
-"""``metrics.csv``, which a run that goes on in its own folder continues."""
+"""The logger of ``metrics.csv``, which continues the file when a run is resumed in its folder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from gpd_cli.files import atomic_path
 
 
 class RunCSVLogger(CSVLogger):
-    """Lightning's CSV file. It is never without the rows that it had, and can be continued."""
+    """Lightning's CSV logger, which can also continue the file of a resumed run.
 
-    continues = False  # set by `continue_in`
+    When a new column makes it necessary to rewrite the file, the file is replaced atomically.
+    """
+
+    continues = False  # whether an existing file is continued; set by `continue_in`
 
     def continue_in(self, folder: Path) -> None:
-        """Log into the folder of a run that goes on, behind the rows that are there.
+        """Log into the folder of the run that is resumed, after the rows already in its file.
 
         Args:
             folder: folder of the run, such as ``runs/digits/version_0``.
@@ -36,7 +39,7 @@ class RunCSVLogger(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """What writes the file."""
+        """The object that writes the file, made at first use."""
         if self._experiment is None:
             self._fs.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _Table(self.log_dir, self.continues)
@@ -44,16 +47,17 @@ class RunCSVLogger(CSVLogger):
 
     @property
     def rows(self) -> int:
-        """The number of rows that were logged."""
+        """The number of rows logged so far, those of earlier parts of a resumed run included."""
         return int(self.experiment.rows)
 
     @rank_zero_only
     def go_on(self, rows: int, row: Mapping[str, Any] | None) -> None:
-        """Leave out what was logged after a checkpoint, if the file is continued.
+        """Remove rows that were logged after a checkpoint, if the file is continued.
 
         Args:
-            rows: number of rows when the checkpoint was written.
-            row: what was logged right after it, ``step`` and ``values``; None for nothing.
+            rows: number of rows at the time when the checkpoint was written.
+            row: the row that belongs directly after the checkpoint, as ``step`` and ``values``; it
+                is logged anew. None if there is no such row.
         """
         if not self.continues:
             return
@@ -64,11 +68,11 @@ class RunCSVLogger(CSVLogger):
 
 
 class _Table(ExperimentWriter):
-    """The file and the rows that are still to be written.
+    """Writes ``metrics.csv``, and buffers the rows that are not in the file yet.
 
     Args:
-        log_dir: its folder.
-        continues: whether to keep the rows that are there.
+        log_dir: folder of the file.
+        continues: whether to keep the rows of an existing file.
     """
 
     def __init__(self, log_dir: str, continues: bool) -> None:
@@ -84,7 +88,11 @@ class _Table(ExperimentWriter):
         return self._written + len(self.metrics)
 
     def cut(self, rows: int) -> None:
-        """Leave out all rows but the first so many."""
+        """Keep only the first rows of the file.
+
+        Args:
+            rows: number of rows to keep.
+        """
         header, found = self._read()
         if len(found) > rows:
             self._write(header, found[:rows])

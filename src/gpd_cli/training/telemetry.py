@@ -16,11 +16,12 @@ _GIB = 2**30
 
 
 class Telemetry(Callback):
-    """Log the following at every ``log_every_n_steps``-th step, to all loggers of the run.
+    """Log learning rate, gradient norm, throughput and memory every ``log_every_n_steps`` steps.
 
-    ``lr``: learning rate of the first parameter group. ``grad_norm``: norm of all gradients, before
-    clipping. ``images_per_second``: throughput of all processes together, since the last logging.
-    ``memory_gib``: peak memory of the process, on the accelerator if there is one.
+    The values go to all loggers of the run. ``lr``: learning rate of the first parameter group.
+    ``grad_norm``: norm of all gradients, before clipping. ``images_per_second``: throughput of all
+    processes together, since these values were last logged. ``memory_gib``: peak memory of the
+    process in GiB, on the accelerator if there is one.
     """
 
     def __init__(self) -> None:
@@ -32,11 +33,11 @@ class Telemetry(Callback):
         self._since, self._step = time.perf_counter(), trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restart the clock: validation and checkpoints are no part of a step."""
+        """Restart the clock, since validation and checkpoints are not part of a step's time."""
         self._images, self._since = 0, time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from zero after validation within an epoch, too."""
+        """Restart the clock after a validation within an epoch as well."""
         self._images, self._since = 0, time.perf_counter()
 
     def on_before_optimizer_step(
@@ -83,9 +84,10 @@ def peak_memory(device: torch.device) -> int:
     """Peak memory of this process so far, in bytes.
 
     Args:
-        device: a GPU, whose memory is meant; for any other device it is the process's own.
+        device: for a GPU, the peak of the memory that was allocated on it; for any other device,
+            the peak of the process's memory on the CPU.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else KiB
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

@@ -1,4 +1,8 @@
-"""Steps whose loss or gradients are NaN or infinite: left out, named, a reason to stop at last."""
+"""Detection of training steps whose loss or gradients are NaN or infinite.
+
+Such steps are left out, and the batch and images behind them are named in a message. Too many of
+them in a row stop the run or reduce the learning rate, see `broken_numbers`.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +18,22 @@ from gpd_cli.distributed.world import everywhere, gathered
 from gpd_cli.errors import TrainingError
 from gpd_cli.teacher.buffers import Buffers
 
-_SHOWN = 3  # images in a message
+_SHOWN = 3  # most images that a message names
 
 NameImages = Callable[[int, Sequence[int]], list[str]]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Whether what a step has computed is finite, in one process; kept on the device.
+    """Which values of a batch's forward pass are finite, in one process.
+
+    The booleans stay on the training device until someone asks for them.
 
     Args:
-        terms: per term of the loss, by name: scalars.
-        pixels: per image of the batch, ``[B]``.
-        logits: per image, of all networks, ``[B]``.
-        epoch: counted from 0.
+        terms: for each term of the loss, by name, whether it is finite; boolean scalars.
+        pixels: for each image of the batch, whether its pixels are finite; booleans, ``[B]``.
+        logits: for each image, whether its logits of all networks are finite; booleans, ``[B]``.
+        epoch: number of the epoch, counted from 0.
         batch: number of the batch in its epoch, counted from 0.
     """
 
@@ -46,10 +52,10 @@ class Seen:
         epoch: int,
         batch: int,
     ) -> Seen:
-        """Look at terms, images ``[B, C, H, W]`` and logits ``[B, C]``."""
+        """Check loss terms (scalars), images ``[B, C, H, W]`` and logits ``[B, C]`` per network."""
         return cls(
             {name: torch.isfinite(term) for name, term in terms.items()},
-            # Sums take one pass and no memory; they are finite where all pixels are.
+            # A sum takes one pass and no further memory, and is finite if all pixels are finite.
             torch.isfinite(images.detach().flatten(1).sum(1, dtype=torch.float32)),
             torch.stack([torch.isfinite(found).all(1) for found in logits]).all(0),
             epoch,
@@ -61,37 +67,38 @@ class Seen:
         return [name for name, finite in self.terms.items() if not finite.all()]
 
     def broken_images(self) -> list[int]:
-        """Places in the batch of images that have such pixels."""
+        """Positions in the batch, counted from 0, of images with NaN or infinite pixels."""
         return _places(self.pixels)
 
     def broken_rows(self) -> list[int]:
-        """Places in the batch of images that give such logits."""
+        """Positions in the batch, counted from 0, of images with NaN or infinite logits."""
         return _places(self.logits)
 
 
 class StepLeftOut(Exception):  # noqa: N818 - nothing is wrong with the program
-    """Passes the optimizer by, from within its step.
+    """Raised from within an optimizer step, before the update, so that the update is not made.
 
-    Without gradients an optimizer changes neither weights nor momentum, but some count the step all
-    the same (Lookahead, timm's Lamb and Adan), and some versions of Lamb fail.
+    Removing the gradients is not enough: without gradients an optimizer changes neither weights nor
+    momentum, but some optimizers count the step all the same (Lookahead, timm's Lamb and Adan), and
+    some versions of Lamb fail.
     """
 
 
 class StepWatch:
-    """Leaves out steps that would break the weights, as if their batches had not come.
+    """Finds steps that would break the weights, and undoes their effect on buffers.
 
     The optimizer does not make such a step, see `StepLeftOut`. Running statistics and other buffers
-    that the forward pass has changed get their values of before.
+    that the forward pass has changed are restored, as if the batch had never come.
 
     Args:
         network: the networks that are trained.
-        most: number of steps in a row that are left out; another one stops the run.
-        distillation: methods of distillation, whose buffers are given back as well.
+        most: largest number of steps in a row that are left out; one more stops the run.
+        distillation: the distillation from static teachers, whose buffers are restored as well.
 
     Attributes:
-        in_a_row: number of steps that were left out since the last one that was made.
-        all_rows: whether the last of them had such logits for every image, of which none had such
-            pixels.
+        in_a_row: number of steps left out since the last step that was made.
+        all_rows: whether, in the last step that was left out, every image had NaN or infinite
+            logits although no image had NaN or infinite pixels.
     """
 
     def __init__(
@@ -107,14 +114,14 @@ class StepWatch:
         self._blamed = True
 
     def begin_epoch(self) -> None:
-        """Look anew which buffers there are, and which of them steps change."""
+        """Have the buffers, and which of them a step changes, determined again in this epoch."""
         self._buffers = []
 
     def begin(self, seen: Seen) -> None:
-        """Note a batch of the step to come.
+        """Record a batch that contributes to the next optimizer step.
 
         Args:
-            seen: what its forward pass has computed.
+            seen: which values of the batch's forward pass are finite.
         """
         self.seen.append(seen)
         if self._is_first:
@@ -123,7 +130,7 @@ class StepWatch:
                 buffers.find_uncounted()
 
     def remember(self) -> None:
-        """Keep the buffers, before the forward pass of a batch that begins a step."""
+        """Save the buffers before the forward pass of the first batch of a step."""
         if self.seen:
             return
         if not self._buffers:
@@ -136,17 +143,17 @@ class StepWatch:
             buffers.keep()
 
     def judge(self, gradients: Sequence[Tensor], name_images: NameImages) -> str | None:
-        """Look at a step, before the optimizer makes it.
+        """Decide whether a step has to be left out, before the optimizer makes the step.
 
-        Gradients are common to all processes, and so is the answer.
+        All processes have the same gradients, and so come to the same decision.
 
         Args:
             gradients: gradients of all weights.
-            name_images: gives names to images of a batch, by the number of the batch in its epoch
-                and their places in it.
+            name_images: function from the number of a batch in its epoch and positions in the batch
+                to the names of the images at these positions.
 
         Returns:
-            What is wrong, in words, of a step that has to be left out.
+            A text that says what is wrong, if the step has to be left out; otherwise None.
         """
         seen, self.seen = self.seen, []
         finite = torch.tensor(True)
@@ -164,18 +171,18 @@ class StepWatch:
         return _in_words(found)
 
     def undo(self) -> None:
-        """Give the buffers the values of before the step."""
+        """Restore the buffers to their values before the step."""
         for buffers in self._buffers:
             buffers.put_back()
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether the last step was left out, and its images had no part in it."""
+        """Whether the last step was left out although the pixels of its images were finite."""
         return self.in_a_row > 0 and self._blamed
 
 
 def check_weights(network: nn.Module, step: int) -> None:
-    """Check the weights themselves, before they are scored or saved.
+    """Check that all weights are finite, before the weights are scored or saved.
 
     Raises:
         TrainingError: when a weight is NaN or infinite.
@@ -185,8 +192,9 @@ def check_weights(network: nn.Module, step: int) -> None:
 
 
 def _finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether every number of every tensor is finite, as a tensor of one truth value."""
-    # A finite sum has finite numbers only, and takes a tenth of the time of looking at each number.
+    """Whether every element of every tensor is finite, as a boolean scalar tensor."""
+    # If a tensor's sum is finite, so are its elements. Sums take a tenth of the time of a check of
+    # each element, which is needed only when finite elements have overflowed in a sum.
     sums = torch.isfinite(torch.stack([tensor.sum() for tensor in tensors])).all()
     if sums:
         return sums
@@ -194,10 +202,10 @@ def _finite(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def remedy(go_on: str = "") -> str:
-    """What to do against numbers that break.
+    """The advice in error messages about NaN or infinite numbers.
 
     Args:
-        go_on: how the run goes on from its last good checkpoint, if there is one.
+        go_on: text that says how to go on from the last good checkpoint, if there is one.
     """
     text = (
         "lower --model.optimizer.lr, clip gradients with --trainer.gradient_clip_val 5, train in "
@@ -207,11 +215,11 @@ def remedy(go_on: str = "") -> str:
 
 
 def overflowing(network: nn.Module, most: float) -> list[str]:
-    """Names of merged kernels with larger numbers than a type can hold.
+    """Names of modules whose weights, merged if there are branches, overflow a number type.
 
     Args:
         network: the networks that are trained.
-        most: the largest number of the type.
+        most: the largest number that the type can represent.
     """
     found = []
     with torch.no_grad():
@@ -223,7 +231,7 @@ def overflowing(network: nn.Module, most: float) -> list[str]:
 
 
 def _found(seen: Seen, name_images: NameImages) -> dict[str, Any]:
-    """What is wrong with a batch, in plain values for the other processes."""
+    """What is wrong with a batch, as plain values that can be sent to the other processes."""
     pixels, rows = seen.broken_images(), seen.broken_rows()
     where = pixels or rows
     return {
@@ -237,7 +245,11 @@ def _found(seen: Seen, name_images: NameImages) -> dict[str, Any]:
 
 
 def _in_words(found: Sequence[Mapping[str, Any]]) -> str:
-    """The first broken batch, or what there is to say where only gradients are broken."""
+    """Describe the first batch with a broken loss, or the first batch if only gradients are broken.
+
+    Args:
+        found: the outputs of `_found` for all batches of a step, in all processes.
+    """
     one = next((one for one in found if one["terms"]), found[0])
     what = f"the loss ({', '.join(one['terms'])})" if one["terms"] else "a gradient"
     text = f"{what} is NaN or infinite in {one['batch']}"

@@ -1,4 +1,7 @@
-"""What travels with the weights: architecture, classes and preprocessing, as plain values."""
+"""Description of an exported network, written beside its weights.
+
+It consists of architecture, classes and preprocessing, as plain values.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from gpd_cli.files import json_text
 from gpd_cli.models import ModelSpec
 
 Which = Literal["student", "teacher"]
-# Where timm is to find weights, on the machine that trained the network.
+# Arguments that tell timm where weights lie on the machine that trained the network.
 _PLACES = ("cache_dir", "checkpoint_path")
 
 
@@ -28,8 +31,8 @@ class About:
         network: which of the two networks is exported.
         shape: shape of the network's images, ``(C, H, W)``.
         images: classes and preprocessing, as far as the checkpoint knows them.
-        arguments: arguments of the constructor that build the exported network; None where none do.
-        facts: further lines for a person to read, by heading, such as the accuracy.
+        arguments: constructor arguments that build the exported network; None if no arguments do.
+        facts: further texts for the model card, such as the accuracy, by title.
     """
 
     spec: ModelSpec
@@ -41,7 +44,7 @@ class About:
 
     @cached_property
     def classes(self) -> list[str]:
-        """A name per logit; generic ones where the checkpoint knows none."""
+        """A class name for each logit; ``class N`` if the checkpoint has no names."""
         count = self.spec.num_classes or 0
         known = self.images.class_names if self.images is not None else None
         if known is not None and len(known) == count:
@@ -50,14 +53,14 @@ class About:
 
     @property
     def has_class_names(self) -> bool:
-        """Whether the names are those of the data."""
+        """Whether the class names come from the data."""
         return bool(self.images and self.images.class_names) and (
             list(self.images.class_names or ()) == self.classes  # type: ignore[union-attr]
         )
 
     @cached_property
     def preprocessing(self) -> dict[str, Any] | None:
-        """How images are prepared, by timm's names; None where the checkpoint does not know."""
+        """Preprocessing of the images under timm's names; None if the checkpoint lacks it."""
         images = self.images
         if images is None or images.mean is None or images.std is None:
             return None
@@ -72,9 +75,10 @@ class About:
 
     @cached_property
     def building_arguments(self) -> dict[str, Any] | None:
-        """What builds the network beside its name and number of classes; None where nothing does.
+        """Arguments that build the network, beside its name and number of classes.
 
-        These are `arguments` without a second number of classes, and without places of weights.
+        These are `arguments` without ``num_classes`` and without paths of weights; None if no
+        arguments build the network.
         """
         if self.arguments is None:
             return None
@@ -82,7 +86,7 @@ class About:
         return {key: value for key, value in self.arguments.items() if key not in dropped}
 
     def strings(self) -> dict[str, str]:
-        """All of it as JSON by name, for formats whose metadata are strings."""
+        """The whole description as JSON texts by name, for formats whose metadata are strings."""
         model = {**self.spec.to_dict(), "model_args": self.building_arguments}
         values: dict[str, Any] = {
             "model": model,

@@ -1,4 +1,4 @@
-"""Which arguments of a constructor build a network of other widths, if any do."""
+"""Search for constructor arguments that build a network of the wide teacher's widths."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from gpd_cli.errors import GpdError
 from gpd_cli.models import ModelSpec
 from gpd_cli.teacher.compare import relative_difference
 
+# Parts of the names of arguments that may give a width.
 _NAMES = ("dim", "width", "channels", "heads", "features", "planes", "hidden", "mult", "chs")
-_AT_ONCE, _TRIALS = 3, 60
-_ROUNDING = 1e-4  # relative, float32
+_AT_ONCE, _TRIALS = 3, 60  # most arguments that are changed together; most combinations tried
+_ROUNDING = 1e-4  # tolerated relative difference of logits in float32
 
 
 def building_arguments(
     network: nn.Module, narrow: nn.Module, spec: ModelSpec, ratio: float, images: torch.Tensor
 ) -> dict[str, Any] | None:
-    """Find arguments that build a network whose weights another one takes.
+    """Find constructor arguments that build a wide network, so that its weights can be loaded.
 
-    Arguments that name a width are tried at the ratio, up to three together: those given to the
-    student, and those whose value a module of the student shows under the argument's name.
+    Arguments whose names suggest a width are multiplied by the ratio, up to three of them at once.
+    Their values for the student are those that were given to the constructor, the constructor's
+    defaults, or attributes of the same name in the student's modules.
 
     Args:
         network: the wide network, in eval mode.
         narrow: the student.
         spec: the student's architecture.
-        ratio: how many times as wide the network is.
-        images: images on which outputs are compared.
+        ratio: how many times as wide as the student the network is.
+        images: images on which outputs are compared, ``[B, C, H, W]``.
 
     Returns:
-        All arguments besides the number of classes; None where none were found.
+        All constructor arguments except the number of classes; None if no suitable ones were found.
     """
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     options = _options(narrow, spec, ratio)
@@ -57,18 +59,27 @@ def building_arguments(
 
 
 def _build(spec: ModelSpec, *, meta: bool) -> nn.Module | None:
-    """Build a network, if it can be; where only sizes count, without memory for its weights."""
+    """Build a network; None if its constructor refuses the arguments.
+
+    Args:
+        spec: the architecture, with arguments.
+        meta: whether only shapes are needed, so that the network may be built on the device "meta".
+    """
     for device in ("meta", "cpu") if meta else ("cpu",):
         try:
             with torch.device(device):
                 return spec.build()
-        except GpdError:  # also where a constructor needs numbers, which "meta" has none of
+        except GpdError:  # includes constructors that read values, which "meta" does not have
             continue
     return None
 
 
 def _choices(options: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """One argument, two, three."""
+    """Yield combinations of changed arguments: first one argument, then two, then three.
+
+    Args:
+        options: for each argument, the values to try.
+    """
     for count in range(1, _AT_ONCE + 1):
         for names in itertools.combinations(options, count):
             for values in itertools.product(*(options[name] for name in names)):
@@ -76,7 +87,7 @@ def _choices(options: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _options(narrow: nn.Module, spec: ModelSpec, ratio: float) -> dict[str, list[Any]]:
-    """Values to try, by argument."""
+    """For each argument that may give a width, the wide values to try (at most two)."""
     found: dict[str, list[Any]] = {}
     parameters = {
         name: parameter.default
@@ -97,7 +108,7 @@ def _options(narrow: nn.Module, spec: ModelSpec, ratio: float) -> dict[str, list
 
 
 def _stages(network: nn.Module) -> list[int] | None:
-    """Channels of the stages, by timm."""
+    """Numbers of channels of the stages of a timm model; None for other networks."""
     info = getattr(network, "feature_info", None)
     if not isinstance(info, list) or not timm.is_model(
         getattr(network, "default_cfg", {}).get("architecture", "")

@@ -1,4 +1,4 @@
-"""The model card: what a person who did not train a network has to know of it."""
+"""The model card, which describes an exported network to people who did not train it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import yaml
 
 from gpd_cli.commands.exports.about import About, gpd_version
 
-_SHOWN = 20  # class names
-# Entries of settings that only the machine which trained it has a use for.
+_SHOWN = 20  # most class names that the card lists
+# Settings with paths that are of no use on other machines than the one that trained the network.
 _PRIVATE = ("root", "student_weights", "weights", "cache_dir")
-_RELATIVE = ("~", "./", "../")  # beginnings of paths
-_OF_RUN = ("settings", "left out")  # facts that are no lines of the table
+_RELATIVE = ("~", "./", "../")  # beginnings of relative paths
+_OF_RUN = ("settings", "left out")  # facts that are not shown in the card's table
 
 
 def model_card(about: About, name: str) -> str:
-    """Write the card as Markdown, with the front matter that the Hugging Face hub reads.
+    """The text of the card, in Markdown with the front matter that the Hugging Face Hub reads.
 
     Args:
-        about: what the network is.
+        about: description of the network.
         name: name of the exported folder.
     """
     kind = "student" if about.network == "student" else "merged dynamic teacher"
@@ -91,11 +91,12 @@ def model_card(about: About, name: str) -> str:
 
 
 def facts_of_run(content: Mapping[str, Any], averaged: bool) -> dict[str, str]:
-    """Lines of the card that a checkpoint of `fit` knows.
+    """Facts for the card, by title, from a checkpoint of `fit`.
 
     Args:
         content: content of the checkpoint.
-        averaged: whether the exported weights are those that validation scored.
+        averaged: whether the exported weights are the averaged ones, which validation scored; only
+            then are the validation accuracies included.
     """
     facts: dict[str, str] = {}
     model = dict(content.get("hyper_parameters", {}))
@@ -108,7 +109,7 @@ def facts_of_run(content: Mapping[str, Any], averaged: bool) -> dict[str, str]:
         facts["recipe"] = f"{recipe}, {_position(content)}"
         facts["dynamic teacher"] = f"ratio {model.get('ratio')}, branches {model.get('branches')}"
     teacher, method = model.get("static_teacher"), model.get("method")
-    # Older checkpoints have both by their names.
+    # In checkpoints of earlier versions, teacher and method are plain names.
     if name := _mapping(teacher).get("name") or (teacher if isinstance(teacher, str) else None):
         loss = str(_mapping(method).get("class_path") or method).rpartition(".")[2]
         facts["static teacher"] = f"{name}, by {loss}"
@@ -129,7 +130,9 @@ def facts_of_run(content: Mapping[str, Any], averaged: bool) -> dict[str, str]:
 
 
 def _position(content: Mapping[str, Any]) -> str:
-    """Where in its run a checkpoint is from; checkpoints of earlier versions do not know its end.
+    """The position of a checkpoint in its run, as text such as ``epoch 3 of 30``.
+
+    The length of the run is missing in checkpoints of earlier versions.
 
     Args:
         content: content of the checkpoint.
@@ -137,7 +140,7 @@ def _position(content: Mapping[str, Any]) -> str:
     steps = _count(content, "run_length", "max_steps")
     if steps is not None:
         return f"update {content['global_step']} of {steps}"
-    # After the last hooks of an epoch, `epoch` is the number of the next one.
+    # In a checkpoint written after the last hooks of an epoch, `epoch` is that of the next one.
     begun = _count(content, "loops", "fit_loop", "epoch_progress", "current", "ready")
     epochs = _count(content, "run_length", "max_epochs")
     of = "" if epochs is None else f" of {epochs}"
@@ -145,7 +148,7 @@ def _position(content: Mapping[str, Any]) -> str:
 
 
 def _within(content: Mapping[str, Any]) -> str:
-    """The word for a checkpoint that was written within its epoch; empty at the epoch's end."""
+    """The text ``within `` for a checkpoint written within an epoch; empty for an epoch's end."""
     made = _count(content, "schedule", "updates_in_epoch")
     whole = _count(content, "schedule", "updates_per_epoch")
     batches = _count(content, "epoch_length", "batches")
@@ -155,7 +158,7 @@ def _within(content: Mapping[str, Any]) -> str:
 
 
 def _count(content: Mapping[str, Any], *keys: str) -> int | None:
-    """A number of a checkpoint, by its nested names; None where it is missing or -1 (no limit)."""
+    """A number in a checkpoint, by its nested keys; None if it is missing or -1 (no limit)."""
     value: Any = content
     for key in keys:
         value = _mapping(value).get(key)
@@ -163,11 +166,12 @@ def _count(content: Mapping[str, Any], *keys: str) -> int | None:
 
 
 def _settings(content: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """The settings of the run, in the form of a configuration, and words for what they lack.
+    """The settings of the run in the form of a configuration, and a text about what is left out.
 
     Args:
-        content: content of a checkpoint. Without the run's own settings, as in earlier versions and
-            of runs that the command line did not start, model and data are known.
+        content: content of a checkpoint. Checkpoints of earlier versions, and of runs that were not
+            started by the command line, lack the complete settings; then only the settings of model
+            and data, and the length of the run, are included.
     """
     if known := _mapping(content.get("settings")):
         trainer = {k: v for k, v in _mapping(known.get("trainer")).items() if v is not None}
@@ -190,7 +194,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _public(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that only the machine which trained has a use for."""
+    """Settings without private entries and without paths of files."""
     return {
         key: _public(value) if isinstance(value, Mapping) else _plain(value)
         for key, value in values.items()
@@ -199,7 +203,7 @@ def _public(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_path(value: Any) -> bool:
-    """Whether a value is, or a list has, the path of a file or folder on one machine."""
+    """Whether a value is the path of a file or folder, or a list that contains one."""
     if isinstance(value, list | tuple):
         return any(_is_path(entry) for entry in value)
     if not isinstance(value, str):

@@ -1,8 +1,8 @@
-"""A folder that timm loads: weights, configuration and model card.
+"""Export to a folder that timm can load, with weights, configuration and model card.
 
-``timm.create_model("local-dir:FOLDER", pretrained=True)`` builds the network from it, and
-``timm.data.resolve_model_data_config`` tells its preprocessing. It is also what the Hugging Face
-hub takes as a model.
+``timm.create_model("local-dir:FOLDER", pretrained=True)`` builds the network from the folder, and
+``timm.data.resolve_model_data_config`` returns the network's preprocessing. The folder can also be
+uploaded to the Hugging Face Hub as a model.
 """
 
 from __future__ import annotations
@@ -26,34 +26,35 @@ from gpd_cli.teacher.compare import relative_difference
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
 _OF_TORCHVISION = "torchvision/"
-# Networks of ours that are one of timm's with other arguments.
+# Networks of this package that timm builds under another name, with these arguments.
 _AS_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "mobilenetv1_relu": ("mobilenetv1_100", {"act_layer": "relu"})
 }
-# Parameters of timm's factory, which the networks' own constructors do not take.
+# Parameters of timm's factory `create_model`, which it does not pass on to the constructors.
 _OF_FACTORY = frozenset(inspect.signature(timm.create_model).parameters)
-_ROUNDING, _HALF_ROUNDING = 1e-5, 3e-2  # relative
+_ROUNDING, _HALF_ROUNDING = 1e-5, 3e-2  # tolerated relative differences in float32 and float16
 
 
 def write_folder(
     network: nn.Module, state: Mapping[str, Tensor], output: Path, about: About, half: bool
 ) -> None:
-    """Write the folder, and load it with timm before it is kept.
+    """Write a network as a folder, and test the folder with timm before it is kept.
 
     Args:
         network: the network, in eval mode.
-        state: its weights, perhaps in half precision.
-        output: the folder.
-        about: what it is.
+        state: the network's state dict, with weights in half precision if `half` is set.
+        output: path of the folder.
+        about: description of the network.
         half: whether the weights are in half precision.
 
     Raises:
-        GpdError: when timm has no such network, or what it loads is another one.
+        GpdError: when timm has no such network, or the network that timm loads from the folder
+            computes something else.
     """
     architecture, arguments = _as_timm(about)
     try:
         reference = timm.create_model(architecture, num_classes=about.spec.num_classes, **arguments)
-    except Exception as error:  # constructors raise anything
+    except Exception as error:  # constructors raise exceptions of any type
         raise _unknown(about) from error
     if {k: v.shape for k, v in reference.state_dict().items()} != {
         k: v.shape for k, v in state.items()
@@ -79,7 +80,7 @@ def write_folder(
 
 
 def _as_timm(about: About) -> tuple[str, dict[str, Any]]:
-    """Name and arguments under which timm alone builds the network."""
+    """The name and the arguments with which timm builds the network without gpd."""
     if about.building_arguments is None:
         raise GpdError(
             f"No arguments of {about.spec.name} build its wide teacher, so no folder can hold it; "
@@ -93,10 +94,10 @@ def _as_timm(about: About) -> tuple[str, dict[str, Any]]:
 
 
 def _loaded(folder: Path, architecture: str) -> nn.Module:
-    """The network of a folder, by timm."""
+    """The network that timm loads from a folder, in eval mode."""
     try:
         network: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except Exception as error:  # constructors raise anything
+    except Exception as error:  # constructors raise exceptions of any type
         reason = " ".join(str(error).split())[:300].rstrip(".!") or type(error).__name__
         raise GpdError(
             f"timm does not load {architecture} from what its folder would be ({reason}), so the "
@@ -115,7 +116,7 @@ def _unknown(about: About) -> GpdError:
 def _config(
     reference: nn.Module, architecture: str, arguments: Mapping[str, Any], about: About
 ) -> dict[str, Any]:
-    """What timm reads; entries under ``gpd`` are for people."""
+    """The content of ``config.json``, which timm reads; entries under ``gpd`` are for people."""
     known = dict(reference.pretrained_cfg)  # type: ignore[arg-type]
     input_size = list(about.shape)
     first = known.get("first_conv") if about.shape[0] == 3 else None
@@ -140,7 +141,12 @@ def _config(
 
 
 def _of_architecture(known: Mapping[str, Any], channels: int) -> dict[str, Any]:
-    """Where the checkpoint knows no preprocessing, timm's default for the architecture."""
+    """The default preprocessing of timm for an architecture, for checkpoints without their own.
+
+    Args:
+        known: the ``pretrained_cfg`` of timm for the architecture.
+        channels: number of image channels.
+    """
     chosen = {key: known.get(key) for key in ("interpolation", "crop_pct", "crop_mode")}
     for key in ("mean", "std"):
         values = list(known.get(key) or ())

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, in a traced program."""
+"""Folding of batch norms into the convolutions before them, in a traced program."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ _NORM = torch.ops.aten.batch_norm.default
 
 
 def fuse_batch_norms(program: fx.GraphModule) -> int:
-    """Fold every batch norm that alone follows a convolution into it, in place.
+    """Fold batch norms into convolutions, in place.
+
+    A batch norm is folded if it is the only operation that uses the output of a convolution.
 
     Args:
-        program: ``torch.export.export(...).module()`` of a network in eval mode.
+        program: the output of ``torch.export.export(...).module()``, for a network in eval mode.
 
     Returns:
-        How many were folded.
+        The number of batch norms that were folded.
     """
     graph, folded = program.graph, 0
     for norm in list(graph.nodes):
@@ -59,7 +61,12 @@ def _set_argument(node: fx.Node, place: int, value: fx.Node) -> None:
 
 
 def _tensors(program: fx.GraphModule, nodes: list[Any]) -> list[Any] | None:
-    """Stored tensors that nodes read; None where one is computed."""
+    """The stored tensors that nodes read; None if a node's value is computed instead.
+
+    Args:
+        program: the traced program.
+        nodes: nodes of its graph; None in the list stands for a missing tensor, and is kept.
+    """
     found: list[Any] = []
     for node in nodes:
         if node is None:

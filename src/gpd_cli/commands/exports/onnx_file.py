@@ -1,4 +1,4 @@
-"""ONNX files, run with onnxruntime before they are kept."""
+"""Writing of ONNX files, which are tested with onnxruntime before they are kept."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gpd_cli.errors import GpdError
 from gpd_cli.teacher.compare import relative_difference
 
 INPUT, OUTPUT = "images", "logits"
-_ROUNDING, _HALF_ROUNDING = 1e-4, 3e-2  # relative
+_ROUNDING, _HALF_ROUNDING = 1e-4, 3e-2  # tolerated relative differences in float32 and float16
 _EXTRA = "Writing ONNX needs further packages: pip install 'gpd-cli[onnx]'."
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def check_packages() -> None:
-    """Find out whether ONNX can be written.
+    """Check that the packages for writing ONNX files are installed.
 
     Raises:
         GpdError: when a package is missing.
@@ -42,14 +42,14 @@ def write_onnx(
     """Write a traced network as ONNX.
 
     Args:
-        traced: the network.
-        path: where to write; whole or not at all is the caller's business.
-        metadata: strings for ``metadata_props``.
-        name: name of the network, for messages.
-        half: whether it computes in float16.
+        traced: the traced network.
+        path: path of the file to write; the caller makes the writing atomic.
+        metadata: texts by name, for the file's ``metadata_props``.
+        name: name of the network, for error messages.
+        half: whether the network computes in float16.
 
     Raises:
-        GpdError: when the exporter cannot convert it, or onnxruntime computes something else.
+        GpdError: when the exporter cannot convert the network, or onnxruntime's logits differ.
     """
     import onnx
 
@@ -68,21 +68,31 @@ def write_onnx(
             )
     except OSError:
         raise
-    except Exception as error:  # what it cannot convert makes torch raise almost anything
+    except Exception as error:  # torch raises many types for networks that it cannot convert
         raise GpdError(
             f"torch's ONNX exporter cannot convert {name} ({_reason(error)}); write it to a .pt2 "
             "file instead, which runs wherever torch does."
         ) from error
     model = onnx.load(path)
     for node in [*model.graph.node, *(n for f in model.functions for n in f.node)]:
-        del node.metadata_props[:]  # traces of this machine
+        del node.metadata_props[:]  # stack traces with paths of this machine
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.save(model, path)
     _check(traced, path, name, _HALF_ROUNDING if half else _ROUNDING)
 
 
 def _check(traced: Traced, path: Path, name: str, allowed: float) -> None:
-    """Run the file on batches of several sizes."""
+    """Run the file with onnxruntime on batches of several sizes, and compare with torch's logits.
+
+    Args:
+        traced: the traced network.
+        path: path of the ONNX file.
+        name: name of the network, for error messages.
+        allowed: largest relative difference of the logits.
+
+    Raises:
+        GpdError: when onnxruntime fails, or the logits differ.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -111,7 +121,7 @@ def _check(traced: Traced, path: Path, name: str, allowed: float) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the innermost cause that says something."""
+    """The first line of an error's innermost cause, cut to 160 characters."""
     texts = []
     cause: BaseException | None = error
     while cause is not None:
@@ -123,7 +133,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Without the exporter's reports, which are for those who develop it."""
+    """Suppress the exporter's output, which is meant for the exporter's developers."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,8 +1,9 @@
-"""Preprocessing as a module: resize as Pillow does, center crop, normalization.
+"""Preprocessing as a module that can be exported: resize as in Pillow, center crop, normalization.
 
-Resizing is a product with one matrix per axis, made of plain tensor operations. So every exporter
-can convert it, for images of any size, and it follows Pillow for every filter: support that grows
-with the scale, weights that sum to one, and bytes between the two passes.
+Resizing multiplies the image by one matrix per axis. The matrices are computed by plain tensor
+operations, so that every exporter can convert them, for images of any size. The result follows
+Pillow for every filter: the support of the filter grows with the scale, the weights sum to one, and
+pixels are rounded to bytes between the two passes.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import torch
 from torch import Tensor, nn
 
 FILTERS = {"nearest": 0.0, "bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
-"""Interpolations that can be put inside, and the radius of their filter in pixels."""
-_CUBIC = -0.5  # Pillow's
+"""Interpolations that the module supports, and the radius of each filter in pixels."""
+_CUBIC = -0.5  # parameter `a` of Pillow's bicubic filter
 
 
 class Prepare(nn.Module):
-    """Turn bytes as Pillow has them into what a network was trained on.
+    """Turn the bytes of Pillow images into the normalized images that a network was trained on.
 
     Args:
-        size: height and width that the network sees.
-        mean: per channel, of values in [0, 1].
-        std: per channel, likewise.
-        crop_pct: share of the resized image's shorter edge that the center crop keeps, as timm
-            means it; None where images come in the size that the network sees.
-        interpolation: one of `FILTERS`.
+        size: height and width of the network's images, in pixels.
+        mean: mean of each channel, for pixel values in [0, 1].
+        std: standard deviation of each channel, for pixel values in [0, 1].
+        crop_pct: fraction of the resized image's edges that the center crop keeps, as in timm; None
+            if images already have the size of the network's images, and are not resized.
+        interpolation: filter for resizing, a key of `FILTERS`.
     """
 
     mean: Tensor
@@ -49,7 +50,7 @@ class Prepare(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Bytes ``[B, H, W, C]`` to normalized images ``[B, C, *size]``."""
+        """Convert bytes ``[B, H, W, C]`` to normalized images ``[B, C, *size]``."""
         pixels = images.permute(0, 3, 1, 2).to(self.mean.dtype)
         if self.crop_pct is not None:
             pixels = self._resized(pixels)
@@ -60,8 +61,10 @@ class Prepare(nn.Module):
         edges = [math.floor(side / self.crop_pct) for side in self.size]
         places = [_positions(pixels, axis) for axis in (2, 3)]
         lengths = [place[-1] + 1 for place in places]
-        # The image is as small as covers both edges: as timm has it, a square one by its shorter
-        # side, the other rounded down, and any other by the smaller ratio, both rounded.
+        # The image is resized to the smallest size that covers both edges, in the way of timm. For
+        # a square crop, the shorter side gets the length of the edge, and the other side is rounded
+        # down. For any other crop, both sides are divided by the smaller ratio of side to edge, and
+        # rounded to the nearest integer.
         is_square = edges[0] == edges[1]
         shrunk = [length / edge for length, edge in zip(lengths, edges, strict=True)]
         shorter, ratio = torch.minimum(*lengths), torch.minimum(*shrunk)
@@ -71,7 +74,8 @@ class Prepare(nn.Module):
             if is_square:
                 resized = torch.floor(edge * length / shorter)
             extra = resized - side
-            # Half of the rest, rounded to even, as torchvision's CenterCrop has it.
+            # The crop starts at half of the excess, rounded half to even as in torchvision's
+            # CenterCrop.
             half = torch.floor(extra / 2)
             odd_half = half - 2 * torch.floor(half / 2)
             start = torch.floor((extra + odd_half) / 2)
@@ -83,24 +87,27 @@ class Prepare(nn.Module):
 
 
 def _positions(pixels: Tensor, axis: int) -> Tensor:
-    """0, 1, 2, ... along an axis whose length the exporter does not know."""
+    """The positions 0, 1, 2, ... along an axis whose length the exporter does not know."""
     line = pixels.select(0, 0).select(0, 0).select(3 - axis, 0)
     return torch.ones_like(line, dtype=torch.float64).cumsum(0) - 1
 
 
 def _matrix(rows: Tensor, columns: Tensor, scale: Tensor, interpolation: str) -> Tensor:
-    """Weights of input pixels for output pixels, ``[len(rows), len(columns)]`` (Pillow).
+    """The matrix that resizes along one axis, with Pillow's filters.
 
     Args:
-        rows: output pixels.
-        columns: input pixels.
-        scale: input pixels per output pixel.
-        interpolation: one of `FILTERS`.
+        rows: positions of the output pixels, ``[R]``.
+        columns: positions of the input pixels, ``[C]``.
+        scale: number of input pixels per output pixel, a scalar.
+        interpolation: a key of `FILTERS`.
+
+    Returns:
+        Weights of the input pixels for each output pixel, ``[R, C]``.
     """
     centers = (rows + 0.5)[:, None] * scale
     if interpolation == "nearest":
         return (columns[None] == torch.floor(centers)).to(columns.dtype)
-    # Filters widen where pixels are dropped; beyond its radius a filter is zero.
+    # When the image shrinks, the filter is stretched by the scale. It is zero beyond its radius.
     distance = ((columns + 0.5)[None] - centers).abs() / scale.clamp(min=1.0)
     if interpolation == "bilinear":
         weights = (1 - distance).clamp(min=0.0)
@@ -117,5 +124,5 @@ def _matrix(rows: Tensor, columns: Tensor, scale: Tensor, interpolation: str) ->
 
 
 def _bytes(pixels: Tensor) -> Tensor:
-    """Rounded as Pillow rounds, halves up."""
+    """Round to integers from 0 to 255 as Pillow does, with halves rounded up."""
     return torch.floor(pixels + 0.5).clamp(0, 255)

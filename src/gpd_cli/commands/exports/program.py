@@ -1,4 +1,4 @@
-"""A network as a program without source code: traced by torch.export."""
+"""Tracing of a network by torch.export, to a program that runs without source code."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from gpd_cli.commands.exports.fuse import fuse_batch_norms
 from gpd_cli.commands.exports.preprocess import FILTERS, Prepare
 from gpd_cli.errors import GpdError
 
-_SAMPLES = 2  # images; one would be traced as a constant
+_SAMPLES = 2  # images to trace with; torch.export would treat a batch size of 1 as a constant
 
 
 class Program(nn.Module):
-    """What is traced: the network, perhaps with its preprocessing, and inside in half precision.
+    """The module that is traced: a network, with preprocessing and half precision if chosen.
 
     Args:
         network: a plain network, which is not changed.
-        prepare: its preprocessing, if that is to be inside.
-        half: compute in float16; input and output stay as they are.
+        prepare: preprocessing to run before the network; None for none.
+        half: whether the network computes in float16; input and output keep their types.
     """
 
     def __init__(self, network: nn.Module, prepare: Prepare | None, half: bool) -> None:
@@ -34,7 +34,7 @@ class Program(nn.Module):
         self.prepare = prepare
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, classes]`` of images."""
+        """Compute logits ``[B, classes]`` of images, in the input format of the program."""
         if self.prepare is not None:
             images = self.prepare(images)
         if not self.half_precision:
@@ -47,11 +47,11 @@ class Traced:
     """A traced network.
 
     Args:
-        module: what was traced, to compare with.
-        program: the trace.
-        sample: a batch that it takes.
-        shapes: which sizes of the batch are open, in the form that torch.export takes.
-        takes: the input in words.
+        module: the module that was traced, to compare outputs with.
+        program: the traced program.
+        sample: a batch of inputs for the program.
+        shapes: the dynamic axes of the input, in the form of torch.export's ``dynamic_shapes``.
+        takes: a description of the program's input, for users.
     """
 
     module: Program
@@ -62,17 +62,17 @@ class Traced:
 
 
 def trace(network: nn.Module, about: About, *, preprocess: bool, fuse: bool, half: bool) -> Traced:
-    """Trace a network with an open batch size.
+    """Trace a network with a dynamic batch size.
 
     Args:
         network: the network, in eval mode.
-        about: what it is.
-        preprocess: put resize, crop and normalization inside.
-        fuse: fold batch norms into convolutions.
-        half: compute in float16.
+        about: description of the network.
+        preprocess: whether resize, crop and normalization become part of the program.
+        fuse: whether to fold batch norms into convolutions.
+        half: whether the network computes in float16.
 
     Raises:
-        GpdError: when its preprocessing is not known, or torch cannot trace it.
+        GpdError: when the preprocessing is not known, or torch cannot trace the network.
     """
     prepare = _preparation(about) if preprocess else None
     module = Program(network, prepare, half).eval()
@@ -83,7 +83,8 @@ def trace(network: nn.Module, about: About, *, preprocess: bool, fuse: bool, hal
         shapes: tuple[dict[int, Any], ...] = ({0: batch},)
         takes = f"float32 [batch, {channels}, {height}, {width}], normalized"
     else:
-        # Not square and not the network's size: a size that is open has to differ from others.
+        # Height and width differ from each other and from the network's image size, since
+        # torch.export would otherwise tie the dynamic sizes to each other or make them constants.
         sides = (height + 3, width + 5)
         sample = torch.randint(
             256, (_SAMPLES, *sides, channels), generator=torch.Generator().manual_seed(0)
@@ -98,7 +99,7 @@ def trace(network: nn.Module, about: About, *, preprocess: bool, fuse: bool, hal
                 assert isinstance(graph, torch.fx.GraphModule)
                 fuse_batch_norms(graph)
                 program = torch.export.export(graph, (sample,), dynamic_shapes=shapes)
-    except Exception as error:  # what it cannot trace makes torch raise almost anything
+    except Exception as error:  # torch raises many types for networks that it cannot trace
         reason = " ".join(str(error).split("\n\n")[0].split())[:200].rstrip(".")
         raise GpdError(
             f"torch.export cannot trace {about.spec.name} ({reason}); write its weights, to a "
@@ -107,7 +108,7 @@ def trace(network: nn.Module, about: About, *, preprocess: bool, fuse: bool, hal
     for graph_module in program.graph_module.modules():
         if isinstance(graph_module, torch.fx.GraphModule):
             for node in graph_module.graph.nodes:
-                node.meta.pop("stack_trace", None)  # paths of this machine
+                node.meta.pop("stack_trace", None)  # contains paths of this machine
     return Traced(module, program, sample, shapes, takes)
 
 

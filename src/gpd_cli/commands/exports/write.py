@@ -1,4 +1,4 @@
-"""Which format an output path asks for, and writing it."""
+"""Choice of the output format by the ending of a path, and writing of a network in this format."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from gpd_cli.teacher.compare import relative_difference
 STATE_DICTS = (".safetensors", ".pth", ".pt")
 PROGRAMS = (".pt2", ".onnx")
 FORMS = (*STATE_DICTS, *PROGRAMS)
-"""Endings of files; a path that ends in a slash, or that of a folder, is a folder."""
+"""Endings of output files. A path that ends in a slash, or of an existing folder, is a folder."""
 METADATA = "metadata.json"
-"""Name of the metadata among a ``.pt2`` file's extra files."""
+"""Name of the metadata among the extra files of a ``.pt2`` file."""
 _VERSIONS = (
     "loads",
     "after state._metadata = network.state_dict()._metadata, as its class asks for versions, which "
     "this format does not have; a .pth file loads as it is",
 )
-_IMAGES = 4  # number of random images for the comparison of what was written
+_IMAGES = 4  # number of random images on which the written network is compared with the original
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to export.
+    """Options of an export.
 
     Args:
-        preprocess: put resize, crop and normalization inside; programs only.
-        fuse: fold batch norms into the convolutions before them; programs only.
-        half: weights in float16; programs compute in it.
+        preprocess: make resize, crop and normalization part of the program; for programs only.
+        fuse: fold batch norms into the convolutions before them; for programs only.
+        half: store weights in float16; programs also compute in float16.
     """
 
     preprocess: bool = False
@@ -51,25 +51,25 @@ class Options:
 
     @property
     def changes(self) -> str:
-        """In words, what changes the logits; empty where nothing does."""
+        """A text that names the options that change the logits; empty if none does."""
         changes = {"folding batch norms": self.fuse, "rounding to float16": self.half}
         return " and ".join(change for change, is_chosen in changes.items() if is_chosen)
 
 
 def is_folder(output: str) -> bool:
-    """Whether a path asks for a folder."""
+    """Whether an output path stands for a folder."""
     return output.endswith(("/", os.sep)) or Path(output).is_dir()
 
 
 def check_output(output: str, options: Options) -> None:
-    """Find out before long work whether an output could be written; creates nothing.
+    """Check, before any long work, that an output can be written; nothing is created.
 
     Args:
-        output: the path.
-        options: how to export.
+        output: the output path.
+        options: options of the export.
 
     Raises:
-        GpdError: when it could not.
+        GpdError: when the output cannot be written, or an option does not apply to its format.
     """
     path = Path(output)
     if is_folder(output):
@@ -95,20 +95,21 @@ def check_output(output: str, options: Options) -> None:
 def write_network(
     network: nn.Module, output: str, about: About, options: Options
 ) -> list[tuple[str, str]]:
-    """Write a network, atomically.
+    """Write a network atomically, in the format that the output path asks for.
 
     Args:
         network: the network, in eval mode.
-        output: the path, see `FORMS`.
-        about: what the network is.
-        options: how to export.
+        output: the output path, see `FORMS`.
+        about: description of the network.
+        options: options of the export.
 
     Returns:
-        What to tell about the output, in rows of title and text: what a program takes, and how far
-        the logits are from the network's where options change them.
+        Facts about the output for the user, as pairs of title and text: the input of a program,
+        and, if options change the logits, by how much.
 
     Raises:
-        GpdError: when the format, or float16, cannot hold the network; nothing is written then.
+        GpdError: when the network cannot be written in this format or in float16; then nothing is
+            written.
     """
     path = Path(output)
     if options.half:
@@ -137,7 +138,7 @@ def write_network(
             write_onnx(traced, temporary, metadata, name=about.spec.name, half=options.half)
         else:
             extra = {METADATA: json_text(metadata)}
-            content = BytesIO()  # on a full disk, torch's writer would abort the process
+            content = BytesIO()  # torch's own file writer would abort the process on a full disk
             torch.export.save(traced.program, content, extra_files=extra)
             temporary.write_bytes(content.getbuffer())
     rows = [("takes", f"{traced.takes} -> logits [batch, {about.spec.num_classes}]")]
@@ -149,7 +150,11 @@ def write_network(
 
 
 def _check_range(network: nn.Module) -> None:
-    """Check that no weight and no running statistic of a network is infinite in float16."""
+    """Check that no weight and no running statistic of a network becomes infinite in float16.
+
+    Raises:
+        GpdError: when one does.
+    """
     if (wrong := wrong_numbers(network, _state(network, half=True))) is not None:
         raise GpdError(
             f"In float16, which ends at {torch.finfo(torch.float16).max:.0f}, {wrong}; leave "
@@ -160,13 +165,13 @@ def _check_range(network: nn.Module) -> None:
 def _as_written(
     network: nn.Module, images: Tensor, written: nn.Module, given: Tensor
 ) -> tuple[str, str]:
-    """How far what was written is from the network.
+    """Compare the written network with the original, as a row of title and text.
 
     Args:
-        network: the network.
-        images: its images, ``[B, C, H, W]``.
-        written: what the file holds.
-        given: the same images, in the form that it takes.
+        network: the original network.
+        images: images for the original network, ``[B, C, H, W]``.
+        written: the network as written to the file.
+        given: the same images in the input format of the written network.
     """
     with torch.no_grad():
         expected, logits = network(images), written(given)
