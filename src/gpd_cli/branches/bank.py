@@ -16,8 +16,8 @@ class BranchBank(nn.Module):
     """Weights and gates of the extra branches that are merged into one kernel.
 
     With ``init`` ``zero``, gates start at zero, so that the merged kernel is the main kernel to the
-    last bit; the weights start as those of a new convolution, so that the gates have gradients from
-    the first step. With ``orepa``, gates and weights start as OREPA's; `absorb` then returns the
+    last bit; the weights start as in a new convolution, so that the gates have gradients from the
+    first step. With ``orepa``, gates and weights start as OREPA's; `absorb` then returns the
     main kernel that merges to a wanted kernel. With ``gpd`` the authors' block starts as in the
     authors' code, and the merged kernel is the sum of its branches.
 
@@ -42,7 +42,7 @@ class BranchBank(nn.Module):
         generator: random generator of the initial weights, which do not depend on ``device``.
 
     Raises:
-        GpdError: when one of the names is not that of a branch.
+        GpdError: when there is no branch of one of the names.
 
     Example:
         >>> bank = BranchBank((8, 4, 3, 3), 1, branch_names(6))

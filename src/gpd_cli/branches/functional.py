@@ -121,11 +121,11 @@ def frequency_filters(
 ) -> Tensor:
     """Fixed filters of the frequency-prior branch: one DCT-II basis vector per output channel.
 
-    The filters of the first half of the channels vary along the height, those of the second half
-    along the width, with another frequency in each channel. By default the frequencies repeat
-    ``0 .. k - 1``, with k the side of the kernel. In OREPA they grow with the channel; there a
-    filter whose frequency is an odd multiple of k is zero, so that its channel never learns. The
-    others are the same filters up to their sign.
+    In the first half of the channels the filters vary along the height, in the second half along
+    the width, and neighbouring channels have different frequencies. By default the frequencies
+    cycle through ``0 .. k - 1``, with k the side of the kernel. In OREPA the frequencies grow with
+    the channel; there a filter whose frequency is an odd multiple of k is zero, so that its channel
+    never learns. All other filters are the same in both cases, up to their sign.
 
     Args:
         out_channels: number of output channels, O.

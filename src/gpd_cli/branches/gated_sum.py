@@ -3,7 +3,8 @@
 The sum is ``kernel[o] + sum_b gate_b[o] * branch_b[o]``. Written as separate operations, it would
 make autograd keep a tensor of the kernel's size for each branch and each gate. Here one autograd
 node adds the branches up in one buffer, keeps the branches' factors only, and computes each
-gradient in closed form from the gradient G of the sum; that of a gate is ``<G[o], branch_b[o]>``.
+gradient in closed form from the gradient G of the sum. A gate has the gradient
+``<G[o], branch_b[o]>``.
 
 Each kind of branch is a named tuple of tensors, a `Term`. There are O output channels, g groups,
 F = I/g input channels per group and K = kh * kw kernel positions. A term computes in the memory

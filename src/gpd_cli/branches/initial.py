@@ -14,10 +14,10 @@ MULTIPLIER = 8
 """Outputs per input channel of the depthwise layer in the depthwise-separable branch (OREPA)."""
 
 EXPANSION_RATE = 1
-"""Number of inner channels of the ExpandNets branch, relative to those of the layer.
+"""Number of inner channels of the ExpandNets branch, relative to the layer's own channels.
 
-The rate in the paper of ExpandNets is 4, which takes 16 times the kernel's memory. It is 1 here,
-since the dynamic teacher's layer is already wider than the student's.
+In the paper of ExpandNets this rate is 4, which takes 16 times the kernel's memory. It is 1 here,
+since the dynamic teacher's layer is already wider than the student's layer.
 """
 
 DEPTHWISE_EXPANSION_RATE = 4
@@ -39,9 +39,9 @@ OREPA_GATES = {
 }
 """Initial gates of OREPA (class ``OREPA`` of its code, and ``OREPA_1x1`` for ``linear``).
 
-Branches that OREPA does not have get the gates of similar ones: a branch of a single layer that of
-OREPA's 1 x 1, a product of layers that of OREPA's products. The gate of the identity, which has no
-weights to train, starts at 0.
+Branches that OREPA does not have get the gates of similar ones: branches of a single layer get the
+gate of OREPA's 1 x 1 branch, and products of layers the gate of OREPA's products. The gate of the
+identity, which has no weights to train, starts at 0.
 """
 
 AUTHORS_GATES = {
@@ -123,8 +123,8 @@ def initial_parameters(
     if name in FILTERED_BRANCHES:
         weight = conv(out_channels, fan, *weight_size(name, size))
         if name == "frequency" and plain:
-            # The filter spreads each weight over the kh x kw window, so that weights start as small
-            # as those of a k x k convolution.
+            # The filter spreads each weight over the kh x kw window, so weights start as small as
+            # in a k x k convolution.
             weight /= (size[0] * size[1]) ** 0.5
         return {"weight": weight}
     match name:

@@ -235,8 +235,8 @@ def deal(x: Tensor, groups: tuple[int, int]) -> Tensor:
 
     Args:
         x: a feature map, ``[B, C, H, W]``, in which the copies of a channel are side by side.
-        groups: number of groups, and number of different channels in each of them (those of the
-            student).
+        groups: number of groups, and number of different channels in each of them (as many as in
+            the student).
 
     Returns:
         The same channels in another order, ``[B, C, H, W]``.

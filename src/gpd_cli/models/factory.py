@@ -361,7 +361,12 @@ class ModelSpec:
         object.__setattr__(self, "model_args", plain)
 
     def build(self, weights: str | Path | None = None, *, role: Role = "student") -> nn.Module:
-        """Build the network; arguments and errors are those of `create_model`."""
+        """Build the network by `create_model`, which has the same arguments and errors.
+
+        Args:
+            weights: a state dict to load.
+            role: what the network is for.
+        """
         return create_model(
             self.name,
             num_classes=self.num_classes,

@@ -189,8 +189,8 @@ class RVT(Classifier):
         depths: number of blocks of each stage.
         heads: number of attention heads of each stage.
         scaled_blocks: how many of the first blocks have position-aware attention scaling.
-        mlp_ratio: number of inner channels of the feed-forward layers divided by that of outer
-            channels.
+        mlp_ratio: number of inner channels of the feed-forward layers divided by the number of
+            outer channels.
         patch_size: side of a patch in pixels, a multiple of 4.
         img_size: side of the images, or height and width; with position-aware attention scaling
             the network takes no other size.

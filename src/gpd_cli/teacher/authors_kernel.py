@@ -25,8 +25,8 @@ from gpd_cli.widening.tensors import Storage, expand_tensor, replicate
 class AuthorsKernel(SharedKernel):
     """The parametrization of a kernel with the authors' block.
 
-    Teacher and student start as the same function, that of the student's merged branches. The
-    merged kernel equals the given kernel only if ``init`` is ``zero``.
+    Teacher and student start as the same function: both compute with the student's merged kernel,
+    which equals the given kernel only if ``init`` is ``zero``.
 
     Args:
         kernel: the given kernel of the student, ``[O, I/g, kh, kw]``, whose device and dtype the

@@ -446,7 +446,7 @@ def _read_run(path: Path, weights: Weights) -> tuple[dict[str, Any], dict[str, T
 def image_spec(content: Mapping[str, Any]) -> ImageSpec | None:
     """Classes and preprocessing of the images that a checkpoint was trained on.
 
-    Where classes have no names, their number is that of the network. Earlier versions wrote no
+    If the classes have no names, their number is taken from the network. Earlier versions wrote no
     ``images`` entry; for their checkpoints, the result is derived from the settings of the data.
 
     Args:

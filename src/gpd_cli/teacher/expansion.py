@@ -69,10 +69,10 @@ def expand(
             (8 suits tensor cores).
         branch_layers: which layers get branches: ``all`` that can take them, ``3x3_stride1`` as in
             the paper, or patterns of layer names.
-        branch_init: initial values of the branches' gates: ``zero``, or those of ``orepa`` for
-            training from scratch. With ``gpd`` they are those of the paper's authors: student and
-            teacher then both start as the function of the merged branches, which is not that of
-            the given student.
+        branch_init: initial values of the branches' gates: ``zero``, or ``orepa`` for the values of
+            OREPA, to train from scratch. With ``gpd`` the values of the paper's authors are taken:
+            student and teacher then both start as the function of the merged branches, which
+            differs from the given student's function.
         branch_width: number of inner channels of the ``1x1_kxk`` branch, relative to the paper's.
             Merging this branch is by far the most expensive; 1/4 takes a quarter of the operations.
         plan: a width plan found before; by default a plan is found by running the student.

@@ -159,7 +159,7 @@ class Sharing(nn.Module):
         )
 
     def student(self, stored: Tensor) -> Tensor:
-        """The student's tensor alone, without a graph; equal to that of `forward` bit for bit."""
+        """The student's tensor as `forward` returns it, bit for bit, but without a graph."""
         return _student_kernel(stored.detach(), self.block, self.student_scale)
 
     @torch.no_grad()

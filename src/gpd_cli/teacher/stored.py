@@ -20,7 +20,7 @@ from gpd_cli.widening.tensors import Storage
 
 _MOST = 2**31
 _SIDE = 2**15  # the most pixels along a side of an image
-_FREE = 2**28  # how many elements a network may have besides those of its file
+_FREE = 2**28  # how many elements a network may have in addition to the tensors of its file
 _TEACHER, _ORIGINAL = "teacher.", ".parametrizations."
 _MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 

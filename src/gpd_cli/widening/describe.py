@@ -176,7 +176,7 @@ def _runs(units: Sequence[_Unit]) -> list[_Piece]:
 def _stretches(units: Sequence[_Unit]) -> list[_Piece]:
     """Join units of single channels to pieces whose copies are spread evenly, as long as possible.
 
-    If some unit has several channels, the pieces are those of `_runs`.
+    If some unit has several channels, the result of `_runs` is returned instead.
     """
     pieces: list[_Piece] = []
     start = 0

@@ -20,7 +20,7 @@ Index = slice | Tensor
 
 @dataclass(frozen=True)
 class IndexMap:
-    """A map from the positions of a wide axis to those of the narrow axis that they copy.
+    """A map from each position of a wide axis to the position of the narrow axis that it copies.
 
     Args:
         narrow: size of the narrow axis.
@@ -119,7 +119,7 @@ def spread(units: int, wide: int, block: int = 1) -> IndexMap:
 
 @lru_cache(maxsize=256)
 def stack(map_: IndexMap, times: int) -> IndexMap:
-    """Repeat an index map for ``times`` parts laid end to end (queries, keys and values, say).
+    """Repeat an index map for ``times`` parts laid end to end (such as queries, keys and values).
 
     Example:
         >>> stack(spread(1, 2), 3).index

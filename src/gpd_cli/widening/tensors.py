@@ -1,7 +1,7 @@
 """Expand and slice single tensors (Guo et al., 2025, section 3).
 
 Expansion is the paper's inverse reparameterization, slicing its channel-branch reparameterization.
-There are index maps ``out`` and ``in``; channel c has n(c) copies, of which a(c) is the first::
+``out`` and ``in`` are index maps; channel c has n(c) copies, and a(c) is the first of them::
 
     teacher[o', i'] = student[out(o'), in(i')] / n(in(i')) + d[o', i']
     student[o, i]   = n(i) * teacher[a(o), a(i)]
@@ -117,7 +117,7 @@ def add_zero_sum_noise_(
     everywhere = torch.ones(len(map_), dtype=torch.bool)
     but_first = everywhere.clone()
     but_first[map_.firsts] = False
-    # The noise is drawn for chunks of rows, since that of a large layer would double the memory.
+    # The noise is drawn for chunks of rows: for a whole large layer it would double the memory.
     chunk, few = (max(1, size // max(1, rows[0].numel())) for size in (_CHUNK, _PIECE))
     for members, which in ((but_first, is_first), (everywhere, ~is_first)):
         contrasts = _contrasts(map_, members)

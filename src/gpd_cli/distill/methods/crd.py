@@ -46,8 +46,8 @@ def nce_loss(scores: Tensor, num_images: int) -> Tensor:
     The loss is ``-log(h)`` for the pair of one image, and ``-log(1 - h)`` for each of the K draws.
 
     Args:
-        scores: logarithms of estimated probabilities, ``[B, 1 + K]``: first that of the image
-            itself, then those of the K entries drawn.
+        scores: logarithms of estimated probabilities, ``[B, 1 + K]``: the first column is for the
+            image itself, the others are for the K entries drawn.
         num_images: number of images, N, in the noise distribution ``1 / N``.
 
     Returns:

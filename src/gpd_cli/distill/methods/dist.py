@@ -16,8 +16,8 @@ _LEAST = 1e-4
 def pearson(one: Tensor, other: Tensor) -> Tensor:
     """Compute Pearson's correlation of two matrices, row by row.
 
-    The correlation of a constant row is 0, and that of a nearly constant row (with a norm below
-    1e-4 after its mean is subtracted) is close to 0. The authors' code instead adds 1e-8 to the
+    A constant row has the correlation 0, and a nearly constant row (with a norm below 1e-4 after
+    its mean is subtracted) a correlation close to 0. The authors' code instead adds 1e-8 to the
     product of the norms; there the gradient explodes if one of two rows is constant.
 
     Args:
@@ -73,8 +73,8 @@ def dist_loss(
 class DIST(Method):
     """DIST: predictions have to correlate with the teacher's, but not to be equal to them.
 
-    The defaults are those of the authors' ImageNet runs. Labels are not used, so mixed images and
-    label smoothing change nothing. Correlations over images use the local batch only.
+    The default settings are taken from the authors' ImageNet runs. Labels are not used, so mixed
+    images and label smoothing change nothing. Correlations over images use the local batch only.
 
     Args:
         beta: weight of the inter-class relation.

@@ -65,7 +65,7 @@ def dkd_loss(
 
 
 class DKD(Method):
-    """Decoupled knowledge distillation; the defaults are those of the GPD authors' ResNet-18 run.
+    """Decoupled knowledge distillation, by default with the settings of the GPD authors' ResNet-18.
 
     Under mixup the target class is the one with the largest weight, as in the GPD authors' runs.
 

@@ -49,7 +49,7 @@ def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 def _averages(like: Tensor, length: int, cells: int) -> Tensor:
     """Make a matrix, ``[cells, length]``, that averages a side of a map over cells.
 
-    The cells are those of adaptive average pooling, and may overlap.
+    The cells are chosen as in adaptive average pooling, and may overlap.
     """
     rows = torch.zeros(cells, length, dtype=like.dtype)
     for cell in range(cells):

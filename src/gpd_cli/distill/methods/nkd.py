@@ -46,7 +46,7 @@ def nkd_loss(
 
 
 class NKD(Method):
-    """Normalized knowledge distillation; the defaults are those of the authors' runs.
+    """Normalized knowledge distillation, by default with the settings of the authors' runs.
 
     These are the runs on CIFAR-100 and ImageNet. Under mixup the target class is the one with the
     largest weight, as in the authors' code. Label smoothing does not change this loss.

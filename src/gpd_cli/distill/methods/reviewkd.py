@@ -78,7 +78,7 @@ class Fusion(nn.Module):
     def forward(
         self, maps: Tensor, deeper: Tensor | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Fuse the maps of this stage with those of the deeper stages.
+        """Fuse the maps of this stage with the fused maps of the deeper stages.
 
         Args:
             maps: maps of the stage, ``[B, channels, H, W]``.
@@ -104,9 +104,9 @@ class ReviewKD(Method):
     """Knowledge review: the network's deeper stages help it to match the teacher's shallower ones.
 
     Args:
-        width: number of channels of the fused maps. By default it is that of the network's deepest
-            features, 512 at most, as for the authors' CIFAR networks and ResNet-18 (256 for
-            MobileNet V1 and RVT).
+        width: number of channels of the fused maps. By default they have as many channels as the
+            network's deepest features, 512 at most, as for the authors' CIFAR networks and
+            ResNet-18 (256 for MobileNet V1 and RVT).
         use_embedding: whether the pooled features, the classifier's input, are compared as a last
             stage.
         student_preactivation: whether stages of student and dynamic teacher are taken before their

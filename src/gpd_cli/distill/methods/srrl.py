@@ -24,9 +24,9 @@ def srrl_loss(
 ) -> Tensor:
     """Softmax regression representation learning (Yang et al., ICLR 2021).
 
-    The sum of two mean squared differences: that of the embeddings (feature matching), and that of
-    the logits which the teacher's classifier computes from the embeddings (softmax regression, in
-    the form of the authors' code). The paper is at OpenReview, ZzwDy_wiWv.
+    The weighted sum of two mean squared differences: between the embeddings (feature matching), and
+    between the logits that the teacher's classifier computes from the embeddings (softmax
+    regression, in the form of the authors' code). The paper is at OpenReview, ZzwDy_wiWv.
 
     Args:
         connected: the student's embedding after the connector, ``[B, F]``.

@@ -75,7 +75,7 @@ def cut(map_: IndexMap, sizes: Sequence[int]) -> list[IndexMap] | None:
 
     Returns:
         One map for each piece, or None if the wide axis does not consist of the copies of the first
-        piece, then those of the second, and so on.
+        piece, then the copies of the second piece, and so on.
 
     Example:
         >>> from gpd_cli.widening.plan import spread

@@ -47,8 +47,8 @@ def solve(
     Args:
         equations: the equations of one container.
         values: the present values of all attributes in the equations.
-        fixed: attributes that cannot change, such as those of layers, which follow from the layers'
-            tensors.
+        fixed: attributes that cannot change, such as layers' attributes, which follow from the
+            layers' tensors.
 
     Returns:
         The new values of the attributes that change, the first solution of the search.

@@ -1,6 +1,6 @@
-"""Find the variables of a container: what has to be decided before its code runs in the wide copy.
+"""Find the variables of a container: what has to be decided before its code runs with wide layers.
 
-They are derived from the recording of the student's run.
+Variables are derived from the recording of the student's run.
 """
 
 from __future__ import annotations

@@ -231,7 +231,11 @@ def _widen(
     keeps_output = recording.keeps_output | _excluded([*layers, *recording.direct], exclude)
 
     def widened(multiples: bool) -> tuple[WidthPlan | Mismatch, Widening]:
-        """Run the widening, and return its plan, or the mismatch where it failed, and the run."""
+        """Run a widening, and return the plan (or the mismatch if there is none) and the widening.
+
+        Args:
+            multiples: whether activations may be multiples of copies.
+        """
         # Containers whose solved numbers the confirming run has shown to be wrong.
         by_trial: set[str] = set()
         while True:
@@ -369,7 +373,7 @@ def _run_in_training(narrow: nn.Module, images: Tensor) -> _TrainingRun:
         if is_leaf(module):
             module.register_forward_pre_hook(lambda m, args, name=name: layers.append(name))
     output = None
-    # Errors, such as that of batch statistics of a single pixel, do not matter: only the calls do.
+    # Only the calls matter, and not errors, such as for batch statistics of a single pixel.
     with suppress(Exception):
         output = network(images.clone())
     return _TrainingRun(layers, runs_again(network, output))

@@ -1,4 +1,8 @@
-"""Find the number to scale a layer's output by, where it is added to a multiple of copies."""
+"""Find the factor of a layer's output that is added to a multiple of copies.
+
+A norm or a sum over copied channels leads to such multiples. The outputs of layers that are added
+to them have to be multiplied by the same factor.
+"""
 
 from __future__ import annotations
 

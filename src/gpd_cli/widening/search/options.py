@@ -41,7 +41,7 @@ COUNT = "count"
 """Label of the option that an integer widens as a number of heads or groups."""
 
 ALL_SEGMENTS = "segments"
-"""Label of the layout in segments all of which widen."""
+"""Label of the layout in which every segment widens."""
 
 BY_RULE = "rule"
 """Label of the layout that a rule asks for."""

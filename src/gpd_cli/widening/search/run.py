@@ -30,7 +30,7 @@ class Run:
         scale: how much wider the network gets.
         keeps_output: names of the layers that keep their output channels.
         multiples: whether activations may be multiples of copies.
-        trials: the counter of trials, which includes those of earlier runs.
+        trials: the counter of trials, which also counts the trials of earlier runs.
 
     Attributes:
         wide: the copy of the student that is widened.

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 MOST_TRIALS = 12
-"""The largest number of trials of one container, including those of the containers inside it."""
+"""The largest number of trials of one container, including trials of the containers inside it."""
 
 # After so many useless trials inside a container, each container inside it makes one guess only.
 _MOST_IN_VAIN = 20
