@@ -1,4 +1,4 @@
-"""The input channel that each wide output copies in the identity branch."""
+"""Choose the input channels that the identity branch of a wide layer copies."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def frequency_filters(
         position = torch.arange(size, dtype=torch.float64) + 0.5
         return torch.cos(torch.outer(frequency, position) * (math.pi / size))
 
-    # OREPA's second half counts from O / 2, which is no whole number where O is odd.
+    # In OREPA the frequencies of the second half begin at O / 2, which is no integer if O is odd.
     second = half + 1 - out_channels / 2 if growing else 1
     vertical = basis(kh, 1, half)[:, :, None].expand(-1, kh, kw)
     horizontal = basis(kw, second, out_channels - half)[:, None, :].expand(-1, kh, kw)
@@ -221,7 +221,7 @@ def depthwise_separable(depthwise: Tensor, weight: Tensor, groups: int = 1) -> T
     """
     in_channels, multiplier, kh, kw = depthwise.shape
     out_channels, fan = weight.shape[0], in_channels // groups
-    # Input channels are the batch axis of products [O/g, m] by [m, kh * kw].
+    # Batched matrix products of [O/g, m] and [m, kh * kw], one for each input channel.
     left = weight.reshape(groups, out_channels // groups, fan, multiplier).transpose(1, 2)
     right = depthwise.reshape(groups, fan, multiplier, kh * kw)
     return torch.matmul(left, right).transpose(1, 2).reshape(out_channels, fan, kh, kw)

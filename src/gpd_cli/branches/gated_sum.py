@@ -178,7 +178,7 @@ class Dense(NamedTuple):
     """The branch's kernel, ``[O, F, kh, kw]``, or ``[O, I]`` for a linear layer."""
 
     def add_to(self, total: Tensor, dtype: torch.dtype) -> None:
-        """Add the gated kernel."""
+        """Add the branch's kernel times the gate."""
         total.addcmul_(self.kernel.to(total.dtype), _per_output(self.gate, total))
 
     def gradients(self, grad: Gradient, dtype: torch.dtype) -> tuple[Tensor | None, ...]:

@@ -1,4 +1,4 @@
-"""The layers of a network that get branches."""
+"""Choose the layers of a network that get branches."""
 
 from __future__ import annotations
 

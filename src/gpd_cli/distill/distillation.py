@@ -171,7 +171,7 @@ class Distillation(nn.Module):
             method.check_maps(student, info)
 
     def same_everywhere(self) -> list[str]:
-        """Names of the buffers that all processes keep equal without broadcasts."""
+        """Names of the buffers that are equal in all processes without broadcasts by DDP."""
         return self._names(lambda method: method.same_everywhere)
 
     def stays_finite(self) -> list[str]:

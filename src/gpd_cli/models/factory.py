@@ -40,7 +40,7 @@ _REUSED = "simkd/"
 _OF_PROJECTOR = ("features", "relu")
 Role = Literal["student", "teacher"]
 _PRETRAINED = "pretrained"
-# torchvision's own argument for published weights, with the name of an entry.
+# torchvision's own argument for published weights, which takes the name of one of several files.
 _ENTRY = "weights"
 # Auxiliary heads make the output a tuple in training, and their initialization is slow and warns.
 _TORCHVISION_ARGS = {
@@ -194,7 +194,7 @@ def _wants_pretrained(name: str, args: Mapping[str, Any], weights: str | Path | 
 def _built(name: str, args: dict[str, Any], role: Role) -> nn.Module:
     try:
         return _build(name, args)
-    except Exception as error:  # constructors raise anything at arguments they do not expect
+    except Exception as error:  # constructors raise errors of many types for wrong arguments
         settings = ", ".join(f"{key}={value!r}" for key, value in args.items())
         kind = StudentArgumentsError if role == "student" else ModelError
         raise kind(f"Cannot build {name}({settings}): {_reason(error)}.") from error

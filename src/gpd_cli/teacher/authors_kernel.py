@@ -82,7 +82,7 @@ class AuthorsKernel(SharedKernel):
             shared = nn.ModuleDict()
             for key, narrow in weights.items():
                 factor = plans.get((name, key), plan)
-                # Depthwise filters sum over no channels, so nothing is divided.
+                # Depthwise filters do not sum over channels, so they are not divided.
                 factor_sharing = Sharing(
                     factor, storage, narrow, None if key == "depthwise" else out_axis
                 )

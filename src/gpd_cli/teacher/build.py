@@ -49,7 +49,7 @@ def widen_module(
     for name, attributes in plan.attributes.items():
         module = network.get_submodule(name)
         for key, value in attributes.items():
-            # A plan that was read from a file has tuples where the network may have lists.
+            # A plan from a file has tuples, where the network's attribute may be a list.
             old = getattr(module, key)
             setattr(module, key, list(value) if isinstance(old, list) else value)
     for name, tensor_plan in plan:
@@ -149,7 +149,7 @@ def build_pair(
             _tie(teacher, module, leaf, first, kernels)
             continue
         parameter, tensor_plan = getattr(module, leaf), plan.tensors.get(name)
-        # A frozen kernel has to stay unchanged, but branches would be trained.
+        # A frozen kernel gets no branches: they would be trained, but the kernel has to stay.
         takes = leaf == "weight" and parameter.requires_grad
         extra = taken.get(owner, ()) if takes else ()
         tensor_plan = tensor_plan or TensorPlan((None,) * parameter.ndim)

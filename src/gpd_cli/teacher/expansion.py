@@ -147,7 +147,8 @@ def expand(
         try:
             return grow(first)
         except ExpansionError:
-            # The plan was found with smaller images, for which the network may take another path.
+            # The plan was found with smaller images, for which the network's code may take another
+            # path, so it is searched again with images of the sample's size.
             again = find_plan(student, sample, ratio, shrink=False, **options)
             if again == first:
                 raise
@@ -176,7 +177,7 @@ def _grow(
     refresh(student)
     network = student
     if options["branch_init"] != "zero":
-        # Only in float64 do merged branches give back the student's kernels exactly enough.
+        # With branches that are not zero, kernels are exact enough for the check in float64 only.
         network = copy_network(student).to("cpu", torch.float64)
     elif any(tensor.device.type != "cpu" for tensor in (*student.parameters(), *student.buffers())):
         network = copy_network(student).to("cpu")

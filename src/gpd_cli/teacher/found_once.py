@@ -47,7 +47,7 @@ def grown_once(grow: Callable[..., Pair]) -> Pair:
 
 
 def what_was_found(pair: Pair) -> dict[str, Any]:
-    """The plan and the certificate of a pair as plain values (JSON).
+    """Convert the plan and the certificate of a pair to plain values (JSON).
 
     Args:
         pair: a pair that was grown by `gpd_cli.expand`.

@@ -77,7 +77,7 @@ class _BothKernels(torch.autograd.Function):
             if scale is not None:
                 grad[ctx.block] = block * scale
         else:
-            # One pass over the strided block in each direction.
+            # The block, which is strided, is read once and written once.
             grad[ctx.block] = (
                 block + student if scale is None else torch.addcmul(student, block, scale)
             )
@@ -297,7 +297,10 @@ class SharedKernel(nn.Module):
 
     @property
     def needs_merging(self) -> bool:
-        """Whether the student's kernel takes more than slicing the stored tensor."""
+        """Whether the student's kernel is more than a slice of the stored tensor.
+
+        This is so if there are branches, or if gradients have to reach the stored tensor.
+        """
         return self.branches is not None or torch.is_grad_enabled()
 
     def forget(self) -> None:

@@ -21,7 +21,11 @@ _PROBE_BATCH = 2
 
 
 class Alone(nn.Module):
-    """A student without a dynamic teacher: plain training, with the interface of `Pair`."""
+    """A student without a dynamic teacher, for plain training, with the interface of `Pair`.
+
+    Args:
+        student: the network to train.
+    """
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Student and dynamic teacher as one module that owns every weight once."""
+"""Student and dynamic teacher as one module, in which each shared weight exists only once."""
 
 from __future__ import annotations
 
@@ -128,9 +128,9 @@ class Pair(nn.Module):
         return cast(Tensor, functional_call(self.narrow, dict(weights), (images,)))
 
     def extract(self) -> nn.Module:
-        """Extract the student: a new plain module of the user's own class, weights copied.
+        """Extract the student: a new plain module of the user's own class, with copied weights.
 
-        The module's output equals the output of `student` bit for bit.
+        Its output equals the output of the method `student` bit for bit.
         """
         with torch.inference_mode(False), torch.no_grad():
             weights = self._weights()

@@ -72,7 +72,10 @@ class Segment:
             raise ValueError(f"A segment of {self.wide} wide outputs has one part, block 1, grows.")
 
     def map(self, scale: Scale) -> IndexMap:
-        """The segment's index map: copies side by side, ``c0 c0 c1 c1 ...``, by block and part."""
+        """Make the segment's index map, with copies side by side: ``c0 c0 c1 c1 ...``.
+
+        Each c stands for a block, and each part is widened in this way by itself.
+        """
         if not self.grows:
             return identity(self.size)
         if self.wide is not None:

@@ -1,4 +1,4 @@
-"""The base class of static-teacher methods, which compare a trained network with a frozen one."""
+"""The base class of distillation methods, which compare a trained network with a static teacher."""
 
 from __future__ import annotations
 

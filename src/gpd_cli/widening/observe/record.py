@@ -286,7 +286,7 @@ class _Recorder(Tracer):
         return Event(func, kept, None)
 
     def finish(self, logits: Tensor) -> None:
-        """Derive the entries of the recording that need the whole graph.
+        """Derive those entries of the recording that need the whole autograd graph.
 
         Args:
             logits: the network's output, with its graph.
@@ -331,7 +331,11 @@ class _Recorder(Tracer):
                     found.append((container, split))
 
     def _layers_behind(self, nodes: Iterable[Any]) -> set[str]:
-        """The last layers behind activations, see `last_layers`."""
+        """Names of the last layers that activations come from, see `last_layers`.
+
+        Args:
+            nodes: the activations' ``grad_fn``.
+        """
         return last_layers(nodes, self._nodes, self._mixes)
 
     def forget(self) -> None:

@@ -105,7 +105,7 @@ def find_plan(
             confirm = "none" if is_certified else "computed"
             return _plan(narrow, images, scale, exclude, confirm, trials)
     finally:
-        gc.collect()  # cycles of hooks and networks hold large tensors
+        gc.collect()  # hooks and networks refer to each other, and hold large tensors
 
 
 def _check_memory(student: nn.Module, ratio: float, multiple: int) -> None:
@@ -328,7 +328,7 @@ def _record(narrow: nn.Module, images: Tensor) -> Recording:
 
 
 def _refresh(network: nn.Module) -> None:
-    """Empty the caches of a network's modules.
+    """Empty the caches that a network's modules keep in eval mode.
 
     Raises:
         ExpansionError: when the network's own ``train()`` does not run.

@@ -1,4 +1,4 @@
-"""The copy of the student that is widened step by step, and can return to an earlier state."""
+"""The copy of the student that is widened step by step; an earlier state can be restored."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class WideNetwork:
             self._postponed[name] = None
 
     def restore(self, plan: WidthPlan) -> None:
-        """Return to an earlier plan.
+        """Undo all changes since an earlier plan.
 
         Args:
             plan: a copy of the plan at that time, which becomes the plan of this network.

@@ -138,7 +138,13 @@ class Widening(Tracer):
         return value
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make a call with numbers, constants and weights that fit the copies."""
+        """Make a call in a container's code, with numbers, constants and weights for wide tensors.
+
+        Args:
+            func: the torch function.
+            args: the positional arguments.
+            kwargs: the keyword arguments.
+        """
         frame = self._run.frame
         if frame is None or self._run.is_confirming:
             return func(*args, **kwargs)
