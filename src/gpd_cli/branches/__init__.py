@@ -1,4 +1,9 @@
-"""Extra branches of a layer, merged into the layer's kernel before the layer runs."""
+"""Extra branches of a layer, which are merged into the layer's kernel before the layer runs.
+
+`names` has the names of all branches, `functional` the algebra of each, `initial` their initial
+values, and `merge` their sum with the main kernel. `BranchBank` is the module that holds the
+branches of one layer, and `branched_layers` chooses the layers that get any.
+"""
 
 from gpd_cli.branches.bank import BranchBank
 from gpd_cli.branches.channels import identity_channels

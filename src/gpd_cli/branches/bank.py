@@ -13,36 +13,36 @@ from gpd_cli.branches.names import MAIN_GATE, BranchInit, branch_names
 
 
 class BranchBank(nn.Module):
-    """Parameters and gates of the extra branches that are merged into one kernel.
+    """Weights and gates of the extra branches that are merged into one kernel.
 
     With ``init`` ``zero``, gates start at zero, so that the merged kernel is the main kernel to the
-    last bit; each weight starts as a convolution's, so that the gates have gradients from the first
-    step. With ``orepa``, gates and weights start as OREPA's, and `absorb` gives the main kernel
-    with which the merged kernel is the wanted one. With ``gpd`` the authors' block starts as in the
+    last bit; the weights start as in a new convolution, so that the gates have gradients from the
+    first step. With ``orepa``, gates and weights start as OREPA's; `absorb` then returns the
+    main kernel that merges to a wanted kernel. With ``gpd`` the authors' block starts as in the
     authors' code, and the merged kernel is the sum of its branches.
 
-    Only in the authors' block has the main kernel a gate. OREPA's gate on the main kernel (1/4 at
-    the start) leaves room for the other branches; here `absorb` does. Otherwise such a gate would
-    rescale the learning rate of the stored kernel, and the student's weights would no longer be a
-    block of the stored kernel.
+    Only the authors' block has a gate on the main kernel. In OREPA this gate is 1/4 at the start,
+    to leave room for the other branches; here `absorb` subtracts them from the main kernel instead.
+    A gate would rescale the learning rate of the stored kernel, and the student's weights would no
+    longer be a block of the stored kernel.
 
     State-dict keys are ``gates.<branch>`` and ``weights.<branch>.<tensor>``.
 
     Args:
         kernel_shape: shape of the main kernel, ``[O, I/g, kh, kw]``, or ``[O, I]`` for a linear
             layer.
-        groups: groups of the convolution.
+        groups: number of groups of the convolution.
         names: the extra branches, as `branch_names` returns them.
         init: initial values of gates and weights.
-        width: inner channels of ``1x1_kxk``, see `gpd_cli.expand`.
-        channels: ``[O]``, for the identity branch: the input channel within the group that each
-            output copies; by default the input channel in the same position.
+        width: number of inner channels of the ``1x1_kxk`` branch, see `gpd_cli.expand`.
+        channels: for the identity branch, the input channel within the group that each output
+            copies, ``[O]``; by default the input channel in the same position.
         device: device of the parameters.
         dtype: dtype of the parameters.
         generator: random generator of the initial weights, which do not depend on ``device``.
 
     Raises:
-        GpdError: when there is no branch of some name.
+        GpdError: when there is no branch of one of the names.
 
     Example:
         >>> bank = BranchBank((8, 4, 3, 3), 1, branch_names(6))
@@ -97,17 +97,18 @@ class BranchBank(nn.Module):
             channels = None
         elif channels is None:
             channels = torch.arange(out_channels) % fan
-        # No buffer: averaging of weights averages buffers, too, and would round indices down.
+        # The indices are no buffer: averaging of weights (EMA) averages buffers, too, and would
+        # round the indices down.
         self.channels = channels
 
     def forward(self, kernel: Tensor) -> Tensor:
         """Merge the branches into the main kernel.
 
         Args:
-            kernel: ``[O, I/g, kh, kw]``, or ``[O, I]``.
+            kernel: the main kernel, ``[O, I/g, kh, kw]``, or ``[O, I]``.
 
         Returns:
-            The merged kernel, of the same shape, dtype and memory layout.
+            The merged kernel, of the same shape, dtype and memory format.
         """
         parameters = self.factors()
         if self.channels is not None:
@@ -118,29 +119,32 @@ class BranchBank(nn.Module):
         return merge(kernel, gates, parameters, self.filters, self.groups)
 
     def factors(self) -> dict[str, dict[str, Tensor]]:
-        """The trainable tensors of each branch, by name."""
+        """The weights of each branch by name, by branch name; gates are not included."""
         return {name: dict(weights.named_parameters()) for name, weights in self.weights.items()}
 
     @torch.no_grad()
     def absorb(self, wanted: Tensor) -> Tensor:
-        """The main kernel that merges to a wanted kernel: the latter less all gated branches.
+        """Subtract all gated branches from a kernel, so that merging gives this kernel again.
 
         Args:
             wanted: the wanted merged kernel, ``[O, I/g, kh, kw]``, or ``[O, I]``.
 
         Returns:
-            A tensor of the same shape, which merges to the wanted kernel up to rounding, and to
-            the last bit where all gates are zero.
+            The main kernel that merges to the wanted kernel, of the same shape: up to rounding, and
+            to the last bit where all gates are zero.
         """
         extra_branches: Tensor = self(torch.zeros_like(wanted))
         return wanted - extra_branches
 
     def is_silent(self) -> bool:
-        """Whether the gates leave the main kernel as it is, to the last bit."""
+        """Whether the gates leave the main kernel unchanged to the last bit.
+
+        This is so if the gates of all branches are zero, and a gate on the main kernel is one.
+        """
         return not any(
             bool((gate - float(name == MAIN_GATE)).any()) for name, gate in self.gates.items()
         )
 
     def extra_repr(self) -> str:
-        """The branches, for ``print``."""
+        """The names of the branches and the number of groups, for ``print``."""
         return f"{', '.join(self.names)}, groups={self.groups}"

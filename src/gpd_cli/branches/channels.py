@@ -1,4 +1,4 @@
-"""The input channel that each wide output copies in the identity branch."""
+"""Choose the input channels that the identity branch of a wide layer copies."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from torch import Tensor
 
 
 def identity_channels(outputs: Iterable[int], inputs: Iterable[int], fan: int) -> Tensor:
-    """Identity between two axes of copies: the k-th output copy takes the k-th input copy.
+    """Choose the wide input channel that each wide output copies in the identity branch.
 
-    The two axes may have their copies in different orders. Where inputs have fewer copies, each
-    is taken more often. The student's slice, from first copies to first copies, is the identity.
+    The k-th copy of a narrow output takes the k-th copy of the same narrow input channel. The two
+    axes may have their copies in different orders. Where an input channel has fewer copies than the
+    output, its copies are taken in turn. The first copy of an output takes the first copy of the
+    input, so the student's slice of the branch is the student's identity branch.
 
     Args:
         outputs: for each wide output, the narrow output that it copies.
         inputs: for each wide input channel of a group, the narrow input channel that it copies.
-        fan: fan-in: narrow input channels per group; output c takes channel ``c % fan``.
+        fan: number of narrow input channels per group; narrow output c takes the narrow input
+            channel ``c % fan``.
 
     Returns:
-        ``[O]``: for each wide output, a wide input channel of its group.
+        For each wide output, a wide input channel within its group, ``[O]``.
 
     Example:
         >>> identity_channels([0, 0, 1, 1], [0, 1, 0, 1], 2)

@@ -1,11 +1,11 @@
-"""Branch algebra: the kernel of the one convolution that equals several layers in a row.
+"""Branch algebra: functions that turn several layers in a row into the kernel of one convolution.
 
-No branch has a bias, a norm or an activation, so a branch is linear in its input and its kernel is
-exact for any stride, padding and dilation (DBB, Ding et al., CVPR 2021; OREPA, Hu et al., CVPR
-2022).
+No branch has a bias, a norm or an activation. So a branch is linear in its input, and the
+equivalent kernel is exact for any stride, padding and dilation (DBB, Ding et al., CVPR 2021; OREPA,
+Hu et al., CVPR 2022).
 
-Tensors have the shapes of convolution weights. With O output channels, I input channels, g groups
-and kernel kh x kw, the equivalent kernel is ``[O, I/g, kh, kw]``.
+Tensors have the shapes of convolution weights: with O output channels, I input channels, g groups
+and kernels of kh x kw, the equivalent kernel is ``[O, I/g, kh, kw]``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ def centred(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
     """Place a smaller kernel at the centre of a larger one (DBB, transform VI; ACNet).
 
     Args:
-        weight: ``[O, I/g, h, w]`` with each side either 1 or the kernel's.
-        kernel_size: (kh, kw); the centre of an even side is its lower middle, ``(k - 1) // 2``.
+        weight: the smaller kernel, ``[O, I/g, h, w]``, where h is 1 or kh, and w is 1 or kw.
+        kernel_size: (kh, kw) of the larger kernel; the centre of a side of even length k is at
+            index ``(k - 1) // 2``.
 
     Returns:
-        ``[O, I/g, kh, kw]``, zero elsewhere.
+        The larger kernel, ``[O, I/g, kh, kw]``, zero around the smaller one.
 
     Example:
         >>> centred(torch.ones(1, 1, 1, 1), (3, 3))[0, 0]
@@ -47,17 +48,17 @@ def identity_kernel(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Kernel that copies one input channel per output (RepVGG's identity branch).
+    """Make a kernel that copies one input channel to each output (RepVGG's identity branch).
 
-    With a stride, the positions that the stride keeps are copied.
+    In a layer with a stride, only the positions that the stride keeps are copied.
 
     Args:
-        channels: ``[O]``, for each output the input channel within the group.
-        kernel_shape: ``[O, I/g, kh, kw]``.
+        channels: for each output the index of its input channel within the group, ``[O]``.
+        kernel_shape: shape of the result, ``[O, I/g, kh, kw]``.
         dtype: dtype of the result.
 
     Returns:
-        ``[O, I/g, kh, kw]``: one at the centre of the chosen channels, zero elsewhere.
+        The kernel, ``[O, I/g, kh, kw]``: one at the centre of the chosen channels, zero elsewhere.
 
     Example:
         >>> identity_kernel(torch.tensor([1, 0]), (2, 2, 1, 1)).flatten(1)
@@ -72,12 +73,12 @@ def from_identity(deviation: Tensor, size: int) -> Tensor:
     """Add the identity to a deviation, so that weight decay acts on the deviation only (DBB).
 
     Args:
-        deviation: any shape that is rows of ``size`` numbers in memory; the identity is repeated
-            for every further ``size`` rows.
+        deviation: a tensor of any shape, whose elements in order are taken as rows of ``size``
+            numbers. An identity is added to each block of ``size`` rows.
         size: number of rows and columns of the identity.
 
     Returns:
-        A tensor of the same shape.
+        The sum, of the shape of ``deviation``.
 
     Example:
         >>> from_identity(torch.zeros(4, 2), 2)
@@ -91,14 +92,15 @@ def from_identity(deviation: Tensor, size: int) -> Tensor:
 
 
 def pointwise_average(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
-    """1 x 1 convolution followed by average pooling (DBB, transforms III and V).
+    """Merge a 1 x 1 convolution followed by average pooling (DBB, transforms III and V).
 
     Args:
-        weight: ``[O, I/g, 1, 1]``.
-        kernel_size: (kh, kw), the window of the pooling, which counts padding.
+        weight: the weight of the 1 x 1 convolution, ``[O, I/g, 1, 1]``.
+        kernel_size: (kh, kw), the window of the pooling, which includes padding in its averages.
 
     Returns:
-        ``[O, I/g, kh, kw]``, a view of one value per channel pair.
+        The equivalent kernel, ``[O, I/g, kh, kw]``: a view in which all positions of a kernel share
+        one value in memory.
 
     Example:
         >>> pointwise_average(torch.full((1, 1, 1, 1), 8.0), (2, 2))[0, 0]
@@ -119,20 +121,22 @@ def frequency_filters(
 ) -> Tensor:
     """Fixed filters of the frequency-prior branch: one DCT-II basis vector per output channel.
 
-    The first half of the channels varies along the height, the second along the width;
-    neighbours differ in frequency. OREPA lets the frequency grow with the channel, and there the
-    filter of every odd multiple of the kernel's side is zero, so that such a channel never learns.
-    Cycling through ``0 .. k - 1`` gives the same filters, up to their sign, without the dead ones.
+    In the first half of the channels the filters vary along the height, in the second half along
+    the width, and neighbouring channels have different frequencies. By default the frequencies
+    cycle through ``0 .. k - 1``, with k the side of the kernel. In OREPA the frequencies grow with
+    the channel; there a filter whose frequency is an odd multiple of k is zero, so that its channel
+    never learns. All other filters are the same in both cases, up to their sign.
 
     Args:
-        out_channels: O.
+        out_channels: number of output channels, O.
         kernel_size: (kh, kw).
-        growing: let the frequency grow, dead filters and all, as OREPA and the paper's authors do.
+        growing: whether frequencies grow with the channel, as in OREPA and in the code of the
+            paper's authors, with filters that are zero.
         dtype: dtype of the result.
         device: device of the result.
 
     Returns:
-        ``[O, kh, kw]``.
+        The filters, ``[O, kh, kw]``.
     """
     kh, kw = kernel_size
     half = (out_channels + 1) // 2
@@ -144,7 +148,7 @@ def frequency_filters(
         position = torch.arange(size, dtype=torch.float64) + 0.5
         return torch.cos(torch.outer(frequency, position) * (math.pi / size))
 
-    # OREPA's second half counts from O / 2, which is no whole number where O is odd.
+    # In OREPA the frequencies of the second half begin at O / 2, which is no integer if O is odd.
     second = half + 1 - out_channels / 2 if growing else 1
     vertical = basis(kh, 1, half)[:, :, None].expand(-1, kh, kw)
     horizontal = basis(kw, second, out_channels - half)[:, None, :].expand(-1, kh, kw)
@@ -152,28 +156,31 @@ def frequency_filters(
 
 
 def frequency_prior(weight: Tensor, filters: Tensor) -> Tensor:
-    """Pointwise weight times a fixed filter per output channel (OREPA's frequency prior).
+    """Multiply a 1 x 1 weight by a fixed filter per output channel (OREPA's frequency prior).
 
     Args:
-        weight: ``[O, I/g, 1, 1]``.
-        filters: ``[O, kh, kw]``, see `frequency_filters`.
+        weight: the trainable weight, ``[O, I/g, 1, 1]``.
+        filters: the fixed filters, ``[O, kh, kw]``, see `frequency_filters`.
 
     Returns:
-        ``[O, I/g, kh, kw]``.
+        The equivalent kernel, ``[O, I/g, kh, kw]``.
     """
     return weight * filters[:, None]
 
 
 def pointwise_kxk(pointwise: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """1 x 1 convolution followed by a k x k one, both with the same groups (DBB, transform III).
+    """Merge a 1 x 1 convolution followed by a k x k one (DBB, transform III).
+
+    Both convolutions have the same number of groups. The result takes one matrix product per group.
 
     Args:
-        pointwise: ``[g * J, I/g, 1, 1]``, with J inner channels per group.
-        weight: ``[O, J, kh, kw]``.
-        groups: g.
+        pointwise: the weight of the 1 x 1 convolution, ``[g * J, I/g, 1, 1]``, with J inner
+            channels per group.
+        weight: the weight of the k x k convolution, ``[O, J, kh, kw]``.
+        groups: number of groups, g.
 
     Returns:
-        ``[O, I/g, kh, kw]``, in channels-last memory: the result of one product per group.
+        The equivalent kernel, ``[O, I/g, kh, kw]``, in channels-last memory.
 
     Example:
         >>> images = torch.randn(1, 2, 5, 5)
@@ -184,23 +191,25 @@ def pointwise_kxk(pointwise: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
         True
     """
     out_channels, inner, kh, kw = weight.shape
-    # With the summed axis last, kernel positions are rows like output channels: all in one GEMM,
-    # at no copy for a weight that lies in channels-last memory.
+    # With the summed axis last, kernel positions are rows like output channels, so one GEMM per
+    # group computes all of them. A weight in channels-last memory is not copied.
     rows = weight.permute(0, 2, 3, 1).reshape(groups, -1, inner)
     product = torch.bmm(rows, pointwise.reshape(groups, inner, -1))
     return product.view(out_channels, kh, kw, -1).permute(0, 3, 1, 2)
 
 
 def depthwise_separable(depthwise: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """Depthwise k x k convolution, m outputs per channel, followed by a 1 x 1 one (OREPA).
+    """Merge a depthwise k x k convolution followed by a 1 x 1 one (OREPA).
 
     Args:
-        depthwise: ``[I, m, kh, kw]``, as a convolution of I groups ``[I * m, 1, kh, kw]``.
-        weight: ``[O, I/g * m, 1, 1]``, the pointwise convolution.
-        groups: g, the groups of the pointwise convolution.
+        depthwise: the weight of the depthwise convolution, ``[I, m, kh, kw]``, with m outputs per
+            input channel; a convolution with I groups has the same weight as
+            ``[I * m, 1, kh, kw]``.
+        weight: the weight of the 1 x 1 convolution, ``[O, I/g * m, 1, 1]``.
+        groups: number of groups of the 1 x 1 convolution, g.
 
     Returns:
-        ``[O, I/g, kh, kw]``.
+        The equivalent kernel, ``[O, I/g, kh, kw]``.
 
     Example:
         >>> images = torch.randn(1, 2, 5, 5)
@@ -212,44 +221,50 @@ def depthwise_separable(depthwise: Tensor, weight: Tensor, groups: int = 1) -> T
     """
     in_channels, multiplier, kh, kw = depthwise.shape
     out_channels, fan = weight.shape[0], in_channels // groups
-    # Input channels are the batch axis of products [O/g, m] by [m, kh * kw].
+    # Batched matrix products of [O/g, m] and [m, kh * kw], one for each input channel.
     left = weight.reshape(groups, out_channels // groups, fan, multiplier).transpose(1, 2)
     right = depthwise.reshape(groups, fan, multiplier, kh * kw)
     return torch.matmul(left, right).transpose(1, 2).reshape(out_channels, fan, kh, kw)
 
 
 def expandnet(first: Tensor, middle: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """1 x 1, k x k and 1 x 1 convolutions in a row, with the same groups (ExpandNets).
+    """Merge a 1 x 1, a k x k and a 1 x 1 convolution in a row (ExpandNets).
 
-    Linear factors of one convolution, strategy CL of Guo et al., NeurIPS 2020.
+    These are the linear factors of one convolution in strategy CL of Guo et al., NeurIPS 2020. All
+    three convolutions have the same number of groups.
 
     Args:
-        first: ``[g * Q, I/g, 1, 1]``, with Q inner channels per group.
-        middle: ``[g * P, Q, kh, kw]``, with P inner channels per group.
-        weight: ``[O, P, 1, 1]``.
-        groups: g.
+        first: the weight of the first convolution, ``[g * Q, I/g, 1, 1]``, with Q output channels
+            per group.
+        middle: the weight of the k x k convolution, ``[g * P, Q, kh, kw]``, with P output channels
+            per group.
+        weight: the weight of the last convolution, ``[O, P, 1, 1]``.
+        groups: number of groups, g.
 
     Returns:
-        ``[O, I/g, kh, kw]``, in channels-last memory.
+        The equivalent kernel, ``[O, I/g, kh, kw]``, in channels-last memory.
     """
     (out_channels, inner), (kh, kw) = weight.shape[:2], middle.shape[2:]
-    # Rows of the product in channels-last memory are contiguous: no copy before the next product.
+    # The product is in channels-last memory, so its rows are views for the next product, no copies.
     rows = pointwise_kxk(first, middle, groups).permute(0, 2, 3, 1).reshape(groups, inner, -1)
     product = torch.bmm(weight.reshape(groups, -1, inner), rows)
     return product.view(out_channels, kh, kw, -1).permute(0, 3, 1, 2)
 
 
 def linear_factors(square: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """Two linear layers in a row, the square one on the narrower side (OREPA's 1 x 1 block).
+    """Merge two linear layers in a row (OREPA's 1 x 1 block).
+
+    One of the two is square: it comes first where the layer has no more inputs than outputs (per
+    group), and last otherwise.
 
     Args:
-        square: ``[g * m, m]``, with m the smaller of O/g and I/g: the first layer where m is I/g,
-            else the last layer.
-        weight: ``[O, I/g]``, or ``[O, I/g, 1, 1]`` for a 1 x 1 convolution.
-        groups: g.
+        square: the weight of the square layer, ``[g * m, m]``, with m the smaller of O/g and I/g.
+        weight: the weight of the other layer, ``[O, I/g]``, or ``[O, I/g, 1, 1]`` for a 1 x 1
+            convolution.
+        groups: number of groups, g.
 
     Returns:
-        A tensor of the weight's shape.
+        The equivalent weight, of the shape of ``weight``.
 
     Example:
         >>> square, weight = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[5.0, 7.0]] * 3)

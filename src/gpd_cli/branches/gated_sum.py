@@ -1,13 +1,15 @@
-"""A kernel and its gated branches as one differentiable operation.
+"""The sum of a kernel and its gated branches as one differentiable operation, to save memory.
 
-``kernel[o] + sum_b gate_b[o] * branch_b[o]``, as the operations of an automatic graph, would keep a
-tensor of the kernel's size for each branch and each gate. Here one autograd node adds the branches
-up in one buffer, keeps the branches' factors only, and computes each gradient in closed form from
-the gradient G of the sum. The gradient of a gate is ``<G[o], branch_b[o]>``.
+The sum is ``kernel[o] + sum_b gate_b[o] * branch_b[o]``. Written as separate operations, it would
+make autograd keep a tensor of the kernel's size for each branch and each gate. Here one autograd
+node adds the branches up in one buffer, keeps the branches' factors only, and computes each
+gradient in closed form from the gradient G of the sum. A gate has the gradient
+``<G[o], branch_b[o]>``.
 
-Each kind of branch is a named tuple of tensors, a `Term`. With O output channels, g groups, F = I/g
-input channels per group and K = kh * kw kernel positions, a term computes in the memory layout that
-its product comes in: ``[O, K, F]`` (rows, channels-last memory), or ``[O, F, K]``.
+Each kind of branch is a named tuple of tensors, a `Term`. There are O output channels, g groups,
+F = I/g input channels per group and K = kh * kw kernel positions. A term computes in the memory
+format of its product: ``[O, K, F]`` (called rows, as in channels-last memory), or ``[O, F, K]``
+(called flat).
 """
 
 from __future__ import annotations
@@ -21,48 +23,48 @@ from torch.autograd.function import once_differentiable
 
 
 class Gradient:
-    """The gradient of a kernel, in the two layouts that the terms compute in.
+    """The gradient of a kernel, in the two memory formats that the terms compute in.
 
     Args:
-        grad: ``[O, F, kh, kw]``, in any memory format.
+        grad: the gradient, ``[O, F, kh, kw]``, in any memory format.
     """
 
     def __init__(self, grad: Tensor) -> None:
         self.grad = grad
-        # No cached_property: its lock is nothing that torch.compile can trace.
+        # torch.compile cannot trace the lock of a cached_property, so results are kept by hand.
         self._rows: Tensor | None = None
         self._flat: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
-        """``[O, K, F]``, contiguous: a copy unless the gradient is in channels-last memory."""
+        """The gradient as contiguous ``[O, K, F]``: a copy unless it is in channels-last memory."""
         if self._rows is None:
             self._rows = self.grad.flatten(2).transpose(1, 2).contiguous()
         return self._rows
 
     @property
     def flat(self) -> Tensor:
-        """``[O, F, K]``, contiguous: a copy if the gradient is in channels-last memory."""
+        """The gradient as contiguous ``[O, F, K]``: a copy if it is in channels-last memory."""
         if self._flat is None:
             self._flat = self.grad.flatten(2).contiguous()
         return self._flat
 
 
 class Filtered(NamedTuple):
-    """Branches whose kernel is a sum of pointwise weights, each times a fixed filter per output."""
+    """All branches whose kernel is a sum of 1 x 1 weights, each times a fixed filter per output."""
 
     taps: Tensor
-    """The pointwise weights, ``[O, T, F]``."""
+    """The 1 x 1 weights of all branches, ``[O, T, F]``, with T of them per output channel."""
     patterns: Tensor
-    """The filters, gates included, ``[O, T, K]``."""
+    """The filters times the gates of their branches, ``[O, T, K]``."""
 
     def add_to(self, total: Tensor, dtype: torch.dtype) -> None:
-        """Add the sum over T of weight times filter."""
+        """Add the sum, over the T weights, of weight times filter."""
         rows = _rows_of(total)
         rows.add_(torch.bmm(self.patterns.transpose(1, 2), self.taps).view(rows.shape))
 
     def gradients(self, grad: Gradient, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-        """Gradients of weights and filters, one product each."""
+        """Compute the gradients of weights and gated filters, with one product for each."""
         rows = grad.rows
         return torch.bmm(self.patterns, rows), torch.bmm(self.taps, rows.transpose(1, 2))
 
@@ -71,14 +73,14 @@ class PointwiseProduct(NamedTuple):
     """A 1 x 1 convolution followed by a k x k one (see `functional.pointwise_kxk`)."""
 
     gate: Tensor
-    """``[O]``."""
+    """The gate, ``[O]``."""
     first: Tensor
-    """``[g, J, F]``, with J inner channels per group."""
+    """The 1 x 1 convolution, ``[g, J, F]``, with J inner channels per group."""
     weight: Tensor
-    """``[O, J, kh, kw]``."""
+    """The k x k convolution, ``[O, J, kh, kw]``."""
 
     def add_to(self, total: Tensor, dtype: torch.dtype) -> None:
-        """Add the gated product; the gate scales the product in place."""
+        """Add the product times the gate; the product is scaled in place."""
         rows = _rows_of(total)
         product = torch.bmm(self._weight_rows().to(dtype), self.first.to(dtype))
         product = product.view(len(self.gate), -1).to(total.dtype)
@@ -100,7 +102,7 @@ class PointwiseProduct(NamedTuple):
         return gate_grad, first_grad.to(self.first.dtype), weight_grad
 
     def _weight_rows(self) -> Tensor:
-        """``[g, O/g * K, J]``: no copy of a weight in channels-last memory."""
+        """The k x k weight as ``[g, O/g * K, J]``; no copy if it is in channels-last memory."""
         weight = self.weight.permute(0, 2, 3, 1)
         return weight.reshape(len(self.first), -1, weight.shape[-1])
 
@@ -108,19 +110,20 @@ class PointwiseProduct(NamedTuple):
 class DepthwiseProduct(NamedTuple):
     """A depthwise k x k convolution followed by a 1 x 1 one (see `functional.depthwise_separable`).
 
-    A product for each input channel would be tiny: the channels are taken in blocks of b, with the
-    depthwise filters of a block as one block-diagonal matrix ``[b * m, b * K]``.
+    Separate matrix products for each input channel would be tiny and slow. So channels are taken in
+    blocks of b, with the depthwise filters of a block as one block-diagonal matrix
+    ``[b * m, b * K]``.
     """
 
     gate: Tensor
-    """``[O]``."""
+    """The gate, ``[O]``."""
     depthwise: Tensor
-    """``[g, F, m, K]``, with m outputs per input channel."""
+    """The depthwise filters, ``[g, F, m, K]``, with m outputs per input channel."""
     weight: Tensor
     """The 1 x 1 convolution, ``[O, F, m]``."""
 
     def add_to(self, total: Tensor, dtype: torch.dtype) -> None:
-        """Add the gated product."""
+        """Add the product times the gate."""
         product = torch.matmul(self._blocks(self.weight), self._diagonal())
         product *= self.gate.view(len(product), 1, -1, 1)
         groups, blocks, outputs, _ = product.shape
@@ -136,7 +139,7 @@ class DepthwiseProduct(NamedTuple):
         weight = self.weight.flatten(1)
         gate_grad = torch.linalg.vecdot(weight, weight_grad)
         gated = self._blocks((weight * self.gate[:, None]).view_as(self.weight))
-        square = torch.matmul(gated.transpose(2, 3), flat)  # of which the diagonal blocks count
+        square = torch.matmul(gated.transpose(2, 3), flat)  # only its diagonal blocks are used
         groups, _, multiplier, taps = self.depthwise.shape
         square = square.view(groups, square.shape[1], -1, multiplier, square.shape[3] // taps, taps)
         depthwise_grad = square.diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3)
@@ -145,18 +148,18 @@ class DepthwiseProduct(NamedTuple):
 
     @property
     def _block(self) -> int:
-        """b: blocks of four cost least, on the CPU as measured."""
+        """Block size b; four channels were fastest when measured on the CPU."""
         fan = self.depthwise.shape[1]
         return next(size for size in (4, 2, 1) if fan % size == 0)
 
     def _blocks(self, weight: Tensor) -> Tensor:
-        """A tensor ``[O, F, n]`` as a matrix for each block: ``[g, F/b, O/g, b * n]``."""
+        """View ``[O, F, n]`` as one matrix for each block of channels: ``[g, F/b, O/g, b * n]``."""
         groups, fan = self.depthwise.shape[:2]
         blocks = weight.reshape(groups, len(weight) // groups, fan // self._block, -1)
         return blocks.transpose(1, 2)
 
     def _diagonal(self) -> Tensor:
-        """The depthwise filters, block-diagonal: ``[g, F/b, b * m, b * K]``."""
+        """The depthwise filters as block-diagonal matrices, ``[g, F/b, b * m, b * K]``."""
         groups, fan, multiplier, taps = self.depthwise.shape
         size = self._block
         shape = (groups, fan // size, size, multiplier, size, taps)
@@ -167,15 +170,15 @@ class DepthwiseProduct(NamedTuple):
 
 
 class Dense(NamedTuple):
-    """A branch whose kernel is at hand."""
+    """A branch whose whole kernel was computed before."""
 
     gate: Tensor
-    """``[O]``."""
+    """The gate, ``[O]``."""
     kernel: Tensor
-    """``[O, F, kh, kw]``, or ``[O, I]``."""
+    """The branch's kernel, ``[O, F, kh, kw]``, or ``[O, I]`` for a linear layer."""
 
     def add_to(self, total: Tensor, dtype: torch.dtype) -> None:
-        """Add the gated kernel."""
+        """Add the branch's kernel times the gate."""
         total.addcmul_(self.kernel.to(total.dtype), _per_output(self.gate, total))
 
     def gradients(self, grad: Gradient, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
@@ -185,19 +188,19 @@ class Dense(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """The identity: one element of each output's kernel."""
+    """The identity branch, which affects a single element of each output's kernel."""
 
     gate: Tensor
-    """``[O]``."""
+    """The gate, ``[O]``."""
     channels: Tensor
-    """``[O]``: the input channel within the group that each output copies."""
+    """The input channel within the group that each output copies, ``[O]``."""
 
     def add_to(self, total: Tensor, dtype: torch.dtype) -> None:
-        """Add the gate to the copied channel's centre."""
+        """Add the gate at the kernel's centre for the copied channel."""
         total[self._place(total)] += self.gate
 
     def gradients(self, grad: Gradient, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-        """The gate's gradient."""
+        """Compute the gradient of the gate; the channels, which are indices, have none."""
         return grad.grad[self._place(grad.grad)], None
 
     def _place(self, kernel: Tensor) -> tuple[Tensor, Tensor, int, int]:
@@ -207,15 +210,16 @@ class Identity(NamedTuple):
 
 
 Term = Filtered | PointwiseProduct | DepthwiseProduct | Dense | Identity
-"""A kind of branch: adds itself to a kernel in place, and knows the gradients of its tensors.
+"""Any kind of branch.
 
-``add_to`` takes the kernel, ``[O, F, kh, kw]`` in any memory format; ``gradients`` the gradient of
-the sum; both take the dtype of large products.
+``add_to(total, dtype)`` adds the gated branch to the kernel ``total``, ``[O, F, kh, kw]`` in any
+memory format, in place. ``gradients(grad, dtype)`` computes the gradients of the term's tensors, in
+the order of its fields, from the gradient of the sum. ``dtype`` is the dtype of large products.
 """
 
 
 class _GatedSum(torch.autograd.Function):
-    """The sum, and all gradients from the sum's gradient; the factors are all that is kept."""
+    """The autograd node of `gated_sum`: only the terms' tensors are kept for the backward pass."""
 
     @staticmethod
     def forward(
@@ -229,7 +233,7 @@ class _GatedSum(torch.autograd.Function):
         ctx.kinds, ctx.dtype = kinds, dtype
         gated = (None, None) if main_gate is None else (kernel, main_gate)
         ctx.save_for_backward(*gated, *tensors)
-        # One buffer, in the main kernel's memory format.
+        # The one buffer in which the sum is taken, in the main kernel's memory format.
         total = kernel.clone() if main_gate is None else kernel * _per_output(main_gate, kernel)
         for term in _terms(kinds, tensors):
             term.add_to(total, dtype)
@@ -241,7 +245,7 @@ class _GatedSum(torch.autograd.Function):
         kernel, main_gate, *tensors = ctx.saved_tensors
         gradient = Gradient(grad)
         found: list[Tensor | None] = []
-        # Compiled, the backward pass would be traced under the forward pass's autocast.
+        # torch.compile would trace the backward pass under the autocast of the forward pass.
         with torch.autocast(grad.device.type, enabled=False):
             for term in _terms(ctx.kinds, tensors):
                 found += term.gradients(gradient, ctx.dtype)
@@ -254,8 +258,8 @@ class _GatedSum(torch.autograd.Function):
 def gated_sum(kernel: Tensor, main_gate: Tensor | None, terms: Sequence[Term]) -> Tensor:
     """Add gated branches to a kernel: ``kernel[o] + sum_b gate_b[o] * branch_b[o]``.
 
-    Under autocast the product of ``PointwiseProduct``, which has by far the most operations, runs
-    in autocast's dtype; the sum is taken in the main kernel's.
+    Under autocast the product of `PointwiseProduct`, which has by far the most operations, runs in
+    autocast's dtype; the sum is taken in the main kernel's dtype.
 
     Args:
         kernel: the main kernel, ``[O, F, kh, kw]``, or ``[O, I]``.
@@ -274,7 +278,7 @@ def gated_sum(kernel: Tensor, main_gate: Tensor | None, terms: Sequence[Term]) -
 
 
 def _terms(kinds: Sequence[type[Term]], tensors: Sequence[Tensor]) -> list[Term]:
-    """The terms of given kinds that a flat sequence of tensors makes up."""
+    """Rebuild terms from a flat sequence of tensors: the fields of each term in turn."""
     terms: list[Term] = []
     start = 0
     for kind in kinds:
@@ -285,12 +289,12 @@ def _terms(kinds: Sequence[type[Term]], tensors: Sequence[Tensor]) -> list[Term]
 
 
 def _rows_of(kernel: Tensor) -> Tensor:
-    """A view of a kernel, ``[O, kh, kw, F]``."""
+    """A view of a kernel ``[O, F, kh, kw]`` as ``[O, kh, kw, F]``."""
     return kernel.permute(0, 2, 3, 1)
 
 
 def _per_output(gate: Tensor, kernel: Tensor) -> Tensor:
-    """A gate in a shape that scales each output of a kernel."""
+    """A gate ``[O]`` as ``[O, 1, ...]``, so that it scales each output of a kernel."""
     return gate.view(-1, *[1] * (kernel.ndim - 1))
 
 

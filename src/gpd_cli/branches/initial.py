@@ -11,17 +11,17 @@ from gpd_cli.branches.merge import FILTERED_BRANCHES, weight_size
 from gpd_cli.branches.names import MAIN_GATE, BranchInit
 
 MULTIPLIER = 8
-"""Outputs per channel of the depthwise half of the depthwise-separable branch (OREPA)."""
+"""Outputs per input channel of the depthwise layer in the depthwise-separable branch (OREPA)."""
 
 EXPANSION_RATE = 1
-"""Inner width of the ExpandNets branch, in units of the layer's own width.
+"""Number of inner channels of the ExpandNets branch, relative to the layer's own channels.
 
-The paper's rate is 4, at 16 times the kernel's memory; relative to the student, the layer is
-expanded already. For depthwise convolutions, whose factors would be single numbers at rate 1, the
-rate is the paper's (`DEPTHWISE_EXPANSION_RATE`).
+In the paper of ExpandNets this rate is 4, which takes 16 times the kernel's memory. It is 1 here,
+since the dynamic teacher's layer is already wider than the student's layer.
 """
 
 DEPTHWISE_EXPANSION_RATE = 4
+"""The same for depthwise convolutions, whose factors would be single numbers at a rate of 1."""
 
 OREPA_GATES = {
     "1x1": 1.0,
@@ -39,8 +39,9 @@ OREPA_GATES = {
 }
 """Initial gates of OREPA (class ``OREPA`` of its code, and ``OREPA_1x1`` for ``linear``).
 
-Branches that OREPA does not have start as similar ones: a single layer as OREPA's 1 x 1, a product
-of layers as OREPA's products. The identity, which has no weights to train, starts at 0.
+Branches that OREPA does not have get the gates of similar ones: branches of a single layer get the
+gate of OREPA's 1 x 1 branch, and products of layers the gate of OREPA's products. The gate of the
+identity, which has no weights to train, starts at 0.
 """
 
 AUTHORS_GATES = {
@@ -58,8 +59,9 @@ def initial_gate(name: str, init: BranchInit = "zero") -> float:
     """The initial value of a branch's gate.
 
     Args:
-        name: the branch.
-        init: the initial values: ``zero``, ``orepa``, or ``gpd`` for those of the paper's authors.
+        name: name of the branch, or of the gate on the main kernel.
+        init: kind of initial values: ``zero``, ``orepa``, or ``gpd`` for those of the paper's
+            authors.
     """
     if init == "zero":
         return float(name == MAIN_GATE)
@@ -78,23 +80,24 @@ def initial_parameters(
     dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Initial tensors of one branch.
+    """Make the initial tensors of one branch.
 
-    Each tensor starts as the weight of a convolution: as `torch.nn.Conv2d` initializes it, or, for
-    ``orepa`` and in the authors' block, with Kaiming's gain for ReLU. A factor that starts as the
-    identity is stored as its deviation from the identity, which is zero: the first half of
-    ``1x1_kxk`` (DBB, OREPA), the depthwise half of ``do_conv`` (DO-Conv, Cao et al., 2020) and the
-    square half of ``linear``. As in OREPA, ``1x1_kxk`` with more than four groups has twice the
-    inner width and starts as copies of the identity, though not in the authors' block.
+    Each tensor starts as the weight of a new convolution: as `torch.nn.Conv2d` initializes it, or,
+    for ``orepa`` and in the authors' block, with Kaiming's gain for ReLU. A factor that starts as
+    the identity is stored as its deviation from the identity, which starts at zero: the 1 x 1 layer
+    of ``1x1_kxk`` (DBB, OREPA), the depthwise layer of ``do_conv`` (DO-Conv, Cao et al., 2020) and
+    the square layer of ``linear``. As in OREPA, ``1x1_kxk`` has twice as many inner channels in
+    layers of more than four groups, and its 1 x 1 layer starts as copies of the identity; the
+    authors' block does not do this.
 
     Args:
-        name: the branch.
+        name: name of the branch.
         kernel_shape: shape of the main kernel, ``[O, I/g, kh, kw]``, or ``[O, I]``.
-        groups: groups of the convolution.
-        init: the initial values: ``zero``, ``orepa``, or ``gpd`` for those of the paper's authors.
-        width: inner channels of ``1x1_kxk`` in units of the usual ones. With another number of
-            them than 1 there is no identity to start from, and the first half starts as a
-            convolution.
+        groups: number of groups of the convolution.
+        init: kind of initial values: ``zero``, ``orepa``, or ``gpd`` for those of the paper's
+            authors.
+        width: number of inner channels of ``1x1_kxk``, relative to the usual number. If it is not
+            1, the 1 x 1 layer cannot start as the identity, and starts as a new convolution.
         authors: whether the branch is one of the authors' block, see
             `gpd_cli.branches.AUTHORS_BRANCHES`.
         device: device of the result.
@@ -102,7 +105,7 @@ def initial_parameters(
         generator: random generator; None for torch's global one.
 
     Returns:
-        The tensors by name (see `gpd_cli.branches.branch_kernel`).
+        The branch's tensors by name (see `gpd_cli.branches.branch_kernel`).
     """
     out_channels, fan, *size = kernel_shape
     # OREPA's 1 x 1 block has a gain of 1, its k x k block a gain of sqrt(2).
@@ -120,7 +123,8 @@ def initial_parameters(
     if name in FILTERED_BRANCHES:
         weight = conv(out_channels, fan, *weight_size(name, size))
         if name == "frequency" and plain:
-            # The filter spreads a weight over the window, so it starts as small as a k x k tap.
+            # The filter spreads each weight over the kh x kw window, so weights start as small as
+            # in a k x k convolution.
             weight /= (size[0] * size[1]) ** 0.5
         return {"weight": weight}
     match name:

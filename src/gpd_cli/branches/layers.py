@@ -1,4 +1,4 @@
-"""The layers of a network that get branches."""
+"""Choose the layers of a network that get branches."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ LAYER_SETS: dict[str, Callable[[nn.Module], set[str]]] = {
 """Names of sets of layers: all layers, and the layers of the paper (Guo et al., ICLR 2025).
 
 The paper's authors give branches to 3 x 3 convolutions of stride 1, depthwise ones included: 13
-layers of ResNet-18 and 9 of MobileNet V1, without the stems. Those are strided; networks for small
-images have stems of stride 1, the first convolution, which gets no branches either.
+layers of ResNet-18 and 9 of MobileNet V1. The stems of these networks are strided and get none. The
+stem (first convolution) of a network for small images has stride 1, but gets no branches either.
 """
 
 ALL_LAYERS = ("all",)
@@ -49,14 +49,14 @@ def branched_layers(
     Args:
         network: the student.
         names: branches, as `gpd_cli.branches.branch_names` returns them.
-        layers: names of `LAYER_SETS`, patterns of layer names (``layer4.*``), or names of modules
-            for all layers inside; the result has the layers of all entries.
+        layers: names of `LAYER_SETS`, patterns of layer names (``layer4.*``), or names of modules,
+            which stand for all layers inside. The result has the layers of all these entries.
 
     Returns:
-        Branches by layer name.
+        The names of the branches by layer name, for the layers that get any.
 
     Raises:
-        GpdError: when an entry matches no layer that can take any of the branches.
+        GpdError: when a pattern or module name matches no layer that can take any of the branches.
     """
     accepted = {
         name: found

@@ -1,9 +1,7 @@
-"""All branches of a layer as one kernel: ``kernel[o] + sum_b gate_b[o] * branch_b[o]``.
+"""Merge all branches of a layer into one kernel: ``kernel[o] + sum_b gate_b[o] * branch_b[o]``.
 
-In the authors' block the main kernel has a gate as well.
-
-The weights are summed before a single convolution runs (online reparameterization: OREPA, Hu et
-al., CVPR 2022).
+The kernels are summed first, and then a single convolution runs (online reparameterization: OREPA,
+Hu et al., CVPR 2022). In the authors' block the main kernel has a gate as well.
 """
 
 from __future__ import annotations
@@ -38,18 +36,19 @@ from gpd_cli.branches.gated_sum import (
 from gpd_cli.branches.names import MAIN_GATE
 
 FILTERED_BRANCHES = ("1x1", "1x1_avg", "frequency", "1xk", "kx1")
-"""Branches whose kernel is a sum of pointwise weights, each times a fixed filter per output."""
+"""Branches whose kernel is a sum of 1 x 1 weights, each times a fixed filter per output channel."""
 
 
 def branch_kernel(
     name: str, parameters: Mapping[str, Tensor], kernel_shape: Sequence[int], groups: int = 1
 ) -> Tensor:
-    """Equivalent kernel of one branch, before its gate.
+    """Compute the equivalent kernel of one branch, before its gate.
 
     Args:
         name: one of `gpd_cli.branches.EXTRA_BRANCHES`.
-        parameters: the branch's tensors, by the names of `gpd_cli.branches.initial_parameters`. For
-            ``1x1_kxk`` in the authors' block also the widened ``identity``, divided by its copies.
+        parameters: the branch's tensors, by the names of `gpd_cli.branches.initial_parameters`. In
+            the authors' block the teacher's ``1x1_kxk`` also has ``identity``: the student's
+            identity matrix, widened as the deviation is.
         kernel_shape: ``[O, I/g, kh, kw]``, or ``[O, I]`` for a linear layer.
         groups: groups of the layer.
 
@@ -86,30 +85,34 @@ def branch_kernel(
 
 
 def pointwise_factor(parameters: Mapping[str, Tensor], fan: int) -> Tensor:
-    """The 1 x 1 convolution of ``1x1_kxk``: by default its deviation from the identity is stored.
+    """Compute the 1 x 1 convolution of ``1x1_kxk`` from the branch's tensors.
+
+    By default the branch stores the deviation of this convolution from the identity.
 
     Args:
         parameters: the branch's tensors, see `branch_kernel`.
-        fan: I/g, input channels per group.
+        fan: number of input channels per group, I/g.
 
     Returns:
-        ``[g * J, I/g, 1, 1]``.
+        The weight of the 1 x 1 convolution, ``[g * J, I/g, 1, 1]``, with J inner channels per
+        group.
     """
-    if "first" in parameters:  # of an inner width of its own
+    if "first" in parameters:  # stored as it is, where `branch_width` is not 1
         return parameters["first"]
     deviation, identity = parameters["deviation"], parameters.get("identity")
     return from_identity(deviation, fan) if identity is None else deviation + identity
 
 
 def depthwise_factor(parameters: Mapping[str, Tensor], kernel_size: Sequence[int]) -> Tensor:
-    """The depthwise convolution of ``depthwise_separable`` or ``do_conv``.
+    """Compute the depthwise convolution of ``depthwise_separable`` or ``do_conv``.
 
     Args:
         parameters: the branch's tensors, see `branch_kernel`.
         kernel_size: (kh, kw).
 
     Returns:
-        ``[I, m, kh, kw]``.
+        The weight of the depthwise convolution, ``[I, m, kh, kw]``, with m outputs per input
+        channel.
     """
     if "depthwise" in parameters:
         return parameters["depthwise"]
@@ -120,8 +123,8 @@ def weight_size(name: str, kernel_size: Sequence[int]) -> tuple[int, int]:
     """Height and width of the weight of one of the `FILTERED_BRANCHES`.
 
     Args:
-        name: the branch.
-        kernel_size: the layer's (kh, kw).
+        name: name of the branch.
+        kernel_size: (kh, kw) of the layer.
     """
     kh, kw = kernel_size
     return (kh if name == "kx1" else 1, kw if name == "1xk" else 1)
@@ -135,19 +138,20 @@ def spatial_filters(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Fixed filters of the `FILTERED_BRANCHES` among some branches.
+    """Compute the fixed filters of those branches that are `FILTERED_BRANCHES`.
 
     Args:
-        names: branches, in the order of the gates that `merge` is called with.
-        out_channels: O.
-        kernel_size: (kh, kw); of any length where none of the branches has a filter.
+        names: branches, in the order of the gates that `merge` is called with; others than
+            `FILTERED_BRANCHES` have no filters.
+        out_channels: number of output channels, O.
+        kernel_size: (kh, kw); may have any length where none of the branches has a filter.
         dtype: dtype of the result.
         device: device of the result.
 
     Returns:
-        ``[T, O, kh, kw]``: for each of the T taps of the branches' weights, the kernel of the
-        branch when this tap is one and all others are zero. A 1 x 1 weight has one tap, a 1 x k
-        weight has k taps.
+        The filters, ``[T, O, kh, kw]``, with T taps (positions) in the weights of all branches
+        together: a 1 x 1 weight has one tap, a 1 x k weight has k taps. The filter of a tap is the
+        kernel of the branch when this tap is one and all others are zero.
     """
     filters = [torch.empty(0, out_channels, *kernel_size, dtype=torch.float64)]
     for name in names:
@@ -176,18 +180,18 @@ def merge(
 ) -> Tensor:
     """Merge gated branches into the main kernel: ``kernel[o] + sum_b gate_b[o] * branch_b[o]``.
 
-    This is the sum over `branch_kernel` as one autograd node (see `gated_sum`), in which the
-    branches with fixed filters are one product. Under autocast products may run in lower precision,
-    but the sum is taken in the main kernel's precision, so that with zero gates the result is the
-    main kernel to the last bit.
+    The result is the sum of the main kernel and of each gated `branch_kernel`, computed in one
+    autograd node (see `gated_sum`). All branches with fixed filters are computed in one product.
+    Under autocast the products may run in lower precision, but the sum is taken in the main
+    kernel's precision, so with zero gates the result is the main kernel to the last bit.
 
     Args:
         kernel: the main kernel, ``[O, I/g, kh, kw]`` (``[O, I]`` for a linear layer).
-        gates: ``[O]`` per branch, and for the main kernel (``main_gate``) where it has a gate; the
-            branches are added in this order.
-        parameters: tensors by branch and name (see `branch_kernel`).
-        filters: ``[T, O, kh, kw]``, `spatial_filters` of the same names.
-        groups: groups of the layer.
+        gates: a gate, ``[O]``, for each branch, and for the main kernel where it has one
+            (``main_gate``). Branches with fixed filters are added first, the others in this order.
+        parameters: each branch's tensors by name (see `branch_kernel`), by branch name.
+        filters: the fixed filters, ``[T, O, kh, kw]``, from `spatial_filters` of the same names.
+        groups: number of groups of the layer.
 
     Returns:
         The merged kernel, of the main kernel's shape, dtype and memory format; the main kernel
@@ -214,7 +218,14 @@ def _filtered_term(
     parameters: Mapping[str, Mapping[str, Tensor]],
     filters: Tensor,
 ) -> Filtered:
-    """The branches with fixed filters, as one product per output channel."""
+    """The sum of all branches with fixed filters as one term: one product per output channel.
+
+    Args:
+        names: the branches, all of them `FILTERED_BRANCHES`.
+        gates: the gates by branch name, each ``[O]``.
+        parameters: each branch's tensors by name, by branch name.
+        filters: the fixed filters, ``[T, O, kh, kw]``.
+    """
     weights = [parameters[name]["weight"].flatten(2).transpose(1, 2) for name in names]
     gated = torch.cat(
         [gates[n].expand(w.shape[1], -1) for n, w in zip(names, weights, strict=True)]
@@ -226,7 +237,18 @@ def _filtered_term(
 def _term(
     name: str, gate: Tensor, parameters: Mapping[str, Tensor], kernel: Tensor, groups: int
 ) -> Term:
-    """One of the other branches: in closed form where its product is of the kernel's size."""
+    """A branch without fixed filters as a term of the sum.
+
+    Branches that are the product of two layers become terms that keep the two factors only, since
+    their product has the kernel's size.
+
+    Args:
+        name: name of the branch.
+        gate: gate of the branch, ``[O]``.
+        parameters: the branch's tensors by name.
+        kernel: the main kernel, ``[O, I/g, kh, kw]`` or ``[O, I]``.
+        groups: number of groups of the layer.
+    """
     fan, *kernel_size = kernel.shape[1:]
     match name:
         case "identity":

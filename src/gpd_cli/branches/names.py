@@ -1,4 +1,4 @@
-"""The names of branches, those that a user asks for, and those that a layer can take."""
+"""The names of all branches, of those that a user asks for, and of those that a layer can take."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ weights. ``gpd``: gates and weights of the authors' block, as in the code of the
 """
 
 PAPER_BRANCHES = ("kxk", "1x1", "1x1_kxk", "1x1_avg", "frequency", "depthwise_separable")
-"""The paper's six (Guo et al., ICLR 2025), in the order in which a number M takes the first M."""
+"""The paper's six branches (Guo et al., ICLR 2025); a number M stands for the first M of them."""
 
 MAIN_GATE = "main_gate"
 """Name of the gate on the main kernel, listed among the branches; it marks the authors' block."""
@@ -32,9 +32,10 @@ AUTHORS_BRANCHES = (
 )
 """The authors' block: the branches in the code of the paper's authors (guoyongcs/GPD), in order.
 
-The block has a gate on the main kernel, and a second k x k kernel in place of OREPA's 1 x 1. The
-student's kernel is merged from slices of the factors; with all other branches it is a slice of the
-merged kernel. The two differ for ``1x1_kxk`` only, whose inner channels are sliced as well.
+The block has a gate on the main kernel, and a second k x k kernel in place of OREPA's 1 x 1. Here
+the student's kernel is merged from slices of the branches' factors; without the block it is a slice
+of the merged kernel. The two definitions differ for ``1x1_kxk`` only, whose inner channels are
+sliced as well.
 """
 
 EXTRA_BRANCHES = (
@@ -47,7 +48,7 @@ EXTRA_BRANCHES = (
     "expandnet",
     "linear",
 )
-"""Every branch besides the main kernel; branches beyond the paper's are available by name only."""
+"""Every branch besides the main kernel. Those that are not the paper's have to be named."""
 
 BRANCH_SETS = {
     "paper": PAPER_BRANCHES,
@@ -57,11 +58,11 @@ BRANCH_SETS = {
     "acnet": ("kxk", "1xk", "kx1"),
     "repvgg": ("kxk", "1x1", "identity"),
 }
-"""Names that stand for the branches of a published block.
+"""Names that stand for all branches of a published block.
 
-OREPA (Hu et al., CVPR 2022), whose six branches the paper took over; the authors' block (gpd); DBB,
-the diverse branch block (Ding et al., CVPR 2021); ACNet (Ding et al., ICCV 2019); RepVGG (Ding et
-al., CVPR 2021).
+The blocks are OREPA (Hu et al., CVPR 2022), whose six branches the paper took over; the block in
+the code of the paper's authors (``gpd``); the diverse branch block, DBB (Ding et al., CVPR 2021);
+ACNet (Ding et al., ICCV 2019); and RepVGG (Ding et al., CVPR 2021).
 """
 
 
@@ -71,11 +72,12 @@ def branch_names(
     """Names of the extra branches that a user asks for.
 
     Args:
-        spec: M, for the first M of `PAPER_BRANCHES` (1 is the main kernel alone), or names of
-            branches or of `BRANCH_SETS`. The main kernel ``kxk`` is always included, named or not,
-            and a branch of several sets is included once.
-        init: initial values of the branches: with ``gpd``, M counts `AUTHORS_BRANCHES`, whose
-            first is the gate on the main kernel. None skips the check that names and init fit.
+        spec: a number M, for the first M of `PAPER_BRANCHES` (1 is the main kernel alone), or names
+            of branches or of `BRANCH_SETS`. The main kernel ``kxk`` is always included, named or
+            not, and a branch of several sets is included once.
+        init: initial values of the branches. With ``gpd`` a number M stands for the first M of
+            `AUTHORS_BRANCHES`, which begin with the gate on the main kernel. None skips the check
+            that the names fit the initial values.
 
     Returns:
         The names of the branches without ``kxk``, in the order given.
@@ -150,20 +152,20 @@ def _check_authors_block(names: tuple[str, ...], init: BranchInit | None) -> Non
 
 
 def accepts_branches(module: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
-    """The branches that a layer can take, out of some.
+    """Select, out of some branches, those that a layer can take.
 
     A 2-D convolution with a kernel of 3 x 3 or larger takes every branch but ``linear``, and
-    ``identity`` only if in_channels equals out_channels; ``linear`` is for linear layers and 1 x 1
-    convolutions with more than one channel per group. Stride, padding and dilation do not matter,
-    and subclasses that compute with their ``weight`` alone are no exception.
+    ``identity`` only if in_channels equals out_channels. The branch ``linear`` is for linear layers
+    and for 1 x 1 convolutions with more than one channel per group. Stride, padding and dilation do
+    not matter. The same holds for subclasses, as long as they compute with their ``weight`` alone.
 
     Args:
-        module: a layer of the student: in the dynamic teacher in_channels and out_channels may be
-            equal where they are not in the student, and the reverse.
+        module: a layer of the student, and not of the dynamic teacher, where in_channels and
+            out_channels may be equal though they differ in the student, and the reverse.
         names: branches, as `branch_names` returns them.
 
     Returns:
-        The names that apply, in the order given.
+        The names of the selected branches, in the order given.
     """
     if isinstance(module, nn.Linear):
         return tuple(name for name in names if name == "linear")

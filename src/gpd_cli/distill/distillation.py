@@ -23,19 +23,23 @@ from gpd_cli.teacher.pair import Pair
 
 
 class Distillation(nn.Module):
-    """A method for each pair of a trained network and a static teacher, with feature hooks.
+    """The losses of the trained networks against the static teachers.
 
-    The loss of a trained network is the mean over the static teachers: with teacher assistants
-    among them this is densely guided distillation (Son et al., ICCV 2021).
+    There is one `Method` for each trained network (student, dynamic teacher) and each static
+    teacher, and feature hooks on all networks. The loss of a trained network is the mean over the
+    static teachers; with teacher assistants among them this is densely guided distillation (Son et
+    al., ICCV 2021).
 
     Args:
-        network: the network that is trained; gets hooks where the method needs features.
+        network: the network that is trained, which gets hooks where the method needs features.
         teachers: the static teachers, one or more.
-        method: makes a method, without arguments; called once for each pair.
+        method: function without arguments that makes a method; it is called once for each trained
+            network and static teacher.
         shape: image shape that the network was made for, ``(C, H, W)``.
-        stages: modules whose outputs are the student's stages; by default found.
+        stages: names of the modules whose outputs are the student's stages; found by default.
         weight: weight of the losses.
-        warmup_epochs: epochs over which the weight rises, by an equal step in each.
+        warmup_epochs: number of epochs over which the weight rises to its value, by an equal step
+            in each.
 
     Raises:
         MethodError: when the method does not suit the networks, or has no loss.
@@ -61,7 +65,7 @@ class Distillation(nn.Module):
         if kind.reuses_classifier:
             check_reused(network, self.teachers, self._name)
         trained = _trained(network)
-        # The student's own module has weights only while it runs.
+        # The outline, since the student's own module in the pair has weights only while it runs.
         before = kind.student_preactivation
         infos = {"student": self._feature_info(network.outline(), shape, stages, before)}
         if isinstance(network, Pair):
@@ -84,13 +88,17 @@ class Distillation(nn.Module):
     def forward(
         self, logits: Mapping[str, Tensor], images: Tensor, batch: Batch, epoch: int = 0
     ) -> dict[str, Tensor]:
-        """The weighted terms, ``student_static`` and ``teacher_static``.
+        """Compute the weighted terms of the loss; to be called right after the networks have run.
 
         Args:
-            logits: logits of the trained networks, right after these ran on the images.
-            images: ``[B, C, H, W]``.
+            logits: the logits of ``student`` and (if any) dynamic ``teacher``, ``[B, C]``, from the
+                run on these images, whose features the hooks have kept.
+            images: a batch, ``[B, C, H, W]``.
             batch: labels, and indices if the method needs them.
             epoch: number of finished epochs.
+
+        Returns:
+            Scalars by name: ``student_static``, and ``teacher_static`` with a dynamic teacher.
         """
         if self._one_label and batch.labels.ndim > 1:
             raise MethodError(
@@ -113,16 +121,19 @@ class Distillation(nn.Module):
     def prepare(
         self, data: Any, network: Pair | Alone, shape: tuple[int, int, int] | None = None
     ) -> None:
-        """Check that data and static teachers suit the method, and turn image indices on.
+        """Check that data and static teachers suit the method.
+
+        For a method that needs image indices, this also lets the data module return them.
 
         Args:
             data: the data module.
             network: the network that is trained.
-            shape: image shape, ``(C, H, W)``, if known.
+            shape: image shape of the data, ``(C, H, W)``, if known.
 
         Raises:
-            MethodError: when the data has no indices, or another number of images, or its images
-                leave maps too small for the method.
+            MethodError: when the method needs image indices and the data cannot give them, when the
+                number of training images is not the one in the method's settings, or when images of
+                this size lead to feature maps that are too small for the method.
             ModelError: when a network does not take images of this size.
         """
         if shape is not None:
@@ -142,7 +153,10 @@ class Distillation(nn.Module):
             )
 
     def _check_size(self, network: Pair | Alone, shape: tuple[int, int, int]) -> None:
-        """Check the size of the images: networks and methods were made for the networks' own."""
+        """Check that networks and method suit the data's images.
+
+        Networks and methods were made for the image size of each network, which may differ.
+        """
         student, theirs = self._infos
         if shape != self._shape:
             outline = network.outline()
@@ -157,11 +171,11 @@ class Distillation(nn.Module):
             method.check_maps(student, info)
 
     def same_everywhere(self) -> list[str]:
-        """Names of the buffers that all processes keep equal without broadcasts."""
+        """Names of the buffers that are equal in all processes without broadcasts by DDP."""
         return self._names(lambda method: method.same_everywhere)
 
     def stays_finite(self) -> list[str]:
-        """Names of the buffers that take in no NaN, so that nobody has to give them back."""
+        """Names of the buffers that never take in a NaN, and so need not be restored after one."""
         return self._names(lambda method: method.stays_finite)
 
     def _names(self, chosen: Callable[[Method], frozenset[str]]) -> list[str]:
@@ -199,10 +213,10 @@ class Distillation(nn.Module):
 
 
 def _checked(method: Method) -> Method:
-    """The given method.
+    """Return a method after the check that it has a loss.
 
     Raises:
-        MethodError: when the method has no loss.
+        MethodError: when the method's class has no `forward` of its own.
     """
     if type(method).forward is Method.forward:
         raise MethodError(
@@ -212,14 +226,17 @@ def _checked(method: Method) -> Method:
 
 
 def _trained(network: Pair | Alone) -> dict[str, nn.Module]:
-    """The trained modules, by the first part of their losses' names."""
+    """The trained modules by name: ``student``, and ``teacher`` with a dynamic teacher."""
     if isinstance(network, Pair):
         return {"student": network.narrow, "teacher": network.teacher}
     return {"student": network.network}
 
 
 def _in_float32(outputs: Outputs) -> Outputs:
-    """Outputs in float32 or better, except feature maps: losses need more than half precision."""
+    """Convert outputs, except feature maps, to float32 or better.
+
+    Losses need more than half precision; methods convert feature maps themselves.
+    """
 
     def wide(value: Tensor | None) -> Tensor | None:
         return None if value is None else in_float32(value)

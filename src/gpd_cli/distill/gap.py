@@ -1,4 +1,7 @@
-"""Losses as pure functions of logits; every one is a mean over the batch."""
+"""The gap loss as a pure function of logits.
+
+The gap loss is what the student learns from the dynamic teacher. Losses are means over the batch.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) 
     ``(1 - smoothing) * H(targets, softmax(logits)) + smoothing * H(uniform, softmax(logits))``
 
     Args:
-        logits: ``[B, C]``.
-        targets: probabilities, ``[B, C]``.
+        logits: a network's logits, ``[B, C]``.
+        targets: the target probabilities, ``[B, C]``.
         smoothing: weight of the uniform distribution, between 0 and 1.
 
     Returns:
@@ -35,13 +38,14 @@ def gap_loss(
 ) -> Tensor:
     """The student's loss against the dynamic teacher: SCE of Guo et al. (2025), section 3.2.
 
-    Smoothed cross-entropy with the dynamic teacher's softmax. No gradient reaches the dynamic
-    teacher. Logits are divided by the temperature, and the loss is multiplied by its square, so
-    that gradients keep their size (Hinton et al., 2015).
+    This is the smoothed cross-entropy of the student with the dynamic teacher's softmax. No
+    gradient reaches the dynamic teacher. Logits are divided by the temperature, and the loss is
+    multiplied by the square of the temperature, so that gradients keep their size (Hinton et al.,
+    2015).
 
     Args:
-        student: logits, ``[B, C]``.
-        dynamic_teacher: logits, ``[B, C]``.
+        student: the student's logits, ``[B, C]``.
+        dynamic_teacher: the dynamic teacher's logits, ``[B, C]``.
         smoothing: weight of the uniform distribution (0.1 in the authors' runs).
         temperature: temperature of both softmaxes (1 in the authors' runs).
 
@@ -54,7 +58,7 @@ def gap_loss(
         >>> gap_loss(logits, logits) < gap_loss(-logits, logits)
         tensor(True)
     """
-    # Before the softmax: in half precision probabilities would not sum to 1.
+    # Converted before the softmax, since half-precision probabilities would not sum to 1.
     student, dynamic_teacher = in_float32(student), in_float32(dynamic_teacher.detach())
     targets = (dynamic_teacher / temperature).softmax(dim=1)
     return temperature**2 * soft_cross_entropy(student / temperature, targets, smoothing)

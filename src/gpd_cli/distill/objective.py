@@ -15,18 +15,21 @@ from gpd_cli.errors import TrainingError
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the terms that need no static teacher (Guo et al., 2025, equation 2).
+    """The terms of the joint loss that need no static teacher, and their weights.
 
-    ``L = v * (CE(p_s, y) + CE(p_d, y)) + lambda * SCE(p_s, p_d)``; with a static teacher, the terms
-    of `Distillation` are added (section 3.4).
+    ``L = v * (CE(p_s, y) + CE(p_d, y)) + lambda * SCE(p_s, p_d)`` (Guo et al., 2025, equation 2),
+    with the logits p_s of the student, p_d of the dynamic teacher, and the labels y. CE is the
+    cross-entropy, and SCE is `gap_loss`. With a static teacher, the terms of `Distillation` are
+    added (section 3.4).
 
     Args:
         gap_weight: lambda, the weight of the gap loss.
         gap_smoothing: weight of the uniform distribution in the target of the gap loss.
         gap_temperature: temperature of the gap loss.
-        gap_warmup_epochs: epochs over which lambda rises to its value, by an equal step in each.
+        gap_warmup_epochs: number of epochs over which lambda rises to its value, by an equal step
+            in each.
         ce_weight: v, the weight of the cross-entropy with the labels.
-        label_smoothing: smoothing of the labels.
+        label_smoothing: weight of the uniform distribution in the labels.
 
     Raises:
         TrainingError: when a weight or a number of epochs is negative, a smoothing is not in
@@ -60,24 +63,26 @@ class Objective:
         labels: Tensor,
         epoch: int | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted terms by name; the loss is their sum.
+        """Compute the weighted terms of the loss, which is their sum.
 
         Args:
-            student: logits, ``[B, C]``.
-            dynamic_teacher: logits, ``[B, C]``, or None for a student trained alone.
+            student: the student's logits, ``[B, C]``.
+            dynamic_teacher: the teacher's logits, ``[B, C]``; None for a student trained alone.
             labels: class numbers, ``[B]``, or soft labels, ``[B, C]``.
-            epoch: number of finished epochs; None for after the warm-up of lambda.
+            epoch: number of finished epochs; None for full lambda, as after the warm-up.
 
         Returns:
-            Scalars: ``student_ce``, and with a dynamic teacher ``teacher_ce`` and ``gap``; terms
-            of weight zero are left out.
+            Scalars by name: ``student_ce``, and with a dynamic teacher ``teacher_ce`` and ``gap``.
+            Terms of weight zero are left out.
         """
         return self.weighted(self.losses(student, dynamic_teacher, labels), epoch)
 
     def losses(
         self, student: Tensor, dynamic_teacher: Tensor | None, labels: Tensor
     ) -> dict[str, Tensor]:
-        """The terms without their weights, which may be compiled: none of them knows the epoch.
+        """Compute the terms without their weights.
+
+        Since no term depends on the epoch, this method may be compiled.
 
         Args:
             student: the student's logits, ``[B, C]``.
@@ -105,22 +110,22 @@ class Objective:
         return losses
 
     def weighted(self, losses: dict[str, Tensor], epoch: int | None = None) -> dict[str, Tensor]:
-        """The terms: each loss times its weight.
+        """Multiply each term by its weight.
 
         Args:
-            losses: the terms without their weights, by name, from `losses`.
-            epoch: number of finished epochs; None for after the warm-up of lambda.
+            losses: the terms without their weights, by name, from the method `losses`.
+            epoch: number of finished epochs; None for full lambda, as after the warm-up.
         """
         gap = self.gap_weight * warmed_up(epoch, self.gap_warmup_epochs)
         return {n: (gap if n == "gap" else self.ce_weight) * loss for n, loss in losses.items()}
 
 
 def warmed_up(epoch: int | None, epochs: int) -> float:
-    """The factor of a weight that rises to 1 by an equal step in each epoch.
+    """Compute the warm-up factor of a weight, which rises to 1 by an equal step in each epoch.
 
     Args:
-        epoch: number of finished epochs; None for after the warm-up.
-        epochs: number of warm-up epochs; in the last one the factor is 1.
+        epoch: number of finished epochs; None for a factor of 1, as after the warm-up.
+        epochs: number of warm-up epochs; in the last one the factor is already 1.
 
     Example:
         >>> [warmed_up(epoch, 4) for epoch in range(6)]

@@ -1,4 +1,4 @@
-"""Frozen networks to distil from."""
+"""Static teachers: frozen networks to distil from."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gpd_cli.models import ModelSpec, count_classes, input_shape, wants_publishe
 
 @dataclass(frozen=True)
 class StaticTeacherSettings:
-    """A trained network that a student learns from.
+    """A trained network that the student learns from.
 
     Args:
-        name: name of the network, in the forms that a student's name has.
+        name: name of the network, in any form that the student's name can have.
         weights: file with the network's state dict (.pth, .pt, .safetensors).
         args: further arguments of the network's constructor.
-        stages: names of the modules whose outputs are the network's stages; by default found.
+        stages: names of the modules whose outputs are the network's stages; found by default.
     """
 
     name: str | None = None
@@ -39,13 +39,14 @@ class StaticTeacher:
     optimizers and the broadcasts of DDP, and cannot be put into train mode along with the pair.
 
     Args:
-        network: the network, which is taken over.
+        network: the network, which is changed: it is put into eval mode and frozen.
         shape: image shape that the network was made for, ``(C, H, W)``.
-        stages: modules whose outputs are the network's stages; by default found.
+        stages: names of the modules whose outputs are the network's stages; found by default.
         title: name of the teacher in messages.
 
     Attributes:
-        finite: a scalar, whether all logits so far were finite; None before the first batch.
+        finite: whether all logits so far were finite, as a scalar tensor; None before the first
+            batch.
     """
 
     def __init__(
@@ -60,19 +61,26 @@ class StaticTeacher:
         self.finite: Tensor | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The teacher's logits, ``[B, C]``, without gradient."""
+        """Compute the teacher's logits, ``[B, classes]``, without a graph.
+
+        The network is moved to the device and dtype of the images first.
+
+        Args:
+            images: a batch, ``[B, C, H, W]``.
+        """
         weight = next(self.network.parameters())
         if weight.device != images.device or weight.dtype != images.dtype:
             self.network.to(images.device, images.dtype)
         with torch.no_grad():
             logits = cast(Tensor, self.network(images))
-            # Kept on the device: reading the value would wait for the GPU.
+            # The value stays on the device, since reading it would wait for the GPU.
             finite = logits.isfinite().all()
             self.finite = finite if self.finite is None else self.finite & finite
             return logits
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StaticTeacher:
-        # Lightning's weight averaging copies the module that holds this teacher.
+        # Lightning's weight averaging copies the module that holds this teacher, which is frozen
+        # and need not be copied.
         return self
 
 
@@ -84,7 +92,7 @@ def check_logits(teachers: Sequence[StaticTeacher], device: torch.device) -> Non
         device: device of the communication between processes.
 
     Raises:
-        ModelError: when a teacher gave other logits; the message names it.
+        ModelError: when a teacher's logits were NaN or infinite; the message names the teacher.
     """
     for teacher in teachers:
         finite = torch.tensor(True) if teacher.finite is None else teacher.finite
@@ -101,19 +109,19 @@ def load_static_teachers(
     classes: int,
     channels: int,
 ) -> list[StaticTeacher]:
-    """Load a static teacher and the assistants beside it.
+    """Load the static teacher and its assistants, if any.
 
     Args:
-        first: the static teacher; without a name there is none.
-        assistants: further frozen networks.
+        first: settings of the static teacher; without a name there is none.
+        assistants: settings of the assistants, further frozen networks.
         classes: the student's number of classes.
         channels: number of channels of the student's images.
 
     Returns:
-        The static teacher, then the assistants; empty without a static teacher.
+        The static teacher, then the assistants; an empty list without a static teacher.
 
     Raises:
-        ModelError: when a network does not suit the student, or lacks a name or weights.
+        ModelError: when a network does not suit the student, or has no name or no weights.
         WeightsError: when weights cannot be read or do not fit.
     """
     if first.name is None:
@@ -141,7 +149,14 @@ def load_static_teachers(
 
 
 def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: str) -> StaticTeacher:
-    """Load a static teacher, and check that it has the student's channels and classes."""
+    """Load one static teacher, and check its numbers of image channels and classes.
+
+    Args:
+        settings: settings of the static teacher.
+        classes: the student's number of classes.
+        channels: number of channels of the student's images.
+        kind: what the teacher is called in messages: static teacher or assistant.
+    """
     name, weights, args = settings.name, settings.weights, settings.args or {}
     assert name is not None
     if weights is None and not wants_published(name, args):
@@ -150,7 +165,8 @@ def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: st
             "--model.static_teacher.weights FILE, or --model.static_teacher.args "
             "'{pretrained: true}' for published weights."
         )
-    # A classifier that starts anew would teach noise.
+    # With the role of a teacher, a classifier that does not fit is an error: one that was replaced
+    # by a new classifier would teach noise.
     network = ModelSpec(name, classes, args).build(weights, role="teacher")
     shape = input_shape(network, name, args)
     found = count_classes(network, shape)

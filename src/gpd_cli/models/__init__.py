@@ -1,4 +1,4 @@
-"""Networks by name, from timm, torchvision and this package, and their weight files."""
+"""Build networks by name (from timm, torchvision or this package), and load their weight files."""
 
 from gpd_cli.models.factory import (
     ModelSpec,

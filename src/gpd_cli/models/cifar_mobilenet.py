@@ -1,8 +1,9 @@
 """MobileNet V2 for images of 32 x 32 pixels, registered with timm.
 
-Sandler et al. (CVPR 2018, arXiv 1801.04381) at half the width, with ReLU for ReLU6 and without
-three of the strides, as in the literature on distillation. Parameters are named as in that
-literature's checkpoints, so that these load.
+This is the network of Sandler et al. (CVPR 2018, arXiv 1801.04381) in the form of the literature on
+distillation: at half the width, with ReLU in place of ReLU6, and without three of the strides.
+Parameters are named as in the checkpoints of this literature, so that such checkpoints can be
+loaded.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class InvertedResidual(nn.Module):
         in_chans: channels of the input.
         out_chans: channels of the output.
         stride: s, the stride of the depthwise convolution.
-        expansion: number of inner channels over number of input channels.
+        expansion: number of inner channels divided by the number of input channels.
     """
 
     def __init__(self, in_chans: int, out_chans: int, stride: int, expansion: int) -> None:
@@ -59,10 +60,11 @@ class CifarMobileNetV2(Classifier):
     """A stem at stride 2, seven stages of inverted residuals, 1280 channels and a classifier.
 
     Args:
-        width: widths of all but the last 1280 channels, over the paper's widths.
-        expansion: number of inner channels of a block over number of its input channels.
-        num_classes: outputs; 0 for pooled features instead of logits.
-        in_chans: image channels.
+        width: factor of the paper's numbers of channels; below 1 it does not apply to the last
+            1280 channels.
+        expansion: number of inner channels of a block divided by the number of its input channels.
+        num_classes: number of outputs; 0 for pooled features instead of logits.
+        in_chans: number of image channels.
     """
 
     classifier_name = "classifier.0"

@@ -1,11 +1,11 @@
 """ResNets for images of 32 x 32 pixels, registered with timm.
 
-The CIFAR networks of He et al. (CVPR 2016, arXiv 1512.03385, section 4.2), in the form in which the
-literature on distillation compares students and teachers: projection shortcuts (1 x 1 convolution
-and batch norm) where the shape changes, and the variants ``8x4`` and ``32x4`` that are two times as
-wide in the stem and four times as wide in the stages; and a ResNet-50 of bottlenecks. Parameters
-are named as in that literature's checkpoints (``conv1``, ``layer1.0.conv1``, ``fc``), so that these
-load.
+These are the CIFAR networks of He et al. (CVPR 2016, arXiv 1512.03385, section 4.2), in the form in
+which the literature on distillation compares students and teachers. They have projection shortcuts
+(1 x 1 convolution and batch norm) where the shape changes. The variants ``8x4`` and ``32x4`` are
+two times as wide in the stem and four times as wide in the stages, and ``cifar_resnet50`` consists
+of bottlenecks. Parameters are named as in the checkpoints of this literature (``conv1``,
+``layer1.0.conv1``, ``fc``), so that such checkpoints can be loaded.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class CifarResNet(Classifier):
 
     Args:
         depth: number of convolutions, plus one for the classifier: 6n + 2 for n blocks a stage.
-        widths: channels of the stem and of the three stages.
-        num_classes: outputs; 0 for pooled features instead of logits.
-        in_chans: image channels.
+        widths: numbers of channels of the stem and of the three stages.
+        num_classes: number of outputs; 0 for pooled features instead of logits.
+        in_chans: number of image channels.
 
     Raises:
         ValueError: when the depth is not 6n + 2.
@@ -130,12 +130,12 @@ class CifarResNet(Classifier):
 
 
 class CifarBottleneckResNet(Classifier):
-    """ImageNet's ResNet of bottlenecks with a 3 x 3 stem at stride 1: a large teacher.
+    """The ResNet of bottlenecks for ImageNet, with a 3 x 3 stem at stride 1: a large teacher.
 
     Args:
         blocks: number of blocks in each of the four stages.
-        num_classes: outputs; 0 for pooled features instead of logits.
-        in_chans: image channels.
+        num_classes: number of outputs; 0 for pooled features instead of logits.
+        in_chans: number of image channels.
     """
 
     classifier_name = "linear"

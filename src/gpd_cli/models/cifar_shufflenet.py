@@ -1,8 +1,9 @@
 """ShuffleNet V1 and V2 for images of 32 x 32 pixels, registered with timm.
 
-Zhang et al. (CVPR 2018, arXiv 1707.01083) with three groups, and Ma et al. (ECCV 2018,
-arXiv 1807.11164) at size 1, with a 1 x 1 convolution for a stem, as in the literature on
-distillation. Parameters are named as in that literature's checkpoints, so that these load.
+These are the networks of Zhang et al. (CVPR 2018, arXiv 1707.01083) with three groups, and of Ma et
+al. (ECCV 2018, arXiv 1807.11164) at size 1. As in the literature on distillation, the stem is a
+1 x 1 convolution. Parameters are named as in the checkpoints of this literature, so that such
+checkpoints can be loaded.
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ _WIDTHS_V2 = (116, 232, 464)
 _LAST_V2 = 1024
 
 _RULE = {"keep": ("halves",)}
-"""`deal` moves copies of a channel together, so that its numbers stay the student's."""
+"""The widening rule of units that call `deal`, whose numbers are the student's in the wide network.
+
+The copies of a channel move together there, so neither number changes.
+"""
 
 
 class ShuffleUnit(nn.Module):
     """ShuffleNet V1's unit: ``[B, in, H, W]`` to ``[B, out, H/s, W/s]``.
 
-    A bottleneck of grouped convolutions with a shuffle; where it halves the image, the pooled input
-    is concatenated and not added.
+    It is a bottleneck of grouped convolutions with a shuffle. At stride 1 the input is added to the
+    result; at stride 2 the pooled input is concatenated with it.
 
     Args:
         in_chans: channels of the input.
@@ -72,10 +76,12 @@ class ShuffleUnit(nn.Module):
 
 
 class SplitUnit(nn.Module):
-    """ShuffleNet V2's unit at stride 1, of ``[B, C, H, W]``: half of the channels pass through.
+    """ShuffleNet V2's unit at stride 1: ``[B, C, H, W]`` to ``[B, C, H, W]``.
+
+    Half of the channels pass through unchanged.
 
     Args:
-        chans: C.
+        chans: number of channels, C.
     """
 
     widening_rule = _RULE
@@ -134,7 +140,15 @@ class DownUnit(nn.Module):
 
 
 class _ShuffleNet(Classifier):
-    """A 1 x 1 stem and three stages, each of which halves the image."""
+    """The common part of both networks: a 1 x 1 stem and three stages, each with stride 2.
+
+    Args:
+        widths: numbers of channels of the stages.
+        first: function that makes the first unit of a stage, from its numbers of input and output
+            channels.
+        further: function that makes a further unit of a stage, from its number of channels.
+        in_chans: number of image channels.
+    """
 
     classifier_name = "linear"
 
@@ -167,8 +181,8 @@ class CifarShuffleNetV1(_ShuffleNet):
     """ShuffleNet V1 with three groups: 240, 480 and 960 channels.
 
     Args:
-        num_classes: outputs; 0 for pooled features instead of logits.
-        in_chans: image channels.
+        num_classes: number of outputs; 0 for pooled features instead of logits.
+        in_chans: number of image channels.
     """
 
     def __init__(self, num_classes: int = 100, in_chans: int = 3) -> None:
@@ -185,8 +199,8 @@ class CifarShuffleNetV2(_ShuffleNet):
     """ShuffleNet V2 at size 1: 116, 232 and 464 channels, then 1024.
 
     Args:
-        num_classes: outputs; 0 for pooled features instead of logits.
-        in_chans: image channels.
+        num_classes: number of outputs; 0 for pooled features instead of logits.
+        in_chans: number of image channels.
     """
 
     def __init__(self, num_classes: int = 100, in_chans: int = 3) -> None:
@@ -203,17 +217,29 @@ class CifarShuffleNetV2(_ShuffleNet):
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
-    """Interleave the channels of `groups` groups: ``[B, C, H, W]`` in another order."""
+    """Interleave the channels of several groups.
+
+    Args:
+        x: a feature map, ``[B, C, H, W]``.
+        groups: number of groups.
+
+    Returns:
+        The same channels in another order, ``[B, C, H, W]``.
+    """
     x = x.unflatten(1, (groups, -1))
     return x.transpose(1, 2).flatten(1, 2)
 
 
 def deal(x: Tensor, groups: tuple[int, int]) -> Tensor:
-    """Interleave the channels of several groups, moving copies of a channel together.
+    """Interleave the channels of several groups, so that the copies of a channel stay together.
 
     Args:
-        x: ``[B, C, H, W]``, copies side by side.
-        groups: number of groups, and number of different channels in each.
+        x: a feature map, ``[B, C, H, W]``, in which the copies of a channel are side by side.
+        groups: number of groups, and number of different channels in each of them (as many as in
+            the student).
+
+    Returns:
+        The same channels in another order, ``[B, C, H, W]``.
     """
     x = x.unflatten(1, (*groups, -1))
     return x.transpose(1, 2).flatten(1, 3)

@@ -1,8 +1,9 @@
 """VGG networks for images of 32 x 32 pixels, with batch norm, registered with timm.
 
-Simonyan and Zisserman (ICLR 2015, arXiv 1409.1556), in the form of the literature on distillation:
-one linear layer on pooled features, and no pooling before the last stage. Parameters are named as
-in that literature's checkpoints, so that these load.
+These are the networks of Simonyan and Zisserman (ICLR 2015, arXiv 1409.1556), in the form of the
+literature on distillation: with one linear layer on pooled features, and without pooling before the
+last stage. Parameters are named as in the checkpoints of this literature, so that such checkpoints
+can be loaded.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from gpd_cli.models.classifier import Classifier, cifar_configs, start_from_fan_
 __all__ = ["CifarVGG"]
 
 _WIDTHS = (64, 128, 256, 512, 512)
-_LARGE = 64  # images from this side on are halved four times, not three
+_LARGE = 64  # from this side of the images on, maps are halved four times instead of three
 
 
 class CifarVGG(Classifier):
-    """Five stages of 3 x 3 convolutions, halved in between, and a classifier.
+    """Five stages of 3 x 3 convolutions, with pooling in between, and a classifier.
 
     Args:
-        depths: convolutions in each of the five stages.
-        num_classes: outputs; 0 for pooled features instead of logits.
-        in_chans: image channels.
-        img_size: side of the images; from 64 pixels on the last stage is halved as well.
+        depths: number of convolutions in each of the five stages.
+        num_classes: number of outputs; 0 for pooled features instead of logits.
+        in_chans: number of image channels.
+        img_size: side of the images; from 64 pixels on, there is pooling before the last stage.
     """
 
     classifier_name = "classifier"

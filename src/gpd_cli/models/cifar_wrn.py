@@ -1,7 +1,8 @@
 """Wide ResNets for images of 32 x 32 pixels, registered with timm.
 
-Zagoruyko and Komodakis (BMVC 2016, arXiv 1605.07146), without dropout, as in the literature on
-distillation. Parameters are named as in that literature's checkpoints, so that these load.
+These are the networks of Zagoruyko and Komodakis (BMVC 2016, arXiv 1605.07146), without dropout as
+in the literature on distillation. Parameters are named as in the checkpoints of this literature, so
+that such checkpoints can be loaded.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ __all__ = ["CifarWideResNet", "PreActivationBlock"]
 
 
 class PreActivationBlock(nn.Module):
-    """Twice batch norm, ReLU and convolution: ``[B, in, H, W]`` to ``[B, out, H/s, W/s]``.
+    """Batch norm, ReLU and convolution, twice: ``[B, in, H, W]`` to ``[B, out, H/s, W/s]``.
 
-    Where the width changes the shortcut is a 1 x 1 convolution of the activated input.
+    If the number of channels changes, the shortcut is a 1 x 1 convolution of the activated input.
 
     Args:
         in_chans: channels of the input.
@@ -65,9 +66,9 @@ class CifarWideResNet(Classifier):
 
     Args:
         depth: number of convolutions, plus one for the classifier: 6n + 4 for n blocks a stage.
-        widen_factor: widths of the stages over those of a ResNet, which are 16, 32 and 64.
-        num_classes: outputs; 0 for pooled features instead of logits.
-        in_chans: image channels.
+        widen_factor: factor of the stages' numbers of channels, which are 16, 32 and 64 at 1.
+        num_classes: number of outputs; 0 for pooled features instead of logits.
+        in_chans: number of image channels.
 
     Raises:
         ValueError: when the depth is not 6n + 4.

@@ -1,4 +1,4 @@
-"""The base class of this folder's networks, with the interface of timm's classifiers."""
+"""The base class of the networks in this folder, with the interface of timm's classifiers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _CIFAR100 = {
 
 
 class Classifier(nn.Module):
-    """A body that gives a feature map, average pooling, and a linear layer.
+    """A classifier of a body, which computes a feature map, average pooling and a linear layer.
 
-    A subclass builds its body, calls `finish` and defines `forward_features`.
+    The constructor of a subclass builds the body and then calls `finish`; the subclass defines
+    `forward_features`.
     """
 
     classifier_name: ClassVar[str] = "fc"
@@ -35,10 +36,11 @@ class Classifier(nn.Module):
         """Make the classifier, and set ``feature_info`` to the ends of the stages.
 
         Args:
-            num_features: channels of the last feature map.
-            num_classes: outputs; 0 for pooled features instead of logits.
-            stages: for each stage the module whose output is the stage's end, the channels of this
-                output, and the factor by which it is smaller than the image.
+            num_features: number of channels of the last feature map.
+            num_classes: number of outputs; 0 for pooled features instead of logits.
+            stages: for each stage the name of the module whose output is the end of the stage, the
+                number of channels of this output, and the factor by which its sides are shorter
+                than those of the image.
         """
         self.num_features = num_features
         self.feature_info = [
@@ -48,11 +50,15 @@ class Classifier(nn.Module):
         self.reset_classifier(num_classes)
 
     def get_classifier(self) -> nn.Module:
-        """The classifier; named as in timm's models."""
+        """The classifier, under the method name of timm's models."""
         return self.get_submodule(self.classifier_name)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Make a new classifier, as in timm's models; 0 classes leave pooled features."""
+        """Make a new classifier, as in timm's models.
+
+        Args:
+            num_classes: number of outputs; 0 for pooled features instead of logits.
+        """
         self.num_classes = num_classes
         owner, _, leaf = self.classifier_name.rpartition(".")
         new = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
@@ -73,7 +79,7 @@ class Classifier(nn.Module):
 
 
 def cifar_configs(names: Sequence[str], *, first_conv: str, classifier: str) -> dict[str, Any]:
-    """Configurations, for timm, of networks for the images of CIFAR-100.
+    """Make timm's configurations of networks for the images of CIFAR-100.
 
     Args:
         names: names of the networks.
@@ -86,12 +92,12 @@ def cifar_configs(names: Sequence[str], *, first_conv: str, classifier: str) -> 
 
 
 def start_from_fan_out(network: nn.Module, linear_std: float | None = None) -> None:
-    """Initialize the convolutions by fan-out, as He et al. (ICCV 2015).
+    """Initialize the convolutions by their fan-out, as in He et al. (ICCV 2015).
 
     Args:
-        network: the network, changed in place.
-        linear_std: standard deviation of linear layers, whose biases then start at 0; by default
-            linear layers are not changed.
+        network: the network, which is changed in place.
+        linear_std: standard deviation of the weights of linear layers, whose biases then start at
+            0; by default linear layers are not changed.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,7 @@
-"""Networks by name, from timm, torchvision and this package, and the spec to rebuild a network."""
+"""Build a network by its name, from timm, torchvision, this package or the user's own code.
+
+`create_model` builds it, and `ModelSpec` is a description from which it can be rebuilt.
+"""
 
 from __future__ import annotations
 
@@ -37,15 +40,15 @@ _REUSED = "simkd/"
 _OF_PROJECTOR = ("features", "relu")
 Role = Literal["student", "teacher"]
 _PRETRAINED = "pretrained"
-# torchvision's own argument for published weights, with the name of an entry.
+# torchvision's own argument for published weights, which takes the name of one of several files.
 _ENTRY = "weights"
 # Auxiliary heads make the output a tuple in training, and their initialization is slow and warns.
 _TORCHVISION_ARGS = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
-# How torchvision builds networks for its published weights, where that is not their default: these
-# weights are TensorFlow's or Google's, for images of another mean and deviation than all others.
+# Arguments with which torchvision builds networks for its published weights, where they are not the
+# defaults. These weights come from TensorFlow or Google, for images of another mean and deviation.
 _WITH_PUBLISHED = {
     "googlenet": {"transform_input": True},
     "inception_v3": {"transform_input": True},
@@ -65,7 +68,7 @@ def create_model(
 ) -> nn.Module:
     """Build a network. Nothing is downloaded unless the model arguments say ``pretrained: true``.
 
-    What of its weights was not taken as the file has it is said in a line.
+    If weights were not loaded exactly as they are in the file, a line is printed about it.
 
     Args:
         name: a model of timm (``resnet18``) or of this package (``cifar_resnet20``), a
@@ -76,9 +79,10 @@ def create_model(
         weights: a state dict to load; see `gpd_cli.models.weights`.
         model_args: further arguments of the constructor; with ``pretrained: true`` the weights are
             those that timm or torchvision publishes for the network.
-        role: a student's classifier may start anew, where a number of classes is given and the
-            weights have another one; that of a static teacher would teach noise. Of a file that
-            has both networks each takes its own.
+        role: what the network is for. If the weights have another number of classes than
+            ``num_classes``, a student gets a new classifier; for a static teacher this is an error,
+            since a new classifier would teach noise. If a file has both networks, the role decides
+            which of them is taken.
 
     Raises:
         ModelError: when the name is unknown, the arguments do not suit the network, or published
@@ -105,7 +109,8 @@ def create_model(
         "ignore": _AUXILIARY_HEADS if getattr(model, "aux_logits", None) is False else (),
         "new_classifier": role == "student" and "num_classes" in args,
         "prefer": f"{role}.",
-        "finite": role == "student",  # a static teacher is judged by its logits, with its name
+        # A static teacher's logits are checked instead, in an error that names the teacher.
+        "finite": role == "student",
     }
     if "num_classes" not in args:
         how["hint"] = (
@@ -133,9 +138,10 @@ def wants_published(name: str, model_args: Mapping[str, Any] | None) -> bool:
 
 
 def without_pretrained(name: str, model_args: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a network's constructor less those that ask for published weights.
+    """Remove the arguments of a network's constructor that ask for published weights.
 
-    What the library builds a network with for these weights is among the arguments instead.
+    If there were any, arguments that the library builds the network with for these weights are
+    added instead.
 
     Args:
         name: name of the network.
@@ -146,21 +152,27 @@ def without_pretrained(name: str, model_args: Mapping[str, Any]) -> dict[str, An
 
 
 def _built_with(name: str) -> dict[str, Any]:
-    """Arguments with which a library builds a network for its published weights."""
+    """Further arguments with which a library builds a network for its published weights."""
     architecture = name.removeprefix(_REUSED).removeprefix(_TORCHVISION)
     return dict(_WITH_PUBLISHED.get(architecture, {})) if _is_of_torchvision(name) else {}
 
 
 def _asks(name: str) -> tuple[str, ...]:
-    """Arguments by which published weights of a network are asked for."""
+    """Names of the arguments that ask for published weights of a network."""
     return (_PRETRAINED, _ENTRY) if name.startswith(_TORCHVISION) else (_PRETRAINED,)
 
 
 def _wants_pretrained(name: str, args: Mapping[str, Any], weights: str | Path | None) -> bool:
     """Whether published weights are to be loaded.
 
+    Args:
+        name: name of the network.
+        args: arguments of the network's constructor.
+        weights: a weight file, or None.
+
     Raises:
-        ModelError: when a file is given as well, or as an argument of the constructor.
+        ModelError: when a weight file is given as well, or is given among the constructor's
+            arguments.
     """
     theirs = name.startswith(_TORCHVISION)
     files = ("checkpoint_path",) if theirs else ("checkpoint_path", _ENTRY)
@@ -182,7 +194,7 @@ def _wants_pretrained(name: str, args: Mapping[str, Any], weights: str | Path | 
 def _built(name: str, args: dict[str, Any], role: Role) -> nn.Module:
     try:
         return _build(name, args)
-    except Exception as error:  # constructors raise anything at arguments they do not expect
+    except Exception as error:  # constructors raise errors of many types for wrong arguments
         settings = ", ".join(f"{key}={value!r}" for key, value in args.items())
         kind = StudentArgumentsError if role == "student" else ModelError
         raise kind(f"Cannot build {name}({settings}): {_reason(error)}.") from error
@@ -191,7 +203,18 @@ def _built(name: str, args: dict[str, Any], role: Role) -> nn.Module:
 def _load_published(
     model: nn.Module, args: dict[str, Any], own: dict[str, Any], how: dict[str, Any]
 ) -> tuple[tuple[str, ...], nn.Module]:
-    """The weights that a network's library publishes, downloaded unless they have been before."""
+    """Load the published weights of a network, which are downloaded if need be.
+
+    Args:
+        model: the network, built without published weights.
+        args: arguments of the network's constructor.
+        own: these arguments without those that ask for published weights.
+        how: arguments of `load_tensors`.
+
+    Returns:
+        Notes on what was not loaded as published, and the network with the weights, which may be
+        another object.
+    """
     name: str = how["name"]
     body = name.removeprefix(_REUSED)
     try:
@@ -201,7 +224,7 @@ def _load_published(
             state = entries[str(entry).rpartition(".")[2]].get_state_dict(progress=False)
         else:
             published = _build(name, {**own, _PRETRAINED: True})
-    except Exception as error:  # of the network, the hub and the libraries
+    except Exception as error:  # the connection, the hub and the libraries raise many types
         needed = {key: own[key] for key in _built_with(name) if key in own}
         further = f", with {json.dumps(needed)} among the network's arguments" if needed else ""
         raise ModelError(
@@ -229,20 +252,20 @@ def _load_published(
 
 
 def _reason(error: Exception) -> str:
-    """What a library says is wrong, as part of a sentence."""
+    """The message of a library's error, as a part of a sentence."""
     return " ".join(str(error).split())[:300].rstrip(".!") or type(error).__name__
 
 
 def input_shape(
     model: nn.Module, name: str, model_args: Mapping[str, Any] | None = None
 ) -> tuple[int, int, int]:
-    """The shape ``(C, H, W)`` of the images that a network was made for.
+    """Find the shape ``(C, H, W)`` of the images that a network was made for.
 
     Args:
-        model: a network by `create_model`.
-        name: the network's name.
-        model_args: the arguments of the network's constructor; an image size or number of channels
-            among them precedes the network's own.
+        model: a network that `create_model` has built.
+        name: name of the network.
+        model_args: arguments of the network's constructor; an image size or number of channels
+            among them takes precedence over the network's own.
     """
     args = model_args or {}
     name = name.removeprefix(_REUSED)
@@ -254,17 +277,18 @@ def input_shape(
     config = getattr(model, "pretrained_cfg", None) or {}
     channels, *size = config.get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE)
     if get_pretrained_cfg(config.get("architecture", "")) is None:
-        # A user's own network, registered without a configuration. For other networks the first
-        # convolution would mislead: some stems fold pixels into channels before it, some have none.
+        # This is a user's own network, registered without a configuration. For other networks the
+        # first convolution may have other channels than the images (if the stem folds pixels into
+        # channels), or there may be none.
         channels = _first_channels(model, channels)
     return args.get("in_chans") or channels, *_pair(args.get("img_size") or size)
 
 
 def count_classes(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    """The number of classes of a network.
+    """Find the number of classes of a network.
 
     Args:
-        model: a classifier; modes and statistics do not change.
+        model: a classifier, whose modes and statistics do not change.
         shape: image shape, ``(C, H, W)``.
 
     Raises:
@@ -289,9 +313,10 @@ def check_images(model: nn.Module, shape: tuple[int, int, int], option: str) -> 
     """Check that a network takes images of a shape.
 
     Args:
-        model: a network; modes and statistics do not change.
+        model: a network, whose modes and statistics do not change.
         shape: image shape, ``(C, H, W)``.
-        option: the option for the arguments of the network's constructor, for the message.
+        option: name of the option for the arguments of the network's constructor, for the error
+            message.
 
     Raises:
         ModelError: when the network does not take such images.
@@ -307,13 +332,13 @@ def check_images(model: nn.Module, shape: tuple[int, int, int], option: str) -> 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A description of a network, from which it can be rebuilt; part of checkpoints.
+    """A description of a network, from which the network can be rebuilt. Checkpoints contain it.
 
     Args:
         name: name of the network, see `create_model`.
-        num_classes: number of classes; None for the network's own.
-        model_args: further arguments of the constructor, as plain JSON values (tuples become
-            lists).
+        num_classes: number of classes; None for the network's default.
+        model_args: further arguments of the network's constructor, as plain JSON values (tuples
+            become lists).
 
     Raises:
         ModelError: when an argument is no plain value.
@@ -325,7 +350,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         try:
-            # Converted at once, so that the network is built from the values read back later.
+            # Values are converted now, so that the network is built from the same values now as
+            # later from a checkpoint.
             plain = json.loads(json.dumps(dict(self.model_args), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise ModelError(
@@ -335,7 +361,12 @@ class ModelSpec:
         object.__setattr__(self, "model_args", plain)
 
     def build(self, weights: str | Path | None = None, *, role: Role = "student") -> nn.Module:
-        """Build the network; arguments and errors are those of `create_model`."""
+        """Build the network by `create_model`, which has the same arguments and errors.
+
+        Args:
+            weights: a state dict to load.
+            role: what the network is for.
+        """
         return create_model(
             self.name,
             num_classes=self.num_classes,
@@ -345,18 +376,19 @@ class ModelSpec:
         )
 
     def resolve(self, model: nn.Module, shape: tuple[int, int, int] | None = None) -> ModelSpec:
-        """What builds the same network again, to take weights of its own.
+        """Make the description by which checkpoints rebuild this network, before loading weights.
 
-        It has the number of classes of the network, and asks for no published weights.
+        It states the network's number of classes, and asks for no published weights.
 
         Args:
             model: a network that was built from this description.
-            shape: shape of its images, ``(C, H, W)``, where others than its own suit it.
+            shape: shape of the images, ``(C, H, W)``; by default that for which the network was
+                made.
 
         Raises:
-            ModelError: when the network has another number of classes than the description, or
-                does not say which images it takes, and takes no usual ones; when one of a user's
-                own has random numbers that its state dict lacks.
+            ModelError: when the network has another number of classes than the description; when
+                the network does not say which images it takes, and does not take usual ones; or
+                when a user's own network has random numbers that are not in its state dict.
         """
         if shape is None:
             shape = input_shape(model, self.name, self.model_args)
@@ -374,10 +406,11 @@ class ModelSpec:
         return resolved
 
     def _check_assumed(self, model: nn.Module, shape: tuple[int, int, int]) -> None:
-        """Check an image shape that neither network nor arguments state."""
+        """Check the assumed image shape of a network if neither network nor arguments state any."""
         config = getattr(model, "pretrained_cfg", None) or {}
         stated = config.get("input_size") or self.model_args.get("img_size")
-        # A lazy network would take its widths from the images; its expansion is refused.
+        # A lazy network would take its widths from the images of this check. It is left out, since
+        # its expansion is refused anyway.
         if stated or _is_of_torchvision(self.name) or any(is_lazy(p) for p in model.parameters()):
             return
         try:
@@ -400,8 +433,11 @@ class ModelSpec:
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
         """Rebuild a description from the output of `to_dict`.
 
+        Args:
+            values: the description as plain values.
+
         Raises:
-            ModelError: when a value is missing, unknown or of another type.
+            ModelError: when a value is missing, unknown or has a wrong type.
         """
         try:
             spec = cls(**values)
@@ -431,7 +467,12 @@ def _build(name: str, args: dict[str, Any]) -> nn.Module:
 
 
 def _build_own(path: str, args: dict[str, Any]) -> nn.Module:
-    """Build a network of a user's class or function, which need not take ``num_classes``."""
+    """Build a network by the user's class or function, which need not take ``num_classes``.
+
+    Args:
+        path: import path of the class or function.
+        args: arguments for it.
+    """
     maker = find_maker(path)
     own = dict(args)
     if not takes(maker, "num_classes"):
@@ -440,7 +481,11 @@ def _build_own(path: str, args: dict[str, Any]) -> nn.Module:
 
 
 def _check_name(name: str) -> None:
-    """Raise a ModelError for a name that no library knows and that cannot be imported."""
+    """Check that a name is known to a library or can be imported.
+
+    Raises:
+        ModelError: when it is neither; the message suggests similar names.
+    """
     name = name.removeprefix(_REUSED)
     theirs = [_TORCHVISION + known for known in list_models(module=torchvision.models)]
     if name in theirs or timm.is_model(name):
@@ -469,7 +514,7 @@ def _is_of_torchvision(name: str) -> bool:
 
 
 def _first_channels(model: nn.Module, default: int = 3) -> int:
-    """Input channels of the first convolution."""
+    """Number of input channels of the first convolution; the default without any convolution."""
     convolutions = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     return next(convolutions, default)
 
@@ -480,7 +525,14 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _probe(model: nn.Module, shape: tuple[int, int, int]) -> Any:
-    """The output for two black images, in eval mode; the model's modes do not change."""
+    """Run a network in eval mode on two black images, and restore the modes of its modules.
+
+    Returns:
+        The network's output.
+
+    Raises:
+        ModelError: when the network does not run on such images.
+    """
     modes = [(module, module.training) for module in model.modules()]
     like = next(model.parameters(), torch.zeros(0))
     try:

@@ -1,8 +1,8 @@
-"""Fitting the tensors of a weight file to a network, as timm does for its pretrained networks.
+"""Fit the tensors of a weight file to a network, as timm does for its pretrained networks.
 
-Published files differ from the networks that are to take them in ways that can be bridged: another
-number of classes or input channels, another image size, older names, index buffers that are no
-longer stored, a prefix, tensors of a loss. Everything else stays a misfit.
+Published files differ from the networks that are to load them. Some differences can be bridged:
+another number of classes or input channels, another image size, older names, index buffers that are
+no longer stored, a prefix, tensors of a loss. All others are misfits, which are reported.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from gpd_cli.models.versions import needed_versions
 
 PREFIXES = ("module.", "model.", "_orig_mod.")
-"""What wrappers (DDP, Lightning, ``torch.compile``) put before every key."""
+"""Prefixes that wrappers (DDP, Lightning, ``torch.compile``) put before every key."""
 
-_SHOWN = 3  # keys of each kind in a message
+_SHOWN = 3  # most keys of each kind that a message names
 _RGB = 3
 _COUNTER = "num_batches_tracked"
-# torchvision's published DenseNets say 'denselayer1.norm.1' for what is 'denselayer1.norm1' now.
+# torchvision's published DenseNets have 'denselayer1.norm.1' for today's 'denselayer1.norm1'.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
-# What timm calls the functions that turn published names and sizes into a network's own.
+# Names of timm's functions that convert published names and sizes to those of a network.
 _FILTERS = (
     "checkpoint_filter_fn",
     "pretrained_filter_fn",
     "_filter_fn",
     "_filter_torchvision_pretrained",
 )
-# Tables of numbers that follow from the architecture, which older files store.
+# Names of tables that follow from the architecture, which only older files store.
 _INDEX_BUFFERS = (
     "relative_position_index",
     "relative_coords_table",
@@ -53,14 +53,14 @@ _OF_LOSSES = ("criterion", "loss")
 
 @dataclass(frozen=True)
 class Fitted:
-    """What of a file goes into a network.
+    """The tensors of a file that were fitted to a network.
 
     Args:
-        tensors: the state dict to load, if nothing is wrong.
-        notes: sentences on what was not taken as the file has it.
+        tensors: the state dict, which can be loaded if there are no misfits.
+        notes: sentences on what is not exactly as in the file.
         misfits: sentences on what keeps the tensors from being loaded.
-        classes: number of classes in the file, where the classifier is all that does not fit.
-        remedy: what to do about the misfits, where that is known.
+        classes: number of classes in the file, if only the classifier does not fit.
+        remedy: what to do about the misfits, if that is known.
     """
 
     tensors: OrderedDict[str, Tensor]
@@ -78,15 +78,18 @@ def fit_tensors(
     new_classifier: bool = False,
     prefer: str = "student.",
 ) -> Fitted:
-    """Find the form of a file's tensors that a network takes.
+    """Find the form of a file's tensors that fits a network.
 
     Args:
-        model: stays as it is.
-        read: the tensors of the file.
+        model: the network, which is left unchanged.
+        read: the tensors of the file, by name.
         ignore: beginnings of keys that the network leaves out by design, such as auxiliary heads.
-        new_classifier: whether the classifier may stay as it is where the file has none, or one of
-            another number of classes.
-        prefer: end of the prefix to take, where several networks fit.
+        new_classifier: whether the network may keep its own classifier if the file has none, or one
+            of another number of classes.
+        prefer: for a file with several networks that fit, the end of the prefix of the one to take.
+
+    Returns:
+        The fitted tensors; if no form fits, the misfits of the likeliest form.
     """
     tensors = {key: tensor for key, tensor in read.items() if not key.startswith(tuple(ignore))}
     own = model.state_dict()
@@ -95,7 +98,7 @@ def fit_tensors(
         fitted = _adapted(model, form, own, new_classifier)
         if not fitted.misfits:
             return fitted
-        # Names are those of the file, below the prefix where there is one.
+        # Misfits are told with the names of the file (below a prefix), not with converted names.
         if told is None or not form.filtered or (fitted.classes and not told.classes):
             told = fitted
     assert told is not None  # there is always the file's own form
@@ -104,18 +107,32 @@ def fit_tensors(
 
 @dataclass(frozen=True)
 class _Form:
-    """The tensors of a file under the names that a network may have, and what was done to them."""
+    """One form of a file's tensors, under names that a network may have.
+
+    Args:
+        tensors: the tensors by name.
+        notes: sentences on what was done to the tensors.
+        ambiguous: why it is unclear which tensors of the file are meant; empty if it is clear.
+        filtered: whether a library's own function has converted names and sizes.
+    """
 
     tensors: dict[str, Tensor]
     notes: list[str] = field(default_factory=list)
-    ambiguous: str = ""  # why it cannot be told what of the file is meant
+    ambiguous: str = ""
     filtered: bool = False
 
 
 def _forms(
     model: nn.Module, read: dict[str, Tensor], own: Mapping[str, Tensor], prefer: str
 ) -> Iterator[_Form]:
-    """The likely forms of a file, the likeliest first."""
+    """Generate the possible forms of a file's tensors, the likeliest first.
+
+    Args:
+        model: the network.
+        read: the tensors of the file, by name.
+        own: the network's state dict.
+        prefer: end of the prefix to take, if several networks fit.
+    """
     plain = unprefixed(read, keep=own)
     plain = {key if key in own else _OLD_DENSENET.sub(r"\1\2", key): t for key, t in plain.items()}
     below = _below_prefix(model, read, own, prefer)
@@ -128,14 +145,14 @@ def _forms(
 
 
 def unprefixed(tensors: Mapping[str, Tensor], keep: Collection[str] = ()) -> dict[str, Tensor]:
-    """Take off what wrappers put before every key.
+    """Remove the prefixes (see `PREFIXES`) that every key has.
 
     Args:
-        tensors: the state dict: tensors by name.
-        keep: names that are right as they are: where there is one, nothing is taken off.
+        tensors: the state dict.
+        keep: names that are right as they are; if a key is among them, nothing is removed.
     """
     found = dict(tensors)
-    # The counter of torch's AveragedModel is the one key that its 'module.' does not precede.
+    # In torch's AveragedModel all keys but the counter begin with 'module.'.
     rest = {key: tensor for key, tensor in found.items() if key != "n_averaged"}
     while rest and not any(key in keep for key in rest):
         prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in rest)), None)
@@ -146,7 +163,7 @@ def unprefixed(tensors: Mapping[str, Tensor], keep: Collection[str] = ()) -> dic
 
 
 def _without_losses(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> _Form:
-    """Leave the weights of losses, which lie beside the network's own in some checkpoints."""
+    """Leave out the weights of losses, which some checkpoints have beside the network's."""
     roots = {key.partition(".")[0] for key in own}
     beside = [
         key
@@ -167,7 +184,14 @@ def _left(keys: Collection[str]) -> list[str]:
 def _below_prefix(
     model: nn.Module, read: dict[str, Tensor], own: Mapping[str, Tensor], prefer: str
 ) -> _Form | None:
-    """The part of a file under a prefix where everything is that the network needs."""
+    """Find the part of a file under a prefix that has everything that the network needs, or None.
+
+    Args:
+        model: the network.
+        read: the tensors of the file, by name.
+        own: the network's state dict.
+        prefer: end of the prefix to take, if several parts fit.
+    """
     classifier = _classifier(model)
     needed = [
         key
@@ -206,7 +230,7 @@ def _shapes_fit(part: Mapping[str, Tensor], own: Mapping[str, Tensor], keys: lis
 
 
 def _without_shared_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off whatever all keys begin with, up to a dot."""
+    """Remove what all keys begin with, up to a dot, as often as there is such a beginning."""
     while tensors:
         roots = {key.partition(".")[0] for key in tensors}
         if len(roots) > 1 or not all("." in key for key in tensors):
@@ -216,28 +240,35 @@ def _without_shared_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _filters(model: nn.Module) -> list[Any]:
-    """The functions by which a library adapts its published files to a network."""
+    """The functions by which the network's library adapts its published files to the network."""
     if isinstance(model, VisionTransformer):
         return [
             lambda state, network: interpolate_embeddings(
                 network.image_size, network.patch_size, OrderedDict(state)
             )
         ]
-    # They lie beside the class; a network of a user's own may be derived from one of timm's.
+    # timm's functions are in the module of the network's class, or of the base class from which a
+    # user's own network is derived.
     theirs = (c.__module__ for c in type(model).__mro__ if c.__module__.startswith("timm.models."))
     module = sys.modules.get(next(theirs, ""))
     return [getattr(module, name) for name in _FILTERS if hasattr(module, name)]
 
 
 def _filtered(model: nn.Module, form: _Form, function: Any) -> _Form | None:
-    """The form after a library's own function; None where that cannot make sense of it."""
+    """Convert a form by a library's own function; None if the function fails.
+
+    Args:
+        model: the network.
+        form: the form to convert.
+        function: the library's function, from `_filters`.
+    """
     taken = inspect.signature(function).parameters
-    # DeiT III's files have another name for layer scales, which nothing else has.
+    # Only DeiT III's files have another name for layer scales, so this option harms no others.
     options = {"adapt_layer_scale": True} if "adapt_layer_scale" in taken else {}
     arguments = (model,) if len(taken) > 1 else ()
     try:
         found = function(dict(form.tensors), *arguments, **options)
-    except Exception:  # they take for granted that the file is one of theirs
+    except Exception:  # these functions take for granted that the file is one of the library's
         return None
     tensors = {k: t for k, t in found.items() if isinstance(t, Tensor)}
     resized = [
@@ -254,7 +285,14 @@ def _resized(new: Tensor, old: Tensor) -> bool:
 def _adapted(
     model: nn.Module, form: _Form, own: Mapping[str, Tensor], new_classifier: bool
 ) -> Fitted:
-    """Bridge buffers, channels and class count, and try out what comes of it."""
+    """Bridge differences in buffers, input channels and number of classes, and find the misfits.
+
+    Args:
+        model: the network.
+        form: the form of the file's tensors.
+        own: the network's state dict.
+        new_classifier: whether the network may keep its own classifier.
+    """
     notes = list(form.notes)
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)} - set(own)
     tensors = OrderedDict(
@@ -264,10 +302,11 @@ def _adapted(
     )
     for key, tensor in tensors.items():
         if key.endswith(_COUNTER) and tensor.is_floating_point():
-            # Of a file that was converted as a whole, or averaged; a float16 may be infinite.
+            # The file was converted to another dtype as a whole, or averaged. Counters in float16
+            # may be infinite.
             tensors[key] = tensor.float().nan_to_num(0, 0, 0).round().long()
-    # Versions are left out, which makes modules accept the names of their older versions and batch
-    # norms do without their counter.
+    # Without versions, modules accept the names of their older versions, and batch norms need no
+    # counter. So only those versions are kept without which a module loads nothing.
     tensors._metadata = needed_versions(model)  # type: ignore[attr-defined]
     notes += _adapt_stem(model, tensors, own)
     replaced = _with_own_classifier(model, tensors, own)
@@ -286,7 +325,16 @@ def _adapted(
 def _adapt_stem(
     model: nn.Module, tensors: dict[str, Tensor], own: Mapping[str, Tensor]
 ) -> list[str]:
-    """Let the first convolution take another number of channels, as timm does; in place."""
+    """Adapt the first convolution to another number of image channels, as timm does.
+
+    Args:
+        model: the network.
+        tensors: the tensors of the file, which are changed in place.
+        own: the network's state dict.
+
+    Returns:
+        Sentences on what was adapted.
+    """
     notes = []
     for name in _stems(model):
         key = f"{name}.weight"
@@ -295,7 +343,7 @@ def _adapt_stem(
             continue
         if old.shape[0] != new.shape[0] or old.shape[2:] != new.shape[2:]:
             continue
-        # A stem may fold pixels into channels first, as many for each channel of the image.
+        # The stem may first fold pixels into channels, the same number for each image channel.
         fold = old.shape[1] // _RGB if old.shape[1] % _RGB == 0 else 1
         fold = fold if new.shape[1] % fold == 0 else 1
         given, wanted = old.shape[1] // fold, new.shape[1] // fold
@@ -313,7 +361,7 @@ def _adapt_stem(
 
 
 def _stems(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that see the image."""
+    """Names of the network's first layers, whose input is the image."""
     traits = getattr(model, "_traits", None) or {}
     config = getattr(model, "pretrained_cfg", None) or {}
     names = traits.get("first_conv", config.get("first_conv"))
@@ -325,11 +373,16 @@ def _stems(model: nn.Module) -> tuple[str, ...]:
 def _with_own_classifier(
     model: nn.Module, tensors: OrderedDict[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[OrderedDict[str, Tensor], int, str] | None:
-    """Put the network's own classifier in the place of one of other classes.
+    """Replace a classifier of another number of classes by the network's own.
+
+    Args:
+        model: the network.
+        tensors: the tensors of the file. A class for the background is removed in place.
+        own: the network's state dict.
 
     Returns:
-        The tensors, the number of classes in the file (0 where it has no classifier), and what is
-        to be said; None where the number of classes is not what differs.
+        The tensors with the network's classifier, the number of classes in the file (0 if it has no
+        classifier), and a sentence on it. None if the number of classes is not what differs.
     """
     names = _classifier(model)
     keys = [key for key in own if key.rpartition(".")[0] in names]
@@ -339,7 +392,8 @@ def _with_own_classifier(
     ours = own[keys[0]].shape[0]
     offset = (getattr(model, "pretrained_cfg", None) or {}).get("label_offset") or 0
     if offset and present and all(tensors[k].shape[0] == ours + offset for k in present):
-        tensors.update({k: tensors[k][offset:] for k in present})  # a class for the background
+        # The file has a further class for the background, which is removed.
+        tensors.update({k: tensors[k][offset:] for k in present})
     others = [key for key in present if tensors[key].shape != own[key].shape]
     if present and not others:
         return None
@@ -353,12 +407,12 @@ def _with_own_classifier(
 
 
 def _classifier(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that end in the logits."""
+    """Names of the layers whose outputs are the logits."""
     named = dict(model.named_modules(remove_duplicate=False))
     config = getattr(model, "pretrained_cfg", None) or {}
     names = config.get("classifier") or ()
     names = (names,) if isinstance(names, str) else tuple(names)
-    # Some have a classifier and no name for it, or a name for what they were built without.
+    # Some networks have a classifier but do not name it, or name one that they were built without.
     names = tuple(name for name in names if isinstance(named.get(name), nn.Linear | nn.Conv2d))
     if names:
         return names
@@ -369,11 +423,20 @@ def _classifier(model: nn.Module) -> tuple[str, ...]:
 def _misfits(
     model: nn.Module, tensors: OrderedDict[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[str, ...]:
-    """What keeps a state dict from being loaded, tried out on a copy of the model."""
+    """Find out what keeps a state dict from being loaded, by loading it into a copy of the model.
+
+    Args:
+        model: the network.
+        tensors: the state dict.
+        own: the network's state dict.
+
+    Returns:
+        Sentences on the misfits; empty if the state dict fits.
+    """
     misshaped = {
         key: f"{key} {_size(tensor)} instead of {_size(own[key])}"
         for key, tensor in tensors.items()
-        # Scalars were once stored as vectors of one, which torch accepts.
+        # Older files store scalars as vectors of one element, which torch accepts.
         if key in own
         and tensor.shape != own[key].shape
         and (tensor.numel(), own[key].ndim) != (1, 0)
@@ -383,9 +446,9 @@ def _misfits(
         del fitting[key]
     fitting._metadata = tensors._metadata  # type: ignore[attr-defined]
     try:
-        # Modules may rename keys as they load: only loading tells which ones are missing.
+        # Modules may rename keys as they load, so only loading tells which keys are missing.
         result = copy.deepcopy(model).load_state_dict(fitting, strict=False)
-    except Exception as error:  # modules may load by code of their own
+    except Exception as error:  # modules may load their state by code of their own
         return (" ".join(str(error).split()).rstrip(".") or "its modules refuse it",)
     missing = [key for key in result.missing_keys if key not in misshaped]
     found = [
@@ -397,7 +460,12 @@ def _misfits(
 
 
 def listed(kind: str, keys: Iterable[str]) -> str:
-    """Name the first few of some keys, after what they are; nothing where there are none."""
+    """List the first few of some keys as text, such as ``missing a, b, c and 2 more``.
+
+    Args:
+        kind: words before the keys.
+        keys: the keys; without any, the text is empty.
+    """
     keys = list(keys)
     if not keys:
         return ""

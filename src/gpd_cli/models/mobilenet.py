@@ -15,9 +15,10 @@ __all__ = ["mobilenetv1_relu"]
 def mobilenetv1_relu(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
     """MobileNet V1 (Howard et al., 2017) with ReLU and PyTorch's initialization.
 
-    The network has the layers and parameter names of timm's ``mobilenetv1_100``, so that weight
-    files of both load. timm's network has ReLU6 and initial weights of another deviation (1.7 times
-    as large in pointwise kernels, 2.4 times in depthwise kernels).
+    The network has the layers and parameter names of timm's ``mobilenetv1_100``, so it loads the
+    weight files of either. timm's network differs in two ways: it has ReLU6, and its initial
+    weights have a larger deviation (1.7 times in pointwise kernels, 2.4 times in depthwise
+    kernels).
     """
     network: EfficientNet = mobilenetv1_100(pretrained, **{"act_layer": "relu", **kwargs})
     for module in network.modules():

@@ -1,4 +1,4 @@
-"""What the numbers of a network's tensors can be, whatever file they come from."""
+"""Check that the numbers in tensors from a file are possible for a network."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 def unusual_tensor(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
-    """The first tensor of complex numbers, or of another layout than networks have.
+    """Find a tensor of a kind that networks do not have: complex, quantized or not strided.
 
     Args:
-        tensors: the state dict: tensors by name.
+        tensors: the state dict.
 
     Returns:
-        Its name, and its dtype and layout in words; None if there is none.
+        Name of the first such tensor, and its dtype and layout in words; None if there is none.
     """
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
@@ -28,18 +28,18 @@ def unusual_tensor(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
 def wrong_numbers(
     network: nn.Module, tensors: Mapping[str, Tensor], *, finite: bool = True
 ) -> str | None:
-    """The first tensor whose values are none that a network's tensor can have.
+    """Find a tensor with impossible values.
 
-    Those are whole numbers where the network has others or the reverse, weights and running
-    statistics that are NaN or infinite, and negative variances.
+    These are integers where the network has floating-point numbers or the reverse, weights and
+    running statistics that are NaN or infinite, and negative variances.
 
     Args:
-        network: a network whose tensors have the right kind of numbers.
-        tensors: tensors by the names of the network; those of other names are not looked at.
-        finite: whether to look at values as well, and not at the kind of numbers only.
+        network: a network whose tensors have the right kinds of numbers.
+        tensors: tensors by their names in the network; tensors of other names are not checked.
+        finite: whether values are checked as well as kinds of numbers.
 
     Returns:
-        Its name and what is wrong, in words; None if all are right.
+        Name of the first such tensor and what is wrong, in words; None if there is none.
     """
     weights = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     for name, own in network.state_dict().items():
@@ -57,5 +57,5 @@ def wrong_numbers(
 
 
 def _comparable(tensor: Tensor) -> Tensor:
-    """The tensor in a type that torch compares: types of one byte only store numbers."""
+    """Convert floating-point types of one byte, which torch cannot compare, to float32."""
     return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor

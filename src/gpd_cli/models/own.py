@@ -1,4 +1,4 @@
-"""Networks of one's own, by the path of a class or function (``mine.Net``)."""
+"""Networks of the user's own code, which are named by an import path (``mine.Net``)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def is_path(name: str) -> bool:
 def find_maker(path: str) -> Maker:
     """Import a class or function that builds networks.
 
-    Checkpoints have such paths as well, so that nothing else may be called: a class has to be
+    Since such paths are also read from checkpoints, nothing else may be called: a class has to be
     derived from `torch.nn.Module`, and a function has to be annotated to return such a class.
 
     Args:
-        path: ``module.name``.
+        path: import path, ``module.name``.
 
     Raises:
         ModelError: when the path cannot be imported, or does not build networks.
@@ -41,7 +41,7 @@ def find_maker(path: str) -> Maker:
             f"The network {path} cannot be imported: {error}; its module has to be installed or "
             "on PYTHONPATH."
         ) from error
-    except (Exception, SystemExit) as error:  # the module is code of others, and may be a program
+    except (Exception, SystemExit) as error:  # the module may be any code, even a whole program
         reason = " ".join(str(error).split())
         raise ModelError(
             f"The network {path} cannot be imported: {type(error).__name__}: {reason}; its module "
@@ -58,23 +58,24 @@ def find_maker(path: str) -> Maker:
 
 
 def takes(maker: Maker, name: str) -> bool:
-    """Whether a class or function takes an argument of this name."""
+    """Whether a class or function takes an argument of a certain name."""
     parameters = inspect.signature(maker).parameters
     return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
 def check_repeatable(name: str, build: Callable[[], nn.Module]) -> None:
-    """Check that a network's numbers that no state dict has are the same each time it is built.
+    """Check that a network can be rebuilt: tensors outside its state dict must not be random.
 
-    A checkpoint is read into a network that is built anew: with numbers drawn at random it would be
-    another one than was trained.
+    To load a checkpoint, the network is built anew. If tensors that are not in the checkpoint were
+    drawn at random, it would not be the network that was trained.
 
     Args:
-        name: name of the network, for the message.
-        build: builds it. State of random generators is put back.
+        name: name of the network, for the error message.
+        build: function that builds the network. The states of random generators are restored.
 
     Raises:
-        ModelError: when a tensor that is no parameter and no persistent buffer differs.
+        ModelError: when a tensor that is no parameter and no persistent buffer differs between two
+            builds.
     """
     found = []
     for seed in (1, 2):
@@ -90,7 +91,7 @@ def check_repeatable(name: str, build: Callable[[], nn.Module]) -> None:
 
 
 def _unsaved(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a network that its state dict lacks, by their names."""
+    """The tensors of a network that are not in its state dict, by name."""
     return {
         f"{path}.{leaf}" if path else leaf: value
         for path, module in network.named_modules()
@@ -107,5 +108,5 @@ def _returned(function: Any) -> Any:
         return None
     try:
         return get_type_hints(function).get("return")
-    except Exception:  # names that only a type checker knows, or nobody
+    except Exception:  # the annotation has names that are not known at run time
         return None

@@ -11,12 +11,12 @@ from gpd_cli.errors import ModelError
 class ReusedClassifier(nn.Module):
     """A network whose classifier is replaced by a projector and a classifier of another width.
 
-    The projector is SimKD's bottleneck of three layers with half the teacher's width inside. Here
-    it runs on pooled features, so that any network can have it that ends in a linear layer,
-    transformers included.
+    The projector is SimKD's bottleneck of three layers, with half the teacher's width inside. Here
+    it runs on pooled features, so that any network that ends in a linear layer can have it, even a
+    transformer.
 
     Args:
-        body: a classifier, which is taken over; its last linear layer is removed.
+        body: a network with a classifier, which is changed: its last linear layer is removed.
         features: width of the static teacher's embedding.
         num_classes: number of classes.
         relu: whether the projector ends in a ReLU, as in SimKD; false for teachers whose embedding
@@ -52,17 +52,17 @@ class ReusedClassifier(nn.Module):
         self.classifier = nn.Linear(features, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logits, ``[B, num_classes]``."""
+        """Compute the logits, ``[B, num_classes]``, of images ``[B, C, H, W]``."""
         logits: Tensor = self.classifier(self.projector(self.body(images)))
         return logits
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that the body wants without weight decay, as timm's models do."""
+        """Names of the parameters without weight decay: those that the body names, as in timm."""
         names = getattr(self.body, "no_weight_decay", None)
         return {f"body.{name}" for name in names()} if callable(names) else set()
 
     def adopt(self, classifier: nn.Linear) -> None:
-        """Copy a classifier's weights.
+        """Copy the weights of the static teacher's classifier into this network's classifier.
 
         Args:
             classifier: the static teacher's classifier.

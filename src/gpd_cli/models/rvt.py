@@ -1,9 +1,10 @@
 """Robust Vision Transformers, registered with timm.
 
-Mao et al. (CVPR 2022, arXiv 2105.07926): patches from a convolutional stem, no position embedding
-and no class token, feed-forward layers with a depthwise convolution, and average pooling. In the
-``plus`` variants learned weights scale the products of queries and keys by position. Parameters are
-named as in the published weights, so that these load.
+These are the networks of Mao et al. (CVPR 2022, arXiv 2105.07926). They have patches from a
+convolutional stem, no position embedding and no class token, feed-forward layers with a depthwise
+convolution, and average pooling. In the ``plus`` variants, learned weights scale the products of
+queries and keys by position. Parameters are named as in the published weights, so that these can be
+loaded.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ class Attention(nn.Module):
     softmax by the sigmoid of a learned number for each head and pair of positions.
 
     Args:
-        dim: C.
-        num_heads: attention heads.
-        positions: N, for position-aware attention scaling; None for attention without scaling.
+        dim: number of channels, C.
+        num_heads: number of attention heads.
+        positions: number of positions, N, for position-aware attention scaling; None for attention
+            without scaling.
     """
 
     def __init__(self, dim: int, num_heads: int, positions: int | None = None) -> None:
@@ -74,11 +76,11 @@ class Attention(nn.Module):
 
 
 class ConvolutionalMlp(nn.Module):
-    """Feed-forward layer that mixes neighbours, of ``[B, C, H, W]``.
+    """Feed-forward layer with a depthwise convolution, ``[B, C, H, W]`` to ``[B, C, H, W]``.
 
     Args:
-        dim: C.
-        inner: channels inside.
+        dim: number of channels, C.
+        inner: number of inner channels.
     """
 
     def __init__(self, dim: int, inner: int) -> None:
@@ -99,14 +101,17 @@ class ConvolutionalMlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward layer, each after a norm and residual, of ``[B, H, W, C]``.
+    """Attention and a feed-forward layer, ``[B, H, W, C]`` to ``[B, H, W, C]``.
+
+    Both come after a norm and have a residual connection.
 
     Args:
-        dim: C.
-        num_heads: attention heads.
-        mlp_ratio: inner channels of the feed-forward layer over C.
-        drop_path: probability of dropping attention or feed-forward layer in training.
-        positions: H x W, for position-aware attention scaling; None for attention without scaling.
+        dim: number of channels, C.
+        num_heads: number of attention heads.
+        mlp_ratio: number of inner channels of the feed-forward layer divided by C.
+        drop_path: probability of dropping attention or the feed-forward layer in training.
+        positions: number of positions, H x W, for position-aware attention scaling; None for
+            attention without scaling.
     """
 
     def __init__(
@@ -129,7 +134,15 @@ class Block(nn.Module):
 
 
 class _PatchEmbedding(nn.Module):
-    """Patches ``[B, C, H/p, W/p]`` of images, by two strided layers and a strided convolution."""
+    """The stem: images to patches ``[B, dim, H/p, W/p]``, with p the side of a patch.
+
+    It consists of a strided convolution, a strided pooling and a convolution over each patch.
+
+    Args:
+        in_chans: number of image channels.
+        dim: number of channels of a patch.
+        patch_size: side of a patch in pixels, p.
+    """
 
     def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
         super().__init__()
@@ -176,14 +189,16 @@ class RVT(Classifier):
         depths: number of blocks of each stage.
         heads: number of attention heads of each stage.
         scaled_blocks: how many of the first blocks have position-aware attention scaling.
-        mlp_ratio: inner channels of the feed-forward layers over outer channels.
+        mlp_ratio: number of inner channels of the feed-forward layers divided by the number of
+            outer channels.
         patch_size: side of a patch in pixels, a multiple of 4.
         img_size: side of the images, or height and width; with position-aware attention scaling
             the network takes no other size.
-        drop_path_rate: rate of stochastic depth; block k of n, counted from 0, has ``k / n`` of it,
-            as in the authors' code, so that the last block has a little less than the rate.
-        num_classes: outputs; 0 for pooled features instead of logits.
-        in_chans: image channels.
+        drop_path_rate: rate of stochastic depth. Block k of n, counted from 0, drops its layers
+            with ``k / n`` of this rate, as in the authors' code; so the last block has a little
+            less than the rate.
+        num_classes: number of outputs; 0 for pooled features instead of logits.
+        in_chans: number of image channels.
 
     Raises:
         ValueError: when the patch size is no multiple of 4, or there are more blocks to scale than
@@ -244,7 +259,12 @@ class RVT(Classifier):
 
 
 def _positions(img_size: int | Sequence[int], patch_size: int) -> int:
-    """The number of patches that the stem makes of an image."""
+    """Compute the number of patches that the stem makes of an image.
+
+    Args:
+        img_size: side of the image, or height and width.
+        patch_size: side of a patch in pixels.
+    """
     count = 1
     for side in (img_size, img_size) if isinstance(img_size, int) else img_size:
         convolved = (side - 3) // 2 + 1

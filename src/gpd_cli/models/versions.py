@@ -1,8 +1,9 @@
 """Versions of modules, which torch keeps beside the tensors of a state dict.
 
-By its version a module tells the names and layouts of older files. What copies the tensors alone
-loses the versions: safetensors, Lightning's average of the weights, a prefix taken off. Most
-modules then take the file for one of their first version, and torchvision's MNASNet refuses it.
+By the version in a file, a module recognizes the names and layouts of older files. Versions are
+lost wherever only the tensors are copied: in safetensors files, in Lightning's average of the
+weights, when a prefix is removed. Most modules then treat the file as one of their first version,
+but torchvision's MNASNet refuses it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from torchvision.models import MNASNet
 
 
 def with_versions(state: Mapping[str, Tensor], network: nn.Module) -> OrderedDict[str, Tensor]:
-    """A state dict of a network with the versions of its modules, where it has none.
+    """Add the versions of a network's modules to a state dict that has none.
 
     Args:
-        state: tensors by name, written from such a network as it is built here.
-        network: the network that is to load them.
+        state: tensors by name, which a network of the same versions has written.
+        network: the network that is to load the tensors.
     """
     versioned = OrderedDict(state)
     own: Any = network.state_dict()
@@ -29,7 +30,7 @@ def with_versions(state: Mapping[str, Tensor], network: nn.Module) -> OrderedDic
 
 
 def needed_versions(network: nn.Module) -> dict[str, dict[str, Any]]:
-    """Versions, by module name, without which a module of the network loads no state at all.
+    """Versions, by module name, of those modules that refuse to load a state without a version.
 
     Args:
         network: any network.

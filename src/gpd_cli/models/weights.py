@@ -1,4 +1,4 @@
-"""Reading weight files of timm, torchvision and of plain training scripts."""
+"""Read weight files of timm, torchvision and plain training scripts; load them into networks."""
 
 from __future__ import annotations
 
@@ -30,26 +30,29 @@ WRAPPERS = (
     "model_state",
     "net",
 )
-"""Keys under which training scripts save the state dict, in order of preference: averaged weights
-before raw weights, since such scripts report and publish the accuracy of the averaged ones."""
+"""Keys under which training scripts save the state dict, in order of preference.
+
+Averaged weights come before raw weights, since such scripts report and publish the accuracy of the
+averaged weights.
+"""
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict onto the CPU, without ever running code from the file.
 
-    The state dict may be an entry of the file, also nested, under the first key of `WRAPPERS` that
-    is present. Prefixes in `gpd_cli.models.fitting.PREFIXES` are removed where every key has them.
+    The state dict may be the file's whole content, or an entry under a key of `WRAPPERS`, even a
+    nested one. Prefixes in `gpd_cli.models.fitting.PREFIXES` are removed if every key has them.
 
     Args:
-        path: ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.tar`` as written by ``torch.save``, or
-            ``.safetensors``.
+        path: path of a file written by ``torch.save`` (``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or
+            ``.tar``), or of a ``.safetensors`` file.
 
     Returns:
         Tensors by name.
 
     Raises:
-        WeightsError: when the file is missing, unreadable, of another kind, or holds Python objects
-            or no state dict.
+        WeightsError: when the file is missing, unreadable or of another kind, holds Python objects
+            other than tensors, or has no state dict.
     """
     return unprefixed(_unwrapped(_read(Path(path)), path))
 
@@ -67,24 +70,24 @@ def load_weights(
 ) -> tuple[str, ...]:
     """Load a weight file into a model, as timm loads pretrained weights.
 
-    The model is changed only when everything fits. What a file may have differently is in
-    `gpd_cli.models.fitting`: names of older versions and of the authors, image size, input
-    channels, index buffers, a prefix, weights of losses; on request the number of classes, too.
+    The model is changed only if everything fits. Some differences are bridged (see
+    `gpd_cli.models.fitting`): names of older versions and of other authors, image size, input
+    channels, index buffers, a prefix, weights of losses, and on request the number of classes.
 
     Args:
-        model: the model to load into, changed in place.
-        path: file with a state dict, in a format that `load_state_dict` reads.
-        name: what error messages call the model; by default its class.
+        model: the model to load into, which is changed in place.
+        path: path of a file with a state dict, in a format that `load_state_dict` reads.
+        name: name of the model in error messages; by default its class.
         ignore: beginnings of keys that the model leaves out by design, such as auxiliary heads.
-        new_classifier: keep the model's classifier as it is where the file has none, or one of
+        new_classifier: whether the model keeps its own classifier if the file has none, or one of
             another number of classes.
-        prefer: end of the prefix to take, of a file with several networks that fit.
-        hint: a remedy for the case that nothing but the number of classes differs, with
-            ``{classes}`` for that of the file.
-        finite: refuse values that are NaN or infinite, and negative variances.
+        prefer: for a file with several networks that fit, the end of the prefix of the one to take.
+        hint: remedy for the case that nothing but the number of classes differs, with
+            ``{classes}`` for the number of classes in the file.
+        finite: whether values that are NaN or infinite, and negative variances, are refused.
 
     Returns:
-        In words, what was not taken as the file has it.
+        Sentences on what was not loaded exactly as it is in the file.
 
     Raises:
         WeightsError: when the file cannot be read or does not fit the model.
@@ -115,20 +118,27 @@ def load_tensors(
     hint: str = "",
     finite: bool = True,
 ) -> tuple[str, ...]:
-    """As `load_weights`, with a state dict instead of a file.
+    """Load a state dict into a model, as `load_weights` loads a file.
 
     Args:
-        model: the model to load into, changed in place.
+        model: the model to load into, which is changed in place.
         read: the state dict.
-        source: what error messages call it.
-        name: what error messages call the model; by default its class.
+        source: name of the state dict in error messages.
+        name: name of the model in error messages; by default its class.
         ignore: beginnings of keys that the model leaves out by design, such as auxiliary heads.
-        new_classifier: keep the model's classifier as it is where the state dict has none, or one
-            of another number of classes.
-        prefer: end of the prefix to take, of a state dict with several networks that fit.
-        hint: a remedy for the case that nothing but the number of classes differs, with
-            ``{classes}`` for that of the state dict.
-        finite: refuse values that are NaN or infinite, and negative variances.
+        new_classifier: whether the model keeps its own classifier if the state dict has none, or
+            one of another number of classes.
+        prefer: for a state dict with several networks that fit, the end of the prefix of the one to
+            take.
+        hint: remedy for the case that nothing but the number of classes differs, with
+            ``{classes}`` for the number of classes in the state dict.
+        finite: whether values that are NaN or infinite, and negative variances, are refused.
+
+    Returns:
+        Sentences on what was not loaded exactly as it is in the state dict.
+
+    Raises:
+        WeightsError: when the state dict does not fit the model.
     """
     if (unusual := unusual_tensor(read)) is not None:
         key, kind = unusual
@@ -151,7 +161,11 @@ def load_tensors(
 
 
 def _read(path: Path) -> Any:
-    """The content of a weight file."""
+    """Read the content of a weight file.
+
+    Raises:
+        WeightsError: when the file cannot be read; the message gives the cause and the remedy.
+    """
     try:
         if path.is_dir():
             raise WeightsError(f"'{path}' is a folder: name the weight file in it.")
@@ -196,7 +210,11 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def _unwrapped(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """The state dict in the content of a weight file."""
+    """Find the state dict in the content of a weight file.
+
+    Raises:
+        WeightsError: when there is none, or the file is a checkpoint of `fit`.
+    """
     if isinstance(content, Mapping) and "gpd" in content and "state_dict" in content:
         raise WeightsError(
             f"'{path}' is a checkpoint of gpd fit, which holds student and dynamic teacher in one: "

@@ -1,4 +1,9 @@
-"""The dynamic teacher: expansion of a student, training as a pair, and extraction."""
+"""The dynamic teacher: expansion of a student, training as a pair, and extraction.
+
+`expand` grows a dynamic teacher out of a student and returns a `Pair`, a module with both networks
+on shared weights. `Pair.extract` returns the trained student, and `merged_teacher` the trained
+teacher, as plain modules.
+"""
 
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.certificate import Certificate

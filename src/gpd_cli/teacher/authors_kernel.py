@@ -1,10 +1,11 @@
 """The authors' block: teacher and student share each factor of each branch.
 
 With all other branches the student's kernel is a slice of the teacher's merged kernel. In the
-authors' code (guoyongcs/GPD) each factor is sliced, and the student's kernel is merged from the
-slices. The two kernels differ only for the branch of a 1 x 1 layer followed by a k x k layer: of
-its inner channels the student has the first copies. Extraction gives the kernel that the student
-was trained with, to the last bit, as everywhere.
+authors' code (guoyongcs/GPD) the factors of each branch are sliced, and the student's kernel is
+merged from these slices. The two definitions differ only for ``1x1_kxk``, the branch of a 1 x 1
+layer followed by a k x k layer: only the first copies of its inner channels enter the student's
+kernel. As with other branches, extraction gives the kernel that the student was trained with, to
+the last bit.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ from gpd_cli.widening.tensors import Storage, expand_tensor, replicate
 class AuthorsKernel(SharedKernel):
     """The parametrization of a kernel with the authors' block.
 
-    Teacher and student start as the same function, that of the student's merged branches; this is
-    the given kernel alone only if the gates start at ``zero``.
+    Teacher and student start as the same function: both compute with the student's merged kernel,
+    which equals the given kernel only if ``init`` is ``zero``.
 
     Args:
-        kernel: the given kernel of the student, ``[O, I/g, kh, kw]``; gives device and dtype.
+        kernel: the given kernel of the student, ``[O, I/g, kh, kw]``, whose device and dtype the
+            branches get.
         plan: the kernel's plan.
-        groups: groups of the student's layer.
-        wide_groups: groups of the teacher's layer.
+        groups: number of groups of the student's layer.
+        wide_groups: number of groups of the teacher's layer.
         names: the branches, see `gpd_cli.branches.AUTHORS_BRANCHES`.
         sharing: how teacher and student share the main kernel.
         storage: the scale at which factors are stored.
-        out_axis: the output axis, where storage ``teacher`` divides by the copies of outputs.
+        out_axis: the output axis, by whose numbers of copies storage ``teacher`` divides, or None.
         init: initial values of gates and weights.
         generator: random generator of the branches' initial weights.
     """
@@ -56,7 +58,8 @@ class AuthorsKernel(SharedKernel):
         init: BranchInit,
         generator: torch.Generator | None,
     ) -> None:
-        # The student's branches, as in the authors' code; then each of their tensors is widened.
+        # As in the authors' code, the student's branches are made first; then each of their
+        # tensors is widened.
         bank = BranchBank(
             kernel.shape,
             groups,
@@ -79,7 +82,7 @@ class AuthorsKernel(SharedKernel):
             shared = nn.ModuleDict()
             for key, narrow in weights.items():
                 factor = plans.get((name, key), plan)
-                # Depthwise filters sum over no channels, so nothing is divided.
+                # Depthwise filters do not sum over channels, so they are not divided.
                 factor_sharing = Sharing(
                     factor, storage, narrow, None if key == "depthwise" else out_axis
                 )
@@ -96,7 +99,7 @@ class AuthorsKernel(SharedKernel):
             self.register_buffer("identity", eye, persistent=False)
 
     def both_kernels(self, stored: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's and the student's kernel, each merged from factors of its own width."""
+        """The teacher's kernel, merged from wide factors, and the student's, merged from slices."""
         bank = self.branches
         if bank is None:
             return super().both_kernels(stored)
@@ -121,16 +124,16 @@ class AuthorsKernel(SharedKernel):
 def _factor_plans(
     plan: TensorPlan, shape: Sequence[int], groups: int, wide_groups: int
 ) -> dict[tuple[str, str], TensorPlan]:
-    """The plans of the factors that widen otherwise than the kernel itself.
+    """Make plans for those factors that do not widen as the kernel itself does.
 
     Args:
         plan: the kernel's plan.
         shape: shape of the student's kernel, ``[O, I/g, kh, kw]``.
-        groups: g of the student's layer.
-        wide_groups: g of the teacher's layer: the same number, or more groups, which are copies.
+        groups: number of groups of the student's layer, g.
+        wide_groups: number of groups of the teacher's layer: g, or more groups, which are copies.
 
     Returns:
-        Plans by branch and tensor.
+        Plans by branch name and tensor name.
     """
     (outputs, inputs), fan = plan.axes[:2], shape[1]
     every = None if inputs is None else stack(inputs, groups)  # the channels of all groups
@@ -143,8 +146,8 @@ def _factor_plans(
     if inputs is not None:
         index = tuple(i * MULTIPLIER + m for i in inputs.index for m in range(MULTIPLIER))
         filters = IndexMap(fan * MULTIPLIER, index)
-    # The weight of an inner channel is divided among its copies once, in the 1 x 1 layer, also
-    # where the k x k kernel is only copied.
+    # The product sums over the copies of each inner channel. The division in the 1 x 1 layer makes
+    # up for it, also where the k x k kernel itself is only copied.
     divided = None if inputs is None else 1
     return {
         ("1x1_kxk", "deviation"): TensorPlan((every, inputs, None, None), divided),

@@ -1,4 +1,4 @@
-"""The values that buffers had before a forward pass, to be given back."""
+"""Keep the values of a network's buffers before a forward pass, and put them back after it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from gpd_cli.widening.names import qualified
 
 NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Buffers of norms; torch changes the first two without counting a version."""
+"""Names of norms' buffers; torch changes the first two without raising the tensors' versions."""
 
 
 @dataclass
 class _Slot:
-    """A buffer of a module by its name, and what it was when it was last kept."""
+    """A module's buffer, with its tensor, version and value when it was last kept."""
 
     module: nn.Module
     name: str
-    uncounted: bool  # whether changes do not show in the tensor's version
+    uncounted: bool  # whether the tensor may change without a new version
     tensor: Tensor | None = None
     version: int = -1
-    value: Tensor | None = None  # a copy
+    value: Tensor | None = None  # a copy of the values
 
     def has_changed(self) -> bool:
-        """Whether there may be another value than when it was kept."""
+        """Whether the buffer may have another value than when it was kept."""
         tensor = self.module._buffers.get(self.name)
         if tensor is not self.tensor:
             return True
@@ -37,12 +37,12 @@ class _Slot:
 class Buffers:
     """All buffers of a network, with a copy of each.
 
-    Torch counts the changes of a tensor, so that `keep` copies only what has changed since it was
-    last called: tables and masks once, running statistics each time.
+    Torch counts the changes of a tensor (its version), so `keep` copies only buffers that have
+    changed since its last call: tables and masks once, running statistics each time.
 
     Args:
-        network: the network; buffers that are registered later are not seen.
-        without: names of buffers that are left alone.
+        network: the network; buffers that are registered later are not kept.
+        without: qualified names of buffers that are left alone.
     """
 
     def __init__(self, network: nn.Module, without: Collection[str] = ()) -> None:
@@ -54,7 +54,7 @@ class Buffers:
         ]
 
     def keep(self) -> None:
-        """Keep the present values."""
+        """Keep the present values of the buffers."""
         copies = []
         for slot in self._slots:
             if not slot.has_changed():
@@ -71,10 +71,10 @@ class Buffers:
         _copy(copies)
 
     def find_uncounted(self) -> None:
-        """Find the buffers that have changed since they were kept, and whose version has not.
+        """Find buffers that change without a new version; from now on `keep` always copies these.
 
         Custom and compiled operations may change a buffer in this way. Each buffer is compared with
-        its copy, which takes time: call this after a first forward pass.
+        its copy, which takes time: call this once, after a first forward pass.
         """
         for slot in self._slots:
             if slot.has_changed() or slot.tensor is None or slot.value is None:
@@ -83,7 +83,7 @@ class Buffers:
                 slot.uncounted = not torch.equal(slot.tensor, slot.value)
 
     def put_back(self) -> None:
-        """Give the buffers the values that were kept; one that was replaced is itself again."""
+        """Put the kept values back, and the kept tensors where another tensor replaced them."""
         copies = []
         for slot in self._slots:
             if not slot.has_changed():
@@ -95,7 +95,7 @@ class Buffers:
 
 
 def copied_buffers(module: nn.Module) -> dict[str, Tensor | None]:
-    """Copies of a module's own buffers, by their names; None for those that it leaves empty."""
+    """Copies of a module's own buffers, by their names; None for buffers that are None."""
     return {
         name: None if buffer is None else buffer.detach().clone()
         for name, buffer in module._buffers.items()
@@ -103,13 +103,17 @@ def copied_buffers(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed; tensors made in inference mode cannot be, out of it."""
+    """The version of a tensor, which counts its changes in place.
+
+    Inference tensors have no version. It is 0 here, since they cannot change outside inference
+    mode.
+    """
     return 0 if tensor.is_inference() else tensor._version
 
 
 @torch.no_grad()
 def _copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Copy each second tensor to the first one, those of a type and device together."""
+    """Copy the second tensor of each pair into the first, all of a dtype and device in one call."""
     alike = defaultdict(list)
     for pair in pairs:
         alike[pair[0].dtype, pair[0].device].append(pair)

@@ -34,28 +34,29 @@ def widen_module(
     without_noise: Collection[str] = (),
     generator: torch.Generator | None = None,
 ) -> None:
-    """Widen a network in place: attributes, parameters and buffers, at the teacher's scale.
+    """Widen a network in place: attributes, parameters and buffers.
 
-    Modules are kept, with their hooks, ``eps``, momentum and class: only sizes change.
+    The wide weights are at the teacher's scale. Modules keep their class, hooks, ``eps`` and
+    momentum; only sizes change.
 
     Args:
         network: a copy of the student.
         plan: the student's width plan.
         noise: size of the zero-sum noise (see `expand_tensor`).
-        without_noise: names of modules whose own weights get none.
+        without_noise: names of modules whose own weights get no noise.
         generator: random generator of the noise.
     """
     for name, attributes in plan.attributes.items():
         module = network.get_submodule(name)
         for key, value in attributes.items():
-            # A plan that was read from a file has tuples where the network may have lists.
+            # A plan from a file has tuples, where the network's attribute may be a list.
             old = getattr(module, key)
             setattr(module, key, list(value) if isinstance(old, list) else value)
     for name, tensor_plan in plan:
         owner, _, leaf = name.rpartition(".")
         module = network.get_submodule(owner)
         tensor = getattr(module, leaf)
-        # In float64 the noise cancels to 1e-15 before it is rounded.
+        # In float64 the noise cancels to 1e-15; it is rounded to the tensor's dtype afterwards.
         exact = tensor.detach().double() if noise and tensor.is_floating_point() else tensor
         size = 0.0 if owner in without_noise else noise
         wide = expand_tensor(exact, tensor_plan, noise=size, generator=generator)
@@ -69,9 +70,13 @@ def widen_module(
 def check_plan(student: nn.Module, plan: WidthPlan) -> None:
     """Check that a plan fits a student.
 
+    Args:
+        student: the student.
+        plan: a width plan, perhaps that of another network.
+
     Raises:
-        ExpansionError: when the student lacks a tensor of the plan or has it in another size, or a
-            channel has no copy.
+        ExpansionError: when the student lacks a tensor of the plan or has it in another size, or
+            when the plan leaves one of the student's channels without a copy.
     """
     tensors: dict[str, torch.Tensor] = dict(student.named_buffers(remove_duplicate=False))
     tensors.update(student.named_parameters(remove_duplicate=False))
@@ -112,27 +117,27 @@ def build_pair(
     Args:
         student: the network to expand; only a copy of it is changed.
         plan: the student's width plan.
-        branches: names of the extra branches; each layer gets those it accepts.
+        branches: names of the extra branches; each layer gets those that it accepts.
         branch_layers: which layers get branches, see `gpd_cli.branches.branched_layers`.
         branch_init: initial values of the branches. ``zero``: gates of zero, which leave every
-            kernel unchanged to the last bit. ``orepa``: the main kernels take up the difference,
-            so that both networks are unchanged up to rounding. ``gpd``: both networks start as the
-            function of the merged branches.
-        branch_width: inner channels of the ``1x1_kxk`` branch, in units of the paper's.
+            kernel unchanged to the last bit. ``orepa``: gates of OREPA; the initial branches are
+            subtracted from the main kernels, so that both networks are unchanged up to rounding.
+            ``gpd``: both networks start as the function of the merged branches.
+        branch_width: number of inner channels of the ``1x1_kxk`` branch, relative to the paper's.
         noise: size of the zero-sum noise (see `expand_tensor`).
-        without_noise: names of modules whose own weights get none.
+        without_noise: names of modules whose own weights get no noise.
         storage: the scale at which shared kernels are stored.
         generator: random generator of the noise and of the branches' initial weights.
 
     Returns:
-        The pair; each of its modules is in the mode of the student's module.
+        The pair; each of its modules is in the mode (train or eval) of the student's module.
 
     Raises:
         GpdError: when `branch_layers` names a layer that the student does not have.
     """
     taken = branched_layers(student, branches, branch_layers)
     narrow = dict(student.named_parameters(remove_duplicate=False))
-    # Tensors that are replaced right away are not copied.
+    # Tensors that the widening replaces right away are not copied.
     buffers = dict(student.named_buffers(remove_duplicate=False))
     teacher = copy_network(student, [t for n, t in (narrow | buffers).items() if n in plan.tensors])
     widen_module(teacher, plan, noise=noise, without_noise=without_noise, generator=generator)
@@ -144,7 +149,7 @@ def build_pair(
             _tie(teacher, module, leaf, first, kernels)
             continue
         parameter, tensor_plan = getattr(module, leaf), plan.tensors.get(name)
-        # A frozen kernel has to stay unchanged, but branches would be trained.
+        # A frozen kernel gets no branches: they would be trained, but the kernel has to stay.
         takes = leaf == "weight" and parameter.requires_grad
         extra = taken.get(owner, ()) if takes else ()
         tensor_plan = tensor_plan or TensorPlan((None,) * parameter.ndim)
@@ -183,18 +188,18 @@ def build_pair(
                     with torch.no_grad():
                         parameter.copy_(bank.absorb(parameter))
             kernels[name] = SharedKernel(sharing, bank)
-        # Unchecked: the check would merge every kernel once, and shapes are right by construction.
+        # `unsafe` skips a check of shapes, right by construction, that would merge every kernel.
         parametrize.register_parametrization(module, leaf, kernels[name], unsafe=True)
         module.parametrizations.train(module.training)  # type: ignore[union-attr]
     return Pair(teacher, copy_network(student, narrow.values()), plan)
 
 
 def output_axis(student: nn.Module, plan: WidthPlan, name: str) -> int | None:
-    """The output axis that storage ``teacher`` divides by the number of copies.
+    """The output axis of a parameter whose copies storage ``teacher`` divides by.
 
-    As in the authors' code, weights that sum over channels have such an axis, and so have their
-    biases. Depthwise kernels, groups that are copied as a whole, norms, tokens and kernels that are
-    standardized before use have none.
+    As in the authors' code, weights that sum over input channels have such an axis, and so have
+    their biases. There is none for depthwise kernels, groups that are copied as a whole, norms,
+    tokens, and kernels that are standardized before use.
 
     Args:
         student: the student.
@@ -202,7 +207,7 @@ def output_axis(student: nn.Module, plan: WidthPlan, name: str) -> int | None:
         name: name of a parameter.
 
     Returns:
-        An axis of the parameter, or None.
+        The number of the axis, or None where nothing is divided.
     """
     owner, _, leaf = name.rpartition(".")
     if leaf.endswith("bias"):
@@ -216,7 +221,7 @@ def output_axis(student: nn.Module, plan: WidthPlan, name: str) -> int | None:
     module = student.get_submodule(owner)
     in_axis = int(not isinstance(module, _ConvTransposeNd))
     dense = isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and module.groups == 1)
-    # A stem: its inputs have no copies.
+    # The layer is a stem, whose input channels (those of the images) have no copies.
     return 1 - in_axis if dense and tensor_plan.axes[in_axis] is None else None
 
 
@@ -230,7 +235,18 @@ def _branch_bank(
     width: float,
     generator: torch.Generator | None,
 ) -> BranchBank:
-    """The branches of a wide kernel."""
+    """Make the branches of a wide kernel.
+
+    Args:
+        wide: the wide kernel, ``[O', I'/g, kh, kw]`` or ``[O', I']``.
+        plan: the kernel's plan.
+        narrow: the student's kernel, ``[O, I/g, kh, kw]`` or ``[O, I]``.
+        module: the wide layer.
+        names: names of the extra branches.
+        init: initial values of gates and weights.
+        width: number of inner channels of the ``1x1_kxk`` branch, relative to the paper's.
+        generator: random generator of the initial weights.
+    """
     channels = None
     if "identity" in names:
         outputs, inputs = (
@@ -254,7 +270,15 @@ def _branch_bank(
 def _tie(
     teacher: nn.Module, module: nn.Module, leaf: str, first: str, kernels: dict[str, SharedKernel]
 ) -> None:
-    """Tie the weight of a wide layer to another layer's weight, as it is tied in the student."""
+    """Tie the weight of a wide layer to another layer's weight, as it is tied in the student.
+
+    Args:
+        teacher: the wide network.
+        module: the layer whose weight is replaced by the other layer's weight.
+        leaf: name of the weight in `module`.
+        first: qualified name of the other layer's weight.
+        kernels: the parametrizations made so far, by qualified weight name.
+    """
     owner, _, first_leaf = first.rpartition(".")
     source = teacher.get_submodule(owner)
     if first not in kernels:
@@ -266,7 +290,9 @@ def _tie(
 
 
 def merged_teacher(pair: Pair) -> nn.Module:
-    """A plain copy of the dynamic teacher, its branches merged: the student's class, but wide.
+    """Make a plain copy of the dynamic teacher: a wide module of the student's class.
+
+    Its branches are merged, and it has no parametrizations.
 
     Args:
         pair: student and dynamic teacher.
@@ -275,15 +301,18 @@ def merged_teacher(pair: Pair) -> nn.Module:
 
 
 def merged_networks(pair: Pair) -> tuple[nn.Module, nn.Module]:
-    """The student as `Pair.extract` gives it, and `merged_teacher`; branches are merged once.
+    """Make plain copies of both networks, and merge the branches only once for the two.
 
     Args:
         pair: student and dynamic teacher.
+
+    Returns:
+        The student, as `Pair.extract` gives it, and the teacher, as `merged_teacher` gives it.
     """
     with torch.inference_mode(False), torch.no_grad(), parametrize.cached():
         student = pair.extract()
-        # No copy of the teacher with its parametrizations removed: a copy shares the class that the
-        # parametrization made, and removing the parametrization from one breaks the other.
+        # The teacher cannot be copied and then freed of its parametrizations: a copy shares the
+        # class that a parametrization made, and its removal from one breaks the other.
         teacher = copy_network(student)
         ties = tied_names(teacher)
         widen_module(teacher, pair.plan)

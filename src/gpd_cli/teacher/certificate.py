@@ -13,8 +13,9 @@ class Certificate:
         difference: largest absolute difference of the logits, relative to the largest logit.
         agreement: fraction of images for which both predict the same class.
         images: number of images.
-        in_training: the difference in train mode, without dropout; None where it was not compared:
-            for other randomness, several outputs, or statistics that need larger batches.
+        in_training: the difference in train mode, without dropout; None where train mode was not
+            compared, since the network has other randomness, several outputs, or statistics that
+            need larger batches.
     """
 
     difference: float

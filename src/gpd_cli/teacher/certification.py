@@ -1,4 +1,4 @@
-"""The proof, right after expansion, that a dynamic teacher computes its student's function."""
+"""Check, right after expansion, that the dynamic teacher computes the student's function."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ from gpd_cli.widening.running.locate import short_text
 from gpd_cli.widening.running.refresh import refresh
 
 TOLERANCE = 1e-9
-"""Largest relative difference of the logits, in float64, that passes for equal."""
+"""Largest relative difference of the logits, in float64, at which both networks count as equal."""
 
-_TRAINING_TOLERANCE = 1e-6  # statistics of a small batch amplify rounding, but not up to this
+# The same in train mode. Statistics of a small batch amplify rounding errors, but not up to 1e-6.
+_TRAINING_TOLERANCE = 1e-6
 
 _ROUNDING = 1e-15  # some units in the last place of float64
-_MOST_RESPONSE = 1e-12  # change of the logits by such rounding, in networks that do not amplify it
+# Relative changes of the images by _ROUNDING change the logits by less than this, unless the
+# network amplifies rounding errors from layer to layer.
+_MOST_RESPONSE = 1e-12
 
 
 def certify(pair: Pair, sample: Tensor) -> Certificate:
-    """Compare both networks on random images.
+    """Compare the logits of both networks, in float64, on random images.
 
     Args:
-        pair: student and dynamic teacher, in float64 if any of its branches has a gate that is not
-            zero; neither its state nor its mode changes.
-        sample: a batch of the shape of the random images.
+        pair: student and dynamic teacher. If any of its branches has a gate that is not zero, the
+            pair has to be in float64. Its state and its mode are restored afterwards.
+        sample: a batch, ``[B, C, H, W]``; the random images have the same shape.
 
     Returns:
         The certificate.
@@ -81,14 +84,26 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
 
 
 def _response(pair: Pair, images: Tensor, logits: Tensor) -> float:
-    """The relative change of the student's logits when the images change by rounding errors."""
+    """Relative change of the student's logits when the images change by rounding errors.
+
+    Args:
+        pair: student and dynamic teacher.
+        images: the images, ``[B, C, H, W]``, in float64.
+        logits: the student's logits for these images.
+    """
     pair.forget()
     changed = images * (1 + _ROUNDING * torch.randn_like(images).sign())
     return relative_difference(pair.student(changed), logits)
 
 
 def _teacher(pair: Pair, images: Tensor, when: str) -> Tensor:
-    """The teacher's logits, computed after the student's."""
+    """Compute the teacher's logits; to be called after the student has run.
+
+    Args:
+        pair: student and dynamic teacher.
+        images: a batch, ``[B, C, H, W]``.
+        when: beginning of the error message: in which mode the teacher did not run.
+    """
     # The student's run has merged every kernel, so an error here comes from the network's own code.
     try:
         logits: Tensor = pair.teacher(images)
@@ -102,11 +117,17 @@ def _teacher(pair: Pair, images: Tensor, when: str) -> Tensor:
 
 
 def _training_difference(pair: Pair, shape: torch.Size, generator: torch.Generator) -> float | None:
-    """The relative difference of the logits in train mode, None where it is not defined.
+    """Relative difference of the logits in train mode, or None where it is not defined.
 
     Dropout and stochastic depth are switched off. The difference is not defined for networks with
-    other randomness, and for networks that return no single tensor in train mode (auxiliary heads).
-    One image is tried first, and more where statistics need more values, or amplify rounding.
+    other randomness, and for networks that return several tensors in train mode (auxiliary heads).
+    The comparison begins with one image, and takes more where batch statistics need more values or
+    amplify rounding errors.
+
+    Args:
+        pair: student and dynamic teacher.
+        shape: image shape, ``(C, H, W)``.
+        generator: random generator of the images.
     """
     pair.train()
     difference: float | None = None
@@ -117,7 +138,7 @@ def _training_difference(pair: Pair, shape: torch.Size, generator: torch.Generat
             try:
                 student = pair.student_with(weights, images)
             except Exception:
-                continue  # of the student's code: too few values for statistics
+                continue  # the student's code fails: there are too few values for statistics
             if not isinstance(student, Tensor):
                 return None
             if not bool(student.isfinite().all()):
@@ -159,11 +180,12 @@ def _without_dropout(pair: Pair) -> Iterator[None]:
 
 @contextmanager
 def _as_before(pair: Pair) -> Iterator[None]:
-    """Compute in float64, and restore everything that this changes afterwards.
+    """Convert a pair to float64 within this context, and restore the pair afterwards.
 
     Branches with gates of zero are left out within this context, since they change no bit of the
     result and merging them takes most of the time. Shared kernels become exact expansions (see
-    `ExactSharing`), one at a time: all of them in float64 would take twice the teacher's memory.
+    `ExactSharing`), one at a time, when a layer needs its kernel: all of them in float64 would take
+    twice the teacher's memory.
     """
     kernels = {
         name: module
@@ -197,7 +219,7 @@ def _as_before(pair: Pair) -> Iterator[None]:
 
 
 def _double(modules: Iterable[nn.Module]) -> None:
-    """Replace parameters and buffers by copies in float64; what is tied stays tied."""
+    """Replace parameters and buffers by copies in float64; tied tensors stay tied."""
     copies: dict[int, Any] = {}
     for module in modules:
         for name, parameter in module._parameters.items():
@@ -212,11 +234,11 @@ def _double(modules: Iterable[nn.Module]) -> None:
 
 
 def _put_tensors_back(module: nn.Module, before: Mapping[str, Any]) -> None:
-    """Drop the float64 tensors that a module's own code has kept as attributes.
+    """Undo the changes of attributes by a module's own code that keeps float64 tensors in them.
 
     Args:
-        module: a module that has run.
-        before: the module's attributes before the run.
+        module: a module that has run in float64.
+        before: the module's attributes before the run, by name.
     """
     for name, value in list(vars(module).items()):
         if isinstance(value, Tensor) and value is not before.get(name):

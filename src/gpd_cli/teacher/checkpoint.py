@@ -1,7 +1,8 @@
-"""The files that `fit` and `expand` write and `extract` reads: weights, architecture, width plan.
+"""Write and read checkpoints: weights, architecture and width plan.
 
-A checkpoint of `fit` is Lightning's, with a ``gpd`` entry; the file of `expand` is safetensors,
-with the same entry as JSON in its metadata. The pair is rebuilt from either file alone.
+`fit` writes a Lightning checkpoint with a ``gpd`` entry; `expand` writes a safetensors file with
+the same entry as JSON in the file's metadata. Either file suffices to rebuild the pair, as
+`extract` does.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from gpd_cli.widening.tensors import Storage
 
 FORMAT = 1
 TRAINED = "current_model_state"
-"""Checkpoint key of the trained weights where Lightning puts their average in ``state_dict``."""
+"""Checkpoint key of the trained weights, where ``state_dict`` has their average (EMA) instead."""
 _PREFIX = "network."
 
 Weights = Literal["ema", "raw"]
@@ -48,7 +49,9 @@ Weights = Literal["ema", "raw"]
 
 @dataclass(frozen=True)
 class Description:
-    """A description that the networks of a checkpoint can be rebuilt from, as plain values.
+    """What is needed, besides the weights, to rebuild the networks of a checkpoint.
+
+    This is the ``gpd`` entry of a checkpoint.
 
     Args:
         spec: the student's architecture.
@@ -58,8 +61,9 @@ class Description:
         storage: the scale at which shared weights are stored.
         branch_layers: which layers have branches.
         shared: whether student and dynamic teacher share their weights.
-        branch_width: inner channels of the ``1x1_kxk`` branch, in units of the paper's.
-        images: classes and preprocessing; None where nobody told them, as to `expand`.
+        branch_width: number of inner channels of the ``1x1_kxk`` branch, relative to the paper's.
+        images: classes and preprocessing of the images; None where they are not known, as in
+            `expand`.
     """
 
     spec: ModelSpec
@@ -130,7 +134,7 @@ def describe_run(
     branch_width: float = 1.0,
     images: ImageSpec | None = None,
 ) -> dict[str, Any]:
-    """The ``gpd`` entry of a training checkpoint.
+    """Make the ``gpd`` entry of a training checkpoint.
 
     Args:
         network: the network that is trained.
@@ -139,7 +143,7 @@ def describe_run(
         branches: names of the extra branches.
         branch_layers: which layers have branches.
         storage: the scale at which shared weights are stored.
-        branch_width: inner channels of the ``1x1_kxk`` branch, in units of the paper's.
+        branch_width: number of inner channels of the ``1x1_kxk`` branch, relative to the paper's.
         images: classes and preprocessing of the data.
     """
     if isinstance(network, Alone):
@@ -158,14 +162,15 @@ def describe_run(
 
 
 def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> None:
-    """Check that a checkpoint is of the same network as the run that is to load it.
+    """Check that a checkpoint has the same network as the run that is to load the checkpoint.
 
     Args:
         found: the checkpoint's ``gpd`` entry.
         expected: the run's ``gpd`` entry.
 
     Raises:
-        WeightsError: when the two differ in more than the size of the images.
+        WeightsError: when the two entries differ in more than the description and the shape of the
+            images.
     """
     if found is None:
         raise WeightsError("The checkpoint is not one of gpd fit; give last.ckpt of a run.")
@@ -204,7 +209,14 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
 
 
 def _what_widens(plan: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """What a plan in its plain form widens, as this version writes it, without reasons."""
+    """The parts of a plan, as plain values, that determine what widens.
+
+    They have the form of this version, so that the plans of earlier versions compare equal; the
+    reasons for layers that stay narrow are left out.
+
+    Args:
+        plan: a plan as plain values, from `WidthPlan.to_dict`, or None.
+    """
     if plan is None:
         return None
     tensors = {name: {"share": 1, **entry} for name, entry in plan["tensors"].items()}
@@ -215,9 +227,9 @@ def save_expanded(path: Path, pair: Pair, description: Description) -> None:
     """Write an expanded student as safetensors, atomically.
 
     Args:
-        path: a file name that ends in ``.safetensors``.
+        path: path of the file, which ends in ``.safetensors``.
         pair: student and dynamic teacher.
-        description: description of both.
+        description: description of the pair.
     """
     save_tensors(path, pair.state_dict(), {"gpd": json.dumps(description.to_dict())})
 
@@ -226,8 +238,9 @@ def load_networks(path: str | Path, weights: Weights = "ema") -> tuple[Pair | Al
     """Rebuild the networks of a checkpoint of `fit` or a file of `expand`, in eval mode.
 
     Args:
-        path: the file.
-        weights: averaged weights where the run kept an average (``ema``), or trained (``raw``).
+        path: path of the file.
+        weights: ``ema`` for the averaged weights where the run kept an average, or ``raw`` for the
+            trained weights.
 
     Returns:
         The networks with their weights, and their description.
@@ -242,7 +255,19 @@ def load_networks(path: str | Path, weights: Weights = "ema") -> tuple[Pair | Al
 def load_chosen(
     path: str | Path, weights: Weights = "ema"
 ) -> tuple[Pair | Alone, Description, str | None]:
-    """As `load_networks`, with a word for the weights taken, or None if the file has one kind."""
+    """Rebuild the networks as `load_networks` does, and say which weights were taken.
+
+    Args:
+        path: path of the file.
+        weights: ``ema`` or ``raw``, see `load_networks`.
+
+    Returns:
+        The networks with their weights, their description, and a word for the kind of weights, or
+        None where the file has only one kind.
+
+    Raises:
+        WeightsError: when the file is missing, damaged, or was not written by gpd.
+    """
     path = Path(path)
     taken = None
     if not path.is_file():
@@ -254,7 +279,7 @@ def load_chosen(
     network, description = _built(path, entry, state)
     try:
         network.load_state_dict(with_versions(state, network))
-    except Exception as error:  # modules may load by code of their own
+    except Exception as error:  # modules may load their state by code of their own
         reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise WeightsError(
             f"The weights in {path} do not fit {description.spec.name} as it is built here "
@@ -264,7 +289,16 @@ def load_chosen(
 
 
 def _built(path: Path, entry: Any, state: Mapping[str, Tensor]) -> tuple[Pair | Alone, Description]:
-    """The networks of a file, with weights still to be loaded, and their description."""
+    """Build the networks of a file, with weights still to be loaded.
+
+    Args:
+        path: path of the file, for error messages.
+        entry: the ``gpd`` entry of the file.
+        state: the tensors of the file, by name.
+
+    Returns:
+        The networks, and their description.
+    """
     _check_format(path, entry)
     try:
         check_tensors(state)
@@ -281,7 +315,13 @@ def _built(path: Path, entry: Any, state: Mapping[str, Tensor]) -> tuple[Pair | 
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of `fit` safely.
+    """Read a checkpoint of `fit` without running code that it may hold, and check its content.
+
+    Args:
+        path: path of the checkpoint.
+
+    Returns:
+        The content of the checkpoint.
 
     Raises:
         WeightsError: when the file is missing, damaged, or no checkpoint of `fit`.
@@ -304,7 +344,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
 
 
 def _missing(path: Path, writers: str) -> WeightsError:
-    """The error for a path that is no file; a run's folder has its checkpoint inside."""
+    """Make the error for a path that is no file; if it is a run's folder, name the checkpoint."""
     for inside in (path / "checkpoints" / "best.ckpt", path / "best.ckpt"):
         if inside.is_file():
             return WeightsError(f"{path} is a folder; give a checkpoint in it, such as {inside}.")
@@ -331,14 +371,14 @@ _OPTIONAL: Form = {
 
 
 def check_content(path: Path, content: Mapping[str, Any]) -> None:
-    """Check that a checkpoint holds what each of `fit` does.
+    """Check that a checkpoint has the parts that `fit` writes.
 
     Args:
-        path: path of the checkpoint, for the message.
+        path: path of the checkpoint, for error messages.
         content: content of the checkpoint, as it was read.
 
     Raises:
-        WeightsError: when it is no checkpoint of `fit`, or a part is missing or of another type.
+        WeightsError: when this is no checkpoint of `fit`, or a part is missing or has a wrong type.
     """
     if "gpd" not in content or "state_dict" not in content:
         raise WeightsError(
@@ -373,14 +413,16 @@ def _check_format(path: Path, entry: Any) -> None:
 def exported_state(
     content: Mapping[str, Any], weights: Weights = "ema"
 ) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors of a checkpoint of `fit` that are exported.
+    """Choose the weights of a checkpoint of `fit` that are exported.
 
     Args:
-        content: the checkpoint.
-        weights: averaged weights (``ema``) where an average had begun, or trained ones (``raw``).
+        content: content of the checkpoint.
+        weights: ``ema`` for the averaged weights where an average had begun, or ``raw`` for the
+            trained weights.
 
     Returns:
-        The tensors by name, and a word for the weights taken, or None if there is only one kind.
+        The tensors by name, and a word for the kind of weights, or None where the checkpoint has
+        only one kind.
     """
     if TRAINED not in content:
         return content["state_dict"], None
@@ -404,11 +446,14 @@ def _read_run(path: Path, weights: Weights) -> tuple[dict[str, Any], dict[str, T
 def image_spec(content: Mapping[str, Any]) -> ImageSpec | None:
     """Classes and preprocessing of the images that a checkpoint was trained on.
 
-    Where classes have no names, the network knows their number.
+    If the classes have no names, their number is taken from the network. Earlier versions wrote no
+    ``images`` entry; for their checkpoints, the result is derived from the settings of the data.
 
     Args:
-        content: content of a checkpoint of `fit`. Where an earlier version has written no such
-            entry, the settings of the data tell.
+        content: content of a checkpoint of `fit`.
+
+    Returns:
+        Classes and preprocessing, or None where the checkpoint does not tell them.
     """
     spec, classes = _stored_spec(content), content["gpd"]["student"].get("num_classes")
     if spec is None or spec.class_names is not None or not isinstance(classes, int):
@@ -425,7 +470,7 @@ def _stored_spec(content: Mapping[str, Any]) -> ImageSpec | None:
         return None
     if settings.get("_class_path") != "gpd_cli.data.ImageData":
         return ImageSpec(class_names=tuple(names))
-    # A data set that does not name its classes had to be told their number.
+    # Where the setting `classes` gives the number of classes, the data set has no class names.
     return ImageSpec.of_settings(settings, names if settings.get("classes") is None else None)
 
 

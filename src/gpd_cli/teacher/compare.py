@@ -10,7 +10,13 @@ from torch import Tensor
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
     """Largest absolute difference, relative to the largest absolute value expected.
 
-    The difference of tensors of different shapes is infinite.
+    Args:
+        actual: a tensor.
+        expected: the tensor to compare it with; where all its values are zero, the absolute
+            difference is returned.
+
+    Returns:
+        The relative difference; infinity for tensors of different shapes.
     """
     actual, expected = actual.detach(), expected.detach()
     if actual.shape != expected.shape:

@@ -46,36 +46,40 @@ def expand(
 ) -> Pair:
     """Grow a dynamic teacher that computes exactly the student's function.
 
-    Inverse reparameterization of Guo et al. (2025), section 3.3, with copies that are not
-    rescaled and noise that cancels, so that any layer between two weights stays exact.
+    This is the inverse reparameterization of Guo et al. (2025), section 3.3, with two differences:
+    the wide activations are copies that are not rescaled, and the noise on the weights cancels. So
+    any layer between two weights stays exact.
 
     Args:
-        student: the network; it is left untouched.
-        sample: a batch of the student's input shape, ``[B, C, H, W]``; only the shape matters.
+        student: the network to expand, which is left untouched.
+        sample: a batch of images, ``[B, C, H, W]``; only the shape matters.
         ratio: how many times as wide the teacher is, 1 or more.
-        branches: how many of the paper's six branches, the main kernel included (1 is that kernel
-            alone); or names of branches or of published sets (dbb), of which each layer takes those
-            it can.
-        noise: size of the zero-sum noise that lets copies diverge; it changes no output.
-        without_noise: names of layers whose weights are equal for all copies of an input channel:
-            layers that stay frozen, and whose output is to depend on the mean of these copies.
+        branches: how many of the paper's six branches a layer gets, the main kernel included (1 is
+            the main kernel alone); or names of branches or of published sets (``dbb``). Each layer
+            takes those that it can.
+        noise: size of the zero-sum noise that lets the copies of a channel diverge, in units of
+            each weight's standard deviation. The noise changes no output.
+        without_noise: names of layers that get no noise, so that their weights are equal for all
+            copies of an input channel. This is for layers that stay frozen, and whose output is to
+            depend on the mean of these copies.
         storage: the scale at which shared weights are stored: ``mixed`` for SGD, ``student`` for
             Adam and similar optimizers, ``teacher`` for the steps that the paper's authors took.
         exclude: patterns of names (``layer4.*``) of layers that keep their output channels.
-        width_multiple: wide widths are rounded up to a multiple of this (8 for tensor cores).
+        width_multiple: the teacher's numbers of channels are rounded up to a multiple of this
+            (8 suits tensor cores).
         branch_layers: which layers get branches: ``all`` that can take them, ``3x3_stride1`` as in
             the paper, or patterns of layer names.
-        branch_init: initial values of the branches' gates: ``zero``, or those of ``orepa`` for
-            training from scratch. With ``gpd`` they are those of the paper's authors; student and
-            teacher then start as the function of the merged branches: equal to each other, but not
-            to the given student.
-        branch_width: inner channels of the ``1x1_kxk`` branch, in units of the paper's; at 1/4 its
-            product, by far the most expensive one, takes a quarter of the operations.
-        plan: a plan found before; by default a plan is found by running the student.
+        branch_init: initial values of the branches' gates: ``zero``, or ``orepa`` for the values of
+            OREPA, to train from scratch. With ``gpd`` the values of the paper's authors are taken:
+            student and teacher then both start as the function of the merged branches, which
+            differs from the given student's function.
+        branch_width: number of inner channels of the ``1x1_kxk`` branch, relative to the paper's.
+            Merging this branch is by far the most expensive; 1/4 takes a quarter of the operations.
+        plan: a width plan found before; by default a plan is found by running the student.
         certificate: certificate of the same expansion by this plan, made elsewhere; by default both
             networks are run and compared.
-        generator: random generator of noise and branches' weights; by default one with a fixed
-            seed. The global random state is left alone.
+        generator: random generator of the noise and of the branches' initial weights; by default
+            one with a fixed seed. The global random state is left alone.
 
     Returns:
         Student and dynamic teacher as one module, certified equal to 1e-9 in float64 (see
@@ -117,7 +121,8 @@ def expand(
     start = generator.get_state()
 
     def grow(plan: WidthPlan) -> Pair:
-        generator.set_state(start)  # so that the weights depend on seed and plan alone
+        # A second call starts from the same state: the weights depend on seed and plan alone.
+        generator.set_state(start)
         return _grow(
             student,
             plan,
@@ -142,13 +147,14 @@ def expand(
         try:
             return grow(first)
         except ExpansionError:
-            # The plan was found with smaller images, for which the network may take another path.
+            # The plan was found with smaller images, for which the network's code may take another
+            # path, so it is searched again with images of the sample's size.
             again = find_plan(student, sample, ratio, shrink=False, **options)
             if again == first:
                 raise
             return grow(again)
 
-    with states_kept():  # torch's is kept where networks run
+    with states_kept():  # Python's and NumPy's; torch's state is restored where networks run
         return found().to(device, dtype)
 
 
@@ -171,7 +177,7 @@ def _grow(
     refresh(student)
     network = student
     if options["branch_init"] != "zero":
-        # Only in float64 do merged branches give back the student's kernels exactly enough.
+        # With branches that are not zero, kernels are exact enough for the check in float64 only.
         network = copy_network(student).to("cpu", torch.float64)
     elif any(tensor.device.type != "cpu" for tensor in (*student.parameters(), *student.buffers())):
         network = copy_network(student).to("cpu")

@@ -1,4 +1,4 @@
-"""The width plan and its certificate, found by the first process of a run for all of them."""
+"""The first process of a run finds the width plan and certificate; the others receive both."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from gpd_cli.widening.plan import WidthPlan
 
 
 def grown_once(grow: Callable[..., Pair]) -> Pair:
-    """Grow a pair: the first process finds the plan and certifies, the others build by its plan.
+    """Grow the same pair in every process of a run, with one search for the width plan.
 
-    Seeds are the same in all processes, and so are the pairs.
+    The first process finds the plan and certifies the expansion; the others build their pairs from
+    this plan. The pairs are equal, since all processes have the same seed.
 
     Args:
-        grow: makes the pair; with a ``plan`` and its ``certificate`` it neither searches nor
-            compares.
+        grow: function that makes the pair. When it is given a ``plan`` and its ``certificate``, it
+            neither searches for a plan nor compares the networks.
 
     Raises:
-        ExpansionError: in all processes, when the first one fails to grow its pair.
+        ExpansionError: in every other process, when the first one fails to grow its pair; the
+            first process raises the error itself.
     """
     exchange = current_exchange()
     if exchange is None:
@@ -45,7 +47,7 @@ def grown_once(grow: Callable[..., Pair]) -> Pair:
 
 
 def what_was_found(pair: Pair) -> dict[str, Any]:
-    """The plan and the certificate of a pair as plain values (JSON).
+    """Convert the plan and the certificate of a pair to plain values (JSON).
 
     Args:
         pair: a pair that was grown by `gpd_cli.expand`.

@@ -1,8 +1,8 @@
-"""One stored tensor, two kernels: the teacher's kernel, and the student's block of the same tensor.
+"""How the kernels of both networks are computed from one stored tensor.
 
-`SharedKernel` is a parametrization (`torch.nn.utils.parametrize`): it merges the stored tensor with
-the branches, once, and returns the kernel that the teacher's layer runs with; the student's kernel
-is sliced from the same merged tensor on the way.
+`SharedKernel` is a parametrization (`torch.nn.utils.parametrize`) of a layer of the teacher. It
+merges the branches into the stored tensor once, returns the kernel that the teacher's layer runs
+with, and keeps the student's kernel, which is sliced from the same merged tensor.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ def _student_kernel(merged: Tensor, block: tuple[Index, ...], scale: Tensor | No
 
 
 class _BothKernels(torch.autograd.Function):
-    """Slice and scale in one autograd node, in the fewest passes over the wide tensor.
+    """Slice and scale in one autograd node, in as few passes over the wide tensor as possible.
 
-    As separate operations, the slice's backward would fill a second wide gradient with zeros, and
-    the scale would touch every element; here both touch the student's block only.
+    As separate operations, the backward pass of the slice would fill a second wide gradient with
+    zeros, and the scaling would touch every element. Here slice and (with mixed storage) scaling
+    touch the student's block only.
     """
 
     @staticmethod
@@ -68,14 +69,15 @@ class _BothKernels(torch.autograd.Function):
             grad = student.new_zeros(ctx.shape)
             grad[ctx.block] = student
             return grad, None, None, None, None, None
-        scale = teacher_scale if ctx.mixed else None  # of the block; else of the whole tensor
+        # With mixed storage the scale applies to the student's block, else to the whole tensor.
+        scale = teacher_scale if ctx.mixed else None
         grad = teacher.clone() if teacher_scale is None or ctx.mixed else teacher * teacher_scale
         block = grad[ctx.block]
         if student is None:
             if scale is not None:
                 grad[ctx.block] = block * scale
         else:
-            # One pass over the strided block in each direction.
+            # The block, which is strided, is read once and written once.
             grad[ctx.block] = (
                 block + student if scale is None else torch.addcmul(student, block, scale)
             )
@@ -91,16 +93,16 @@ def both_kernels(
     *,
     in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Teacher's and student's kernel from one merged tensor.
+    """Compute the teacher's and the student's kernel from one merged tensor.
 
     Args:
-        merged: the wide tensor, branches merged, at its stored scale.
-        teacher_scale: factor from the stored scale to the teacher's, for the student's block only
-            with mixed storage, else for the whole tensor; None for one.
-        block: the index of the student's block.
+        merged: the wide tensor with its branches merged, at the scale of storage.
+        teacher_scale: factor from the scale of storage to the teacher's. With mixed storage it
+            applies to the student's block only, else to the whole tensor. None stands for 1.
+        block: the index of the student's block in the wide tensor.
         storage: the scale at which the merged tensor is stored.
-        student_scale: factor from the stored scale of the block to the student's; None for one, as
-            always with mixed storage.
+        student_scale: factor from the scale of storage to the student's, for the student's block.
+            None stands for 1; with mixed storage it is always None.
         in_place: whether the teacher's kernel may take the merged tensor's memory.
 
     Returns:
@@ -120,9 +122,9 @@ class Sharing(nn.Module):
     Args:
         plan: the tensor's plan.
         storage: the scale at which the tensor is stored.
-        like: a tensor that gives device and dtype.
-        out_axis: the output axis, by whose copies storage ``teacher`` divides; None for a tensor
-            that stays at the student's scale.
+        like: a tensor with the device and dtype of the scales.
+        out_axis: the output axis, by whose numbers of copies storage ``teacher`` divides; None for
+            a tensor that stays at the student's scale.
     """
 
     teacher_scale: Tensor | None
@@ -136,7 +138,7 @@ class Sharing(nn.Module):
         self.block = plan.first_copies
         self.storage = storage
         teacher_scale, student_scale = stored_scales(plan, storage, like, out_axis)
-        # Constants of the plan, not state: they stay out of checkpoints.
+        # The scales follow from the plan and are no state, so they stay out of checkpoints.
         self.register_buffer("teacher_scale", teacher_scale, persistent=False)
         self.register_buffer("student_scale", student_scale, persistent=False)
 
@@ -146,7 +148,7 @@ class Sharing(nn.Module):
         return self.teacher_scale is None and self.student_scale is None
 
     def forward(self, stored: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
-        """The teacher's and the student's tensor, see `both_kernels`."""
+        """Compute the teacher's and the student's tensor, see `both_kernels`."""
         return both_kernels(
             stored,
             self.teacher_scale,
@@ -157,7 +159,7 @@ class Sharing(nn.Module):
         )
 
     def student(self, stored: Tensor) -> Tensor:
-        """The student's tensor alone, without graph; equal to `forward`'s bit for bit."""
+        """The student's tensor as `forward` returns it, bit for bit, but without a graph."""
         return _student_kernel(stored.detach(), self.block, self.student_scale)
 
     @torch.no_grad()
@@ -165,9 +167,10 @@ class Sharing(nn.Module):
         """Turn the teacher's tensor into the stored tensor, in place.
 
         Args:
-            wide: the teacher's tensor, at the teacher's scale.
-            narrow: the student's tensor. Without a student's factor its own numbers are stored,
-                not n * (s / n), so that extraction gives them back bit for bit.
+            wide: the teacher's tensor, at the teacher's scale, which is overwritten.
+            narrow: the student's tensor s. Where the student's block is stored at the student's
+                scale, s is stored itself and not n * (s / n), which would be rounded; so extraction
+                gives it back bit for bit.
         """
         if self.teacher_scale is not None and self.storage != "mixed":
             wide /= self.teacher_scale
@@ -177,15 +180,15 @@ class Sharing(nn.Module):
 class ExactSharing(nn.Module):
     """A `Sharing` in float64 in which the teacher's tensor is an exact expansion of the student's.
 
-    A stored tensor is rounded to its own type, so that the copies of an input channel add up to the
-    student's weight up to rounding only. Here the last copy of each input channel is what the
-    others leave of the student's weight, and tensors without a fan-in are copied from the
-    student's. The function is then exactly the student's if the plan is right. That this moves no
-    weight by more than rounding is checked.
+    A stored tensor is rounded to its own dtype, so the copies of an input channel add up to the
+    student's weight only up to rounding. Here the last copy of each input channel is replaced by
+    the student's weight minus the other copies, and tensors without a fan-in are copied from the
+    student's. If the plan is right, the teacher's function is then exactly the student's. It is
+    checked that no weight moves by more than rounding.
 
     Args:
         sharing: how teacher and student share the stored tensor.
-        name: name of the tensor, for errors.
+        name: name of the tensor, for error messages.
     """
 
     def __init__(self, sharing: Sharing, name: str) -> None:
@@ -197,14 +200,16 @@ class ExactSharing(nn.Module):
         )
 
     def forward(self, stored: Tensor, in_place: bool = False) -> tuple[Tensor, None]:
-        """The teacher's tensor in float64, and nothing of the student's: memory is scarce here.
+        """Compute the teacher's tensor in float64.
+
+        The second value is None instead of the student's tensor, to save memory.
 
         Args:
             stored: the stored tensor, branches left out.
-            in_place: not used, since the result is of another type.
+            in_place: not used, since the result has another dtype.
 
         Raises:
-            ExpansionError: when the stored tensor is no expansion of the student's.
+            ExpansionError: when the stored tensor is no expansion of the student's tensor.
         """
         student = self.student(stored)
         teacher = stored.detach().to(torch.float64, copy=True)
@@ -231,24 +236,29 @@ class SharedKernel(nn.Module):
     """The parametrization of a kernel that teacher and student share.
 
     Args:
-        sharing: the scale of the stored tensor, and the student's block of it.
-        branches: a module that merges extra branches into the stored tensor, or None.
+        sharing: how teacher and student share the stored tensor.
+        branches: the module that merges extra branches into the stored tensor, or None.
     """
 
     def __init__(self, sharing: Sharing, branches: BranchBank | None = None) -> None:
         super().__init__()
         self.sharing = sharing
         self.branches = branches
-        self.averages_gradient = False  # of the merged kernel, over processes
-        self.holds = False  # the merged kernel, until `forget`: its layer runs again
+        # Whether the gradient of the merged kernel is averaged over processes.
+        self.averages_gradient = False
+        # Whether the teacher's kernel is held until `forget`, for layers that run again.
+        self.holds = False
         self._student: Tensor | None = None
-        self._held: tuple[Tensor, int] | None = None  # with the stored tensor's version
+        # The teacher's kernel, and the version of the stored tensor that it was computed from.
+        self._held: tuple[Tensor, int] | None = None
 
     def forward(self, stored: Tensor) -> Tensor:
-        """Merge the branches and return the teacher's kernel; `student` returns the student's.
+        """Merge the branches and return the teacher's kernel.
+
+        The student's kernel is computed on the way; `student` returns it.
 
         Args:
-            stored: the trainable tensor, of the wide shape.
+            stored: the trainable tensor, of the teacher's shape.
         """
         holds = self.holds and torch.is_grad_enabled()
         if holds and self._held is not None and self._held[1] == stored._version:
@@ -259,26 +269,27 @@ class SharedKernel(nn.Module):
         return teacher
 
     def both_kernels(self, stored: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's kernel and the student's, which is a block of the merged kernel."""
+        """The teacher's kernel, and the student's, which is a block of the merged kernel."""
         if self.branches is None or (not torch.is_grad_enabled() and self.branches.is_silent()):
-            merged = stored  # also before the first step: gates of zero change no bit
+            merged = stored  # before the first step, too: gates of zero change no bit
         else:
             merged = self._averaging(self.branches(stored))
         kernels: tuple[Tensor, Tensor] = self.sharing(merged, in_place=merged is not stored)
         return kernels
 
     def _averaging(self, merged: Tensor) -> Tensor:
-        """A merged kernel whose gradient is averaged over processes, where that is wanted."""
+        """Let the gradient of a merged kernel be averaged over processes, where that is wanted."""
         if self.averages_gradient and merged.requires_grad:
             channels_last = merged.ndim == 4 and not merged.is_contiguous()
             merged.register_hook(partial(averaged, channels_last=channels_last))
         return merged
 
     def student(self, stored: Tensor) -> Tensor:
-        """The student's kernel, as sliced when the teacher's kernel was last computed.
+        """The student's kernel, sliced when the teacher's kernel was last computed.
 
         Args:
-            stored: the trainable tensor, from which the kernel is sliced if it was not yet.
+            stored: the trainable tensor. If the teacher's kernel was not computed yet, the
+                student's is sliced from this tensor now.
         """
         if self._student is None and self.needs_merging:
             self(stored)
@@ -286,13 +297,16 @@ class SharedKernel(nn.Module):
 
     @property
     def needs_merging(self) -> bool:
-        """Whether the student's kernel takes more than slicing the stored tensor."""
+        """Whether the student's kernel is more than a slice of the stored tensor.
+
+        This is so if there are branches, or if gradients have to reach the stored tensor.
+        """
         return self.branches is not None or torch.is_grad_enabled()
 
     def forget(self) -> None:
-        """Drop the kernels of a step, so that no graph outlives it."""
+        """Drop the kernels of a step, so that no graph outlives the step."""
         self._student = self._held = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has the weights, and no intermediate results of a step.
+        # Copies have the weights, but no intermediate results of a step.
         return {**self.__dict__, "_student": None, "_held": None}

@@ -21,12 +21,16 @@ _PROBE_BATCH = 2
 
 
 class Alone(nn.Module):
-    """A student without a dynamic teacher: plain training, with the interface of `Pair`."""
+    """A student without a dynamic teacher, for plain training, with the interface of `Pair`.
+
+    Args:
+        student: the network to train.
+    """
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self.network = student
-        self.runs_again = False  # whether a backward pass runs parts of the student again
+        self.runs_again = False  # whether the backward pass runs parts of the student again
 
     def forward(self, images: Tensor) -> tuple[Tensor, None]:
         """The student's logits, ``[B, C]``, and None in place of the dynamic teacher's logits."""
@@ -64,17 +68,22 @@ def with_teacher(
 ) -> Pair | Alone:
     """Grow a student's dynamic teacher, unless the two would be the same network.
 
-    Of the processes of a run the first one finds the plan and certifies, see `grown_once`.
+    In a run of several processes the first one finds the width plan and certifies the expansion,
+    see `grown_once`.
 
     Args:
         student: the network to train.
         shape: image shape, ``(C, H, W)``.
         ratio: how many times as wide the teacher is, 1 or more.
-        branches: how many of the paper's six branches, or their names, or those of published sets.
+        branches: how many of the paper's six branches a layer gets, or names of branches or of
+            published sets.
         exclude: patterns of names of layers that keep their output channels: one, several, or none.
         branch_layers: which layers get branches: ``all``, ``3x3_stride1``, or patterns of names.
         shared: whether both networks share their weights, see `gpd_cli.teacher.Unshared`.
         options: further options of `gpd_cli.expand`.
+
+    Returns:
+        The pair, or the student as `Alone` at ratio 1 without branches.
 
     Raises:
         ExpansionError: when the student cannot be expanded exactly.
@@ -105,7 +114,7 @@ def _takes_branches(
     layers: str | Sequence[str],
     init: BranchInit | None,
 ) -> bool:
-    """Whether any layer of a student gets a branch; the main kernel alone is none."""
+    """Whether any layer of a student gets a branch besides its main kernel."""
     if branches == 1:
         return False
     names = branch_names(branches, init)
@@ -113,10 +122,13 @@ def _takes_branches(
 
 
 def plain_networks(network: Pair | Alone) -> dict[str, nn.Module]:
-    """The networks as they would be extracted, in eval mode: ``student``, and ``teacher`` if any.
+    """Extract the networks in training as plain modules in eval mode.
 
     Args:
         network: the network that is trained.
+
+    Returns:
+        The networks by name: ``student``, and ``teacher`` where there is a dynamic teacher.
     """
     if isinstance(network, Alone):
         return {"student": network.extract().eval()}
@@ -125,10 +137,10 @@ def plain_networks(network: Pair | Alone) -> dict[str, nn.Module]:
 
 
 def layer_patterns(exclude: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Patterns of layer names as users write them: one, several with commas, or a list.
+    """Read patterns of layer names in any of the forms in which users write them.
 
     Args:
-        exclude: the user's value.
+        exclude: one pattern, several with commas between them (in brackets or not), or a list.
 
     Example:
         >>> layer_patterns("layer4.*")
@@ -145,7 +157,7 @@ def layer_patterns(exclude: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def summary(name: str, network: Pair | Alone) -> str:
-    """A line on the networks in training, and a line for each module that stays narrow inside.
+    """Describe the networks in training in a line, and add one for each module kept narrow inside.
 
     Args:
         name: the student's name.

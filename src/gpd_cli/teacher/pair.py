@@ -1,4 +1,4 @@
-"""Student and dynamic teacher as one module that owns every weight once."""
+"""Student and dynamic teacher as one module, in which each shared weight exists only once."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ class Pair(nn.Module):
     """A dynamic teacher that owns every trainable weight, and the student sliced out of it.
 
     The teacher is an ordinary module. The student is a module of the user's own class whose
-    parameters are taken away; it runs on slices of the teacher's merged kernels (channel-branch
-    reparameterization, Guo et al. 2025, section 3.3) and keeps buffers (running statistics) of
-    its own. Call the pair for both networks' logits: the branches are then merged once.
+    parameters are taken away: it runs on slices of the teacher's merged kernels (channel-branch
+    reparameterization, Guo et al. 2025, section 3.3), but keeps its own buffers (running
+    statistics). Calling the pair returns the logits of both networks and merges the branches of
+    each layer only once.
 
     Args:
-        teacher: the wide network, kernels parametrized by `SharedKernel`.
+        teacher: the wide network, whose kernels are parametrized by `SharedKernel`.
         student: the narrow network, which this pair takes over; its parameters are removed.
         plan: the student's width plan.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, plan: WidthPlan) -> None:
         super().__init__()
-        self.certificate: Certificate | None = None  # of the expansion, see `expand`
-        self.recompute_student = False  # whether `forward` keeps no activations of the student
+        self.certificate: Certificate | None = None  # set by `expand`
+        # Whether the backward pass computes the student's activations again, to save memory.
+        self.recompute_student = False
         self.training = student.training
         self.teacher = teacher
         self.narrow = student
@@ -52,7 +54,7 @@ class Pair(nn.Module):
             owner._parameters[leaf] = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Both networks' logits.
+        """Compute the logits of both networks.
 
         Args:
             images: a batch, ``[B, C, H, W]``.
@@ -65,7 +67,7 @@ class Pair(nn.Module):
         with self._merged_once():
             weights = self._weights()
             if self.recompute_student and torch.is_grad_enabled():
-                # Before the teacher: the backward pass then meets the teacher first.
+                # The student runs first, so that the backward pass goes through the teacher first.
                 student = recomputed(self.narrow, weights, images)
                 return student, self.teacher(images)
             teacher = self.teacher(images)
@@ -73,22 +75,32 @@ class Pair(nn.Module):
         return student, teacher
 
     def _forward_that_runs_again(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The result of `forward`, with all weights in place until the backward pass has ended."""
+        """Compute the result of `forward`, and hold all weights until the backward pass ends.
+
+        This is for networks with gradient checkpointing, which run parts of themselves again in
+        the backward pass and then need the same weights.
+        """
         for name, weight in self._weights().items():
             owner, leaf = self._owner(name)
             owner.__dict__[leaf] = weight
-        for module in self.teacher.modules():  # each kernel is merged before a part runs, and held
+        # Reading a parametrized weight merges its branches; `SharedKernel` then holds the result.
+        for module in self.teacher.modules():
             for leaf in getattr(module, "parametrizations", {}):
                 getattr(module, leaf)
         first_run = FirstRun(self)
         with first_run.recorded():
-            teacher = self.teacher(images)  # first, as in other runs: random draws have an order
+            # The teacher runs first, as in other runs, so that random draws have the same order.
+            teacher = self.teacher(images)
             logits = self.narrow(images), teacher
         first_run.prepare_backward(logits, self.forget)
         return logits
 
     def one_by_one(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The result of `forward` with less memory: each kernel is merged when a layer needs it."""
+        """Compute the result of `forward` with less memory, each network by itself.
+
+        A kernel of the teacher is merged only when its layer runs, so the branches are merged
+        twice: once for each network.
+        """
         student, teacher = self.student(images), self.teacher(images)
         self.forget()
         return student, teacher
@@ -104,18 +116,21 @@ class Pair(nn.Module):
         return weights
 
     def student_with(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """The logits of the student's code alone, which merges and slices nothing.
+        """Run the student on weights that were merged and sliced before.
 
         Args:
-            weights: the output of `student_weights`.
+            weights: the student's weights by name, from `student_weights`.
             images: a batch, ``[B, C, H, W]``.
+
+        Returns:
+            The student's logits, ``[B, classes]``.
         """
         return cast(Tensor, functional_call(self.narrow, dict(weights), (images,)))
 
     def extract(self) -> nn.Module:
-        """Extract the student: a new plain module of the user's own class, weights copied.
+        """Extract the student: a new plain module of the user's own class, with copied weights.
 
-        The module's output equals the output of `student` bit for bit.
+        Its output equals the output of the method `student` bit for bit.
         """
         with torch.inference_mode(False), torch.no_grad():
             weights = self._weights()
@@ -123,16 +138,21 @@ class Pair(nn.Module):
             return self._plain(weights)
 
     def outline(self) -> nn.Module:
-        """The student as `extract` gives it, but without its branches, which take time to merge.
+        """A copy of the student with the right modules and shapes, but not the trained function.
 
-        It answers questions on modules and shapes; its output is another one.
+        Its weights are slices of the main kernels without their branches, since merging takes
+        time. Use `extract` for the trained student.
         """
         with torch.inference_mode(False), torch.no_grad():
             names = {name for name, first in self._tied.items() if name == first}
             return self._plain({name: self._weight(name, merged=False) for name in names})
 
     def _plain(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        """A copy of the student's module with copies of weights, by their first names."""
+        """A copy of the student's module with given weights.
+
+        Args:
+            weights: the student's weights, each by the first of its names (see `tied_names`).
+        """
         refresh(self.narrow)
         student = copy_network(self.narrow)
         copies = {
@@ -147,21 +167,27 @@ class Pair(nn.Module):
 
     def _weights(self) -> dict[str, Tensor]:
         """The student's weights by name: slices of the teacher's merged weights."""
-        self.forget()  # a run of the teacher alone leaves slices, of weights that may have changed
-        # No inference tensors: torch may choose other arithmetic for them.
-        # Compiled code has no inference mode, and cannot ask for it.
+        # A run of the teacher alone leaves slices behind, of weights that may have changed since.
+        self.forget()
+        # Inference tensors are avoided, since torch may choose other arithmetic for them.
+        # Compiled code cannot ask for the inference mode, and never runs in it.
         inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
         grad = torch.is_grad_enabled() and not inference
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
             weights = {n: self._weight(n) for n, first in self._tied.items() if n == first}
             if not grad:
-                # Torch chooses the arithmetic of products by requires_grad, among others.
+                # Torch's choice of arithmetic depends on requires_grad, too, so it is kept.
                 for name, weight in weights.items():
                     weights[name] = weight.detach().requires_grad_(self._requires_grad[name])
         return {name: weights[first] for name, first in self._tied.items()}
 
     def _weight(self, name: str, merged: bool = True) -> Tensor:
-        """The student's weight of a name, with its branches or without."""
+        """One weight of the student, with its branches merged or left out.
+
+        Args:
+            name: the weight's qualified name in the student.
+            merged: whether the branches are merged.
+        """
         owner, _, leaf = name.rpartition(".")
         module = self.teacher.get_submodule(owner)
         if parametrize.is_parametrized(module, leaf):
@@ -171,11 +197,12 @@ class Pair(nn.Module):
             if not merged:
                 return kernel.sharing.student(stored)
             if kernel.needs_merging:
-                getattr(module, leaf)  # merges for both networks, unless it is cached
+                getattr(module, leaf)  # merges the kernel for both networks, unless it is cached
             return kernel.student(stored)
         weight = cast(Tensor, getattr(module, leaf))
         if name in self.plan.tensors:
-            # Contiguous, as extracted weights are, so that both run the same arithmetic.
+            # Contiguous, as the extracted student's weights are, so that torch computes with both
+            # in the same way.
             weight = weight[self.plan.tensors[name].first_copies].contiguous()
         return weight
 
@@ -188,9 +215,9 @@ class Pair(nn.Module):
                 self.forget()
 
     def forget(self) -> None:
-        """Drop the kernels of a step, so that no graph outlives it.
+        """Drop the merged kernels and the slices of a step, so that no graph outlives the step.
 
-        Runs of the pair begin with it.
+        `forward` and the methods that slice the student's weights call this first.
         """
         for module in self.teacher.modules():
             if isinstance(module, SharedKernel):
@@ -201,15 +228,19 @@ class Pair(nn.Module):
                 owner.__dict__.pop(leaf, None)
 
     def _owner(self, name: str) -> tuple[nn.Module, str]:
-        """The student's module that a weight belongs to, and the weight's name there."""
+        """The student's module that has a weight, and the weight's name in that module."""
         owner, _, leaf = name.rpartition(".")
         return self.narrow.get_submodule(owner), leaf
 
 
 def tied_names(network: nn.Module) -> dict[str, str]:
-    """The first name of each parameter, by each of its names; they differ for tied weights.
+    """Map every name of each parameter to the first name of the same parameter.
 
-    A module under several names counts once.
+    The two differ only for tied weights, which have several names. A module that is registered
+    under several names counts once.
+
+    Args:
+        network: the network.
     """
     first: dict[int, str] = {}
     return {

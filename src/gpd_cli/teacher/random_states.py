@@ -1,4 +1,7 @@
-"""Random generators of Python and NumPy: networks may draw from them, torch leaves them out."""
+"""States of Python's and NumPy's random generators.
+
+Networks may draw from these generators, but torch does not save and restore their states.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ class RandomStates:
     """States of the global generators of Python and NumPy.
 
     Args:
-        python: state of `random`.
-        numpy: state of `numpy.random`: the generator's name, its words, its place in these, and the
-            normal number that it holds ready.
+        python: the state of `random`, from ``random.getstate``.
+        numpy: the state of `numpy.random`, from ``numpy.random.get_state``: the generator's name,
+            its array of words, the position in this array, and a normal number held in reserve.
     """
 
     python: tuple[Any, ...]
@@ -26,26 +29,26 @@ class RandomStates:
 
     @classmethod
     def now(cls) -> RandomStates:
-        """The present states."""
+        """The present states of both generators."""
         return cls(random.getstate(), cast("tuple[Any, ...]", np.random.get_state()))
 
     def restore(self) -> None:
-        """Let the generators draw again what they drew from these states on."""
+        """Set both generators to these states, so that they draw the same numbers again."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
 
     def plain(self) -> tuple[Any, ...]:
-        """The states as values that can be compared."""
+        """The states as values that can be compared by ``==``."""
         name, words, *rest = self.numpy
         return self.python, name, words.tobytes(), *rest
 
 
 @contextmanager
 def states_kept(begin: RandomStates | None = None) -> Iterator[None]:
-    """Give the generators, after this context, the states that they have before.
+    """Restore the states of both generators at the end of this context.
 
     Args:
-        begin: states within the context; by default the present ones.
+        begin: states to start from within the context; by default the present ones.
     """
     before = RandomStates.now()
     if begin is not None:

@@ -1,8 +1,8 @@
-"""A student whose activations are not kept: the backward pass computes them again.
+"""Save memory: the backward pass computes the student's activations again.
 
-A joint step keeps the activations of both networks until the backward pass. With a student that
-runs first, and again once the teacher's activations are gone, the two are never kept together: a
-joint step keeps the activations of the wide network alone.
+A joint step otherwise keeps the activations of both networks until the backward pass. Here the
+student runs first without keeping its activations, and runs again in the backward pass once those
+of the teacher are gone. So the two networks' activations are never in memory together.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from gpd_cli.teacher.random_states import RandomStates, states_kept
 
 
 def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Run a network on given weights, to be run again in the backward pass.
+    """Run a network without keeping its activations, and again in the backward pass.
 
-    The second run has the same random draws as the first (dropout, dropped paths), whether from
-    torch, Python or NumPy, begins from the values that the buffers had before the first, and leaves
-    buffers and generators alone.
+    The second run makes the same random draws as the first (dropout, dropped paths), whether from
+    torch, Python or NumPy. It begins from the values that the buffers had before the first run, and
+    leaves buffers and generators unchanged.
 
     Args:
         network: the student.
-        weights: its weights by name.
-        images: ``[B, C, H, W]``.
+        weights: the student's weights by name.
+        images: a batch, ``[B, C, H, W]``.
 
     Returns:
-        The logits, ``[B, C]``.
+        The logits, ``[B, classes]``.
     """
 
     def run(images: Tensor) -> Tensor:
@@ -49,9 +49,13 @@ def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor
 def _as_before(
     before: list[tuple[nn.Module, dict[str, Tensor | None]]], states: RandomStates
 ) -> Iterator[None]:
-    """Let modules run on the buffers and draw the random numbers of before.
+    """Within this context, give modules their earlier buffers, and generators their earlier states.
 
-    Torch's generators are the checkpoint's concern.
+    The states of torch's generators are restored by `torch.utils.checkpoint`.
+
+    Args:
+        before: modules, each with copies of its buffers before the first run.
+        states: states of Python's and NumPy's generators before the first run.
     """
     own = [(module, dict(module._buffers)) for module, _ in before]
     for module, buffers in before:
@@ -65,7 +69,7 @@ def _as_before(
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something reads a module's inputs or outputs while it runs.
+    """Whether a module has forward hooks, which read or change its inputs or outputs.
 
     Args:
         module: a module.

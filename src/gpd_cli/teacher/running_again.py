@@ -1,9 +1,9 @@
-"""Networks that run parts of them again in the backward pass (gradient checkpointing).
+"""Gradient checkpointing: networks that run parts of themselves again in the backward pass.
 
 Such a network keeps few activations: torch.utils.checkpoint computes the others again when the
-backward pass needs them. In a pair the second run has to find the very weights of the first one.
-In any network it has to begin from the same buffers, and must not count its images into running
-statistics a second time.
+backward pass needs them. In any network, the second run of a part has to begin from the same
+buffers as the first, and must not update running statistics with the same images a second time. In
+a pair, the second run also needs the same sliced weights as the first.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from gpd_cli.teacher.buffers import Buffers, copied_buffers
 
 
 def switch_on(network: nn.Module, name: str) -> None:
-    """Let a network of timm run its blocks again in the backward pass.
+    """Switch on the gradient checkpointing of a timm network.
 
     Args:
         network: the network.
-        name: its name, for errors.
+        name: the network's name, for error messages.
 
     Raises:
-        ModelError: when the network has no such switch.
+        ModelError: when the network has no ``set_grad_checkpointing``, or does not support it.
     """
     switch = getattr(network, "set_grad_checkpointing", None)
     try:
         if switch is None:
             raise NotImplementedError
         switch(True)
-    except (AssertionError, NotImplementedError) as error:  # some of timm's say so by assertions
+    except (AssertionError, NotImplementedError) as error:  # some timm networks use assertions
         raise ModelError(
             f"{name} cannot run its blocks again in the backward pass (it has no timm "
             "set_grad_checkpointing); leave out --model.grad_checkpointing, and where memory is "
@@ -45,12 +45,12 @@ def switch_on(network: nn.Module, name: str) -> None:
 
 
 class FirstRun:
-    """What the first run of a network did to its buffers, for the second runs of its parts.
+    """Buffers before and after a network's first run, for the second runs of its parts.
 
-    A module that runs again begins from the values that its own buffers had before its first run;
-    of a module that ran several times in one forward pass, the last run is repeated first, since
-    the backward pass goes through a network from its end. After the backward pass all buffers have
-    the values of after the first run.
+    A module that runs again begins from the values that its own buffers had before its first run.
+    If a module ran several times in one forward pass, its last run is repeated first, since the
+    backward pass goes through a network from its end. After the backward pass all buffers have the
+    values that they had after the first run.
 
     Args:
         network: the network.
@@ -68,7 +68,7 @@ class FirstRun:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Keep the values of buffers while the network runs for the first time."""
+        """Within this context, copy each module's buffers before the module runs."""
         handles = [module.register_forward_pre_hook(self._keep) for module in self._owners]
         try:
             yield
@@ -79,11 +79,11 @@ class FirstRun:
     def prepare_backward(
         self, outputs: Sequence[Tensor], end: Callable[[], None] = lambda: None
     ) -> None:
-        """Prepare the backward pass, after the first run.
+        """Prepare the buffers for the backward pass; to be called after the first run.
 
         Args:
             outputs: the network's outputs.
-            end: called at the end of the backward pass.
+            end: function that is called at the end of the backward pass.
         """
         after = Buffers(self._network)
         after.keep()
@@ -105,19 +105,21 @@ class FirstRun:
 
     def _use(self, module: nn.Module, inputs: Any) -> None:
         if self._before[module]:
-            # In place of the buffers themselves, which other modules may read.
+            # The entries are replaced, not the values: other modules may read the same buffers.
             module._buffers.update(self._before[module].pop())
 
 
 def around_backward(
     outputs: Iterable[Tensor], begin: Callable[[], None], end: Callable[[], None]
 ) -> None:
-    """Call functions at both ends of the backward pass that reaches one of several tensors first.
+    """Call one function when a backward pass reaches some tensors, and another at its end.
+
+    This happens once, in the first backward pass that reaches any of the tensors.
 
     Args:
         outputs: the tensors, which the backward pass starts from or goes through.
-        begin: called when it reaches the first of them.
-        end: called at its end.
+        begin: function that is called when the backward pass reaches the first of the tensors.
+        end: function that is called at the end of the backward pass.
     """
     queued = False
 

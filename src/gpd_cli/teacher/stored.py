@@ -1,4 +1,4 @@
-"""Checks of what a checkpoint holds, before networks are built from it and after."""
+"""Checks of a checkpoint's content, before and after networks are built from it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gpd_cli.widening.plan_check import check_plan_values
 from gpd_cli.widening.tensors import Storage
 
 _MOST = 2**31
-_SIDE = 2**15  # pixels
-_FREE = 2**28  # elements that a network may have besides those of its file
+_SIDE = 2**15  # the most pixels along a side of an image
+_FREE = 2**28  # how many elements a network may have in addition to the tensors of its file
 _TEACHER, _ORIGINAL = "teacher.", ".parametrizations."
 _MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
@@ -50,10 +50,10 @@ def check_description(entry: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
 
     Args:
         entry: the ``gpd`` entry, as it was read.
-        state: the tensors of the same file.
+        state: the tensors of the same file, by name.
 
     Raises:
-        FormError: when a part is missing, or of another type or size than it can be.
+        FormError: when a part is missing, or has a wrong type or an impossible size.
     """
     check_form(entry, _DESCRIPTION, "the description")
     check_options(entry)
@@ -68,10 +68,13 @@ def check_description(entry: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
 
 
 def check_options(entry: Mapping[str, Any]) -> None:
-    """Check the parts of a description that files of earlier versions lack.
+    """Check the parts of a description that may be missing, as in files of earlier versions.
+
+    Args:
+        entry: the ``gpd`` entry, as it was read.
 
     Raises:
-        FormError: when one is of another type than it can be.
+        FormError: when one of the parts has a wrong type.
     """
     check_form(entry.get("branch_layers", []), [str], "the description, branch_layers")
     check_form(entry.get("shared", True), bool, "the description, shared")
@@ -82,10 +85,13 @@ def check_options(entry: Mapping[str, Any]) -> None:
 
 
 def check_images(images: Any) -> None:
-    """Check the description of images; what a version does not know may be missing.
+    """Check the description of the images, of which any part may be missing.
+
+    Args:
+        images: the ``images`` part of the ``gpd`` entry, as it was read.
 
     Raises:
-        FormError: when a part is of another type than it can be.
+        FormError: when a part has a wrong type.
     """
     check_form(images, {}, "the description, images")
     known = {name: form for name, form in _IMAGES.items() if name in images}
@@ -94,6 +100,9 @@ def check_images(images: Any) -> None:
 
 def check_tensors(state: Any) -> None:
     """Check that a state dict holds tensors of numbers.
+
+    Args:
+        state: the state dict, as it was read.
 
     Raises:
         FormError: when it does not.
@@ -106,13 +115,16 @@ def check_tensors(state: Any) -> None:
 
 @contextmanager
 def bounded_by(state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Refuse to make larger tensors than the networks of a file can have.
+    """Limit the size of the tensors that are made within this context.
+
+    A damaged description may ask for a far larger network than the one whose weights the file
+    holds; this stops it before it takes the memory.
 
     Args:
-        state: tensors of the file.
+        state: the tensors of the file, by name.
 
     Raises:
-        FormError: in the context, before memory is taken.
+        FormError: within the context, before a tensor is made that exceeds the limit.
     """
     most = 4 * sum(tensor.numel() for tensor in state.values()) + _FREE
     with _Bounded(most):
@@ -120,7 +132,11 @@ def bounded_by(state: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 class _Bounded(TorchFunctionMode):
-    """Counts the elements of new tensors before they are made."""
+    """Count the elements of new tensors, and refuse to make more of them than a limit.
+
+    Args:
+        most: the most elements of all new tensors together.
+    """
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -139,25 +155,26 @@ class _Bounded(TorchFunctionMode):
 
 
 def check_values(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Check that the tensors of a file are what those of a network can be.
+    """Check that the numbers in a file are possible for its network.
 
     Args:
-        network: built from the description of the file.
-        state: tensors of the file, by the names of the network.
+        network: the network that was built from the description of the file.
+        state: the tensors of the file, by their names in the network.
 
     Raises:
-        FormError: when one of them is not, see `gpd_cli.models.numbers.wrong_numbers`.
+        FormError: when a tensor has impossible numbers, see
+            `gpd_cli.models.numbers.wrong_numbers`.
     """
     if (wrong := wrong_numbers(network, state)) is not None:
         raise FormError(f"the weights, {wrong}")
 
 
 def damaged(path: Any, error: Exception) -> WeightsError:
-    """The error about a file that is whole, and whose content cannot be right.
+    """Make the error for a file that can be read, but whose content cannot be right.
 
     Args:
         path: path of the file.
-        error: what is wrong.
+        error: the error that its content led to.
     """
     reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
     if not isinstance(error, FormError):
@@ -169,7 +186,7 @@ def damaged(path: Any, error: Exception) -> WeightsError:
 
 
 def _shapes_by_name(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """Shapes of the dynamic teacher's tensors by the names that they have in the student."""
+    """Shapes of the dynamic teacher's tensors, by the names of the student's tensors."""
     found: dict[str, list[int]] = {}
     for key, tensor in state.items():
         if not key.startswith(_TEACHER):

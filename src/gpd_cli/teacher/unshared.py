@@ -9,10 +9,10 @@ from gpd_cli.widening.plan import WidthPlan
 
 
 class Unshared(Pair):
-    """A pair whose student owns its weights, and learns from the teacher through the loss only.
+    """A pair without shared weights: the student learns from the teacher through the loss only.
 
-    Both networks start as the same function. This is the method without shared weights: a student
-    trained along with a wider network, on whose logits it is distilled.
+    The student owns its weights, and is distilled on the logits of a wider network that is trained
+    along with it. Both networks start as the same function.
 
     Args:
         teacher: the wide network.

@@ -1,4 +1,8 @@
-"""How a network widens: index maps, plans, and the search that finds them."""
+"""Width plans: which channels of the wide network copy which of the student, and how to find out.
+
+A `WidthPlan` holds the index maps of all tensors, `find_plan` finds it by running the student, and
+`expand_tensor` and `slice_tensor` apply it to a single tensor.
+"""
 
 from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan
 from gpd_cli.widening.rules import RULES, Rule

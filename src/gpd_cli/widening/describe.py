@@ -1,7 +1,7 @@
-"""A width plan as text: per module what widens and how, in words that a person can read and diff.
+"""Describe a width plan as text, for people to read and compare: what widens in each module, how.
 
-`WidthPlan.to_dict` is for machines; this text is for people, and is not read back. The text is
-complete all the same: its words and the two sizes of an axis determine the index map.
+The text is never read back; `WidthPlan.to_dict` is for that. It is complete all the same: the words
+for an axis and the two sizes of the axis determine the index map.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import nn
 from gpd_cli.widening.names import qualified
 from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan, spread
 
-_MOST_PIECES = 6  # an index map with more pieces is written out instead
+_MOST_PIECES = 6  # index maps of more pieces are written out as numbers
 
 
 def plan_text(plan: WidthPlan, student: nn.Module, heading: Mapping[str, Any]) -> str:
-    """The plan as YAML. Equal plans of equal networks give equal text.
+    """Describe a plan as YAML text, which is equal for equal plans of equal networks.
 
     Args:
         plan: the plan to describe.
         student: the network that the plan was made for; only names, classes and sizes matter.
-        heading: further entries for the top (the network's name, a version).
+        heading: further entries at the top of the text (the network's name, a version).
     """
     content = {**heading, **describe_plan(plan, student)}
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10**6)
@@ -35,15 +35,15 @@ def plan_text(plan: WidthPlan, student: nn.Module, heading: Mapping[str, Any]) -
 
 
 def describe_plan(plan: WidthPlan, student: nn.Module) -> dict[str, Any]:
-    """The plan as nested dictionaries of words, modules in the network's order.
+    """Describe a plan as nested dictionaries of words, with modules in the network's order.
 
     Args:
         plan: the plan to describe.
         student: the network that the plan was made for.
 
     Returns:
-        ``ratio``, ``widened`` (totals), ``narrow`` (modules that stay narrow inside, each with the
-        reason, where there are any) and ``modules``: per module its class, the tensors that widen,
+        ``ratio``, ``widened`` (totals), ``narrow`` (the reasons for modules that stay narrow
+        inside, if there are any) and ``modules``: by module name its class, the tensors that widen,
         and the attributes that change.
     """
     modules: dict[str, Any] = {}
@@ -73,7 +73,7 @@ def describe_plan(plan: WidthPlan, student: nn.Module) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)  # a network has few maps, each on many tensors
 def axis_words(map_: IndexMap) -> str:
-    """An index map in words; no other map between axes of these two sizes has the same words.
+    """Describe an index map in words, which no other map between axes of these two sizes has.
 
     Args:
         map_: the index map of a wide axis.
@@ -132,13 +132,16 @@ class _Unit(NamedTuple):
 
     @property
     def copies(self) -> int | None:
-        """How often the unit is repeated as a whole; None where its copies lie in another order."""
+        """How often the unit is repeated as a whole; None if its channels are copied otherwise."""
         times, rest = divmod(len(self.pattern), self.size)
         return times if not rest and self.pattern == (*range(self.size),) * times else None
 
 
 def _units(index: Sequence[int]) -> Iterator[_Unit]:
-    """Cut a map wherever all positions before copy lower channels than all positions after."""
+    """Cut an index map into units, as many as possible.
+
+    A cut is possible where all positions before it copy lower channels than all positions after it.
+    """
     lowest_after = [*index]
     for k in range(len(index) - 2, -1, -1):
         lowest_after[k] = min(index[k], lowest_after[k + 1])
@@ -154,7 +157,7 @@ _Piece = tuple[int, int, str]  # first and last narrow channel, and how they are
 
 
 def _runs(units: Sequence[_Unit]) -> list[_Piece]:
-    """Pieces of equal units."""
+    """Join neighbouring equal units to pieces, each described in words."""
     pieces, first = [], 0
     for unit, run in groupby(units):
         length = len(list(run))
@@ -171,7 +174,10 @@ def _runs(units: Sequence[_Unit]) -> list[_Piece]:
 
 
 def _stretches(units: Sequence[_Unit]) -> list[_Piece]:
-    """Pieces of single channels, each the longest run whose copies are spread evenly."""
+    """Join units of single channels to pieces whose copies are spread evenly, as long as possible.
+
+    If some unit has several channels, the result of `_runs` is returned instead.
+    """
     pieces: list[_Piece] = []
     start = 0
     counts = [len(unit.pattern) for unit in units]
@@ -189,7 +195,14 @@ def _stretches(units: Sequence[_Unit]) -> list[_Piece]:
 
 
 def _spread_evenly(counts: Sequence[int], start: int, end: int, wide: int) -> bool:
-    """Whether the units ``start`` to ``end`` have the numbers of copies that `spread` gives."""
+    """Whether the units from ``start`` to before ``end`` have as many copies as in `spread`.
+
+    Args:
+        counts: number of copies of each unit.
+        start: the first unit.
+        end: the unit after the last one.
+        wide: number of copies of all these units together.
+    """
     units = end - start
     return all(
         counts[start + c] == -(-(c + 1) * wide // units) + (-c * wide // units)
@@ -198,7 +211,7 @@ def _spread_evenly(counts: Sequence[int], start: int, end: int, wide: int) -> bo
 
 
 def _order(index: Sequence[int]) -> str:
-    """An index map written out: ranges of narrow channels, and how often each is repeated."""
+    """Write an index map out as ranges of narrow channels, each with how often it is repeated."""
     map_ = IndexMap(max(index) + 1, tuple(index))
     packed = WidthPlan(1, {"": TensorPlan((map_,))}).to_dict()["maps"][0]["index"]
     return ", ".join(_range(*run) for run in packed)
@@ -258,5 +271,5 @@ def _sizes(shape: Sequence[int]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """The text of a value without the name of its class: a `torch.Size` looks like a tuple."""
+    """The text of a value; a `torch.Size` is written as a tuple."""
     return str(tuple(value)) if isinstance(value, tuple) else str(value)

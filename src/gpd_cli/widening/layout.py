@@ -1,4 +1,4 @@
-"""The order of a layer's wide outputs: which outputs are copied, in what blocks, how often."""
+"""The layout of a layer's wide outputs: which outputs are copied, in which blocks, how often."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Scale:
 
     Args:
         ratio: the expansion ratio, 1 or more.
-        rounded_to: widths are rounded up to a multiple of this number. Counts (of attention heads,
-            of groups) are not rounded: they are no widths of matrix products.
+        rounded_to: wide numbers of channels are rounded up to a multiple of this number. Counts (of
+            attention heads, of groups) are not rounded, since they are no sizes of matrices.
 
     Example:
         >>> Scale(1.5).width(10), Scale(1.5, rounded_to=8).width(10)
@@ -26,11 +26,11 @@ class Scale:
     rounded_to: int = 1
 
     def count(self, size: int) -> int:
-        """A wide number of heads or groups."""
+        """The wide number of heads or groups, for a narrow number ``size``."""
         return max(size, math.floor(size * self.ratio + 0.5))
 
     def width(self, size: int) -> int:
-        """A wide number of channels."""
+        """The wide number of channels, for a narrow number ``size``."""
         wide = self.count(size)
         if wide == size:
             return size
@@ -39,14 +39,14 @@ class Scale:
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of a layer's outputs that widens in one way.
+    """Neighbouring outputs of a layer that all widen in the same way.
 
     Args:
         size: number of narrow outputs.
         parts: number of equal parts that widen one by one (queries, keys, values).
-        block: how many neighbours are copied together (the width of an attention head).
+        block: number of neighbours that are copied together (the width of an attention head).
         grows: whether the segment widens at all.
-        wide: the number of wide outputs; None: the scale decides.
+        wide: number of wide outputs; by default it follows from the scale.
 
     Example:
         >>> Segment(4, parts=2).map(Scale(2)).index
@@ -57,7 +57,8 @@ class Segment:
         (0, 0, 1, 1, 2, 2, 3)
 
     Raises:
-        ValueError: when ``wide`` is given with parts or blocks, among which it is not divided.
+        ValueError: when ``wide`` is given for a segment of several parts, with blocks, or that
+            does not grow.
     """
 
     size: int
@@ -71,7 +72,10 @@ class Segment:
             raise ValueError(f"A segment of {self.wide} wide outputs has one part, block 1, grows.")
 
     def map(self, scale: Scale) -> IndexMap:
-        """The segment's index map: copies side by side, ``c0 c0 c1 c1 ...``, by block and part."""
+        """Make the segment's index map, with copies side by side: ``c0 c0 c1 c1 ...``.
+
+        Each c stands for a block, and each part is widened in this way by itself.
+        """
         if not self.grows:
             return identity(self.size)
         if self.wide is not None:
@@ -83,14 +87,14 @@ class Segment:
 
 
 Layout = tuple[Segment, ...]
-"""The outputs of one layer, segment by segment."""
+"""The segments of a layer's outputs, in their order."""
 
 
 def layout_map(layout: Layout, scale: Scale) -> IndexMap | None:
-    """The index map of a layer's outputs, or None where no output widens.
+    """Make the index map of a layer's outputs, or return None where no output widens.
 
     Args:
-        layout: the layer's segments.
+        layout: the segments of the layer's outputs.
         scale: how much wider the network gets.
 
     Example:

@@ -1,7 +1,7 @@
-"""Find, by value, which wide channel copies which narrow one.
+"""Find index maps by comparing values: which wide channel copies which narrow one.
 
-`match_axes` and `match_multiple` compare two tensors; `Matches` does so for the inputs and outputs
-of modules.
+`match_axes` and `match_multiple` compare an activation of the wide network with the student's;
+`Matches` does this for the inputs and outputs of modules.
 """
 
 from __future__ import annotations
@@ -19,26 +19,28 @@ from torch import Tensor
 from gpd_cli.widening.mismatch import Mismatch, UnfitMultiple, times
 from gpd_cli.widening.plan import IndexMap, spread
 
-_TIE = 1e-10  # channels closer than this, relative to the largest, are told apart by position
-_EXACT = 1e-6  # tolerance between wide and narrow activations, relative to the largest value:
-# attention that divides by small sums rounds that much; the certificate is stricter
-_MOST_COPIES = 16  # of a channel, where activations are multiples of copies
-_SIMPLE = 1e-9  # relative tolerance of a square of a multiple
-_REMEMBERED = 16  # pairs of tensors
+# Channels whose values are closer than this, relative to the largest, are told apart by position.
+_TIE = 1e-10
+# Tolerance between wide and narrow activations, relative to the largest value. Attention that
+# divides by small sums has rounding errors of this size. The certificate is stricter.
+_EXACT = 1e-6
+_MOST_COPIES = 16  # most copies of a channel, where activations are multiples of copies
+_SIMPLE = 1e-9  # relative tolerance of the square of a multiple
+_REMEMBERED = 16  # number of pairs of tensors whose match is kept
 
 Match = tuple[tuple[IndexMap | None, ...], float]
-"""Index maps by axis, and the multiple of a replication that an activation is."""
+"""An activation's index maps by axis, and the number that its copies are multiplied by."""
 
 
 def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | None:
-    """Index maps that make ``wide`` a replication of ``narrow``.
+    """Find index maps by which ``wide`` is a replication of ``narrow``.
 
     Args:
-        narrow: an activation of the student, float64.
-        wide: the same activation of the dynamic teacher, with as many axes.
+        narrow: an activation of the student, in float64.
+        wide: the same activation in the dynamic teacher, with as many axes.
 
     Returns:
-        Per axis the index map, or None where the axis keeps its size; None altogether when
+        For each axis its index map, or None where the axis keeps its size. A single None if
         ``wide`` is no replication of ``narrow``.
     """
     if narrow.ndim != wide.ndim or (wide.numel() == 0) != (narrow.numel() == 0):
@@ -48,14 +50,15 @@ def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | No
     grown = [k for k in range(narrow.ndim) if narrow.shape[k] != wide.shape[k]]
     maps: list[IndexMap | None] = [None] * narrow.ndim
     for axis in grown:
-        # The mean over the other grown axes does not change when every position is copied alike.
+        # Means over the other axes that have grown are equal, if their positions have equally many
+        # copies.
         others = [k for k in grown if k != axis]
         map_ = _match_axis(_mean(narrow, others), _mean(wide, others), axis)
         if map_ is None:
             return None
         maps[axis] = map_
     if len(grown) == 1:
-        return tuple(maps)  # each position was compared with the one that it copies
+        return tuple(maps)  # the search has already compared each position with its original
     replica, wide = _projected(narrow, grown), _projected(wide, grown)
     for axis, map_ in enumerate(maps):
         replica = replica if map_ is None else replica.index_select(axis, map_.tensor)
@@ -66,18 +69,18 @@ def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | No
 
 
 def match_multiple(narrow: Tensor, wide: Tensor) -> Match | None:
-    """Index maps that make ``wide`` a multiple of a replication of ``narrow``.
+    """Find index maps by which ``wide`` is a replication of ``narrow`` times a number.
 
-    Code that divides by the norm of copied channels makes copies smaller, and code that adds
-    copied channels up makes its result larger, by one factor everywhere.
+    Code that divides by the norm of copied channels makes all copies smaller by the same factor;
+    code that sums over copied channels makes its result larger by the same factor everywhere.
 
     Args:
-        narrow: an activation of the student, float64.
-        wide: the same activation of the dynamic teacher, with as many axes.
+        narrow: an activation of the student, in float64.
+        wide: the same activation in the dynamic teacher, with as many axes.
 
     Returns:
-        The index maps, as from `match_axes`, and the multiple, 1 for a replication; None when
-        there are none.
+        The index maps, as from `match_axes`, and the number, which is 1 for a replication; None if
+        there are no such maps.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 5.0]], dtype=torch.float64)
@@ -94,9 +97,10 @@ def match_multiple(narrow: Tensor, wide: Tensor) -> Match | None:
 
 
 def _multiple(narrow: Tensor, wide: Tensor) -> float | None:
-    """The quotient of two root mean squares, where it is the root of a fraction of small numbers.
+    """Find the factor between two activations by their root mean squares, or None.
 
-    Copies that are all equally many do not change a root mean square.
+    If all channels have equally many copies, the copies do not change the root mean square. Only
+    factors whose square is a fraction of small numbers are accepted.
     """
     squares = [float(x.square().mean()) if x.numel() else 0.0 for x in (narrow, wide)]
     if not all(0 < square < math.inf for square in squares):
@@ -107,7 +111,12 @@ def _multiple(narrow: Tensor, wide: Tensor) -> float | None:
 
 
 def _projected(activation: Tensor, grown: list[int]) -> Tensor:
-    """The activation with the axes that have not grown replaced by one random projection."""
+    """Replace all axes that have not grown by one random projection.
+
+    Args:
+        activation: the activation.
+        grown: numbers of the axes that have grown.
+    """
     if len(grown) in (0, activation.ndim):
         return activation
     moved = activation.movedim(grown, list(range(len(grown)))).flatten(len(grown))
@@ -118,19 +127,27 @@ def _projected(activation: Tensor, grown: list[int]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _direction(size: int) -> Tensor:
-    """A random direction, the same for equal sizes."""
+    """A random vector, ``[size]``, which is the same for equal sizes."""
     generator = torch.Generator().manual_seed(size)
     return torch.randn(size, generator=generator, dtype=torch.float64)
 
 
 def _along(activation: Tensor, axis: int) -> Tensor:
-    """A random projection of all axes but one, ``[size of the axis]``, without moving any axis."""
+    """Project all axes but one onto a random direction, without moving any axis in memory.
+
+    Args:
+        activation: the activation.
+        axis: number of the axis that stays.
+
+    Returns:
+        One number for each position of the axis, ``[size]``.
+    """
     before, size = math.prod(activation.shape[:axis]), activation.shape[axis]
     x = activation.reshape(before, size, -1)
     direction = _direction(before * x.shape[2]).to(x.dtype).reshape(before, x.shape[2])
     if x.shape[2] == 1:
         return direction[:, 0] @ x[..., 0]
-    # Products with a vector one by one: torch's batched product takes several times as long.
+    # Separate products with vectors, since torch's batched product takes several times as long.
     return torch.stack([rows @ d for rows, d in zip(x, direction, strict=True)]).sum(0)
 
 
@@ -139,13 +156,13 @@ def _mean(activation: Tensor, axes: list[int]) -> Tensor:
 
 
 def _match_axis(narrow: Tensor, wide: Tensor, axis: int) -> IndexMap | None:
-    """Match one axis by a random projection of all other axes."""
+    """Find the index map of one axis by a random projection of all other axes, or None."""
     a, b = _along(narrow, axis), _along(wide, axis)
     tie = _TIE * float(a.abs().max())
     order = a.argsort(stable=True)
     ranked = a[order]
     group = torch.cat([order.new_zeros(1), (ranked.diff() > tie).cumsum(0)])
-    # Nearest ranked value of each wide channel.
+    # For each wide channel, the nearest of the sorted narrow values.
     right = torch.searchsorted(ranked, b).clamp(max=len(ranked) - 1)
     left = (right - 1).clamp(min=0)
     nearest = torch.where((ranked[left] - b).abs() < (ranked[right] - b).abs(), left, right)
@@ -159,7 +176,8 @@ def _match_axis(narrow: Tensor, wide: Tensor, axis: int) -> IndexMap | None:
         return regular
     index = torch.empty(len(b), dtype=torch.int64)
     for g in found.unique().tolist():
-        # Equal channels keep their order, and all have equally many copies.
+        # Equal narrow channels cannot be told apart: their copies are assigned in order, and as
+        # equally as possible.
         sources = order[group == g].sort().values
         targets = (found == g).nonzero().flatten()
         position = torch.arange(len(targets)) * len(sources) // len(targets)
@@ -168,14 +186,14 @@ def _match_axis(narrow: Tensor, wide: Tensor, axis: int) -> IndexMap | None:
 
 
 def _regular(narrow: Tensor, wide: Tensor) -> IndexMap | None:
-    """The map that copies the largest possible blocks, for channels of which some are equal.
+    """Find the map that copies the largest possible blocks, if some channels are equal, or None.
 
-    Which channels are equal can depend on the input (maxima of overlapping windows); a block that
-    is copied as a whole (a channel's pixels, flattened) does not.
+    Which channels are equal can depend on the input (maxima of overlapping windows). Blocks that
+    are copied as a whole (the flattened pixels of a channel) do not depend on the input.
 
     Args:
-        narrow: per narrow channel, the number of its group of equal channels.
-        wide: per wide channel, the number of its group of equal channels.
+        narrow: for each narrow channel, the number of its group of equal channels.
+        wide: for each wide channel, the number of the group that it has copied from.
     """
     size = len(narrow)
     for count in range(1, size + 1):
@@ -189,7 +207,9 @@ def _regular(narrow: Tensor, wide: Tensor) -> IndexMap | None:
 
 
 class Matches:
-    """Index maps of activations; recent ones are kept, since modules hand tensors on unchanged.
+    """Finds the index maps of modules' inputs and outputs.
+
+    Recent results are kept, since modules often pass on the same tensors.
 
     Args:
         multiples: whether multiples of replications match as well.
@@ -200,19 +220,24 @@ class Matches:
         self._last: OrderedDict[Any, tuple[Any, ...]] = OrderedDict()
 
     def find(self, narrow: Tensor, wide: Tensor) -> Match | None:
-        """The result of `match_multiple`; None for a multiple where these do not match."""
+        """Match two tensors; None if they do not match, or only as a multiple that is not allowed.
+
+        Args:
+            narrow: an activation of the student.
+            wide: the same activation in the wide network.
+        """
         found = self._find(narrow, wide)
         return found if found is None or found[1] == 1 or self._multiples else None
 
     def matches_as_multiple_only(self, narrow: Tensor, wide: Tensor) -> bool:
-        """Whether two tensors would match if multiples of replications did."""
+        """Whether two tensors do not match, but would if multiples of replications were allowed."""
         return self.find(narrow, wide) is None and self._find(narrow, wide) is not None
 
     def _find(self, narrow: Tensor, wide: Tensor) -> Match | None:
-        """The result of `match_multiple`, also where the same tensors were matched before."""
+        """The result of `match_multiple`, computed or kept from before."""
         key = (id(narrow), id(wide), wide._version)
         if key not in self._last:
-            # The tensors are kept as well, so that their ids are not used again.
+            # The tensors are kept as well, so that no other tensors get their ids.
             self._last[key] = (match_multiple(narrow, wide), narrow, wide)
             if len(self._last) > _REMEMBERED:
                 self._last.popitem(last=False)
@@ -220,28 +245,28 @@ class Matches:
         return found
 
     def axes(self, name: str, recorded: Tensor, x: Tensor) -> tuple[IndexMap | None, ...]:
-        """The index map of each axis of a tensor that a module uses.
+        """Find the index map of each axis of a tensor that a module uses.
 
         Args:
-            name: the module.
+            name: name of the module, for the error message.
             recorded: the student's tensor.
             x: the same tensor in the wide network.
 
         Raises:
-            Mismatch: when the wide tensor is no multiple of a replication of the student's.
+            Mismatch: when the two tensors do not match.
         """
         return self.input(name, recorded, x)[0]
 
     def input(self, name: str, recorded: Tensor, x: Tensor) -> Match:
-        """The index map of each axis of a module's input, and the multiple of copies that it is.
+        """Match a module's input: find its index maps, and the number its copies are multiplied by.
 
         Args:
-            name: the module.
+            name: name of the module, for the error message.
             recorded: the student's input.
             x: the same input in the wide network.
 
         Raises:
-            Mismatch: when the wide input is no multiple of a replication of the student's.
+            Mismatch: when the two inputs do not match.
         """
         found = self.find(recorded, x)
         if found is None:
@@ -260,16 +285,19 @@ class Matches:
         outputs: Iterable[Tensor],
         allows_multiples: bool = False,
     ) -> None:
-        """Check that each output of a module is a replication; the logits may not widen.
+        """Check that each output of a module is a replication of the student's output.
+
+        The outputs of the network itself, its logits, may not widen.
 
         Args:
-            name: the module; empty for the network itself.
+            name: name of the module; empty for the network itself.
             recorded: the student's outputs.
-            outputs: the same outputs of the wide network.
+            outputs: the same outputs in the wide network.
             allows_multiples: whether outputs may be multiples of replications as well.
 
         Raises:
-            Mismatch: when an output is no replication.
+            Mismatch: when an output does not match.
+            UnfitMultiple: when an output is a multiple that is not allowed here.
         """
         tensors = list(outputs)
         pairs = list(zip(recorded, tensors, strict=False))

@@ -1,25 +1,25 @@
-"""The outcome where a module of the wide network does not follow the copies in its input."""
+"""The exception for modules of the wide network that do not compute copies of the student's."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 ANOTHER_PATH = "its code takes another path when its layers are wider"
-"""The reason where wide code does not make the calls that the student's code makes."""
+"""The reason when the code of a wide module does not make the same calls as in the student."""
 
 
 class Mismatch(Exception):  # noqa: N818 - an outcome of a trial, not an error
-    """The wide network does not compute copies of what the student computes in this module.
+    """In this module, the wide network does not compute copies of what the student computes.
 
-    That is so with the layouts and attributes of the present guess; other guesses may help.
+    This is the outcome of the present guess of layouts and attributes; other guesses may help.
 
     Args:
-        name: the module.
-        reason: the cause, as a clause for a message.
-        needs_other_layout: whether no value of any attribute helps. Only other layouts of layers'
-            outputs may: the search then guesses no attributes, and tries a few layouts.
-        tensors: the student's tensor and the wide one that is no multiple of a replication of it,
-            where the mismatch is between two tensors.
+        name: name of the module.
+        reason: the cause, as a clause of an error message.
+        needs_other_layout: whether no values of attributes help, so that only other layouts of
+            layers' outputs may. The search then guesses no attributes, and tries a few layouts.
+        tensors: where the mismatch is between two tensors, the student's tensor and the wide one,
+            which is no replication of it.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class Mismatch(Exception):  # noqa: N818 - an outcome of a trial, not an error
 
 
 class UnfitMultiple(Mismatch):
-    """A module's input or output is a multiple of a replication, where it has to be one itself."""
+    """A module's input or output is a multiple of copies, but has to be plain copies."""
 
 
 def times(multiple: float) -> str:
-    """A multiple of copies with its cause, as the end of a clause.
+    """Describe a multiple of copies and its cause, as the end of a clause of an error message.
 
     Args:
-        multiple: the multiple; 1 would be a replication.
+        multiple: the number that the copies are multiplied by.
     """
     return f"times {multiple:.3g}, because of a norm of copies or a sum over them"

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def qualified(owner: str, name: str) -> str:
-    """The qualified name of what a module holds under a name.
+    """Join a module's name and the local name of something in the module.
 
     Example:
         >>> qualified("blocks.0", "scale"), qualified("", "scale")
@@ -19,7 +19,7 @@ def qualified(owner: str, name: str) -> str:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The module that holds something, and the name under which it does.
+    """Split a qualified name into the name of the module and the local name in the module.
 
     Example:
         >>> split_name("blocks.0.scale"), split_name("scale")
@@ -30,7 +30,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def is_inside(name: str, module: str) -> bool:
-    """Whether a name is that of something inside a module; a module is not inside itself.
+    """Whether something is inside a module, by their names; a module is not inside itself.
 
     Example:
         >>> is_inside("blocks.10", "blocks.1"), is_inside("blocks.1.norm", "blocks.1")
@@ -40,7 +40,7 @@ def is_inside(name: str, module: str) -> bool:
 
 
 def local_name(name: str, module: str) -> str:
-    """The name, inside a module, of what is inside the module.
+    """The name of something inside a module, relative to the module.
 
     Example:
         >>> local_name("blocks.0.attn.scale", "blocks.0")

@@ -1,7 +1,7 @@
-"""The width plan: a value that says, per tensor, which wide channel copies which narrow one.
+"""The width plan: a value that says, for each tensor, which wide channel copies which narrow one.
 
 A plan does not depend on the weights. Expansion (student to dynamic teacher) and slicing (dynamic
-teacher to student) are pure functions of a plan and a tensor. Every checkpoint holds its plan.
+teacher to student) are pure functions of a plan and a tensor. Checkpoints contain the plan.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 Index = slice | Tensor
-"""Index of positions along an axis: a slice where they are evenly spaced, else the positions."""
+"""An index of positions along an axis: a slice for evenly spaced positions, else a tensor."""
 
 
 @dataclass(frozen=True)
 class IndexMap:
-    """A map from the positions of a wide axis to those of the narrow axis that they copy.
+    """A map from each position of a wide axis to the position of the narrow axis that it copies.
 
     Args:
         narrow: size of the narrow axis.
@@ -57,12 +57,12 @@ class IndexMap:
 
     @cached_property
     def first_copies(self) -> Index:
-        """Index of the first copies; a slice, which makes no copy, where a(c) is evenly spaced."""
+        """Index of the first copies; if they are evenly spaced, a slice, which copies no data."""
         return evenly(self.firsts)
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing widens."""
+        """Whether the axis keeps its size and its order."""
         return self.index == tuple(range(self.narrow))
 
     @property
@@ -76,7 +76,7 @@ class IndexMap:
 
 
 def evenly(positions: Tensor) -> Index:
-    """Index of positions: a slice where they are evenly spaced, else the positions."""
+    """Make a slice of positions that are evenly spaced; return other positions unchanged."""
     if len(positions) == 1:
         return slice(int(positions[0]), int(positions[0]) + 1)
     steps = positions.diff()
@@ -87,19 +87,21 @@ def evenly(positions: Tensor) -> Index:
 
 
 def identity(size: int) -> IndexMap:
-    """The map of an axis that keeps its size."""
+    """Make the index map of an axis that keeps its size."""
     return IndexMap(size, tuple(range(size)))
 
 
 @lru_cache(maxsize=256)
 def spread(units: int, wide: int, block: int = 1) -> IndexMap:
-    """Copies side by side: ``c0 c0 c1 c1 ...``, in blocks of ``block`` neighbours.
+    """Make an index map with the copies of each unit side by side: ``c0 c0 c1 c1 ...``.
+
+    A unit is a channel, or a block of neighbouring channels that are copied together.
 
     Args:
-        units: number of narrow blocks.
-        wide: number of wide blocks; where this is no multiple of ``units``, some blocks have one
-            copy more than others.
-        block: how many neighbours stay together (the head width where heads are copied).
+        units: number of narrow units.
+        wide: number of wide units; where this is no multiple of ``units``, some units have one copy
+            more than others.
+        block: number of channels of a unit (the head width where heads are copied).
 
     Example:
         >>> spread(2, 4).index
@@ -117,7 +119,7 @@ def spread(units: int, wide: int, block: int = 1) -> IndexMap:
 
 @lru_cache(maxsize=256)
 def stack(map_: IndexMap, times: int) -> IndexMap:
-    """The same map for ``times`` parts laid end to end (queries, keys and values, say).
+    """Repeat an index map for ``times`` parts laid end to end (such as queries, keys and values).
 
     Example:
         >>> stack(spread(1, 2), 3).index
@@ -128,7 +130,7 @@ def stack(map_: IndexMap, times: int) -> IndexMap:
 
 
 Axes = Sequence[IndexMap | None]
-"""Per axis of a tensor the index map, or None where the axis keeps its size."""
+"""For each axis of a tensor its index map, or None where the axis keeps its size."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,13 @@ class TensorPlan:
     """How one tensor widens.
 
     Args:
-        axes: per axis the index map, or None where the axis keeps its size.
-        fan_in: the fan-in axis, which is summed over: its n copies get 1/n of the weight each.
-            None for tensors that are only copied (biases, norms, tokens).
-        extra_divisor: further divisor of the whole tensor. Standardization would remove a factor
-            1/n from a kernel, so that the gain after a standardized kernel is divided instead. The
-            weight of a layer whose input is a multiple of copies is divided by the multiple.
+        axes: for each axis its index map, or None where the axis keeps its size.
+        fan_in: number of the fan-in axis, which the layer sums over: each of n copies of an input
+            gets 1/n of the weight. None for tensors that are only copied (biases, norms, tokens).
+        extra_divisor: further divisor of the whole tensor, which is needed in two cases. The
+            standardization of a kernel would remove the factor 1/n, so the gain that follows is
+            divided instead. And the weight of a layer whose input is a multiple of copies is
+            divided by this multiple.
     """
 
     axes: tuple[IndexMap | None, ...]
@@ -150,11 +153,11 @@ class TensorPlan:
 
     @property
     def fan_in_map(self) -> IndexMap | None:
-        """The index map of the fan-in axis; None where no axis is summed over."""
+        """The index map of the fan-in axis; None where there is no such axis, or it stays."""
         return None if self.fan_in is None else self.axes[self.fan_in]
 
     def wide_shape(self, narrow: Sequence[int]) -> tuple[int, ...]:
-        """The shape of the wide tensor.
+        """Compute the shape of the wide tensor.
 
         Args:
             narrow: the shape of the narrow tensor.
@@ -185,7 +188,7 @@ class TensorPlan:
         """The divisor, n(i) times `extra_divisor`, shaped to broadcast against the *narrow* tensor.
 
         Args:
-            like: a tensor that gives device and dtype.
+            like: a tensor with the device and dtype of the result.
 
         Returns:
             The divisor, or None where nothing is divided.
@@ -196,7 +199,7 @@ class TensorPlan:
         return self._along_fan_in(self.fan_in_map.counts).to(like) * self.extra_divisor
 
     def wide_divisor(self, like: Tensor) -> Tensor | None:
-        """The divisor, shaped to broadcast against the *wide* tensor; None as for `divisor`."""
+        """The divisor, shaped to broadcast against the *wide* tensor; otherwise as `divisor`."""
         if self.fan_in_map is None:
             return self.divisor(like)
         counts = self.fan_in_map.counts[self.fan_in_map.tensor]
@@ -214,12 +217,12 @@ class WidthPlan:
 
     Args:
         ratio: the expansion ratio.
-        tensors: the plan of each parameter or buffer that widens, by qualified name.
-        attributes: per qualified module name, the attributes whose value changes, with the wide
-            value (``out_channels``, ``num_heads``, ...).
-        narrow: modules that stay narrow inside, each with the reason.
-        trials: number of runs of parts of the network that failed while the plan was found.
-        runs_again: whether a backward pass runs parts of the network again (gradient
+        tensors: the plans of the parameters and buffers that widen, by qualified name.
+        attributes: the wide values of the attributes that change (``out_channels``, ``num_heads``,
+            ...), by qualified module name and attribute name.
+        narrow: the reasons for which modules stay narrow inside, by module name.
+        trials: number of runs of parts of the network that failed while the plan was searched.
+        runs_again: whether the backward pass runs parts of the network again (gradient
             checkpointing).
     """
 
@@ -234,7 +237,7 @@ class WidthPlan:
         return iter(self.tensors.items())
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as numbers, strings, lists and dictionaries (JSON), each index map once."""
+        """Convert the plan to plain values (JSON), in which equal index maps are stored once."""
         maps: dict[IndexMap, int] = {}
 
         def number(axis: IndexMap | None) -> int | None:
@@ -284,15 +287,19 @@ class WidthPlan:
 
 
 def _pack(index: Sequence[int]) -> list[list[int]]:
-    """Write an index map as runs ``[start, step, length, repeats]``: maps are long but regular."""
+    """Compress an index map into runs ``[start, step, length, repeats]``.
+
+    A run stands for ``length`` values with the distance ``step``, each of them repeated ``repeats``
+    times. Index maps are long but regular, so few runs suffice.
+    """
     runs: list[list[int]] = []
-    for value in index:  # equal neighbours first ...
+    for value in index:  # first count equal neighbours ...
         if runs and runs[-1][0] == value:
             runs[-1][3] += 1
         else:
             runs.append([value, 0, 1, 1])
     packed: list[list[int]] = []
-    for value, _, _, repeats in runs:  # ... then evenly spaced values
+    for value, _, _, repeats in runs:  # ... then join evenly spaced values
         if packed and packed[-1][3] == repeats:
             start, step, length, _ = packed[-1]
             if length == 1 or value == start + step * length:

@@ -1,4 +1,4 @@
-"""Checks of a width plan that was read from a file, before anything is built from it."""
+"""Check a width plan that was read from a file, before anything is built from the plan."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from gpd_cli.forms import FormError, check_form, maybe, plain, within
 
-_MOST = 2**31  # of any size, index or number of copies
-_FREE = 2**26  # elements of tensors that a file need not hold, such as tables of positions
-_LONGEST = 2**20  # positions of an index map of such a tensor
+_MOST = 2**31  # limit of any size, index or number of copies
+_FREE = 2**26  # most elements of a tensor that the file does not hold, such as position tables
+_LONGEST = 2**20  # most positions of an index map of such a tensor
 _LARGEST_RATIO = 4096
 
 _MAP = {"narrow": within(1, _MOST), "index": [[int]]}
@@ -24,12 +24,12 @@ _PLAN = {
 
 
 def check_plan_values(plan: Any, stored: Mapping[str, Sequence[int]]) -> None:
-    """Check all indices, ratios and sizes of a plan in its plain form.
+    """Check all indices, ratios and sizes of a plan that is given as plain values.
 
     Args:
-        plan: the output of `WidthPlan.to_dict`, as it was read.
-        stored: shapes of the dynamic teacher's tensors in the same file, by the names that the
-            student's tensors have. They bound what the plan may make of the student.
+        plan: the plan as it was read, in the form of `WidthPlan.to_dict`.
+        stored: shapes of the dynamic teacher's tensors in the same file, by the names of the
+            student's tensors. The plan may not lead to other shapes.
 
     Raises:
         FormError: when the plan cannot be one of a network with these tensors.
@@ -46,7 +46,13 @@ def check_plan_values(plan: Any, stored: Mapping[str, Sequence[int]]) -> None:
 
 
 def _length(entry: Mapping[str, Any], most: int, number: int) -> int:
-    """The size of the wide axis of an index map, which is written as runs."""
+    """Check an index map, and return the size of its wide axis.
+
+    Args:
+        entry: the index map, whose positions are written as runs (see `WidthPlan.to_dict`).
+        most: the largest size of the wide axis that is possible.
+        number: number of the index map in the plan, for error messages.
+    """
     place, narrow, length = f"the width plan, maps, {number}", entry["narrow"], 0
     for run in entry["index"]:
         if len(run) != 4:

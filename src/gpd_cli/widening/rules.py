@@ -1,9 +1,9 @@
-"""Rules by hand for the modules of a model of one's own.
+"""Rules: statements by the user about how the modules of a class widen.
 
-Most networks need no rule: `gpd_cli.widening.search.follow` derives from a module's code which
-attributes and tensors widen. A rule settles what the code does not show. A class may carry its rule
-as a class attribute, ``widening_rule``, a mapping of `Rule`'s arguments; the class then needs no
-import of this package.
+Most networks need no rule: `gpd_cli.widening.search` derives from a module's code which attributes
+and tensors widen. A rule is for what the code does not show. It is entered in `RULES`; or the class
+has an attribute ``widening_rule``, a mapping of `Rule`'s arguments, and then need not import this
+package.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ class Rule:
     """How modules of one class widen.
 
     Args:
-        grow: attributes that hold a width or a count, and become larger.
-        keep: attributes and tensors that stay as they are.
-        axes: the axis that widens, by name of the module's own parameter or buffer.
-        blocks: per layer inside the module (``qkv``), how many neighbouring outputs are copied
-            together (the width of an attention head); 0 for a layer whose outputs are not copied.
+        grow: names of attributes that hold a width or a count, and become larger.
+        keep: names of attributes and tensors that stay as they are.
+        axes: number of the axis that widens, by name of the module's own parameter or buffer.
+        blocks: how many neighbouring outputs of a layer are copied together (the width of an
+            attention head), by name of the layer inside the module (``qkv``); 0 for a layer whose
+            outputs are not copied.
 
     Example:
         >>> from gpd_cli import RULES, Rule
@@ -43,7 +44,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule_for(module: nn.Module) -> Rule:
-    """The rule of a module's class or of the nearest base class that has a rule."""
+    """The rule of a module's class, or of its nearest base class that has a rule; else no rule."""
     found = _ruled_class(module)
     return Rule() if found is None else found[1]
 
@@ -76,7 +77,10 @@ def check_rules(network: nn.Module) -> None:
 
 
 def _ruled_class(module: nn.Module) -> tuple[str, Rule] | None:
-    """Name and rule of a module's nearest class that has a rule; `RULES` precede own rules."""
+    """The nearest class of a module that has a rule: its name and rule, or None.
+
+    A rule in `RULES` takes precedence over the ``widening_rule`` of the same class.
+    """
     for cls in type(module).__mro__:
         if cls.__name__ in RULES:
             return cls.__name__, RULES[cls.__name__]

@@ -1,12 +1,13 @@
-"""Inverse and channel-branch reparameterization of single tensors (Guo et al., 2025, section 3).
+"""Expand and slice single tensors (Guo et al., 2025, section 3).
 
-With index maps ``out``, ``in``, n(c) copies of c, and a(c) the first of them::
+Expansion is the paper's inverse reparameterization, slicing its channel-branch reparameterization.
+``out`` and ``in`` are index maps; channel c has n(c) copies, and a(c) is the first of them::
 
     teacher[o', i'] = student[out(o'), in(i')] / n(in(i')) + d[o', i']
     student[o, i]   = n(i) * teacher[a(o), a(i)]
 
-where the noise ``d`` sums to zero over the copies of each input channel and vanishes on the
-student's block ``[a(o), a(i)]``. The noise breaks the symmetry between copies and stays exact.
+The noise ``d`` sums to zero over the copies of each input channel, and is zero on the student's
+block ``[a(o), a(i)]``. It lets the copies diverge in training, but changes no output.
 """
 
 from __future__ import annotations
@@ -20,26 +21,27 @@ from torch import Tensor
 from gpd_cli.widening.plan import IndexMap, TensorPlan, evenly
 
 Storage = Literal["mixed", "student", "teacher"]
-"""The scale at which a weight is stored: it changes how fast an optimizer moves the weight, and no
-function.
+"""The scale at which a weight is stored.
 
-``mixed`` keeps the student's block at the student's scale and the rest at the teacher's: every
-weight then moves under SGD as in plain training of its own network. ``student`` keeps the whole
-weight at the student's scale: steps of one size, as Adam takes them, are then of one relative size.
+It changes how fast an optimizer moves the weight, but not what the networks compute.
+
+``mixed`` keeps the student's block at the student's scale and the rest at the teacher's. Under SGD
+every weight then moves as in plain training of its own network. ``student`` keeps the whole weight
+at the student's scale. Steps of equal size, as Adam takes them, then have equal relative size.
 
 ``teacher`` is the storage of the paper's authors (guoyongcs/GPD): kernels and biases are divided by
-the number of copies of each output. Inside the network that is the teacher's scale, and under SGD
+the number of copies of each output. Inside the network this is the teacher's scale, and under SGD
 the student moves ratio^2 times as fast as it would alone. In the stem, whose inputs have no copies,
 both networks move that fast. The classifier, whose outputs have no copies, is at the student's
-scale, as are all tensors without a fan-in: depthwise kernels, norms, tokens.
+scale, and so are all tensors without a fan-in: depthwise kernels, norms, tokens.
 """
 
-_CHUNK = 2**24  # elements of noise drawn at a time
-_PIECE = 2**20  # elements of noise added at a time
+_CHUNK = 2**24  # how many elements of noise are drawn at a time
+_PIECE = 2**20  # how many elements of noise are added at a time
 
 
 def replicate(narrow: Tensor, plan: TensorPlan) -> Tensor:
-    """The replication of a tensor by its index maps, with nothing divided: ``s[out(o'), in(i')]``.
+    """Copy a tensor along its axes by index maps, without division: ``s[out(o'), in(i')]``.
 
     Args:
         narrow: the student's tensor.
@@ -49,7 +51,7 @@ def replicate(narrow: Tensor, plan: TensorPlan) -> Tensor:
         A new tensor of the wide shape.
     """
     wide = narrow.detach()
-    # From the last axis to the first, whose rows are copied whole: by far the most is copied there.
+    # The first axis comes last: most of the data is copied there, in whole rows.
     for axis, map_ in reversed([*enumerate(plan.axes)]):
         if map_ is not None:
             wide = wide.index_select(axis, map_.tensor.to(wide.device))
@@ -63,18 +65,20 @@ def expand_tensor(
     noise: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Inverse reparameterization of one tensor: the teacher's weight, at the teacher's scale.
+    """Expand one tensor of the student to the teacher's tensor, at the teacher's scale.
+
+    With this tensor, the wide layer maps copies of the narrow layer's inputs to copies of the
+    narrow layer's outputs, up to rounding.
 
     Args:
         narrow: the student's tensor.
         plan: the tensor's plan.
-        noise: standard deviation of the zero-sum noise, in units of that of the student's weight
-            divided among its copies.
+        noise: standard deviation of the zero-sum noise, relative to the standard deviation of the
+            student's weight divided by the numbers of copies.
         generator: random generator of the noise.
 
     Returns:
-        A new tensor of the wide shape. From copies of the narrow layer's inputs, the wide layer
-        computes copies of the narrow layer's outputs, up to rounding.
+        A new tensor of the wide shape.
     """
     divisor = plan.divisor(narrow)
     if divisor is None:
@@ -91,8 +95,8 @@ def add_zero_sum_noise_(
 ) -> None:
     """Add noise whose sum over the copies of each input channel is zero, in place.
 
-    The noise vanishes on the student's block; with two copies of each input channel, the whole row
-    of every first output copy is therefore without noise.
+    The noise is zero on the student's block: in the rows of the first output copies, the first copy
+    of each input channel has none. With only two copies, the second copy then has none either.
 
     Args:
         wide: the teacher's tensor.
@@ -113,18 +117,18 @@ def add_zero_sum_noise_(
     everywhere = torch.ones(len(map_), dtype=torch.bool)
     but_first = everywhere.clone()
     but_first[map_.firsts] = False
-    # Row by row, in chunks: the noise of a large layer at once would double the memory.
+    # The noise is drawn for chunks of rows: for a whole large layer it would double the memory.
     chunk, few = (max(1, size // max(1, rows[0].numel())) for size in (_CHUNK, _PIECE))
     for members, which in ((but_first, is_first), (everywhere, ~is_first)):
         contrasts = _contrasts(map_, members)
         if not len(contrasts):
-            continue  # no channel has two of these copies: no noise sums to zero
+            continue  # no channel has two such copies, whose noise could sum to zero
         factors = (scale * contrasts).to(wide).reshape(len(contrasts), -1, *[1] * (wide.ndim - 2))
         for part in which.nonzero().flatten().to(wide.device).split(chunk):
             for factor in factors:
                 shape = (len(part), map_.narrow, *rows.shape[2:])
                 drawn = torch.randn(shape, generator=generator)
-                # In small pieces, whose memory is used again: fresh pages take most of the time.
+                # Small pieces reuse the same memory; new memory pages would take most of the time.
                 for piece in range(0, len(part), few):
                     some = slice(piece, piece + few)
                     noise = drawn[some].index_select(1, map_.tensor).to(wide.device) * factor
@@ -132,23 +136,23 @@ def add_zero_sum_noise_(
 
 
 def _contrasts(map_: IndexMap, members: Tensor) -> Tensor:
-    """Factors that turn independent normals per input channel into zero-sum noise of variance 1.
+    """Compute the factors that turn independent normal numbers into zero-sum noise of variance 1.
 
-    Among m copies the k-th normal goes to copy k with factor k, and to each copy before it with
-    factor -1 (Helmert's contrasts, normalized): m - 1 independent normals in place of m whose mean
-    is then subtracted.
+    For m copies of an input channel, m - 1 independent normals are drawn. The k-th of them is added
+    to copy k with factor k, and to each copy before copy k with factor -1 (Helmert's contrasts,
+    normalized). This takes the place of m normals whose mean is subtracted.
 
     Args:
         map_: the index map of the fan-in axis.
-        members: which wide positions get noise, ``[wide]``.
+        members: whether each wide position gets noise, ``[wide]``.
 
     Returns:
-        One row of factors for each normal, ``[most copies - 1, wide]``, float64.
+        One row of factors for each normal, ``[most copies - 1, wide]``, in float64.
     """
     positions = members.nonzero().flatten()
     channels = map_.tensor[positions]
     sizes = torch.bincount(channels, minlength=map_.narrow)
-    # The number of each copy among those of its channel: 0, 1, ...
+    # The position of each copy among the copies of the same channel: 0, 1, ...
     order = channels.argsort(stable=True)
     number = torch.empty(len(map_), dtype=torch.int64)
     before = (sizes.cumsum(0) - sizes)[channels[order]]
@@ -164,15 +168,17 @@ def _contrasts(map_: IndexMap, members: Tensor) -> Tensor:
 
 
 def complete_(wide: Tensor, narrow: Tensor, plan: TensorPlan) -> float:
-    """Undo the rounding of an expanded tensor, in place: the last copies are what the others leave.
+    """Undo the rounding of an expanded tensor, in place.
+
+    The last copy of each input channel is set to the student's weight minus the other copies.
 
     Args:
-        wide: the teacher's tensor, at the teacher's scale, rounded.
+        wide: the teacher's tensor, at the teacher's scale, with rounding errors.
         narrow: the student's tensor.
         plan: the tensor's plan.
 
     Returns:
-        The largest change.
+        The largest change of an element.
 
     Example:
         >>> plan = TensorPlan((None, IndexMap(1, (0, 0))), fan_in=1)
@@ -208,7 +214,7 @@ def complete_(wide: Tensor, narrow: Tensor, plan: TensorPlan) -> float:
 
 
 def largest(values: Tensor) -> float:
-    """The largest absolute value; not a number where some value is none."""
+    """The largest absolute value in a tensor; NaN if the tensor has a NaN."""
     if not values.numel():
         return 0.0
     low, high = values.aminmax()
@@ -216,11 +222,14 @@ def largest(values: Tensor) -> float:
 
 
 def _copies_in_order(map_: IndexMap) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """The copies of each channel: all first ones, all second ones, and so on, without the last.
+    """Group the copies of all channels: the first copies, the second copies, and so on.
+
+    Args:
+        map_: the index map of an axis.
 
     Returns:
-        A list with the channels and their positions, and the positions of the last copies, one of
-        each channel.
+        For all groups, without the last copy of each channel, the channels and the wide positions
+        of their copies; and the wide positions of the last copies, one for each channel.
     """
     order, counts = map_.tensor.argsort(stable=True), map_.counts
     before = counts.cumsum(0) - counts
@@ -234,19 +243,19 @@ def _copies_in_order(map_: IndexMap) -> tuple[list[tuple[Tensor, Tensor]], Tenso
 def stored_scales(
     plan: TensorPlan, storage: Storage, like: Tensor, out_axis: int | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The factors that turn a stored tensor into the teacher's tensor and the student's.
+    """Compute the factors that turn a stored tensor into the teacher's and the student's tensor.
 
     Args:
         plan: the tensor's plan.
-        storage: at what scale the tensor is stored.
-        like: a tensor that gives device and dtype.
-        out_axis: the output axis whose copies storage ``teacher`` divides by; None for tensors
-            that stay at the student's scale, see `gpd_cli.teacher.build.output_axis`.
+        storage: the scale at which the tensor is stored.
+        like: a tensor with the device and dtype of the factors.
+        out_axis: the output axis, by whose numbers of copies storage ``teacher`` divides; None for
+            tensors that stay at the student's scale, see `gpd_cli.teacher.build.output_axis`.
 
     Returns:
-        ``(teacher_scale, student_scale)``, None for a factor of one. The teacher's factor is for
-        the student's block only with storage ``mixed``, else for the whole stored tensor; the
-        student's factor turns the stored block into the student's tensor.
+        ``(teacher_scale, student_scale)``, each None for a factor of one. With storage ``mixed``
+        the teacher's factor applies to the student's block only, else to the whole stored tensor.
+        The student's factor applies to the student's block.
     """
     if storage == "mixed":
         divisor = plan.divisor(like)
@@ -268,7 +277,7 @@ def _unless_one(scale: Tensor) -> Tensor | None:
 
 
 def slice_tensor(teacher: Tensor, plan: TensorPlan) -> Tensor:
-    """Channel-branch reparameterization of one merged tensor: ``n(i) * t[a(o), a(i)]``.
+    """Slice the student's tensor out of one merged tensor of the teacher: ``n(i) * t[a(o), a(i)]``.
 
     Args:
         teacher: the dynamic teacher's merged tensor, at the teacher's scale.

@@ -1,4 +1,8 @@
-"""Features of a network: the stages and classifier of the network, and hooks on both."""
+"""Features of a network: find its stages and classifier, and read them by hooks while it runs.
+
+`find_features` returns a `FeatureInfo` (which modules), and `FeatureHooks` returns the `Outputs` of
+a run (which tensors).
+"""
 
 from gpd_cli.distill.features.hooks import FeatureHooks, Outputs
 from gpd_cli.distill.features.info import FeatureInfo, at_size, find_features

@@ -1,4 +1,4 @@
-"""The default stages of a network, for users who name none."""
+"""Choose the default stages of a network, for users who name none."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from gpd_cli.distill.features.running import Seen
 from gpd_cli.distill.features.stage import ShapeHints, Stage
 
 MOST_STAGES = 4
-"""Number of default stages: the deepest ones are taken."""
+"""Largest number of default stages; of more stages the deepest are taken."""
 
 _SHALLOW = 1
-"""Dots in the names of modules that are tried as stages first."""
+"""How many dots the names of modules have at most that are tried as stages first."""
 
 
 def default_stages(
     network: nn.Module, outputs: Mapping[str, Seen], hints: ShapeHints
 ) -> tuple[Stage, ...]:
-    """The ends of a network's stages, from shallow to deep.
+    """Choose the default stages of a network, from shallow to deep.
 
     Args:
         network: the network.
-        outputs: outputs of the network's modules, see `run`.
-        hints: how shapes of outputs are to be read.
+        outputs: the outputs of the network's modules by module name, from `run`.
+        hints: what the network says about the shapes of its features.
     """
     listed = [name for name in _listed(network) if name in outputs]
     stages = known_stages(listed, outputs, hints)
@@ -45,19 +45,19 @@ def default_stages(
 def known_stages(
     names: Iterable[str], outputs: Mapping[str, Seen], hints: ShapeHints
 ) -> list[Stage]:
-    """Stages for the modules whose outputs are maps or tokens, in the order given.
+    """Make a stage of each module whose output is a map or tokens, in the order given.
 
     Args:
         names: names of modules.
-        outputs: outputs of modules, see `run`.
-        hints: how shapes of outputs are to be read.
+        outputs: the outputs of modules by module name, from `run`.
+        hints: what the network says about the shapes of its features.
     """
     stages = (hints.stage(name, outputs[name].shape) for name in names)
     return [stage for stage in stages if stage is not None]
 
 
 def _listed(network: nn.Module) -> list[str]:
-    """Modules in timm's ``feature_info``."""
+    """Names of the modules that are listed in a timm network's ``feature_info``."""
     info = getattr(network, "feature_info", None)
     entries = getattr(info, "info", info)
     if not isinstance(entries, list | tuple):
@@ -68,16 +68,21 @@ def _listed(network: nn.Module) -> list[str]:
 
 
 def _unlisted(outputs: Mapping[str, Seen], hints: ShapeHints) -> list[Stage]:
-    """The last module at each resolution, in the shallowest search that finds two resolutions."""
+    """The last stage at each resolution, for networks without ``feature_info``.
+
+    Only shallow modules are tried at first, and then deeper ones, level by level, until the stages
+    have two resolutions or more.
+    """
     found: list[Stage] = []
     for dots in range(_SHALLOW, 1 + max((name.count(".") for name in outputs), default=0)):
-        # Inside deeper modules, layers that mix tokens give tensors that look like maps.
+        # Of deeper modules only four-dimensional outputs are taken: other outputs there, of layers
+        # that mix tokens, may be mistaken for tokens.
         names = (
             name
             for name, seen in outputs.items()
             if name.count(".") <= dots and (dots == _SHALLOW or seen.tensor.ndim == 4)
         )
-        # A single position is the result of pooling, not a stage.
+        # A map of a single position is the result of pooling, and no stage.
         stages = [stage for stage in known_stages(names, outputs, hints) if stage.positions > 1]
         deeper = _last_of_each_resolution(stages)
         found = found or deeper
@@ -87,7 +92,7 @@ def _unlisted(outputs: Mapping[str, Seen], hints: ShapeHints) -> list[Stage]:
 
 
 def _last_of_each_resolution(stages: Iterable[Stage]) -> list[Stage]:
-    """The last stage at each resolution, skipping stages that upsample again."""
+    """The last stage at each resolution; stages with more positions than the last are skipped."""
     kept: list[Stage] = []
     for stage in stages:
         if kept and stage.positions > kept[-1].positions:
@@ -99,7 +104,7 @@ def _last_of_each_resolution(stages: Iterable[Stage]) -> list[Stage]:
 
 
 def _longest_run(network: nn.Module, outputs: Mapping[str, Seen]) -> list[str]:
-    """Names of the blocks in the longest sequence of blocks with one output shape."""
+    """Names of the modules in the longest sequential container whose outputs have all one shape."""
     best: list[str] = []
     for name, module in network.named_modules():
         if isinstance(module, nn.Sequential | nn.ModuleList):

@@ -1,4 +1,4 @@
-"""Forward hooks that keep stage maps and embedding while a network runs."""
+"""Forward hooks that keep a network's feature maps and embedding while the network runs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Outputs:
     """Logits and features of a network for a batch.
 
     Args:
-        logits: ``[B, C]``.
-        stages: feature maps, from shallow to deep, each ``[B, C_i, H_i, W_i]``, in the network's
-            own type; empty unless the method needs them.
-        embedding: input of the classifier, ``[B, F]``; None unless the method needs it.
+        logits: the network's logits, ``[B, C]``.
+        stages: feature maps, from shallow to deep, each ``[B, C_i, H_i, W_i]``, in the dtype of the
+            network's activations; empty unless the method needs feature maps.
+        embedding: input of the classifier, ``[B, F]``; None unless the method needs the embedding.
         weight: weight of the classifier in this run, ``[C, F]``, with its graph; None unless the
             method needs the embedding.
-        bias: the classifier's bias, ``[C]``, or None.
+        bias: bias of the classifier in this run, ``[C]``, or None.
     """
 
     logits: Tensor
@@ -34,7 +34,7 @@ class Outputs:
     bias: Tensor | None = None
 
     def detach(self) -> Outputs:
-        """The same outputs without graph."""
+        """The same outputs, detached from the graph."""
         return replace(
             self,
             logits=self.logits.detach(),
@@ -47,13 +47,13 @@ class Outputs:
 
 
 class FeatureHooks:
-    """Hooks on a network's stages and classifier; the network itself is not edited.
+    """Hooks on a network's stages and classifier, which keep the features of the last run.
 
-    In a copy of the network, deep or pickled, the hooks do nothing; otherwise the copy would keep
-    features and graph of the last run alive.
+    The network's code is not edited. In a deep or pickled copy of the network the hooks do nothing;
+    otherwise the copy would keep the features and the graph of the last run alive.
 
     Args:
-        network: the network; hooks stay until `remove`.
+        network: the network, which keeps the hooks until `remove` is called.
         info: the network's stages and classifier.
     """
 
@@ -74,13 +74,13 @@ class FeatureHooks:
             self._handles.append(module.register_forward_pre_hook(self._classifier))
 
     def take(self, logits: Tensor) -> Outputs:
-        """The features of the run that gave these logits; the hooks then drop them.
+        """Return the features of the last run, with the run's logits, and drop them here.
 
         Args:
-            logits: ``[B, C]``.
+            logits: the logits of the same run, ``[B, C]``.
 
         Raises:
-            MethodError: when a module did not run.
+            MethodError: when the module of a stage did not run.
         """
         maps = []
         for stage, keep in zip(self._info.stages, self._stages, strict=True):
@@ -94,7 +94,7 @@ class FeatureHooks:
         return Outputs(logits, tuple(maps), *self._classifier.take())
 
     def remove(self) -> None:
-        """Remove the hooks and drop their features."""
+        """Remove the hooks from the network and drop the features that they keep."""
         for handle in self._handles:
             handle.remove()
         for keep in self._stages:
@@ -103,9 +103,12 @@ class FeatureHooks:
 
 
 class _KeepOutput:
-    """A forward hook that keeps the output, or a copy if the network overwrites the output.
+    """A forward hook that keeps a module's output.
 
-    Registered as a forward pre-hook, it keeps the input.
+    Registered as a forward pre-hook, it keeps the module's input.
+
+    Args:
+        copies: whether a copy is kept, since the network changes the tensor in place later on.
     """
 
     def __init__(self, copies: bool) -> None:
@@ -125,14 +128,14 @@ class _KeepOutput:
 
 
 class _KeepClassifierInput:
-    """A forward pre-hook that keeps a linear layer's input and the weights it runs with."""
+    """A forward pre-hook that keeps a linear layer's input, and its weight and bias in this run."""
 
     def __init__(self) -> None:
         self._value: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         assert isinstance(module, nn.Linear)
-        # Read during the run: the student's module has no weights afterwards.
+        # They are read during the run, since the student's module has no weights afterwards.
         weight: Tensor = module.weight
         bias: Tensor | None = module.bias
         if not torch.is_grad_enabled():
@@ -149,7 +152,7 @@ class _KeepClassifierInput:
 
 
 class _Inert:
-    """The hook that copies of a network have instead: it does nothing."""
+    """The hook that does nothing, which replaces the other hooks in copies of a network."""
 
     def __call__(self, *_: Any) -> None:
         return None

@@ -1,4 +1,4 @@
-"""The stages of a network and its classifier."""
+"""Find the stages and the classifier of a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FeatureInfo:
     Args:
         stages: the stages, from shallow to deep.
         classifier: name of the linear layer that gives the logits, or None.
-        embedding: in_features of the classifier, F; 0 without one.
+        embedding: width of the embedding, F (the classifier's in_features); 0 without a classifier.
     """
 
     stages: tuple[Stage, ...] = ()
@@ -38,24 +38,25 @@ def find_features(
     pooled: bool = False,
     preactivation: bool = False,
 ) -> FeatureInfo:
-    """Find the stages and the classifier of a network by running it on two images of noise.
+    """Find the stages and the classifier of a network by running the network on noise.
 
     By default the stages are the modules in timm's ``feature_info``, and in other networks the last
-    module at each resolution; of both, the deepest four. Where all modules have one resolution
-    (most transformers), the stages are blocks at even distances.
+    module at each resolution; in either case the deepest four are taken. Where all modules have one
+    resolution (most transformers), the stages are blocks at even distances.
 
     Args:
-        network: a classifier; left as it was.
+        network: a classifier, which is left unchanged.
         shape: image shape, ``(C, H, W)``.
-        names: modules whose outputs are the stages, from shallow to deep.
-        like: the result for the student, to get the same stages in the dynamic teacher; replaces
-            the arguments `pooled` and `preactivation`.
-        pooled: find a single stage: the map whose mean over positions is the classifier's input.
-            Without such a map there is no stage.
-        preactivation: take each stage before its last activation, see `before_activation`.
+        names: names of the modules whose outputs are the stages, from shallow to deep.
+        like: the result for the student. The dynamic teacher then gets the same stages, and the
+            arguments `names`, `pooled` and `preactivation` have no effect.
+        pooled: whether there is to be a single stage, the map whose mean over positions is the
+            classifier's input. Without such a map there is no stage.
+        preactivation: whether each stage is taken before its last activation, see
+            `before_activation`.
 
     Raises:
-        MethodError: when a module does not exist, or its output is neither map nor tokens.
+        MethodError: when a named module does not exist, or its output is neither a map nor tokens.
     """
     modules = dict(network.named_modules())
     for name in names or ():
@@ -89,12 +90,15 @@ def find_features(
 
 
 def at_size(network: nn.Module, info: FeatureInfo, shape: tuple[int, int, int]) -> FeatureInfo:
-    """The stages with the heights and widths that they have in images of another size.
+    """Find the heights and widths of a network's stages for images of another size.
 
     Args:
-        network: the network that the stages are of; left as it was.
-        info: its stages, as `find_features` found them.
+        network: the network, which is left unchanged.
+        info: stages and classifier of the network, from `find_features`.
         shape: shape of the images, ``(C, H, W)``.
+
+    Returns:
+        The same stages and classifier, with the heights and widths for images of this size.
 
     Raises:
         MethodError: when the tokens of a stage do not make up a map in such images.
@@ -118,7 +122,16 @@ def _stage(
     before: bool = False,
     form: Form | None = None,
 ) -> Stage:
-    """The stage at a module that the user or the student's stages name."""
+    """Make the stage of a module that the user, or a stage of the student, names.
+
+    Args:
+        network: the network, for the error message.
+        seen: a run of the network.
+        hints: what the network says about the shapes of its features.
+        name: name of the module.
+        before: whether the stage is the module's input instead of its output.
+        form: form of the stage's output, if known.
+    """
     there = seen.at(name, before)
     stage = None if there is None else hints.stage(name, there.shape, form)
     if stage is None:
@@ -127,7 +140,7 @@ def _stage(
 
 
 def _noting_overwrites(seen: Run, stage: Stage) -> Stage:
-    """The stage, with a note whether the network overwrites its output."""
+    """The same stage, with `overwritten` set by what the network does to the stage's output."""
     there = seen.at(stage.name, stage.before)
     return replace(stage, overwritten=there is not None and seen.overwrites(there))
 

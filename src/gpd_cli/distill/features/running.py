@@ -1,4 +1,4 @@
-"""One run of a network: outputs of all modules, and inputs of activations and norms."""
+"""Run a network once and record the outputs of modules and the inputs of activations and norms."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 
 @dataclass(frozen=True)
 class Seen:
-    """An output or input of a module.
+    """A recorded output or input of a module.
 
     Args:
-        tensor: the output or input, or the first tensor in it.
-        version: the tensor's version counter at that moment.
+        tensor: the output or input, or the first tensor in a tuple or list of them.
+        version: the tensor's version counter when it was recorded.
     """
 
     tensor: Tensor
@@ -36,26 +36,26 @@ class Seen:
 
     @property
     def overwritten(self) -> bool:
-        """Whether the tensor was changed in place later on."""
+        """Whether the tensor was changed in place after it was recorded."""
         return self.tensor._version != self.version
 
     def same(self, other: Seen) -> bool:
-        """Whether both are one tensor, unchanged in between."""
+        """Whether both recorded the same tensor, with no change in place in between."""
         return _same(self.tensor, other.tensor) and self.version == other.version
 
 
 @dataclass(frozen=True)
 class Run:
-    """The recording of a run of a network.
+    """The recording of a network's run on two images.
 
     Args:
-        outputs: outputs by module name, in the order in which the modules ended, for modules that
-            give one row per image.
-        inputs: inputs of the activations among these modules, by name.
-        norm_inputs: inputs of the norms among these modules, by name.
-        dropped: inputs of layers that overwrite them in train mode (dropout in place).
-        classifier: name of the linear layer whose output is the logits, if any.
-        embedding: input of the classifier, ``[2, F]``.
+        outputs: outputs by module name, in the order in which the modules ended, for modules whose
+            output has one row per image.
+        inputs: inputs of the activations among these modules, by module name.
+        norm_inputs: inputs of the norms among these modules, by module name.
+        dropped: inputs of dropout layers that overwrite their inputs in train mode.
+        classifier: name of the linear layer whose output is the logits; None without such a layer.
+        embedding: input of the classifier, ``[2, F]``; None without a classifier.
     """
 
     outputs: Mapping[str, Seen]
@@ -66,11 +66,17 @@ class Run:
     embedding: Tensor | None
 
     def at(self, name: str, before: bool = False) -> Seen | None:
-        """The recorded output of a module, or with `before` its input; None without one."""
+        """The recorded output of a module, or None.
+
+        Args:
+            name: name of the module.
+            before: whether the module's input is returned instead; only the inputs of activations
+                are known.
+        """
         return (self.inputs if before else self.outputs).get(name)
 
     def overwrites(self, seen: Seen) -> bool:
-        """Whether the network changes a tensor in place later on, be it only in train mode."""
+        """Whether the network changes a tensor in place later on, in eval or only in train mode."""
         place = seen.tensor.untyped_storage().data_ptr()
         return seen.overwritten or any(
             dropped.untyped_storage().data_ptr() == place for dropped in self.dropped
@@ -78,11 +84,14 @@ class Run:
 
 
 def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
-    """Run a network on two images of noise, the same in every call, in eval mode.
+    """Run a network in eval mode on two images of noise, which are the same in every call.
 
     Args:
-        network: the network; left as it was.
+        network: the network, which is left unchanged.
         shape: image shape, ``(C, H, W)``.
+
+    Raises:
+        MethodError: when the network returns no tensor.
     """
     outputs: dict[str, Seen] = {}
     inputs: dict[str, Seen] = {}
@@ -142,7 +151,8 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
             handle.remove()
     if logits is None:
         raise MethodError(f"{type(network).__name__} gives no tensor of logits to distil from.")
-    # The output itself: networks that average several heads (distilled transformers) have none.
+    # A classifier's output has to be the logits themselves; networks that average several heads
+    # (distilled transformers) have no classifier in this sense.
     heads = [name for name in linear if _same(outputs[name].tensor, logits)]
     inputs, norm_inputs = (
         {name: seen for name, seen in given.items() if name in outputs}
@@ -154,7 +164,7 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """The first tensor in a module's output, or None."""
+    """The output itself if it is a tensor, or the first tensor in tuples and lists, or None."""
     while isinstance(output, tuple | list) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None

@@ -1,4 +1,4 @@
-"""The end of a stage, and the form of its output, derived from the output's shape."""
+"""The stages of a network, and the form (map or tokens) of their outputs, found by their shapes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor, nn
 from gpd_cli.errors import MethodError
 
 Form = Literal["map", "map_last", "tokens"]
-"""Form of a stage's output: ``[B, C, H, W]``, ``[B, H, W, C]`` or ``[B, N, C]``."""
+"""Form of a stage's output, in this order: ``[B, C, H, W]``, ``[B, H, W, C]`` or ``[B, N, C]``."""
 
 _MOST_EXTRA_TOKENS = 8
-"""Most class tokens and registers to try, where the network does not say how many it has."""
+"""Largest number of class tokens and registers to try, where the network does not say it."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The end of a stage.
+    """The end of a stage of a network, as the output (or input) of a module.
 
     Args:
-        name: name of the module whose output the stage is.
+        name: name of the module.
         form: form of the output.
-        channels: C, in the network that was run.
-        height: height of the map, in positions.
-        width: width of the map, in positions.
+        channels: number of channels, C, in the network that was run.
+        height: height of the map, H, in positions.
+        width: width of the map, W, in positions.
         before: whether the stage is the module's input instead of its output.
-        extra: number of tokens before the tokens of the map.
+        extra: number of tokens (class tokens, registers) before the tokens of the map.
         overwritten: whether the network changes the output in place later on, so that a hook has to
             copy the output.
     """
@@ -48,13 +48,16 @@ class Stage:
         return self.height * self.width
 
     def as_map(self, output: Tensor) -> Tensor:
-        """An output of the stage as a map, ``[B, C, H, W]``, without class tokens.
+        """Convert an output of the stage to a map, ``[B, C, H, W]``, without class tokens.
 
-        Images of another size than in the recorded run give maps of another size and the same
-        aspect.
+        Images of another size than in the run that found the stage lead to maps of another size;
+        tokens are arranged as a map of the same aspect ratio.
+
+        Args:
+            output: the output, in the stage's form.
 
         Raises:
-            MethodError: when the tokens do not make up a map.
+            MethodError: when the tokens do not make up such a map.
         """
         if self.form == "map":
             return output
@@ -75,12 +78,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class ShapeHints:
-    """What a network says about the shapes of its features.
+    """What is known about the shapes of a network's features, to recognize maps and tokens.
 
     Args:
-        image: height and width of the images; maps have the same aspect.
+        image: height and width of the images; maps have the same aspect ratio.
         channels_last: whether the network says that its maps are ``[B, H, W, C]``.
-        extra_tokens: number of tokens before the patches' tokens, or None if not said.
+        extra_tokens: number of tokens before the patches' tokens; None if the network does not say.
     """
 
     image: tuple[int, int]
@@ -89,7 +92,12 @@ class ShapeHints:
 
     @classmethod
     def of(cls, network: nn.Module, image: tuple[int, int]) -> ShapeHints:
-        """The hints in a network's attributes, as timm's models have them."""
+        """Read the hints from the attributes that timm's models have.
+
+        Args:
+            network: the network.
+            image: height and width of the images.
+        """
         extra = getattr(network, "num_prefix_tokens", None)
         return cls(
             image,
@@ -98,7 +106,7 @@ class ShapeHints:
         )
 
     def stage(self, name: str, shape: tuple[int, ...], form: Form | None = None) -> Stage | None:
-        """The stage that a module's output of some shape is.
+        """Make the stage of a module from the shape of the module's output.
 
         Args:
             name: name of the module.
@@ -106,7 +114,7 @@ class ShapeHints:
             form: form of the output, if known.
 
         Returns:
-            The stage, or None if the output is no feature map.
+            The stage, or None if the output is neither a map nor tokens that make up a map.
         """
         if len(shape) == 3:
             grid = self._grid(shape[1])
@@ -125,16 +133,21 @@ class ShapeHints:
         return Stage(name, form, *shape[1:])
 
     def _misfit(self, height: int, width: int) -> int:
-        """Distance between the aspects of a map and of the images; 0 for equal aspects."""
+        """Difference between the aspect ratios of a map and of the images; 0 if they are equal."""
         return abs(height * self.image[1] - width * self.image[0])
 
     def _fits(self, misfit: int) -> bool:
-        # Strides round sides that are no multiples of them, height and width differently.
+        # If a side is no multiple of the stride, the side of the map is rounded. This changes the
+        # aspect ratio of maps unless the images are square.
         square = self.image[0] == self.image[1]
         return misfit == 0 if square else misfit <= sum(self.image)
 
     def _grid(self, tokens: int) -> tuple[int, int] | None:
-        """Height and width of the map of tokens, without extra tokens; None if there is no map."""
+        """Height and width of the map that some tokens make up; None if they make up no map.
+
+        Args:
+            tokens: number of tokens, N, including class tokens and registers.
+        """
         said = [] if self.extra_tokens is None else [self.extra_tokens]
         for extra in (*said, *range(_MOST_EXTRA_TOKENS + 1)):
             patches = tokens - extra

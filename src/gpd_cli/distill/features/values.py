@@ -1,4 +1,4 @@
-"""Stages found by the values that a network computes: before pooling, before activations."""
+"""Find stages by comparing the tensors of a run: before global pooling, and before activations."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gpd_cli.distill.features.stage import Stage
 
 
 def pooled_stage(seen: Run, stages: Iterable[Stage]) -> Stage | None:
-    """The last stage whose map, averaged over positions, is the classifier's input.
+    """Find the last stage whose map, averaged over positions, is the classifier's input.
 
     Args:
         seen: a run of the network.
-        stages: stages of the network, in the order in which they ended; outputs of modules.
+        stages: stages that are outputs of modules, in the order in which the modules ended.
 
     Returns:
         The stage, or None if there is none.
@@ -34,15 +34,18 @@ def pooled_stage(seen: Run, stages: Iterable[Stage]) -> Stage | None:
 
 
 def before_activation(seen: Run, stage: Stage) -> Stage:
-    """A stage moved before the activation that it ends in: to the input of this activation.
+    """Move a stage that ends in an activation to the input of this activation.
 
     A stage of pre-activation blocks (Wide ResNet) ends in a sum, which the next norm normalizes for
-    the next activation; the stage is moved to the input of that activation. A stage without such an
-    activation stays where it is.
+    the next activation. Such a stage is moved to the input of that activation. A stage without an
+    activation of either kind stays where it is.
 
     Args:
         seen: a run of the network.
         stage: a stage of the network.
+
+    Returns:
+        The stage that was moved, or the same stage.
     """
     end = seen.outputs[stage.name]
     for name in seen.inputs:
@@ -51,7 +54,7 @@ def before_activation(seen: Run, stage: Stage) -> Stage:
     norms = [norm for norm, given in seen.norm_inputs.items() if given.same(end)]
     for name, given in seen.inputs.items():
         for norm in norms:
-            # timm's norms have their activations inside.
+            # Some of timm's norms have their activation inside.
             if seen.outputs[norm].same(given) or name.startswith(f"{norm}."):
                 return replace(stage, name=name, before=True)
     return stage

@@ -1,4 +1,4 @@
-"""Static-teacher methods: losses of student and dynamic teacher against a frozen network."""
+"""Methods of distillation: losses of student and dynamic teacher against a static teacher."""
 
 from gpd_cli.distill.methods.attention import AT
 from gpd_cli.distill.methods.base import Batch, Method
@@ -35,7 +35,7 @@ METHODS: tuple[type[Method], ...] = (
     SimKD,
     SRRL,
 )
-"""The methods that come with the program; their names on the command line are the class names."""
+"""The methods that come with gpd; on the command line they have the names of their classes."""
 
 __all__ = [
     "AT",

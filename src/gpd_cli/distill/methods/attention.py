@@ -19,14 +19,14 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
     """Activation-based attention transfer (Zagoruyko and Komodakis, 2017, arXiv 1612.03928).
 
     A stage's attention q is the sum of squares over channels, at each position. The loss is the sum
-    over the stages of ``mean((q_s / |q_s| - q_t / |q_t|)^2)``: equation 2 up to the number of
-    positions and a factor of a half, as in the authors' code. Of two sizes, the larger map is
-    pooled to the smaller size before squares are taken, as in the code behind the tables of the
-    CIFAR-100 literature (Tian et al., ICLR 2020).
+    over the stages of ``mean((q_s / |q_s| - q_t / |q_t|)^2)``. This is equation 2 up to the number
+    of positions and a factor of a half, as in the authors' code. Maps of different sizes are pooled
+    to the smaller size before squares are taken, as in the code behind the tables of the CIFAR-100
+    literature (Tian et al., ICLR 2020).
 
     Args:
-        student: maps, each ``[B, C, H, W]``.
-        teacher: the same number of maps, each ``[B, C', H', W']``.
+        student: the student's feature maps, each ``[B, C, H, W]``.
+        teacher: the teacher's feature maps, the same number, each ``[B, C', H', W']``.
 
     Returns:
         A scalar.
@@ -58,7 +58,7 @@ class AT(Method):
         self.weight = weight
 
     def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
-        """Nothing is trained.
+        """Check that both networks have the same number of stages; nothing is trained.
 
         Raises:
             MethodError: when the numbers of stages differ.
@@ -66,10 +66,13 @@ class AT(Method):
         self.same_stages(network, teacher)
 
     def check_maps(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
-        """Check that there is a stage with places to attend to; a single position always agrees.
+        """Check that some stage has several positions to compare.
+
+        After normalization the attention of a single position is equal in all networks.
 
         Raises:
-            MethodError: when the smaller map of every stage has a single position.
+            MethodError: when in every stage the maps, pooled to the smaller size, have a single
+                position.
         """
         pairs = zip(network.stages, teacher.stages, strict=True)
         sizes = [(min(a.height, b.height), min(a.width, b.width)) for a, b in pairs]
@@ -86,5 +89,5 @@ class AT(Method):
 
 
 def _attention(maps: Tensor) -> Tensor:
-    """Mean of squares over the channels, as unit vectors of positions: ``[B, H W]``."""
+    """The normalized attention of each image: means of squares over channels, ``[B, H * W]``."""
     return F.normalize(maps.square().mean(dim=1).flatten(1))

@@ -1,4 +1,4 @@
-"""The base class of static-teacher methods, which compare a trained network with a frozen one."""
+"""The base class of distillation methods, which compare a trained network with a static teacher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpd_cli.errors import MethodError
 
 Need = Literal["stages", "pooled", "embedding", "indices"]
 FEATURES: frozenset[Need] = frozenset({"stages", "pooled", "embedding"})
-"""What methods need that is read inside of the networks."""
+"""Those needs of methods that feature hooks have to read inside the networks."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Batch:
 
     Args:
         labels: class numbers, ``[B]``, or soft labels, ``[B, C]``.
-        indices: numbers of the images in the training split, ``[B]``, for methods that need them.
+        indices: positions of the images in the training split, ``[B]``, for methods that need them.
     """
 
     labels: Tensor
@@ -30,17 +30,17 @@ class Batch:
 
     @property
     def target(self) -> Tensor:
-        """One class per image, ``[B]``: the largest entry of soft labels."""
+        """One class per image, ``[B]``; for soft labels the class with the largest weight."""
         return self.labels if self.labels.ndim == 1 else self.labels.argmax(dim=1)
 
 
 class Method(nn.Module):
     """A distillation loss between a trained network and a static teacher.
 
-    One instance serves the student and another the dynamic teacher. Each has trained parts
-    (connectors) of its own, which `build` makes for the network's widths. A method of one's own is
-    a subclass with a `forward`, chosen by its class path. Its settings are the arguments of its
-    constructor, which the command line checks by their type hints.
+    One instance serves the student and another the dynamic teacher. Each instance has its own
+    trained parts (connectors), which `build` makes for the network's widths. To add a method, write
+    a subclass with a `forward`, and choose it by its class path. Its settings are the arguments of
+    its constructor, which the command line checks by their type hints.
 
     Attributes:
         needs: what the loss needs besides logits: ``stages`` (feature maps), ``pooled`` (the map
@@ -51,9 +51,9 @@ class Method(nn.Module):
             images (mixup, CutMix).
         same_everywhere: names of buffers that all processes keep equal by themselves, and that
             DDP therefore does not broadcast.
-        stays_finite: names of buffers into which the method takes no number that is NaN or
-            infinite. After a step that was left out all other buffers get their values of before,
-            and a copy of these is kept; a large memory belongs here.
+        stays_finite: names of buffers that the method keeps free of NaN and infinite numbers. All
+            other buffers are copied before each step, and restored if the step is left out because
+            of such numbers; a large memory belongs here, so that it is not copied.
         student_preactivation: whether stages of the trained network, student or dynamic teacher,
             are taken before their activation.
         static_preactivation: whether stages of the static teacher are taken before their
@@ -70,7 +70,7 @@ class Method(nn.Module):
     static_preactivation: bool = False
 
     def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
-        """Make the trained parts; the default has none.
+        """Make the trained parts; a method without any need not override this.
 
         Args:
             network: stages and classifier of the trained network, with their widths.
@@ -81,33 +81,40 @@ class Method(nn.Module):
         """
 
     def check_maps(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
-        """Check the sizes of the feature maps in images of the data's size; the default does not.
+        """Check the sizes of the feature maps for images of the data's size; by default do nothing.
 
-        `build` sees the sizes that maps have in images that each network was made for.
+        The sizes that `build` gets are those for images that each network was made for.
 
         Args:
-            network: stages and classifier of the trained network.
-            teacher: stages and classifier of the static teacher.
+            network: stages and classifier of the trained network, for images of the data's size.
+            teacher: stages and classifier of the static teacher, for images of the data's size.
 
         Raises:
             MethodError: when the method would learn nothing from maps of these sizes.
         """
 
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """The loss, a scalar and a mean over the batch, in float32 or better.
+        """Compute the loss, a mean over the batch.
 
-        Logits and embeddings are float32 or better, feature maps have the type of the network's
+        Logits and embeddings are in float32 or better; feature maps have the dtype of the network's
         activations (bfloat16 under mixed precision).
 
         Args:
             network: outputs of the trained network, with graph.
             teacher: outputs of the static teacher, without graph.
             batch: labels, and indices if needed.
+
+        Returns:
+            A scalar, in float32 or better.
         """
         raise NotImplementedError
 
     def same_stages(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Check that both networks have the same number of stages, one or more.
+
+        Args:
+            network: stages and classifier of the trained network.
+            teacher: stages and classifier of the static teacher.
 
         Raises:
             MethodError: when the numbers differ or are 0.
@@ -122,7 +129,7 @@ class Method(nn.Module):
 
 
 def check_weight(weight: float) -> None:
-    """Check the weight of a loss.
+    """Check that the weight of a loss is a finite number, 0 or more.
 
     Raises:
         MethodError: when the weight is less than 0, infinite or NaN.
@@ -132,10 +139,10 @@ def check_weight(weight: float) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """Check a temperature.
+    """Check that a temperature is a finite number above 0.
 
     Raises:
-        MethodError: when the temperature is not more than 0, infinite or NaN.
+        MethodError: when the temperature is 0 or less, infinite or NaN.
     """
     if not 0 < temperature < math.inf:
         raise MethodError(f"The temperature must be more than 0, not {temperature}.")

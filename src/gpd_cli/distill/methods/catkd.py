@@ -14,29 +14,31 @@ from gpd_cli.errors import MethodError
 
 
 def class_activation(maps: Tensor, weight: Tensor, resolution: int = 2) -> Tensor:
-    """Class activation maps, pooled.
+    """Compute class activation maps, pooled to a small size.
 
     Where global pooling and a linear classifier follow a map, the classifier applied at a position
-    gives the activation of each class there; the mean over positions is the logit less the bias.
+    gives the activation of each class there. The mean over the positions is the logit without the
+    bias.
 
     Args:
-        maps: ``[B, F, H, W]``.
+        maps: feature maps, ``[B, F, H, W]``.
         weight: the classifier's weight, ``[C, F]``.
         resolution: height and width of the result.
 
     Returns:
-        ``[B, C, resolution, resolution]``.
+        The pooled maps, one for each class, ``[B, C, resolution, resolution]``.
     """
     maps, weight = in_float32(maps), in_float32(weight)
     with full_precision(maps):
-        # Pooled first: the result is the same, at less cost.
+        # The feature maps are pooled first: this gives the same result at less cost.
         return torch.einsum("cf,bfhw->bchw", weight, pool_to(maps, (resolution, resolution)))
 
 
 def class_attention_loss(student: Tensor, teacher: Tensor, normalize: bool = True) -> Tensor:
     """Class attention transfer (Guo et al., CVPR 2023, section 3.3).
 
-    ``mean((a_s / |a_s| - a_t / |a_t|)^2)`` for class activation maps a of each image and class.
+    ``mean((a_s / |a_s| - a_t / |a_t|)^2)``, with the class activation maps a_s of the student and
+    a_t of the teacher for each image and class.
 
     Args:
         student: pooled class activation maps, ``[B, C, n, n]``.
@@ -53,12 +55,14 @@ def class_attention_loss(student: Tensor, teacher: Tensor, normalize: bool = Tru
 
 
 class CATKD(Method):
-    """Class attention transfer: the student learns where the teacher sees each class.
+    """Class attention transfer: the student learns where in an image the teacher sees each class.
 
     Args:
-        resolution: side of the class activation maps, 2 or more (4 in the authors' ImageNet runs).
-        normalize: whether each map is divided by its norm. The authors do so where attention is the
-            only loss; their runs with labels do not, with weights between 0.5 and 15.
+        resolution: height and width of the class activation maps, 2 or more (4 in the authors'
+            ImageNet runs).
+        normalize: whether each map is divided by its norm. The authors normalize where attention is
+            the only loss. Their runs that also learn from labels do not normalize, and have weights
+            between 0.5 and 15.
         weight: weight of the loss; the default is the authors' value with normalization.
     """
 
@@ -75,10 +79,10 @@ class CATKD(Method):
         self.resolution, self.normalize, self.weight = resolution, normalize, weight
 
     def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
-        """Nothing is trained.
+        """Check that the input of each classifier is the mean of a map; nothing is trained.
 
         Raises:
-            MethodError: when a classifier does not see the mean of a map.
+            MethodError: when there is no such map, or another module is named as the stage.
         """
         for info, which, option in (
             (network, "trained network", "stages"),
@@ -94,7 +98,7 @@ class CATKD(Method):
                 )
 
     def check_maps(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
-        """Check that a class can be at more than one place.
+        """Check that maps have more than one position, so that there are places to compare.
 
         Raises:
             MethodError: when a map has a single position.

@@ -20,9 +20,9 @@ _WEIGHT, _KERNEL_WEIGHT = 0.02, 100.0
 def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Correlation congruence as in the tables of the CIFAR-100 literature.
 
-    ``mean_i(sum_f |d_i| |d_(i+1)|)`` over the neighbours in a batch, where d is the difference of
-    the embeddings. This is not the loss of the paper, but the loss in the published code of Tian et
-    al. (ICLR 2020), which they had from the paper's authors.
+    ``mean_i(sum_f |d_i| |d_(i+1)|)``, where d_i is the difference of the two networks' embeddings
+    of image i, and i + 1 is the next image in the batch. This is not the loss of the paper, but the
+    loss in the published code of Tian et al. (ICLR 2020), which they had from the paper's authors.
 
     Args:
         student: embeddings, ``[B, F]``.
@@ -37,18 +37,19 @@ def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def correlations(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """A Gaussian kernel of unit vectors, by its Taylor series.
+    """Compute a Gaussian kernel between all pairs of embeddings, by its Taylor series.
 
-    ``exp(-gamma |x - y|^2)`` is ``exp(-2 gamma) * exp(2 gamma x.y)`` where x and y are of length 1,
-    and the second factor is ``sum_p (2 gamma)^p / p! (x.y)^p``, here up to the order.
+    If x and y have length 1, then ``exp(-gamma |x - y|^2)`` is
+    ``exp(-2 gamma) * exp(2 gamma x.y)``. The second factor is the series
+    ``sum_p (2 gamma)^p / p! (x.y)^p``, which is taken up to the given order.
 
     Args:
-        embedding: ``[B, F]``; the lengths of the vectors do not matter.
+        embedding: embeddings, ``[B, F]``, which are divided by their lengths first.
         gamma: gamma of the kernel.
-        order: the largest power.
+        order: the largest power p.
 
     Returns:
-        ``[B, B]``.
+        The values of the kernel, ``[B, B]``.
     """
     similarity = cosines(embedding)
     terms = [(2 * gamma) ** p / math.factorial(p) * similarity**p for p in range(order + 1)]
@@ -58,7 +59,8 @@ def correlations(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tenso
 def kernel_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
     """Correlation congruence as in the paper (Peng et al., ICCV 2019, arXiv 1904.01802).
 
-    The mean over all pairs in the batch of the squared difference of their `correlations`.
+    The mean, over all pairs of images in the batch, of the squared difference between the student's
+    and the teacher's `correlations`.
 
     Args:
         student: embeddings, ``[B, F]``.
@@ -73,21 +75,21 @@ def kernel_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int
 
 
 class CC(Method):
-    """Correlation congruence on embeddings, each behind a linear layer of its own.
+    """Correlation congruence on embeddings, each of which a trained linear layer maps first.
 
-    Both layers are trained, the static teacher's as well. By default the loss is `cc_loss`, as in
+    The static teacher's embedding has such a layer, too. By default the loss is `cc_loss`, as in
     the CIFAR-100 literature; ``kernel: true`` chooses the paper's `kernel_loss`. The kernel
-    compares images within one network, so it needs no common width: with ``feat_dim: null`` it
-    compares the embeddings themselves, which no trained layer can make alike. Labels are not used,
-    so mixed images and label smoothing change nothing.
+    compares images within one network, so the embeddings need no common width: with
+    ``feat_dim: null`` the kernel compares the embeddings themselves, and no trained layer can make
+    these alike. Labels are not used, so mixed images and label smoothing change nothing.
 
     Args:
-        feat_dim: width of the linear layers; null for none.
+        feat_dim: width of the linear layers' outputs; null for no linear layers.
         kernel: whether correlations by the Gaussian kernel are compared.
         gamma: gamma of the Gaussian kernel, more than 0.
         order: order of the kernel's Taylor series, 1 or more.
-        weight: weight of the loss; by default 0.02 as in the CIFAR-100 literature, and with the
-            kernel 100, our own value, since that loss is a mean of squares of small numbers.
+        weight: weight of the loss. By default it is 0.02, as in the CIFAR-100 literature. With the
+            kernel it is 100, our own value, since that loss is a mean of squares of small numbers.
     """
 
     needs = frozenset({"embedding"})
@@ -117,8 +119,8 @@ class CC(Method):
         """Make the linear layers.
 
         Raises:
-            MethodError: when a network has no embedding, or embeddings of two widths are to be
-                compared without linear layers.
+            MethodError: when a network has no embedding, or embeddings of different widths are to
+                be compared without linear layers.
         """
         check_embeddings(self, network, teacher)
         if self.feat_dim is None and not self.kernel and network.embedding != teacher.embedding:

@@ -18,54 +18,55 @@ from gpd_cli.errors import MethodError
 
 
 def similarities(embedding: Tensor, memory: Tensor, drawn: Tensor) -> Tensor:
-    """Scalar products of each embedding with the entries of a memory drawn for it.
+    """Compute scalar products of each embedding with the memory's entries that were drawn for it.
 
-    Products with the whole memory are computed first: N products for an image take less memory and
-    time than copies of K entries of D numbers.
+    The products with the whole memory are computed first, and those drawn are selected: N products
+    for each image take less memory and time than copies of K entries of D numbers.
 
     Args:
-        embedding: ``[B, D]``.
-        memory: ``[N, D]``.
+        embedding: embeddings of a batch, ``[B, D]``.
+        memory: the memory, ``[N, D]``.
         drawn: positions of the entries drawn for each embedding, ``[B, K]``.
 
     Returns:
-        ``[B, K]``.
+        The scalar products, ``[B, K]``.
     """
     with full_precision(embedding):
         everywhere = embedding @ memory.to(embedding.dtype).T
     rows = torch.arange(len(embedding), device=drawn.device)[:, None]
-    # In one dimension, where deterministic algorithms exist for the gradient on every device.
+    # Gathered in one dimension, for which the gradient has deterministic algorithms on all devices.
     return everywhere.flatten().gather(0, (rows * len(memory) + drawn).flatten()).view_as(drawn)
 
 
 def nce_loss(scores: Tensor, num_images: int) -> Tensor:
     """Noise-contrastive estimation (Tian et al., ICLR 2020, arXiv 1910.10699, equation 18).
 
-    With p the exponential of a score and ``c = K / num_images``, the expected number of draws of an
-    entry, the critic's probability that a pair is of one image is ``p / (p + c)``. The loss is
-    minus its log for the pair of one image, and minus the log of one minus it for the K draws.
+    Let p be the exponential of a score, and ``c = K / num_images`` the expected number of draws of
+    an entry. The probability that a pair is of one image is then estimated as ``h = p / (p + c)``.
+    The loss is ``-log(h)`` for the pair of one image, and ``-log(1 - h)`` for each of the K draws.
 
     Args:
-        scores: logarithms of estimated probabilities, ``[B, 1 + K]``, the image itself first.
-        num_images: N, in the noise distribution ``1 / N``.
+        scores: logarithms of estimated probabilities, ``[B, 1 + K]``: the first column is for the
+            image itself, the others are for the K entries drawn.
+        num_images: number of images, N, in the noise distribution ``1 / N``.
 
     Returns:
-        A scalar: a sum over the draws, a mean over the batch.
+        A scalar: the sum over the draws as a mean over the batch.
     """
     odds = scores - math.log((scores.shape[1] - 1) / num_images)
     return -(F.logsigmoid(odds[:, 0]) + F.logsigmoid(-odds[:, 1:]).sum(dim=1)).mean()
 
 
 def remember(memory: Tensor, indices: Tensor, embedding: Tensor, momentum: float = 0.5) -> None:
-    """Move entries of a memory towards embeddings, in place, and normalize them to length 1.
+    """Move entries of a memory towards new embeddings, in place, and normalize them to length 1.
 
-    Of an image that occurs more than once, the last embedding counts, on every device. An embedding
-    that is NaN or infinite leaves its entry as it is.
+    If an image occurs more than once, its last embedding is used, on every device. An embedding
+    with a NaN or infinite number leaves its entry unchanged.
 
     Args:
-        memory: ``[N, D]``.
-        indices: numbers of the images, ``[B]``.
-        embedding: ``[B, D]``.
+        memory: the memory, ``[N, D]``, which is changed in place.
+        indices: positions of the images in the memory, ``[B]``.
+        embedding: embeddings of the images, ``[B, D]``.
         momentum: weight of the old entry.
     """
     same = indices[:, None] == indices[None, :]
@@ -79,21 +80,22 @@ def remember(memory: Tensor, indices: Tensor, embedding: Tensor, momentum: float
 class CRD(Method):
     """Contrastive representation distillation.
 
-    Both networks' embeddings are mapped to unit vectors by trained linear layers. Each network's
-    vectors are contrasted with a memory of the other network's: one entry for each training image,
-    on the device and in checkpoints (two memories of N x 128 numbers: 51 MB for CIFAR-100, 1.3 GB
-    for ImageNet-1k, twice that with a dynamic teacher). All processes keep the same memory.
-    Vectors that are NaN or infinite do not enter it. Negatives are drawn uniformly from all images;
-    the authors' CIFAR-100 runs leave the image's own class out.
+    The embeddings of both networks are mapped to unit vectors by trained linear layers. The vectors
+    of each network are contrasted with a memory of the other network's vectors. A memory has one
+    entry for each training image, and is kept on the device and in checkpoints: two memories of
+    N x 128 numbers take 51 MB for CIFAR-100 and 1.3 GB for ImageNet-1k, and twice that with a
+    dynamic teacher. All processes keep the same memory. Vectors with NaN or infinite numbers are
+    not stored. Negatives are drawn uniformly from all images; the authors' CIFAR-100 runs leave out
+    the image's own class.
 
-    Every image needs a number of its own, so mixed images are refused; labels are not used, and
-    label smoothing changes nothing.
+    Every image needs its position in the training split, so mixed images are refused. Labels are
+    not used, so label smoothing changes nothing.
 
     Args:
-        num_images: N, the number of training images.
+        num_images: number of training images, N.
         feat_dim: width of the unit vectors.
-        nce_k: K, number of negatives for each image; at most N - 1 are drawn.
-        nce_t: the temperature that similarities are divided by.
+        nce_k: number of negatives for each image, K; at most N - 1 are drawn.
+        nce_t: temperature that similarities are divided by.
         momentum: weight of the memory's old entries in updates, from 0 up to but not including 1.
         weight: weight of the loss (0.8 in the authors' runs).
     """
@@ -134,7 +136,7 @@ class CRD(Method):
         self.num_images, self.feat_dim = num_images, feat_dim
         self.nce_k = min(nce_k, num_images - 1)
         self.nce_t, self.momentum, self.weight = nce_t, momentum, weight
-        bound = math.sqrt(3 / feat_dim)  # entries of length 1 on average
+        bound = math.sqrt(3 / feat_dim)  # the entries then have a mean squared length of 1
         generator = torch.Generator().manual_seed(0)  # the same in all processes
         for name in ("student_memory", "teacher_memory"):
             memory = torch.empty(num_images, feat_dim)
@@ -154,9 +156,9 @@ class CRD(Method):
         self.teacher_layer = nn.Linear(teacher.embedding, self.feat_dim)
 
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """The sum of two `nce_loss`, student to teacher and teacher to student.
+        """The sum of two `nce_loss`: each network's vectors against the other network's memory.
 
-        In train mode the memory is updated afterwards.
+        In train mode the memories are updated afterwards.
 
         Raises:
             MethodError: when the data does not say which image is which.
@@ -171,7 +173,7 @@ class CRD(Method):
         reference = unit_vectors(connect(self.teacher_layer, theirs))
         drawn = torch.randint(self.num_images, (len(indices), self.nce_k), device=indices.device)
         drawn = torch.cat([indices[:, None], drawn], dim=1)
-        # Copies: the memory changes below, before the gradient is computed.
+        # The memories are copied, since they change below, before the gradient is computed.
         scores = (
             similarities(student, self.teacher_memory.clone(), drawn) / self.nce_t,
             similarities(reference, self.student_memory.clone(), drawn) / self.nce_t,
@@ -187,9 +189,12 @@ class CRD(Method):
 
     @torch.no_grad()
     def _find_norms(self, scores: tuple[Tensor, Tensor]) -> None:
-        """Estimate, once, the norms for which exponentials of scores sum to 1 over all images.
+        """Estimate, once, the norms that let the exponentials of scores sum to 1 over all images.
 
-        A batch with a score that is NaN gives no estimate, and the next one is asked.
+        If this batch leads to a NaN or infinite norm, the next batch is used instead.
+
+        Args:
+            scores: the scores of both directions, each ``[B, 1 + K]``.
         """
         if not self._is_normed and not bool(self.normed):
             means = torch.stack([score.exp().mean() for score in scores])
@@ -211,7 +216,7 @@ class CRD(Method):
 
 
 def _from_all(values: Tensor) -> Tensor:
-    """The values of all processes, in the same order everywhere; batches have one size."""
+    """Gather the values of all processes, in the same order in each; all have the same shape."""
     if world_size() == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(world_size())]

@@ -10,22 +10,22 @@ from gpd_cli.distill.methods.base import Batch, Method, check_temperature, check
 from gpd_cli.distill.methods.precision import in_float32
 
 _LEAST = 1e-4
-"""Smallest norm to divide by: the probabilities of a fresh head may all be equal."""
+"""Smallest norm to divide by, since the probabilities of a new classifier may all be equal."""
 
 
 def pearson(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's correlation of two matrices, row by row.
+    """Compute Pearson's correlation of two matrices, row by row.
 
-    Rows that are constant, or nearly so (norms below 1e-4), count as uncorrelated, or nearly so.
-    The authors' code adds 1e-8 to the product of the norms instead, whose gradient explodes where
-    one of two rows is constant.
+    A constant row has the correlation 0, and a nearly constant row (with a norm below 1e-4 after
+    its mean is subtracted) a correlation close to 0. The authors' code instead adds 1e-8 to the
+    product of the norms; there the gradient explodes if one of two rows is constant.
 
     Args:
-        one: ``[N, D]``.
-        other: ``[N, D]``.
+        one: a matrix, ``[N, D]``.
+        other: another matrix, ``[N, D]``.
 
     Returns:
-        ``[N]``, between -1 and 1.
+        The correlations, ``[N]``, between -1 and 1.
 
     Example:
         >>> one, other = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 2.0, 0.0]])
@@ -48,14 +48,15 @@ def dist_loss(
 ) -> Tensor:
     """DIST (Huang et al., NeurIPS 2022, arXiv 2205.10536).
 
-    ``T^2 * (beta * inter + gamma * intra)``: one minus the mean correlation of the two networks'
-    probabilities over the classes, image by image, and over the images, class by class.
+    ``T^2 * (beta * inter + gamma * intra)``. Both terms are one minus the mean correlation of the
+    two networks' probabilities: inter correlates over the classes for each image, and intra over
+    the images for each class.
 
     Args:
         student: logits, ``[B, C]``.
         teacher: logits, ``[B, C]``.
-        beta: weight of the inter-class relation (of the classes in an image).
-        gamma: weight of the intra-class relation (of the images in a class).
+        beta: weight of the inter-class relation (between the classes, for each image).
+        gamma: weight of the intra-class relation (between the images, for each class).
         temperature: T, more than 0.
 
     Returns:
@@ -70,15 +71,15 @@ def dist_loss(
 
 
 class DIST(Method):
-    """DIST: predictions have to correlate, not to be equal; defaults of the ImageNet runs.
+    """DIST: predictions have to correlate with the teacher's, but not to be equal to them.
 
-    Labels are not used, so mixed images and label smoothing change nothing. Correlations over
-    images use the local batch only.
+    The default settings are taken from the authors' ImageNet runs. Labels are not used, so mixed
+    images and label smoothing change nothing. Correlations over images use the local batch only.
 
     Args:
         beta: weight of the inter-class relation.
         gamma: weight of the intra-class relation.
-        temperature: softens both distributions (4 on CIFAR-100).
+        temperature: temperature that softens both distributions (4 in the runs on CIFAR-100).
     """
 
     def __init__(self, beta: float = 2.0, gamma: float = 2.0, temperature: float = 1.0) -> None:

@@ -23,8 +23,9 @@ def dkd_loss(
 ) -> Tensor:
     """Decoupled knowledge distillation (Zhao et al., CVPR 2022, arXiv 2203.08679, equation 7).
 
-    ``T^2 * (alpha * TCKD + beta * NCKD)``: the divergence of the binary distributions target class
-    against all others, and the divergence of the distributions among the other classes.
+    ``T^2 * (alpha * TCKD + beta * NCKD)``, with two divergences of the teacher's from the student's
+    probabilities: TCKD compares the target class with all others taken together, and NCKD compares
+    the distributions among the other classes.
 
     Args:
         student: logits, ``[B, C]``.
@@ -64,16 +65,16 @@ def dkd_loss(
 
 
 class DKD(Method):
-    """Decoupled knowledge distillation; defaults of GPD's ResNet-18 run.
+    """Decoupled knowledge distillation, by default with the settings of the GPD authors' ResNet-18.
 
     Under mixup the target class is the one with the largest weight, as in the GPD authors' runs.
 
     Args:
         alpha: weight of the target-class term.
         beta: weight of the non-target term (0.5 for ResNet-18, 2 for MobileNet V1); a configuration
-            may have a table of values by the pair of networks.
-        temperature: softens both distributions.
-        standardize: compare standardized logits (see `standardize_logits`).
+            may have a table with a value for each pair of teacher and student instead.
+        temperature: temperature that softens both distributions.
+        standardize: whether standardized logits are compared (see `standardize_logits`).
     """
 
     def __init__(
@@ -106,7 +107,7 @@ def _target_and_rest(log_probabilities: Tensor, is_target: Tensor) -> Tensor:
 
 
 def _among_rest(log_probabilities: Tensor, is_target: Tensor) -> Tensor:
-    """Log-probabilities of the other classes, given that it is one of them, ``[B, C - 1]``."""
+    """Log-probabilities of the other classes if the target is left out, ``[B, C - 1]``."""
     rows, classes = log_probabilities.shape
     rest = log_probabilities[~is_target].reshape(rows, classes - 1)
     return F.log_softmax(rest, dim=1)

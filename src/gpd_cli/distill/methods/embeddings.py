@@ -1,4 +1,4 @@
-"""Helpers of methods on embeddings: both embeddings, connectors, unit vectors."""
+"""Helpers of methods that compare embeddings, the inputs of the classifiers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_embeddings(method: Method, network: FeatureInfo, teacher: FeatureInfo)
     """Check that both networks have an embedding.
 
     Args:
-        method: the method, for the message.
+        method: the method, for the error message.
         network: stages and classifier of the trained network.
         teacher: stages and classifier of the static teacher.
 
@@ -38,34 +38,34 @@ def embeddings(network: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         teacher: outputs of the static teacher.
 
     Returns:
-        ``[B, F]`` and ``[B, F']``.
+        The trained network's embedding, ``[B, F]``, and the static teacher's, ``[B, F']``.
     """
     assert network.embedding is not None and teacher.embedding is not None
     return network.embedding, teacher.embedding.detach()
 
 
 def connect(layer: nn.Module, embedding: Tensor) -> Tensor:
-    """Run a connector in the precision of its parameters, and return float32 or better.
+    """Run a connector on an embedding, in the precision of the connector's parameters.
 
     Args:
-        layer: the connector.
-        embedding: ``[B, F]``.
+        layer: the connector, from F to F' features.
+        embedding: the embedding, ``[B, F]``.
 
     Returns:
-        ``[B, F']``.
+        The connector's output, ``[B, F']``, in float32 or better.
     """
     weight = next(layer.parameters())
     return in_float32(layer(embedding.to(weight.dtype)))
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
-    """Vectors divided by their norms; zero vectors stay zero, with a moderate gradient.
+    """Divide vectors by their norms; zero vectors stay zero, and their gradients stay bounded.
 
     Args:
-        vectors: ``[..., F]``.
+        vectors: vectors along the last axis, ``[..., F]``.
 
     Returns:
-        ``[..., F]``.
+        Vectors of length 1 (or 0), ``[..., F]``.
 
     Example:
         >>> unit_vectors(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -77,13 +77,13 @@ def unit_vectors(vectors: Tensor) -> Tensor:
 
 
 def cosines(vectors: Tensor) -> Tensor:
-    """Cosines of the angles between all pairs of vectors.
+    """Compute the cosines of the angles between all pairs of vectors.
 
     Args:
-        vectors: ``[B, F]``.
+        vectors: the vectors, ``[B, F]``.
 
     Returns:
-        ``[B, B]``, in float32 or better.
+        The cosines, ``[B, B]``, in float32 or better.
     """
     units = unit_vectors(in_float32(vectors))
     with full_precision(units):

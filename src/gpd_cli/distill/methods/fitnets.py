@@ -15,7 +15,7 @@ from gpd_cli.errors import MethodError
 def hint_loss(regressed: Tensor, hint: Tensor) -> Tensor:
     """Hint loss (Romero et al., ICLR 2015, arXiv 1412.6550, equation 3), as a mean.
 
-    ``mean((r(student) - teacher)^2)``; of two sizes, the larger map is pooled to the smaller one.
+    ``mean((r(student) - teacher)^2)``. Maps of different sizes are pooled to the smaller size.
 
     Args:
         regressed: the student's map after the regressor r, ``[B, C, H, W]``.
@@ -28,12 +28,13 @@ def hint_loss(regressed: Tensor, hint: Tensor) -> Tensor:
 
 
 def regressor(ours: Stage, theirs: Stage) -> nn.Sequential:
-    """The regressor: a convolution, a norm and a ReLU, from a map to the teacher's channels.
+    """Make the regressor, which maps the trained network's map to the teacher's channels.
 
-    As in the CIFAR-100 literature (Tian et al., ICLR 2020), the convolution is 1 x 1 for maps of
-    equal size, 3 x 3 of stride 2 for maps of twice the teacher's size, and a transposed 4 x 4 of
-    stride 2 for maps of half that size. For all other sizes it is 1 x 1, and maps are pooled later.
-    Sizes are those in images that each network was made for.
+    It consists of a convolution, a norm and a ReLU. As in the CIFAR-100 literature (Tian et al.,
+    ICLR 2020), the convolution is 1 x 1 for maps of equal size, 3 x 3 of stride 2 for maps of twice
+    the teacher's size, and a transposed 4 x 4 of stride 2 for maps of half the teacher's size. For
+    all other sizes it is 1 x 1, and `hint_loss` pools the maps. Sizes are those for images that
+    each network was made for.
 
     Args:
         ours: stage of the trained network.
@@ -51,10 +52,10 @@ def regressor(ours: Stage, theirs: Stage) -> nn.Sequential:
 
 
 class FitNets(Method):
-    """Hints: the network's map, through a `regressor`, has to equal the teacher's map.
+    """FitNets: a feature map of the network, after a `regressor`, is to equal the teacher's map.
 
-    The hint is part of the loss throughout the training, as in the tables of the CIFAR-100
-    literature, and not of a first phase alone.
+    This hint is part of the loss during the whole training, as in the tables of the CIFAR-100
+    literature, and not only in a first phase.
 
     Args:
         stage: the stage whose maps are compared, 1 for the shallowest; by default the middle one.
@@ -75,7 +76,7 @@ class FitNets(Method):
         """Make the regressor.
 
         Raises:
-            MethodError: when the stage does not exist, or numbers of stages differ.
+            MethodError: when the stage does not exist, or the numbers of stages differ.
         """
         self.same_stages(network, teacher)
         count = len(network.stages)

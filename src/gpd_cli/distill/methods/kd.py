@@ -44,8 +44,8 @@ class KD(Method):
     """Knowledge distillation.
 
     Args:
-        temperature: softens both distributions.
-        standardize: compare standardized logits (see `standardize_logits`).
+        temperature: temperature that softens both distributions.
+        standardize: whether standardized logits are compared (see `standardize_logits`).
     """
 
     def __init__(self, temperature: float = 4.0, standardize: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Helpers of methods on feature maps: pooling to a common size."""
+"""Helpers of methods that compare feature maps: pooling to a common size."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Average maps over a grid of cells, as `torch.nn.functional.adaptive_avg_pool2d` does.
 
     Args:
-        maps: ``[B, C, H, W]``, in float32 or better.
+        maps: feature maps, ``[B, C, H, W]``, in float32 or better.
         size: height and width of the result.
 
     Returns:
-        ``[B, C, *size]``.
+        The averages, ``[B, C, *size]``.
     """
     if maps.shape[-2:] == size:
         return maps
     if not torch.are_deterministic_algorithms_enabled():
         return F.adaptive_avg_pool2d(maps, size)
-    # The same averages by products, whose gradient is deterministic on every device.
+    # The same averages as matrix products, whose gradient is deterministic on every device.
     rows, columns = (
         _averages(maps, maps.shape[-2], size[0]),
         _averages(maps, maps.shape[-1], size[1]),
@@ -33,18 +33,24 @@ def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Pool the larger of two batches of maps to the smaller size, height and width separately.
+    """Pool two batches of maps to the smaller of their heights and the smaller of their widths.
 
     Args:
-        one: ``[B, C, H, W]``, in float32 or better.
-        other: ``[B, C', H', W']``, in float32 or better.
+        one: feature maps, ``[B, C, H, W]``, in float32 or better.
+        other: feature maps, ``[B, C', H', W']``, in float32 or better.
+
+    Returns:
+        Both batches, with the same height and width.
     """
     height, width = (min(one.shape[k], other.shape[k]) for k in (-2, -1))
     return pool_to(one, (height, width)), pool_to(other, (height, width))
 
 
 def _averages(like: Tensor, length: int, cells: int) -> Tensor:
-    """A matrix that averages over cells of a side, which may overlap: ``[cells, length]``."""
+    """Make a matrix, ``[cells, length]``, that averages a side of a map over cells.
+
+    The cells are chosen as in adaptive average pooling, and may overlap.
+    """
     rows = torch.zeros(cells, length, dtype=like.dtype)
     for cell in range(cells):
         start, end = cell * length // cells, -(-(cell + 1) * length // cells)

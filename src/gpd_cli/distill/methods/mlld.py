@@ -19,14 +19,14 @@ TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 
 
 def gram_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of two Gram matrices, divided by their number of rows.
+    """Compute the squared distance of two Gram matrices, divided by their number of rows.
 
     Args:
-        student: ``[N, D]``.
-        teacher: ``[N, D']``.
+        student: a matrix s of the student, ``[N, D]``.
+        teacher: a matrix t of the teacher, ``[N, D']``.
 
     Returns:
-        ``sum((s s^T - t t^T)^2) / N``, a scalar.
+        A scalar, ``sum((s s^T - t t^T)^2) / N``.
     """
     with full_precision(student):
         difference = student @ student.T - teacher @ teacher.T
@@ -45,9 +45,9 @@ def mlld_loss(
 ) -> Tensor:
     """Multi-level logit distillation (Jin et al., CVPR 2023).
 
-    The sum over the temperatures of `kd_loss` (instance level) and two `gram_loss` of the
-    probabilities: between images (batch level, ``[B, B]``) and between classes (class level,
-    ``[C, C]``).
+    The sum, over the temperatures, of three weighted losses: `kd_loss` (instance level), and
+    `gram_loss` of the probabilities both between images (batch level, ``[B, B]``) and between
+    classes (class level, ``[C, C]``).
 
     Args:
         student: logits, ``[B, C]``.
@@ -78,17 +78,17 @@ def mlld_loss(
 class MLLD(Method):
     """Multi-level logit distillation.
 
-    This is the paper's loss on the images of the run. The authors' second, strongly augmented view
-    of each image and their code's selection of confident images and classes are not part of it.
-    Labels are not used, so mixed images and label smoothing change nothing.
+    This is the paper's loss on one view of each image. Two parts of the authors' code are left out:
+    a second, strongly augmented view of each image, and a selection of confident images and
+    classes. Labels are not used, so mixed images and label smoothing change nothing.
 
     Args:
         temperatures: temperatures at which the predictions are compared.
         instance_weight: weight of the instance level.
         batch_weight: weight of the batch level.
         class_weight: weight of the class level.
-        standardize: compare standardized logits at the instance level (see `standardize_logits`;
-            its authors do not standardize at the other two levels).
+        standardize: whether standardized logits are compared at the instance level (see
+            `standardize_logits`; its authors do not standardize at the other two levels).
     """
 
     def __init__(

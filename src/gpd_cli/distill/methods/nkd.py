@@ -19,17 +19,17 @@ def nkd_loss(
 ) -> Tensor:
     """Normalized knowledge distillation (Yang et al., ICCV 2023, arXiv 2303.13005).
 
-    ``-T_t log S_t - gamma * l^2 * sum_i N(T_i) log N(S_i)`` for probabilities T of the teacher and
-    S of the student, the target class t, the other classes i, and N the distribution among the
-    other classes at temperature l. The paper's first term, the cross-entropy with the label, is
-    part of the objective already.
+    ``-T_t log S_t - gamma * l^2 * sum_i N(T_i) log N(S_i)``, with the probabilities T of the
+    teacher and S of the student, the target class t and the other classes i. N(...) is the
+    distribution among the other classes at temperature l. The paper's first term, the cross-entropy
+    with the label, is left out here, since it is part of `Objective`.
 
     Args:
         student: logits, ``[B, C]``.
         teacher: logits, ``[B, C]``.
         target: class numbers, ``[B]``.
         gamma: weight of the non-target term.
-        temperature: l, more than 0; the target term is not softened.
+        temperature: temperature l of the non-target term, more than 0.
 
     Returns:
         A scalar.
@@ -46,14 +46,14 @@ def nkd_loss(
 
 
 class NKD(Method):
-    """Normalized knowledge distillation; defaults of the authors' CIFAR-100 and ImageNet runs.
+    """Normalized knowledge distillation, by default with the settings of the authors' runs.
 
-    Under mixup the target class is the one with the largest weight, as in the authors' code; label
-    smoothing does not change this loss.
+    These are the runs on CIFAR-100 and ImageNet. Under mixup the target class is the one with the
+    largest weight, as in the authors' code. Label smoothing does not change this loss.
 
     Args:
         gamma: weight of the non-target term.
-        temperature: softens the distributions among the other classes.
+        temperature: temperature that softens the distributions among the other classes.
     """
 
     def __init__(self, gamma: float = 1.5, temperature: float = 1.0) -> None:

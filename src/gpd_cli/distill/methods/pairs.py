@@ -1,4 +1,7 @@
-"""Settings of methods with a value for each pair of teacher and student, as in the literature."""
+"""Settings of methods that have a value for each pair of teacher and student.
+
+The literature chooses some weights in this way.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,25 @@ from typing import Any
 from gpd_cli.errors import MethodError
 
 ByPair = dict[str, float]
-"""A table of values by the pair of networks, in place of a number."""
+"""A table in place of a number: a value for each pair, ``TEACHER -> STUDENT``."""
 
 _ARROW = "->"
 _OTHERWISE = "otherwise"
 
 
 def for_pair(settings: Mapping[str, Any], teacher: str, student: str) -> dict[str, Any]:
-    """Settings of a method for one pair of networks.
+    """Choose the settings of a method for one pair of teacher and student.
 
     A setting may be a table with a value for each pair (``TEACHER -> STUDENT``), and a value under
     ``otherwise`` for all other pairs.
 
     Args:
-        settings: settings of the method.
+        settings: settings of the method by name, some of which may be tables.
         teacher: name of the static teacher.
         student: name of the student.
 
     Returns:
-        The settings, with the pair's entry in place of each table.
+        The settings by name, with the pair's entry in place of each table.
 
     Raises:
         MethodError: when a table has no entry for the pair.
@@ -43,11 +46,14 @@ def for_pair(settings: Mapping[str, Any], teacher: str, student: str) -> dict[st
 
 
 def one_value(name: str, value: float | ByPair) -> float:
-    """The value of a setting that a configuration may give by the pair of networks.
+    """Check that a setting is a number, since `for_pair` has replaced any table.
 
     Args:
         name: name of the setting.
         value: the argument of the method's constructor.
+
+    Returns:
+        The number.
 
     Raises:
         MethodError: when the value is still a table.

@@ -13,13 +13,14 @@ _EPSILON = 1e-7
 
 
 def affinities(embedding: Tensor) -> Tensor:
-    """The probability that an image picks another image as its neighbour, by the cosine kernel.
+    """Compute the probability that image i picks image j as its neighbour, by the cosine kernel.
 
     Args:
-        embedding: ``[B, F]``.
+        embedding: embeddings x of a batch, ``[B, F]``.
 
     Returns:
-        ``(1 + cos(x_i, x_j)) / 2``, each row divided by its sum: ``[B, B]``.
+        The probabilities, ``[B, B]``: ``(1 + cos(x_i, x_j)) / 2``, with each row divided by its
+        sum.
 
     Example:
         >>> affinities(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -27,16 +28,16 @@ def affinities(embedding: Tensor) -> Tensor:
                 [0.3333, 0.6667]])
     """
     kernel = (1 + cosines(embedding)) / 2
-    # The image itself is included, as in the authors' code, so that no row is empty.
+    # As in the authors' code, an image may pick itself, so that no row consists of zeros.
     return kernel / kernel.sum(dim=1, keepdim=True)
 
 
 def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, arXiv 1803.10837).
 
-    ``mean_ij(t_ij log(t_ij / s_ij))`` for the `affinities` t of the teacher and s of the student:
-    the divergence of the conditional distributions with a cosine kernel, as a mean over all pairs
-    as in the authors' code.
+    ``mean_ij(t_ij log(t_ij / s_ij))``, with the `affinities` t of the teacher and s of the student.
+    This is the divergence of the conditional distributions with a cosine kernel; as in the authors'
+    code, it is a mean over all pairs.
 
     Args:
         student: embeddings, ``[B, F]``.
@@ -55,8 +56,9 @@ class PKT(Method):
     Labels are not used, so mixed images and label smoothing change nothing.
 
     Args:
-        weight: weight of the loss, which is a mean over pairs of small numbers; the default is the
-            value of the CIFAR-100 literature (Tian et al., ICLR 2020) for batches of 64 images.
+        weight: weight of the loss. It is large, since the loss is a mean of small numbers over all
+            pairs; the default is the value of the CIFAR-100 literature (Tian et al., ICLR 2020) for
+            batches of 64 images.
     """
 
     needs = frozenset({"embedding"})
@@ -67,7 +69,7 @@ class PKT(Method):
         self.weight = weight
 
     def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
-        """Nothing is trained.
+        """Check that both networks have an embedding; nothing is trained.
 
         Raises:
             MethodError: when a network has no embedding.

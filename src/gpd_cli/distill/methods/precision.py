@@ -1,4 +1,4 @@
-"""Full precision for losses, whatever the precision of the networks."""
+"""Compute losses in full precision, whatever the precision of the networks."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 def in_float32(values: Tensor) -> Tensor:
-    """Values in float32, or unchanged if their type has at least as many bits.
+    """Convert a tensor to float32, unless its dtype has at least as many bits.
 
     Args:
-        values: values of any floating-point type.
+        values: a tensor of any floating-point dtype.
     """
     return values.float() if values.element_size() < 4 else values
 
 
 def full_precision(like: Tensor) -> torch.autocast:
-    """A context in which matrix products keep the precision of their factors.
+    """Make a context without autocast, in which matrix products keep the dtype of their factors.
 
-    Autocast would round the products to half precision, but losses compare small differences.
+    Autocast would compute products in half precision, but losses compare small differences.
 
     Args:
-        like: a tensor on the device.
+        like: a tensor on the device of the products.
     """
     return torch.autocast(like.device.type, enabled=False)

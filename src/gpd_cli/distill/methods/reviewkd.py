@@ -22,9 +22,9 @@ _WIDEST = 512
 def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Hierarchical context loss of one stage (Chen et al., CVPR 2021, arXiv 2104.09044, 3.4).
 
-    Mean squared differences of the maps, and of the maps pooled to 4, 2 and 1 positions a side (as
-    far as these are smaller), weighted by 1, 1/2, 1/4 and 1/8 in this order, and divided by the sum
-    of the weights.
+    The weighted mean of the mean squared differences between the two maps as they are, and between
+    the maps pooled to 4 x 4, 2 x 2 and 1 x 1 positions, as far as these sizes are smaller. The
+    weights are 1, 1/2, 1/4 and 1/8, in this order.
 
     Args:
         student: the student's fused map, ``[B, C, H, W]``.
@@ -43,11 +43,11 @@ def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def review_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """The sum of `context_loss` over the stages.
+    """Compute the sum of `context_loss` over the stages.
 
     Args:
-        student: fused maps, each ``[B, C, H, W]``.
-        teacher: the teacher's maps, of the same shapes.
+        student: the student's fused map of each stage, ``[B, C, H, W]``.
+        teacher: the teacher's map of each stage, of the same shape.
 
     Returns:
         A scalar.
@@ -59,14 +59,14 @@ def review_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 class Fusion(nn.Module):
     """Attention-based fusion of a stage with the fused map of the deeper stages.
 
-    Section 3.3 of the paper: both maps are weighted, position by position, by attention computed
-    from the two, and added.
+    As in section 3.3 of the paper, attention is computed from the two maps; each map is multiplied
+    by its attention, position by position, and the two are added.
 
     Args:
-        channels: channels of the stage.
-        width: channels of the fused map.
-        teacher_channels: channels of the teacher's map.
-        deepest: whether this is the deepest stage, which has nothing to be fused with.
+        channels: number of channels of the stage.
+        width: number of channels of the fused map.
+        teacher_channels: number of channels of the teacher's map.
+        deepest: whether this is the deepest stage, which is fused with nothing.
     """
 
     def __init__(self, channels: int, width: int, teacher_channels: int, deepest: bool) -> None:
@@ -78,11 +78,12 @@ class Fusion(nn.Module):
     def forward(
         self, maps: Tensor, deeper: Tensor | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Fuse.
+        """Fuse the maps of this stage with the fused maps of the deeper stages.
 
         Args:
             maps: maps of the stage, ``[B, channels, H, W]``.
-            deeper: fused map of the next deeper stage, ``[B, width, h, w]``; None if deepest.
+            deeper: fused map of the next deeper stage, ``[B, width, h, w]``; None for the deepest
+                stage.
             size: height and width of the teacher's map.
 
         Returns:
@@ -100,20 +101,21 @@ class Fusion(nn.Module):
 
 
 class ReviewKD(Method):
-    """Knowledge review: deeper stages help to match the teacher's shallower ones.
+    """Knowledge review: the network's deeper stages help it to match the teacher's shallower ones.
 
     Args:
-        width: channels of the fused maps; by default the channels of the network's deepest
-            features, 512 at most, as for the authors' CIFAR networks and ResNet-18 (256 for
-            MobileNet V1 and RVT).
-        use_embedding: whether the pooled features, the classifier's input, are a last stage.
+        width: number of channels of the fused maps. By default they have as many channels as the
+            network's deepest features, 512 at most, as for the authors' CIFAR networks and
+            ResNet-18 (256 for MobileNet V1 and RVT).
+        use_embedding: whether the pooled features, the classifier's input, are compared as a last
+            stage.
         student_preactivation: whether stages of student and dynamic teacher are taken before their
-            activation; not so in the authors' runs on CIFAR-100.
+            activation; in the authors' runs on CIFAR-100 they are not.
         static_preactivation: whether stages of the static teacher are taken before their
-            activation, as in the same runs; of a Wide ResNet these are the outputs of the norms
-            that follow the stages.
-        weight: weight of the loss; the authors choose it by the pair of networks, and so can a
-            configuration, see ``configs/methods/reviewkd.yaml``.
+            activation, as in the authors' runs on CIFAR-100; for a Wide ResNet these are the
+            outputs of the norms that follow the stages.
+        weight: weight of the loss. The authors choose it for each pair of teacher and student; a
+            configuration may have a table for this, see ``configs/methods/reviewkd.yaml``.
     """
 
     needs = frozenset({"stages", "embedding"})
@@ -137,10 +139,11 @@ class ReviewKD(Method):
         self.fusions = nn.ModuleList()
 
     def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
-        """Make a fusion for each stage.
+        """Make a `Fusion` for each stage.
 
         Raises:
-            MethodError: when numbers of stages differ, or a network has no embedding.
+            MethodError: when the numbers of stages differ, or a network has no embedding though
+                `use_embedding` is set.
         """
         self.same_stages(network, teacher)
         ours, theirs = ([stage.channels for stage in p.stages] for p in (network, teacher))

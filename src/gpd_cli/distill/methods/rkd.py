@@ -17,14 +17,15 @@ def rkd_loss(
 ) -> Tensor:
     """Relational knowledge distillation (Park et al., CVPR 2019, arXiv 1904.05068).
 
-    Huber losses, with delta 1, between the relative distances of the pairs and between the angles
-    of the triples in a batch, each a mean over all pairs or triples as in the authors' code.
+    The sum of two Huber losses (with delta 1) between the networks: one compares the relative
+    distances of all pairs of images in the batch, the other the angles of all triples. Each is a
+    mean over the pairs or triples, as in the authors' code.
 
     Args:
         student: embeddings, ``[B, F]``.
         teacher: embeddings, ``[B, F']``.
-        distance_weight: weight of the distances.
-        angle_weight: weight of the angles, whose cost grows with the cube of B.
+        distance_weight: weight of the loss on distances.
+        angle_weight: weight of the loss on angles, whose cost grows with the cube of B.
 
     Returns:
         A scalar.
@@ -42,11 +43,12 @@ class RKD(Method):
     """Relational knowledge distillation, by distances and angles of embeddings.
 
     Labels are not used, so mixed images and label smoothing change nothing. Memory grows with
-    ``B^2 F`` and ``B^3`` for B images in a process (about 0.5 GB for each network at 256 x 512).
+    ``B^2 F`` and ``B^3``, for B images in a process and embeddings of F numbers (about 0.5 GB for
+    each network at B = 256 and F = 512).
 
     Args:
-        distance_weight: weight of the distances; 0 leaves them out.
-        angle_weight: weight of the angles; 0 leaves them out.
+        distance_weight: weight of the loss on distances; 0 leaves it out.
+        angle_weight: weight of the loss on angles; 0 leaves it out.
     """
 
     needs = frozenset({"embedding"})
@@ -58,7 +60,7 @@ class RKD(Method):
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
     def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
-        """Nothing is trained.
+        """Check that both networks have an embedding; nothing is trained.
 
         Raises:
             MethodError: when a network has no embedding.
@@ -78,7 +80,7 @@ def _differences(embedding: Tensor) -> Tensor:
 
 
 def _relative(differences: Tensor) -> Tensor:
-    """Distances, divided by the mean of all distances that are not 0: ``[B, B]``."""
+    """Distances between all pairs, divided by the mean of those that are not 0: ``[B, B]``."""
     distances: Tensor = torch.linalg.vector_norm(differences, dim=2)
     apart = (distances > 0).sum().clamp(min=1)
     mean = distances.sum() / apart
@@ -86,7 +88,10 @@ def _relative(differences: Tensor) -> Tensor:
 
 
 def _cosines(differences: Tensor) -> Tensor:
-    """Cosines of the angles at i between j and k, 0 for a distance of 0: ``[B, B, B]``."""
+    """Cosines ``[i, j, k]`` of the angles at i between j and k, ``[B, B, B]``.
+
+    A cosine is 0 where a distance is 0.
+    """
     directions = unit_vectors(differences)
     with full_precision(directions):
         return directions @ directions.mT

@@ -19,18 +19,19 @@ from gpd_cli.teacher.networks import Alone
 
 
 def mean_of_copies(embedding: Tensor, width: int) -> Tensor:
-    """The mean over the copies of each channel of a wide embedding.
+    """Average a wide embedding over the copies of each channel.
 
-    The dynamic teacher's channels are copies side by side (``c0 c0 c1 c1 ...``), and its frozen
-    classifier has equal weights for all copies of a channel (see `adopt_classifier`), so that it
-    depends on their mean. Right after the expansion the mean is the student's embedding.
+    In the dynamic teacher's embedding the copies of a channel lie side by side
+    (``c0 c0 c1 c1 ...``). The frozen classifier has equal weights for all copies of a channel (see
+    `adopt_classifier`), so its output depends on their mean only. Right after the expansion the
+    mean is the student's embedding.
 
     Args:
-        embedding: ``[B, r * width]``.
+        embedding: the embedding, ``[B, r * width]``, with r copies of each channel.
         width: number of channels of the result.
 
     Returns:
-        ``[B, width]``; the embedding itself where r is 1.
+        The means, ``[B, width]``; the embedding itself where r is 1.
     """
     groups: Tensor = embedding.unflatten(1, (width, -1))
     return groups.mean(dim=2)
@@ -39,11 +40,12 @@ def mean_of_copies(embedding: Tensor, width: int) -> Tensor:
 def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """SimKD (Chen et al., CVPR 2022, arXiv 2203.14001).
 
-    ``mean((P(f_s) - f_t)^2)``, where the student's embedding is the output of the projector P.
+    ``mean((P(f_s) - f_t)^2)``, with the teacher's features f_t, and the student's features f_s
+    after the projector P. The projector's output is the student's embedding.
 
     Args:
-        student: embeddings, ``[B, r * F]``, with r copies of each channel.
-        teacher: embeddings, ``[B, F]``.
+        student: the student's embedding, ``[B, r * F]``, with r copies of each channel.
+        teacher: the static teacher's embedding, ``[B, F]``.
 
     Returns:
         A scalar.
@@ -53,9 +55,9 @@ def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class SimKD(Method):
-    """SimKD: the student learns the features that the teacher's own classifier takes.
+    """SimKD: the student learns the features that the static teacher's classifier gets.
 
-    The student ends in a projector and the teacher's classifier (``--model.student simkd/NAME``).
+    The student ends in a projector and a copy of this classifier (``--model.student simkd/NAME``).
     In the authors' runs this is the only loss (``--model.ce_weight 0``). Labels are not used, so
     mixed images and label smoothing change nothing.
 
@@ -72,11 +74,13 @@ class SimKD(Method):
         self.weight = weight
 
     def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
-        """Nothing is trained here: the projector is part of the student.
+        """Check the widths of the embeddings; nothing is trained here.
+
+        The projector is a part of the student.
 
         Raises:
-            MethodError: when a network has no embedding, or the width of the trained network's is
-                no multiple of the static teacher's.
+            MethodError: when a network has no embedding, or the width of the trained network's
+                embedding is no multiple of the width of the static teacher's.
         """
         check_embeddings(self, network, teacher)
         if network.embedding % teacher.embedding:
@@ -100,7 +104,7 @@ def adopt_classifier(student: nn.Module, teachers: Sequence[StaticTeacher]) -> t
         teachers: the static teachers; without one the student keeps its own classifier.
 
     Returns:
-        Names of the layers that stay as they are then, and are to be expanded without noise: the
+        Names of the layers that are to stay frozen and to be expanded without noise: the
         classifier, if it was copied.
 
     Raises:
@@ -122,16 +126,16 @@ def adopt_classifier(student: nn.Module, teachers: Sequence[StaticTeacher]) -> t
 
 
 def check_reused(network: Pair | Alone, teachers: Sequence[StaticTeacher], method: str) -> None:
-    """Check that the student ends in the static teacher's classifier, and learns from no other.
+    """Check that the student has a reused classifier, and that there is only one static teacher.
 
     Args:
         network: the network that is trained.
         teachers: the static teachers.
-        method: name of the method, for the message.
+        method: name of the method, for error messages.
 
     Raises:
         MethodError: when there are assistants.
-        ModelError: when the student ends otherwise.
+        ModelError: when the student is no `ReusedClassifier`.
     """
     if len(teachers) > 1:
         raise MethodError(
@@ -147,11 +151,11 @@ def check_reused(network: Pair | Alone, teachers: Sequence[StaticTeacher], metho
 
 
 def freeze_classifier(network: Pair | Alone, teachers: Sequence[StaticTeacher]) -> None:
-    """Freeze a reused classifier, in student and dynamic teacher.
+    """Freeze a classifier that was reused from a static teacher, in student and dynamic teacher.
 
     Args:
         network: the network that is trained.
-        teachers: the static teachers.
+        teachers: the static teachers; without one nothing is frozen.
     """
     owners = [_trained(network)]
     if isinstance(network, Unshared):

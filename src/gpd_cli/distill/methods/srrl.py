@@ -24,9 +24,9 @@ def srrl_loss(
 ) -> Tensor:
     """Softmax regression representation learning (Yang et al., ICLR 2021).
 
-    Mean squared differences of the embeddings (feature matching), and of the logits that the
-    teacher's classifier computes from the embeddings (softmax regression, in the form of the
-    authors' code). The paper is at OpenReview, ZzwDy_wiWv.
+    The weighted sum of two mean squared differences: between the embeddings (feature matching), and
+    between the logits that the teacher's classifier computes from the embeddings (softmax
+    regression, in the form of the authors' code). The paper is at OpenReview, ZzwDy_wiWv.
 
     Args:
         connected: the student's embedding after the connector, ``[B, F]``.
@@ -49,15 +49,16 @@ def srrl_loss(
 
 
 class SRRL(Method):
-    """Softmax regression: the teacher's classifier has to work on the connected embedding.
+    """Softmax regression: the teacher's classifier has to work on the network's embedding, too.
 
-    The connector is the authors' (linear without bias, batch norm, ReLU), but runs on the
-    classifier's input, where the authors' runs on the map before pooling. A batch has to have two
-    images or more. Labels are not used, so mixed images and label smoothing change nothing.
+    A trained connector maps the network's embedding to the teacher's. It has the layers of the
+    authors' connector (linear without bias, batch norm, ReLU), but runs on the classifier's input;
+    the authors' runs on the map before pooling. A batch has to have two images or more. Labels are
+    not used, so mixed images and label smoothing change nothing.
 
     Args:
-        relu: whether the connector ends in ReLU, as in the authors' code; false for teachers whose
-            embedding has negative entries (most transformers).
+        relu: whether the connector ends in ReLU, as in the authors' code; choose false for teachers
+            whose embedding has negative entries (most transformers).
         feature_weight: weight of feature matching.
         softmax_weight: weight of softmax regression.
     """

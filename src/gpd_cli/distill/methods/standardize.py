@@ -5,21 +5,21 @@ from __future__ import annotations
 from torch import Tensor
 
 _LEAST = 1e-4
-"""Smallest deviation to divide by: the logits of a fresh head may all be equal."""
+"""Smallest deviation to divide by, since the logits of a new classifier may all be equal."""
 
 
 def standardize_logits(logits: Tensor) -> Tensor:
-    """Logits with mean 0 and deviation 1 over the classes (Sun et al., 2024, arXiv 2403.01427).
+    """Shift and scale logits to mean 0 and standard deviation 1 over the classes.
 
-    The student then has to match the teacher's relations between classes, and not the range of its
-    logits.
+    The student then has to match the teacher's relations between classes, and not the range of the
+    teacher's logits (Sun et al., 2024, arXiv 2403.01427).
 
     Args:
-        logits: ``[B, C]``.
+        logits: the logits, ``[B, C]``.
 
     Returns:
-        ``(logits - mean) / deviation`` for each row, ``[B, C]``; deviations below 1e-4 are replaced
-        by 1e-4, which bounds the gradient.
+        ``(logits - mean) / deviation`` for each row, ``[B, C]``; standard deviations below 1e-4 are
+        replaced by 1e-4, which bounds the gradient.
 
     Example:
         >>> import torch

@@ -1,7 +1,7 @@
-"""How each type of layer widens, given the index map of its input.
+"""How each type of layer widens, given the index maps of its input.
 
-`plan_layer` is the one entry: from a leaf module and the index maps of the module's input it
-derives how the module's tensors and attributes change.
+`plan_layer` is the entry: from a leaf module and the index maps of the module's input it derives
+how the module's tensors and attributes change.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ _LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is planned as a whole: known arithmetic, and no layer inside."""
+    """Whether a module is a leaf, which is planned as a whole.
+
+    The arithmetic of a leaf is known, and a leaf has no layers inside.
+    """
     if isinstance(module, nn.MultiheadAttention):
         return True
     if not isinstance(module, _LAYERS):
@@ -49,9 +52,10 @@ _DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def is_dense(module: nn.Module) -> bool:
-    """Whether a layer is torch's own weighted sum over all input channels, with a weight it owns.
+    """Whether a module is a dense layer: a linear layer or convolution that runs torch's own code.
 
-    The output of such a layer widens as its index maps say, whatever the weights.
+    It sums over all input channels (there is one group only) and owns its weight. So its wide
+    output is known from its index maps and the narrow output, whatever its weights.
     """
     kind = type(module)
     plain = any(
@@ -65,7 +69,7 @@ def is_dense(module: nn.Module) -> bool:
 
 
 def channel_axis(layer: nn.Module) -> int:
-    """The axis of a layer's output that holds the channels, counted from the end.
+    """The number of the channel axis of a layer's output, counted from the end.
 
     Args:
         layer: a convolution, a linear layer or a table.
@@ -74,7 +78,7 @@ def channel_axis(layer: nn.Module) -> int:
 
 
 def layer_out_channels(module: nn.Module) -> int | None:
-    """Output channels of a layer whose layout may be chosen; None for other layers."""
+    """Number of output channels of a layer whose layout may be chosen; None for other layers."""
     if isinstance(module, nn.MultiheadAttention):
         channels: int = module.embed_dim
         return channels
@@ -87,7 +91,7 @@ def layer_out_channels(module: nn.Module) -> int | None:
 
 
 def layer_in_channels(module: nn.Module) -> int:
-    """in_channels, in_features or embed_dim of a layer; 0 without any."""
+    """Number of input channels of a layer (in_channels, in_features, embed_dim); 0 without any."""
     for name in ("in_features", "in_channels", "embed_dim"):
         if isinstance(size := getattr(module, name, None), int):
             return size
@@ -97,18 +101,18 @@ def layer_in_channels(module: nn.Module) -> int:
 def plan_layer(
     module: nn.Module, axes: Axes, scale: Scale, *, keep_output: bool, layout: Layout | None = None
 ) -> LayerPlan:
-    """Plan one leaf.
+    """Plan how one leaf widens.
 
     Args:
         module: the narrow leaf.
-        axes: per axis of the leaf's input, the index map, or None where the axis has not grown;
-            empty where the input is row numbers of a table.
+        axes: for each axis of the leaf's input its index map, or None where the axis has not grown;
+            empty for a table, whose input is row numbers.
         scale: how much wider the network gets.
-        keep_output: whether the number of outputs has to stay (the classifier).
-        layout: the order of the wide outputs; by default copies side by side.
+        keep_output: whether the number of outputs has to stay (as for the classifier).
+        layout: the order of the wide outputs; by default copies are side by side.
 
     Returns:
-        The changes; an empty plan when nothing changes.
+        The leaf's plan, which is empty if nothing changes.
 
     Raises:
         UnsupportedLayerError: when the layer cannot be widened exactly.

@@ -1,4 +1,4 @@
-"""Torch's own multi-head attention, planned as one layer."""
+"""Plan torch's own multi-head attention as one layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpd_cli.widening.plan import Axes, TensorPlan, stack
 def plan_attention(
     module: nn.MultiheadAttention, axes: Axes, scale: Scale, keep_output: bool
 ) -> LayerPlan:
-    """Plan torch's attention, whose heads are copied as a whole.
+    """Plan torch's multi-head attention, whose heads are copied as a whole.
 
     Args:
         module: the narrow layer.

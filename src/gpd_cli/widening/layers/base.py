@@ -1,4 +1,4 @@
-"""The plan of one layer."""
+"""The plan of one layer, and the exception for layers that cannot be widened."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from gpd_cli.widening.plan import IndexMap, TensorPlan
 
 
 class UnsupportedLayerError(Exception):
-    """Why a layer cannot be widened; the caller adds the layer's name."""
+    """A layer cannot be widened; the message is the reason, to which the caller adds the name."""
 
 
 @dataclass
 class LayerPlan:
-    """How one module widens: plans by local tensor name, wide values by attribute name."""
+    """How one module widens.
+
+    Args:
+        tensors: plans of the module's own tensors, by local name.
+        attributes: wide values of the module's attributes, by name.
+    """
 
     tensors: dict[str, TensorPlan] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
 
     def resize(self, module: nn.Module, name: str, map_: IndexMap | None) -> None:
-        """Let an attribute follow the size of a wide axis.
+        """Set an attribute to the size of a wide axis.
 
         Args:
             module: the narrow layer.
-            name: the attribute; layers without this attribute are left alone.
-            map_: index map of the axis, or None where the axis has not grown.
+            name: name of the attribute; for layers without this attribute nothing is done.
+            map_: index map of the axis, or None if the axis has not grown.
         """
         if map_ is not None and hasattr(module, name):
             self.attributes[name] = len(map_)

@@ -1,4 +1,4 @@
-"""Convolutions: plain, grouped, depthwise, transposed, standardized, along channels."""
+"""Plan convolutions: plain, grouped, depthwise, transposed, standardized, along channels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WEIGHT_STANDARDIZED = {
 
 
 def mixes_channels(module: nn.Module) -> bool:
-    """Whether a layer makes new channels: by sums over input channels, or from a table."""
+    """Whether a layer makes new channels, by sums over input channels or from a table."""
     if isinstance(module, _ConvNd):
         return module.in_channels // module.groups > 1 or module.groups == 1
     return isinstance(module, nn.Linear | nn.MultiheadAttention | Table)
@@ -37,7 +37,7 @@ def plan_convolution(
         axes: index maps of the input.
         scale: how much wider the network gets.
         keep_output: whether the number of outputs has to stay.
-        layout: the order of the wide outputs; by default copies side by side.
+        layout: the order of the wide outputs; by default copies are side by side.
 
     Raises:
         UnsupportedLayerError: when the layer cannot be widened exactly.
@@ -48,7 +48,7 @@ def plan_convolution(
         return _along_channels(module, axes[-spatial:])
     out = None if keep_output else outputs(module.out_channels, scale, layout)
     if inputs is None and not mixes_channels(module):
-        return LayerPlan()  # depthwise: the output follows the input
+        return LayerPlan()  # a depthwise convolution widens as its input does, which stays narrow
     if module.groups > 1:
         plan, out = _plan_groups(module, inputs, out, keep_output)
     else:
@@ -65,24 +65,35 @@ def plan_convolution(
 def _plan_groups(
     module: _ConvNd, inputs: IndexMap | None, out: IndexMap | None, keep_output: bool
 ) -> tuple[LayerPlan, IndexMap | None]:
-    """The plan of a grouped convolution and the index map of its outputs."""
+    """Plan a grouped convolution.
+
+    Args:
+        module: the narrow layer.
+        inputs: index map of the inputs, or None.
+        out: wanted index map of the outputs, or None.
+        keep_output: whether the number of outputs has to stay.
+
+    Returns:
+        The plan, and the index map that the outputs get.
+    """
     groups, plan = module.groups, LayerPlan()
     within, width = module.in_channels // groups, module.out_channels // groups
     rest: tuple[None, ...] = (None,) * (module.weight.ndim - 2)
     transposed = isinstance(module, _ConvTransposeNd)
-    # Depthwise layers stay depthwise, unless they have several outputs per channel: the outputs of
-    # one wide channel are neighbours, so that copying channels would not put copies side by side.
+    # A depthwise layer with one output per channel stays depthwise. With several outputs per
+    # channel, the outputs of one wide channel are neighbours, so that copies of the whole channel
+    # would not put the copies of an output side by side.
     depthwise = within == width == 1
     local = None if inputs is None or depthwise else shared_by_groups(inputs, groups)
     if (inputs is None or local is not None) and not transposed:
-        # The same number of groups, each wider: copies lie side by side, so groups stay together.
+        # The number of groups stays, and each is wider: copies side by side are in the same group.
         if out is not None and shared_by_groups(out, groups) is None:
             out = stack(spread(width, len(out) // groups), groups)
         if out is None and local is None:
             return plan, None
         plan.tensors["weight"] = TensorPlan((out, local, *rest), None if local is None else 1)
     else:
-        # More groups, each a copy of a narrow one (depthwise convolutions).
+        # There are more groups, each of them a copy of a narrow group (as in depthwise layers).
         group = None if inputs is None else copied_groups(inputs, within)
         if group is None or inputs is None:
             raise UnsupportedLayerError("its groups do not hold copies of whole groups")
@@ -100,7 +111,12 @@ def _plan_groups(
 
 
 def _along_channels(module: _ConvNd, spatial: Axes) -> LayerPlan:
-    """A convolution that slides along channels (ECA): its taps step over the copies."""
+    """Plan a convolution that slides along channels (ECA), with a dilation that skips copies.
+
+    Args:
+        module: the narrow layer.
+        spatial: index maps of the axes that the convolution slides along.
+    """
     plan = LayerPlan()
     for k, map_ in enumerate(spatial):
         if map_ is None or module.kernel_size[k] == 1:
@@ -119,9 +135,15 @@ def _along_channels(module: _ConvNd, spatial: Axes) -> LayerPlan:
 
 
 def _standardized(module: _ConvNd, plan: LayerPlan, out: IndexMap | None) -> LayerPlan:
-    """Copy kernels that are standardized before use: standardization would undo a division by n.
+    """Change the plan of a convolution that standardizes its kernel before use.
 
-    The gain after the standardized kernel is divided by n instead.
+    Standardization would undo the division of the kernel by the number of copies n. So the kernel
+    is only copied, and the gain that follows the standardization is divided by n instead.
+
+    Args:
+        module: the narrow layer.
+        plan: the plan of the layer as a convolution without standardization.
+        out: index map of the outputs, or None.
     """
     if type(module).__name__ not in _WEIGHT_STANDARDIZED:
         return plan

@@ -1,4 +1,4 @@
-"""Tables whose rows are looked up by number, such as position embeddings in ``nn.Embedding``."""
+"""Plan tables whose rows are looked up by number, such as position embeddings in `nn.Embedding`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ def plan_embedding(
 ) -> LayerPlan:
     """Plan a table, whose columns widen as the outputs of a linear layer do.
 
-    Columns are copied and not divided, since no sum runs over columns. A bag sums, averages or
-    takes the maximum of rows column by column, so that copies stay copies.
+    Columns are copied and not divided, since no sum runs over columns. An ``EmbeddingBag`` sums,
+    averages or takes the maximum of rows column by column, so copies stay copies.
 
     Args:
         module: the narrow table.
-        axes: index maps of the per-row weights of an ``EmbeddingBag``; row numbers do not widen.
+        axes: index maps of an ``EmbeddingBag``'s per_sample_weights, if it gets any; row numbers do
+            not widen.
         scale: how much wider the network gets.
         keep_output: whether the number of columns has to stay.
-        layout: the order of the wide columns; by default copies side by side.
+        layout: the order of the wide columns; by default copies are side by side.
+
+    Raises:
+        UnsupportedLayerError: when the per_sample_weights have widened.
     """
     if any(axes):
         raise UnsupportedLayerError(

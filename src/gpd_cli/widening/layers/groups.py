@@ -1,4 +1,4 @@
-"""Index maps of grouped channels: the same map in every group, or whole groups copied."""
+"""Recognize index maps of grouped channels: the same map in every group, or whole groups copied."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from gpd_cli.widening.plan import IndexMap
 
 
 def shared_by_groups(map_: IndexMap, groups: int) -> IndexMap | None:
-    """The index map within a group, where all groups have the same one; else None."""
+    """The index map within each group, if all groups have the same map; else None.
+
+    Args:
+        map_: index map of all channels.
+        groups: number of groups, in both networks.
+    """
     wide, narrow = len(map_) // groups, map_.narrow // groups
     if len(map_) % groups:
         return None
@@ -18,7 +23,12 @@ def shared_by_groups(map_: IndexMap, groups: int) -> IndexMap | None:
 
 
 def copied_groups(map_: IndexMap, within: int) -> list[int] | None:
-    """The narrow group that each run of ``within`` wide channels copies; None where one is cut."""
+    """The narrow group that each wide group copies, if whole groups are copied; else None.
+
+    Args:
+        map_: index map of all channels.
+        within: number of channels of a group, in both networks.
+    """
     runs = [map_.index[k : k + within] for k in range(0, len(map_), within)]
     for run in runs:
         start = run[0]

@@ -1,4 +1,4 @@
-"""Linear layers, and the plans of any weight ``[O, I, ...]`` and its bias."""
+"""Plan linear layers, and any weight ``[O, I, ...]`` with its bias."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plan_linear(
         axes: index maps of the input.
         scale: how much wider the network gets.
         keep_output: whether the number of outputs has to stay.
-        layout: the order of the wide outputs; by default copies side by side.
+        layout: the order of the wide outputs; by default copies are side by side.
     """
     inputs = axes[-1]
     if inputs is None and any(axes):
@@ -40,14 +40,17 @@ def linear_tensors(
     inputs: IndexMap | None,
     transposed: bool = False,
 ) -> dict[str, TensorPlan]:
-    """Plans of a weight ``[O, I, ...]`` and its bias.
+    """Make the plans of a weight ``[O, I, ...]`` and its bias.
 
     Args:
         ndim: number of axes of the weight.
         has_bias: whether there is a bias.
-        out: index map of the outputs, or None.
-        inputs: index map of the inputs, or None.
+        out: index map of the outputs, or None if they stay.
+        inputs: index map of the inputs, or None if they stay.
         transposed: whether the weight is ``[I, O, ...]``.
+
+    Returns:
+        Plans by name, ``weight`` and ``bias``, for the tensors that widen.
     """
     tensors = {}
     if out is not None or inputs is not None:
@@ -60,13 +63,13 @@ def linear_tensors(
 
 
 def rescaled(layer: LayerPlan, module: nn.Module, inputs: float, outputs: float) -> LayerPlan:
-    """The plan of a weighted sum whose inputs and outputs are multiples of copies.
+    """Adjust the plan of a dense layer whose inputs or outputs are multiples of copies.
 
     Args:
-        layer: the plan for plain copies.
+        layer: the plan of the layer for inputs and outputs that are plain copies.
         module: the narrow layer, with a weight and perhaps a bias.
-        inputs: the multiple of copies that the inputs are.
-        outputs: the multiple of copies that the outputs have to be.
+        inputs: the number that the copies in the inputs are multiplied by.
+        outputs: the number that the copies in the outputs have to be multiplied by.
     """
     if inputs == outputs == 1:
         return layer
@@ -80,5 +83,11 @@ def rescaled(layer: LayerPlan, module: nn.Module, inputs: float, outputs: float)
 
 
 def outputs(size: int, scale: Scale, layout: Layout | None) -> IndexMap | None:
-    """The index map of ``size`` outputs in a layout; without one, copies lie side by side."""
+    """Make the index map of a layer's outputs, or return None if they stay.
+
+    Args:
+        size: narrow number of outputs.
+        scale: how much wider the network gets.
+        layout: the order of the wide outputs; by default copies are side by side.
+    """
     return layout_map(layout or (Segment(size),), scale)

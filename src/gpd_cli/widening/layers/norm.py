@@ -1,4 +1,4 @@
-"""Norms and other layers without channel mixing."""
+"""Plan norms and other layers that do not mix channels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ _SIZES = ("num_features", "num_channels", "num_parameters")
 
 
 def plan_norm(module: nn.Module, axes: Axes) -> LayerPlan:
-    """Plan a layer without channel mixing (norms): its tensors follow the input's copies.
+    """Plan a layer that does not mix channels: its tensors widen as its input does.
 
     Args:
         module: the narrow layer.
         axes: index maps of the input.
 
     Raises:
-        UnsupportedLayerError: when its statistics would count channels or positions unequally.
+        UnsupportedLayerError: when the layer's statistics would weight channels or positions
+            unequally, since they have different numbers of copies.
     """
     plan = LayerPlan()
     if not any(axes):
@@ -45,15 +46,18 @@ def plan_norm(module: nn.Module, axes: Axes) -> LayerPlan:
 
 
 def _plan_trailing_axes(plan: LayerPlan, shape: tuple[int, ...], axes: Axes) -> Axes:
-    """Plan a norm over the last axes; the index maps of the axes that it normalizes over.
+    """Plan a norm over the last axes of its input.
 
     Args:
         plan: the norm's plan, which gets the wide ``normalized_shape``.
         shape: the narrow ``normalized_shape``.
         axes: index maps of the input.
+
+    Returns:
+        The index maps of the axes that the norm normalizes over.
     """
     last = axes[-len(shape) :]
-    # Layers such as LayerNorm2d normalize the channels of [B, C, H, W] by the same rule.
+    # Layers such as LayerNorm2d have a normalized_shape, too, but normalize axis 1 of [B, C, H, W].
     fits = all(map_ is None or map_.narrow == n for map_, n in zip(last, shape, strict=True))
     if len(shape) == 1 and not (fits and last[0] is not None) and len(axes) > 1:
         channels = axes[1]
@@ -68,12 +72,15 @@ def _plan_trailing_axes(plan: LayerPlan, shape: tuple[int, ...], axes: Axes) -> 
 
 
 def _plan_channels(plan: LayerPlan, module: nn.Module, axes: Axes) -> Axes:
-    """Plan a layer with a weight for each channel of ``[B, C, ...]``; the channels' index map.
+    """Plan a layer with a weight for each channel of its input, ``[B, C, ...]``.
 
     Args:
         plan: the layer's plan, which gets the wide number of groups of a group norm.
         module: the narrow layer.
         axes: index maps of the input.
+
+    Returns:
+        The index map of the channels, as the only entry.
     """
     channels = axes[1] if len(axes) > 1 else axes[0]
     others = [map_ for k, map_ in enumerate(axes) if k != 1 and map_ is not None]
@@ -89,7 +96,7 @@ def _plan_channels(plan: LayerPlan, module: nn.Module, axes: Axes) -> Axes:
 def _plan_group_norm(plan: LayerPlan, channels: IndexMap, count: int) -> None:
     local = shared_by_groups(channels, count)
     if local is not None and local.is_uniform:
-        return  # the same number of groups, each wider
+        return  # the number of groups stays, and each group is wider
     groups = copied_groups(channels, channels.narrow // count)
     if groups is None:
         raise UnsupportedLayerError("its groups do not hold equally many copies of each")

@@ -1,4 +1,7 @@
-"""Axes of constants that coincide with axes of activations in a call, by broadcasting or sums."""
+"""Find the axes of constants that are aligned with axes of activations in a call.
+
+Axes are aligned by broadcasting, or because a matrix product sums over them.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ _JOINING = {torch.cat, torch.concat, torch.concatenate}
 
 
 def overlays_operands(function: Callable[..., Any]) -> bool:
-    """Whether a function aligns the axes of its tensors, as element-wise functions do."""
+    """Whether a function aligns axes of its tensors, such as element-wise functions do."""
     return function not in _UNALIGNED
 
 
@@ -60,7 +63,7 @@ def aligned(
     x: Tensor,
     constant: Tensor,
 ) -> dict[int, int]:
-    """The axis of an activation that each axis of a constant is aligned with in a call.
+    """Find the axis of an activation that each axis of a constant is aligned with in a call.
 
     Args:
         function: the function that both are passed to.
@@ -70,7 +73,7 @@ def aligned(
         constant: the constant.
 
     Returns:
-        Per axis of the constant the axis of the activation; axes without one are left out.
+        The activation's axis by the constant's axis; axes that are aligned with none are left out.
     """
     if function in _PRODUCTS:
         return {}
@@ -89,7 +92,7 @@ def aligned(
 def summed(
     function: Callable[..., Any], args: tuple[Any, ...], x: Tensor, constant: Tensor
 ) -> tuple[int, int] | None:
-    """The axes that a matrix product of a constant and an activation sums over.
+    """Find the axes that a matrix product of a constant and an activation sums over.
 
     Args:
         function: the function that both are passed to.
@@ -98,7 +101,7 @@ def summed(
         constant: the constant.
 
     Returns:
-        The axis of the constant and the axis of the activation, or None for other functions.
+        The axis of the constant and that of the activation; None if the call is no such product.
     """
     if function not in _PRODUCTS or len(args) < 2:
         return None

@@ -18,12 +18,12 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute of a module that holds an integer, or one entry of a tuple or list of them.
+    """An attribute of a module that holds an integer, or one entry of a tuple or list of integers.
 
     Args:
         owner: qualified name of the module; empty for the network itself.
         name: name of the attribute.
-        entry: position in the tuple or list; None where the attribute is the integer itself.
+        entry: position in the tuple or list; None if the attribute is the integer itself.
     """
 
     owner: str
@@ -51,14 +51,14 @@ class Operation:
 
 
 Expression = Attribute | Operation | int
-"""The computation of an integer from attributes and plain integers."""
+"""How an integer was computed from attributes and plain integers."""
 
 
 class Number(int):
-    """An integer with the expression that it was computed by.
+    """An integer that remembers the expression that it was computed by.
 
-    Sums, differences, products, quotients and remainders with other integers are instances of
-    `Number` again. All other operations give plain values.
+    Sums, differences, products, integer quotients and remainders with other integers are again
+    instances of `Number`. All other operations return plain values.
 
     Example:
         >>> dim, heads = Attribute("attn", "dim"), Attribute("attn", "num_heads")
@@ -75,7 +75,7 @@ class Number(int):
         number.expression = expression
         return number
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a copy of a module holds plain integers
+    def __reduce__(self) -> tuple[Any, ...]:  # copies of a module hold plain integers
         return int, (int(self),)
 
     def __neg__(self) -> Any:
@@ -112,11 +112,11 @@ def expression_of(value: int) -> Expression:
 
 
 def remember(attribute: Attribute, value: Any) -> Any:
-    """The value of an attribute, with each integer replaced by a `Number`.
+    """Replace each integer in the value of an attribute by a `Number`.
 
     Args:
         attribute: the attribute that holds the value.
-        value: an integer, or a tuple or list of integers; anything else is returned as it is.
+        value: an integer, or a tuple or list of integers; other values are returned unchanged.
     """
     if type(value) is int:
         return Number(value, attribute)
@@ -136,7 +136,7 @@ def attributes_in(expression: Expression) -> Iterator[Attribute]:
 
 
 def evaluate(expression: Expression, values: Mapping[Attribute, int]) -> int | None:
-    """The value of an expression; None for a division by zero.
+    """Compute the value of an expression; None for a division by zero.
 
     Args:
         expression: the expression.
@@ -160,7 +160,7 @@ def evaluate(expression: Expression, values: Mapping[Attribute, int]) -> int | N
 def invert(
     expression: Expression, wanted: int, attribute: Attribute, values: Mapping[Attribute, int]
 ) -> int | None:
-    """The value of an attribute at which an expression has a wanted value.
+    """Find the value of an attribute for which an expression has a wanted value.
 
     Args:
         expression: an expression in which the attribute occurs once.
@@ -169,8 +169,8 @@ def invert(
         values: the values of all other attributes in the expression.
 
     Returns:
-        The attribute's value, or None where no integer fits. Quotients are assumed to leave no
-        remainder.
+        The attribute's value, or None if no integer is found. Integer quotients are assumed to
+        leave no remainder.
 
     Example:
         >>> heads, width = Attribute("attn", "num_heads"), Attribute("attn", "dim")
@@ -196,7 +196,14 @@ def invert(
 
 
 def _inverse(sign: str, wanted: int, known: int, unknown_is_left: bool) -> int | None:
-    """The unknown operand of an operation with a wanted result and a known other operand."""
+    """Find the unknown operand of an operation, or None.
+
+    Args:
+        sign: sign of the operation.
+        wanted: the wanted result of the operation.
+        known: the other operand.
+        unknown_is_left: whether the unknown operand is the left one.
+    """
     if sign == "+":
         return wanted - known
     if sign == "-":
@@ -211,7 +218,7 @@ def _inverse(sign: str, wanted: int, known: int, unknown_is_left: bool) -> int |
 
 
 def text(expression: Expression) -> str:
-    """An expression as code in ``forward``, such as ``self.dim // self.num_heads``.
+    """Write an expression as code in ``forward``, such as ``self.dim // self.num_heads``.
 
     Args:
         expression: the expression; its attributes are named without their modules.

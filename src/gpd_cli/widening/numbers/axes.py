@@ -1,4 +1,7 @@
-"""Copies along axes that are reshaped or cut: pure functions of shapes and index maps."""
+"""Find sizes and index maps of wide axes that are reshaped or cut.
+
+These are pure functions of shapes and index maps.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,22 @@ def reshaped(
     maps: Callable[[], Axes],
     given: Sequence[int] | None = None,
 ) -> list[int] | None:
-    """The wide sizes of a reshaped tensor.
+    """Find the wide sizes of a reshaped tensor.
 
     Args:
-        old: the narrow shape before.
-        new: the narrow shape after.
-        wide: the wide shape before.
-        maps: returns per axis before the reshape the index map, or None where the axis keeps its
-            size; called only where an axis that has grown is taken apart.
-        given: the sizes that the code asks for, -1 for a size left open. They decide which of
-            several axes grows: the first choice is an axis of size 1 that is left open, then a
-            count of heads, then an axis whose size is left open or comes from another attribute,
-            and last an axis whose size is a literal. Among equals the outermost axis grows.
+        old: the narrow shape before the reshape.
+        new: the narrow shape after the reshape.
+        wide: the wide shape before the reshape.
+        maps: function that returns the index map of each axis before the reshape, or None for axes
+            that keep their size; it is called only if an axis that has grown is taken apart.
+        given: the sizes that the code asks for, with -1 for sizes left open. They decide which of
+            several possible axes grows: the first choice is an axis of size 1 that is left open,
+            then a number of heads, then an axis whose size is left open or comes from another
+            attribute, and last an axis whose size is a literal. Among equals, the outermost grows.
 
     Returns:
-        One size for each axis of the new shape, or None where the copies do not lie along axes
-        of the new shape.
+        One size for each axis of the new shape, or None if the copies do not lie along axes of the
+        new shape.
 
     Example:
         >>> from gpd_cli.widening.plan import spread
@@ -64,15 +67,15 @@ def reshaped(
 
 
 def cut(map_: IndexMap, sizes: Sequence[int]) -> list[IndexMap] | None:
-    """The index maps of the pieces of an axis that is cut into pieces.
+    """Find the index maps of the pieces into which an axis is cut.
 
     Args:
         map_: the index map of the axis.
-        sizes: narrow sizes of the pieces, from the axis's first position on.
+        sizes: narrow sizes of the pieces, in order from the start of the axis.
 
     Returns:
-        One map for each piece, or None where the wide axis is not a sequence of the pieces' copies
-        in the order of the pieces.
+        One map for each piece, or None if the wide axis does not consist of the copies of the first
+        piece, then the copies of the second piece, and so on.
 
     Example:
         >>> from gpd_cli.widening.plan import spread
@@ -95,12 +98,15 @@ def cut(map_: IndexMap, sizes: Sequence[int]) -> list[IndexMap] | None:
 def _groups(
     old: Sequence[int], new: Sequence[int], counts: Collection[int] = ()
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Smallest groups of axes before and after a reshape that hold the same elements.
+    """Group the axes before and after a reshape into the smallest groups of the same elements.
 
     Args:
-        old: the shape before.
-        new: the shape after.
-        counts: the axes of the new shape that count heads.
+        old: the shape before the reshape.
+        new: the shape after the reshape.
+        counts: numbers of the axes of the new shape whose size is a number of heads.
+
+    Yields:
+        For each group, the numbers of the axes before the reshape, and of those after it.
     """
     i = j = 0
     while i < len(old) or j < len(new):
@@ -109,8 +115,8 @@ def _groups(
             raise ValueError(f"{list(old)} and {list(new)} hold different numbers of elements")
         before, after = [*range(i, end[0])], [*range(j, end[1])]
         i, j = end
-        # New axes of one element belong to the axis before them, but a single head to the axis
-        # after it, where there is one; so do old axes of one element.
+        # A new axis of size 1 belongs to the axis before it, as does an old one at the end. But a
+        # single head belongs to the axis after it, if there is one.
         while (
             j < len(new)
             and new[j] == 1
@@ -123,16 +129,17 @@ def _groups(
 
 
 def group_end(old: Sequence[int], new: Sequence[int], i: int, j: int) -> tuple[int, int] | None:
-    """Where the next group of axes ends that hold the same elements before and after a reshape.
+    """Find the end of the next smallest group of axes with the same elements before and after.
 
     Args:
-        old: the shape before.
-        new: the shape after.
-        i: the group's first axis of the shape before.
-        j: the group's first axis of the shape after.
+        old: the shape before a reshape.
+        new: the shape after the reshape.
+        i: number of the group's first axis before the reshape.
+        j: number of the group's first axis after the reshape.
 
     Returns:
-        The ends of the smallest such group, or None where there is no further one.
+        For both shapes the number of the axis after the group's last one, or None if there is no
+        further group.
 
     Example:
         >>> group_end((4, 6), (4, 2, 3), 1, 1)
@@ -151,7 +158,12 @@ def group_end(old: Sequence[int], new: Sequence[int], i: int, j: int) -> tuple[i
 
 
 def _merge(maps: Axes, sizes: Sequence[int]) -> IndexMap:
-    """The index map of several axes that are flattened into one."""
+    """Make the index map of several axes that are flattened into one.
+
+    Args:
+        maps: the index map of each axis, or None for axes that keep their size.
+        sizes: narrow sizes of the axes.
+    """
     flat = torch.zeros(1, dtype=torch.int64)
     for map_, size in zip(maps, sizes, strict=True):
         index = torch.arange(size) if map_ is None else map_.tensor
@@ -162,10 +174,15 @@ def _merge(maps: Axes, sizes: Sequence[int]) -> IndexMap:
 def _take_apart(
     merged: IndexMap, sizes: Sequence[int], asked: Sequence[int]
 ) -> tuple[int, ...] | None:
-    """The wide sizes of the axes into which an axis is unflattened.
+    """Find the wide sizes of the axes into which an axis is unflattened, or None.
 
-    Copies lie along one or two of these axes. Parts that were laid end to end may each have an
-    order of their own: then one axis grows, by index maps that vary along the other axes.
+    Copies lie along one or two of these axes. If parts that were laid end to end have different
+    orders of their copies, one axis grows, by index maps that vary along the other axes.
+
+    Args:
+        merged: index map of the axis that is unflattened.
+        sizes: narrow sizes of the new axes.
+        asked: the sizes that the code asks for, with -1 for sizes left open.
     """
     candidates = sorted(
         _wide_sizes(sizes, len(merged)),
@@ -190,16 +207,31 @@ def _is_count(asked: int) -> bool:
 
 
 def _rank(size: int, asked: int) -> int:
-    """How unlikely it is that an axis grows, judged by the size that the code asks for."""
+    """How unlikely it is that an axis grows, judged by the size that the code asks for.
+
+    Args:
+        size: narrow size of the axis.
+        asked: the size that the code asks for; -1 for a size left open.
+
+    Returns:
+        A rank from 0 (likeliest) to 3.
+    """
     if isinstance(asked, Number):
         return 1 if _is_count(asked) else 2
     if asked == -1:
-        return 0 if size == 1 else 2  # an open size of 1 makes room for copies
-    return 3  # a literal in the code, or the size of another tensor
+        return 0 if size == 1 else 2  # an axis of size 1 that is left open has room for copies
+    return 3  # the size is a literal in the code, or the size of another tensor
 
 
 def _is_apart(merged: IndexMap, sizes: Sequence[int], wide: Sequence[int], grown: int) -> bool:
-    """Whether copies lie along axis `grown` only, by maps that may differ along the other axes."""
+    """Whether copies lie along one axis only, by index maps that may vary along the other axes.
+
+    Args:
+        merged: index map of the axis that is unflattened.
+        sizes: narrow sizes of the new axes.
+        wide: wide sizes of the new axes.
+        grown: number of the axis along which the copies lie.
+    """
     digits = torch.stack(torch.unravel_index(merged.tensor.reshape(*wide), tuple(sizes)))
     for k, size in enumerate(sizes):
         own = torch.arange(size).reshape([-1 if axis == k else 1 for axis in range(len(sizes))])
@@ -213,7 +245,12 @@ def _is_apart(merged: IndexMap, sizes: Sequence[int], wide: Sequence[int], grown
 
 
 def _wide_sizes(sizes: Sequence[int], total: int) -> Iterator[tuple[int, ...]]:
-    """Candidates for wide sizes of axes: their product is ``total``, and one or two axes grow."""
+    """Generate candidates for wide sizes of axes, of which one or two grow.
+
+    Args:
+        sizes: narrow sizes of the axes.
+        total: product of the wide sizes.
+    """
     narrow = prod(sizes)
     if total == narrow:
         yield tuple(sizes)
@@ -231,7 +268,13 @@ def _wide_sizes(sizes: Sequence[int], total: int) -> Iterator[tuple[int, ...]]:
 
 
 def _is_separable(merged: IndexMap, sizes: Sequence[int], wide: Sequence[int]) -> bool:
-    """Whether each axis has one index map, which holds at all positions along the other axes."""
+    """Whether each axis has one index map, which is the same at all positions of the other axes.
+
+    Args:
+        merged: index map of the axis that is unflattened.
+        sizes: narrow sizes of the new axes.
+        wide: wide sizes of the new axes.
+    """
     digits = torch.stack(torch.unravel_index(merged.tensor.reshape(*wide), tuple(sizes)))
     for k, size in enumerate(sizes):
         digit = digits[k].movedim(k, 0).flatten(1)

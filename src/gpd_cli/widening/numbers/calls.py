@@ -1,8 +1,8 @@
-"""Calls whose numbers have to follow the copies, made with the numbers of the wide network.
+"""Replace the numbers in calls such as ``reshape`` or ``split`` by numbers that fit wide tensors.
 
-A container's own code passes narrow numbers to ``reshape``, ``split`` or ``expand``, as long as it
-is unknown which of the container's attributes widen. Each of these calls is therefore made with
-numbers that fit the copies in its wide input, and each such number is noted as an equation.
+As long as it is unknown which attributes of a container widen, the container's code passes narrow
+numbers to these functions. `follow` therefore replaces each of them by a number that fits the
+copies in the call's wide input, and notes an equation for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INDEXES = {Tensor.__getitem__}
 EXPANDS = {Tensor.expand, Tensor.broadcast_to, torch.broadcast_to}
 NORMS = {F.layer_norm, F.rms_norm}
 
-_PIECES = (  # names of the argument of a split that says how many pieces, or of what sizes
+_PIECES = (  # names of the argument that tells the number or the sizes of a split's pieces
     *("split_size_or_sections", "split_size", "split_sizes", "chunks"),
     *("sections", "indices", "indices_or_sections", "tensor_indices_or_sections"),
 )
@@ -57,7 +57,7 @@ class Call:
         return self.args[0] if self.args else self.kwargs.get("input")
 
     def argument(self, position: int, *names: str) -> Any:
-        """The argument at a position or under one of some names; None where it is not given."""
+        """The argument at a position or under one of some names; None if it is not given."""
         if position < len(self.args):
             return self.args[position]
         return next((self.kwargs[name] for name in names if name in self.kwargs), None)
@@ -65,22 +65,26 @@ class Call:
     @property
     def is_numbered(self) -> bool:
         """Whether the call's numbers may have to follow the copies in its input."""
-        # A view with a type reads the same bits as numbers of another type.
+        # A view with a dtype has no sizes: it reads the same bits as numbers of another dtype.
         given = (*self.args[1:2], *self.kwargs.values())
         return self.function in NUMBERED and not any(isinstance(v, torch.dtype) for v in given)
 
     def numbers(self, *names: str) -> list[int]:
-        """The sizes after the first argument, given one by one or as a tuple."""
+        """The sizes after the call's first argument, which are given one by one or as a tuple.
+
+        Args:
+            names: names under which the sizes may be given as a keyword argument.
+        """
         rest = self.args[1:] or tuple(self.kwargs[n] for n in names if n in self.kwargs)
         if len(rest) == 1 and isinstance(rest[0], tuple | list):
             rest = tuple(rest[0])
         return list(rest)
 
     def asked(self, ndim: int) -> list[int]:
-        """The sizes in the call of a reshape, -1 for sizes that the call leaves open.
+        """The sizes that the call of a reshape asks for, with -1 for sizes that it leaves open.
 
         Args:
-            ndim: number of axes of the result; ``unflatten`` gives sizes for a few axes only.
+            ndim: number of axes of the result; ``unflatten`` asks for sizes of some axes only.
         """
         if self.function not in UNFLATTENS:
             return self.numbers("shape", "size")
@@ -90,19 +94,19 @@ class Call:
 
 
 class Unfollowed(Exception):  # noqa: N818 - an outcome, not an error
-    """A call does not fit the copies in its input; the message says why."""
+    """No numbers make a call fit the copies in its input; the message is the reason."""
 
 
 def follow(
     call: Call, axes: Callable[[], Axes], old: Sequence[int], new: Any, equations: list[Equation]
 ) -> Call:
-    """A call with the numbers that fit the copies in its wide input.
+    """Replace the numbers in a call by those that fit the copies in its wide input.
 
     Args:
-        call: one of the functions in ``NUMBERED``, with a wide tensor and any numbers.
-        axes: returns the index maps of the wide tensor.
-        old: narrow shape of the tensor.
-        new: narrow shape of the call's result, or a list of shapes.
+        call: a call of one of the functions in `NUMBERED`, with a wide tensor and any numbers.
+        axes: function that returns the index maps of the wide tensor.
+        old: shape of the same tensor in the student.
+        new: shape of the call's result in the student, or a list of shapes.
         equations: list to which an equation is added for each number.
 
     Returns:
@@ -115,7 +119,7 @@ def follow(
     if function in RESHAPES or function in UNFLATTENS:
         return _follow_reshape(call, axes, old, new, equations)
     if tuple(x.shape) == tuple(old):
-        return call  # nothing has grown: the numbers stay
+        return call  # nothing has grown, so the numbers stay
     return _follow_widened(call, axes(), old, new, equations)
 
 
@@ -148,13 +152,14 @@ def _note(equations: list[Equation], given: Any, wanted: int) -> None:
 
 
 def _note_position(equations: list[Equation], given: Any, wanted: int, size: int) -> None:
-    """Note the equation of a position, which code may count from the end of the axis.
+    """Note the equation of a position on an axis, which code may count from the end of the axis.
 
     Args:
         equations: list to which the equation is added.
         given: the position in the code.
         wanted: the wide position, counted from the start.
-        size: wide size of the axis. A position beyond it means its end, in both networks.
+        size: wide size of the axis. Positions beyond the axis stand for its end in both networks,
+            and need no equation.
     """
     if -size <= given <= size:
         _note(equations, given, wanted - size if given < 0 else wanted)
@@ -218,7 +223,14 @@ def _follow_split(
 
 
 def _follow_index(index: Any, axes: Axes, old: Sequence[int], equations: Any) -> Any:
-    """An index whose slices and positions follow the copies."""
+    """Replace the slices in an index by those that fit the copies.
+
+    Args:
+        index: the index in the code.
+        axes: index maps of the tensor's axes.
+        old: narrow shape of the tensor.
+        equations: list to which an equation is added for each number.
+    """
     parts = index if isinstance(index, tuple) else (index,)
     taken = sum(1 for p in parts if p is not None and p is not Ellipsis and not isinstance(p, bool))
     axis, followed = 0, list[Any]()
@@ -241,11 +253,11 @@ def _follow_index(index: Any, axes: Axes, old: Sequence[int], equations: Any) ->
 
 
 def _follow_slice(part: slice, map_: IndexMap, size: int, equations: list[Equation]) -> slice:
-    """A slice that takes the copies of the channels that it takes in the student.
+    """Replace a slice by the slice of the copies of the channels that it takes in the student.
 
     Args:
         part: the slice in the code.
-        map_: index map of its axis.
+        map_: index map of the axis.
         size: narrow size of the axis.
         equations: list to which an equation is added for each end that the code gives.
     """
@@ -254,15 +266,26 @@ def _follow_slice(part: slice, map_: IndexMap, size: int, equations: list[Equati
         return slice(*_range(map_, start, stop, equations, part.start, part.stop))
     if start >= abs(step) or part.stop is not None:
         raise Unfollowed(f"it takes channels {start} to {stop} in steps of {step}")
-    # The slice takes one of every few neighbours: right where the neighbours are copied together,
-    # which the check of later inputs decides.
+    # The slice takes one of every few neighbours. This is right if the neighbours are copied
+    # together; if not, the inputs of later modules will not match.
     return part
 
 
 def _range(
     map_: IndexMap, start: int, stop: int, equations: list[Equation], *given: Any
 ) -> tuple[int, int]:
-    """The wide positions of a range of channels, with an equation for each given end."""
+    """Find the wide positions of a range of channels, and note their equations.
+
+    Args:
+        map_: index map of the axis.
+        start: first narrow position.
+        stop: narrow position after the last one.
+        equations: list to which an equation is added for each number in `given`.
+        given: the numbers in the code for start and stop; None for one that the code leaves out.
+
+    Returns:
+        The first wide position, and the wide position after the last one.
+    """
     pieces = cut(map_, [start, stop - start, map_.narrow - stop])
     if pieces is None:
         raise Unfollowed(f"it takes channels {start} to {stop - 1} across their copies")

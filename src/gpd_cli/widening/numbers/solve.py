@@ -1,4 +1,4 @@
-"""Solve for the attributes that have to change, from the numbers that wide calls need."""
+"""Solve for the attributes that have to change, so that code computes the wanted numbers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from gpd_cli.widening.numbers.arithmetic import (
 )
 from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES
 
-_MOST_STEPS = 500  # of the search; the equations of one container are a handful
+_MOST_STEPS = 500  # most steps of the search; one container has only a few equations
 
 
 class Unsolvable(Exception):  # noqa: N818 - an outcome, not an error
-    """No values of the attributes give the wanted numbers; the message names one such number."""
+    """No values of the attributes satisfy the equations; the message names a number in the way."""
 
 
 @dataclass(frozen=True)
 class Equation:
-    """A number in a call, and its value in the wide network.
+    """A number in the code of a container, and the value that it has to have in the wide network.
 
     Args:
-        expression: how the code computed it.
-        wanted: the wide value.
-        given: the narrow value.
+        expression: how the code computed the number.
+        wanted: the number's value in the wide network.
+        given: the number's value in the student.
     """
 
     expression: Expression
@@ -47,14 +47,15 @@ def solve(
     Args:
         equations: the equations of one container.
         values: the present values of all attributes in the equations.
-        fixed: attributes that cannot change: those of layers, which follow from their tensors.
+        fixed: attributes that cannot change, such as layers' attributes, which follow from the
+            layers' tensors.
 
     Returns:
-        The attributes that change, with their new values; as few as the search finds.
+        The new values of the attributes that change, the first solution of the search.
 
     Raises:
-        Unsolvable: when no values that satisfy all equations are found; the message names the
-            number in the way, or says that the search was given up.
+        Unsolvable: when no solution is found; the message names the number in the way, or says that
+            the search was given up.
 
     Example:
         >>> from gpd_cli.widening.numbers.arithmetic import Operation
@@ -75,7 +76,7 @@ def solve(
             return changed
         if steps > _MOST_STEPS:
             return None
-        # The equation with the fewest unknowns leaves the least to be guessed.
+        # The equation with the fewest unknowns comes first, since it leaves the fewest choices.
         equation = min(broken, key=lambda e: len(_unknowns(e, changed, fixed)))
         for attribute in _unknowns(equation, changed, fixed):
             value = invert(equation.expression, equation.wanted, attribute, now)
@@ -94,7 +95,7 @@ def solve(
 def _unknowns(
     equation: Equation, changed: Collection[Attribute], fixed: Collection[Attribute]
 ) -> list[Attribute]:
-    """Attributes of an equation that may still change, counts (of heads) first."""
+    """Attributes of an equation that may still change, those with names of head counts first."""
     found = dict.fromkeys(attributes_in(equation.expression))
     unknown = [a for a in found if a not in changed and a not in fixed]
     return sorted(unknown, key=lambda attribute: attribute.name not in HEAD_COUNT_NAMES)
@@ -106,7 +107,7 @@ def _reason(
     fixed: Collection[Attribute],
     was_given_up: bool,
 ) -> str:
-    """The reason why no solution of the equations was found, as a clause for a message."""
+    """The reason why no solution of the equations was found, as a clause of an error message."""
     for equation in equations:
         for other in equations:
             if other.expression == equation.expression and other.wanted > equation.wanted:
@@ -127,7 +128,7 @@ def _reason(
 
 
 def _shown(equation: Equation) -> str:
-    """The number of an equation with its narrow value, for a message."""
+    """The expression of an equation with its narrow value, for error messages."""
     if isinstance(equation.expression, int):
         return f"the {equation.given} that its code computes"
     return f"{text(equation.expression)} = {equation.given}"

@@ -1,4 +1,4 @@
-"""How code takes an axis apart: reshapes, splits and shuffles, as factors and segments."""
+"""Splits: how code takes an axis of channels apart, by reshapes, cuts and shuffles."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gpd_cli.widening.numbers.calls import CHUNKS, RESHAPES, SPLITS, UNFLATTENS,
 
 @dataclass(frozen=True)
 class Split:
-    """An axis that was taken apart, into factors or into segments.
+    """An axis that was taken apart, into factors (by a reshape) or into segments (by a cut).
 
     Args:
         size: size of the axis.
         factors: sizes of the axes that the axis was reshaped into, outermost first.
         segments: sizes of the pieces that the axis was cut into.
-        layer: whether a grouped layer takes the axis apart, and not code.
-        names: per factor the attribute or expression that the code computes it from, or None.
+        layer: whether a grouped layer takes the axis apart, instead of code.
+        names: for each factor the attribute or expression that the code computes it from, or None.
     """
 
     size: int
@@ -36,7 +36,7 @@ class Split:
 
     @property
     def heads(self) -> int | None:
-        """Position of the factor that counts heads, judged by names: heads grow before widths."""
+        """Position of the factor that is the number of heads, judged by names; None if unknown."""
         for k, name in enumerate(self.names):
             if name in HEAD_COUNT_NAMES:
                 return k
@@ -46,7 +46,11 @@ class Split:
         return None
 
     def may_count(self, factor: int) -> bool:
-        """Whether a factor may be a number of heads, as far as its name says."""
+        """Whether a factor may be a number of heads, judged by its name.
+
+        Args:
+            factor: position of the factor.
+        """
         name = self.names[factor] if self.names else None
         return name is None or name in HEAD_COUNT_NAMES
 
@@ -54,7 +58,7 @@ class Split:
 def splits_of(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> list[Split]:
-    """The axes that a call took apart.
+    """Find the axes that a call has taken apart, and how.
 
     Args:
         func: a torch function.
@@ -92,14 +96,14 @@ def _name(size: Any) -> str | None:
 def factorizations(
     old: Sequence[int], new: Sequence[int]
 ) -> Iterator[tuple[int, tuple[int, ...], int]]:
-    """Axes of a shape that become several axes in another shape of as many elements.
+    """Find the axes that a reshape takes apart into several axes.
 
     Args:
-        old: the shape before.
-        new: the shape after.
+        old: the shape before the reshape.
+        new: the shape after the reshape, of as many elements.
 
     Yields:
-        Size of the axis, its factors, and the position of the first factor in ``new``.
+        For each such axis its size, its factors, and the position of the first factor in ``new``.
     """
     i = j = 0
     while i < len(old) and j < len(new):
@@ -113,5 +117,5 @@ def factorizations(
         if len([s for s in sources if s > 1]) == 1:
             yield max(sources), tuple(targets), j - len(targets)
         elif sources[-1] > targets[-1] > 1 and sources[-1] % targets[-1] == 0:
-            # The outer factor joined the axis before: heads that join the batch.
+            # The outer factor is merged into the axis before it, as when heads join the batch.
             yield sources[-1], (sources[-1] // targets[-1], targets[-1]), j - 2

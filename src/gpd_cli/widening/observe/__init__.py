@@ -1,1 +1,4 @@
-"""The recording of one run of the student: layers, attribute reads, calls, constants."""
+"""Record a run of the student: its layers, attribute reads, calls and constants.
+
+`record` makes the run and returns a `Recording`.
+"""

@@ -1,4 +1,4 @@
-"""Tensors that do not depend on the images, with the parameters and buffers behind them."""
+"""Constants: tensors that do not depend on the images, and the parameters that they come from."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from gpd_cli.widening.running.tracing import all_tensors_in
 
 
 class Constants:
-    """Tensors computed without the images: tokens, tables, masks, position embeddings."""
+    """The tensors that are computed without the images: tokens, tables, masks, position embeddings.
+
+    For each of them, the names of the parameters and buffers that it was computed from are known.
+    """
 
     def __init__(self) -> None:
-        # Each tensor is kept, so that its id is not used again.
+        # Each tensor is kept, so that no other tensor gets its id.
         self._known: dict[int, tuple[Tensor, frozenset[str]]] = {}
 
     def add(self, tensor: Tensor, names: Iterable[str]) -> None:
@@ -28,12 +31,12 @@ class Constants:
         self._known[id(tensor)] = (tensor, frozenset(names))
 
     def names(self, tensor: Tensor) -> frozenset[str] | None:
-        """Parameters and buffers behind a constant; None for a tensor that is no constant."""
+        """Names of the parameters and buffers that a constant comes from; None for no constant."""
         known = self._known.get(id(tensor))
         return None if known is None else known[1]
 
     def derive(self, arguments: Any, result: Any) -> None:
-        """Note the result of a function as constant, if all its tensor arguments are.
+        """Note the result of a function as a constant, if all its tensor arguments are constants.
 
         Args:
             arguments: the function's arguments, nested in tuples, lists and dictionaries.
@@ -50,18 +53,19 @@ class Constants:
 
 
 def source_axes(derived: Tensor, axis: int, source: Tensor) -> dict[int, int]:
-    """The axes of a parameter that become a given axis of a tensor computed from the parameter.
+    """Find the axes of a parameter that become a given axis of a tensor computed from it.
 
-    Two gradients are compared: weighted by the position along the derived axis, and unweighted.
-    Where an element of the parameter reaches a single position, their quotient is this position.
+    Two gradients with respect to the parameter are compared: one weighted by the position along the
+    axis of the computed tensor, and one unweighted. If an element of the parameter reaches a single
+    position only, the quotient of the two is this position.
 
     Args:
         derived: a tensor that was computed from the parameter, with its graph.
-        axis: the axis of the derived tensor.
+        axis: number of an axis of this tensor.
         source: the parameter.
 
     Returns:
-        Per such axis of the parameter, the position on the derived axis where it begins.
+        For each such axis of the parameter, the position where it begins on the given axis.
 
     Example:
         >>> table = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
@@ -82,7 +86,7 @@ def source_axes(derived: Tensor, axis: int, source: Tensor) -> dict[int, int]:
     )
     if plain is None or weighted is None:
         return {}
-    found = (weighted / plain).detach()  # not a number where an element is not used
+    found = (weighted / plain).detach()  # NaN for elements of the parameter that are not used
     return {
         k: offset
         for k in range(source.ndim)
@@ -91,7 +95,12 @@ def source_axes(derived: Tensor, axis: int, source: Tensor) -> dict[int, int]:
 
 
 def _offset(positions: Tensor, size: int) -> int | None:
-    """The position of row 0, if the rows of a matrix hold consecutive positions; else None."""
+    """The position in row 0, if each row holds the next position after the row before; else None.
+
+    Args:
+        positions: the positions, ``[rows, columns]``; those that are not finite are left out.
+        size: size of the axis of the positions.
+    """
     first = (positions - torch.arange(len(positions), dtype=positions.dtype)[:, None]).flatten()
     first = first[first.isfinite()]
     if len(positions) < 2 or not len(first):

@@ -1,4 +1,7 @@
-"""Events: the calls in a container's own code that may have to follow the copies."""
+"""Events: calls in a container's code that may need other numbers or constants in the wide network.
+
+Such numbers and constants are said to follow the copies.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ class Event:
     """A call in a container's own code whose numbers or constants may have to follow the copies.
 
     Args:
-        function: the torch function.
-        tensors: the floating-point arguments: copies of activations, and the constants themselves,
-            with their graph.
-        result: the shape of the result, or a list of shapes where the result is several tensors.
+        function: the torch function that was called.
+        tensors: the floating-point arguments: copies of the activations, and the constants
+            themselves with their graph.
+        result: the shape of the result, or a list of shapes if the result is several tensors.
     """
 
     function: Any
@@ -30,7 +33,14 @@ class Event:
 
 
 def is_event(func: Any, args: Any, kwargs: Any, constants: Constants) -> bool:
-    """Whether the numbers or the constants of a call may have to follow the copies."""
+    """Whether the numbers or the constants of a call may have to follow the copies.
+
+    Args:
+        func: the torch function.
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+        constants: the constants known so far.
+    """
     if func in NUMBERED:
         return Call(func, args, kwargs).is_numbered
     if not overlays_operands(func):
@@ -51,7 +61,7 @@ def shapes(result: Any) -> Any:
 
 
 def takes_a_part(call: Call) -> bool:
-    """Whether an index may select some of the channels."""
+    """Whether the index in a call may select only some of the channels."""
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     return any(
         (isinstance(p, slice) and p != slice(None)) or (type(p) is not bool and isinstance(p, int))

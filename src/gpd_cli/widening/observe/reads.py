@@ -9,17 +9,17 @@ from typing import Any
 from torch import Tensor, nn
 
 Reader = Callable[[str, str, Any], Any]
-"""A function of module name, attribute name and value; the code gets the value it returns."""
+"""A function of module name, attribute name and value; the code gets what this function returns."""
 
 
 @contextmanager
 def reading(network: nn.Module, number: Reader, tensor: Reader) -> Iterator[None]:
-    """Pass every attribute read of a network's modules through a function, within this context.
+    """Within this context, pass all attributes that are read on modules through a function.
 
     Args:
         network: the network.
-        number: called with integers, floats, tuples and lists.
-        tensor: called with parameters and buffers.
+        number: function for integers, floats, tuples and lists.
+        tensor: function for parameters and buffers.
     """
     classes = {module: type(module) for module in network.modules()}
     for name, module in network.named_modules():
@@ -32,7 +32,14 @@ def reading(network: nn.Module, number: Reader, tensor: Reader) -> Iterator[None
 
 
 def _reading(cls: type, owner: str, number: Reader, tensor: Reader) -> type:
-    """A subclass whose attribute reads pass through the two functions."""
+    """Make a subclass of a module's class whose attribute reads pass through two functions.
+
+    Args:
+        cls: the module's class.
+        owner: name of the module.
+        number: function for integers, floats, tuples and lists.
+        tensor: function for parameters and buffers.
+    """
 
     def get(self: Any, name: str) -> Any:
         value = cls.__getattribute__(self, name)  # type: ignore[call-arg]

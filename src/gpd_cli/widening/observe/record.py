@@ -1,4 +1,4 @@
-"""Run the student once, and fill the recording."""
+"""Run the student once on the probe batch, and record what the search needs."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _ELEMENTWISE = {
 
 
 def record(network: nn.Module, images: Tensor) -> Recording:
-    """Run a network on a probe batch.
+    """Run a network on a probe batch, and record the run.
 
     Args:
-        network: the student, float64, in eval mode.
+        network: the student, in float64 and eval mode.
         images: the probe batch, ``[B, C, H, W]``.
 
     Returns:
@@ -54,7 +54,8 @@ def record(network: nn.Module, images: Tensor) -> Recording:
 
     Raises:
         ForwardError: when the network does not run on the images.
-        ExpansionError: when a backward pass would run a part again in a pass of its own.
+        ExpansionError: when a part would run again in a backward pass of its own (reentrant
+            gradient checkpointing).
     """
     position = Position(network, is_leaf)
     recorder = _Recorder(network, position)
@@ -80,11 +81,11 @@ class _Leaf:
     """What is known of a leaf before it runs.
 
     Args:
-        name: its name.
-        out_channels: its number of output channels; None where these follow the input channels.
-        in_channels: its number of input channels.
-        is_dense: whether it is a plain weighted sum over all input channels.
-        split: how it takes its input channels apart into groups, if it does.
+        name: name of the leaf.
+        out_channels: number of output channels; None if they widen as the input channels do.
+        in_channels: number of input channels.
+        is_dense: whether the leaf is a dense layer, a plain weighted sum over all input channels.
+        split: for a grouped layer, how it takes its input channels apart into groups.
     """
 
     name: str
@@ -95,7 +96,12 @@ class _Leaf:
 
 
 class _Recorder(Tracer):
-    """Fills a recording while the network runs."""
+    """Fills a recording while the network runs.
+
+    Args:
+        network: the student.
+        position: keeps track of the modules that are running.
+    """
 
     def __init__(self, network: nn.Module, position: Position) -> None:
         super().__init__()
@@ -109,13 +115,14 @@ class _Recorder(Tracer):
         self._sums: list[Any] = []
         self._copies: dict[Any, tuple[Tensor, Tensor]] = {}
         self._constants = Constants()
-        # Tensors that a forward replaces are no state: the wide network computes them again.
+        # A tensor that a forward replaces is no state: the wide network computes it again.
         self._own = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
 
     def hooks(self, network: nn.Module) -> Iterator[Any]:
         """Register hooks that record each module's inputs and outputs."""
         for name, module in network.named_modules():
-            # Looked up now: reads by hooks would count as reads by the surrounding module.
+            # Attributes are read now, since reads in hooks would count as reads by the code of the
+            # surrounding module.
             if is_leaf(module):
                 leaf = _Leaf(
                     name,
@@ -161,7 +168,16 @@ class _Recorder(Tracer):
 
     @own_errors()
     def number(self, owner: str, name: str, value: Any) -> Any:
-        """Note an attribute that a container's own code reads."""
+        """Note a number that a container's own code reads from an attribute.
+
+        Args:
+            owner: name of the module that has the attribute.
+            name: name of the attribute.
+            value: the attribute's value.
+
+        Returns:
+            The value for the code, which remembers the attribute through arithmetic.
+        """
         container = self._position.container
         if container is None or name.startswith("__"):
             return value
@@ -172,7 +188,13 @@ class _Recorder(Tracer):
 
     @own_errors()
     def tensor(self, owner: str, name: str, value: Tensor) -> Tensor:
-        """Note a parameter or buffer that a container's own code reads."""
+        """Note a parameter or buffer that a container's own code reads.
+
+        Args:
+            owner: name of the module that has the tensor.
+            name: name of the tensor in the module.
+            value: the tensor.
+        """
         container = self._position.container
         if container is not None and id(value) in self._own:
             full = qualified(owner, name)
@@ -206,12 +228,12 @@ class _Recorder(Tracer):
         """Record the effects of a call in a container's own code.
 
         Args:
-            execution: the container, and the number of its call.
-            event: the event of the call, if it is one; without its result so far.
+            execution: the name of the container, and the number of the container's call.
+            event: the event of the function call, which gets the result; None if it is no event.
             func: the function that was called.
-            args: its positional arguments.
-            kwargs: its keyword arguments.
-            result: what it returned.
+            args: the function's positional arguments.
+            kwargs: the function's keyword arguments.
+            result: what the function returned.
         """
         if event is not None:
             event.result = shapes(result)
@@ -228,13 +250,13 @@ class _Recorder(Tracer):
             self._seen_splits.append((container, x.grad_fn, split))
 
     def _note_direct_weight(self, x: Tensor, weight: Tensor, bias: Any, result: Tensor) -> None:
-        """Record a linear function's weight as a layer, if it is a parameter of the network.
+        """Record a weight that code passes to a linear function, if it is a parameter.
 
         Args:
             x: the function's input.
-            weight: its weight, ``[out_channels, in_channels]``.
-            bias: its bias; None without one.
-            result: its output.
+            weight: the function's weight, ``[out_channels, in_channels]``.
+            bias: the function's bias, or None.
+            result: the function's output.
         """
         name = self._parameters.get(id(weight))
         if name is None:
@@ -248,7 +270,10 @@ class _Recorder(Tracer):
         self._nodes[result.grad_fn] = name
 
     def _event(self, func: Any, args: Any, kwargs: Any) -> Event | None:
-        """The event of a call, recorded before the call changes anything in place; None if none."""
+        """Make the event of a call, or None if the call is no event.
+
+        This has to be done before the call, which may change its arguments in place.
+        """
         if not is_event(func, args, kwargs, self._constants):
             return None
         tensors = list(tensors_in((args, kwargs)))
@@ -256,12 +281,12 @@ class _Recorder(Tracer):
             tensors = tensors[:1]
         if func in INDEXES and not takes_a_part(Call(func, args, kwargs)):
             tensors = []
-        # A constant is kept itself, with the graph that leads to its sources.
+        # A constant is not copied, since its graph leads to the parameters that it comes from.
         kept = [t if self._constants.names(t) is not None else self._copy(t) for t in tensors]
         return Event(func, kept, None)
 
     def finish(self, logits: Tensor) -> None:
-        """Derive the entries of the recording that need the whole graph.
+        """Derive those entries of the recording that need the whole autograd graph.
 
         Args:
             logits: the network's output, with its graph.
@@ -275,10 +300,12 @@ class _Recorder(Tracer):
             self._finish_split(container, node, split)
 
     def _finish_sum(self, node: Any) -> None:
-        """Record which layers' outputs a sum or product of activations combines, by their size.
+        """Record sets of layers whose outputs are combined by a sum or product of activations.
+
+        Layers of different numbers of output channels are in different sets.
 
         Args:
-            node: the ``grad_fn`` of the result.
+            node: the ``grad_fn`` of the sum or product.
         """
         out_channels = self.recording.out_channels
         layers = self._layers_behind([node]) & out_channels.keys()
@@ -288,15 +315,15 @@ class _Recorder(Tracer):
                 self.recording.sums.append(same_layout)
 
     def _finish_split(self, container: str, node: Any, split: Split) -> None:
-        """Record a split for each layer whose outputs it takes apart.
+        """Record a split of an activation for each layer whose outputs are in this activation.
 
         Args:
-            container: the container whose code, or whose grouped layer, takes them apart.
-            node: the ``grad_fn`` of the activation that is taken apart.
+            container: name of the container whose code or grouped layer takes the activation apart.
+            node: the ``grad_fn`` of the activation.
             split: the split.
         """
         behind = self._layers_behind([node])
-        # In the order of the run: the order of a set differs from process to process.
+        # In the order of the run, since the order of a set differs between processes.
         for layer in self.recording.out_channels:
             if layer in behind:
                 found = self.recording.splits.setdefault(layer, [])
@@ -304,11 +331,15 @@ class _Recorder(Tracer):
                     found.append((container, split))
 
     def _layers_behind(self, nodes: Iterable[Any]) -> set[str]:
-        """The last layers behind activations, see `last_layers`."""
+        """Names of the last layers that activations come from, see `last_layers`.
+
+        Args:
+            nodes: the activations' ``grad_fn``.
+        """
         return last_layers(nodes, self._nodes, self._mixes)
 
     def forget(self) -> None:
-        """Let go of the graph, whose activations take more memory than the recording itself."""
+        """Free the graph, whose activations take more memory than the recording itself."""
         for kept in (self._nodes, self._ends, self._seen_splits, self._sums, self._copies):
             kept.clear()
 
@@ -316,10 +347,10 @@ class _Recorder(Tracer):
         return layer in self.recording.direct or mixes_channels(self._modules[layer])
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor's present state, safe from later changes in place."""
+        """Copy a tensor's present values, which code may change in place later on."""
         key = (id(tensor), tensor._version)
         if key not in self._copies:
-            # The tensor itself is kept as well, so that its id is not used again.
+            # The tensor itself is kept as well, so that no other tensor gets its id.
             self._copies[key] = (tensor, tensor.detach().clone())
         return self._copies[key][1]
 
@@ -328,22 +359,25 @@ def _split_by_groups(module: nn.Module) -> Split | None:
     """The split of a grouped layer's input into groups; None for other layers."""
     groups = getattr(module, "groups", getattr(module, "num_groups", 1))
     size = getattr(module, "in_channels", getattr(module, "num_channels", 0))
-    # Depthwise layers follow their input in any order.
+    # Depthwise layers have no such split, since their channels may have any order.
     return Split(size, (groups, size // groups), layer=True) if 1 < groups < size else None
 
 
 def last_layers(
     starts: Iterable[Any], layers: Mapping[Any, str], mixes: Callable[[str], bool]
 ) -> set[str]:
-    """The last layers behind some tensors: walk back until layers that mix channels.
+    """Find the last layers that some tensors come from.
+
+    The graph is followed backwards from the tensors, on each path up to the first layer that mixes
+    channels.
 
     Args:
         starts: the tensors' ``grad_fn``.
-        layers: the layer name of each graph node that is a layer's output.
-        mixes: whether a layer mixes channels.
+        layers: names of layers, by the graph node of the layer's output.
+        mixes: function that says whether the layer of a name mixes channels.
 
     Returns:
-        The names of all layers on the way, those that mix channels included.
+        The names of all layers on these paths, including those that mix channels.
     """
     found: set[str] = set()
     seen: set[Any] = set()

@@ -1,4 +1,4 @@
-"""The recording of the student's run: what planning needs to know about the network."""
+"""The recording of the student's run: what the search needs to know about the network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gpd_cli.widening.observe.events import Event
 
 @dataclass
 class Reads:
-    """Attributes and tensors that the own code of one container read, on any module.
+    """Attributes and tensors of any modules that the own code of one container has read.
 
     Args:
-        numbers: the value of each attribute, by qualified name: integers, tuples and lists of
-            integers, and factors.
-        tensors: parameters and buffers by qualified name.
+        numbers: values of attributes (integers, tuples and lists of integers, factors of products),
+            by qualified name.
+        tensors: parameters and buffers, by qualified name.
     """
 
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -27,29 +27,32 @@ class Reads:
 
 @dataclass
 class Recording:
-    """One run of the student.
+    """What was recorded in one run of the student.
 
-    A *layer* is a leaf module, under its own name, or a weight that code passes to a linear
-    function, under the weight's name.
+    A *layer* here is a leaf module, under its own name, or a weight that code passes to a linear
+    function (a direct weight), under the weight's name.
 
     Args:
-        inputs: per layer the input of each call, per container all tensor arguments of each call.
-        outputs: per container the tensors returned in each call.
-        layer_outputs: per dense layer the output of each call.
-        out_channels: number of output channels of each layer that mixes channels.
-        in_channels: number of input channels of each layer that mixes channels.
-        direct: weights that code passes to a linear function, with the name of their bias.
-        biases: computed biases of such weights, with their graph, by the weight's name.
-        reads: per container the attributes and tensors that its own code read.
-        events: the events in a container's own code, per container and number of the call.
-        splits: how code took a layer's outputs apart, with the container of this code, per layer.
-        keeps_output: layers that keep their output channels, since their output reaches the logits
-            without another layer that mixes channels in between.
-        ends: per container, the layers inside whose output reaches the container's output in the
-            same way.
+        inputs: for each call of a layer its input, and for each call of a container all its tensor
+            arguments; by name of the layer or container.
+        outputs: for each call of a container the tensors that it returned, by container name.
+        layer_outputs: for each call of a dense layer its output, by layer name.
+        out_channels: numbers of output channels of the layers that mix channels, by layer name.
+        in_channels: numbers of input channels of the layers that mix channels, by layer name.
+        direct: names of the direct weights' biases, by name of the weight; None for a bias that is
+            computed or missing.
+        biases: the computed biases of direct weights, with their graph, by name of the weight.
+        reads: the attributes and tensors that a container's own code read, by container name.
+        events: the events in a container's own code, by container name and number of the call.
+        splits: how code took a layer's outputs apart, each with the name of the container of this
+            code; by layer name.
+        keeps_output: names of the layers that keep their output channels, since no other layer that
+            mixes channels lies between them and the logits.
+        ends: names of the layers in a container such that no other layer that mixes channels lies
+            between them and the container's output, by container name.
         sums: sets of layers whose outputs are added or multiplied, and therefore need one layout.
         output: the network's output.
-        runs_again: whether a backward pass would run a part of the network again.
+        runs_again: whether the backward pass would run a part of the network again.
     """
 
     inputs: dict[str, list[list[Tensor]]] = field(default_factory=dict)

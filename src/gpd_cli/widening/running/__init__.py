@@ -1,1 +1,1 @@
-"""Running a network under observation: in float64, with random statistics, errors located."""
+"""Tools to run a network for observation: in float64, with random weights, with errors located."""

@@ -1,4 +1,4 @@
-"""Detect gradient checkpointing: a backward pass that runs parts of the network again."""
+"""Detect gradient checkpointing: whether the backward pass runs parts of a network again."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _REENTRANT = (
 
 
 class _RunsAgain(Exception):  # noqa: N818 - a finding, not an error
-    """A module of the network began to run."""
+    """Raised by a hook when a module of the network begins to run."""
 
 
 def runs_again(network: nn.Module, output: Any) -> bool:
-    """Whether a backward pass would run a part of the network again.
+    """Whether the backward pass would run a part of the network again.
 
-    No gradients are computed: reading the tensors that autograd saved is what makes
-    `torch.utils.checkpoint` run a part again.
+    No gradients are computed for this: `torch.utils.checkpoint` runs a part again as soon as the
+    tensors that autograd has saved are read.
 
     Args:
         network: the network.
-        output: the output of the network's latest forward, with gradients enabled.
+        output: the output of the network's latest forward pass, with its graph.
 
     Raises:
         ExpansionError: when a part would run again in a backward pass of its own (reentrant).
@@ -53,7 +53,7 @@ def runs_again(network: nn.Module, output: Any) -> bool:
                 try:
                     getattr(node, name)
                 except RuntimeError:
-                    continue  # the saved tensor changed in place: no gradient, and nothing runs
+                    continue  # the saved tensor has changed in place, so nothing runs again
     except _RunsAgain:
         return True
     finally:
@@ -63,7 +63,7 @@ def runs_again(network: nn.Module, output: Any) -> bool:
 
 
 def _nodes(starts: Iterator[Any]) -> Iterator[Any]:
-    """All nodes of an autograd graph."""
+    """All nodes of an autograd graph that can be reached from some nodes."""
     seen: set[Any] = set()
     stack = list(starts)
     while stack:

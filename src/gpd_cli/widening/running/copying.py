@@ -1,4 +1,4 @@
-"""Deep copies of networks, also where modules keep activations as attributes."""
+"""Make deep copies of networks, including those whose modules keep activations as attributes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def copy_network(network: Network, shared: Iterable[Tensor] = ()) -> Network:
-    """A deep copy in which activations kept as attributes are detached from their graph.
+    """Make a deep copy of a network.
+
+    Activations that modules keep as attributes are detached from their graph in the copy, since
+    torch refuses to copy a tensor that has a graph.
 
     Args:
-        network: the network to copy; torch itself refuses to copy a tensor that has a graph.
-        shared: tensors that the copy shares with the network.
+        network: the network to copy.
+        shared: tensors that are not copied, but shared by the copy and the network.
     """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     for module in network.modules():

@@ -1,9 +1,9 @@
-"""Run networks in float64 throughout, also where their own code asks for float32.
+"""Run networks in float64 throughout, even where their own code asks for float32.
 
-Some layers compute in float32 whatever the type of their input (timm's LayerNormFp32, softmax with
-``dtype=``). This protects them in mixed precision, but rounds float64 activations, and rounding
-hides which channel copies which. While a network is probed and certified, float64 therefore
-replaces float32 wherever the network's code asks for float32. The network itself does not change.
+Some layers compute in float32 whatever the dtype of their input (timm's LayerNormFp32, softmax with
+``dtype=``). This protects them in mixed precision, but it rounds float64 activations, so that one
+cannot see which channel copies which. Therefore, while a network is observed and certified, float64
+takes the place of float32 in the calls of the network's code. The network itself does not change.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Double(TorchFunctionMode):
     ) -> Any:
         if func is Tensor.float:
             return args[0].double()
-        if func is not Tensor.view:  # a view with a type reinterprets the same bits
+        if func is not Tensor.view:  # a view with a dtype reinterprets the same bits
             args = tuple(map(_double, args))
             kwargs = {name: _double(value) for name, value in (kwargs or {}).items()}
         return func(*args, **(kwargs or {}))
@@ -39,7 +39,7 @@ def _double(value: Any) -> Any:
 def in_double() -> Iterator[None]:
     """Within this context torch computes in float64 wherever code asks for float32.
 
-    Tensors made without a type are float64 as well. Functions of float64 tensors do not change.
+    Tensors that are made without a dtype are float64 as well. Other calls do not change.
 
     Example:
         >>> with in_double():

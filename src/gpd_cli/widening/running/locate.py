@@ -1,4 +1,4 @@
-"""Name the module that was running when an exception was raised."""
+"""Find out which module was running when an exception was raised."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from gpd_cli.widening.names import title
 
 @contextmanager
 def located(network: nn.Module) -> Iterator[Any]:
-    """Keep track of the module that runs.
+    """Keep track, within this context, of the innermost module that is running.
 
     Args:
         network: the network that is about to run.
 
     Yields:
-        A function that returns name and type of the module that runs, or ran last.
+        A function that returns the name and class of the module that is running, or of the one
+        that was when an exception was raised.
     """
     stack: list[str] = []
     deepest: list[str] = [""]
@@ -53,6 +54,6 @@ def located(network: nn.Module) -> Iterator[Any]:
 
 
 def short_text(error: Exception) -> str:
-    """An exception's type and the first line of its message."""
+    """The class of an exception and the first line of its message."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else 'no message'}"

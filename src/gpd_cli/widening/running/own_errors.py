@@ -1,8 +1,7 @@
-"""Keep errors of this package's own code apart from errors of the network's code.
+"""Keep errors of gpd's own code apart from errors of the network's code.
 
-While a network runs, the code of both takes turns: functions of this package run as hooks and in
-the place of torch functions. Their errors are those of this package, and never a reason to refuse
-a network.
+While a network runs, the code of both takes turns: functions of gpd run as hooks and in the place
+of torch functions. Their errors are errors of gpd, and never a reason to refuse a network.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ from gpd_cli.widening.mismatch import Mismatch
 
 
 class OwnError(BaseException):
-    """An error of this package's own code, met while a network's forward runs.
+    """An error of gpd's own code while a network's forward runs.
 
-    Not derived from `Exception`, so that no handler for errors of a network's code catches it.
+    This class is not derived from `Exception`, so that no handler for errors of a network's code
+    catches it.
 
     Args:
         error: the original exception.
@@ -29,7 +29,7 @@ class OwnError(BaseException):
 
 
 class ForwardError(Exception):
-    """A network's own code does not run.
+    """An error of the network's own code.
 
     Args:
         error: the original exception.
@@ -42,7 +42,10 @@ class ForwardError(Exception):
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Raise every unexpected exception within this context as an `OwnError`."""
+    """Raise exceptions of gpd's own code within this context as an `OwnError`.
+
+    `Mismatch` and `ExpansionError`, which are results of gpd's code, are raised unchanged.
+    """
     try:
         yield
     except (Mismatch, ExpansionError):
@@ -53,7 +56,10 @@ def own_errors() -> Iterator[None]:
 
 @contextmanager
 def forward_errors() -> Iterator[None]:
-    """Raise exceptions of the network that runs within this context as a `ForwardError`."""
+    """Raise exceptions of the network that runs within this context as a `ForwardError`.
+
+    `Mismatch` and `ExpansionError`, which are results of gpd's code, are raised unchanged.
+    """
     try:
         yield
     except (Mismatch, ExpansionError):
@@ -64,7 +70,7 @@ def forward_errors() -> Iterator[None]:
 
 @contextmanager
 def original_errors() -> Iterator[None]:
-    """Raise the original exception instead of an `OwnError`."""
+    """Raise the original exception in place of an `OwnError` within this context."""
     try:
         yield
     except OwnError as failure:

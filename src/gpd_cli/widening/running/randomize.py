@@ -1,4 +1,4 @@
-"""Random weights and statistics, which let every error of an expansion show."""
+"""Give a network random weights and statistics, so that every error of an expansion shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpd_cli.widening.running.tracing import Tracer, first_tensor
 def randomize(network: nn.Module, generator: torch.Generator) -> None:
     """Give every parameter and running statistic a random value, in place.
 
-    Fresh networks hide errors by statistics of 0 and 1, gates of zero and tokens of zero.
+    In a new network, statistics of 0 and 1, gates of zero and tokens of zero would hide errors.
 
     Args:
         network: the network to change.
@@ -45,13 +45,13 @@ def randomize(network: nn.Module, generator: torch.Generator) -> None:
 def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) -> None:
     """Give batch norms running statistics near the statistics of their inputs, in place.
 
-    With unrelated statistics, activations of a deep network grow until attention is all or nothing,
-    which hides errors.
+    With statistics that do not suit the inputs, the activations of a deep network would grow until
+    attention weights are all 0 or 1, which hides errors.
 
     Args:
         network: the network, in eval mode.
         images: a batch, ``[B, C, H, W]``.
-        generator: random generator of the deviations from the statistics.
+        generator: random generator of the deviations from the inputs' statistics.
 
     Raises:
         ForwardError: when the network does not run on the images.
@@ -85,7 +85,7 @@ def calibrate(network: nn.Module, images: Tensor, generator: torch.Generator) ->
             torch.no_grad(),
             forward_errors(),
             Tracer(),
-        ):  # the tracer's activations, as in the probing runs
+        ):  # the tracer replaces activation functions, as in the recorded run
             network(images)
     finally:
         for handle in handles:

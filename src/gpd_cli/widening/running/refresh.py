@@ -8,7 +8,8 @@ from torch import nn
 def refresh(network: nn.Module) -> None:
     """Empty the caches of modules that keep results while in eval mode (LeViT's biases).
 
-    Such modules clear their caches in ``train()``; every module's mode is left as it was.
+    Such modules empty their caches in ``train()``, which is called here. Afterwards every module
+    has its own mode again.
 
     Args:
         network: a network that was copied or has new weights.

@@ -1,4 +1,4 @@
-"""Observe the torch functions that a network calls, and the module that calls each."""
+"""Observe which torch functions a network calls, and which module calls them."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ _NOT_HOMOGENEOUS = {
     F.selu,
     F.softplus,
 }
-_SLOPE = 0.3  # of the leaky activation below zero
-_SHIFT = 0.1  # so that twice the input does not give twice the output
+_SLOPE = 0.3  # slope of the leaky activation below zero
+_SHIFT = 0.1  # shift of the input; without it, twice the input would give twice the output
 
 _LINEAR = {F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d}
 
 
 class Tracer(TorchFunctionMode):
-    """Run a network with leaky activations, and pass every torch function call to `call`.
+    """Replace activation functions by a leaky one, and pass every other torch call to `call`.
 
-    The index maps do not depend on the activation function; but channels that are zero throughout
-    a small probe batch could not be told apart. Multiples of copies stay multiples only through
-    rectifiers, so other activation functions are shifted first.
+    Index maps do not depend on the activation function. But with a rectifier, several channels
+    could be zero in the whole probe batch, and could then not be told apart. Multiples of copies
+    stay multiples only through rectifiers; so in place of other activation functions the input is
+    shifted first, which lets wrong multiples show.
     """
 
     def __torch_function__(
@@ -51,14 +52,20 @@ class Tracer(TorchFunctionMode):
         return self.call(func, args, kwargs)
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one function; subclasses observe or change the call."""
+        """Make a call; subclasses override this to observe or change calls."""
         return func(*args, **kwargs)
 
 
 def linear_call(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Tensor, Any, Any] | None:
-    """Input, weight and bias of a linear or convolution function's call; None for other calls."""
+    """Input, weight and bias of a call of a linear or convolution function; None for others.
+
+    Args:
+        func: the function.
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+    """
     if func not in _LINEAR:
         return None
     x, weight, bias = (
@@ -69,7 +76,7 @@ def linear_call(
 
 
 def all_tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors of any type in a nested structure of tuples, lists and dictionaries."""
+    """The tensors of any dtype in a nested structure of tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -86,7 +93,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def replace_tensors(value: Any, replaced: Mapping[int, Tensor]) -> Any:
-    """A nested structure with some tensors replaced, by the id of the original."""
+    """Replace some tensors in a nested structure of tuples, lists and dictionaries.
+
+    Args:
+        value: the structure.
+        replaced: the new tensors, by the id of the tensors that they replace.
+    """
     if isinstance(value, Tensor):
         return replaced.get(id(value), value)
     if isinstance(value, dict):
@@ -97,12 +109,17 @@ def replace_tensors(value: Any, replaced: Mapping[int, Tensor]) -> Any:
 
 
 def first_tensor(*values: Any) -> Tensor | None:
-    """The first floating-point tensor in (nested) values, or None."""
+    """The first floating-point tensor in values, which may be nested, or None."""
     return next(tensors_in(values), None)
 
 
 class Position:
-    """The stack of modules that are running, kept by hooks."""
+    """Keeps track, by hooks, of the modules that are running.
+
+    Args:
+        network: the network.
+        is_leaf: function that says whether a module is a leaf.
+    """
 
     def __init__(self, network: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> None:
         self._stack: list[tuple[str, int]] = []
@@ -123,7 +140,10 @@ class Position:
         return None if execution is None else execution[0]
 
     def hooks(self, network: nn.Module) -> Iterable[Any]:
-        """Register the hooks that keep the stack, before other hooks, which then see it updated."""
+        """Register the hooks that keep track of running modules, and yield their handles.
+
+        They have to be registered before other hooks, which then see the present position.
+        """
         for name, module in network.named_modules():
 
             def enter(module: nn.Module, args: Any, name: str = name) -> None:

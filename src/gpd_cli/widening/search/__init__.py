@@ -1,12 +1,17 @@
-"""The search for a width plan, from its entry to its parts.
+"""The search for a width plan.
 
-`find` records a run of the student, and lets `widen` run a copy that widens on the way, once or
-more often. In such a run, `widen_layers` widens each layer just before it runs, and `containers`
-chooses what to attempt with each container; `attempt` then runs the container's code, whose calls
-`follow` makes with numbers that fit the copies. What they share is in `run`, what has been decided
-so far in `state`, and the network so far in `wide_network`.
+`find` is the entry. It records a run of the student on a probe batch; then `widen` runs a copy of
+the student that is widened on the way, module by module, once or several times. In such a run:
 
-What to guess for a container: `choices` finds its `variables`, each with its `options`;
-`trial_order` puts guesses for them in order, and `trials` says when there have been enough.
-`shared_layouts`, `cut_layouts` and `multiples` find what guesses would not.
+- `widen_layers` widens each layer just before it runs, by the index maps of its input.
+- `containers` handles the other modules with a `forward` of their own, and chooses what to try with
+  each of them; `attempt` runs a container's code, and `follow` adjusts the numbers (sizes, splits,
+  heads) in the calls of this code to the wider tensors.
+- `run` has what these parts share, `state` what has been decided so far, and `wide_network` the
+  copy as it is so far.
+
+Some properties of a container have to be guessed. `choices` finds these `variables`, `options` the
+ways in which each may widen; `trial_order` orders the guesses, and `trials` counts those that were
+wrong and limits their number. `shared_layouts`, `cut_layouts` and `multiples` derive what guessing
+would not find. `unsupported` refuses students that cannot be expanded.
 """

@@ -1,7 +1,8 @@
-"""Run a container's own code, and widen the attributes and constants that it reads.
+"""Run a container's own code, and widen the attributes and constants that the code reads.
 
-The code gets the numbers and constants that fit the copies (`follow`), which gives equations. Once
-it has run, they are solved for the attributes, tokens and tables that it read.
+While the code runs, its calls get numbers and constants that fit the copies (`follow`). This leads
+to equations, such as that a product of two attributes has to be the wide number of channels. Once
+the code has run, the equations are solved for the attributes, tokens and tables that it read.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ class ContainerCall:
     """A call of a container in the wide network.
 
     Args:
-        name: the container.
-        index: the number of the call.
+        name: name of the container.
+        index: number of the call among the container's calls, from 0.
         forward: the container's own forward.
         args: the positional arguments.
         kwargs: the keyword arguments.
 
     Attributes:
-        state_before: the state before the first guess, to which a guess that fails returns.
-        first_mismatch: the mismatch that the first guess ended in; None as long as none has.
-        failed_in_inner_container: whether a guess ended in a mismatch of a container inside.
-        frame_of_last_failure: the frame of the latest run in which the container's code, or its
-            output, did not follow the copies; None as long as there was none.
+        state_before: the run's state before the first guess, which is restored after wrong guesses.
+        first_mismatch: the mismatch of the first wrong guess; None as long as there is none.
+        failed_in_inner_container: whether a guess failed by a mismatch in a container inside.
+        frame_of_last_failure: the frame of the latest run in which the container's code or its
+            output did not follow the copies; None as long as there is none.
     """
 
     name: str
@@ -53,7 +54,7 @@ class ContainerCall:
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The positional and the keyword arguments."""
+        """The positional and the keyword arguments, as a pair."""
         return self.args, self.kwargs
 
 
@@ -61,9 +62,10 @@ def run_once(run: Run, call: ContainerCall, by_trial: bool) -> Any:
     """Run a container's own code with the widths of the present state.
 
     Args:
-        run: what the parts of the run share.
+        run: the shared data of the run.
         call: the container's call.
-        by_trial: whether the code's calls are made unchanged, with guessed attributes.
+        by_trial: whether attributes are guessed, and the code's calls are made unchanged. Otherwise
+            the calls are adjusted to the copies, and attributes are solved for.
 
     Returns:
         What the code returns.
@@ -93,7 +95,7 @@ def run_once(run: Run, call: ContainerCall, by_trial: bool) -> Any:
     except Exception as error:
         call.frame_of_last_failure = frame
         if is_settled:
-            raise  # the container around it, whose guess is being tried, reports the error
+            raise  # the container around this one, whose guess is being tried, reports the error
         at_width = "" if run.is_confirming else "at this width "
         reason = f"{at_width}its forward does not run ({short_text(error)})"
         raise Mismatch(name, reason) from error
@@ -104,21 +106,24 @@ def run_once(run: Run, call: ContainerCall, by_trial: bool) -> Any:
 
 
 def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
-    """Run a container, and once more if its code failed before all attributes were solved.
+    """Run a container, and a second time if its code failed before all attributes were solved for.
+
+    The second run has the attributes that follow from the equations of the first. What was solved
+    in this way is remembered, and tried first in other containers of the class.
 
     Args:
-        run: what the parts of the run share.
+        run: the shared data of the run.
         call: the container's call.
-        by_trial: whether the code's calls are made unchanged, with guessed attributes; then there
-            is no second run.
+        by_trial: whether attributes are guessed, and the code's calls are made unchanged; if so,
+            there is no second run.
 
     Returns:
         What the code returns.
 
     Raises:
         Mismatch: when the code does not run, when its output does not follow the copies, or when no
-            values of its attributes fit. What has widened until then stays in the run's state, so
-            that the caller has to return to an earlier one.
+            values of its attributes fit. All that has widened until then stays in the run's state,
+            so the caller has to restore an earlier state.
     """
     before = run.state.copy()
     if not by_trial and (known := run.solutions.of(call.name, before.plan.attributes)):
@@ -140,7 +145,7 @@ def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
             raise
         solved = run.state.copy().plan.attributes
         if error.name != call.name and solved == before.plan.attributes:
-            raise  # a layer inside got wide tensors already, and would get the same again
+            raise  # a second run would fail in the same layer again, since no attribute changes
         run.trials.count += 1
         output = run_once(run, call, by_trial)
         run.solutions.remember(call.name, before.plan.attributes, solved)
@@ -148,11 +153,14 @@ def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
 
 
 def _settles(run: Run, frame: Frame) -> bool:
-    """Solve the equations of a run that failed; whether any attribute or constant changes by them.
+    """Solve the equations of a run that failed, and widen attributes and constants by them.
 
     Args:
-        run: what the parts of the run share.
+        run: the shared data of the run.
         frame: the frame of the run that failed, with the equations up to the failure.
+
+    Returns:
+        Whether the equations have a solution that changes any attribute or constant.
     """
     try:
         return run.following.settle(frame, rule_for(run.modules[frame.name]))

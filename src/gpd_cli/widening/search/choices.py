@@ -1,4 +1,7 @@
-"""The variables of a container, derived from the recording of the student's run."""
+"""Find the variables of a container: what has to be decided before its code runs with wide layers.
+
+Variables are derived from the recording of the student's run.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +35,17 @@ from gpd_cli.widening.search.variables import (
 from gpd_cli.widening.search.wide_network import WideNetwork
 
 MapsInUse = tuple[dict[int, list[IndexMap]], set[int]]
-"""Index maps in use for each axis size in a container, and sizes of its inputs that stay."""
+"""Index maps in use in a container for each narrow axis size, and sizes of inputs that stay."""
 
 
 class Choices:
-    """The variables of each container.
+    """Finds the variables of each container.
 
     Args:
         wide: the network that is widened.
         recording: the student's run.
         scale: how much wider the network gets.
-        keeps_output: layers that keep their output channels.
+        keeps_output: names of the layers that keep their output channels.
     """
 
     def __init__(
@@ -60,14 +63,14 @@ class Choices:
         *,
         solved: bool,
     ) -> list[Variable[Any]]:
-        """The variables to decide before a container's own code runs.
+        """Find the variables to decide before a container's own code runs.
 
         Args:
-            name: the container.
-            maps_in_use: returns the index maps in use around the container.
-            layouts: layouts of layers that are settled already.
-            solved: whether the container's numbers and tensors are found by arithmetic, so that
-                only layouts and the attributes and tensors of a rule are left to decide.
+            name: name of the container.
+            maps_in_use: function that returns the index maps in use in the container.
+            layouts: the layouts of layers' outputs that are decided already, by layer name.
+            solved: whether the container's numbers and tensors are solved for. If so, only layouts,
+                factors, and the attributes and tensors that a rule names are left to decide.
         """
         rule = rule_for(self._wide.modules[name])
         reads = self._recording.reads.get(name, Reads())
@@ -86,7 +89,7 @@ class Choices:
     def _of_layouts(
         self, name: str, rule: Rule, layouts: Mapping[str, Layout]
     ) -> list[LayoutVariable]:
-        """The variables of the layouts that a container decides."""
+        """The variables for those layouts that are decided in this container."""
         groups = self._layers_by_splits(name, rule.blocks, layouts)
         return [
             layout_variable(layers, size, splits, self._scale, rule, local_name(layers[0], name))
@@ -94,7 +97,7 @@ class Choices:
         ]
 
     def _of_factors(self, reads: Reads, rule: Rule) -> list[NumberVariable]:
-        """The variables of the factors (attention's scale) that a container's code reads."""
+        """The variables for the factors (attention's scale) that a container's code reads."""
         return [
             factor_variable(attribute, value, self._scale, rule)
             for attribute, value in reads.numbers.items()
@@ -104,7 +107,7 @@ class Choices:
     def _of_numbers(
         self, name: str, reads: Reads, rule: Rule, known: Maps, fixed: Collection[int]
     ) -> list[NumberVariable]:
-        """The variables of the integers that a container's code reads."""
+        """The variables for the integers that a container's code reads."""
         # A number may also be the in_channels of a layer inside.
         widths = dict(known)
         for layer, width in self._recording.in_channels.items():
@@ -119,7 +122,7 @@ class Choices:
     def _of_tensors(
         self, reads: Reads, rule: Rule, known: Maps, blocks: Mapping[int, set[int]]
     ) -> list[TensorVariable]:
-        """The variables of the parameters and buffers that a container's code reads."""
+        """The variables for the parameters and buffers that a container's code reads."""
         direct = {*self._recording.direct, *self._recording.direct.values()}
         return [
             tensor_variable(tensor, value.shape, known, blocks, self._scale, rule)
@@ -132,7 +135,10 @@ class Choices:
     def _layers_by_splits(
         self, name: str, ruled: Iterable[str], layouts: Mapping[str, Layout]
     ) -> dict[tuple[int, tuple[Split, ...]], tuple[str, ...]]:
-        """Layers whose layout a container decides, grouped by output channels and splits."""
+        """Group the layers whose layouts are decided in this container.
+
+        Layers with the same number of output channels and the same splits have the same layout.
+        """
         splits: dict[str, Sequence[Split]] = {qualified(name, local): () for local in ruled}
         splits.update(self._splits.get(name, {}))
         groups: dict[tuple[int, tuple[Split, ...]], tuple[str, ...]] = {}
@@ -144,7 +150,7 @@ class Choices:
         return groups
 
     def _is_open(self, attribute: str) -> bool:
-        """Whether an attribute belongs to the instance and is not settled yet."""
+        """Whether an attribute belongs to the instance (not the class) and is not widened yet."""
         owner, local = split_name(attribute)
         settled = local in self._wide.plan.attributes.get(owner, {})
         return not settled and local in self._wide.modules[owner].__dict__
@@ -156,10 +162,10 @@ class Choices:
 
 
 def _to_decide(variables: Iterable[Variable[Any]]) -> list[Variable[Any]]:
-    """The variables that a guess is about.
+    """Select the variables that have to be guessed.
 
-    These are all but those whose only option changes nothing: to stay narrow, or to have copies
-    side by side, as outputs of layers have them anyway.
+    A variable is left out if its only option changes nothing: to stay narrow, or to have copies
+    side by side, which is what layers' outputs have by default.
     """
     return [v for v in variables if len(v.options) > 1 or v.first not in (NARROW, SIDE_BY_SIDE)]
 

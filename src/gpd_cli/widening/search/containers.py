@@ -1,9 +1,9 @@
-"""Widen containers: run the own code of each with one guess after the other, until one is exact.
+"""Widen containers, by running their code with one guess after the other until one is exact.
 
-The layouts of the layers inside are guessed, the likeliest first; the attributes, tokens and tables
-that the code reads are solved for (`attempt`), and guessed only where the solution is wrong. What
-was right is remembered for other modules of the class. Where no guess is exact, layers inside the
-container are kept narrow.
+A container is a module with a `forward` of its own that is no layer. The layouts of the layers
+inside are guessed, the likeliest first. The attributes, tokens and tables that the code reads are
+solved for (`attempt`), and guessed only where the solution is wrong. A right guess is remembered
+for other modules of the class. If no guess is exact, layers inside the container are kept narrow.
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ from gpd_cli.widening.search.trial_order import Guess, counts_in, ordered_guesse
 from gpd_cli.widening.search.trials import MOST_TRIALS
 from gpd_cli.widening.search.variables import Variable
 
-_MOST_TRIALS_OF_LAYOUTS = 4  # of a container, after a failure that only other layouts may help
+# The most trials of a container after a mismatch that only other layouts may resolve.
+_MOST_TRIALS_OF_LAYOUTS = 4
 
 
 class Containers:
     """Widens the containers of a run.
 
     Args:
-        run: what the parts of the run share.
-        by_trial: containers whose numbers are found by trial, since the solution was wrong.
+        run: the shared data of the run.
+        by_trial: names of the containers whose numbers are guessed, since solving their equations
+            gave wrong numbers.
 
     Attributes:
-        first_failure: the first mismatch of the first container that was kept narrow; None where
-            none was.
+        first_failure: the first mismatch of the first container that was kept narrow; None if no
+            container was.
         multiples_might_help: whether something stays narrow that multiples of copies might widen.
     """
 
@@ -55,11 +57,11 @@ class Containers:
         self.multiples_might_help = False
 
     def widening(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """The forward of a container in the wide network: it widens while it runs.
+        """Wrap a container's forward, so that the container widens while it runs.
 
         Args:
-            name: the container.
-            forward: its own forward.
+            name: name of the container.
+            forward: the container's own forward.
         """
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -70,7 +72,7 @@ class Containers:
             with self._run.running(None):
                 if self._run.is_confirming or name in state.settled:
                     return run_once(self._run, call, by_trial=False)
-                # All errors are ours, since a run makes a mismatch of each of the network's.
+                # Errors of the network's code become mismatches, so any other error is gpd's own.
                 with own_errors(), self._run.trials.of_container():
                     return self._search(call)
 
@@ -82,7 +84,7 @@ class Containers:
         """Run a container by one strategy after the other, until one is exact.
 
         Raises:
-            Mismatch: the first failure, where no strategy is.
+            Mismatch: the first mismatch, when no strategy is exact.
         """
         call.state_before = self._run.state.copy()
         for strategy in self._strategies(call):
@@ -92,7 +94,7 @@ class Containers:
         raise call.first_mismatch
 
     def _strategies(self, call: ContainerCall) -> Iterator[Callable[[ContainerCall], Any]]:
-        """The strategies for a container; each is chosen by how those before it have failed."""
+        """The strategies for a container, each chosen by how the strategies before it failed."""
         if call.name not in self._by_trial:
             yield partial(self._guess, by_trial=False)
         failure = call.first_mismatch
@@ -109,12 +111,12 @@ class Containers:
         """Run a container with one guess after the other.
 
         Args:
-            call: the call.
+            call: the container's call.
             by_trial: whether numbers and tensors are guessed as well. Otherwise they are solved
                 for, and only layouts and factors are guessed.
 
         Raises:
-            Mismatch: the first failure, when no guess is exact.
+            Mismatch: the first mismatch, when no guess is exact.
         """
         variables, guesses = self._guesses(call, solved=not by_trial)
         for guess in guesses:
@@ -137,7 +139,7 @@ class Containers:
         raise call.first_mismatch
 
     def _limit(self, call: ContainerCall) -> int:
-        """The largest number of trials for a container after its first failure."""
+        """The largest number of trials of a container, which depends on its first mismatch."""
         if self._class(call.name) in self._failed_classes:
             return 1
         failure = call.first_mismatch
@@ -148,7 +150,12 @@ class Containers:
     def _guesses(
         self, call: ContainerCall, *, solved: bool
     ) -> tuple[list[Variable[Any]], Iterator[Guess]]:
-        """The variables of a container, and the guesses to try, the likeliest first."""
+        """The variables of a container, and the guesses of them to try, the likeliest first.
+
+        Args:
+            call: the container's call.
+            solved: whether numbers and tensors are solved for, so that they are not guessed.
+        """
         name, layouts = call.name, self._run.state.layouts
         maps_in_use = partial(self._maps_in_use, call)
         variables = self._choices.variables(name, maps_in_use, layouts, solved=solved)
@@ -166,7 +173,14 @@ class Containers:
         guess: Guess,
         by_trial: bool,
     ) -> Any:
-        """Run a container with a guess, and remember the guess if it is exact."""
+        """Run a container with a guess, and remember the guess if it is exact.
+
+        Args:
+            call: the container's call.
+            variables: the variables of the container.
+            guess: one label for each variable.
+            by_trial: whether numbers and tensors are guessed as well.
+        """
         for variable, label in zip(variables, guess, strict=True):
             variable.apply(self._run, label)
         output = attempt(self._run, call, by_trial)
@@ -184,7 +198,7 @@ class Containers:
         return output
 
     def _maps_in_use(self, call: ContainerCall) -> MapsInUse:
-        """Index maps in use for each axis size in a container, and sizes of inputs that stay."""
+        """The index maps in use in a container, and the sizes of input axes that stay."""
         run, name = self._run, call.name
         known: dict[int, list[IndexMap]] = {}
 
@@ -213,12 +227,13 @@ class Containers:
         multiples: Mapping[str, float] | None = None,
         gives_multiples: bool = False,
     ) -> Any:
-        """Run a container with other outputs of its layers, or of its own.
+        """Run a container with given layouts or multiples, instead of a guess.
 
         Args:
-            call: the call.
-            layouts: layouts of layers.
-            multiples: multiples of copies that outputs of layers have to be.
+            call: the container's call.
+            layouts: layouts of layers' outputs, by layer name.
+            multiples: for layers whose outputs have to be multiples of copies, the multiple, by
+                layer name.
             gives_multiples: whether the outputs of the container may be multiples of copies.
         """
         state = self._run.state
@@ -235,7 +250,11 @@ class Containers:
         return output
 
     def _follow_from_failure(self, call: ContainerCall) -> Any:
-        """Run a container with layouts or multiples that follow from the way it has failed."""
+        """Run a container with the layouts or multiples that its first mismatch suggests.
+
+        Raises:
+            Mismatch: when there are none, or the run with them fails.
+        """
         assert call.first_mismatch is not None
         if call.first_mismatch.needs_other_layout:
             if layouts := self._layouts_by_cuts(call):
@@ -251,7 +270,11 @@ class Containers:
         raise call.first_mismatch
 
     def _layouts_by_cuts(self, call: ContainerCall) -> dict[str, Layout]:
-        """Layouts of the layers in a container whose outputs it shuffles or cuts unevenly."""
+        """Find layouts for layers whose outputs the container's code shuffles or cuts unevenly.
+
+        Returns:
+            Layouts by layer name; empty if there are none, or they are the present ones.
+        """
         run, name = self._run, call.name
         usual = {layer: run.output_map(layer) for layer in run.recording.out_channels}
         sizes = {
@@ -275,10 +298,10 @@ class Containers:
         return layouts if other else {}
 
     def _keep_narrow(self, call: ContainerCall) -> Any:
-        """The last resort: keep layers inside the container narrow.
+        """Keep layers inside the container narrow, as the last resort.
 
         Raises:
-            Mismatch: the first failure, where narrow layers do not help either.
+            Mismatch: when narrow layers do not help either, or there are no such layers.
         """
         run, name, failure = self._run, call.name, call.first_mismatch
         assert failure is not None
@@ -306,24 +329,24 @@ class Containers:
 
 
 def inner_layers(recording: Recording, name: str) -> dict[str, Layout]:
-    """Narrow layouts for the layers in a container whose outputs stay inside the container.
+    """Make narrow layouts for those layers in a container whose outputs do not leave the container.
 
     Args:
         recording: the student's run.
-        name: the container.
+        name: name of the container.
     """
     ends = recording.ends.get(name, set())
     return _narrow_layouts(recording, name, recording.out_channels.keys() - ends)
 
 
 def stream_layers(recording: Recording, name: str, parts: Iterable[str]) -> dict[str, Layout]:
-    """Narrow layouts for the layers whose outputs leave a child of the container.
+    """Make narrow layouts for the layers whose outputs leave a child of the container.
 
-    Layers whose outputs are added to these outputs are kept narrow as well.
+    Other layers whose outputs are added to the outputs of such a layer are included.
 
     Args:
         recording: the student's run.
-        name: the container.
+        name: name of the container.
         parts: names of the container's children.
     """
     stream = set().union(*(recording.ends.get(qualified(name, part), set()) for part in parts))

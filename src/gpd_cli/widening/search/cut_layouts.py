@@ -1,13 +1,13 @@
-"""Layouts whose copies stay together where code shuffles channels before it cuts them.
+"""Find layouts for code that shuffles channels and then cuts them, such as ShuffleNet V2's.
 
 ShuffleNet V2 interleaves the channels of two layers and cuts the result in two, unit after unit.
-Where an output of a layer goes depends on its position alone, so that of two copies side by side
-one may pass through and the other go into the next branch. The narrow outputs that go one way must
-then have their copies among the wide outputs that go the same way, however many these are.
+The way of a layer's output through these cuts depends on its position alone. So of two copies side
+by side, one might pass through and the other go into the next branch. In the layouts found here,
+the copies of each output are placed among those wide outputs that go the same way as the output.
 
-The ways are found by running the container's code twice, with the student's numbers of outputs and
-with the wide ones, on stand-ins for the layers. Gradients tell which outputs reach which piece of
-which cut.
+To find the ways, the container's code runs twice on stand-ins for its layers, once with the
+student's numbers of outputs and once with the wide ones. Gradients tell which outputs reach which
+piece of which cut.
 """
 
 from __future__ import annotations
@@ -32,29 +32,30 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _CUTS = SPLITS | CHUNKS | NARROWS | INDEXES
 
-_Shapes = tuple[torch.Size, torch.Size]  # of an input and an output
-_Way = tuple[bool, ...]  # for each piece of each cut, whether an output reaches it
+_Shapes = tuple[torch.Size, torch.Size]  # shapes of a layer's input and output
+_Way = tuple[bool, ...]  # whether an output reaches a piece, for each piece of each cut
 
 
 def cut_layouts(
     container: nn.Module, narrow: Arguments, wide: Arguments, sizes: Mapping[str, int]
 ) -> dict[str, Layout]:
-    """Layouts in which the copies of each output go the way that the output goes.
+    """Find layouts in which the copies of each output go the same way as the output.
 
     Args:
         container: a container of the student.
-        narrow: the arguments of its call in the student; code may change them in place.
+        narrow: the arguments of a call of the container in the student; code may change them in
+            place.
         wide: the arguments of the same call in the wide network; code may change them in place.
         sizes: the wide number of outputs of each layer that mixes channels, by the layer's name
             inside the container.
 
     Returns:
-        A layout for each layer whose outputs go several ways. Empty where there is no such layer,
-        where no layouts fit, and where the code does not run with wide layers.
+        A layout for each layer whose outputs go several ways, by layer name. Empty if there is no
+        such layer, if no layouts fit, or if the code does not run with wide layers.
     """
     layers = {name: module for name, module in container.named_modules() if is_leaf(module)}
     if any(isinstance(layer, nn.MultiheadAttention) for layer in layers.values()):
-        return {}  # its output is no single tensor
+        return {}  # the output of this layer is no single tensor
     students = _RunOnStandIns(layers, sizes)
     runs = (students, _RunOnStandIns(layers, sizes, students.shapes))
     try:
@@ -71,7 +72,12 @@ def cut_layouts(
 def _replaced(
     layers: Mapping[str, nn.Module], stand_in: Callable[[str, nn.Module], Callable[..., Any]]
 ) -> Iterator[None]:
-    """Let stand-ins run in place of the forward of layers, within this context."""
+    """Within this context, let stand-ins run in place of the layers' own forward.
+
+    Args:
+        layers: the layers, by name.
+        stand_in: function that makes the stand-in for a layer's forward from name and layer.
+    """
     own = {name: layer.forward for name, layer in layers.items() if "forward" in vars(layer)}
     for name, layer in layers.items():
         layer.forward = stand_in(name, layer)
@@ -89,13 +95,16 @@ class _RunOnStandIns(Tracer):
 
     Args:
         layers: the student's layers in the container, by name.
-        sizes: the wide number of outputs of each layer that mixes channels.
-        given: per layer the shapes of the student's input and output in each call, for the run of
-            the wide network; None for the student's own run, in which they are found.
+        sizes: the wide number of outputs of each layer that mixes channels, by name.
+        given: for the run with wide layers, the shapes of the student's input and output in each
+            call of each layer, by layer name. None for the run with the student's layers, in which
+            these shapes are found.
 
     Attributes:
-        shapes: per layer the shapes of the student's input and output in each call.
-        outputs: per layer that mixes channels its output in each call, random numbers.
+        shapes: the shapes of the student's input and output in each call of each layer, by layer
+            name.
+        outputs: for layers that mix channels, the stand-in's outputs (random numbers) in each call,
+            by layer name.
         pieces: the pieces of all tensors that the code cuts.
     """
 
@@ -119,7 +128,12 @@ class _RunOnStandIns(Tracer):
         return result
 
     def stand_in(self, name: str, layer: nn.Module) -> Callable[..., Any]:
-        """The function that runs in place of a layer's forward."""
+        """Make the function that runs in place of a layer's forward.
+
+        Args:
+            name: name of the layer.
+            layer: the layer.
+        """
         forward = layer.forward
         calls = None if self._given is None else iter(self._given.get(name, ()))
 
@@ -138,7 +152,14 @@ class _RunOnStandIns(Tracer):
         return run
 
     def _output(self, name: str, layer: nn.Module, x: Tensor, shapes: _Shapes) -> Tensor:
-        """The stand-in's output for an input, with the shapes of the same call in the student."""
+        """Compute a stand-in's output.
+
+        Args:
+            name: name of the layer.
+            layer: the layer.
+            x: the layer's input.
+            shapes: the shapes of input and output of the same call in the student.
+        """
         self.shapes.setdefault(name, []).append(shapes)
         before, after = shapes
         if name not in self._sizes:
@@ -152,12 +173,15 @@ class _RunOnStandIns(Tracer):
 
 
 def _resized(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
-    """The stand-in for the output of a layer that keeps channels apart, such as a depthwise one.
+    """Make the stand-in's output for a layer that does not mix channels, such as a depthwise one.
+
+    Axes whose size the student's layer does not change stay as they are in the wide input; the
+    others are averaged and then expanded to the size in the student's output.
 
     Args:
         x: the layer's wide input.
-        before: the shape of the narrow input.
-        after: the shape of the narrow output; axes that keep their size keep it in ``x`` as well.
+        before: shape of the narrow input.
+        after: shape of the narrow output.
     """
     changed = [k for k, sizes in enumerate(zip(before, after, strict=True)) if len({*sizes}) > 1]
     if not changed:
@@ -167,7 +191,10 @@ def _resized(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
 
 
 def _ways(run: _RunOnStandIns) -> dict[str, list[_Way]]:
-    """The way of each output of each layer that mixes channels.
+    """Find the way of each output of each layer that mixes channels, by layer name.
+
+    Args:
+        run: a run of the container's code on stand-ins.
 
     Raises:
         ForwardError: when the backward pass of the container's code does not run.
@@ -175,7 +202,8 @@ def _ways(run: _RunOnStandIns) -> dict[str, list[_Way]]:
     calls = [(name, output) for name, outputs in run.outputs.items() for output in outputs]
     reached: dict[str, list[list[bool]]] = {name: [] for name in run.outputs}
     for piece in run.pieces if calls else ():
-        weights = torch.randn(piece.shape, dtype=piece.dtype)  # a plain sum may be constant
+        # Random weights, since the plain sum of a piece may be constant.
+        weights = torch.randn(piece.shape, dtype=piece.dtype)
         outputs = [output for _, output in calls]
         with forward_errors():
             gradients = torch.autograd.grad(
@@ -191,11 +219,14 @@ def _ways(run: _RunOnStandIns) -> dict[str, list[_Way]]:
 def _layouts(
     narrow: Mapping[str, Sequence[_Way]], wide: Mapping[str, Sequence[_Way]]
 ) -> dict[str, Layout]:
-    """Layouts in which each segment of outputs that go one way gets the outputs that go this way.
+    """Make layouts in which the copies of an output are among the wide outputs that go its way.
 
     Args:
-        narrow: the way of each narrow output of each layer.
-        wide: the way of each wide output.
+        narrow: the way of each narrow output, by layer name.
+        wide: the way of each wide output, by layer name.
+
+    Returns:
+        Layouts by layer name, for layers whose outputs go several ways; empty if none fit.
     """
     layouts: dict[str, Layout] = {}
     for name in narrow:

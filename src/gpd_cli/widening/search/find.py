@@ -1,4 +1,4 @@
-"""Find a network's width plan by running the network: once narrow, then wide."""
+"""Find a network's width plan by running the network: first as it is, then as it is widened."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from gpd_cli.widening.search.widen import Confirmation, Widening
 _SEED = 20410
 _BATCH = 2
 _GIB = 2**30
-_BYTES = 8  # of a number in float64
-_SMALL = (96, 128)  # image sides to try first: smaller images take less time
+_BYTES = 8  # bytes of a float64 number
+_SMALL = (96, 128)  # sides of images to try first, since smaller images take less time
 
 
 def find_plan(
@@ -51,21 +51,21 @@ def find_plan(
     shrink: bool = True,
     is_certified: bool = False,
 ) -> WidthPlan:
-    """Find which tensors of a network widen, and how.
+    """Find which tensors of a network widen, and by which index maps.
 
     Args:
         student: the network; only a copy of it is changed.
-        sample: a batch of the network's input shape, ``[B, C, H, W]``; only the shape matters.
+        sample: a batch of images, ``[B, C, H, W]``; only the shape matters.
         ratio: the expansion ratio, 1 or more.
         exclude: patterns of names of layers that keep their output channels.
-        width_multiple: wide widths are rounded up to a multiple of this number.
-        shrink: whether to probe with smaller images where the network takes them: index maps do
-            not depend on the size of the images.
-        is_certified: whether the caller certifies the expansion. Then the plan is not confirmed
+        width_multiple: wide numbers of channels are rounded up to a multiple of this number.
+        shrink: whether to search with smaller images where the network takes them. This is faster,
+            and index maps do not depend on the size of the images.
+        is_certified: whether the caller certifies the expansion. If so, the plan is not confirmed
             here by a run of the wide network with all its weights.
 
     Returns:
-        The plan; for ratio 1 an empty one.
+        The plan; an empty plan at ratio 1.
 
     Raises:
         ExpansionError: when the network does not run on the sample, or a module cannot be widened
@@ -90,9 +90,9 @@ def find_plan(
             for shape in [*_smaller(whole)] if shrink else []:
                 images = torch.randn(shape, generator=generator, dtype=torch.float64)
                 try:
-                    # Also a plan that the caller certifies is confirmed: where the code's numbers
-                    # prove wrong now, larger images can still be tried. Copied outputs are enough
-                    # for such a confirmation, so that no wide weights are computed.
+                    # A plan that the caller certifies is confirmed as well: if the numbers that the
+                    # network's code computes prove wrong, larger images can still be tried. Copied
+                    # outputs suffice for this, so no wide weights are computed.
                     confirm: Confirmation = "copied" if is_certified else "computed"
                     return _plan(narrow, images, scale, exclude, confirm, trials)
                 except ExpansionError:
@@ -105,18 +105,23 @@ def find_plan(
             confirm = "none" if is_certified else "computed"
             return _plan(narrow, images, scale, exclude, confirm, trials)
     finally:
-        gc.collect()  # cycles of hooks and networks hold large tensors
+        gc.collect()  # hooks and networks refer to each other, and hold large tensors
 
 
 def _check_memory(student: nn.Module, ratio: float, multiple: int) -> None:
-    """Refuse a dynamic teacher of more than twice the machine's memory, before the search begins.
+    """Refuse, before the search, a dynamic teacher that needs more than twice the machine's memory.
+
+    Args:
+        student: the student.
+        ratio: the expansion ratio.
+        multiple: the number that wide numbers of channels are rounded up to a multiple of.
 
     Raises:
-        ExpansionError: when the teacher's weights would need that much.
+        ExpansionError: when the teacher's weights would need so much memory.
     """
 
     def widened(size: int) -> float:
-        # Axes of one channel, as those of depthwise kernels, often stay.
+        # Axes of size 1, as in depthwise kernels, often keep their size.
         return size if size == 1 else math.ceil(size * ratio / multiple) * multiple
 
     elements = sum(
@@ -134,7 +139,7 @@ def _check_memory(student: nn.Module, ratio: float, multiple: int) -> None:
 
 
 def _memory() -> float:
-    """Bytes of memory that the machine has; infinite where the system does not say."""
+    """The machine's memory in bytes; infinity where the system does not tell it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -142,7 +147,11 @@ def _memory() -> float:
 
 
 def _smaller(shape: torch.Size) -> Iterator[torch.Size]:
-    """Shapes of smaller images, the smallest first; none where the shape is not one of images."""
+    """Shapes of batches with smaller images, the smallest first.
+
+    Args:
+        shape: shape of the probe batch. If it is not ``[B, C, H, W]``, there are no smaller shapes.
+    """
     if len(shape) == 4:
         for side in _SMALL:
             if side < min(shape[2:]):
@@ -157,7 +166,15 @@ def _plan(
     confirm: Confirmation,
     trials: Trials,
 ) -> WidthPlan:
-    """The plan, found on a probe batch of one image size.
+    """Find the plan with a given probe batch.
+
+    Args:
+        narrow: a copy of the student in float64, with random weights.
+        images: the probe batch, ``[B, C, H, W]``.
+        scale: how much wider the network gets.
+        exclude: patterns of names of layers that keep their output channels.
+        confirm: whether and how a run of the widened network confirms the plan.
+        trials: the counter of trials.
 
     Raises:
         ExpansionError: when the network does not run on the images, cannot be widened exactly, or
@@ -192,11 +209,20 @@ def _widen(
     confirm: Confirmation,
     trials: Trials,
 ) -> WidthPlan:
-    """The plan with activations that are copies; where none is found, with multiples of copies.
+    """Find the plan, first with activations that are plain copies, then with multiples of copies.
 
-    Multiples of copies also come out of guesses with wrong numbers: a query times the root of a
-    wrong width is one. Multiples are therefore allowed only where a plan without them keeps
-    something narrow, or fails.
+    A wrong guess may lead to a multiple of copies, too, such as a query times the root of a wrong
+    width. So multiples are allowed only if there is no plan without them, or if that plan keeps
+    something narrow.
+
+    Args:
+        narrow: a copy of the student in float64, with random weights.
+        recording: the student's run on the probe batch.
+        scale: how much wider the network gets.
+        exclude: patterns of names of layers that keep their output channels.
+        images: the probe batch, ``[B, C, H, W]``.
+        confirm: whether and how a run of the widened network confirms the plan.
+        trials: the counter of trials.
 
     Raises:
         ExpansionError: when no plan is found.
@@ -205,8 +231,13 @@ def _widen(
     keeps_output = recording.keeps_output | _excluded([*layers, *recording.direct], exclude)
 
     def widened(multiples: bool) -> tuple[WidthPlan | Mismatch, Widening]:
-        """The plan, or why there is none, and the run of the network in which that came out."""
-        by_trial: set[str] = set()  # containers that the final run did not confirm
+        """Run a widening, and return the plan (or the mismatch if there is none) and the widening.
+
+        Args:
+            multiples: whether activations may be multiples of copies.
+        """
+        # Containers whose solved numbers the confirming run has shown to be wrong.
+        by_trial: set[str] = set()
         while True:
             run = Run(narrow, recording, scale, keeps_output, multiples, trials)
             widening = Widening(run, by_trial)
@@ -237,7 +268,7 @@ def _widen(
 
 
 def _excluded(layers: Sequence[str], patterns: str | Sequence[str]) -> set[str]:
-    """The layers that a user excludes from widening.
+    """Names of the layers that a user excludes from widening.
 
     Args:
         layers: names of all layers.
@@ -263,14 +294,19 @@ def _excluded(layers: Sequence[str], patterns: str | Sequence[str]) -> set[str]:
 
 
 def _record(narrow: nn.Module, images: Tensor) -> Recording:
-    """The recording of the student's run on the probe batch, with calibrated statistics.
+    """Calibrate the student's statistics, and record its run on the probe batch.
+
+    Args:
+        narrow: a copy of the student in float64, with random weights.
+        images: the probe batch, ``[B, C, H, W]``.
 
     Raises:
         ExpansionError: when the network does not run on the images, or returns no logits.
     """
     with located(narrow) as where:
         try:
-            # Code may keep what it computes first (ConViT's positions).
+            # The first run is not recorded: code may compute something in it that it then keeps
+            # (ConViT's positions).
             with torch.no_grad(), forward_errors():
                 narrow(images.clone())
             _refresh(narrow)
@@ -292,7 +328,7 @@ def _record(narrow: nn.Module, images: Tensor) -> Recording:
 
 
 def _refresh(network: nn.Module) -> None:
-    """Empty the caches of a network's modules.
+    """Empty the caches that a network's modules keep in eval mode.
 
     Raises:
         ExpansionError: when the network's own ``train()`` does not run.
@@ -312,8 +348,8 @@ class _TrainingRun:
     """What a run of the student in train mode has shown.
 
     Args:
-        layers: names of the layers that ran, in order.
-        runs_again: whether a backward pass runs parts of the network again (gradient
+        layers: names of the layers that ran, in the order of the run.
+        runs_again: whether the backward pass runs parts of the network again (gradient
             checkpointing).
     """
 
@@ -322,7 +358,11 @@ class _TrainingRun:
 
 
 def _run_in_training(narrow: nn.Module, images: Tensor) -> _TrainingRun:
-    """Run a copy of the student in train mode.
+    """Run a copy of the student in train mode, to see which layers run.
+
+    Args:
+        narrow: a copy of the student in float64, with random weights.
+        images: the probe batch, ``[B, C, H, W]``.
 
     Raises:
         ExpansionError: when a part would run again in a backward pass of its own.
@@ -333,6 +373,7 @@ def _run_in_training(narrow: nn.Module, images: Tensor) -> _TrainingRun:
         if is_leaf(module):
             module.register_forward_pre_hook(lambda m, args, name=name: layers.append(name))
     output = None
-    with suppress(Exception):  # such as statistics of a single pixel: only the calls matter
+    # Only the calls matter, and not errors, such as for batch statistics of a single pixel.
+    with suppress(Exception):
         output = network(images.clone())
     return _TrainingRun(layers, runs_again(network, output))

@@ -1,4 +1,11 @@
-"""Make the calls in a container's code follow the copies, and solve for its attributes."""
+"""Adjust the calls in a container's code to the copies in its tensors, and solve for attributes.
+
+The code computes with the student's numbers (sizes, numbers of heads), since its attributes have
+not widened yet. Each call that these numbers do not fit is made with numbers that fit the wide
+tensors (it follows the copies), and each such number is noted as an equation. When the code has
+run, the equations are solved for the attributes. Constants (tokens, tables, masks) are expanded in
+the calls in the same way, and the parameters that they come from are widened at the end.
+"""
 
 from __future__ import annotations
 
@@ -42,13 +49,13 @@ class Frame:
     """One call of a container, while the container's own code runs.
 
     Args:
-        name: the container.
-        by_trial: whether the code's calls are made unchanged, with guessed attributes.
-        events: the events of the same call in the student's run.
-        position: number of events seen so far.
+        name: name of the container.
+        by_trial: whether attributes are guessed, and the code's calls are made unchanged.
+        events: the events of the same container call in the student's run.
+        position: number of events so far in the wide run.
         equations: the equations of the numbers in the code.
-        maps: index maps by parameter or buffer that the code uses directly, and by axis.
-        fan_in: per such parameter the axis that a product sums over.
+        maps: for each parameter or buffer that the code uses directly, the index maps by axis.
+        fan_in: for each such parameter in a product, the axis that the product sums over.
     """
 
     name: str
@@ -60,13 +67,13 @@ class Frame:
     fan_in: dict[str, int] = field(default_factory=dict)
 
     def next(self, function: Any) -> Event:
-        """The next event of the student's run.
+        """Return the event of the student's run that corresponds to the next call.
 
         Args:
-            function: the function that the wide network calls.
+            function: the function that is called in the wide network.
 
         Raises:
-            Mismatch: when the student called another function.
+            Mismatch: when the student called another function, or none.
         """
         if self.position >= len(self.events) or self.events[self.position].function != function:
             raise Mismatch(self.name, ANOTHER_PATH)
@@ -76,10 +83,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class _GrownAxis:
-    """An axis of a constant that is aligned with a grown axis of an activation.
+    """An axis of a constant that is aligned with an axis of an activation that has widened.
 
     Args:
-        axis: the axis of the constant.
+        axis: number of the constant's axis.
         map_: index map of the activation's axis.
         is_summed: whether the call sums over the axis, so that each copy gets 1/n of the constant.
     """
@@ -89,7 +96,7 @@ class _GrownAxis:
     is_summed: bool
 
     def expanded(self, constant: Tensor) -> Tensor:
-        """The constant with copies along the axis; itself where it has them, or needs none."""
+        """The constant with copies along the axis; the same tensor if it has them or needs none."""
         if constant.shape[self.axis] != self.map_.narrow or len(self.map_) == self.map_.narrow:
             return constant
         maps = [self.map_ if k == self.axis else None for k in range(constant.ndim)]
@@ -99,7 +106,7 @@ class _GrownAxis:
 
 
 class Following:
-    """Replaces the narrow numbers and constants in the calls of containers' own code.
+    """Adjusts the calls in containers' code to the copies, and widens what the code reads.
 
     Args:
         wide: the network that is widened.
@@ -121,15 +128,15 @@ class Following:
             name: qualified name of the tensor.
             tensor: the tensor, narrow or wide.
         """
-        # Tensors that a forward replaces are no state: the wide network computes them again.
+        # A tensor that a forward has replaced is no state: the wide network computes it again.
         if id(tensor) in self._own or name in self._wide.plan.tensors:
             self.constants.add(tensor, [name])
 
     def prepare(self, frame: Frame, call: Call) -> Call:
-        """The call with numbers and constants that fit the copies in the wide network.
+        """Adjust a call: replace numbers and constants by those that fit the wide tensors.
 
         Args:
-            frame: the running container.
+            frame: the frame of the running container.
             call: the call as the container's code makes it.
 
         Raises:
@@ -146,11 +153,11 @@ class Following:
         """Widen the attributes and constants of a container, once its code has run.
 
         Args:
-            frame: the container's call, with its equations.
+            frame: the frame of the container's call, with its equations.
             rule: the rule of the container's class.
 
         Returns:
-            Whether anything changed.
+            Whether any attribute or tensor has changed.
 
         Raises:
             Mismatch: when no values of the container's attributes fit.
@@ -181,7 +188,14 @@ class Following:
         return changed
 
     def _note_deferred(self, frame: Frame, name: str) -> None:
-        """Note equations for earlier calls on a constant, now that the constant's source widens."""
+        """Note the equations of earlier calls on a constant whose source is about to widen.
+
+        These calls were made with narrow numbers, since nothing in them had widened yet.
+
+        Args:
+            frame: the frame of the container's call, which gets the equations.
+            name: name of the parameter or buffer that widens now.
+        """
         source = self._wide.source(name)
         for call, event, names in self._deferred:
             if name not in names:
@@ -197,24 +211,24 @@ class Following:
             stand_in = Call(call.function, (wide, *call.args[1:]), call.kwargs)
             later = Frame(frame.name)
             _fit(later, event, stand_in, partial(tuple, axes))
-            # A number without attributes may come from the narrow constant's own size: the next
-            # run of the code computes it from the wide one.
+            # A number without attributes may come from the narrow constant's own size. The next
+            # run of the code then computes it from the wide size, so no equation is needed.
             frame.equations += [e for e in later.equations if any(attributes_in(e.expression))]
 
     def _follow(self, frame: Frame, event: Event, call: Call) -> Call:
-        """A call with the numbers that fit the copies in its input."""
+        """Adjust the numbers in a call to the copies in its input."""
         x = call.input
         if not event.tensors or not isinstance(x, Tensor):
             return call
         narrow, names = event.tensors[0], self.constants.names(x)
         if names is not None and not names & self._wide.plan.tensors.keys():
-            # The constant's source has not widened yet, so that narrow numbers fit for now.
+            # The parameter behind the constant has not widened yet, so narrow numbers fit for now.
             self._deferred.append((call, event, names))
             return _as_recorded(call, event)
         return _fit(frame, event, call, partial(self.matches.axes, frame.name, narrow, x))
 
     def _expand_constants(self, frame: Frame, event: Event, call: Call) -> Call:
-        """The call with its constants expanded along axes that are aligned with grown axes."""
+        """Expand the constants in a call along those axes that are aligned with widened axes."""
         tensors = list(tensors_in((call.args, call.kwargs)))
         if len(tensors) != len(event.tensors):
             raise Mismatch(frame.name, ANOTHER_PATH)
@@ -237,14 +251,14 @@ class Following:
     def _grown_axes(
         self, frame: Frame, event: Event, call: Call, constant: Tensor, recorded: Tensor
     ) -> Iterator[_GrownAxis]:
-        """The axes of a constant that are aligned with grown axes of activations.
+        """Find the axes of a constant that are aligned with axes of activations that have widened.
 
         Args:
-            frame: the running container.
+            frame: the frame of the running container.
             event: the same call in the student's run.
             call: the call, whose activations are wide.
             constant: the constant, narrow or wide.
-            recorded: the narrow constant of the student's run.
+            recorded: the narrow constant in the student's run.
         """
         tensors = tensors_in((call.args, call.kwargs))
         for x, narrow in zip(tensors, event.tensors, strict=True):
@@ -256,7 +270,8 @@ class Following:
                 map_ = maps[axis_of_x]
                 if map_ is None or recorded.shape[axis] != map_.narrow:
                     continue
-                # An axis of one element is broadcast over the copies, unless the call sums.
+                # A constant's axis of one element is broadcast over the copies, so it need not
+                # widen, unless the call sums over the axis.
                 if map_.narrow > 1 or summed_axis is not None:
                     yield _GrownAxis(axis, map_, axis == summed_axis)
 
@@ -269,10 +284,10 @@ class Following:
         map_: IndexMap,
         divides: bool = False,
     ) -> None:
-        """Note the index maps of parameters that a constant was computed from.
+        """Note the index maps of the parameters that a constant was computed from.
 
         Args:
-            frame: the container whose code uses the constant.
+            frame: the frame of the container whose code uses the constant.
             derived: the narrow constant, with its graph.
             names: names of the parameters and buffers that the constant was computed from.
             axis: an axis of the constant that widens.
@@ -282,7 +297,7 @@ class Following:
         Raises:
             Mismatch: when a parameter would have to widen in two ways.
         """
-        for name in sorted(names):  # the order of a set differs from process to process
+        for name in sorted(names):  # since the order of a set differs between processes
             source = self._wide.source(name)
             if not source.is_floating_point():
                 continue
@@ -306,7 +321,7 @@ class Following:
         return int(value if attribute.entry is None else value[attribute.entry])
 
     def _may_change(self, attribute: Attribute) -> bool:
-        """Whether an attribute belongs to a container's instance and is not settled yet."""
+        """Whether an attribute belongs to an instance of a container, and has not widened yet."""
         module = self._wide.modules[attribute.owner]
         settled = attribute.name in self._wide.plan.attributes.get(attribute.owner, {})
         return not settled and not is_leaf(module) and attribute.name in module.__dict__
@@ -323,7 +338,7 @@ class Following:
 def _aligned_axes(
     call: Call, x: Tensor, constant: Tensor, recorded: Tensor
 ) -> tuple[int | None, dict[int, int]]:
-    """The axes of a constant that coincide with axes of an activation.
+    """Find the axes of a constant that are aligned with axes of an activation.
 
     Args:
         call: the call that both are passed to.
@@ -332,8 +347,8 @@ def _aligned_axes(
         recorded: the constant in the student's run.
 
     Returns:
-        The axis of the constant that the call sums over, or None, and per axis of the constant the
-        axis of the activation.
+        The axis of the constant that the call sums over, or None; and the activation's axis for
+        each axis of the constant that is aligned with one.
     """
     aligned_axes = aligned(call.function, call.args, call.kwargs, x, recorded)
     summed_axes = summed(call.function, call.args, x, constant)
@@ -344,7 +359,14 @@ def _aligned_axes(
 
 
 def _fit(frame: Frame, event: Event, call: Call, axes: Callable[[], Axes]) -> Call:
-    """The call with numbers that fit the copies; their equations are added to the frame."""
+    """Adjust the numbers in a call to the copies, and add their equations to the frame.
+
+    Args:
+        frame: the frame of the running container.
+        event: the same call in the student's run.
+        call: the call.
+        axes: function that returns the index maps of the call's input.
+    """
     try:
         return follow(call, axes, event.tensors[0].shape, event.result, frame.equations)
     except Unfollowed as reason:
@@ -352,7 +374,7 @@ def _fit(frame: Frame, event: Event, call: Call, axes: Callable[[], Axes]) -> Ca
 
 
 def _as_recorded(call: Call, event: Event) -> Call:
-    """A call on a constant, with the numbers of the student's run."""
+    """Make a call on a constant with the numbers of the student's run."""
     if call.function is Tensor.view:
         return Call(Tensor.view, (call.input, event.result))
     if call.function in RESHAPES or call.function in UNFLATTENS:

@@ -1,4 +1,8 @@
-"""The multiple that a layer's output has to be, where it is added to a multiple of copies."""
+"""Find the factor of a layer's output that is added to a multiple of copies.
+
+A norm or a sum over copied channels leads to such multiples. The outputs of layers that are added
+to them have to be multiplied by the same factor.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +24,18 @@ def output_multiple(
     narrow: Tensor,
     wide: Tensor,
 ) -> dict[str, float]:
-    """Find one layer whose output, scaled by a number, would make a sum a multiple of copies.
+    """Find a layer whose output has to be scaled, so that a sum becomes a multiple of copies.
 
     Args:
         recording: the student's run.
         layers: dense layers of the student, by name.
-        maps: returns the index map of a layer's outputs.
-        narrow: a tensor of the student, the sum.
-        wide: the same tensor in the wide network, in which the layer's output is plain copies and
-            the other summands are multiples of copies.
+        maps: function that returns the index map of a layer's outputs, by the layer's name.
+        narrow: the sum in the student.
+        wide: the same sum in the wide network, in which the layer's output consists of plain
+            copies, while the other summands are multiples of copies.
 
     Returns:
-        The layer with its multiple; empty where no such layer is behind the mismatch.
+        The number by layer name, for a single layer; empty if no layer explains the mismatch.
     """
     added = set().union(*recording.sums)
     for layer, outputs in recording.layer_outputs.items():

@@ -1,8 +1,8 @@
 """The options of variables: the ways in which an attribute, a tensor or a layout may widen.
 
-They follow from the sizes that are known to widen, from the splits of layers' outputs, and from the
-rule of the container's class. The first one is the likeliest by these sizes, and by the names of
-head counts.
+Options follow from the sizes that are known to widen, from the splits of layers' outputs, and from
+the rule of the container's class. A variable's first option is the likeliest one, judged by these
+sizes and by names that usually stand for numbers of heads.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from gpd_cli.widening.search.variables import (
 )
 
 Maps = Mapping[int, Sequence[IndexMap]]
-"""Per narrow size, the index maps that axes of this size are known to widen by."""
+"""For each narrow size, the index maps that axes of this size are known to widen by."""
 
 IN_USE = "in use"
-"""Label of a number whose sizes widen as axes of these sizes do; sizes that no axis has stay."""
+"""Label of the option that integers widen as axes of their size do, and others stay."""
 
 ALL_SIZES = "all sizes"
-"""Label of a number of which sizes that no axis has widen as well, by the ratio."""
+"""Label of the option that integers widen as axes of their size do, and others by the ratio."""
 
 COUNT = "count"
-"""Label of a number that widens as one of heads or groups does."""
+"""Label of the option that an integer widens as a number of heads or groups."""
 
 ALL_SEGMENTS = "segments"
-"""Label of a layout in segments, each of which widens."""
+"""Label of the layout in which every segment widens."""
 
 BY_RULE = "rule"
 """Label of the layout that a rule asks for."""
 
-_MOST_SIZES = 8  # longer lists of integers hold no widths
-_MOST_SEGMENTS = 4  # up to so many segments, every combination of growing segments is tried
+_MOST_SIZES = 8  # longer lists of integers are taken to hold no widths
+_MOST_SEGMENTS = 4  # up to so many segments, all combinations of growing ones are tried, else none
 
 _AttributeOrTensor = TypeVar("_AttributeOrTensor", NumberVariable, TensorVariable)
 
 
 def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule) -> NumberVariable:
-    """The variable of an attribute that holds one or several integers.
+    """Make the variable of an attribute that holds one or several integers.
 
     Args:
         name: qualified name of the attribute.
@@ -73,7 +73,7 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
 
     values = [value] if isinstance(value, int) else list(value)
     if len(values) > _MOST_SIZES:
-        return NumberVariable((name,), options, NARROW)  # a permutation, say
+        return NumberVariable((name,), options, NARROW)  # the value may be a permutation
     for label, wide in ((IN_USE, as_in_use), (ALL_SIZES, always_wider)):
         changed = [wide(v) for v in values]
         if changed != values:
@@ -83,7 +83,7 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
     if isinstance(value, int) and scale.count(value) not in options.values():
         options[COUNT] = scale.count(value)
     if not isinstance(value, int) and len(values) > 1:
-        for k, v in enumerate(values):  # one of several sizes (of an unflattened axis, say)
+        for k, v in enumerate(values):  # only one of several sizes widens, as of unflattened axes
             changed = [*values[:k], always_wider(v), *values[k + 1 :]]
             if type(value)(changed) not in options.values():
                 options[f"only size {k}"] = type(value)(changed)
@@ -97,9 +97,10 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
 
 
 def factor_variable(name: str, value: float, scale: Scale, rule: Rule) -> NumberVariable:
-    """The variable of an attribute that holds a factor of products, such as attention's scale.
+    """Make the variable of an attribute that holds a factor of products, such as attention's scale.
 
-    Where heads become wider instead of more, products of queries and keys are sums over copies.
+    If heads become wider instead of more, products of queries and keys are sums over copies, and
+    the factor has to be divided by the ratio.
 
     Args:
         name: qualified name of the attribute.
@@ -121,13 +122,14 @@ def tensor_variable(
     scale: Scale,
     rule: Rule,
 ) -> TensorVariable:
-    """The variable of a tensor that code uses directly: tokens, position embeddings, bias tables.
+    """Make the variable of a tensor that code uses directly (token, position embedding, table).
 
     Args:
         name: qualified name of the parameter or buffer.
         shape: the narrow shape.
         known: index maps in use, by narrow size.
-        blocks: sizes of the blocks that layers of the container may widen in, with their counts.
+        blocks: sizes of the blocks that layers of the container may widen in, with the possible
+            numbers of such blocks, from `blocks_in`.
         scale: how much wider the network gets.
         rule: the rule of the container's class.
     """
@@ -137,7 +139,7 @@ def tensor_variable(
     _, local = split_name(name)
 
     def add(label: str, axis: int, map_: IndexMap, sizes: set[int]) -> str:
-        """Add an option, unless the same one is there, and return the label that it has."""
+        """Add an option, unless there is the same one already, and return its label."""
         axes = (*(None,) * axis, map_, *(None,) * (len(shape) - axis - 1))
         plan = TensorPlan(axes)
         label = next((n for n, other in options.items() if other == plan), label)
@@ -167,11 +169,11 @@ def tensor_variable(
 def layout_variable(
     names: tuple[str, ...], size: int, splits: Sequence[Split], scale: Scale, rule: Rule, local: str
 ) -> LayoutVariable:
-    """The variable of a layout: the order of the wide outputs of one or several layers.
+    """Make the variable of a layout: the order of the wide outputs of one or several layers.
 
     Args:
         names: names of the layers.
-        size: the layers' narrow out_channels.
+        size: the narrow number of output channels of each of these layers.
         splits: the splits of the layers' outputs.
         scale: how much wider the network gets.
         rule: the rule of the container's class.
@@ -205,7 +207,11 @@ def layout_variable(
 
 
 def blocks_in(layouts: Sequence[LayoutVariable]) -> dict[int, set[int]]:
-    """Sizes of the blocks that layers' outputs may widen in, with the counts of these blocks."""
+    """Sizes of the blocks that layers' outputs may widen in, each with possible numbers of blocks.
+
+    Args:
+        layouts: the variables of the layers' layouts.
+    """
     blocks: dict[int, set[int]] = {}
     for variable in layouts:
         for label, layout in variable.options.items():
@@ -215,22 +221,23 @@ def blocks_in(layouts: Sequence[LayoutVariable]) -> dict[int, set[int]]:
 
 
 def _along(axis: int) -> str:
-    """Label of a tensor that widens along an axis."""
+    """Label of the option that a tensor widens along an axis."""
     return f"axis {axis}"
 
 
 def _factor(number: int) -> str:
-    """Beginning of the label of a layout in which a factor of a split widens."""
+    """Beginning of the label of a layout in which the factor of this number in a split widens."""
     return f"factor {number}"
 
 
 def _ruled(variable: _AttributeOrTensor, rule: Rule, grown: Sequence[str]) -> _AttributeOrTensor:
-    """The variable with the options that a rule leaves.
+    """Reduce the options of a variable to those that a rule allows.
 
     Args:
         variable: the variable of an attribute or tensor, with all its options.
         rule: the rule of the container's class.
-        grown: labels of the options that are left where the rule says that it widens.
+        grown: labels of the options that are left if the rule says that the variable widens; empty
+            if it does not say so.
     """
     _, local = split_name(variable.names[0])
     if local in rule.keep:
@@ -245,11 +252,15 @@ def _ruled(variable: _AttributeOrTensor, rule: Rule, grown: Sequence[str]) -> _A
 
 
 def _layouts(size: int, split: Split) -> Iterator[tuple[str, Layout, set[int]]]:
-    """Layouts that follow a split: what of the split widens, the layout, and the counts in it.
+    """Generate the layouts that suit a split of layers' outputs.
 
     Args:
-        size: the layers' narrow out_channels.
+        size: the narrow number of output channels of the layers.
         split: a split of the layers' outputs.
+
+    Yields:
+        For each layout the beginning of its label (which part of the split widens), the layout, and
+        the sizes that widen and may be numbers of heads.
     """
     if split.segments:
         if sum(split.segments) == size:
@@ -259,7 +270,7 @@ def _layouts(size: int, split: Split) -> Iterator[tuple[str, Layout, set[int]]]:
         parts, block = prod(split.factors[:k]), prod(split.factors[k + 1 :])
         counts = {factor} if split.may_count(k) else set()
         if size < split.size and split.size % size == 0:
-            # The outputs were joined with others before the split, or unfolded.
+            # The outputs were joined with other channels before the split, or unfolded.
             if size % (parts * block) == 0:
                 yield _factor(k), (Segment(size, parts, block),), counts
             block, rest = divmod(block, split.size // size)
@@ -274,7 +285,7 @@ def _layouts(size: int, split: Split) -> Iterator[tuple[str, Layout, set[int]]]:
 
 
 def _segmented(sizes: Sequence[int]) -> Iterator[tuple[str, Layout, set[int]]]:
-    """Layouts of outputs that are cut into segments, for each choice of segments that widen."""
+    """Generate the layouts of outputs that are cut into segments, by which segments widen."""
     able = [k for k, size in enumerate(sizes) if size > 1]
     for count in range(len(able), 0, -1):
         for growing in itertools.combinations(able, count if len(able) <= _MOST_SEGMENTS else 0):

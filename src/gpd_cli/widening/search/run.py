@@ -1,4 +1,7 @@
-"""What the parts of a run that widens a network share: layers, containers and the calls of code."""
+"""The data that is shared by the parts of a run that widens a network.
+
+These parts are `LayerWidening`, `Containers` and `Following`.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +25,25 @@ class Run:
     """One run of a copy of the student that is widened on the way.
 
     Args:
-        narrow: the student, float64, in eval mode.
+        narrow: the student, in float64 and eval mode.
         recording: the student's run on the probe batch.
         scale: how much wider the network gets.
-        keeps_output: layers that keep their output channels.
+        keeps_output: names of the layers that keep their output channels.
         multiples: whether activations may be multiples of copies.
-        trials: counts the trials, with those of earlier runs.
+        trials: the counter of trials, which also counts the trials of earlier runs.
 
     Attributes:
-        wide: the copy.
+        wide: the copy of the student that is widened.
         modules: the student's modules, by name.
-        dense: layers whose outputs are copied from the student's, since they follow from the
-            layers' index maps.
-        following: makes the calls in containers' code follow the copies.
-        solutions: how attributes have grown that a container's code had to be run twice for.
+        dense: names of the layers whose outputs need not be computed: copies of the student's
+            outputs by the layer's index maps are used instead.
+        following: adjusts the calls in containers' code to the copies.
+        solutions: how attributes have grown, for containers whose code had to be run twice to find
+            it.
         state: what the run has seen and decided so far.
-        frames: what is running, the outermost first: the frame of a container's own code, or None
-            for a layer and for a container between two runs of its code.
-        is_confirming: whether the widened network is run once more, with its calls unchanged.
+        frames: stack of what is running, the outermost first: a frame for a container's own code,
+            or None for a layer and for a container between two runs of its code.
+        is_confirming: whether the widened network is being run once more, to confirm the plan.
     """
 
     def __init__(
@@ -75,32 +79,41 @@ class Run:
 
     @contextmanager
     def running(self, frame: Frame | None) -> Iterator[None]:
-        """Mark the code within this context as a container's own, or with None as unobserved."""
+        """Mark the code that runs within this context.
+
+        Args:
+            frame: the frame of the container whose own code runs; None for code whose calls are not
+                followed.
+        """
         depth = len(self.frames)
         self.frames.append(frame)
         try:
             yield
         finally:
-            del self.frames[depth:]  # with the frames of layers that failed
+            del self.frames[depth:]  # this also drops the frames of layers that failed
 
     def restore(self, state: State) -> None:
-        """Return to an earlier state, which stays as it is."""
+        """Return to a copy of an earlier state.
+
+        Args:
+            state: the earlier state, which later changes of the run leave unchanged.
+        """
         self.state = state.copy()
         self.wide.restore(self.state.plan)
 
     def begin_confirmation(self) -> None:
-        """From now on make the calls of code unchanged, and compare what comes out of them."""
+        """Begin the confirming run: from now on the calls of code are made unchanged."""
         self.is_confirming = True
         self.state.calls, self.frames = {}, []
 
     def layout(self, layer: str) -> Layout | None:
-        """The layout of a layer's outputs; None for a layer whose outputs follow its inputs."""
+        """The layout of a layer's outputs; None if the outputs widen as the layer's inputs do."""
         size = self.recording.out_channels.get(layer)
         if layer in self.state.layouts or size is None:
             return self.state.layouts.get(layer)
         return (Segment(size, grows=size > 1),)
 
     def output_map(self, layer: str) -> IndexMap | None:
-        """The index map of a layer's outputs; None where they stay, or follow the inputs."""
+        """The index map of a layer's outputs; None if they stay, or widen as the inputs do."""
         layout = self.layout(layer)
         return None if layout is None else layout_map(layout, self.scale)

@@ -1,4 +1,4 @@
-"""The container that decides each layer's layout, and the layers that need one layout."""
+"""Find out in which container each layer's layout is decided, and which layers need the same."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from gpd_cli.widening.observe.recording import Recording
 
 
 def splits_by_container(recording: Recording, scale: Scale) -> dict[str, dict[str, list[Split]]]:
-    """The splits of layers' outputs, by the container that decides the layers' layout.
+    """Collect the splits of layers' outputs by the container in which the layout is decided.
+
+    This is the innermost container around both the layer and the code that takes the layer's
+    outputs apart.
 
     Args:
         recording: the student's run.
         scale: how much wider the network gets.
 
     Returns:
-        Per container, per layer, the splits of the layer's outputs. The container is the innermost
-        one around both the layer and the code that takes its outputs apart.
+        The splits of the layers' outputs, by name of the container and name of the layer.
     """
     found: dict[str, dict[str, list[Split]]] = {}
     for layers, splits in _layers_of_one_layout(recording, scale):
@@ -28,7 +30,7 @@ def splits_by_container(recording: Recording, scale: Scale) -> dict[str, dict[st
         if len(layers) == 1:
             for container, split in splits:
                 common = _common(container, parents[0])
-                # Names of heads in another module mean nothing to the containers in between.
+                # Names of heads in another module say nothing about the attributes of this one.
                 known = split if common == container else replace(split, names=())
                 found.setdefault(common, {}).setdefault(layers[0], []).append(known)
             continue
@@ -41,10 +43,18 @@ def splits_by_container(recording: Recording, scale: Scale) -> dict[str, dict[st
 def _layers_of_one_layout(
     recording: Recording, scale: Scale
 ) -> list[tuple[list[str], list[tuple[str, Split]]]]:
-    """Groups of layers that need one layout, with all splits of their outputs.
+    """Group the layers that need the same layout, with all splits of their outputs.
 
-    Layers whose outputs are added need one layout, unless all channels have equally many copies:
-    copies side by side then coincide anyway.
+    Layers whose outputs are added need the same layout. If all channels have equally many copies,
+    such layers need not be grouped.
+
+    Args:
+        recording: the student's run.
+        scale: how much wider the network gets.
+
+    Returns:
+        For each group the names of its layers, and the splits of their outputs, each with the name
+        of the container whose code takes the outputs apart.
     """
     groups = [{layer} for layer in recording.splits]
     if scale.rounded_to > 1 or not float(scale.ratio).is_integer():
@@ -53,7 +63,7 @@ def _layers_of_one_layout(
             groups = [*apart, layers.union(*(group for group in groups if group & layers))]
     joined = []
     for group in groups:
-        # In the order of the run: the order of a set differs from process to process.
+        # In the order of the run, since the order of a set differs between processes.
         ordered = [layer for layer in recording.out_channels if layer in group]
         splits = [s for layer in ordered for s in recording.splits.get(layer, ())]
         if splits:
@@ -62,7 +72,7 @@ def _layers_of_one_layout(
 
 
 def _common(a: str, b: str) -> str:
-    """The innermost module that contains two modules, by name."""
+    """The name of the innermost module that contains both of two modules, given by their names."""
     parts = []
     for x, y in zip(a.split("."), b.split("."), strict=False):
         if x != y:

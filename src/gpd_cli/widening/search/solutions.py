@@ -1,8 +1,9 @@
-"""How attributes have grown in modules of a class, to begin other modules of the class with.
+"""Remember how attributes of a class's modules have grown, for other modules of the class.
 
-Code that computes a number from an attribute and the size of a wide tensor, such as a scale of
-``(channels // self.num_heads) ** -0.5``, runs with a wrong number until the attribute is solved
-for, and is run once more then. In the next module of the class the attribute grows at once.
+Some code computes a number from an attribute and the size of a wide tensor, such as a scale of
+``(channels // self.num_heads) ** -0.5``. This code runs with a wrong number at first, and has to
+run a second time once the attribute is solved for. In the next module of the class, the attribute
+grows before the first run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Attributes = Mapping[str, Mapping[str, Any]]
 
 
 class Solutions:
-    """Remembers per class of modules which attributes have grown, and by which factors.
+    """Remembers, for each class of modules, which attributes have grown and by which factors.
 
     Args:
         modules: the student's modules, by name.
@@ -34,10 +35,10 @@ class Solutions:
         """Note which attributes of a module, or of modules inside it, have grown.
 
         Args:
-            name: the module.
-            before: the attributes that had grown before.
-            after: those that have grown now. Where one is not a number but a tuple or list,
-                nothing is remembered.
+            name: name of the module.
+            before: the wide values of all attributes that had grown before.
+            after: the wide values of all attributes that have grown by now. If one of the new ones
+                is a tuple or list, nothing is remembered.
         """
         factors: dict[str, Fraction] = {}
         for owner, values in after.items():
@@ -51,14 +52,15 @@ class Solutions:
         self._factors[type(self._modules[name])] = factors
 
     def of(self, name: str, grown: Attributes) -> dict[str, dict[str, int]]:
-        """The attributes of a module as they have grown in another one of its class.
+        """Predict the wide attributes of a module from another module of its class.
 
         Args:
-            name: the module.
-            grown: attributes that have grown already, and are left out.
+            name: name of the module.
+            grown: attributes that have grown already, which are left out.
 
         Returns:
-            The values, by name of the owner; empty where none are known or one is no whole number.
+            Wide values by qualified module name and attribute name. Empty if nothing is known about
+            the class, or a value would be no integer.
         """
         found: dict[str, dict[str, int]] = {}
         for local, factor in self._factors.get(type(self._modules[name]), {}).items():

@@ -1,4 +1,4 @@
-"""The state of a run that widens a network, to which a guess that fails returns."""
+"""The state of a run that widens a network; after a wrong guess an earlier state is restored."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ class State:
     """What a run has seen and decided so far.
 
     Args:
-        plan: what has widened.
-        calls: number of calls of each layer and container.
-        inputs: per layer the match of its input in its first call.
-        layouts: layouts of layers' outputs.
-        multiples: per layer the multiple of copies that its outputs have to be, where not 1.
-        gives_multiples: containers whose outputs may be multiples of copies.
-        settled: containers that have widened; further calls of them make no guesses.
+        plan: the plan of all that has widened so far.
+        calls: number of calls of each layer and container so far, by name.
+        inputs: the match of each layer's input in the layer's first call, by layer name.
+        layouts: the layouts of layers' outputs that have been decided, by layer name.
+        multiples: for layers whose outputs have to be multiples of copies, the multiple, by layer
+            name.
+        gives_multiples: names of the containers whose outputs may be multiples of copies.
+        settled: names of the containers that have widened; their further calls make no guesses.
     """
 
     plan: WidthPlan
@@ -32,7 +33,7 @@ class State:
     settled: set[str] = field(default_factory=set)
 
     def copy(self) -> State:
-        """A state that stays as it is when this one changes."""
+        """Make a copy that does not change when this state changes."""
         plan = replace(
             self.plan,
             tensors=dict(self.plan.tensors),

@@ -1,4 +1,4 @@
-"""The order of trials: guesses for the variables of a container, the likeliest first."""
+"""Order the guesses for the variables of a container, the likeliest first."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from gpd_cli.widening.search.variables import (
 )
 
 Guess = tuple[str, ...]
-"""One label for each variable."""
+"""One label (of an option) for each variable of a container, in the order of the variables."""
 
-_MOST_CHANGES = 3  # labels in which a guess differs from one of the likeliest
+_MOST_CHANGES = 3  # the most labels in which a guess differs from one of the likeliest guesses
 
 
 def counts_in(variables: Sequence[Variable[Any]], reads: Reads | None) -> list[int | None]:
-    """Numbers of heads (or groups) to assume, in this order, each in a guess of its own.
+    """Collect the numbers of heads (or groups) that guesses may assume to widen, likeliest first.
 
-    Attributes with usual names come first, then None for no assumption, then all factors of splits.
+    Values of attributes with the usual names come first, then None for no assumption, then all
+    factors of splits.
 
     Args:
         variables: the variables of a container.
@@ -51,14 +52,14 @@ def ordered_guesses(
     counts: Sequence[int | None],
     remembered: Sequence[Mapping[str, str]] = (),
 ) -> Iterator[Guess]:
-    """All guesses that are worth a trial, the likeliest first.
+    """Generate all guesses that are worth a trial, the likeliest first.
 
     First come guesses that were right for other modules of the class, then guesses in which all
     outputs of layers widen, and last those that keep some outputs narrow.
 
     Args:
         variables: the variables of a container.
-        counts: sizes that may be counts that widen, the likeliest first; None for no count.
+        counts: numbers of heads (or groups) to assume, the likeliest first, from `counts_in`.
         remembered: guesses that were right for other modules of the class, as labels by the names
             of the variables.
     """
@@ -68,7 +69,8 @@ def ordered_guesses(
         pairs = zip(known, variables, strict=True)
         old.append(tuple(label if label in v.options else v.first for label, v in pairs))
     bases = [_base(variables, count, inner) for count in counts for inner in (True, False)]
-    # Second: wider heads instead of more heads; the factor of products makes up for the width.
+    # The next likeliest guess is wider heads instead of more heads. Attention's scale then may have
+    # to be divided, since products of queries and keys are sums over the copies.
     bases[1:1] = [_all_side_by_side(variables, factor) for factor in (NARROW, DIVIDED)]
     bases.append(tuple(v.first if isinstance(v, LayoutVariable) else NARROW for v in variables))
     bases = [
@@ -87,16 +89,17 @@ def ordered_guesses(
 
 
 def _base(variables: Sequence[Variable[Any]], count: int | None, inner: bool) -> Guess:
-    """The first guess under the assumption that sizes equal to a count widen.
+    """Make the likeliest guess, if it is assumed which number of heads widens.
 
     Args:
         variables: the variables of a container.
-        count: the size of the count; None for no assumption.
-        inner: whether the innermost axis of this size widens, where there are several.
+        count: the number of heads (or groups) that is assumed to widen; None for no assumption.
+        inner: whether the innermost of several axes of this size is assumed to widen.
     """
     named = any(v.is_count and count in set().union(*v.counts.values()) for v in variables)
     return tuple(
-        # Attributes under other names that equal the number of heads are no counts.
+        # If an attribute with a usual name holds the number of heads, attributes with other names
+        # that happen to have the same value are no counts.
         v.first
         if named and isinstance(v, NumberVariable) and not v.is_count
         else v.preferred(count, inner)
@@ -105,7 +108,7 @@ def _base(variables: Sequence[Variable[Any]], count: int | None, inner: bool) ->
 
 
 def _all_side_by_side(variables: Sequence[Variable[Any]], factor: str) -> Guess:
-    """The guess that all layers have their copies side by side.
+    """Make the guess that all layers have their copies side by side.
 
     Args:
         variables: the variables of a container.
@@ -120,7 +123,7 @@ def _all_side_by_side(variables: Sequence[Variable[Any]], factor: str) -> Guess:
 def _around(
     variables: Sequence[Variable[Any]], bases: Sequence[Guess], most: int
 ) -> Iterator[Guess]:
-    """Guesses that differ from the bases in at most ``most`` labels, few changes first."""
+    """Generate guesses that differ from a base in at most ``most`` labels, few changes first."""
     for changes in range(most + 1):
         for base in bases:
             for which in itertools.combinations(range(len(variables)), changes):

@@ -1,4 +1,4 @@
-"""The trials of a search: how many there were, and when there have been enough."""
+"""Count the trials (runs with wrong guesses) of a search, and limit their number."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 MOST_TRIALS = 12
-"""The largest number of trials of one container, with those of the containers inside it."""
+"""The largest number of trials of one container, including trials of the containers inside it."""
 
-_MOST_IN_VAIN = 20  # trials in vain in a container, after which those inside guess once each
+# After so many useless trials inside a container, each container inside it makes one guess only.
+_MOST_IN_VAIN = 20
 
 
 @dataclass
@@ -17,9 +18,10 @@ class _Tried:
     """A container that is being tried.
 
     Args:
-        start: the number of trials when it began.
-        useful: trials since then of containers inside for which a guess was right in the end. They
-            are made once, since the guess is remembered for all containers of the class.
+        start: the number of trials in the whole search when this container's began.
+        useful: the number of trials since then that belong to containers inside this one for which
+            a guess was right in the end. Such trials are made only once for each class, since the
+            right guess is remembered for other containers of the class.
     """
 
     start: int
@@ -27,10 +29,10 @@ class _Tried:
 
 
 class Trials:
-    """Counts the runs of containers that failed, in all runs of the network.
+    """Counts the trials of containers, in all runs of the network.
 
     Attributes:
-        count: their number.
+        count: number of trials so far.
     """
 
     def __init__(self) -> None:
@@ -39,7 +41,7 @@ class Trials:
 
     @contextmanager
     def of_container(self) -> Iterator[None]:
-        """Within this context one more container is tried, inside those that are tried already."""
+        """Mark that a container is tried within this context, inside those being tried already."""
         depth = len(self._tried)
         self._tried.append(_Tried(self.count))
         try:
@@ -48,16 +50,16 @@ class Trials:
             del self._tried[depth:]
 
     def found(self) -> None:
-        """Note that a guess was right for the innermost container."""
+        """Note that a guess was right for the innermost container that is being tried."""
         *around, own = self._tried
         for container in around:
             container.useful += self.count - own.start - own.useful
 
     def are_spent(self, most: int = MOST_TRIALS) -> bool:
-        """Whether the innermost container shall make no further guesses.
+        """Whether the innermost container is to make no further guesses.
 
-        Each class of containers inside a container may take its own number of trials. The sum of
-        those that lead to nothing is limited as well.
+        There are two limits: one for the trials of this container, and one for the useless trials
+        in any container around it.
 
         Args:
             most: the largest number of trials of the innermost container.

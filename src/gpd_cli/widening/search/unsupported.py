@@ -1,7 +1,7 @@
-"""Students that no expansion can be exact for, because of how they are wrapped or keep weights.
+"""Refuse students that cannot be expanded exactly because of wrappers or the form of their weights.
 
 An expansion copies a module and widens the parameters that its layers compute with. The modules
-here compute with something else; each kind is refused by a message that gives the remedy.
+that are refused here compute with something else. Each error message says what to do instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def check_student(student: nn.Module) -> None:
         student: the network to expand.
 
     Raises:
-        ExpansionError: for such a module; the message gives its name, the cause and the remedy.
+        ExpansionError: when there is such a module; the message gives its name, the cause and the
+            remedy.
     """
     for name, module in student.named_modules():
         reason = _wrapped(module) or _uninitialized(module) or _hidden(module) or _table(module)
@@ -42,7 +43,7 @@ def check_student(student: nn.Module) -> None:
 
 
 def _wrapped(module: nn.Module) -> str | None:
-    """The reason to refuse a wrapper: TorchScript, torch.compile, parallel modules."""
+    """The reason to refuse a wrapper (TorchScript, torch.compile, parallel modules), or None."""
     if isinstance(module, torch.jit.ScriptModule):
         return (
             "is compiled by TorchScript, whose code cannot be widened; pass the module that it was "
@@ -63,7 +64,7 @@ def _wrapped(module: nn.Module) -> str | None:
 
 
 def _uninitialized(module: nn.Module) -> str | None:
-    """The reason to refuse a lazy layer before its first batch."""
+    """The reason to refuse a lazy layer that has not seen a batch, or None."""
     own = [*module._parameters.values(), *module._buffers.values()]
     if any(tensor is not None and is_lazy(tensor) for tensor in own):
         return "does not know its width yet; run the student once on a batch before"
@@ -71,7 +72,7 @@ def _uninitialized(module: nn.Module) -> str | None:
 
 
 def _hidden(module: nn.Module) -> str | None:
-    """The reason to refuse a layer that computes with other tensors than its own parameters."""
+    """The reason to refuse a layer that does not compute with its own parameters, or None."""
     if isinstance(module, nn.RNNBase):
         return (
             "keeps its weights a second time, out of reach of an expansion; build the network "
@@ -101,7 +102,7 @@ def _hidden(module: nn.Module) -> str | None:
 
 
 def _table(module: nn.Module) -> str | None:
-    """The reason to refuse a table: rows that depend on their width, or sparse gradients."""
+    """The reason to refuse a table with normalized rows or sparse gradients, or None."""
     if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return None
     if module.max_norm is not None:

@@ -1,9 +1,9 @@
-"""Variables: attributes, tensors and layouts that may widen in a container, and how they do.
+"""Variables: the attributes, tensors and layouts that may widen in a container.
 
 A container (a module with a forward of its own) reads attributes, tokens and tables, and takes
-the outputs of its layers apart. Each of these is a variable, with a few options under labels
-(`options`). As a rule only layouts and the factors of products are left to decide, since numbers
-and tensors are found by arithmetic; where arithmetic fails, all variables are tried.
+the outputs of its layers apart. Each of these is a variable. Each variable has a few options (ways
+to widen, see `options`), which have labels. Usually only layouts and factors of products have to be
+guessed, since numbers and tensors are solved for; if this fails, all variables are guessed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gpd_cli.widening.plan import TensorPlan
 from gpd_cli.widening.search.run import Run
 
 NARROW = "narrow"
-"""Label of staying as narrow as in the student, of any variable."""
+"""Label of the option, of any variable, to stay as in the student."""
 
 SIDE_BY_SIDE = "side by side"
 """Label of the layout in which the copies of each output are neighbours."""
 
 DIVIDED = "divided"
-"""Label of a factor of products that is divided by the expansion ratio."""
+"""Label of the option that a factor of products is divided by the expansion ratio."""
 
 Option = TypeVar("Option")
 
@@ -37,11 +37,12 @@ class Variable(ABC, Generic[Option]):
     """An attribute, tensor or layout that may widen, with its options.
 
     Args:
-        names: qualified name of the attribute or tensor, or names of all layers of one layout.
-        options: what the variable becomes under each label.
+        names: the qualified name of the attribute or tensor, or the names of all layers that have
+            the layout.
+        options: what the variable becomes, by label.
         first: label of the option to try first.
-        counts: the sizes that widen under a label and may count something (heads), by label.
-        named: whether names in the code say that the first option widens the number of heads.
+        counts: by label, the sizes that widen under this option and may be counts (of heads).
+        named: whether names in the code tell that the first option widens the number of heads.
     """
 
     names: tuple[str, ...]
@@ -56,11 +57,14 @@ class Variable(ABC, Generic[Option]):
         return False
 
     def preferred(self, count: int | None, inner: bool) -> str:
-        """The option to try first under the assumption that a count of some size widens.
+        """Choose the option to try first, if it is assumed which number of heads widens.
 
         Args:
-            count: the size of the count.
-            inner: whether the innermost axis of this size widens, where there are several.
+            count: the number of heads (or groups) that is assumed to widen; None for none.
+            inner: whether the innermost of several axes of this size is assumed to widen.
+
+        Returns:
+            The label of the option.
         """
         if self.named:
             return self.first
@@ -69,7 +73,7 @@ class Variable(ABC, Generic[Option]):
 
     @abstractmethod
     def apply(self, run: Run, label: str) -> None:
-        """Let the wide network have the option of a label.
+        """Apply one of the options to the wide network.
 
         Args:
             run: the run that widens the network.
@@ -81,7 +85,7 @@ class Variable(ABC, Generic[Option]):
 class NumberVariable(Variable[float | Sequence[int] | None]):
     """An attribute that holds one or several integers, or a factor of products.
 
-    Its options are wide values; None for the narrow one.
+    Its options are wide values, or None to keep the narrow value.
     """
 
     @property
@@ -90,7 +94,7 @@ class NumberVariable(Variable[float | Sequence[int] | None]):
         return split_name(self.names[0])[1] in HEAD_COUNT_NAMES
 
     def apply(self, run: Run, label: str) -> None:
-        """Set the attribute."""
+        """Set the attribute to the wide value of an option."""
         value = self.options[label]
         if value is not None:
             owner, attribute = split_name(self.names[0])
@@ -101,11 +105,11 @@ class NumberVariable(Variable[float | Sequence[int] | None]):
 class TensorVariable(Variable[TensorPlan | None]):
     """A tensor that a container's code uses directly: a token, a position embedding, a table.
 
-    Its options are plans; None for staying narrow.
+    Its options are tensor plans, or None to stay narrow.
     """
 
     def apply(self, run: Run, label: str) -> None:
-        """Widen the tensor."""
+        """Widen the tensor by the plan of an option."""
         plan = self.options[label]
         if plan is not None:
             owner, local = split_name(self.names[0])
@@ -114,9 +118,13 @@ class TensorVariable(Variable[TensorPlan | None]):
 
 @dataclass
 class LayoutVariable(Variable[Layout]):
-    """The order of the wide outputs of one or several layers, which need the same one."""
+    """The layout of the wide outputs of one layer, or of several layers that need the same one."""
 
     def apply(self, run: Run, label: str) -> None:
-        """Settle the layers' layout, but leave one side by side to containers further inside."""
+        """Decide the layers' layout.
+
+        Copies side by side are what layers have by default. This option decides nothing, so that
+        containers inside this one may still decide.
+        """
         if label != SIDE_BY_SIDE:
             run.state.layouts.update(dict.fromkeys(self.names, self.options[label]))

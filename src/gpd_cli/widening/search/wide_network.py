@@ -1,4 +1,4 @@
-"""The copy of the student that is widened step by step, and can return to an earlier state."""
+"""The copy of the student that is widened step by step; an earlier state can be restored."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _LAYER_WIDTHS = {"in_features", "out_features", "in_channels", "out_channels", "
 
 
 class WideNetwork:
-    """A copy of the student that is widened step by step, with the plan of all steps.
+    """A copy of the student that is widened step by step, and the plan of all steps so far.
 
     Args:
-        narrow: the student; its tensors are shared until they are widened, and never changed.
+        narrow: the student. The copy shares its tensors until they are widened; they are never
+            changed.
         ratio: the expansion ratio.
     """
 
@@ -37,9 +38,10 @@ class WideNetwork:
         """Widen tensors and attributes of one module.
 
         Args:
-            name: the module.
-            layer: the changes.
-            postponed: local names of tensors that are computed when they are read (see `read`).
+            name: name of the module.
+            layer: the plans of the module's tensors, and the wide values of its attributes.
+            postponed: local names of the tensors that are computed only when they are read (see
+                `read`).
         """
         module = self.network.get_submodule(name)
         for attribute, value in layer.attributes.items():
@@ -55,11 +57,11 @@ class WideNetwork:
             self.plan.tensors[full] = plan
 
     def read(self, name: str, value: Tensor) -> Tensor:
-        """The value of a tensor of the copy that is being read; a postponed one is computed now.
+        """Return a tensor of the copy that code reads; compute it now if it was postponed.
 
         Args:
             name: qualified name of the tensor.
-            value: what the module holds under this name.
+            value: the tensor that the module has under this name.
         """
         if name not in self._postponed:
             return value
@@ -70,12 +72,12 @@ class WideNetwork:
         return made
 
     def forget(self, name: str) -> None:
-        """Free a postponed tensor's values; they are computed again when they are read again."""
+        """Free the values of a postponed tensor, which are computed again if it is read again."""
         if name in self._postponed:
             self._postponed[name] = None
 
     def restore(self, plan: WidthPlan) -> None:
-        """Return to an earlier plan.
+        """Undo all changes since an earlier plan.
 
         Args:
             plan: a copy of the plan at that time, which becomes the plan of this network.
@@ -91,7 +93,7 @@ class WideNetwork:
         self.plan = plan
 
     def drop_idle_attributes(self) -> None:
-        """Remove from the plan the widths that a guess set on layers that stay narrow."""
+        """Remove from the plan the width attributes of layers whose tensors stay narrow."""
         for name, attributes in self.plan.attributes.items():
             tensors = dict(self.modules[name].named_parameters(recurse=False))
             widened = any(f"{name}.{local}" in self.plan.tensors for local in tensors)
@@ -101,7 +103,7 @@ class WideNetwork:
         self.plan.attributes = {name: a for name, a in self.plan.attributes.items() if a}
 
     def tensor(self, name: str) -> Tensor:
-        """A parameter or buffer of the copy, widened or not."""
+        """A parameter or buffer of the copy, in its present width."""
         return _tensor(self.network, name)
 
     def source(self, name: str) -> Tensor:
@@ -109,7 +111,7 @@ class WideNetwork:
         return _tensor(self.narrow, name)
 
     def is_tensor(self, value: Any, name: str) -> bool:
-        """Whether a value is a certain parameter, of the copy or of the student."""
+        """Whether a value is the parameter of a certain name, of the copy or of the student."""
         return value is self.tensor(name) or value is _tensor(self.narrow, name)
 
     def _set(self, name: str, tensor: Tensor) -> None:
@@ -123,7 +125,10 @@ class WideNetwork:
 
 
 def _stand_in(narrow: Tensor, plan: TensorPlan) -> Tensor:
-    """A tensor of the wide shape that takes no memory; as it is not a number, no use passes."""
+    """Make a tensor of the wide shape that takes no memory, in place of a postponed one.
+
+    Its values are NaN, so that any use of it shows.
+    """
     shape = plan.wide_shape(narrow.shape)
     return nn.Parameter(torch.full((), math.nan, dtype=narrow.dtype).expand(shape), False)
 

@@ -1,7 +1,7 @@
-"""Run a network while it is widened, module by module.
+"""Run a copy of the student that is widened on the way, module by module.
 
 Layers widen just before they run (`widen_layers`), containers while their own code runs
-(`containers`). At the end the widened network may be run once more, to confirm what was found.
+(`containers`). At the end the widened network may be run once more, to confirm the plan.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from gpd_cli.widening.search.run import Run
 from gpd_cli.widening.search.widen_layers import LayerWidening
 
 Confirmation = Literal["none", "copied", "computed"]
-"""How the widened network is run once more with the numbers that its own code computes.
+"""Whether and how the widened network is run once more, to confirm the plan.
 
-With ``copied``, the outputs of dense layers are copies of the student's, as in the widening run;
-with ``computed``, every layer computes its output from its wide weights.
+In this run the network's code computes all its numbers itself. With ``copied``, the outputs of
+dense layers are copies of the student's, as in the widening run. With ``computed``, every layer
+computes its output from its wide weights. With ``none``, there is no such run.
 """
 
 
@@ -39,8 +40,9 @@ class Widening(Tracer):
     """One run of a copy of the student that is widened on the way.
 
     Args:
-        run: what the parts of the run share.
-        by_trial: containers whose numbers are found by trial, since the solution was wrong.
+        run: the shared data of the run.
+        by_trial: names of the containers whose numbers are guessed, since solving their equations
+            gave wrong numbers.
     """
 
     def __init__(self, run: Run, by_trial: Collection[str] = ()) -> None:
@@ -51,7 +53,7 @@ class Widening(Tracer):
 
     @property
     def is_confirming(self) -> bool:
-        """Whether the widened network is run once more."""
+        """Whether the widened network is being run once more, to confirm the plan."""
         return self._run.is_confirming
 
     @property
@@ -60,14 +62,14 @@ class Widening(Tracer):
         return self._containers.multiples_might_help
 
     def widen(self, images: Tensor, confirm: Confirmation = "computed") -> WidthPlan:
-        """Widen while running.
+        """Run the copy on the probe batch, and widen its modules on the way.
 
         Args:
-            images: the probe batch that was recorded.
-            confirm: whether and how to run once more with what the code itself computes.
+            images: the probe batch of the student's recorded run, ``[B, C, H, W]``.
+            confirm: whether and how to run the widened network once more.
 
         Returns:
-            The plan of what has widened.
+            The plan of all that has widened.
 
         Raises:
             Mismatch: when a module cannot be widened exactly.
@@ -90,7 +92,7 @@ class Widening(Tracer):
         return wide.plan
 
     def _confirm(self, images: Tensor) -> None:
-        """Run the widened network once more with its calls unchanged.
+        """Run the widened network once more, with the calls of its code unchanged.
 
         Raises:
             Mismatch: when the network does not compute what the student computes.
@@ -106,14 +108,29 @@ class Widening(Tracer):
 
     @own_errors()
     def _number(self, owner: str, name: str, value: Any) -> Any:
-        """The number that code reads from an attribute, with the attribute that it came from."""
+        """Note which attribute a number comes from that a container's code reads.
+
+        Args:
+            owner: name of the module that has the attribute.
+            name: name of the attribute.
+            value: the attribute's value.
+
+        Returns:
+            The value for the code, which remembers the attribute through arithmetic.
+        """
         if self._run.frame is None or name.startswith("__"):
             return value
         return remember(Attribute(owner, name), value)
 
     @own_errors()
     def _tensor(self, owner: str, name: str, value: Tensor) -> Tensor:
-        """The parameter or buffer that code reads, in its width so far."""
+        """Return a parameter or buffer that code reads, in its present width.
+
+        Args:
+            owner: name of the module that has the tensor.
+            name: name of the tensor in the module.
+            value: the tensor that the module has.
+        """
         full = qualified(owner, name)
         value = self._run.wide.read(full, value)
         if self._run.frame is not None:
@@ -121,7 +138,13 @@ class Widening(Tracer):
         return value
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make a call with numbers, constants and weights that fit the copies."""
+        """Make a call in a container's code, with numbers, constants and weights for wide tensors.
+
+        Args:
+            func: the torch function.
+            args: the positional arguments.
+            kwargs: the keyword arguments.
+        """
         frame = self._run.frame
         if frame is None or self._run.is_confirming:
             return func(*args, **kwargs)

@@ -1,7 +1,8 @@
-"""Widen layers, each just before it runs, by the index maps of its input.
+"""Widen each layer just before it runs, by the index maps of its input.
 
-The channels of a layer's input are matched by value with those of the recorded input. The match
-gives the index maps, whatever concatenations, shuffles or transpositions led there.
+The channels of the layer's wide input are matched by value with those of the student's recorded
+input. The match gives the index maps, whatever concatenations, shuffles or transpositions the
+input has gone through.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class LayerWidening:
     """Widens the layers of a run: leaf modules, and weights that code passes to linear functions.
 
     Args:
-        run: what the parts of the run share.
+        run: the shared data of the run.
 
     Attributes:
         computes: whether dense layers compute their outputs from their wide weights. Otherwise
-            their outputs are copies of the student's, which takes less time and no weights.
+            copies of the student's outputs are used, which takes less time and no wide weights.
     """
 
     def __init__(self, run: Run) -> None:
@@ -45,11 +46,11 @@ class LayerWidening:
         self._replicas: dict[str, Tensor] = {}
 
     def observe(self, name: str, leaf: nn.Module) -> None:
-        """Let a leaf of the wide network widen when it runs.
+        """Prepare a leaf of the wide network, so that it widens just before it runs.
 
         Args:
-            name: the leaf's name.
-            leaf: the leaf, which gets hooks, and if it is dense another forward.
+            name: name of the leaf.
+            leaf: the leaf, which gets hooks, and another forward if it is a dense layer.
         """
         leaf.register_forward_pre_hook(self._enter(name), with_kwargs=True)
         leaf.register_forward_hook(self._leave(name))
@@ -84,7 +85,7 @@ class LayerWidening:
         return hook
 
     def _replicating(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """A forward that returns the layer's replicated output, where there is one."""
+        """Wrap a layer's forward, so that it returns the replicated output where there is one."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             replica = self._replicas.pop(name, None)
@@ -93,13 +94,18 @@ class LayerWidening:
         return run
 
     def _replica(self, name: str, call: int, x: Tensor) -> Tensor | None:
-        """A dense layer's output: the student's, copied as the layer's index maps say.
+        """Make a dense layer's output by copying the student's output.
 
-        It takes neither wide weights nor products of them.
+        This needs neither wide weights nor products with them.
+
+        Args:
+            name: name of the layer.
+            call: number of the layer's call, from 0.
+            x: the layer's wide input.
 
         Returns:
-            The output, or None where it has to be computed: for an input that the index maps do
-            not describe.
+            The output; None if it has to be computed, since the input does not have the index maps
+            that the layer was widened by.
         """
         run = self._run
         inputs = run.recording.inputs.get(name, [])
@@ -125,7 +131,7 @@ class LayerWidening:
     def _widen(self, name: str, x: Tensor | None) -> None:
         """Widen a leaf by the index maps of its input."""
         run = self._run
-        # A table's input is row numbers.
+        # Without a floating-point input the layer is a table, whose input is row numbers.
         found: Match | None = ((), 1.0) if x is None else self._input(name, x)
         if found is None:
             return
@@ -149,7 +155,7 @@ class LayerWidening:
         run.wide.apply(name, layer, ("weight",) if is_dense else ())
 
     def _input(self, name: str, x: Tensor) -> Match | None:
-        """The match of a layer's input; None where the layer is planned already."""
+        """Match a layer's input with the recorded one; None if the layer has widened already."""
         run = self._run
         call = run.state.count_call(name)
         recorded = run.recording.inputs.get(name, [])
@@ -167,10 +173,10 @@ class LayerWidening:
         """Widen a weight that a container's code passes to a linear function.
 
         Args:
-            call: any call of the code.
+            call: any call in the code.
 
         Returns:
-            The call with the wide weight and bias; the same call where it passes no such weight.
+            The call with the wide weight and bias; the same call if it passes no such weight.
 
         Raises:
             Mismatch: when the weight cannot widen by the index maps of the call's input.
@@ -212,7 +218,7 @@ class LayerWidening:
             name: name of the weight.
             axes: index maps of the input.
             ndim: number of axes of the weight.
-            own_bias: name of the bias, where it is a parameter.
+            own_bias: name of the bias if it is a parameter, else None.
 
         Returns:
             The index map of the outputs.
@@ -227,7 +233,13 @@ class LayerWidening:
         return out
 
     def _computed_bias(self, name: str, bias: Tensor, out: IndexMap) -> Tensor:
-        """Widen a bias that code computes from parameters to the width of the outputs."""
+        """Widen a bias that code computes from parameters, and note these parameters' index maps.
+
+        Args:
+            name: name of the weight that is passed with the bias.
+            bias: the bias, ``[out]``, narrow or wide.
+            out: index map of the outputs.
+        """
         following, derived = self._run.following, self._run.recording.biases.get(name)
         frame, names = self._run.frame, following.constants.names(bias)
         if frame is None or frame.by_trial or derived is None or names is None:
@@ -237,10 +249,14 @@ class LayerWidening:
 
 
 def _check_replication(name: str, multiple: float) -> None:
-    """Check that the input of a layer that cannot divide by the multiple is no multiple of copies.
+    """Check that a layer's input consists of plain copies, for layers that cannot divide it.
+
+    Args:
+        name: name of the layer.
+        multiple: the number that the copies in the input are multiplied by.
 
     Raises:
-        UnfitMultiple: when it is one.
+        UnfitMultiple: when this number is not 1.
     """
     if multiple != 1:
         raise UnfitMultiple(name, f"its input is the student's input {times(multiple)}")
