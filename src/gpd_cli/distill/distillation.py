@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from gpd_cli.distill.features import FeatureHooks, FeatureInfo, Outputs, at_size, find_features
 from gpd_cli.distill.methods import Batch, Method
 from gpd_cli.distill.methods.base import FEATURES
-from gpd_cli.distill.methods.precision import in_float32
 from gpd_cli.distill.methods.simkd import check_reused
 from gpd_cli.distill.objective import warmed_up
+from gpd_cli.distill.precision import in_float32
 from gpd_cli.distill.static_teacher import StaticTeacher
 from gpd_cli.errors import MethodError
 from gpd_cli.models import check_images

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpd_cli.distill.gap import gap_loss
-from gpd_cli.distill.methods.precision import in_float32
+from gpd_cli.distill.precision import in_float32
 from gpd_cli.errors import TrainingError
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from gpd_cli.distill.methods.precision import in_float32
+from gpd_cli.distill.precision import in_float32
 from gpd_cli.teacher.networks import Alone, plain_networks
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.averages import find_average, has_begun, trained_weights

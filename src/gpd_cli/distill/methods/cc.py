@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.embeddings import check_embeddings, connect, cosines, embeddings
-from gpd_cli.distill.methods.precision import in_float32
+from gpd_cli.distill.precision import in_float32
 from gpd_cli.errors import MethodError
 
 _WEIGHT, _KERNEL_WEIGHT = 0.02, 100.0

@@ -9,8 +9,8 @@ from torch import Tensor
 from gpd_cli.distill.features import Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_temperature, check_weight
 from gpd_cli.distill.methods.pairs import ByPair, one_value
-from gpd_cli.distill.methods.precision import in_float32
 from gpd_cli.distill.methods.standardize import standardize_logits
+from gpd_cli.distill.precision import in_float32
 
 
 def dkd_loss(

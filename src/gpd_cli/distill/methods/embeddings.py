@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Method
-from gpd_cli.distill.methods.precision import full_precision, in_float32
+from gpd_cli.distill.precision import full_precision, in_float32
 from gpd_cli.errors import MethodError
 
 

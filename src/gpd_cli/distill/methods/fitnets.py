@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gpd_cli.distill.features import FeatureInfo, Outputs, Stage
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.maps import same_size
-from gpd_cli.distill.methods.precision import in_float32
+from gpd_cli.distill.precision import in_float32
 from gpd_cli.errors import MethodError
 
 

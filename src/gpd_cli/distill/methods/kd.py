@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gpd_cli.distill.features import Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_temperature
-from gpd_cli.distill.methods.precision import in_float32
 from gpd_cli.distill.methods.standardize import standardize_logits
+from gpd_cli.distill.precision import in_float32
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:

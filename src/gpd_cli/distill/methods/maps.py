@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpd_cli.distill.methods.precision import full_precision
+from gpd_cli.distill.precision import full_precision
 
 
 def pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from gpd_cli.distill.features import Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_temperature, check_weight
 from gpd_cli.distill.methods.kd import kd_loss
-from gpd_cli.distill.methods.precision import full_precision, in_float32
 from gpd_cli.distill.methods.standardize import standardize_logits
+from gpd_cli.distill.precision import full_precision, in_float32
 from gpd_cli.errors import MethodError
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)

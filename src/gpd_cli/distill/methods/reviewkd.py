@@ -12,7 +12,7 @@ from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.maps import pool_to
 from gpd_cli.distill.methods.pairs import ByPair, one_value
-from gpd_cli.distill.methods.precision import in_float32
+from gpd_cli.distill.precision import in_float32
 from gpd_cli.errors import MethodError
 
 _LEVELS = (4, 2, 1)

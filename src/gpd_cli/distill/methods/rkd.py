@@ -9,7 +9,7 @@ from torch import Tensor
 from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.embeddings import check_embeddings, embeddings, unit_vectors
-from gpd_cli.distill.methods.precision import full_precision, in_float32
+from gpd_cli.distill.precision import full_precision, in_float32
 
 
 def rkd_loss(

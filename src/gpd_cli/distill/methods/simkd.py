@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gpd_cli.distill.features import FeatureInfo, Outputs, find_features
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.embeddings import check_embeddings, embeddings
-from gpd_cli.distill.methods.precision import in_float32
+from gpd_cli.distill.precision import in_float32
 from gpd_cli.distill.static_teacher import StaticTeacher
 from gpd_cli.errors import MethodError, ModelError
 from gpd_cli.models import ReusedClassifier

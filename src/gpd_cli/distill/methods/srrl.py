@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gpd_cli.distill.features import FeatureInfo, Outputs
 from gpd_cli.distill.methods.base import Batch, Method, check_weight
 from gpd_cli.distill.methods.embeddings import check_embeddings, connect, embeddings
-from gpd_cli.distill.methods.precision import full_precision, in_float32
+from gpd_cli.distill.precision import full_precision, in_float32
 
 
 def srrl_loss(
