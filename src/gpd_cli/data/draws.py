@@ -7,14 +7,12 @@ images are loaded.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch.utils.data import Dataset, DistributedSampler, Sampler
+
+from gpd_cli.generators import drawn_from
 
 
 class Place(NamedTuple):
@@ -90,35 +88,3 @@ class Seeded(Dataset[Any]):
         if hasattr(self.images, "__getitems__"):
             return list(self.images.__getitems__(indices))
         return [self.images[index] for index in indices]
-
-
-def start_generators(key: Sequence[int], seed_torch: Callable[[int], Any]) -> None:
-    """Seed the random generators of Python, NumPy and torch, with different seeds made from a key.
-
-    Args:
-        key: integers that are not negative.
-        seed_torch: function that seeds torch's generators, or some of them.
-    """
-    first, second, third = np.random.SeedSequence(key).generate_state(3).tolist()
-    random.seed(first)
-    np.random.seed(second)
-    seed_torch(third)
-
-
-@contextmanager
-def drawn_from(*key: int) -> Iterator[None]:
-    """Within this context, draw random numbers from a key; then restore the generators' states.
-
-    This concerns the global generators of Python and NumPy, and torch's generator on the CPU.
-
-    Args:
-        key: integers that are not negative, such as seed, epoch and position.
-    """
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    start_generators(key, torch.default_generator.manual_seed)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])

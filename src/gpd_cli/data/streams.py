@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from gpd_cli.data.draws import drawn_from
 from gpd_cli.data.pixels import to_mode
 from gpd_cli.data.sources import Indices, Source
 from gpd_cli.data.transforms import Preprocessing, Transform
 from gpd_cli.errors import DataError
+from gpd_cli.generators import drawn_from
 
 
 class StreamSource(Source):

@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from gpd_cli.data.draws import start_generators
 from gpd_cli.distributed.world import gathered
 from gpd_cli.forms import FormError, anything, check_form, maybe
+from gpd_cli.generators import start_generators
 
 
 class RandomStates(Callback):

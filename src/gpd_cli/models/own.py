@@ -10,8 +10,8 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.data.draws import drawn_from
 from gpd_cli.errors import ModelError
+from gpd_cli.generators import drawn_from
 
 Maker = Callable[..., nn.Module]
 

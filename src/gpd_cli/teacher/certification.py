@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gpd_cli.errors import ExpansionError
+from gpd_cli.generators import GeneratorStates
 from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.compare import relative_difference
 from gpd_cli.teacher.kernel import ExactSharing, SharedKernel
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.teacher.random_states import RandomStates
 from gpd_cli.widening.running.double import in_double
 from gpd_cli.widening.running.locate import short_text
 from gpd_cli.widening.running.refresh import refresh
@@ -156,7 +156,7 @@ def _training_difference(pair: Pair, shape: torch.Size, generator: torch.Generat
 
 def _random_state() -> tuple[object, ...]:
     """State of the random generators of torch, Python and NumPy."""
-    return torch.get_rng_state().numpy().tobytes(), *RandomStates.now().plain()
+    return torch.get_rng_state().numpy().tobytes(), *GeneratorStates.now().plain()
 
 
 @contextmanager

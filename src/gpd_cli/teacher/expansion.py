@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from gpd_cli.branches import BranchInit, branch_names
 from gpd_cli.errors import ExpansionError
+from gpd_cli.generators import states_kept
 from gpd_cli.teacher.build import build_pair, check_plan
 from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.certification import certify
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.teacher.random_states import states_kept
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.refresh import refresh
@@ -26,6 +26,7 @@ DEFAULT_NOISE = 1.0
 """Size of the symmetry-breaking noise, in units of each weight's own standard deviation."""
 
 
+@states_kept()  # Python's and NumPy's; torch's state is restored where networks run
 def expand(
     student: nn.Module,
     *,
@@ -138,24 +139,20 @@ def expand(
             generator=generator,
         )
 
-    def found() -> Pair:
-        if plan is not None:
-            check_plan(student, plan)
-            return grow(plan)
-        options: dict[str, Any] = {"exclude": patterns, "width_multiple": width_multiple}
-        first = find_plan(student, sample, ratio, is_certified=True, **options)
-        try:
-            return grow(first)
-        except ExpansionError:
-            # The plan was found with smaller images, for which the network's code may take another
-            # path, so it is searched again with images of the sample's size.
-            again = find_plan(student, sample, ratio, shrink=False, **options)
-            if again == first:
-                raise
-            return grow(again)
-
-    with states_kept():  # Python's and NumPy's; torch's state is restored where networks run
-        return found().to(device, dtype)
+    if plan is not None:
+        check_plan(student, plan)
+        return grow(plan).to(device, dtype)
+    options: dict[str, Any] = {"exclude": patterns, "width_multiple": width_multiple}
+    plan = find_plan(student, sample, ratio, is_certified=True, **options)
+    try:
+        return grow(plan).to(device, dtype)
+    except ExpansionError:
+        # The plan was found with smaller images, for which the network's code may take another
+        # path, so it is searched again with images of the sample's size.
+        again = find_plan(student, sample, ratio, shrink=False, **options)
+        if again == plan:
+            raise
+        return grow(again).to(device, dtype)
 
 
 def _patterns(given: str | Sequence[str], what: str) -> Sequence[str]:

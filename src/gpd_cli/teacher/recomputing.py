@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from gpd_cli.generators import GeneratorStates, states_kept
 from gpd_cli.teacher.buffers import copied_buffers
-from gpd_cli.teacher.random_states import RandomStates, states_kept
 
 
 def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -40,14 +40,14 @@ def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         before = [(module, copied_buffers(module)) for module in network.modules()]
-        return nullcontext(), _as_before(before, RandomStates.now())
+        return nullcontext(), _as_before(before, GeneratorStates.now())
 
     return checkpoint(run, images, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
 def _as_before(
-    before: list[tuple[nn.Module, dict[str, Tensor | None]]], states: RandomStates
+    before: list[tuple[nn.Module, dict[str, Tensor | None]]], states: GeneratorStates
 ) -> Iterator[None]:
     """Within this context, give modules their earlier buffers, and generators their earlier states.
 
