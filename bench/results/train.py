@@ -122,6 +122,8 @@ class Trainer:
     def _summarize(self, run: Run) -> Record:
         attempts = _attempts(self.records.work(run))
         last = attempts[-1]
+        # The next attempt began at the same point as one that left no checkpoint.
+        kept = [attempt for attempt in attempts if any(_checkpoints(attempt))]
         config = yaml.safe_load((last / "config.yaml").read_text())
         on_gpu = config["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
         hardware = _gpu() if on_gpu else {"device": _processor(), "threads": self.threads}
@@ -133,10 +135,10 @@ class Trainer:
             "config": _portable(config, self.data_root),
             "learning_rate": run.rate,
             "seed": run.seed,
-            "seconds": _seconds(attempts, "wall" if on_gpu else "processor"),
+            "seconds": _seconds(kept, "wall" if on_gpu else "processor"),
             "attempts": len(attempts),
             "epochs": _curves(_history(last / "checkpoints" / "last.ckpt")),
-            **_trained_by(attempts),
+            **_trained_by(kept),
             "hardware": hardware,
         }
         if self.records.is_tested(run):
@@ -251,14 +253,13 @@ def code_commit(root: Path = Path()) -> str | None:
 def _seconds(attempts: Sequence[Path], clock: str) -> float | None:
     """The time of all attempts together, in seconds; None if an attempt was killed.
 
-    The time of a killed attempt is not known. Attempts that left no checkpoint do not count, since
-    the next attempt began at the same point as they did.
+    The time of a killed attempt is not known.
 
     Args:
-        attempts: folders of the attempts.
+        attempts: folders of the attempts that trained a part of the run.
         clock: ``wall`` for wall-clock time, ``processor`` for CPU time.
     """
-    paths = [attempt / _SECONDS for attempt in attempts if any(_checkpoints(attempt))]
+    paths = [attempt / _SECONDS for attempt in attempts]
     if not all(path.is_file() for path in paths):
         return None
     return round(sum(json.loads(path.read_text())[clock] for path in paths), 1)
@@ -267,11 +268,14 @@ def _seconds(attempts: Sequence[Path], clock: str) -> float | None:
 def _trained_by(attempts: Sequence[Path]) -> dict[str, Any]:
     """The version of the code that trained, which may differ from the code that makes the record.
 
+    Args:
+        attempts: folders of the attempts that trained a part of the run.
+
     Returns:
         ``versions`` of libraries in the latest attempt, and ``commit``: None if it is not known;
         all commits in order if attempts had different ones.
     """
-    paths = [attempt / _CODE for attempt in attempts if any(_checkpoints(attempt))]
+    paths = [attempt / _CODE for attempt in attempts]
     found = [json.loads(path.read_text()) if path.is_file() else {} for path in paths]
     commits = list(dict.fromkeys(code.get("commit") or "unknown" for code in found))
     return {
