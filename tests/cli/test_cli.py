@@ -23,7 +23,7 @@ from torch import nn
 
 from documentation import python_file
 from gpd_cli.__main__ import main
-from processes import importable
+from processes import in_processes
 
 TINY = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 CONFIG = f"""\
@@ -193,13 +193,7 @@ def test_method_of_ones_own_is_found_beside_the_configuration(tmp_path: Path) ->
 def test_working_directory_that_is_gone(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     command = shlex.join([sys.executable, "-m", "gpd_cli", "report", "a"])
-    result = subprocess.run(
-        ["sh", "-c", f"cd gone; rmdir ../gone; {command}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": importable()},
-    )
+    (result,) = in_processes(tmp_path, ["sh", "-c", f"cd gone; rmdir ../gone; {command}"])
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("gpd: error: The working directory is gone")
     assert "Traceback" not in result.stderr
@@ -209,13 +203,8 @@ def test_working_directory_that_is_gone(tmp_path: Path) -> None:
 def test_configuration_through_a_pipe_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     command = [sys.executable, "-m", "gpd_cli", "fit", "-c", "tiny.yaml", "--print_config"]
-    result = subprocess.run(
-        ["bash", "-c", f"{shlex.join(command)} -c <(echo 'trainer: {{max_epochs: 7}}')"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": importable()},
-    )
+    piped = f"{shlex.join(command)} -c <(echo 'trainer: {{max_epochs: 7}}')"
+    (result,) = in_processes(tmp_path, ["bash", "-c", piped])
     assert "max_epochs: 7" in result.stdout, result.stderr
 
 
