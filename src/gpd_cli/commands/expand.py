@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpd_cli.branches import ALL_LAYERS, BranchInit, branch_names, count_branches
+from gpd_cli.branches import BranchInit, branch_names, count_branches
 from gpd_cli.commands.summary_table import cost, count, print_table
 from gpd_cli.errors import GpdError, no_effect
 from gpd_cli.files import atomic_path, check_writable
@@ -22,7 +22,7 @@ from gpd_cli.teacher.checkpoint import Description, save_expanded
 from gpd_cli.teacher.expansion import DEFAULT_NOISE, expand
 from gpd_cli.teacher.networks import layer_patterns
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.training.checks import check_start
+from gpd_cli.training.checks import changed_branch_settings, check_start
 from gpd_cli.widening.describe import plan_text
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.search.find import find_plan
@@ -81,7 +81,7 @@ def expand_command(
     published = wants_published(student, student_args)
     check_start(student_weights or published, branch_init)
     names, layers = branch_names(branches, branch_init), layer_patterns(branch_layers)
-    in_vain = [] if names else _changed(layers, branch_init, branch_width)
+    in_vain = [] if names else changed_branch_settings(layers, branch_init, branch_width)
     excluded = layer_patterns(exclude)
     spec = ModelSpec(student, num_classes, dict(student_args or {}))
     network = spec.build(student_weights)
@@ -131,16 +131,6 @@ def expand_command(
         f"Expanded {student} at ratio {ratio:g}",
         [*_facts(pair, network, shape, names, in_vain), ("weights", weights), *files],
     )
-
-
-def _changed(layers: Sequence[str], branch_init: BranchInit, branch_width: float) -> list[str]:
-    """Names of the branch options that differ from their defaults."""
-    changed = {
-        "branch_layers": tuple(layers) != ALL_LAYERS,
-        "branch_init": branch_init != "zero",
-        "branch_width": branch_width != 1,
-    }
-    return [name for name in changed if changed[name]]
 
 
 def _check_paths(output: Path | None, plan: Path | None) -> None:

@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
-from gpd_cli.branches import branch_names
+from gpd_cli.branches import ALL_LAYERS, BranchInit, branch_names
 from gpd_cli.errors import DataError, TrainingError, WeightsError, no_effect
+from gpd_cli.teacher.networks import layer_patterns
 from gpd_cli.training.settings import method_name
 
 OF_STATIC_TEACHERS = (
@@ -22,9 +23,6 @@ OF_STATIC_TEACHERS = (
     "static_warmup_epochs",
 )
 """Settings that have an effect only if there is a static teacher."""
-
-OF_BRANCHES = ("branch_layers", "branch_init", "branch_width")
-"""Settings that have an effect only if layers have branches."""
 
 
 def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> None:
@@ -125,9 +123,26 @@ def settings_in_vain(
     if hparams["static_teacher"]["name"] is None and (names := changed(OF_STATIC_TEACHERS)):
         remedy = "add --model.static_teacher.name"
         yield f"{no_effect('model', names)} without a static teacher; {remedy}."
-    branches = branch_names(hparams["branches"], hparams["branch_init"])
-    if has_teacher and not branches and (names := changed(OF_BRANCHES)):
+    layers, init = layer_patterns(hparams["branch_layers"]), hparams["branch_init"]
+    names = changed_branch_settings(layers, init, hparams["branch_width"])
+    if has_teacher and names and not branch_names(hparams["branches"], init):
         yield f"{no_effect('model', names)} without branches; add --model.branches 6."
+
+
+def changed_branch_settings(layers: Sequence[str], init: BranchInit, width: float) -> list[str]:
+    """Names of the settings of branches that do not have their defaults.
+
+    Args:
+        layers: patterns of the layers that get branches.
+        init: initial values of the branches.
+        width: inner channels of the ``1x1_kxk`` branch, relative to the paper's.
+    """
+    changed = {
+        "branch_layers": tuple(layers) != ALL_LAYERS,
+        "branch_init": init != "zero",
+        "branch_width": width != 1,
+    }
+    return [name for name in changed if changed[name]]
 
 
 def _settings(value: Any) -> Any:
