@@ -5,10 +5,9 @@ The gap loss is what the student learns from the dynamic teacher. Losses are mea
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from gpd_cli.distill.precision import in_float32
+from gpd_cli.distill.precision import cross_entropy, in_float32
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -30,7 +29,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) 
         >>> soft_cross_entropy(torch.zeros(1, 2), certain)  # log 2
         tensor(0.6931)
     """
-    return F.cross_entropy(in_float32(logits), in_float32(targets), label_smoothing=smoothing)
+    return cross_entropy(logits, targets, smoothing)
 
 
 def gap_loss(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from gpd_cli.distill.gap import gap_loss
-from gpd_cli.distill.precision import in_float32
+from gpd_cli.distill.precision import cross_entropy
 from gpd_cli.errors import TrainingError
 
 
@@ -92,17 +91,13 @@ class Objective:
         Returns:
             Scalars in float32 or better, by the names of `terms`.
         """
-        networks = {"student": in_float32(student)}
+        networks = {"student": student}
         if dynamic_teacher is not None:
-            networks["teacher"] = in_float32(dynamic_teacher)
-        if labels.is_floating_point():
-            labels = in_float32(labels)
+            networks["teacher"] = dynamic_teacher
         losses: dict[str, Tensor] = {}
         if self.ce_weight:
             for name, logits in networks.items():
-                losses[f"{name}_ce"] = F.cross_entropy(
-                    logits, labels, label_smoothing=self.label_smoothing
-                )
+                losses[f"{name}_ce"] = cross_entropy(logits, labels, self.label_smoothing)
         if dynamic_teacher is not None and self.gap_weight:
             losses["gap"] = gap_loss(
                 student, dynamic_teacher, self.gap_smoothing, self.gap_temperature

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from gpd_cli.distill.precision import in_float32
+from gpd_cli.distill.precision import cross_entropy
 from gpd_cli.teacher.networks import Alone, plain_networks
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.averages import find_average, has_begun, trained_weights
@@ -119,10 +118,7 @@ class EvaluatedModule(LightningModule):
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         logits = _logits(self._plain, images)
-        terms = {
-            f"{name}_ce": F.cross_entropy(in_float32(value), labels)
-            for name, value in logits.items()
-        }
+        terms = {f"{name}_ce": cross_entropy(value, labels) for name, value in logits.items()}
         self.log_batch(stage, logits, terms, labels)
 
     def _scores(self, stage: str) -> Scores:
