@@ -142,6 +142,16 @@ class Records:
         runs = self.scored(row)
         return next((run for run in runs if run.seed == seed), runs[0])
 
+    def unmade_sources(self, run: Run) -> set[Run]:
+        """The runs whose extracted students a run needs and which are not on this machine.
+
+        Args:
+            run: a run of this table.
+        """
+        keys = self.table.rows[run.row].files.values()
+        sources = {self.source(self.table.rows[key], run.seed) for key in keys}
+        return {source for source in sources if not (self.work(source) / STUDENT).is_file()}
+
     def options(self, run: Run) -> list[str]:
         """The options of ``gpd fit`` for a run, without options that depend on the machine.
 

@@ -28,7 +28,7 @@ from bench.results.readme import (
     render_headline,
     write_pages,
 )
-from bench.results.records import Record, Records, Run
+from bench.results.records import STUDENT, Record, Records, Run
 from bench.results.summary import (
     Spread,
     Summary,
@@ -213,6 +213,28 @@ def test_rows_that_are_asked_for_come_with_what_they_need(tmp_path: Path) -> Non
 
     train_all(records, train, jobs=1, rows=["longer"])
     assert trained == {"alone", "longer"}
+
+
+def test_a_source_that_several_runs_start_from_is_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = {name: dict(row) for name, row in TABLE["rows"].items()}
+    rows["longer"]["seeds"] = [1, 2, 3]  # "alone" lacks 2 and 3, so these start from its seed 0
+    records = records_in(tmp_path, rows=rows)
+    making: list[Run] = []
+
+    def train(run: Run) -> Record:
+        for source in records.unmade_sources(run):
+            making.append(source)
+            time.sleep(0.2)
+            (folder := records.work(source)).mkdir(parents=True)
+            (folder / STUDENT).touch()
+        return pretend(records)(run)
+
+    assert train_all(records, train, jobs=3) == []
+    assert sorted(source.seed for source in making) == [0, 1]
+    assert len(records.finished(records.table.rows["longer"])) == 3
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
