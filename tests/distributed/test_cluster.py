@@ -26,11 +26,11 @@ from gpd_cli.__main__ import main
 from gpd_cli.data.cached import CachedLoader, Held
 from gpd_cli.data.loaders import LoaderSettings
 from gpd_cli.data.samplers import Share, training_sampler
+from gpd_cli.data.skipping import skip_once
 from gpd_cli.data.transforms import Preprocessing
 from gpd_cli.distill.methods import Batch, ReviewKD
 from gpd_cli.distill.methods.crd import CRD
 from gpd_cli.distill.static_teacher import StaticTeacherSettings
-from gpd_cli.distributed.interruptions import skip_once
 from gpd_cli.distributed.sync_norm import SyncedNorms
 from gpd_cli.errors import ModelError
 from gpd_cli.files import save_tensors

@@ -15,8 +15,8 @@ from torch.utils.data import TensorDataset
 from gpd_cli.data.cached import CachedLoader, Held
 from gpd_cli.data.loaders import LoaderSettings
 from gpd_cli.data.samplers import Share, training_sampler
+from gpd_cli.data.skipping import skip_once
 from gpd_cli.data.transforms import Preprocessing
-from gpd_cli.distributed.interruptions import skip_once
 from gpd_cli.training.optimizers import OptimizerSettings
 from gpd_cli.training.schedules import make_scheduler
 

@@ -1,4 +1,4 @@
-"""The command line: parsing, assembly of model, data and trainer, and error messages.
+"""The command line: parsing, and assembly of model, data and trainer.
 
 The commands `fit`, `validate`, `test`, `predict` and `expand` run through LightningCLI as methods
 of `GpdTrainer`. `extract` and `report` have parsers of their own, see `standalone`.
@@ -7,27 +7,22 @@ of `GpdTrainer`. `extract` and `report` have parsers of their own, see `standalo
 from __future__ import annotations
 
 import inspect
-import os
-import signal
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from gpd_cli.cli.arguments import (
     CHECKPOINT,
     IMAGE_DATA,
     configured,
-    occurrences,
     options_of,
     settings_of_checkpoint,
     with_recipes,
@@ -38,34 +33,30 @@ from gpd_cli.cli.configurations import (
     check_configurations,
     chosen_checkpoint,
     chosen_image_size,
-    place_of,
 )
 from gpd_cli.cli.cpu_memory import keep_freed_memory
-from gpd_cli.cli.environment import write_environment
+from gpd_cli.cli.failures import report_failure
 from gpd_cli.cli.help import HELP_GROUPS, group_page, page_of
 from gpd_cli.cli.loggers import (
     csv_logger,
-    settings_to_keep,
-    settings_to_log,
     taken_folder,
     with_csv,
 )
 from gpd_cli.cli.lost_output import output_may_be_lost
 from gpd_cli.cli.old_forms import current_arguments
 from gpd_cli.cli.parser import Parser
-from gpd_cli.cli.parser_errors import in_short, setting_of_class
+from gpd_cli.cli.pictures import pictures_as_data
 from gpd_cli.cli.quiet import quieten
 from gpd_cli.cli.resume import LAST, RESUME, last_checkpoint, requeued_run, resumed_run
+from gpd_cli.cli.save_config import SaveConfig
 from gpd_cli.cli.standalone import PARSING, run_extract, run_report
 from gpd_cli.cli.suggestions import data_options, suggesting
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.trainer import GpdTrainer
-from gpd_cli.data import ImageData
-from gpd_cli.data.folders import ALL
 from gpd_cli.distill.methods.pairs import for_pair
 from gpd_cli.distributed.first_process import together
-from gpd_cli.errors import DataError, GpdError, StudentArgumentsError
-from gpd_cli.files import atomic_path, check_writable
+from gpd_cli.distributed.resume_commands import CONFIGURATION
+from gpd_cli.files import check_writable
 from gpd_cli.models import wants_published, without_pretrained
 from gpd_cli.report.run import METRICS
 from gpd_cli.training.callbacks import default_callbacks
@@ -76,52 +67,8 @@ from gpd_cli.training.subnormals import FlushedSubnormals, flushed_subnormals
 from gpd_cli.training.table import RunCSVLogger
 
 EVALUATIONS = ("validate", "test", "predict")
-_LONGEST = 600  # most characters in an error message
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 EXACT = ("expand", "extract")
 COMMANDS = ("fit", *EVALUATIONS, *EXACT, "report", "recipes", "completion")
-
-
-class SaveConfig(SaveConfigCallback):
-    """Write ``config.yaml`` and log all settings when training begins.
-
-    Nothing is written earlier, so that a run refused before training leaves no file.
-
-    Attributes:
-        arguments: the command line as the user typed it, without the program's name.
-    """
-
-    arguments: list[str] = []  # noqa: RUF012 - of the process
-    _kept: dict[str, Any] | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Do nothing here, since the configuration is written when training starts."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the configuration atomically, and beside it a record of how the run was started."""
-        folder = trainer.log_dir  # asked for in every process, since Lightning broadcasts it
-        text = self.parser.dump(self.config, skip_none=False)
-        self._kept = settings_to_keep(yaml.safe_load(text))
-        if trainer.is_global_zero and folder:
-            with atomic_path(Path(folder) / self.config_filename) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-            write_environment(Path(folder), self.arguments, trainer.world_size, trainer.global_step)
-        if trainer.is_global_zero:
-            self.save_config(trainer, pl_module, "fit")
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Put the run's settings into the checkpoint, so that they travel with the file."""
-        if self._kept is not None:
-            checkpoint["settings"] = self._kept
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Log the settings to every logger, so that runs can be compared."""
-        settings = settings_to_log(self.config.as_dict())
-        for logger in trainer.loggers:
-            logger.log_hyperparams(settings)
-            logger.save()
 
 
 class GpdCLI(LightningCLI):
@@ -259,19 +206,12 @@ class GpdCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Adjust the parsed settings before model, data and trainer are made from them.
 
-        - For an evaluation, static teacher and assistants are removed.
-        - Settings of a method that are tables, with a value for each pair of static teacher and
-          student, are replaced by the value for this pair.
-        - A run always gets a CSV logger, beside any others, and never the folder of another run.
-        - A requeued job goes on in the folder of its own run.
-
         Raises:
             ArgumentError: when an expansion has no output.
             GpdError: when nothing can be written to the run's folder.
             MethodError: when a table has no entry for the pair of networks.
         """
         config = self.config[self.subcommand]
-        model = config.model
         if self.subcommand == "expand":
             if not (config.output or config.dry_run):
                 raise ArgumentError(
@@ -280,15 +220,24 @@ class GpdCLI(LightningCLI):
             return
         config.ckpt_path = self._checkpoint
         if self.subcommand == "predict" and config.images is not None:
-            self._predict_pictures(config)
+            pictures_as_data(config, self._images)
         if self.subcommand in EVALUATIONS:
+            model = config.model
             model.static_teacher.name = model.static_teacher.weights = model.assistants = None
             model.ce_weight = 1.0  # without static teacher the labels' weight must not be 0
             return
-        if model.static_teacher.name and "init_args" in model.method:
-            settings = model.method.init_args.as_dict()
-            found = for_pair(settings, model.static_teacher.name, model.student)
-            model.method.init_args = Namespace(**found)
+        _settle_method(config.model)
+        self._settle_run_folder(config)
+
+    def _settle_run_folder(self, config: Namespace) -> None:
+        """Choose the folder of a run of `fit`, and the checkpoint that it goes on from.
+
+        A run always gets a CSV logger, beside any others, and never the folder of another run. A
+        requeued job goes on in the folder of its own run.
+
+        Raises:
+            GpdError: when nothing can be written to the folder.
+        """
         options = config.trainer
         options.logger = with_csv(
             options.logger, self.trainer_defaults["logger"], options.default_root_dir
@@ -307,39 +256,6 @@ class GpdCLI(LightningCLI):
             check_writable(Path(table["save_dir"], table.get("name") or "", METRICS))
         if self._checkpoint == LAST:
             config.ckpt_path = self._checkpoint = last_checkpoint(table)
-
-    def _predict_pictures(self, config: Namespace) -> None:
-        """Make the images of the option ``--images`` the data of `predict`.
-
-        The images, which may lie anywhere below a folder, are prepared as those of training were.
-
-        Raises:
-            DataError: when there is no such image or folder, or it is not known how the images of
-                training were prepared.
-        """
-        if not config.images.exists():
-            raise DataError(f"--images {config.images}: there is no such image or folder.")
-        spec, data = self._images, config.data
-        if data.class_path != IMAGE_DATA and (spec is None or None in (spec.mean, spec.size)):
-            raise DataError(
-                f"--images needs to know how images are prepared, which {data.class_path} does not "
-                "tell (by an image_spec); let its predict_dataloader give the images."
-            )
-        if data.class_path != IMAGE_DATA:
-            assert spec is not None and spec.size is not None
-            parameters = inspect.signature(ImageData).parameters.values()
-            settings = {parameter.name: parameter.default for parameter in parameters} | {
-                "image_size": spec.size[0],
-                "in_chans": spec.channels,
-                "mean": list(spec.mean or ()),
-                "std": list(spec.std or ()),
-                "crop_pct": spec.crop_pct or 1.0,  # exports have the same values for unknown ones
-                "interpolation": spec.interpolation or "bilinear",
-            }
-            config.data = Namespace(class_path=IMAGE_DATA, init_args=Namespace(**settings))
-        for name, value in (("dataset", "folder"), ("root", str(config.images))):
-            config.data.init_args[name] = value
-        config.data.init_args.test_split = ALL
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; an expansion only gets its settings."""
@@ -366,7 +282,7 @@ class GpdCLI(LightningCLI):
             super().instantiate_classes()
         if self._run is not None:
             # The run's config.yaml is written anew, and shall still say how the run first began.
-            config.ckpt_path = configured(str(self._run / "config.yaml"), "ckpt_path")
+            config.ckpt_path = configured(str(self._run / CONFIGURATION), "ckpt_path")
             model.student_weights, model.student_args = start
         # `SaveConfig` logs all settings; those that the module would log lack the optimizer's.
         self.model.save_hyperparameters([], logger=False)
@@ -445,97 +361,25 @@ def run(arguments: Sequence[str]) -> int:
                 run_report(arguments[1:])
             else:
                 GpdCLI(arguments)
-    except SystemExit as stop:  # after --help or --print_config
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits after Ctrl-C
-            return _interrupted(stop.__context__)
-        if isinstance(stop, SIGTERMException) and stop.code is None:  # Lightning sets no exit code
-            return 128 + signal.SIGTERM
-        return stop.code if isinstance(stop.code, int) else 2
-    except ArgumentError as error:
-        if (mendable := _mendable(error)) is not None:
-            return _fail(mendable)
-        text, page = in_short(" ".join(str(error).split()).rstrip("."))
-        if option := setting_of_class(text):
-            place = place_of(option, arguments)
-            text = text if place is None else f"{place}: {text}"
-        command = f"gpd {arguments[0]}" if arguments[0] in COMMANDS else "gpd"
-        see = f"; see {command} {page}" if page else ""
-        print(f"gpd: error: {_shortened(text)}{see}.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        return _interrupted(interrupt)
-    except Exception as error:
-        if os.environ.get("GPD_DEBUG"):
-            raise
-        return _fail(error, _origin(error, arguments))
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        return report_failure(error, arguments, COMMANDS)
     return 0
 
 
-def _fail(error: BaseException, remedy: str = "") -> int:
-    text = _sentence(error)
-    text = f"{text.removesuffix('.')}; {remedy}." if remedy else text
-    print(f"gpd: error: {text}", file=sys.stderr)
-    return 1
+def _settle_method(model: Namespace) -> None:
+    """Replace tables among a method's settings by their values for this pair of networks.
 
+    A table has a value for each pair of static teacher and student.
 
-def _origin(error: BaseException, arguments: Sequence[str]) -> str:
-    """The remedy for rejected ``student_args`` that come from a configuration; else empty."""
-    given = any(occurrences(arguments, ("--model.student_args",)))
-    if given or not isinstance(_mendable(error), StudentArgumentsError):
-        return ""
-    place = place_of("model.student_args", arguments)
-    if place is None:
-        return ""
-    return f"its arguments come from {place}, and --model.student_args null drops them"
-
-
-def _interrupted(interrupt: KeyboardInterrupt) -> int:
-    """Report an interruption by Ctrl-C, with the notes that the command has attached to it."""
-    said = "; ".join(["interrupted", *getattr(interrupt, "__notes__", [])])
-    print(f"gpd: {said}", file=sys.stderr)
-    return 130
+    Raises:
+        MethodError: when a table has no entry for the pair of networks.
+    """
+    if model.static_teacher.name and "init_args" in model.method:
+        settings = model.method.init_args.as_dict()
+        found = for_pair(settings, model.static_teacher.name, model.student)
+        model.method.init_args = Namespace(**found)
 
 
 def _has_weights(model: Namespace) -> bool:
     """Whether the student's settings name a weights file, or ask for published weights."""
     return bool(model.student_weights) or wants_published(model.student, model.student_args)
-
-
-def _sentence(error: BaseException) -> str:
-    return _shortened(_text(error))
-
-
-def _shortened(text: str) -> str:
-    """Cut the middle out of a long message.
-
-    The beginning says what is wrong, and the end gives the remedy.
-    """
-    if len(text) <= _LONGEST:
-        return text
-    return f"{text[: _LONGEST * 3 // 4]} ... {text[-_LONGEST // 4 :]}"
-
-
-def _text(error: BaseException) -> str:
-    mendable = _mendable(error)
-    text = str(mendable or error).strip()
-    if "Original Traceback" in text:  # a loader's worker puts it before the message
-        text = text.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
-    text = " ".join(text.split())
-    if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
-        return (
-            "There is not enough memory for this; lower --data.batch_size, --data.image_size or "
-            "--model.ratio, or take another machine."
-        )
-    foreseen = ImportError | MisconfigurationException | OSError | ValueError
-    if mendable is not None or isinstance(error, foreseen):
-        return text
-    return f"{type(error).__name__}: {text[:300]} (not foreseen; GPD_DEBUG=1 shows where)"
-
-
-def _mendable(error: BaseException | None) -> GpdError | None:
-    """The `GpdError` behind an error, even if a library has wrapped it; None without one."""
-    while error is not None:
-        if isinstance(error, GpdError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None

@@ -12,14 +12,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from gpd_cli.cli.arguments import CHECKPOINT, occurrences
 from gpd_cli.cli.environment import latest_start
-from gpd_cli.distributed.cluster import requeue_path
+from gpd_cli.distributed.requeue import requeue_path
+from gpd_cli.distributed.resume_commands import CONFIGURATION
 from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.files import check_whole, short_path
 
 RESUME = "--resume"
 LAST = "last"
 """The value of ``--ckpt_path`` that stands for the newest checkpoint of all runs of one name."""
-_CONFIGURATION = "config.yaml"
 
 
 def resumed_run(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -44,13 +44,13 @@ def resumed_run(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
         raise GpdError(f"{RESUME} needs the folder of a run, such as runs/digits/version_0.")
     run = _run_folder(given[-1])
     command, *others = _without(arguments, RESUME)
-    options = [command, "--config", str(run / _CONFIGURATION), *others]
+    options = [command, "--config", str(run / CONFIGURATION), *others]
     if not any(occurrences([command, *others], (CHECKPOINT,))):
         newest = newest_checkpoint(run)
         if newest is None:
             raise GpdError(
                 f"There is no checkpoint in {run} yet; start the run again: "
-                f"gpd fit -c {run / _CONFIGURATION}"
+                f"gpd fit -c {run / CONFIGURATION}"
             )
         _say(f"going on from {newest}")
         options += [CHECKPOINT, str(newest)]
@@ -100,7 +100,7 @@ def requeued_run(folder: str | Path) -> tuple[str, Path] | None:
         return None
     checkpoint = Path(short_path(path.resolve()))
     run = checkpoint.parent.parent
-    if not (run / _CONFIGURATION).is_file():
+    if not (run / CONFIGURATION).is_file():
         return None
     _say(f"going on from {checkpoint}")
     return str(path), run
@@ -198,13 +198,13 @@ def _run_folder(value: str) -> Path:
     if path.is_file():
         path = path.parent
     for folder in (path, path.parent if path.name == "checkpoints" else path):
-        if (folder / _CONFIGURATION).is_file():
+        if (folder / CONFIGURATION).is_file():
             return folder
-    versions = [run for run in _versions(path) if (run / _CONFIGURATION).is_file()]
+    versions = [run for run in _versions(path) if (run / CONFIGURATION).is_file()]
     if versions:
         return max(versions, key=_number)
     raise GpdError(
-        f"{RESUME} {value}: there is no run with a {_CONFIGURATION}; give the folder of one, such "
+        f"{RESUME} {value}: there is no run with a {CONFIGURATION}; give the folder of one, such "
         "as runs/digits/version_0."
     )
 

@@ -20,9 +20,10 @@ from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.predictions import TABLES, PredictionTable
 from gpd_cli.commands.report import write_short_report
 from gpd_cli.commands.trainer_numbers import check_numbers
-from gpd_cli.distributed.cluster import launched, requeue_path
+from gpd_cli.distributed.cluster import launched
 from gpd_cli.distributed.first_process import launched_by_another, left_for_children
 from gpd_cli.distributed.interruptions import Interruptions
+from gpd_cli.distributed.requeue import requeue_path
 from gpd_cli.distributed.seeds import RandomStates
 from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.files import check_writable

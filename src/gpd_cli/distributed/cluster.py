@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -56,19 +55,6 @@ def slurm_job() -> str | None:
         return None
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
-
-
-def requeue_path(folder: str | Path) -> Path | None:
-    """The path of the checkpoint from which this SLURM job goes on when it is requeued.
-
-    Returns None outside SLURM.
-
-    Args:
-        folder: the Trainer's ``default_root_dir``.
-    """
-    job = slurm_job()
-    step = os.environ.get("SLURM_STEP_ID", "0")
-    return None if job is None else Path(folder) / f"requeue_{job}_{step}.ckpt"
 
 
 def slurm_environment() -> SLURMEnvironment:

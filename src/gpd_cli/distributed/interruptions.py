@@ -1,4 +1,4 @@
-"""Saving and stopping of a run on a signal, and resuming within an epoch.
+"""Saving and stopping of a run on a signal, or when its time is up.
 
 A run saves and stops between two steps, on all processes after the same step.
 """
@@ -6,14 +6,11 @@ A run saves and stops between two steps, on all processes after the same step.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,16 +20,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch.utils.data import Sampler
 
-from gpd_cli.distributed.cluster import requeue_path, slurm_job
+from gpd_cli.data.skipping import skip_once
+from gpd_cli.distributed.cluster import slurm_job
+from gpd_cli.distributed.requeue import STOPPED, link_to, put_back, remove_stopped, requeue_path
+from gpd_cli.distributed.resume_commands import CONFIGURATION, restart_command, resume_command
 from gpd_cli.distributed.world import batches_between, gathered, is_lost_process, saved_exactly
 from gpd_cli.errors import TrainingError
 from gpd_cli.files import short_path
 
-STOPPED = "stopped.ckpt"
-"""Name of the checkpoint of a run that was stopped within an epoch, beside ``last.ckpt``."""
-_CONFIGURATION = "config.yaml"
 _STOPPING = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 # Two SIGINT within this time, in seconds, count as one: a launcher may pass on a signal that all
 # processes have received from the terminal already.
@@ -127,8 +123,8 @@ class Interruptions(Callback):
         path = requeue_path(trainer.default_root_dir)
         if path is not None and trainer.is_global_zero and last is not None and last.is_file():
             before = path.resolve()
-            _link(path, last)
-            _remove_stopped(before)
+            link_to(path, last)
+            remove_stopped(before)
 
     def _decide(self, trainer: Trainer, saved: Path | None = None) -> None:
         """Handle signals that any of the processes has received.
@@ -157,9 +153,9 @@ class Interruptions(Callback):
         if saved is None and path is not None:
             _save(trainer, path)
             if trainer.is_global_zero and requeued not in (None, path):
-                _link(requeued, path)
+                link_to(requeued, path)
         self._saved = saved or path
-        problem = _put_back() if requeue and trainer.is_global_zero else ""
+        problem = put_back() if requeue and trainer.is_global_zero else ""
         trainer.strategy.barrier()
         if problem:
             assert self._saved is not None  # a SLURM job always has a requeue path to save to
@@ -185,7 +181,7 @@ class Interruptions(Callback):
         if path is not None and trainer.is_global_zero:
             # The checkpoint of a run whose time is up stays, since the user may go on from it.
             if path.resolve() != self._saved:
-                _remove_stopped(path.resolve())
+                remove_stopped(path.resolve())
             path.unlink(missing_ok=True)
 
     def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -237,7 +233,7 @@ class Interruptions(Callback):
         elif last is not None and last.is_file():  # stopped at once, without saving
             after = f"last saved as {short_path(last)}; go on with: {resume_command(last)}"
         elif last is not None and began:
-            config = last.parent.parent / _CONFIGURATION
+            config = last.parent.parent / CONFIGURATION
             after = (
                 f"nothing new has been saved; go on with: {restart_command(config, Path(began))}"
             )
@@ -262,33 +258,6 @@ class Interruptions(Callback):
                 _say("gpd: saving and stopping after this step; Ctrl-C again stops at once")
         elif signum == getattr(signal, "SIGHUP", None):
             _leave_terminal()
-
-
-def resume_command(path: Path) -> str:
-    """The command that resumes a run from its newest checkpoint.
-
-    Args:
-        path: path of this checkpoint, in the run's folder.
-    """
-    run = path.parent.parent
-    if (run / _CONFIGURATION).is_file():
-        return f"{_launcher()} fit --resume {shlex.quote(short_path(run))}"
-    return restart_command(Path("CONFIG"), path)
-
-
-def restart_command(config: Path, checkpoint: Path) -> str:
-    """The command that starts a new run from a checkpoint.
-
-    Args:
-        config: path of the run's configuration.
-        checkpoint: path of the checkpoint.
-    """
-    files = (shlex.quote(short_path(path)) for path in (config, checkpoint))
-    return "{} fit -c {} --ckpt_path {}".format(_launcher(), *files)
-
-
-def _launcher() -> str:
-    return "torchrun ... -m gpd_cli" if TorchElasticEnvironment.detect() else "gpd"
 
 
 def _code(trainer: Trainer, signum: int) -> int:
@@ -353,101 +322,11 @@ def _save(trainer: Trainer, path: Path) -> None:
     So the previous checkpoint stays until the new one is complete. If the path is a link to
     ``last.ckpt``, the link is replaced and ``last.ckpt`` stays.
     """
-    trainer.save_checkpoint(_beside(path))
+    temporary = path.with_name(f".{path.name}")
+    trainer.save_checkpoint(temporary)
     if trainer.is_global_zero:
-        _beside(path).replace(path)
+        temporary.replace(path)
 
 
 def _just_saved(trainer: Trainer, callback: Any) -> bool:
     return getattr(callback, "_last_global_step_saved", None) == trainer.global_step
-
-
-def _beside(path: Path) -> Path:
-    """Temporary path beside a path, for an atomic replacement."""
-    return path.with_name(f".{path.name}")
-
-
-def _link(path: Path, target: Path) -> None:
-    """Make a path a symbolic link to a checkpoint, replacing a previous link atomically."""
-    link = _beside(path)
-    link.unlink(missing_ok=True)
-    link.symlink_to(target)
-    link.replace(path)
-
-
-def _remove_stopped(path: Path) -> None:
-    """Remove a stopped run's checkpoint after a later checkpoint has replaced it."""
-    if path.name == STOPPED:
-        path.unlink(missing_ok=True)
-
-
-def _put_back() -> str:
-    """Put the SLURM job back into the queue.
-
-    Returns:
-        The reason if this failed; otherwise an empty text.
-    """
-    try:
-        result = subprocess.run(
-            ["scontrol", "requeue", slurm_job() or ""], capture_output=True, text=True
-        )
-    except OSError as error:
-        return str(error)
-    if result.returncode == 0:
-        return ""
-    return " ".join(result.stderr.split()) or f"scontrol ended with code {result.returncode}"
-
-
-class _SkipOnce(Sampler[Any]):
-    """A sampler whose first pass leaves out images at the beginning.
-
-    Args:
-        sampler: the sampler to wrap.
-        count: number of images to leave out.
-    """
-
-    def __init__(self, sampler: Any, count: int) -> None:
-        self._sampler, self._count = sampler, count
-
-    def __iter__(self) -> Iterator[Any]:
-        count, self._count = self._count, 0
-        for position, index in enumerate(self._sampler):
-            if position >= count:
-                yield index
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sampler, name)
-
-
-def skip_once(loader: Any, batches: int) -> None:
-    """Leave out batches at the beginning of a loader's next pass.
-
-    This works for loaders of this package, and for others that have a sampler or a batch sampler. A
-    user's own stream cannot be skipped, and begins anew.
-
-    Args:
-        loader: the loader.
-        batches: number of batches to leave out.
-    """
-    if hasattr(loader, "skip"):
-        loader.skip(batches)
-        return
-    owner, size = getattr(loader, "batch_sampler", None) or loader, batch_size_of(loader)
-    if hasattr(owner, "sampler") and size is not None:
-        owner.sampler = _SkipOnce(owner.sampler, batches * size)
-
-
-def batch_size_of(loader: Any) -> int | None:
-    """The number of images in a loader's batches; None if neither loader nor batch sampler tells.
-
-    Args:
-        loader: the loader.
-    """
-    for owner in (loader, getattr(loader, "batch_sampler", None)):
-        size = getattr(owner, "batch_size", None)
-        if isinstance(size, int) and size > 0:
-            return size
-    return None

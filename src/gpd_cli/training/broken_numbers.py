@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from gpd_cli.distributed.interruptions import resume_command
+from gpd_cli.distributed.resume_commands import resume_command
 from gpd_cli.distributed.world import everywhere
 from gpd_cli.errors import TrainingError
 from gpd_cli.files import check_whole, short_path

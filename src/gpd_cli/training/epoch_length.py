@@ -14,7 +14,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch.utils.data import IterableDataset
 
-from gpd_cli.distributed.interruptions import batch_size_of
+from gpd_cli.data.skipping import batch_size_of
 from gpd_cli.errors import TrainingError
 from gpd_cli.forms import check_form, maybe, within
 

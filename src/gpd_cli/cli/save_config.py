@@ -1,0 +1,56 @@
+"""The file ``config.yaml`` of a run, which is written when training begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from gpd_cli.cli.environment import write_environment
+from gpd_cli.cli.loggers import settings_to_keep, settings_to_log
+from gpd_cli.files import atomic_path
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write ``config.yaml`` and log all settings when training begins.
+
+    Nothing is written earlier, so that a run refused before training leaves no file.
+
+    Attributes:
+        arguments: the command line as the user typed it, without the program's name.
+    """
+
+    arguments: list[str] = []  # noqa: RUF012 - of the process
+    _kept: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do nothing here, since the configuration is written when training starts."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the configuration atomically, and beside it a record of how the run was started."""
+        folder = trainer.log_dir  # asked for in every process, since Lightning broadcasts it
+        text = self.parser.dump(self.config, skip_none=False)
+        self._kept = settings_to_keep(yaml.safe_load(text))
+        if trainer.is_global_zero and folder:
+            with atomic_path(Path(folder) / self.config_filename) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            write_environment(Path(folder), self.arguments, trainer.world_size, trainer.global_step)
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the run's settings into the checkpoint, so that they travel with the file."""
+        if self._kept is not None:
+            checkpoint["settings"] = self._kept
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Log the settings to every logger, so that runs can be compared."""
+        settings = settings_to_log(self.config.as_dict())
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings)
+            logger.save()
