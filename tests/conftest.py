@@ -1,6 +1,7 @@
 """Every test starts from the same random state, whatever ran before it."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,13 @@ from wheels import build_wheel, install
 
 
 def pytest_configure() -> None:
-    """Tests that run side by side share the cores."""
+    """Let tests that run side by side share the cores, and let all of them be interrupted.
+
+    A shell ignores SIGINT in what it starts in the background, and so would the commands that tests
+    start and then stop by this signal.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         threads = max(1, (os.cpu_count() or 1) // workers)
