@@ -121,7 +121,7 @@ def test_the_first_process_waits_until_all_have_read() -> None:
     reader = threading.Timer(0.2, other.receive)
     reader.start()
     assert other.receive() == {"plan": 1}
-    first.part(timedelta(minutes=1))
+    first.wait_for_readers(timedelta(minutes=1))
     assert store.add("read", 0) == 2
     reader.join()
 

@@ -25,7 +25,7 @@ from gpd_cli import EMA
 from gpd_cli.__main__ import main
 from gpd_cli.data import ImageData
 from gpd_cli.teacher.checkpoint import load_networks
-from gpd_cli.training.averages import closing_remark, settle, share_of_start
+from gpd_cli.training.averages import closing_remark, prepare_training, share_of_start
 from gpd_cli.training.ema import warmed_up_decay
 from processes import in_processes
 
@@ -153,7 +153,7 @@ def test_the_average_is_kept_on_the_device_that_trains() -> None:
         average.setup(trainer(), module, "fit")
     module.to("meta")
     for average in (unplaced, placed):
-        settle(average, module)
+        prepare_training(average, module)
     assert {tensor.device.type for tensor in average_of(unplaced).values()} == {"meta"}
     assert {tensor.device.type for tensor in average_of(placed).values()} == {"cpu"}
 
@@ -183,7 +183,7 @@ def average_of_indices(average: WeightAveraging, *, settled: bool) -> tuple[nn.M
     module.network = WithIndices()
     average.setup(trainer(), module, "fit")
     if settled:
-        settle(average, module)
+        prepare_training(average, module)
     for step in range(1, 30):
         with torch.no_grad():
             module.network.table.add_(1)

@@ -87,7 +87,7 @@ def together() -> Iterator[None]:
         patience = _MEETING
     finally:
         if isinstance(exchange, StoreExchange):
-            exchange.part(patience)
+            exchange.wait_for_readers(patience)
         _exchange.reset(token)
 
 
@@ -122,9 +122,9 @@ class StoreExchange:
     Args:
         connect: function that opens the store, which all processes can reach.
         rank: rank of this process.
-        readers: if the store lives in the first process, the number of the other processes: the
-            first process waits in `part` until all of them have read. 0 if the store lives in
-            another process, such as torchrun's agent.
+        readers: if the store lives in the first process, the number of the other processes, which
+            `wait_for_readers` waits for. 0 if the store lives in another process, such as
+            torchrun's agent.
     """
 
     def __init__(self, connect: Callable[[], Any], rank: int, readers: int) -> None:
@@ -159,7 +159,7 @@ class StoreExchange:
             ) from error
         return values
 
-    def part(self, patience: timedelta) -> None:
+    def wait_for_readers(self, patience: timedelta) -> None:
         """Make the first process wait until the other processes have read its values.
 
         Args:

@@ -77,7 +77,7 @@ def has_begun(average: WeightAveraging) -> bool:
     return _updates(average) > 0
 
 
-def settle(average: WeightAveraging, module: LightningModule) -> None:
+def prepare_training(average: WeightAveraging, module: LightningModule) -> None:
     """Prepare an average for training: choose its device, and have integer buffers copied.
 
     An average without a device setting is moved to the device of the trained module. Lightning
@@ -143,7 +143,7 @@ def update_of_epoch(average: WeightAveraging, trainer: Trainer, module: Lightnin
         average.on_train_epoch_end(trainer, module)
 
 
-def keep_up(average: WeightAveraging, module: LightningModule) -> None:
+def follow_weights(average: WeightAveraging, module: LightningModule) -> None:
     """Copy the trained weights into an average that has not begun.
 
     Args:

@@ -51,7 +51,7 @@ def are_lost(network: nn.Module, images: Tensor) -> bool:
     return everywhere(~rows.any() & (len(images) > 1))
 
 
-def may_go_on(
+def handle_left_out_step(
     watch: StepWatch,
     trainer: Trainer,
     module: LightningModule,

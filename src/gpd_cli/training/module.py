@@ -41,13 +41,13 @@ from gpd_cli.training.amx import has_amx, keep_in_float32
 from gpd_cli.training.averages import (
     closing_remark,
     find_average,
+    follow_weights,
     has_begun,
-    keep_up,
     prepare_loading,
-    settle,
+    prepare_training,
     update_of_epoch,
 )
-from gpd_cli.training.broken_numbers import FACTOR, OnNan, are_lost, may_go_on, reduced
+from gpd_cli.training.broken_numbers import FACTOR, OnNan, are_lost, handle_left_out_step, reduced
 from gpd_cli.training.checks import (
     check_callbacks,
     check_counts,
@@ -314,7 +314,7 @@ class GapPreservingDistillation(EvaluatedModule):
         """
         self.train()
         if (average := find_average(self.trainer)) is not None:
-            settle(average, self)
+            prepare_training(average, self)
         # DistributedDataParallel broadcasts all other parameters.
         broadcast_from_first((self.get_parameter(name) for name in self._averaged), self.device)
         rank_zero_info(summary(self.spec.name, self.network))
@@ -402,8 +402,10 @@ class GapPreservingDistillation(EvaluatedModule):
         self._check_static_teachers()
         self._watch.undo()
         with self.trainer.precision_plugin.forward_context():
-            lost = self._watch.all_rows and are_lost(self.network, self._images)
-        if not may_go_on(self._watch, self.trainer, self, what, self.hparams["on_nan"], lost):
+            lost = self._watch.all_logits_broken and are_lost(self.network, self._images)
+        if not handle_left_out_step(
+            self._watch, self.trainer, self, what, self.hparams["on_nan"], lost
+        ):
             self._rate_factor = reduced(self._rate_factor)
             self._reduce_rates()
         for weight in weights:
@@ -448,7 +450,7 @@ class GapPreservingDistillation(EvaluatedModule):
     def _hold_back_average(self) -> None:
         average = find_average(self.trainer)
         if average is not None and not has_begun(average):
-            keep_up(average, self)
+            follow_weights(average, self)
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracies and the gap, and the accuracies of the static teachers."""

@@ -27,19 +27,19 @@ NameImages = Callable[[int, Sequence[int]], list[str]]
 class Seen:
     """Which values of a batch's forward pass are finite, in one process.
 
-    The booleans stay on the training device until someone asks for them.
+    All tensors are of booleans, which stay on the training device until someone asks for them.
 
     Args:
-        terms: for each term of the loss, by name, whether it is finite; boolean scalars.
-        pixels: for each image of the batch, whether its pixels are finite; booleans, ``[B]``.
-        logits: for each image, whether its logits of all networks are finite; booleans, ``[B]``.
+        finite_terms: for each term of the loss, by name, whether it is finite; scalars.
+        finite_pixels: for each image of the batch, whether its pixels are finite; ``[B]``.
+        finite_logits: for each image, whether its logits of all networks are finite; ``[B]``.
         epoch: number of the epoch, counted from 0.
         batch: number of the batch in its epoch, counted from 0.
     """
 
-    terms: Mapping[str, Tensor]
-    pixels: Tensor
-    logits: Tensor
+    finite_terms: Mapping[str, Tensor]
+    finite_pixels: Tensor
+    finite_logits: Tensor
     epoch: int
     batch: int
 
@@ -64,15 +64,15 @@ class Seen:
 
     def broken_terms(self) -> list[str]:
         """Names of the terms that are NaN or infinite."""
-        return [name for name, finite in self.terms.items() if not finite.all()]
+        return [name for name, finite in self.finite_terms.items() if not finite.all()]
 
-    def broken_images(self) -> list[int]:
+    def images_with_broken_pixels(self) -> list[int]:
         """Positions in the batch, counted from 0, of images with NaN or infinite pixels."""
-        return _places(self.pixels)
+        return _places(self.finite_pixels)
 
-    def broken_rows(self) -> list[int]:
+    def images_with_broken_logits(self) -> list[int]:
         """Positions in the batch, counted from 0, of images with NaN or infinite logits."""
-        return _places(self.logits)
+        return _places(self.finite_logits)
 
 
 class StepLeftOut(Exception):  # noqa: N818 - nothing is wrong with the program
@@ -97,8 +97,8 @@ class StepWatch:
 
     Attributes:
         in_a_row: number of steps left out since the last step that was made.
-        all_rows: whether, in the last step that was left out, every image had NaN or infinite
-            logits although no image had NaN or infinite pixels.
+        all_logits_broken: whether, in the last step that was left out, every image had NaN or
+            infinite logits although no image had NaN or infinite pixels.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class StepWatch:
     ) -> None:
         self.network, self.most = network, most
         self.in_a_row = 0
-        self.all_rows = False
+        self.all_logits_broken = False
         self.seen: list[Seen] = []
         self._distillation = distillation
         self._buffers: list[Buffers] = []
@@ -161,13 +161,13 @@ class StepWatch:
             norms = torch._foreach_norm(list(gradients))
             finite = torch.isfinite(torch.stack(list(norms))).all()
         if bool(finite):
-            self.in_a_row, self.all_rows = 0, False
+            self.in_a_row, self.all_logits_broken = 0, False
             return None
         self.in_a_row += 1
         processes = gathered([_found(one, name_images) for one in seen])
         found = [one for process in processes for one in process]
         self._blamed = not any(one["pixels"] for one in found)
-        self.all_rows = self._blamed and all(one["all"] for one in found)
+        self.all_logits_broken = self._blamed and all(one["all"] for one in found)
         return _in_words(found)
 
     def undo(self) -> None:
@@ -232,14 +232,14 @@ def overflowing(network: nn.Module, most: float) -> list[str]:
 
 def _found(seen: Seen, name_images: NameImages) -> dict[str, Any]:
     """What is wrong with a batch, as plain values that can be sent to the other processes."""
-    pixels, rows = seen.broken_images(), seen.broken_rows()
+    pixels, rows = seen.images_with_broken_pixels(), seen.images_with_broken_logits()
     where = pixels or rows
     return {
         "terms": seen.broken_terms(),
         "pixels": bool(pixels),
         "images": name_images(seen.batch, where[:_SHOWN]),
         "more": len(where) - _SHOWN,
-        "all": len(where) == len(seen.pixels),
+        "all": len(where) == len(seen.finite_pixels),
         "batch": f"batch {seen.batch + 1} of epoch {seen.epoch + 1}",
     }
 

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from gpd_cli.widening.layout import Scale, Segment
 from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import TensorPlan, spread
-from gpd_cli.widening.search.run import Run
 from gpd_cli.widening.search.trials import Trials
 from gpd_cli.widening.search.variables import (
     NARROW,
@@ -16,6 +15,7 @@ from gpd_cli.widening.search.variables import (
     NumberVariable,
     TensorVariable,
 )
+from gpd_cli.widening.search.widening_run import WideningRun
 
 
 class Code(nn.Module):
@@ -31,11 +31,11 @@ class Code(nn.Module):
 
 
 @pytest.fixture
-def run() -> Run:
-    return Run(nn.Sequential(Code()), Recording(), Scale(2), (), False, Trials())
+def run() -> WideningRun:
+    return WideningRun(nn.Sequential(Code()), Recording(), Scale(2), (), False, Trials())
 
 
-def test_a_number_is_set_unless_it_stays(run: Run) -> None:
+def test_a_number_is_set_unless_it_stays(run: WideningRun) -> None:
     heads = NumberVariable(("0.heads",), {NARROW: None, "count": 4}, NARROW)
     heads.apply(run, NARROW)
     assert run.wide.plan.attributes == {}
@@ -44,7 +44,7 @@ def test_a_number_is_set_unless_it_stays(run: Run) -> None:
     assert run.wide.network.get_submodule("0").heads == 4
 
 
-def test_a_tensor_widens_unless_it_stays(run: Run) -> None:
+def test_a_tensor_widens_unless_it_stays(run: WideningRun) -> None:
     plan = TensorPlan((None, spread(6, 12)))
     token = TensorVariable(("0.token",), {NARROW: None, "axis 1": plan}, NARROW)
     token.apply(run, NARROW)
@@ -54,7 +54,7 @@ def test_a_tensor_widens_unless_it_stays(run: Run) -> None:
     assert run.wide.tensor("0.token").shape == (1, 12)
 
 
-def test_a_layout_is_settled_unless_it_is_the_usual_one(run: Run) -> None:
+def test_a_layout_is_settled_unless_it_is_the_usual_one(run: WideningRun) -> None:
     narrow = (Segment(6, grows=False),)
     options = {SIDE_BY_SIDE: (Segment(6),), NARROW: narrow}
     layout = LayoutVariable(("0.a", "0.b"), options, SIDE_BY_SIDE)

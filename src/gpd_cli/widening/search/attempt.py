@@ -19,8 +19,8 @@ from gpd_cli.widening.running.own_errors import own_errors
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.running.tracing import tensors_in
 from gpd_cli.widening.search.follow import Frame
-from gpd_cli.widening.search.run import Run
 from gpd_cli.widening.search.state import State
+from gpd_cli.widening.search.widening_run import WideningRun
 
 
 @dataclass
@@ -58,14 +58,14 @@ class ContainerCall:
         return self.args, self.kwargs
 
 
-def run_once(run: Run, call: ContainerCall, by_trial: bool) -> Any:
+def run_once(run: WideningRun, call: ContainerCall, is_guessed: bool) -> Any:
     """Run a container's own code with the widths of the present state.
 
     Args:
         run: the shared data of the run.
         call: the container's call.
-        by_trial: whether attributes are guessed, and the code's calls are made unchanged. Otherwise
-            the calls are adjusted to the copies, and attributes are solved for.
+        is_guessed: whether attributes are guessed, and the code's calls are made unchanged.
+            Otherwise the calls are adjusted to the copies, and attributes are solved for.
 
     Returns:
         What the code returns.
@@ -76,7 +76,7 @@ def run_once(run: Run, call: ContainerCall, by_trial: bool) -> Any:
     """
     name = call.name
     is_settled = name in run.state.settled and not run.is_confirming
-    frame = Frame(name, by_trial, run.recording.events.get((name, call.index), ()))
+    frame = Frame(name, is_guessed, run.recording.events.get((name, call.index), ()))
     try:
         if not is_settled and not run.is_confirming:
             refresh(run.wide.network.get_submodule(name))
@@ -99,13 +99,13 @@ def run_once(run: Run, call: ContainerCall, by_trial: bool) -> Any:
         at_width = "" if run.is_confirming else "at this width "
         reason = f"{at_width}its forward does not run ({short_text(error)})"
         raise Mismatch(name, reason) from error
-    if not by_trial and not run.is_confirming:
+    if not is_guessed and not run.is_confirming:
         with own_errors():
             run.following.settle(frame, rule_for(run.modules[name]))
     return output
 
 
-def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
+def attempt(run: WideningRun, call: ContainerCall, is_guessed: bool) -> Any:
     """Run a container, and a second time if its code failed before all attributes were solved for.
 
     The second run has the attributes that follow from the equations of the first. What was solved
@@ -114,7 +114,7 @@ def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
     Args:
         run: the shared data of the run.
         call: the container's call.
-        by_trial: whether attributes are guessed, and the code's calls are made unchanged; if so,
+        is_guessed: whether attributes are guessed, and the code's calls are made unchanged; if so,
             there is no second run.
 
     Returns:
@@ -126,19 +126,24 @@ def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
             so the caller has to restore an earlier state.
     """
     before = run.state.copy()
-    if not by_trial and (known := run.solutions.of(call.name, before.plan.attributes)):
+    if not is_guessed and (known := run.solutions.of(call.name, before.plan.attributes)):
         for owner, values in known.items():
             run.wide.apply(owner, LayerPlan(attributes=values))
         try:
-            return run_once(run, call, by_trial)
+            return run_once(run, call, is_guessed)
         except Mismatch:
             run.restore(before)
             run.trials.count += 1
     try:
-        return run_once(run, call, by_trial)
+        return run_once(run, call, is_guessed)
     except Mismatch as error:
         is_inside = error.name != call.name and error.name in run.recording.outputs
-        if by_trial or is_inside or error.needs_other_layout or call.frame_of_last_failure is None:
+        if (
+            is_guessed
+            or is_inside
+            or error.needs_other_layout
+            or call.frame_of_last_failure is None
+        ):
             raise
         run.restore(before)
         if not _settles(run, call.frame_of_last_failure):
@@ -147,12 +152,12 @@ def attempt(run: Run, call: ContainerCall, by_trial: bool) -> Any:
         if error.name != call.name and solved == before.plan.attributes:
             raise  # a second run would fail in the same layer again, since no attribute changes
         run.trials.count += 1
-        output = run_once(run, call, by_trial)
+        output = run_once(run, call, is_guessed)
         run.solutions.remember(call.name, before.plan.attributes, solved)
         return output
 
 
-def _settles(run: Run, frame: Frame) -> bool:
+def _settles(run: WideningRun, frame: Frame) -> bool:
     """Solve the equations of a run that failed, and widen attributes and constants by them.
 
     Args:

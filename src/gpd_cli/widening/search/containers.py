@@ -24,10 +24,10 @@ from gpd_cli.widening.search.attempt import ContainerCall, attempt, run_once
 from gpd_cli.widening.search.choices import Choices, MapsInUse
 from gpd_cli.widening.search.cut_layouts import cut_layouts
 from gpd_cli.widening.search.multiples import output_multiple
-from gpd_cli.widening.search.run import Run
 from gpd_cli.widening.search.trial_order import Guess, counts_in, ordered_guesses
 from gpd_cli.widening.search.trials import MOST_TRIALS
 from gpd_cli.widening.search.variables import Variable
+from gpd_cli.widening.search.widening_run import WideningRun
 
 # The most trials of a container after a mismatch that only other layouts may resolve.
 _MOST_TRIALS_OF_LAYOUTS = 4
@@ -38,7 +38,7 @@ class Containers:
 
     Args:
         run: the shared data of the run.
-        by_trial: names of the containers whose numbers are guessed, since solving their equations
+        guessed: names of the containers whose numbers are guessed, since solving their equations
             gave wrong numbers.
 
     Attributes:
@@ -47,9 +47,9 @@ class Containers:
         multiples_might_help: whether something stays narrow that multiples of copies might widen.
     """
 
-    def __init__(self, run: Run, by_trial: Collection[str]) -> None:
+    def __init__(self, run: WideningRun, guessed: Collection[str]) -> None:
         self._run = run
-        self._by_trial = by_trial
+        self._guessed = guessed
         self._choices = Choices(run.wide, run.recording, run.scale, run.keeps_output)
         self._remembered: dict[type, list[Mapping[str, str]]] = {}
         self._failed_classes: set[type] = set()
@@ -71,7 +71,7 @@ class Containers:
                 return forward(*args, **kwargs)
             with self._run.running(None):
                 if self._run.is_confirming or name in state.settled:
-                    return run_once(self._run, call, by_trial=False)
+                    return run_once(self._run, call, is_guessed=False)
                 # Errors of the network's code become mismatches, so any other error is gpd's own.
                 with own_errors(), self._run.trials.of_container():
                     return self._search(call)
@@ -95,11 +95,11 @@ class Containers:
 
     def _strategies(self, call: ContainerCall) -> Iterator[Callable[[ContainerCall], Any]]:
         """The strategies for a container, each chosen by how the strategies before it failed."""
-        if call.name not in self._by_trial:
-            yield partial(self._guess, by_trial=False)
+        if call.name not in self._guessed:
+            yield partial(self._guess, is_guessed=False)
         failure = call.first_mismatch
         if failure is None or not (call.failed_in_inner_container or failure.needs_other_layout):
-            yield partial(self._guess, by_trial=True)
+            yield partial(self._guess, is_guessed=True)
         failure = call.first_mismatch
         assert failure is not None
         self._failed_classes.add(self._class(call.name))
@@ -107,23 +107,23 @@ class Containers:
             yield partial(self._attempt_with, gives_multiples=True)
         yield self._keep_narrow
 
-    def _guess(self, call: ContainerCall, by_trial: bool) -> Any:
+    def _guess(self, call: ContainerCall, is_guessed: bool) -> Any:
         """Run a container with one guess after the other.
 
         Args:
             call: the container's call.
-            by_trial: whether numbers and tensors are guessed as well. Otherwise they are solved
+            is_guessed: whether numbers and tensors are guessed as well. Otherwise they are solved
                 for, and only layouts and factors are guessed.
 
         Raises:
             Mismatch: the first mismatch, when no guess is exact.
         """
-        variables, guesses = self._guesses(call, solved=not by_trial)
+        variables, guesses = self._guesses(call, solved=not is_guessed)
         for guess in guesses:
             if call.first_mismatch is not None and self._run.trials.are_spent(self._limit(call)):
                 break
             try:
-                return self._attempt_guess(call, variables, guess, by_trial)
+                return self._attempt_guess(call, variables, guess, is_guessed)
             except Mismatch as mismatch:
                 is_first = call.first_mismatch is None
                 call.first_mismatch = call.first_mismatch or mismatch
@@ -171,7 +171,7 @@ class Containers:
         call: ContainerCall,
         variables: Sequence[Variable[Any]],
         guess: Guess,
-        by_trial: bool,
+        is_guessed: bool,
     ) -> Any:
         """Run a container with a guess, and remember the guess if it is exact.
 
@@ -179,11 +179,11 @@ class Containers:
             call: the container's call.
             variables: the variables of the container.
             guess: one label for each variable.
-            by_trial: whether numbers and tensors are guessed as well.
+            is_guessed: whether numbers and tensors are guessed as well.
         """
         for variable, label in zip(variables, guess, strict=True):
             variable.apply(self._run, label)
-        output = attempt(self._run, call, by_trial)
+        output = attempt(self._run, call, is_guessed)
         if not call.name and call.first_mismatch is not None and not self._run.wide.plan.tensors:
             raise call.first_mismatch  # a plan in which nothing widens does not help
         self._run.state.settled.add(call.name)
@@ -241,7 +241,7 @@ class Containers:
         state.multiples.update(multiples or {})
         state.gives_multiples.update({call.name} if gives_multiples else ())
         try:
-            output = attempt(self._run, call, by_trial=False)
+            output = attempt(self._run, call, is_guessed=False)
         except Mismatch:
             self._run.trials.count += 1
             self._run.restore(call.state_before)

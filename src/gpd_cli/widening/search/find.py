@@ -29,10 +29,10 @@ from gpd_cli.widening.running.locate import located, short_text
 from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, original_errors
 from gpd_cli.widening.running.randomize import calibrate, randomize
 from gpd_cli.widening.running.refresh import refresh
-from gpd_cli.widening.search.run import Run
 from gpd_cli.widening.search.trials import Trials
 from gpd_cli.widening.search.unsupported import check_student
 from gpd_cli.widening.search.widen import Confirmation, Widening
+from gpd_cli.widening.search.widening_run import WideningRun
 
 _SEED = 20410
 _BATCH = 2
@@ -237,16 +237,16 @@ def _widen(
             multiples: whether activations may be multiples of copies.
         """
         # Containers whose solved numbers the confirming run has shown to be wrong.
-        by_trial: set[str] = set()
+        guessed: set[str] = set()
         while True:
-            run = Run(narrow, recording, scale, keeps_output, multiples, trials)
-            widening = Widening(run, by_trial)
+            run = WideningRun(narrow, recording, scale, keeps_output, multiples, trials)
+            widening = Widening(run, guessed)
             try:
                 return widening.widen(images, confirm), widening
             except Mismatch as failure:
-                if not widening.is_confirming or failure.name in by_trial:
+                if not widening.is_confirming or failure.name in guessed:
                     return failure, widening
-                by_trial.add(failure.name)
+                guessed.add(failure.name)
 
     found, first = widened(multiples=False)
     if first.multiples_might_help:

@@ -50,7 +50,7 @@ class Frame:
 
     Args:
         name: name of the container.
-        by_trial: whether attributes are guessed, and the code's calls are made unchanged.
+        is_guessed: whether attributes are guessed, and the code's calls are made unchanged.
         events: the events of the same container call in the student's run.
         position: number of events so far in the wide run.
         equations: the equations of the numbers in the code.
@@ -59,7 +59,7 @@ class Frame:
     """
 
     name: str
-    by_trial: bool = False
+    is_guessed: bool = False
     events: Sequence[Event] = ()
     position: int = 0
     equations: list[Equation] = field(default_factory=list)

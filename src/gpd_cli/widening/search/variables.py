@@ -18,7 +18,7 @@ from gpd_cli.widening.layout import Layout
 from gpd_cli.widening.names import split_name
 from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES
 from gpd_cli.widening.plan import TensorPlan
-from gpd_cli.widening.search.run import Run
+from gpd_cli.widening.search.widening_run import WideningRun
 
 NARROW = "narrow"
 """Label of the option, of any variable, to stay as in the student."""
@@ -72,7 +72,7 @@ class Variable(ABC, Generic[Option]):
         return labels[-1 if inner else 0] if labels else self.first
 
     @abstractmethod
-    def apply(self, run: Run, label: str) -> None:
+    def apply(self, run: WideningRun, label: str) -> None:
         """Apply one of the options to the wide network.
 
         Args:
@@ -93,7 +93,7 @@ class NumberVariable(Variable[float | Sequence[int] | None]):
         """Whether the attribute has one of the usual names of head counts."""
         return split_name(self.names[0])[1] in HEAD_COUNT_NAMES
 
-    def apply(self, run: Run, label: str) -> None:
+    def apply(self, run: WideningRun, label: str) -> None:
         """Set the attribute to the wide value of an option."""
         value = self.options[label]
         if value is not None:
@@ -108,7 +108,7 @@ class TensorVariable(Variable[TensorPlan | None]):
     Its options are tensor plans, or None to stay narrow.
     """
 
-    def apply(self, run: Run, label: str) -> None:
+    def apply(self, run: WideningRun, label: str) -> None:
         """Widen the tensor by the plan of an option."""
         plan = self.options[label]
         if plan is not None:
@@ -120,7 +120,7 @@ class TensorVariable(Variable[TensorPlan | None]):
 class LayoutVariable(Variable[Layout]):
     """The layout of the wide outputs of one layer, or of several layers that need the same one."""
 
-    def apply(self, run: Run, label: str) -> None:
+    def apply(self, run: WideningRun, label: str) -> None:
         """Decide the layers' layout.
 
         Copies side by side are what layers have by default. This option decides nothing, so that

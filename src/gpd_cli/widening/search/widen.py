@@ -24,8 +24,8 @@ from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, ow
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.running.tracing import Tracer
 from gpd_cli.widening.search.containers import Containers
-from gpd_cli.widening.search.run import Run
 from gpd_cli.widening.search.widen_layers import LayerWidening
+from gpd_cli.widening.search.widening_run import WideningRun
 
 Confirmation = Literal["none", "copied", "computed"]
 """Whether and how the widened network is run once more, to confirm the plan.
@@ -41,15 +41,15 @@ class Widening(Tracer):
 
     Args:
         run: the shared data of the run.
-        by_trial: names of the containers whose numbers are guessed, since solving their equations
+        guessed: names of the containers whose numbers are guessed, since solving their equations
             gave wrong numbers.
     """
 
-    def __init__(self, run: Run, by_trial: Collection[str] = ()) -> None:
+    def __init__(self, run: WideningRun, guessed: Collection[str] = ()) -> None:
         super().__init__()
         self._run = run
         self._layers = LayerWidening(self._run)
-        self._containers = Containers(self._run, by_trial)
+        self._containers = Containers(self._run, guessed)
 
     @property
     def is_confirming(self) -> bool:
@@ -150,7 +150,7 @@ class Widening(Tracer):
             return func(*args, **kwargs)
         with own_errors():
             call = Call(func, args, kwargs)
-            if not frame.by_trial:
+            if not frame.is_guessed:
                 call = self._run.following.prepare(frame, call)
             made = self._layers.direct(call)
         result = made.function(*made.args, **made.kwargs)

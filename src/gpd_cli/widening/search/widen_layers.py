@@ -25,7 +25,7 @@ from gpd_cli.widening.numbers.calls import Call
 from gpd_cli.widening.plan import Axes, IndexMap, TensorPlan
 from gpd_cli.widening.running.own_errors import own_errors
 from gpd_cli.widening.running.tracing import first_tensor, linear_call
-from gpd_cli.widening.search.run import Run
+from gpd_cli.widening.search.widening_run import WideningRun
 from gpd_cli.widening.tensors import replicate
 
 
@@ -40,7 +40,7 @@ class LayerWidening:
             copies of the student's outputs are used, which takes less time and no wide weights.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: WideningRun) -> None:
         self._run = run
         self.computes = False
         self._replicas: dict[str, Tensor] = {}
@@ -242,7 +242,7 @@ class LayerWidening:
         """
         following, derived = self._run.following, self._run.recording.biases.get(name)
         frame, names = self._run.frame, following.constants.names(bias)
-        if frame is None or frame.by_trial or derived is None or names is None:
+        if frame is None or frame.is_guessed or derived is None or names is None:
             return bias
         following.note_sources(frame, derived, names, 0, out)
         return bias if len(bias) == len(out) else bias[out.tensor]

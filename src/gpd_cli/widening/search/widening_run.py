@@ -21,7 +21,7 @@ from gpd_cli.widening.search.trials import Trials
 from gpd_cli.widening.search.wide_network import WideNetwork
 
 
-class Run:
+class WideningRun:
     """One run of a copy of the student that is widened on the way.
 
     Args:
