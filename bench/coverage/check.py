@@ -194,7 +194,7 @@ def _measure(
     x = torch.randn(BATCH, *shape, dtype=torch.float64)
     pair = expand(student, sample=x, ratio=settings.ratio, branches=settings.branches)
     result: dict[str, Any] = {
-        "narrow": dict(pair.plan.narrow),
+        "narrow": dict(pair.plan.kept_narrow),
         "trials": pair.plan.trials,
         "parameters": sum(p.numel() for p in student.parameters()),
         "wide_parameters": _merged_parameters(pair),

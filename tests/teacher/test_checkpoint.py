@@ -135,7 +135,7 @@ def test_a_run_of_an_earlier_version_is_read_and_goes_on(pair_run: Path, tmp_pat
     torch.save(content, older)
     network, description = load_networks(older)
     assert description.plan is not None
-    assert description.plan.narrow == {"layer1": "", "layer2": ""}
+    assert description.plan.kept_narrow == {"layer1": "", "layer2": ""}
     assert {plan.extra_divisor for _, plan in description.plan} == {1}
     assert description.branch_width == 1
     assert_same(dict(network.state_dict()), dict(load_networks(pair_run)[0].state_dict()))

@@ -738,7 +738,7 @@ def test_layers_that_need_a_way_of_their_own(layer: nn.Module, after: int, ratio
         narrow, wide = pair.train(training)(x)
         assert relative_difference(wide, narrow) < 1e-9
     assert pair.teacher.get_submodule("head.fc").weight.shape[1] == 4 * ratio
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
 
 
 @pytest.mark.parametrize("ratio", [1, 2])
@@ -765,7 +765,7 @@ def wrong_plan(student: nn.Module) -> WidthPlan:
     name = "layer1.conv2.weight"
     out, into, *rest = plan.tensors[name].axes
     assert into is not None
-    rolled = IndexMap(into.narrow, into.index[2:] + into.index[:2])
+    rolled = IndexMap(into.narrow_size, into.index[2:] + into.index[:2])
     plan.tensors[name] = TensorPlan((out, rolled, *rest), 1)
     return plan
 

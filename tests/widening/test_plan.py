@@ -39,14 +39,14 @@ def first_copies(wide: Tensor, plan: TensorPlan) -> Tensor:
     """The student's block by plain selection, axis by axis."""
     for axis, map_ in enumerate(plan.axes):
         if map_ is not None:
-            firsts = torch.tensor([map_.index.index(c) for c in range(map_.narrow)])
+            firsts = torch.tensor([map_.index.index(c) for c in range(map_.narrow_size)])
             wide = wide.index_select(axis, firsts)
     return wide
 
 
 def sum_over_copies(wide: Tensor, map_: IndexMap, axis: int) -> Tensor:
     shape = list(wide.shape)
-    shape[axis] = map_.narrow
+    shape[axis] = map_.narrow_size
     return wide.new_zeros(shape).index_add_(axis, map_.tensor, wide)
 
 
@@ -55,9 +55,9 @@ def sum_over_copies(wide: Tensor, map_: IndexMap, axis: int) -> Tensor:
 
 @pytest.mark.parametrize("map_", [random_map(seed) for seed in SEEDS] + [copies(6, 2.5, 2)])
 def test_counts_and_first_copies_are_those_of_the_index(map_: IndexMap) -> None:
-    assert map_.counts.tolist() == [map_.index.count(c) for c in range(map_.narrow)]
-    assert map_.firsts.tolist() == [map_.index.index(c) for c in range(map_.narrow)]
-    assert map_.tensor[map_.firsts].tolist() == list(range(map_.narrow))
+    assert map_.counts.tolist() == [map_.index.count(c) for c in range(map_.narrow_size)]
+    assert map_.firsts.tolist() == [map_.index.index(c) for c in range(map_.narrow_size)]
+    assert map_.tensor[map_.firsts].tolist() == list(range(map_.narrow_size))
     assert len(map_) == sum(map_.counts.tolist())
 
 
@@ -101,7 +101,7 @@ def test_a_number_of_wide_outputs_excludes_parts_and_blocks(other: dict[str, int
 def test_stacked_parts_each_follow_the_map() -> None:
     map_ = random_map(3, narrow=4)
     stacked = stack(map_, 3)
-    assert stacked.narrow == 12
+    assert stacked.narrow_size == 12
     x = torch.arange(12).view(3, 4)
     assert torch.equal(x.flatten()[stacked.tensor], x[:, map_.tensor].flatten())
 

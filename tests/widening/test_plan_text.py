@@ -27,7 +27,7 @@ def joined(*maps: IndexMap) -> IndexMap:
     start = 0
     for map_ in maps:
         index += [start + i for i in map_.index]
-        start += map_.narrow
+        start += map_.narrow_size
     return IndexMap(start, tuple(index))
 
 
@@ -170,7 +170,7 @@ def test_order_is_the_networks_whatever_the_order_of_the_plan(
         plan.ratio,
         dict(reversed(plan.tensors.items())),
         {name: dict(reversed(a.items())) for name, a in reversed(plan.attributes.items())},
-        plan.narrow,
+        plan.kept_narrow,
     )
     text = plan_text(plan, network, {})
     assert plan_text(turned, network, {}) == text
@@ -213,4 +213,4 @@ def test_tied_weights_count_once() -> None:
 
 def test_modules_that_stay_narrow_inside_are_named(network: Attention) -> None:
     narrow = {"blocks.0": "self.heads = 3 would have to be 6"}
-    assert describe_plan(WidthPlan(2, narrow=narrow), network)["narrow"] == narrow
+    assert describe_plan(WidthPlan(2, kept_narrow=narrow), network)["narrow"] == narrow

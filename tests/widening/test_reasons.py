@@ -55,4 +55,4 @@ def test_a_search_that_was_given_up_does_not_say_that_there_is_no_solution(
 def test_inception_v4_keeps_nothing_narrow() -> None:
     student = timm.create_model("inception_v4", num_classes=5)
     plan = find_plan(student, torch.zeros(2, 3, 75, 75), 2, is_certified=True)
-    assert not plan.narrow
+    assert not plan.kept_narrow

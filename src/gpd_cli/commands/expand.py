@@ -205,7 +205,7 @@ def _facts(
         ("trainable", count(trained) + (" with branches" if names else "")),
         ("multiply-adds", f"{count(before.macs)} -> {count(after.macs)}"),
         ("widened layers", str(len(widened))),
-        *(("narrow inside", f"{name}: {reason}") for name, reason in pair.plan.narrow.items()),
+        *(("narrow inside", f"{name}: {reason}") for name, reason in pair.plan.kept_narrow.items()),
         ("branches", branches),
         (
             "certificate",

@@ -86,7 +86,7 @@ def check_plan(student: nn.Module, plan: WidthPlan) -> None:
             raise ExpansionError(
                 f"The plan leaves channels of {name} without a copy; find a new one with find_plan."
             )
-        planned = [None if axis is None else axis.narrow for axis in tensor_plan.axes]
+        planned = [None if axis is None else axis.narrow_size for axis in tensor_plan.axes]
         shape = list(tensors[name].shape) if name in tensors else None
         if shape is None or len(shape) != len(planned):
             fits = False

@@ -182,5 +182,7 @@ def summary(name: str, network: Pair | Alone) -> str:
             "--model.branches 1 to train it alone."
         ]
     if isinstance(network, Pair):
-        lines += [f"{name} stays narrow inside: {why}" for name, why in network.plan.narrow.items()]
+        lines += [
+            f"{name} stays narrow inside: {why}" for name, why in network.plan.kept_narrow.items()
+        ]
     return "\n".join(lines)

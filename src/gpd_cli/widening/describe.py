@@ -62,7 +62,7 @@ def describe_plan(plan: WidthPlan, student: nn.Module) -> dict[str, Any]:
             entry |= {"tensors": tensors} if tensors else {}
             entry |= {"attributes": changes} if changes else {}
             modules[name or "(the network itself)"] = entry
-    kept_narrow = {"narrow": dict(plan.narrow)} if plan.narrow else {}
+    kept_narrow = {"narrow": dict(plan.kept_narrow)} if plan.kept_narrow else {}
     return {
         "ratio": float(plan.ratio),
         "widened": _totals(plan, student),
@@ -92,10 +92,10 @@ def axis_words(map_: IndexMap) -> str:
     """
     if map_.is_identity:
         return "kept"
-    common = gcd(map_.narrow, len(map_))
+    common = gcd(map_.narrow_size, len(map_))
     for block in (b for b in range(1, common + 1) if common % b == 0):
-        if map_ == spread(map_.narrow // block, len(map_) // block, block):
-            return _phrase(map_.narrow // block, len(map_) // block, block)
+        if map_ == spread(map_.narrow_size // block, len(map_) // block, block):
+            return _phrase(map_.narrow_size // block, len(map_) // block, block)
     units = list(_units(map_.index))
     pieces = _runs(units)
     if len(pieces) > _MOST_PIECES:

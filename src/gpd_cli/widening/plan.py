@@ -23,7 +23,7 @@ class IndexMap:
     """A map from each position of a wide axis to the position of the narrow axis that it copies.
 
     Args:
-        narrow: size of the narrow axis.
+        narrow_size: size of the narrow axis.
         index: for each wide position, the narrow position that it copies.
 
     Example:
@@ -32,7 +32,7 @@ class IndexMap:
         (tensor([2, 1]), tensor([0, 1]))
     """
 
-    narrow: int
+    narrow_size: int
     index: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -45,14 +45,14 @@ class IndexMap:
 
     @cached_property
     def counts(self) -> Tensor:
-        """n(c), the number of copies of each narrow position: int64 of shape ``[narrow]``."""
-        return torch.bincount(self.tensor, minlength=self.narrow)
+        """n(c), the number of copies of each narrow position: int64 of shape ``[narrow_size]``."""
+        return torch.bincount(self.tensor, minlength=self.narrow_size)
 
     @cached_property
     def firsts(self) -> Tensor:
-        """a(c), the first wide position that copies c: int64 of shape ``[narrow]``."""
+        """a(c), the first wide position that copies c: int64 of shape ``[narrow_size]``."""
         positions = torch.arange(len(self.index))
-        firsts = torch.full((self.narrow,), len(self.index))
+        firsts = torch.full((self.narrow_size,), len(self.index))
         return firsts.scatter_reduce_(0, self.tensor, positions, "amin")
 
     @cached_property
@@ -63,7 +63,7 @@ class IndexMap:
     @property
     def is_identity(self) -> bool:
         """Whether the axis keeps its size and its order."""
-        return self.index == tuple(range(self.narrow))
+        return self.index == tuple(range(self.narrow_size))
 
     @property
     def is_uniform(self) -> bool:
@@ -125,8 +125,8 @@ def stack(map_: IndexMap, times: int) -> IndexMap:
         >>> stack(spread(1, 2), 3).index
         (0, 0, 1, 1, 2, 2)
     """
-    index = tuple(part * map_.narrow + i for part in range(times) for i in map_.index)
-    return IndexMap(map_.narrow * times, index)
+    index = tuple(part * map_.narrow_size + i for part in range(times) for i in map_.index)
+    return IndexMap(map_.narrow_size * times, index)
 
 
 Axes = Sequence[IndexMap | None]
@@ -220,7 +220,7 @@ class WidthPlan:
         tensors: the plans of the parameters and buffers that widen, by qualified name.
         attributes: the wide values of the attributes that change (``out_channels``, ``num_heads``,
             ...), by qualified module name and attribute name.
-        narrow: the reasons for which modules stay narrow inside, by module name.
+        kept_narrow: the reasons for which modules stay narrow inside, by module name.
         trials: number of runs of parts of the network that failed while the plan was searched.
         runs_again: whether the backward pass runs parts of the network again (gradient
             checkpointing).
@@ -229,7 +229,7 @@ class WidthPlan:
     ratio: float
     tensors: dict[str, TensorPlan] = field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    narrow: dict[str, str] = field(default_factory=dict)
+    kept_narrow: dict[str, str] = field(default_factory=dict)
     trials: int = field(default=0, compare=False)
     runs_again: bool = field(default=False, compare=False)
 
@@ -255,9 +255,9 @@ class WidthPlan:
             "ratio": self.ratio,
             "tensors": tensors,
             "attributes": self.attributes,
-            "narrow": dict(self.narrow),
+            "narrow": dict(self.kept_narrow),
             "runs_again": self.runs_again,
-            "maps": [{"narrow": m.narrow, "index": _pack(m.index)} for m in maps],
+            "maps": [{"narrow": m.narrow_size, "index": _pack(m.index)} for m in maps],
         }
 
     @classmethod

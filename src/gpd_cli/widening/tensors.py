@@ -126,7 +126,7 @@ def add_zero_sum_noise_(
         factors = (scale * contrasts).to(wide).reshape(len(contrasts), -1, *[1] * (wide.ndim - 2))
         for part in which.nonzero().flatten().to(wide.device).split(chunk):
             for factor in factors:
-                shape = (len(part), map_.narrow, *rows.shape[2:])
+                shape = (len(part), map_.narrow_size, *rows.shape[2:])
                 drawn = torch.randn(shape, generator=generator)
                 # Small pieces reuse the same memory; new memory pages would take most of the time.
                 for piece in range(0, len(part), few):
@@ -151,7 +151,7 @@ def _contrasts(map_: IndexMap, members: Tensor) -> Tensor:
     """
     positions = members.nonzero().flatten()
     channels = map_.tensor[positions]
-    sizes = torch.bincount(channels, minlength=map_.narrow)
+    sizes = torch.bincount(channels, minlength=map_.narrow_size)
     # The position of each copy among the copies of the same channel: 0, 1, ...
     order = channels.argsort(stable=True)
     number = torch.empty(len(map_), dtype=torch.int64)
@@ -204,7 +204,7 @@ def complete_(wide: Tensor, narrow: Tensor, plan: TensorPlan) -> float:
         index = torch.arange(start, start + len(some)) if out is None else out.tensor
         left = source.index_select(0, index if out is None else index[start : start + few])
         for channels, positions in others:
-            if len(channels) == map_.narrow:
+            if len(channels) == map_.narrow_size:
                 left -= some[:, evenly(positions)]
             else:
                 left.index_add_(1, channels, some.index_select(1, positions), alpha=-1)

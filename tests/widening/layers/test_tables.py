@@ -120,7 +120,7 @@ def test_tables_widen_with_what_they_are_added_to(build: Callable[[], nn.Module]
     pair = assert_exact(build(), images())
     table = pair.teacher.get_parameter("table.weight")
     assert table.shape[1] == 2 * WIDTH
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
 
 
 @pytest.mark.parametrize("options", [{"ratio": 3}, {"storage": "teacher"}, {"storage": "student"}])

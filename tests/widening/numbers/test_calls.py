@@ -148,7 +148,7 @@ def test_a_slice_beyond_the_channels_takes_all_of_them() -> None:
         nn.Conv2d(3, 6, 3), FirstThousand(), pool, nn.Flatten(), nn.Linear(6, 3)
     )
     pair = assert_exact(student, torch.randn(4, 3, 8, 8, dtype=torch.float64))
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
 
 
 class Bits(nn.Module):
@@ -162,4 +162,4 @@ def test_a_view_with_a_type_has_no_sizes_to_follow() -> None:
     pool = nn.AdaptiveAvgPool2d(1)
     student = nn.Sequential(nn.Conv2d(3, 6, 3), Bits(), pool, nn.Flatten(), nn.Linear(6, 3))
     pair = assert_exact(student, torch.randn(4, 3, 8, 8, dtype=torch.float64))
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow

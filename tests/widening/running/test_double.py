@@ -67,7 +67,7 @@ class Transformer(nn.Module):
 def test_layers_in_float32_expand_exactly(norm: Callable[[int], nn.Module]) -> None:
     pair = assert_exact(Transformer(norm), torch.randn(4, 3, 16, 16, dtype=torch.float64))
     assert pair.teacher.attention.proj.weight.shape == (32, 32)
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
 
 
 @pytest.mark.parametrize("norm", [LayerNormFp32, RmsNormFp32])
@@ -77,7 +77,8 @@ def test_timm_networks_with_norms_in_float32_expand_exactly(norm: type[nn.Module
         **{"img_size": 32, "num_classes": 5, "depth": 1, "embed_dim": 48, "num_heads": 3},
         norm_layer=norm,
     )
-    assert not assert_exact(student, torch.randn(3, 3, 32, 32, dtype=torch.float64)).plan.narrow
+    pair = assert_exact(student, torch.randn(3, 3, 32, 32, dtype=torch.float64))
+    assert not pair.plan.kept_narrow
 
 
 def test_in_training_such_layers_compute_in_float32() -> None:

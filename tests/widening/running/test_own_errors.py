@@ -119,7 +119,7 @@ def test_an_error_in_a_backward_pass_of_the_network_leaves_its_layers_narrow() -
     inside = nn.Sequential(nn.Conv2d(6, 7, 1), nn.BatchNorm2d(7), ThirdsForward())
     pool = nn.AdaptiveAvgPool2d(1)
     student = nn.Sequential(nn.Conv2d(3, 6, 3), inside, pool, nn.Flatten(), nn.Linear(7, 4))
-    assert find_plan(student, SAMPLE, 2).narrow.keys() == {"1"}
+    assert find_plan(student, SAMPLE, 2).kept_narrow.keys() == {"1"}
 
 
 class NoMode(nn.Conv2d):

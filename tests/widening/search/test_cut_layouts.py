@@ -54,7 +54,7 @@ def exact(student: nn.Module, ratio: float = 2) -> Pair:
 def test_shuffled_channels_widen_as_far_as_others(half: int, units: int, ratio: float) -> None:
     student = shuffling(half, units)
     pair = exact(student, ratio)
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
     assert pair.plan.trials <= 20
     for name, layer in student.named_modules():
         if isinstance(layer, nn.Conv2d):
@@ -78,7 +78,7 @@ def test_outputs_of_a_shuffled_layer_have_different_numbers_of_copies() -> None:
 def test_uneven_pieces_get_as_many_copies_as_there_is_room_for() -> None:
     student = around(nn.Conv2d(3, 7, 3, 2, 1), Thirds(), 7)
     pair = exact(student)
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
     outputs = pair.plan.tensors["0.weight"].axes[0]
     assert outputs is not None
     # Pieces of 3, 3 and 1 channels; the same code cuts 14 channels into 5, 5 and 4.
@@ -91,8 +91,8 @@ def test_where_no_copies_can_go_the_way_of_a_channel_the_stage_stays_narrow() ->
     units = [ShuffleUnit(12) for _ in range(6)]
     stage = nn.Sequential(nn.Conv2d(8, 24, 1), *units, nn.Conv2d(24, 8, 1))
     pair = exact(around(nn.Conv2d(3, 8, 3, 2, 1), stage, 8))
-    assert list(pair.plan.narrow) == ["1"]
-    assert "across their copies" in pair.plan.narrow["1"]
+    assert list(pair.plan.kept_narrow) == ["1"]
+    assert "across their copies" in pair.plan.kept_narrow["1"]
 
 
 def call(*shape: int) -> tuple[tuple[Tensor], dict[str, Tensor]]:
@@ -132,5 +132,5 @@ def test_no_layouts_for_code_of_one_width_or_without_cuts(code: nn.Module) -> No
 def test_stages_of_torchvisions_shufflenets_that_stay_narrow(name: str, narrow: list[str]) -> None:
     student = get_model(f"shufflenet_v2_{name}", num_classes=5)
     plan = find_plan(student, torch.zeros(2, 3, 64, 64), 2, is_certified=True)
-    assert list(plan.narrow) == narrow
+    assert list(plan.kept_narrow) == narrow
     assert plan.trials <= 20

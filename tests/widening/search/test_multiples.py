@@ -75,7 +75,7 @@ def test_a_layer_takes_up_the_multiple_of_its_input(
     function: Callable[[Tensor], Tensor], power: float, ratio: int
 ) -> None:
     pair = exact(network(Code(function), conv()), ratio=ratio)
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
     weight = pair.plan.tensors["1.1.weight"]
     assert weight.extra_divisor == pytest.approx(ratio**power, rel=1e-12)
     assert [None if axis is None else len(axis) for axis in weight.axes[:2]] == [ratio * WIDTH] * 2
@@ -83,7 +83,7 @@ def test_a_layer_takes_up_the_multiple_of_its_input(
 
 def test_a_layer_gives_the_multiple_of_what_its_output_is_added_to() -> None:
     pair = exact(network(Added()))
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
     assert pair.plan.trials == 3  # two of them in the search for plain copies
     shares = {name.removeprefix("1.0."): plan.extra_divisor for name, plan in pair.plan}
     assert shares["query.weight"] == shares["query.bias"] == shares["out.bias"] == 1
@@ -122,8 +122,8 @@ def test_a_norm_of_a_multiple_stays_narrow_with_the_reason() -> None:
     pair = exact(
         network(conv(), nn.Sequential(conv(), Code(normalized), nn.BatchNorm2d(WIDTH)), conv())
     )
-    assert list(pair.plan.narrow) == ["1.1"]
-    assert "its input is the student's input times 0.707" in pair.plan.narrow["1.1"]
+    assert list(pair.plan.kept_narrow) == ["1.1"]
+    assert "its input is the student's input times 0.707" in pair.plan.kept_narrow["1.1"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_multiples_end_at_functions_that_do_not_keep_them(
     activation: nn.Module, narrow: list[str]
 ) -> None:
     pair = exact(network(conv(), Code(normalized), activation, conv()))
-    assert list(pair.plan.narrow) == narrow
+    assert list(pair.plan.kept_narrow) == narrow
 
 
 def test_a_plan_with_multiples_is_written_and_described() -> None:
@@ -165,15 +165,15 @@ def test_multiples_are_roots_of_simple_fractions() -> None:
 def test_swiftformer_keeps_nothing_narrow() -> None:
     student = timm.create_model("swiftformer_xs", num_classes=5)
     plan = find_plan(student, torch.zeros(2, 3, 64, 64), 2, is_certified=True)
-    assert not plan.narrow
+    assert not plan.kept_narrow
     assert plan.trials <= 20
 
 
 def test_edgenext_keeps_the_stage_narrow_that_cuts_its_channels_into_thirds() -> None:
     student = timm.create_model("edgenext_xx_small", num_classes=5)
     plan = find_plan(student, torch.zeros(2, 3, 64, 64), 2, is_certified=True)
-    assert list(plan.narrow) == ["stages.2"]
+    assert list(plan.kept_narrow) == ["stages.2"]
     # Copies in unequal numbers would fit, and the layer norms of the stage do not allow them.
     cut = "it cuts its channels into 59 x 59 x 58, and their copies take 60 x 60 x 56"
-    assert plan.narrow["stages.2"] == f"in stages.2.blocks.5, {cut}"
+    assert plan.kept_narrow["stages.2"] == f"in stages.2.blocks.5, {cut}"
     assert plan.trials <= 20

@@ -28,7 +28,7 @@ def test_beit_with_a_shared_table(own: bool, fused: bool) -> None:
     for block in student.blocks:
         block.attn.fused_attn = fused
     pair = assert_exact(student, images())
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
     assert pair.teacher.get_submodule("blocks.1.attn").num_heads == 6
     assert pair.teacher.get_parameter("rel_pos_bias.relative_position_bias_table").shape[1] == 6
 
@@ -45,7 +45,7 @@ def test_vit_with_shared_relative_positions(kind: str) -> None:
     for module in student.modules():
         if isinstance(module, nn.Dropout):  # in the module that makes the biases
             module.p = 0.0
-    assert not assert_exact(student, images()).plan.narrow
+    assert not assert_exact(student, images()).plan.kept_narrow
 
 
 class Bias(nn.Module):
@@ -99,5 +99,5 @@ class Net(nn.Module):
 )
 def test_a_table_of_ones_own_for_all_blocks(heads: int, reshapes: bool, numbered: bool) -> None:
     pair = assert_exact(Net(heads, reshapes, numbered), images(16))
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
     assert pair.teacher.get_parameter("bias.table").shape[1] == 2 * heads

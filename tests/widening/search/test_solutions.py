@@ -40,7 +40,7 @@ class Tokens(nn.Module):
 def test_the_second_run_of_a_code_is_made_once_per_class(heads: tuple[int, ...]) -> None:
     pair = assert_exact(Tokens(*(Scaled(12, k) for k in heads)), IMAGES, branches=2)
     assert [block.count for block in pair.teacher.blocks] == [2 * k for k in heads]
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
     assert pair.plan.trials == 2  # in the first: another layout, and numbers not solved yet
 
 

@@ -24,7 +24,7 @@ def test_a_copy_of_a_state_does_not_change_with_it() -> None:
     state.settled.add("a")
     state.plan.tensors["b"] = TensorPlan((None, None))
     state.plan.attributes["a"]["heads"] = 2
-    state.plan.narrow["c"] = "another reason"
+    state.plan.kept_narrow["c"] = "another reason"
     assert before == same
     assert before.calls == {"a": 1}
     assert before.plan == WidthPlan(

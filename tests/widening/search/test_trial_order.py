@@ -5,14 +5,14 @@ from gpd_cli.widening.observe.recording import Reads
 from gpd_cli.widening.rules import Rule
 from gpd_cli.widening.search.options import factor_variable
 from gpd_cli.widening.search.trial_order import counts_in, ordered_guesses
-from gpd_cli.widening.search.variables import DIVIDED, NARROW, SIDE_BY_SIDE, LayoutVariable
+from gpd_cli.widening.search.variables import DIVIDED, SIDE_BY_SIDE, STAYS_NARROW, LayoutVariable
 
 LAYOUT = LayoutVariable(
     ("a.qkv",),
     {
         SIDE_BY_SIDE: (Segment(6),),
         "factor 0": (Segment(6, block=3),),
-        NARROW: (Segment(6, grows=False),),
+        STAYS_NARROW: (Segment(6, grows=False),),
     },
     SIDE_BY_SIDE,
     {"factor 0": {6, 2}},
@@ -26,14 +26,22 @@ def test_numbers_of_heads_come_before_no_assumption_and_factors_after_it() -> No
 
 
 def test_layouts_in_which_a_count_widens_come_first_and_narrow_ones_last() -> None:
-    assert list(ordered_guesses([LAYOUT], [2, None])) == [("factor 0",), (SIDE_BY_SIDE,), (NARROW,)]
-    assert list(ordered_guesses([LAYOUT], [None])) == [(SIDE_BY_SIDE,), ("factor 0",), (NARROW,)]
+    assert list(ordered_guesses([LAYOUT], [2, None])) == [
+        ("factor 0",),
+        (SIDE_BY_SIDE,),
+        (STAYS_NARROW,),
+    ]
+    assert list(ordered_guesses([LAYOUT], [None])) == [
+        (SIDE_BY_SIDE,),
+        ("factor 0",),
+        (STAYS_NARROW,),
+    ]
 
 
 def test_what_was_right_before_comes_first() -> None:
-    remembered = [{"a.qkv": NARROW}, {"a.qkv": "of another module"}]
+    remembered = [{"a.qkv": STAYS_NARROW}, {"a.qkv": "of another module"}]
     assert list(ordered_guesses([LAYOUT], [2], remembered)) == [
-        (NARROW,),
+        (STAYS_NARROW,),
         (SIDE_BY_SIDE,),
         ("factor 0",),
     ]
@@ -46,4 +54,8 @@ def test_with_nothing_to_decide_there_is_one_guess() -> None:
 def test_wider_heads_with_a_divided_factor_are_tried_early() -> None:
     factor = factor_variable("a.scale", 0.5, Scale(2), Rule())
     guesses = list(ordered_guesses([factor, LAYOUT], [2, None]))
-    assert guesses[:3] == [(NARROW, "factor 0"), (NARROW, SIDE_BY_SIDE), (DIVIDED, SIDE_BY_SIDE)]
+    assert guesses[:3] == [
+        (STAYS_NARROW, "factor 0"),
+        (STAYS_NARROW, SIDE_BY_SIDE),
+        (DIVIDED, SIDE_BY_SIDE),
+    ]

@@ -100,14 +100,14 @@ def nested(kind: type[Sums], depth: int, width: int) -> Sums:
 def test_classes_inside_classes_that_all_fail_are_not_tried_on_and_on() -> None:
     student = around(nn.Sequential(nested(Fails, 3, 3), nn.Conv2d(WIDTH, WIDTH, 1)))
     plan = find_plan(student, torch.zeros(2, 3, 8, 8), 2)
-    assert plan.narrow
+    assert plan.kept_narrow
     # 13 classes, of which one or two reach the limit and the others have a guess each.
     assert plan.trials < 40
 
 
 def test_trials_that_help_in_the_end_do_not_stop_the_others() -> None:
     plan = find_plan(around(nested(Sums, 3, 2)), torch.zeros(2, 3, 8, 8), 2)
-    assert not plan.narrow
+    assert not plan.kept_narrow
     assert plan.trials > 20
 
 

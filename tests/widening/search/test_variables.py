@@ -9,8 +9,8 @@ from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import TensorPlan, spread
 from gpd_cli.widening.search.trials import Trials
 from gpd_cli.widening.search.variables import (
-    NARROW,
     SIDE_BY_SIDE,
+    STAYS_NARROW,
     LayoutVariable,
     NumberVariable,
     TensorVariable,
@@ -36,8 +36,8 @@ def run() -> WideningRun:
 
 
 def test_a_number_is_set_unless_it_stays(run: WideningRun) -> None:
-    heads = NumberVariable(("0.heads",), {NARROW: None, "count": 4}, NARROW)
-    heads.apply(run, NARROW)
+    heads = NumberVariable(("0.heads",), {STAYS_NARROW: None, "count": 4}, STAYS_NARROW)
+    heads.apply(run, STAYS_NARROW)
     assert run.wide.plan.attributes == {}
     heads.apply(run, "count")
     assert run.wide.plan.attributes == {"0": {"heads": 4}}
@@ -46,8 +46,8 @@ def test_a_number_is_set_unless_it_stays(run: WideningRun) -> None:
 
 def test_a_tensor_widens_unless_it_stays(run: WideningRun) -> None:
     plan = TensorPlan((None, spread(6, 12)))
-    token = TensorVariable(("0.token",), {NARROW: None, "axis 1": plan}, NARROW)
-    token.apply(run, NARROW)
+    token = TensorVariable(("0.token",), {STAYS_NARROW: None, "axis 1": plan}, STAYS_NARROW)
+    token.apply(run, STAYS_NARROW)
     assert run.wide.plan.tensors == {}
     token.apply(run, "axis 1")
     assert run.wide.plan.tensors == {"0.token": plan}
@@ -56,9 +56,9 @@ def test_a_tensor_widens_unless_it_stays(run: WideningRun) -> None:
 
 def test_a_layout_is_settled_unless_it_is_the_usual_one(run: WideningRun) -> None:
     narrow = (Segment(6, grows=False),)
-    options = {SIDE_BY_SIDE: (Segment(6),), NARROW: narrow}
+    options = {SIDE_BY_SIDE: (Segment(6),), STAYS_NARROW: narrow}
     layout = LayoutVariable(("0.a", "0.b"), options, SIDE_BY_SIDE)
     layout.apply(run, SIDE_BY_SIDE)
     assert run.state.layouts == {}
-    layout.apply(run, NARROW)
+    layout.apply(run, STAYS_NARROW)
     assert run.state.layouts == {"0.a": narrow, "0.b": narrow}

@@ -200,13 +200,13 @@ def test_attention_of_ones_own_widens_by_what_its_code_says(
     pair = exact(student, ratio=2)
     assert getattr(pair.teacher.attention, name) == 6
     assert pair.teacher.attention.table.shape == (6, 16, 16)
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
 
 
 def test_a_number_from_the_size_of_a_bias_follows_once_the_bias_widens() -> None:
     """As Swin Transformer V2 in torchvision, whose keys have no bias."""
     pair = exact(Transformer(attention.Attention(9, 3, plain_keys=True)))
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
     assert pair.plan.trials == 0
     assert widths(pair)["attention.qkv"] == 54
 
@@ -226,8 +226,8 @@ class OneHead(nn.Module):
 
 def test_where_nothing_else_is_exact_the_inside_stays_narrow_and_the_plan_says_so() -> None:
     pair = exact(Transformer(OneHead(9)))
-    assert list(pair.plan.narrow) == ["attention"]
-    assert "is not a replication" in pair.plan.narrow["attention"]
+    assert list(pair.plan.kept_narrow) == ["attention"]
+    assert "is not a replication" in pair.plan.kept_narrow["attention"]
     found = widths(pair)
     assert (found["attention.q"], found["attention.out"], found["patch"]) == (9, 18, 18)
 
@@ -258,8 +258,8 @@ def test_a_rule_settles_what_trial_does_not(rules: dict[str, Rule]) -> None:
     without = exact(student)
     rules["Mixed"] = Rule(blocks={"up": 2})
     pair = exact(student)
-    assert list(without.plan.narrow) == ["attention"]
-    assert not pair.plan.narrow
+    assert list(without.plan.kept_narrow) == ["attention"]
+    assert not pair.plan.kept_narrow
     assert widths(pair)["attention.up"] == 24
 
 
@@ -382,7 +382,7 @@ def test_a_single_head_is_copied_as_one_of_several_is(heads: int) -> None:
         )
     )
     assert pair.teacher[1].num_heads == 2 * heads
-    assert pair.plan.trials == 0 and not pair.plan.narrow
+    assert pair.plan.trials == 0 and not pair.plan.kept_narrow
 
 
 def test_layers_of_one_split_are_listed_in_the_order_of_the_run() -> None:
@@ -415,5 +415,5 @@ class Named(nn.Module):
 
 def test_inputs_may_be_passed_by_name() -> None:
     pair = exact(Named())
-    assert not pair.plan.narrow
+    assert not pair.plan.kept_narrow
     assert widths(pair) == {"one": 14, "two": 14, "head": 3}

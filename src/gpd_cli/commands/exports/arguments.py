@@ -22,7 +22,7 @@ _ROUNDING = 1e-4  # tolerated relative difference of logits in float32
 
 
 def building_arguments(
-    network: nn.Module, narrow: nn.Module, spec: ModelSpec, ratio: float, images: torch.Tensor
+    network: nn.Module, student: nn.Module, spec: ModelSpec, ratio: float, images: torch.Tensor
 ) -> dict[str, Any] | None:
     """Find constructor arguments that build a wide network, so that its weights can be loaded.
 
@@ -32,7 +32,7 @@ def building_arguments(
 
     Args:
         network: the wide network, in eval mode.
-        narrow: the student.
+        student: the student.
         spec: the student's architecture.
         ratio: how many times as wide as the student the network is.
         images: images on which outputs are compared, ``[B, C, H, W]``.
@@ -41,7 +41,7 @@ def building_arguments(
         All constructor arguments except the number of classes; None if no suitable ones were found.
     """
     shapes = {key: value.shape for key, value in network.state_dict().items()}
-    options = _options(narrow, spec, ratio)
+    options = _options(student, spec, ratio)
     for changed in itertools.islice(_choices(options), _TRIALS):
         arguments = {**spec.model_args, **changed}
         wide = ModelSpec(spec.name, spec.num_classes, arguments)
@@ -86,19 +86,19 @@ def _choices(options: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
                 yield dict(zip(names, values, strict=True))
 
 
-def _options(narrow: nn.Module, spec: ModelSpec, ratio: float) -> dict[str, list[Any]]:
+def _options(student: nn.Module, spec: ModelSpec, ratio: float) -> dict[str, list[Any]]:
     """For each argument that may give a width, the wide values to try (at most two)."""
     found: dict[str, list[Any]] = {}
     parameters = {
         name: parameter.default
-        for name, parameter in inspect.signature(type(narrow)).parameters.items()
+        for name, parameter in inspect.signature(type(student)).parameters.items()
     }
     for name in [*spec.model_args, *parameters]:
         if name in found or not any(part in name for part in _NAMES) or name == "in_channels":
             continue
         values = [spec.model_args.get(name)]
-        values += [getattr(module, name, None) for module in narrow.modules()]
-        values += [_stages(narrow), parameters.get(name)]
+        values += [getattr(module, name, None) for module in student.modules()]
+        values += [_stages(student), parameters.get(name)]
         scaled: list[Any] = []
         for value in values:
             if (wide := _scaled(value, ratio)) is not None and wide not in scaled:

@@ -121,8 +121,8 @@ def _along_channels(module: _ConvNd, spatial: Axes) -> LayerPlan:
     for k, map_ in enumerate(spatial):
         if map_ is None or module.kernel_size[k] == 1:
             continue
-        times = len(map_) // map_.narrow
-        regular = map_.index == spread(map_.narrow, len(map_)).index and map_.is_uniform
+        times = len(map_) // map_.narrow_size
+        regular = map_.index == spread(map_.narrow_size, len(map_)).index and map_.is_uniform
         if not regular or module.stride[k] != 1 or isinstance(module.padding, str):
             raise UnsupportedLayerError(
                 "it slides along channels that are not all copied equally often, side by side"
@@ -155,7 +155,7 @@ def _standardized(module: _ConvNd, plan: LayerPlan, out: IndexMap | None) -> Lay
         raise UnsupportedLayerError(
             "it standardizes its kernel over channels that are not all copied equally often"
         )
-    times = 1 if inputs is None else len(inputs) // inputs.narrow
+    times = 1 if inputs is None else len(inputs) // inputs.narrow_size
     gain = getattr(module, "gain", None)
     if gain is None and times > 1:
         raise UnsupportedLayerError(

@@ -12,7 +12,7 @@ def shared_by_groups(map_: IndexMap, groups: int) -> IndexMap | None:
         map_: index map of all channels.
         groups: number of groups, in both networks.
     """
-    wide, narrow = len(map_) // groups, map_.narrow // groups
+    wide, narrow = len(map_) // groups, map_.narrow_size // groups
     if len(map_) % groups:
         return None
     local = map_.index[:wide]

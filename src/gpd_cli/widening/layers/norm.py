@@ -40,7 +40,7 @@ def plan_norm(module: nn.Module, axes: Axes) -> LayerPlan:
         _follow(plan, name, tensor, maps)
     for name in _SIZES:
         size = getattr(module, name, None)
-        if maps[0] is not None and size == maps[0].narrow:
+        if maps[0] is not None and size == maps[0].narrow_size:
             plan.attributes[name] = len(maps[0])
     return plan
 
@@ -58,10 +58,10 @@ def _plan_trailing_axes(plan: LayerPlan, shape: tuple[int, ...], axes: Axes) -> 
     """
     last = axes[-len(shape) :]
     # Layers such as LayerNorm2d have a normalized_shape, too, but normalize axis 1 of [B, C, H, W].
-    fits = all(map_ is None or map_.narrow == n for map_, n in zip(last, shape, strict=True))
+    fits = all(map_ is None or map_.narrow_size == n for map_, n in zip(last, shape, strict=True))
     if len(shape) == 1 and not (fits and last[0] is not None) and len(axes) > 1:
         channels = axes[1]
-        if last[0] is None and channels is not None and channels.narrow == shape[0]:
+        if last[0] is None and channels is not None and channels.narrow_size == shape[0]:
             last = (channels,)
     if any(map_ is not None and not map_.is_uniform for map_ in last):
         raise UnsupportedLayerError(
@@ -97,7 +97,7 @@ def _plan_group_norm(plan: LayerPlan, channels: IndexMap, count: int) -> None:
     local = shared_by_groups(channels, count)
     if local is not None and local.is_uniform:
         return  # the number of groups stays, and each group is wider
-    groups = copied_groups(channels, channels.narrow // count)
+    groups = copied_groups(channels, channels.narrow_size // count)
     if groups is None:
         raise UnsupportedLayerError("its groups do not hold equally many copies of each")
     plan.attributes["num_groups"] = len(groups)
@@ -107,5 +107,5 @@ def _follow(plan: LayerPlan, name: str, tensor: torch.Tensor, maps: Axes) -> Non
     if tensor.ndim != len(maps):
         return
     pairs = list(zip(maps, tensor.shape, strict=True))
-    if all(map_ is None or map_.narrow == size for map_, size in pairs):
+    if all(map_ is None or map_.narrow_size == size for map_, size in pairs):
         plan.tensors[name] = TensorPlan(tuple(maps))

@@ -25,7 +25,7 @@ RESHAPES = {Tensor.reshape, Tensor.view, torch.reshape}
 UNFLATTENS = {Tensor.unflatten, torch.unflatten}
 SPLITS = {Tensor.split, Tensor.split_with_sizes, torch.split, torch.split_with_sizes}
 CHUNKS = {Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split}
-NARROWS = {Tensor.narrow, torch.narrow}
+NARROW_FUNCTIONS = {Tensor.narrow, torch.narrow}  # torch's word for taking a range of an axis
 INDEXES = {Tensor.__getitem__}
 EXPANDS = {Tensor.expand, Tensor.broadcast_to, torch.broadcast_to}
 NORMS = {F.layer_norm, F.rms_norm}
@@ -34,7 +34,7 @@ _PIECES = (  # names of the argument that tells the number or the sizes of a spl
     *("split_size_or_sections", "split_size", "split_sizes", "chunks"),
     *("sections", "indices", "indices_or_sections", "tensor_indices_or_sections"),
 )
-NUMBERED = RESHAPES | UNFLATTENS | SPLITS | CHUNKS | NARROWS | INDEXES | EXPANDS | NORMS
+NUMBERED = RESHAPES | UNFLATTENS | SPLITS | CHUNKS | NARROW_FUNCTIONS | INDEXES | EXPANDS | NORMS
 
 
 @dataclass
@@ -129,7 +129,7 @@ def _follow_widened(
     function, x = call.function, call.input
     if function in SPLITS or function in CHUNKS:
         return _follow_split(call, axes, old, new, equations)
-    if function in NARROWS:
+    if function in NARROW_FUNCTIONS:
         dim, start, length = (
             call.argument(k, n) for k, n in ((1, "dim"), (2, "start"), (3, "length"))
         )
@@ -286,7 +286,7 @@ def _range(
     Returns:
         The first wide position, and the wide position after the last one.
     """
-    pieces = cut(map_, [start, stop - start, map_.narrow - stop])
+    pieces = cut(map_, [start, stop - start, map_.narrow_size - stop])
     if pieces is None:
         raise Unfollowed(f"it takes channels {start} to {stop - 1} across their copies")
     first = len(pieces[0])
@@ -304,7 +304,7 @@ def _follow_expand(call: Call, axes: Axes, new: Sequence[int], equations: list[E
     sizes = []
     for k, number in enumerate(given):
         map_ = axes[k - offset] if k >= offset else None
-        if map_ is not None and map_.narrow > 1 and number != -1:
+        if map_ is not None and map_.narrow_size > 1 and number != -1:
             _note(equations, number, len(map_))
             number = len(map_)
         sizes.append(number)

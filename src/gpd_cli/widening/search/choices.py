@@ -25,8 +25,8 @@ from gpd_cli.widening.search.options import (
 )
 from gpd_cli.widening.search.shared_layouts import splits_by_container
 from gpd_cli.widening.search.variables import (
-    NARROW,
     SIDE_BY_SIDE,
+    STAYS_NARROW,
     LayoutVariable,
     NumberVariable,
     TensorVariable,
@@ -167,7 +167,9 @@ def _to_decide(variables: Iterable[Variable[Any]]) -> list[Variable[Any]]:
     A variable is left out if its only option changes nothing: to stay narrow, or to have copies
     side by side, which is what layers' outputs have by default.
     """
-    return [v for v in variables if len(v.options) > 1 or v.first not in (NARROW, SIDE_BY_SIDE)]
+    return [
+        v for v in variables if len(v.options) > 1 or v.first not in (STAYS_NARROW, SIDE_BY_SIDE)
+    ]
 
 
 def _local(variable: Variable[Any]) -> str:

@@ -203,8 +203,8 @@ class Containers:
         known: dict[int, list[IndexMap]] = {}
 
         def add(map_: IndexMap | None) -> None:
-            if map_ is not None and map_ not in known.setdefault(map_.narrow, []):
-                known[map_.narrow].append(map_)
+            if map_ is not None and map_ not in known.setdefault(map_.narrow_size, []):
+                known[map_.narrow_size].append(map_)
 
         fixed: set[int] = set()
         recorded = run.recording.inputs.get(name, [])[call.index]
@@ -286,10 +286,10 @@ class Containers:
         }
         wide = list(tensors_in(call.arguments))
         recorded = run.recording.inputs.get(name, [])[call.index]
-        narrow = {id(w): n.clone() for w, n in zip(wide, recorded, strict=False)}
+        students = {id(w): n.clone() for w, n in zip(wide, recorded, strict=False)}
         found = cut_layouts(
             run.modules[name],
-            replace_tensors(call.arguments, narrow),
+            replace_tensors(call.arguments, students),
             replace_tensors(call.arguments, {id(w): w.clone() for w in wide}),
             sizes,
         )
@@ -309,15 +309,15 @@ class Containers:
         if failure.tensors is not None and matches.matches_as_multiple_only(*failure.tensors):
             self.multiples_might_help = True
         if self._is_container_inside(failure.name, name) or isinstance(failure, UnfitMultiple):
-            parts = [part for part, _ in run.modules[name].named_children()]
-            narrow = stream_layers(run.recording, name, parts)
+            children = [child for child, _ in run.modules[name].named_children()]
+            layouts = stream_layers(run.recording, name, children)
         else:
-            narrow = inner_layers(run.recording, name)
-        if not name or not narrow:
+            layouts = inner_layers(run.recording, name)
+        if not name or not layouts:
             raise failure
         where = "" if failure.name == name else f"in {failure.name}, "
-        run.wide.plan.narrow[name] = f"{where}{failure.reason}"
-        output = self._attempt_with(call, narrow)
+        run.wide.plan.kept_narrow[name] = f"{where}{failure.reason}"
+        output = self._attempt_with(call, layouts)
         self.first_failure = self.first_failure or failure
         return output
 
@@ -339,7 +339,7 @@ def inner_layers(recording: Recording, name: str) -> dict[str, Layout]:
     return _narrow_layouts(recording, name, recording.out_channels.keys() - ends)
 
 
-def stream_layers(recording: Recording, name: str, parts: Iterable[str]) -> dict[str, Layout]:
+def stream_layers(recording: Recording, name: str, children: Iterable[str]) -> dict[str, Layout]:
     """Make narrow layouts for the layers whose outputs leave a child of the container.
 
     Other layers whose outputs are added to the outputs of such a layer are included.
@@ -347,9 +347,9 @@ def stream_layers(recording: Recording, name: str, parts: Iterable[str]) -> dict
     Args:
         recording: the student's run.
         name: name of the container.
-        parts: names of the container's children.
+        children: names of the container's children.
     """
-    stream = set().union(*(recording.ends.get(qualified(name, part), set()) for part in parts))
+    stream = set().union(*(recording.ends.get(qualified(name, child), set()) for child in children))
     while added := [layers for layers in recording.sums if layers & stream and layers - stream]:
         stream = stream.union(*added)
     return _narrow_layouts(recording, name, stream)

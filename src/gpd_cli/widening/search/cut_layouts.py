@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from gpd_cli.widening.layers import channel_axis, is_leaf
 from gpd_cli.widening.layout import Layout, Segment
 from gpd_cli.widening.mismatch import ANOTHER_PATH, Mismatch
-from gpd_cli.widening.numbers.calls import CHUNKS, INDEXES, NARROWS, SPLITS
+from gpd_cli.widening.numbers.calls import CHUNKS, INDEXES, NARROW_FUNCTIONS, SPLITS
 from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, own_errors
 from gpd_cli.widening.running.tracing import Tracer, all_tensors_in, tensors_in
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """The positional and the keyword arguments of a call."""
 
-_CUTS = SPLITS | CHUNKS | NARROWS | INDEXES
+_CUTS = SPLITS | CHUNKS | NARROW_FUNCTIONS | INDEXES
 
 _Shapes = tuple[torch.Size, torch.Size]  # shapes of a layer's input and output
 _Way = tuple[bool, ...]  # whether an output reaches a piece, for each piece of each cut

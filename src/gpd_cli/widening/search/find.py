@@ -80,8 +80,8 @@ def find_plan(
     check_rules(student)
     generator = torch.Generator().manual_seed(_SEED)
     _refresh(student)
-    narrow = copy_network(student).to("cpu", torch.float64).eval().requires_grad_(True)
-    randomize(narrow, generator)
+    copy = copy_network(student).to("cpu", torch.float64).eval().requires_grad_(True)
+    randomize(copy, generator)
     scale = Scale(ratio, width_multiple)
     whole = torch.Size((min(_BATCH, len(sample)), *sample.shape[1:]))
     trials = Trials()
@@ -94,7 +94,7 @@ def find_plan(
                     # network's code computes prove wrong, larger images can still be tried. Copied
                     # outputs suffice for this, so no wide weights are computed.
                     confirm: Confirmation = "copied" if is_certified else "computed"
-                    return _plan(narrow, images, scale, exclude, confirm, trials)
+                    return _plan(copy, images, scale, exclude, confirm, trials)
                 except ExpansionError:
                     # These images are too small for the network, or images of the full size will
                     # raise the same error.
@@ -103,18 +103,18 @@ def find_plan(
             # At the full size no larger images are left to try, and the caller's certificate finds
             # every error.
             confirm = "none" if is_certified else "computed"
-            return _plan(narrow, images, scale, exclude, confirm, trials)
+            return _plan(copy, images, scale, exclude, confirm, trials)
     finally:
         gc.collect()  # hooks and networks refer to each other, and hold large tensors
 
 
-def _check_memory(student: nn.Module, ratio: float, multiple: int) -> None:
+def _check_memory(student: nn.Module, ratio: float, width_multiple: int) -> None:
     """Refuse, before the search, a dynamic teacher that needs more than twice the machine's memory.
 
     Args:
         student: the student.
         ratio: the expansion ratio.
-        multiple: the number that wide numbers of channels are rounded up to a multiple of.
+        width_multiple: wide numbers of channels are rounded up to a multiple of this number.
 
     Raises:
         ExpansionError: when the teacher's weights would need so much memory.
@@ -122,7 +122,7 @@ def _check_memory(student: nn.Module, ratio: float, multiple: int) -> None:
 
     def widened(size: int) -> float:
         # Axes of size 1, as in depthwise kernels, often keep their size.
-        return size if size == 1 else math.ceil(size * ratio / multiple) * multiple
+        return size if size == 1 else math.ceil(size * ratio / width_multiple) * width_multiple
 
     elements = sum(
         math.prod([*map(widened, shape[:2]), *shape[2:]])
@@ -132,9 +132,9 @@ def _check_memory(student: nn.Module, ratio: float, multiple: int) -> None:
     needed, available = elements * _BYTES, _memory()
     if needed > 2 * available:
         raise ExpansionError(
-            f"At ratio {ratio:g} and in multiples of {multiple} channels the dynamic teacher would "
-            f"take about {needed / _GIB:,.0f} GiB, and this machine has {available / _GIB:,.0f}; "
-            "lower --model.ratio or --model.width_multiple."
+            f"At ratio {ratio:g} and in multiples of {width_multiple} channels the dynamic teacher "
+            f"would take about {needed / _GIB:,.0f} GiB, and this machine has "
+            f"{available / _GIB:,.0f}; lower --model.ratio or --model.width_multiple."
         )
 
 
@@ -159,7 +159,7 @@ def _smaller(shape: torch.Size) -> Iterator[torch.Size]:
 
 
 def _plan(
-    narrow: nn.Module,
+    student: nn.Module,
     images: Tensor,
     scale: Scale,
     exclude: Sequence[str],
@@ -169,7 +169,7 @@ def _plan(
     """Find the plan with a given probe batch.
 
     Args:
-        narrow: a copy of the student in float64, with random weights.
+        student: a copy of the student in float64, with random weights.
         images: the probe batch, ``[B, C, H, W]``.
         scale: how much wider the network gets.
         exclude: patterns of names of layers that keep their output channels.
@@ -180,28 +180,28 @@ def _plan(
         ExpansionError: when the network does not run on the images, cannot be widened exactly, or
             has nothing to widen.
     """
-    recording, training = _record(narrow, images), _run_in_training(narrow, images)
+    recording, training = _record(student, images), _run_in_training(student, images)
     again = recording.runs_again or training.runs_again
     if scale.ratio == 1 and scale.rounded_to == 1:
         return WidthPlan(scale.ratio, runs_again=again)
     for layer in training.layers:
         if layer not in recording.inputs:
             raise ExpansionError(
-                f"{title(layer, narrow.get_submodule(layer))} runs in train mode only, where no "
+                f"{title(layer, student.get_submodule(layer))} runs in train mode only, where no "
                 "student can be compared with its teacher; build the network without it."
             )
-    plan = _widen(narrow, recording, scale, exclude, images, confirm, trials)
+    plan = _widen(student, recording, scale, exclude, images, confirm, trials)
     plan.trials, plan.runs_again = trials.count, again
     if not plan.tensors:
         reason = "every layer is excluded" if exclude else "its layers give the output directly"
         raise ExpansionError(
-            f"Nothing in {type(narrow).__name__} can be widened: {reason}; choose ratio 1."
+            f"Nothing in {type(student).__name__} can be widened: {reason}; choose ratio 1."
         )
     return plan
 
 
 def _widen(
-    narrow: nn.Module,
+    student: nn.Module,
     recording: Recording,
     scale: Scale,
     exclude: Sequence[str],
@@ -216,7 +216,7 @@ def _widen(
     something narrow.
 
     Args:
-        narrow: a copy of the student in float64, with random weights.
+        student: a copy of the student in float64, with random weights.
         recording: the student's run on the probe batch.
         scale: how much wider the network gets.
         exclude: patterns of names of layers that keep their output channels.
@@ -227,7 +227,7 @@ def _widen(
     Raises:
         ExpansionError: when no plan is found.
     """
-    layers = [name for name, module in narrow.named_modules() if is_leaf(module)]
+    layers = [name for name, module in student.named_modules() if is_leaf(module)]
     keeps_output = recording.keeps_output | _excluded([*layers, *recording.direct], exclude)
 
     def widened(multiples: bool) -> tuple[WidthPlan | Mismatch, Widening]:
@@ -239,7 +239,7 @@ def _widen(
         # Containers whose solved numbers the confirming run has shown to be wrong.
         guessed: set[str] = set()
         while True:
-            run = WideningRun(narrow, recording, scale, keeps_output, multiples, trials)
+            run = WideningRun(student, recording, scale, keeps_output, multiples, trials)
             widening = Widening(run, guessed)
             try:
                 return widening.widen(images, confirm), widening
@@ -252,12 +252,12 @@ def _widen(
     if first.multiples_might_help:
         other, _ = widened(multiples=True)
         if isinstance(found, Mismatch) or (
-            isinstance(other, WidthPlan) and len(other.narrow) <= len(found.narrow)
+            isinstance(other, WidthPlan) and len(other.kept_narrow) <= len(found.kept_narrow)
         ):
             found = other
     if isinstance(found, WidthPlan):
         return found
-    modules, name = dict(narrow.named_modules()), found.name
+    modules, name = dict(student.named_modules()), found.name
     if name not in modules:
         name, _ = split_name(name)  # the module that owns a direct weight
     raise ExpansionError(
@@ -293,35 +293,35 @@ def _excluded(layers: Sequence[str], patterns: str | Sequence[str]) -> set[str]:
     return excluded
 
 
-def _record(narrow: nn.Module, images: Tensor) -> Recording:
+def _record(student: nn.Module, images: Tensor) -> Recording:
     """Calibrate the student's statistics, and record its run on the probe batch.
 
     Args:
-        narrow: a copy of the student in float64, with random weights.
+        student: a copy of the student in float64, with random weights.
         images: the probe batch, ``[B, C, H, W]``.
 
     Raises:
         ExpansionError: when the network does not run on the images, or returns no logits.
     """
-    with located(narrow) as where:
+    with located(student) as where:
         try:
             # The first run is not recorded: code may compute something in it that it then keeps
             # (ConViT's positions).
             with torch.no_grad(), forward_errors():
-                narrow(images.clone())
-            _refresh(narrow)
-            calibrate(narrow, images.clone(), torch.Generator().manual_seed(_SEED))
-            recording = record(narrow, images.clone())
+                student(images.clone())
+            _refresh(student)
+            calibrate(student, images.clone(), torch.Generator().manual_seed(_SEED))
+            recording = record(student, images.clone())
         except ForwardError as failure:
             raise ExpansionError(
-                f"{type(narrow).__name__} does not run on a sample of shape "
+                f"{type(student).__name__} does not run on a sample of shape "
                 f"{list(images.shape)} ({where()}: {short_text(failure.error)}); pass a sample of "
                 "the shape that the network takes."
             ) from failure.error
-    _refresh(narrow)
+    _refresh(student)
     if recording.output is None or recording.output.ndim < 2:
         raise ExpansionError(
-            f"{type(narrow).__name__} returns no batch of logits that depends on its input; pass "
+            f"{type(student).__name__} returns no batch of logits that depends on its input; pass "
             "a network that returns one tensor, [B, classes]."
         )
     return recording
@@ -357,18 +357,18 @@ class _TrainingRun:
     runs_again: bool
 
 
-def _run_in_training(narrow: nn.Module, images: Tensor) -> _TrainingRun:
+def _run_in_training(student: nn.Module, images: Tensor) -> _TrainingRun:
     """Run a copy of the student in train mode, to see which layers run.
 
     Args:
-        narrow: a copy of the student in float64, with random weights.
+        student: a copy of the student in float64, with random weights.
         images: the probe batch, ``[B, C, H, W]``.
 
     Raises:
         ExpansionError: when a part would run again in a backward pass of its own.
     """
     layers: list[str] = []
-    network = copy_network(narrow, narrow.parameters()).train()
+    network = copy_network(student, student.parameters()).train()
     for name, module in network.named_modules():
         if is_leaf(module):
             module.register_forward_pre_hook(lambda m, args, name=name: layers.append(name))

@@ -97,7 +97,8 @@ class _GrownAxis:
 
     def expanded(self, constant: Tensor) -> Tensor:
         """The constant with copies along the axis; the same tensor if it has them or needs none."""
-        if constant.shape[self.axis] != self.map_.narrow or len(self.map_) == self.map_.narrow:
+        narrow_size = self.map_.narrow_size
+        if constant.shape[self.axis] != narrow_size or len(self.map_) == narrow_size:
             return constant
         maps = [self.map_ if k == self.axis else None for k in range(constant.ndim)]
         return expand_tensor(
@@ -118,7 +119,7 @@ class Following:
         self.matches = Matches(multiples)
         self.constants = Constants()
         self._deferred: list[tuple[Call, Event, frozenset[str]]] = []
-        own = (*wide.narrow.parameters(), *wide.narrow.buffers())
+        own = (*wide.student.parameters(), *wide.student.buffers())
         self._own = {id(tensor) for tensor in own}
 
     def read(self, name: str, tensor: Tensor) -> None:
@@ -268,11 +269,11 @@ class Following:
             summed_axis, aligned_axes = _aligned_axes(call, x, constant, recorded)
             for axis, axis_of_x in aligned_axes.items():
                 map_ = maps[axis_of_x]
-                if map_ is None or recorded.shape[axis] != map_.narrow:
+                if map_ is None or recorded.shape[axis] != map_.narrow_size:
                     continue
                 # A constant's axis of one element is broadcast over the copies, so it need not
                 # widen, unless the call sums over the axis.
-                if map_.narrow > 1 or summed_axis is not None:
+                if map_.narrow_size > 1 or summed_axis is not None:
                     yield _GrownAxis(axis, map_, axis == summed_axis)
 
     def note_sources(
@@ -304,7 +305,7 @@ class Following:
             with torch.enable_grad():
                 sources = source_axes(derived, axis, source)
             for k, offset in sources.items():
-                rest = map_.narrow - offset - source.shape[k]
+                rest = map_.narrow_size - offset - source.shape[k]
                 pieces = cut(map_, [offset, source.shape[k], rest])
                 if pieces is None:
                     raise Mismatch(frame.name, f"{name} is used across the copies of its channels")

@@ -21,8 +21,8 @@ from gpd_cli.widening.plan import IndexMap, TensorPlan
 from gpd_cli.widening.rules import Rule
 from gpd_cli.widening.search.variables import (
     DIVIDED,
-    NARROW,
     SIDE_BY_SIDE,
+    STAYS_NARROW,
     LayoutVariable,
     NumberVariable,
     TensorVariable,
@@ -63,7 +63,7 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
         rule: the rule of the container's class.
     """
     _, attribute = split_name(name)
-    options: dict[str, Any] = {NARROW: None}
+    options: dict[str, Any] = {STAYS_NARROW: None}
 
     def as_in_use(size: int) -> int:
         return len(known[size][0]) if size in known else size
@@ -73,7 +73,7 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
 
     values = [value] if isinstance(value, int) else list(value)
     if len(values) > _MOST_SIZES:
-        return NumberVariable((name,), options, NARROW)  # the value may be a permutation
+        return NumberVariable((name,), options, STAYS_NARROW)  # the value may be a permutation
     for label, wide in ((IN_USE, as_in_use), (ALL_SIZES, always_wider)):
         changed = [wide(v) for v in values]
         if changed != values:
@@ -87,12 +87,12 @@ def number_variable(name: str, value: Any, known: Maps, scale: Scale, rule: Rule
             changed = [*values[:k], always_wider(v), *values[k + 1 :]]
             if type(value)(changed) not in options.values():
                 options[f"only size {k}"] = type(value)(changed)
-    growing = [label for label in options if label != NARROW]
+    growing = [label for label in options if label != STAYS_NARROW]
     is_width = IN_USE in options and attribute not in (*NO_WIDTH_NAMES, *HEAD_COUNT_NAMES)
     counts = {}
     if isinstance(value, int):
         counts = {n: {value} for n in growing if options[n] == scale.count(value)}
-    variable = NumberVariable((name,), options, IN_USE if is_width else NARROW, counts)
+    variable = NumberVariable((name,), options, IN_USE if is_width else STAYS_NARROW, counts)
     return _ruled(variable, rule, growing if attribute in rule.grow else [])
 
 
@@ -108,7 +108,7 @@ def factor_variable(name: str, value: float, scale: Scale, rule: Rule) -> Number
         scale: how much wider the network gets.
         rule: the rule of the container's class.
     """
-    variable = NumberVariable((name,), {NARROW: None}, NARROW)
+    variable = NumberVariable((name,), {STAYS_NARROW: None}, STAYS_NARROW)
     if float(scale.ratio).is_integer() and split_name(name)[1] not in rule.keep:
         variable.options[DIVIDED] = value / scale.ratio
     return variable
@@ -133,9 +133,9 @@ def tensor_variable(
         scale: how much wider the network gets.
         rule: the rule of the container's class.
     """
-    options: dict[str, TensorPlan | None] = {NARROW: None}
+    options: dict[str, TensorPlan | None] = {STAYS_NARROW: None}
     counts: dict[str, set[int]] = {}
-    first = NARROW
+    first = STAYS_NARROW
     _, local = split_name(name)
 
     def add(label: str, axis: int, map_: IndexMap, sizes: set[int]) -> str:
@@ -153,7 +153,7 @@ def tensor_variable(
             continue
         for number, map_ in enumerate(known.get(size, ())):
             label = add(along + f" by map {number}" * (number > 0), axis, map_, set())
-            first = label if first == NARROW else first
+            first = label if first == STAYS_NARROW else first
         spread_out = Segment(size).map(Scale(scale.ratio))
         label = along if along not in options else f"{along} {SIDE_BY_SIDE}"
         add(label, axis, spread_out, {size})
@@ -195,10 +195,10 @@ def layout_variable(
             if not named and split.heads is not None and follows == _factor(split.heads):
                 first, named = label, True
     if not all(split.layer for split in splits):
-        options[NARROW] = (Segment(size, grows=False),)
+        options[STAYS_NARROW] = (Segment(size, grows=False),)
     one_by_one = any(split.segments == (1,) * size for split in splits)
-    if (size == 1 or one_by_one) and NARROW in options:
-        first = NARROW
+    if (size == 1 or one_by_one) and STAYS_NARROW in options:
+        first = STAYS_NARROW
     if local in rule.blocks:
         block = rule.blocks[local]
         options = {BY_RULE: (Segment(size, block=block) if block else Segment(size, grows=False),)}
@@ -241,7 +241,7 @@ def _ruled(variable: _AttributeOrTensor, rule: Rule, grown: Sequence[str]) -> _A
     """
     _, local = split_name(variable.names[0])
     if local in rule.keep:
-        left: Sequence[str] = [NARROW]
+        left: Sequence[str] = [STAYS_NARROW]
     elif grown:
         left = grown
     else:

@@ -38,7 +38,7 @@ class State:
             self.plan,
             tensors=dict(self.plan.tensors),
             attributes={name: dict(values) for name, values in self.plan.attributes.items()},
-            narrow=dict(self.plan.narrow),
+            kept_narrow=dict(self.plan.kept_narrow),
         )
         return State(
             plan,

@@ -11,8 +11,8 @@ from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES
 from gpd_cli.widening.observe.recording import Reads
 from gpd_cli.widening.search.variables import (
     DIVIDED,
-    NARROW,
     SIDE_BY_SIDE,
+    STAYS_NARROW,
     LayoutVariable,
     NumberVariable,
     Variable,
@@ -71,8 +71,10 @@ def ordered_guesses(
     bases = [_base(variables, count, inner) for count in counts for inner in (True, False)]
     # The next likeliest guess is wider heads instead of more heads. Attention's scale then may have
     # to be divided, since products of queries and keys are sums over the copies.
-    bases[1:1] = [_all_side_by_side(variables, factor) for factor in (NARROW, DIVIDED)]
-    bases.append(tuple(v.first if isinstance(v, LayoutVariable) else NARROW for v in variables))
+    bases[1:1] = [_all_side_by_side(variables, factor) for factor in (STAYS_NARROW, DIVIDED)]
+    bases.append(
+        tuple(v.first if isinstance(v, LayoutVariable) else STAYS_NARROW for v in variables)
+    )
     bases = [
         base for base in bases if all(g in v.options for g, v in zip(base, variables, strict=True))
     ]
@@ -112,7 +114,7 @@ def _all_side_by_side(variables: Sequence[Variable[Any]], factor: str) -> Guess:
 
     Args:
         variables: the variables of a container.
-        factor: the label for factors of products, `NARROW` or `DIVIDED`.
+        factor: the label for factors of products, `STAYS_NARROW` or `DIVIDED`.
     """
     return tuple(
         SIDE_BY_SIDE if SIDE_BY_SIDE in v.options else factor if DIVIDED in v.options else v.first

@@ -20,7 +20,7 @@ from gpd_cli.widening.numbers.attribute_names import HEAD_COUNT_NAMES
 from gpd_cli.widening.plan import TensorPlan
 from gpd_cli.widening.search.widening_run import WideningRun
 
-NARROW = "narrow"
+STAYS_NARROW = "narrow"
 """Label of the option, of any variable, to stay as in the student."""
 
 SIDE_BY_SIDE = "side by side"

@@ -22,16 +22,16 @@ class WideNetwork:
     """A copy of the student that is widened step by step, and the plan of all steps so far.
 
     Args:
-        narrow: the student. The copy shares its tensors until they are widened; they are never
+        student: the student. The copy shares its tensors until they are widened; they are never
             changed.
         ratio: the expansion ratio.
     """
 
-    def __init__(self, narrow: nn.Module, ratio: float) -> None:
-        self.narrow = narrow
-        self.modules = dict(narrow.named_modules())
+    def __init__(self, student: nn.Module, ratio: float) -> None:
+        self.student = student
+        self.modules = dict(student.named_modules())
         self.plan = WidthPlan(ratio)
-        self.network = copy_network(narrow, [*narrow.parameters(), *narrow.buffers()])
+        self.network = copy_network(student, [*student.parameters(), *student.buffers()])
         self._postponed: dict[str, Tensor | None] = {}
 
     def apply(self, name: str, layer: LayerPlan, postponed: Collection[str] = ()) -> None:
@@ -108,11 +108,11 @@ class WideNetwork:
 
     def source(self, name: str) -> Tensor:
         """A parameter or buffer of the student."""
-        return _tensor(self.narrow, name)
+        return _tensor(self.student, name)
 
     def is_tensor(self, value: Any, name: str) -> bool:
         """Whether a value is the parameter of a certain name, of the copy or of the student."""
-        return value is self.tensor(name) or value is _tensor(self.narrow, name)
+        return value is self.tensor(name) or value is _tensor(self.student, name)
 
     def _set(self, name: str, tensor: Tensor) -> None:
         owner, local = split_name(name)

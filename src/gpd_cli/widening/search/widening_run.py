@@ -25,7 +25,7 @@ class WideningRun:
     """One run of a copy of the student that is widened on the way.
 
     Args:
-        narrow: the student, in float64 and eval mode.
+        student: the student, in float64 and eval mode.
         recording: the student's run on the probe batch.
         scale: how much wider the network gets.
         keeps_output: names of the layers that keep their output channels.
@@ -48,14 +48,14 @@ class WideningRun:
 
     def __init__(
         self,
-        narrow: nn.Module,
+        student: nn.Module,
         recording: Recording,
         scale: Scale,
         keeps_output: Collection[str],
         multiples: bool,
         trials: Trials,
     ) -> None:
-        self.wide = WideNetwork(narrow, scale.ratio)
+        self.wide = WideNetwork(student, scale.ratio)
         self.modules = self.wide.modules
         self.recording, self.scale, self.trials = recording, scale, trials
         self.keeps_output = keeps_output
