@@ -69,7 +69,7 @@ def test_outputs_of_a_module_are_replications_and_logits_do_not_widen() -> None:
 def test_a_multiple_matches_where_it_is_allowed() -> None:
     narrow = activation(2, 3)
     wide = 2 * replicate(narrow, TensorPlan((None, spread(3, 6))))
-    plain, matches = Matches(), Matches(multiples=True)
+    plain, matches = Matches(), Matches(allows_multiples=True)
     assert plain.find(narrow, wide) is None
     assert plain.matches_as_multiple_only(narrow, wide)
     assert not plain.matches_as_multiple_only(narrow, wide / 2)

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +25,20 @@ _TIE = 1e-10
 # divides by small sums has rounding errors of this size. The certificate is stricter.
 _EXACT = 1e-6
 _MOST_COPIES = 16  # most copies of a channel, where activations are multiples of copies
-_SIMPLE = 1e-9  # relative tolerance of the square of a multiple
+_SIMPLE = 1e-9  # relative tolerance of the square of a factor
 _REMEMBERED = 16  # number of pairs of tensors whose match is kept
 
-Match = tuple[tuple[IndexMap | None, ...], float]
-"""An activation's index maps by axis, and the number that its copies are multiplied by."""
+
+class Match(NamedTuple):
+    """How an activation of the wide network follows from the student's.
+
+    Args:
+        axes: the index map of each axis; None for an axis that keeps its size.
+        factor: the number that the copies are multiplied by; 1 for plain copies.
+    """
+
+    axes: tuple[IndexMap | None, ...]
+    factor: float
 
 
 def match_axes(narrow: Tensor, wide: Tensor) -> tuple[IndexMap | None, ...] | None:
@@ -84,19 +93,19 @@ def match_multiple(narrow: Tensor, wide: Tensor) -> Match | None:
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 5.0]], dtype=torch.float64)
-        >>> maps, multiple = match_multiple(x, x[:, [0, 0, 1, 1]] / 2**0.5)
-        >>> maps[1].index, round(multiple, 4)
+        >>> maps, factor = match_multiple(x, x[:, [0, 0, 1, 1]] / 2**0.5)
+        >>> maps[1].index, round(factor, 4)
         ((0, 0, 1, 1), 0.7071)
     """
     axes = match_axes(narrow, wide)
     if axes is not None:
-        return axes, 1.0
-    multiple = _multiple(narrow, wide) if narrow.ndim == wide.ndim else None
-    axes = None if multiple is None else match_axes(narrow, wide / multiple)
-    return None if axes is None or multiple is None else (axes, multiple)
+        return Match(axes, 1.0)
+    factor = _factor_between(narrow, wide) if narrow.ndim == wide.ndim else None
+    axes = None if factor is None else match_axes(narrow, wide / factor)
+    return None if axes is None or factor is None else Match(axes, factor)
 
 
-def _multiple(narrow: Tensor, wide: Tensor) -> float | None:
+def _factor_between(narrow: Tensor, wide: Tensor) -> float | None:
     """Find the factor between two activations by their root mean squares, or None.
 
     If all channels have equally many copies, the copies do not change the root mean square. Only
@@ -212,11 +221,11 @@ class Matches:
     Recent results are kept, since modules often pass on the same tensors.
 
     Args:
-        multiples: whether multiples of replications match as well.
+        allows_multiples: whether multiples of replications match as well.
     """
 
-    def __init__(self, multiples: bool = False) -> None:
-        self._multiples = multiples
+    def __init__(self, allows_multiples: bool = False) -> None:
+        self._allows_multiples = allows_multiples
         self._last: OrderedDict[Any, tuple[Any, ...]] = OrderedDict()
 
     def find(self, narrow: Tensor, wide: Tensor) -> Match | None:
@@ -227,7 +236,7 @@ class Matches:
             wide: the same activation in the wide network.
         """
         found = self._find(narrow, wide)
-        return found if found is None or found[1] == 1 or self._multiples else None
+        return found if found is None or found.factor == 1 or self._allows_multiples else None
 
     def matches_as_multiple_only(self, narrow: Tensor, wide: Tensor) -> bool:
         """Whether two tensors do not match, but would if multiples of replications were allowed."""
@@ -255,7 +264,7 @@ class Matches:
         Raises:
             Mismatch: when the two tensors do not match.
         """
-        return self.input(name, recorded, x)[0]
+        return self.input(name, recorded, x).axes
 
     def input(self, name: str, recorded: Tensor, x: Tensor) -> Match:
         """Match a module's input: find its index maps, and the number its copies are multiplied by.
@@ -311,7 +320,7 @@ class Matches:
                 "their position, or counts them",
                 tensors=next((p for p, f in zip(pairs, found, strict=True) if f is None), None),
             )
-        multiples = [match[1] for match in found if match is not None and match[1] != 1]
-        if multiples and not allows_multiples:
-            reason = f"its output is the student's output {times(multiples[0])}"
+        factors = [match.factor for match in found if match is not None and match.factor != 1]
+        if factors and not allows_multiples:
+            reason = f"its output is the student's output {times(factors[0])}"
             raise UnfitMultiple(name, reason)

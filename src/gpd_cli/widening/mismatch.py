@@ -39,10 +39,10 @@ class UnfitMultiple(Mismatch):
     """A module's input or output is a multiple of copies, but has to be plain copies."""
 
 
-def times(multiple: float) -> str:
+def times(factor: float) -> str:
     """Describe a multiple of copies and its cause, as the end of a clause of an error message.
 
     Args:
-        multiple: the number that the copies are multiplied by.
+        factor: the number that the copies are multiplied by.
     """
-    return f"times {multiple:.3g}, because of a norm of copies or a sum over them"
+    return f"times {factor:.3g}, because of a norm of copies or a sum over them"

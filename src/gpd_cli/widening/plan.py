@@ -144,7 +144,7 @@ class TensorPlan:
         extra_divisor: further divisor of the whole tensor, which is needed in two cases. The
             standardization of a kernel would remove the factor 1/n, so the gain that follows is
             divided instead. And the weight of a layer whose input is a multiple of copies is
-            divided by this multiple.
+            divided by the factor of this multiple.
     """
 
     axes: tuple[IndexMap | None, ...]

@@ -150,11 +150,11 @@ def test_a_plan_with_multiples_is_written_and_described() -> None:
 def test_multiples_are_roots_of_simple_fractions() -> None:
     x = torch.randn(4, 5, 3, dtype=torch.float64)
     wide = x[:, spread(5, 15).tensor]
-    for multiple in (1.0, 3**0.5, 1 / 3, 1 / 3**0.5):
-        found = match_multiple(x, multiple * wide)
+    for factor in (1.0, 3**0.5, 1 / 3, 1 / 3**0.5):
+        found = match_multiple(x, factor * wide)
         assert found is not None
         assert found[0] == (None, spread(5, 15), None)
-        assert found[1] == pytest.approx(multiple, rel=1e-14)
+        assert found[1] == pytest.approx(factor, rel=1e-14)
     assert match_multiple(x, 1.2345 * wide) is None
     assert match_multiple(x, 0 * wide) is None
     assert match_multiple(x, torch.randn_like(wide)) is None

@@ -19,7 +19,7 @@ def test_a_copy_of_a_state_does_not_change_with_it() -> None:
     assert state.count_call("b") == 0
     state.inputs["a"] = ((None,), 1.0)
     state.layouts["a"] = (Segment(4),)
-    state.multiples["a"] = 2.0
+    state.output_factors["a"] = 2.0
     state.gives_multiples.add("a")
     state.settled.add("a")
     state.plan.tensors["b"] = TensorPlan((None, None))

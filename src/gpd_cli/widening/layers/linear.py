@@ -62,18 +62,20 @@ def linear_tensors(
     return tensors
 
 
-def rescaled(layer: LayerPlan, module: nn.Module, inputs: float, outputs: float) -> LayerPlan:
+def rescaled(
+    layer: LayerPlan, module: nn.Module, input_factor: float, output_factor: float
+) -> LayerPlan:
     """Adjust the plan of a dense layer whose inputs or outputs are multiples of copies.
 
     Args:
         layer: the plan of the layer for inputs and outputs that are plain copies.
         module: the narrow layer, with a weight and perhaps a bias.
-        inputs: the number that the copies in the inputs are multiplied by.
-        outputs: the number that the copies in the outputs have to be multiplied by.
+        input_factor: the number that the copies in the inputs are multiplied by.
+        output_factor: the number that the copies in the outputs have to be multiplied by.
     """
-    if inputs == outputs == 1:
+    if input_factor == output_factor == 1:
         return layer
-    divisors = {"weight": inputs / outputs, "bias": 1 / outputs}
+    divisors = {"weight": input_factor / output_factor, "bias": 1 / output_factor}
     tensors = dict(layer.tensors)
     for name, tensor in module.named_parameters(recurse=False):
         if divisors.get(name, 1) != 1:

@@ -7,11 +7,11 @@ the student that is widened on the way, module by module, once or several times.
 - `containers` handles the other modules with a `forward` of their own, and chooses what to try with
   each of them; `attempt` runs a container's code, and `follow` adjusts the numbers (sizes, splits,
   heads) in the calls of this code to the wider tensors.
-- `run` has what these parts share, `state` what has been decided so far, and `wide_network` the
-  copy as it is so far.
+- `widening_run` has what these parts share, `state` what has been decided so far, and
+  `wide_network` the copy as it is so far.
 
 Some properties of a container have to be guessed. `choices` finds these `variables`, `options` the
 ways in which each may widen; `trial_order` orders the guesses, and `trials` counts those that were
-wrong and limits their number. `shared_layouts`, `cut_layouts` and `multiples` derive what guessing
-would not find. `unsupported` refuses students that cannot be expanded.
+wrong and limits their number. `shared_layouts`, `cut_layouts` and `output_factors` derive what
+guessing would not find. `unsupported` refuses students that cannot be expanded.
 """

@@ -23,7 +23,7 @@ from gpd_cli.widening.running.tracing import replace_tensors, tensors_in
 from gpd_cli.widening.search.attempt import ContainerCall, attempt, run_once
 from gpd_cli.widening.search.choices import Choices, MapsInUse
 from gpd_cli.widening.search.cut_layouts import cut_layouts
-from gpd_cli.widening.search.multiples import output_multiple
+from gpd_cli.widening.search.output_factors import output_factor
 from gpd_cli.widening.search.trial_order import Guess, counts_in, ordered_guesses
 from gpd_cli.widening.search.trials import MOST_TRIALS
 from gpd_cli.widening.search.variables import Variable
@@ -224,21 +224,21 @@ class Containers:
         self,
         call: ContainerCall,
         layouts: Mapping[str, Layout] | None = None,
-        multiples: Mapping[str, float] | None = None,
+        output_factors: Mapping[str, float] | None = None,
         gives_multiples: bool = False,
     ) -> Any:
-        """Run a container with given layouts or multiples, instead of a guess.
+        """Run a container with given layouts or output factors, instead of a guess.
 
         Args:
             call: the container's call.
             layouts: layouts of layers' outputs, by layer name.
-            multiples: for layers whose outputs have to be multiples of copies, the multiple, by
-                layer name.
+            output_factors: for layers whose outputs have to be multiples of copies, the number
+                that the copies are multiplied by, by layer name.
             gives_multiples: whether the outputs of the container may be multiples of copies.
         """
         state = self._run.state
         state.layouts.update(layouts or {})
-        state.multiples.update(multiples or {})
+        state.output_factors.update(output_factors or {})
         state.gives_multiples.update({call.name} if gives_multiples else ())
         try:
             output = attempt(self._run, call, is_guessed=False)
@@ -250,7 +250,7 @@ class Containers:
         return output
 
     def _follow_from_failure(self, call: ContainerCall) -> Any:
-        """Run a container with the layouts or multiples that its first mismatch suggests.
+        """Run a container with the layouts or output factors that its first mismatch suggests.
 
         Raises:
             Mismatch: when there are none, or the run with them fails.
@@ -262,11 +262,11 @@ class Containers:
         elif call.first_mismatch.tensors is not None:
             run = self._run
             inside = {n: run.modules[n] for n in run.dense if is_inside(n, call.name)}
-            multiples = output_multiple(
+            output_factors = output_factor(
                 run.recording, inside, run.output_map, *call.first_mismatch.tensors
             )
-            if multiples:
-                return self._attempt_with(call, multiples=multiples)
+            if output_factors:
+                return self._attempt_with(call, output_factors=output_factors)
         raise call.first_mismatch
 
     def _layouts_by_cuts(self, call: ContainerCall) -> dict[str, Layout]:

@@ -230,16 +230,16 @@ def _widen(
     layers = [name for name, module in student.named_modules() if is_leaf(module)]
     keeps_output = recording.keeps_output | _excluded([*layers, *recording.direct], exclude)
 
-    def widened(multiples: bool) -> tuple[WidthPlan | Mismatch, Widening]:
+    def widened(allows_multiples: bool) -> tuple[WidthPlan | Mismatch, Widening]:
         """Run a widening, and return the plan (or the mismatch if there is none) and the widening.
 
         Args:
-            multiples: whether activations may be multiples of copies.
+            allows_multiples: whether activations may be multiples of copies.
         """
         # Containers whose solved numbers the confirming run has shown to be wrong.
         guessed: set[str] = set()
         while True:
-            run = WideningRun(student, recording, scale, keeps_output, multiples, trials)
+            run = WideningRun(student, recording, scale, keeps_output, allows_multiples, trials)
             widening = Widening(run, guessed)
             try:
                 return widening.widen(images, confirm), widening
@@ -248,9 +248,9 @@ def _widen(
                     return failure, widening
                 guessed.add(failure.name)
 
-    found, first = widened(multiples=False)
+    found, first = widened(allows_multiples=False)
     if first.multiples_might_help:
-        other, _ = widened(multiples=True)
+        other, _ = widened(allows_multiples=True)
         if isinstance(found, Mismatch) or (
             isinstance(other, WidthPlan) and len(other.kept_narrow) <= len(found.kept_narrow)
         ):

@@ -111,12 +111,12 @@ class Following:
 
     Args:
         wide: the network that is widened.
-        multiples: whether activations may be multiples of copies.
+        allows_multiples: whether activations may be multiples of copies.
     """
 
-    def __init__(self, wide: WideNetwork, multiples: bool = False) -> None:
+    def __init__(self, wide: WideNetwork, allows_multiples: bool = False) -> None:
         self._wide = wide
-        self.matches = Matches(multiples)
+        self.matches = Matches(allows_multiples)
         self.constants = Constants()
         self._deferred: list[tuple[Call, Event, frozenset[str]]] = []
         own = (*wide.student.parameters(), *wide.student.buffers())

@@ -18,8 +18,8 @@ class State:
         calls: number of calls of each layer and container so far, by name.
         inputs: the match of each layer's input in the layer's first call, by layer name.
         layouts: the layouts of layers' outputs that have been decided, by layer name.
-        multiples: for layers whose outputs have to be multiples of copies, the multiple, by layer
-            name.
+        output_factors: for layers whose outputs have to be multiples of copies, the number that the
+            copies are multiplied by, by layer name.
         gives_multiples: names of the containers whose outputs may be multiples of copies.
         settled: names of the containers that have widened; their further calls make no guesses.
     """
@@ -28,7 +28,7 @@ class State:
     calls: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, Match] = field(default_factory=dict)
     layouts: dict[str, Layout] = field(default_factory=dict)
-    multiples: dict[str, float] = field(default_factory=dict)
+    output_factors: dict[str, float] = field(default_factory=dict)
     gives_multiples: set[str] = field(default_factory=set)
     settled: set[str] = field(default_factory=set)
 
@@ -45,7 +45,7 @@ class State:
             dict(self.calls),
             dict(self.inputs),
             dict(self.layouts),
-            dict(self.multiples),
+            dict(self.output_factors),
             set(self.gives_multiples),
             set(self.settled),
         )

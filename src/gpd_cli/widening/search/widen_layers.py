@@ -125,20 +125,20 @@ class LayerWidening:
             return None
         wide = (*axes[:channels], weight.axes[0], *axes[channels + 1 :])
         replica = replicate(outputs[call], TensorPlan(wide))
-        multiple = run.state.multiples.get(name)
-        return replica.mul_(multiple) if multiple else replica
+        factor = run.state.output_factors.get(name)
+        return replica.mul_(factor) if factor else replica
 
     def _widen(self, name: str, x: Tensor | None) -> None:
         """Widen a leaf by the index maps of its input."""
         run = self._run
         # Without a floating-point input the layer is a table, whose input is row numbers.
-        found: Match | None = ((), 1.0) if x is None else self._input(name, x)
+        found = Match((), 1.0) if x is None else self._input(name, x)
         if found is None:
             return
-        axes, multiple = found
+        axes, factor = found
         is_dense = name in run.dense
         if not is_dense:
-            _check_replication(name, multiple)
+            _check_replication(name, factor)
         try:
             layer = plan_layer(
                 run.modules[name],
@@ -150,8 +150,8 @@ class LayerWidening:
         except UnsupportedLayerError as error:
             raise Mismatch(name, str(error)) from error
         if is_dense:
-            outputs = run.state.multiples.get(name, 1)
-            layer = rescaled(layer, run.modules[name], multiple, outputs)
+            output_factor = run.state.output_factors.get(name, 1)
+            layer = rescaled(layer, run.modules[name], factor, output_factor)
         run.wide.apply(name, layer, ("weight",) if is_dense else ())
 
     def _input(self, name: str, x: Tensor) -> Match | None:
@@ -192,8 +192,8 @@ class LayerWidening:
         own_bias = None if bias is None else run.recording.direct[name]
         found = self._input(name, x)
         if found is not None:
-            axes, multiple = found
-            _check_replication(name, multiple)
+            axes, factor = found
+            _check_replication(name, factor)
             out = self._widen_direct(name, axes, weight.ndim, own_bias)
             if out is not None and isinstance(bias, Tensor) and own_bias is None:
                 bias = self._computed_bias(name, bias, out)
@@ -248,15 +248,15 @@ class LayerWidening:
         return bias if len(bias) == len(out) else bias[out.tensor]
 
 
-def _check_replication(name: str, multiple: float) -> None:
+def _check_replication(name: str, factor: float) -> None:
     """Check that a layer's input consists of plain copies, for layers that cannot divide it.
 
     Args:
         name: name of the layer.
-        multiple: the number that the copies in the input are multiplied by.
+        factor: the number that the copies in the input are multiplied by.
 
     Raises:
         UnfitMultiple: when this number is not 1.
     """
-    if multiple != 1:
-        raise UnfitMultiple(name, f"its input is the student's input {times(multiple)}")
+    if factor != 1:
+        raise UnfitMultiple(name, f"its input is the student's input {times(factor)}")

@@ -29,7 +29,7 @@ class WideningRun:
         recording: the student's run on the probe batch.
         scale: how much wider the network gets.
         keeps_output: names of the layers that keep their output channels.
-        multiples: whether activations may be multiples of copies.
+        allows_multiples: whether activations may be multiples of copies.
         trials: the counter of trials, which also counts the trials of earlier runs.
 
     Attributes:
@@ -52,14 +52,14 @@ class WideningRun:
         recording: Recording,
         scale: Scale,
         keeps_output: Collection[str],
-        multiples: bool,
+        allows_multiples: bool,
         trials: Trials,
     ) -> None:
         self.wide = WideNetwork(student, scale.ratio)
         self.modules = self.wide.modules
         self.recording, self.scale, self.trials = recording, scale, trials
         self.keeps_output = keeps_output
-        self.following = Following(self.wide, multiples)
+        self.following = Following(self.wide, allows_multiples)
         self.solutions = Solutions(self.modules)
         self.state = State(self.wide.plan)
         self.frames: list[Frame | None] = []

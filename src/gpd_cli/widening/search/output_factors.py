@@ -17,7 +17,7 @@ from gpd_cli.widening.plan import IndexMap, TensorPlan
 from gpd_cli.widening.tensors import replicate
 
 
-def output_multiple(
+def output_factor(
     recording: Recording,
     layers: Mapping[str, nn.Module],
     maps: Callable[[str], IndexMap | None],
@@ -35,7 +35,7 @@ def output_multiple(
             copies, while the other summands are multiples of copies.
 
     Returns:
-        The number by layer name, for a single layer; empty if no layer explains the mismatch.
+        The factor by layer name, for a single layer; empty if no layer explains the mismatch.
     """
     added = set().union(*recording.sums)
     for layer, outputs in recording.layer_outputs.items():
@@ -48,6 +48,6 @@ def output_multiple(
             if copies.shape != wide.shape:
                 continue
             rest = match_multiple(narrow - output, wide - copies)
-            if rest is not None and rest[1] != 1:
-                return {layer: rest[1]}
+            if rest is not None and rest.factor != 1:
+                return {layer: rest.factor}
     return {}
