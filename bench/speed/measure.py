@@ -23,9 +23,9 @@ from gpd_cli import expand
 from gpd_cli.distill.objective import Objective
 from gpd_cli.models import create_model
 from gpd_cli.teacher.build import merged_teacher
+from gpd_cli.teacher.grad_checkpointing import switch_on
 from gpd_cli.teacher.kernel import SharedKernel
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.teacher.running_again import switch_on
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
 from gpd_cli.training.subnormals import flushed_subnormals
 

@@ -12,8 +12,8 @@ from gpd_cli.branches import BranchInit, branch_names, branched_layers
 from gpd_cli.teacher.build import merged_networks
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.found_once import grown_once
+from gpd_cli.teacher.grad_checkpointing import FirstRun
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.teacher.running_again import FirstRun
 from gpd_cli.teacher.unshared import Unshared
 from gpd_cli.widening.running.copying import copy_network
 

@@ -12,9 +12,9 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from gpd_cli.teacher.certificate import Certificate
+from gpd_cli.teacher.grad_checkpointing import FirstRun
 from gpd_cli.teacher.kernel import SharedKernel
-from gpd_cli.teacher.recomputing import recomputed
-from gpd_cli.teacher.running_again import FirstRun
+from gpd_cli.teacher.student_recomputation import recomputed
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.refresh import refresh

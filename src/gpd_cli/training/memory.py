@@ -6,10 +6,10 @@ from torch import nn
 
 from gpd_cli.distill.methods.base import FEATURES, Method
 from gpd_cli.errors import ModelError
+from gpd_cli.teacher.grad_checkpointing import switch_on
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.teacher.recomputing import has_hooks
-from gpd_cli.teacher.running_again import switch_on
+from gpd_cli.teacher.student_recomputation import has_hooks
 
 
 def run_blocks_again(student: nn.Module, name: str, method: Method | None, compiles: bool) -> None:

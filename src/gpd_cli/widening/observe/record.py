@@ -26,7 +26,7 @@ from gpd_cli.widening.observe.constants import Constants
 from gpd_cli.widening.observe.events import Event, is_event, shapes, takes_a_part
 from gpd_cli.widening.observe.reads import reading
 from gpd_cli.widening.observe.recording import Reads, Recording
-from gpd_cli.widening.running.checkpointing import runs_again
+from gpd_cli.widening.running.detect_checkpointing import runs_again
 from gpd_cli.widening.running.own_errors import forward_errors, own_errors
 from gpd_cli.widening.running.tracing import (
     Position,

@@ -22,8 +22,8 @@ from gpd_cli.widening.observe.record import record
 from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.rules import check_rules
-from gpd_cli.widening.running.checkpointing import runs_again
 from gpd_cli.widening.running.copying import copy_network
+from gpd_cli.widening.running.detect_checkpointing import runs_again
 from gpd_cli.widening.running.double import in_double
 from gpd_cli.widening.running.locate import located, short_text
 from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, original_errors
