@@ -58,14 +58,12 @@ class Case:
     Args:
         arguments: the command line.
         damage: description of the damage.
-        harmless: whether the command may accept the damaged input.
         same: whether a command that accepts the damaged input has to write the same output as
             without the damage.
     """
 
     arguments: list[str]
     damage: str
-    harmless: bool = True
     same: bool = False
 
 

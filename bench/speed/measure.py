@@ -23,7 +23,7 @@ from gpd_cli import expand
 from gpd_cli.distill.objective import Objective
 from gpd_cli.models import create_model
 from gpd_cli.teacher.build import merged_teacher
-from gpd_cli.teacher.grad_checkpointing import switch_on
+from gpd_cli.teacher.grad_checkpointing import switch_on_grad_checkpointing
 from gpd_cli.teacher.kernel import SharedKernel
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
@@ -128,7 +128,7 @@ def make_steps(
     torch.manual_seed(0)
     student = create_model(case.student)
     if case.saving == "grad_checkpointing":
-        switch_on(student, case.student)
+        switch_on_grad_checkpointing(student, case.student)
     sample = torch.zeros(2, 3, case.size, case.size)
     pair = expand(
         student,

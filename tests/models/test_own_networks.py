@@ -231,14 +231,16 @@ def test_vgg_halves_large_images_once_more() -> None:
 
 
 def test_channels_are_dealt_out_in_turn_and_copies_together() -> None:
-    from gpd_cli.models.cifar_shufflenet import deal, shuffle
+    from gpd_cli.models.cifar_shufflenet import shuffle, shuffle_keeping_copies
 
     def row(*channels: int) -> Tensor:
         return torch.tensor(channels).view(1, -1, 1, 1)
 
     assert torch.equal(shuffle(row(0, 1, 2, 3, 4, 5), 3), row(0, 2, 4, 1, 3, 5))
-    assert torch.equal(deal(row(0, 1, 2, 3, 4, 5), (2, 3)), row(0, 3, 1, 4, 2, 5))
-    assert torch.equal(deal(row(0, 0, 1, 1, 2, 2, 3, 3), (2, 2)), row(0, 0, 2, 2, 1, 1, 3, 3))
+    assert torch.equal(shuffle_keeping_copies(row(0, 1, 2, 3, 4, 5), (2, 3)), row(0, 3, 1, 4, 2, 5))
+    assert torch.equal(
+        shuffle_keeping_copies(row(0, 0, 1, 1, 2, 2, 3, 3), (2, 2)), row(0, 0, 2, 2, 1, 1, 3, 3)
+    )
 
 
 def test_a_mobilenet_adds_the_input_where_the_shape_stays() -> None:

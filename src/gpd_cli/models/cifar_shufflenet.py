@@ -28,9 +28,9 @@ _WIDTHS_V2 = (116, 232, 464)
 _LAST_V2 = 1024
 
 _RULE = {"keep": ("halves",)}
-"""The widening rule of units that call `deal`, whose numbers are the student's in the wide network.
+"""The widening rule of units that call `shuffle_keeping_copies`.
 
-The copies of a channel move together there, so neither number changes.
+The copies of a channel move together there, so its numbers are the student's in the wide network.
 """
 
 
@@ -103,7 +103,7 @@ class SplitUnit(nn.Module):
         new = F.relu(self.bn1(self.conv1(new)))
         new = self.bn2(self.conv2(new))
         new = F.relu(self.bn3(self.conv3(new)))
-        return deal(torch.cat([kept, new], 1), self.halves)
+        return shuffle_keeping_copies(torch.cat([kept, new], 1), self.halves)
 
 
 class DownUnit(nn.Module):
@@ -136,7 +136,7 @@ class DownUnit(nn.Module):
         short = F.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
         long = F.relu(self.bn3(self.conv3(x)))
         long = F.relu(self.bn5(self.conv5(self.bn4(self.conv4(long)))))
-        return deal(torch.cat([short, long], 1), self.halves)
+        return shuffle_keeping_copies(torch.cat([short, long], 1), self.halves)
 
 
 class _ShuffleNet(Classifier):
@@ -230,7 +230,7 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
     return x.transpose(1, 2).flatten(1, 2)
 
 
-def deal(x: Tensor, groups: tuple[int, int]) -> Tensor:
+def shuffle_keeping_copies(x: Tensor, groups: tuple[int, int]) -> Tensor:
     """Interleave the channels of several groups, so that the copies of a channel stay together.
 
     Args:

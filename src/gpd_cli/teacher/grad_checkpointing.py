@@ -20,7 +20,7 @@ from gpd_cli.errors import ModelError
 from gpd_cli.teacher.buffers import Buffers, copied_buffers
 
 
-def switch_on(network: nn.Module, name: str) -> None:
+def switch_on_grad_checkpointing(network: nn.Module, name: str) -> None:
     """Switch on the gradient checkpointing of a timm network.
 
     Args:
@@ -44,7 +44,7 @@ def switch_on(network: nn.Module, name: str) -> None:
         ) from error
 
 
-class FirstRun:
+class FirstRunBuffers:
     """Buffers before and after a network's first run, for the second runs of its parts.
 
     A module that runs again begins from the values that its own buffers had before its first run.

@@ -12,7 +12,7 @@ from gpd_cli.branches import BranchInit, branch_names, branched_layers
 from gpd_cli.teacher.build import merged_networks
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.found_once import grown_once
-from gpd_cli.teacher.grad_checkpointing import FirstRun
+from gpd_cli.teacher.grad_checkpointing import FirstRunBuffers
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.teacher.unshared import Unshared
 from gpd_cli.widening.running.copying import copy_network
@@ -36,10 +36,10 @@ class Alone(nn.Module):
         """The student's logits, ``[B, C]``, and None in place of the dynamic teacher's logits."""
         if not (self.runs_again and torch.is_grad_enabled()):
             return self.network(images), None
-        first_run = FirstRun(self)
-        with first_run.recorded():
+        buffers = FirstRunBuffers(self)
+        with buffers.recorded():
             logits = self.network(images)
-        first_run.prepare_backward([logits])
+        buffers.prepare_backward([logits])
         return logits, None
 
     def student(self, images: Tensor) -> Tensor:

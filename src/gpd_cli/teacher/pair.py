@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from gpd_cli.teacher.certificate import Certificate
-from gpd_cli.teacher.grad_checkpointing import FirstRun
+from gpd_cli.teacher.grad_checkpointing import FirstRunBuffers
 from gpd_cli.teacher.kernel import SharedKernel
 from gpd_cli.teacher.student_recomputation import recomputed
 from gpd_cli.widening.plan import WidthPlan
@@ -63,7 +63,7 @@ class Pair(nn.Module):
             The student's and the dynamic teacher's logits, each ``[B, classes]``.
         """
         if self.plan.runs_again and torch.is_grad_enabled():
-            return self._forward_that_runs_again(images)
+            return self._forward_with_grad_checkpointing(images)
         with self._merged_once():
             weights = self._weights()
             if self.recompute_student and torch.is_grad_enabled():
@@ -74,7 +74,7 @@ class Pair(nn.Module):
             student = functional_call(self.narrow, weights, (images,))
         return student, teacher
 
-    def _forward_that_runs_again(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward_with_grad_checkpointing(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the result of `forward`, and hold all weights until the backward pass ends.
 
         This is for networks with gradient checkpointing, which run parts of themselves again in
@@ -87,12 +87,12 @@ class Pair(nn.Module):
         for module in self.teacher.modules():
             for leaf in getattr(module, "parametrizations", {}):
                 getattr(module, leaf)
-        first_run = FirstRun(self)
-        with first_run.recorded():
+        buffers = FirstRunBuffers(self)
+        with buffers.recorded():
             # The teacher runs first, as in other runs, so that random draws have the same order.
             teacher = self.teacher(images)
             logits = self.narrow(images), teacher
-        first_run.prepare_backward(logits, self.forget)
+        buffers.prepare_backward(logits, self.forget)
         return logits
 
     def one_by_one(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,15 @@ from torch import nn
 
 from gpd_cli.distill.methods.base import FEATURES, Method
 from gpd_cli.errors import ModelError
-from gpd_cli.teacher.grad_checkpointing import switch_on
+from gpd_cli.teacher.grad_checkpointing import switch_on_grad_checkpointing
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.teacher.student_recomputation import has_hooks
 
 
-def run_blocks_again(student: nn.Module, name: str, method: Method | None, compiles: bool) -> None:
+def apply_grad_checkpointing(
+    student: nn.Module, name: str, method: Method | None, compiles: bool
+) -> None:
     """Switch on gradient checkpointing of a student's blocks (option grad_checkpointing).
 
     The dynamic teacher, which is grown out of the student later, inherits the setting.
@@ -37,10 +39,10 @@ def run_blocks_again(student: nn.Module, name: str, method: Method | None, compi
             f"--model.grad_checkpointing runs blocks twice, and {type(method).__name__} reads "
             "their features; leave it out, or choose a method that compares logits only."
         )
-    switch_on(student, name)
+    switch_on_grad_checkpointing(student, name)
 
 
-def run_student_again(network: Pair | Alone) -> None:
+def apply_recompute_student(network: Pair | Alone) -> None:
     """Have the whole student run again in the backward pass (option recompute_student).
 
     To be called after the hooks that read the student's features have been registered.

@@ -59,7 +59,7 @@ from gpd_cli.training.checks import (
 )
 from gpd_cli.training.epoch_length import ENTRY, EpochLength, updates_done
 from gpd_cli.training.evaluation import EvaluatedModule
-from gpd_cli.training.memory import run_blocks_again, run_student_again
+from gpd_cli.training.memory import apply_grad_checkpointing, apply_recompute_student
 from gpd_cli.training.metrics import RunningAccuracy
 from gpd_cli.training.optimization import configure, updates_in_epoch
 from gpd_cli.training.optimizers import OptimizerSettings, suitable_storage
@@ -207,7 +207,9 @@ class GapPreservingDistillation(EvaluatedModule):
         teachers = load_static_teachers(static_teacher, assistants, self.num_classes, shape[0])
         kept = adopt_classifier(network, teachers)
         if grad_checkpointing:
-            run_blocks_again(network, self.spec.name, method() if teachers else None, bool(compile))
+            apply_grad_checkpointing(
+                network, self.spec.name, method() if teachers else None, bool(compile)
+            )
         self.network = with_teacher(
             network,
             shape,
@@ -241,7 +243,7 @@ class GapPreservingDistillation(EvaluatedModule):
                 warmup_epochs=static_warmup_epochs,
             )
         if recompute_student:
-            run_student_again(self.network)
+            apply_recompute_student(self.network)
         self.objective = Objective(
             gap_weight=gap_weight,
             gap_smoothing=gap_smoothing,
