@@ -82,7 +82,7 @@ def _section(records: Records) -> list[str]:
         text = f"Validation accuracy over training time, means over seeds: {titles_of(timed)}"
         lines += ["", f"![{text}](results/{table.name}_time.png)"]
     lines += ["", *_rates(records, found)]
-    said = [text for reading in table.reading if (text := say(reading, table, found))]
+    said = [text for conclusion in table.conclusions if (text := say(conclusion, table, found))]
     compared = verdicts(found)
     if compared or said:
         lines += ["", "What this says:"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from bench.results.reading import Reading
+from bench.results.conclusions import Conclusion
 from bench.results.summary import Summary, compared_by_epoch
 from bench.results.table import Table
 
@@ -72,7 +72,7 @@ def hardware(rows: Iterable[Summary]) -> list[str]:
 
 def advice(table: Table, found: Mapping[str, Summary]) -> list[str]:
     """Lines that say when to use the method, by topic, and which topics have not been measured."""
-    said = {r.topic: say(r, table, found) for r in table.reading if r.topic is not None}
+    said = {c.topic: say(c, table, found) for c in table.conclusions if c.topic is not None}
     lines = [f"- **If {topic}**: {text}" for topic, text in said.items() if text is not None]
     unknown = [topic for topic, text in said.items() if text is None]
     if unknown:
@@ -82,14 +82,14 @@ def advice(table: Table, found: Mapping[str, Summary]) -> list[str]:
     return ["", "What this one setting says:", "", *lines] if lines else []
 
 
-def say(reading: Reading, table: Table, found: Mapping[str, Summary]) -> str | None:
+def say(conclusion: Conclusion, table: Table, found: Mapping[str, Summary]) -> str | None:
     """The sentence of a conclusion; None if it cannot be drawn yet.
 
     All rows that the conclusion names, and the rows that these are compared with, have to be
     complete.
     """
-    rows = [table.rows[key] for key in reading.rows()]
+    rows = [table.rows[key] for key in conclusion.rows()]
     needed = {row.key for row in rows} | {row.versus for row in rows if row.versus is not None}
     if not all(key in found and found[key].complete for key in needed):
         return None
-    return reading.say(found)
+    return conclusion.say(found)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from bench.results.reading import Reading
+from bench.results.conclusions import Conclusion
 
 LEARNING_RATE = "model.optimizer.lr"
 METRICS = ("test", "validation")
@@ -79,7 +79,7 @@ class Table:
         seeds: seeds of all rows that have none of their own.
         rows: the rows by key.
         headline: keys of the rows that the README shows.
-        reading: conclusions from the numbers.
+        conclusions: conclusions from the numbers, the entry ``reading`` of the file.
         metric: ``test`` to compare rows on test images; ``validation`` for tables that serve to
             choose settings: their runs are compared on held-out training images, and not tested.
     """
@@ -93,7 +93,7 @@ class Table:
     seeds: tuple[int, ...]
     rows: Mapping[str, Row]
     headline: tuple[str, ...] = ()
-    reading: tuple[Reading, ...] = ()
+    conclusions: tuple[Conclusion, ...] = ()
     metric: str = "test"
 
     def seeds_of(self, row: Row) -> tuple[int, ...]:
@@ -133,7 +133,7 @@ def read_table(path: Path) -> Table:
             name=path.stem,
             tuning=Tuning(**_tuples(tuning, "grid")),
             rows={key: Row(key, **_tuples(row, "grid", "seeds")) for key, row in rows.items()},
-            reading=tuple(map(_reading, reading)),
+            conclusions=tuple(map(_conclusion, reading)),
             **{"settings": {}, **_tuples(content, "seeds", "headline")},
         )
     except ValueError as error:
@@ -175,12 +175,12 @@ def _tuples(entries: Any, *names: str) -> dict[str, Any]:
     }
 
 
-def _reading(entries: Any) -> Reading:
+def _conclusion(entries: Any) -> Conclusion:
     if not isinstance(entries, Mapping):
         raise ValueError(f"a reading is a mapping of conditions to sentences, not {entries!r}")
     sentences = dict(entries)
     topic = sentences.pop("topic", None)
-    return Reading({str(name): str(text) for name, text in sentences.items()}, topic)
+    return Conclusion({str(name): str(text) for name, text in sentences.items()}, topic)
 
 
 def _check(path: Path, table: Table) -> None:
@@ -189,7 +189,7 @@ def _check(path: Path, table: Table) -> None:
         *((f"{row.key}.tuned_as", row.tuned_as) for row in table.rows.values()),
         *((f"{row.key}.files", key) for row in table.rows.values() for key in row.files.values()),
         *(("headline", key) for key in table.headline),
-        *(("reading", key) for reading in table.reading for key in reading.rows()),
+        *(("reading", key) for found in table.conclusions for key in found.rows()),
     ]
     if table.metric not in METRICS:
         raise TableError(f"{path}: metric is {table.metric!r}; it is {' or '.join(METRICS)}.")

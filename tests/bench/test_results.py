@@ -17,10 +17,10 @@ import torch
 import yaml
 
 from bench.results.__main__ import main as results_command
+from bench.results.conclusions import Conclusion
 from bench.results.figures import draw_figures
 from bench.results.page import all_records, render_page
 from bench.results.queue import missing, train_all
-from bench.results.reading import Reading
 from bench.results.readme import (
     FIGURE_MARKS,
     MARKS,
@@ -649,9 +649,9 @@ def test_a_best_learning_rate_at_the_edge_of_its_grid_is_pointed_out(tmp_path: P
 @pytest.mark.parametrize("records", all_records(ROOT), ids=lambda records: records.table.name)
 def test_every_sentence_of_the_tables_can_be_printed(records: Records, tmp_path: Path) -> None:
     summary = summarize(pretended(tmp_path, seeds=[0, 1, 2]))["gpd"]  # all numbers are known
-    for reading in records.table.reading:
-        for sentence in reading.sentences.values():
-            only = Reading({"row.epochs < 0": "", "otherwise": sentence})
+    for conclusion in records.table.conclusions:
+        for sentence in conclusion.sentences.values():
+            only = Conclusion({"row.epochs < 0": "", "otherwise": sentence})
             text = only.say({"row": summary} | dict.fromkeys(only.rows(), summary))
             assert text is not None and "{" not in text and "None" not in text
 

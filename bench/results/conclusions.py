@@ -16,7 +16,7 @@ _NUMBERS = {
     **dict.fromkeys(("gain", "validation_gain"), ("mean", "low", "high")),
     **dict.fromkeys(("time", "epochs", "rate"), ()),
 }
-"""The numbers of a row that a reading may name, and the parts of each of them."""
+"""The numbers of a row that a conclusion may name, and the statistics of each of them."""
 
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
@@ -24,7 +24,7 @@ _COMPARISON = re.compile(r"\s*([\w.]+)\s*(<=|>=|<|>)\s*(-?[\d.]+)\s*")
 
 
 @dataclass(frozen=True)
-class Reading:
+class Conclusion:
     """A conclusion: several sentences with conditions, of which the first true one is used.
 
     Conditions compare numbers of rows with constants, such as
@@ -42,8 +42,8 @@ class Reading:
             a number cannot be read.
 
     Example:
-        >>> reading = Reading({"a.epochs > 20": "{a.epochs} are many.", "otherwise": "Few."})
-        >>> reading.rows()
+        >>> conclusion = Conclusion({"a.epochs > 20": "{a.epochs} are many.", "otherwise": "Few."})
+        >>> conclusion.rows()
         ['a']
     """
 
@@ -67,7 +67,7 @@ class Reading:
                 )
 
     def rows(self) -> list[str]:
-        """Keys of the rows whose numbers the reading needs."""
+        """Keys of the rows whose numbers the conclusion needs."""
         return list(dict.fromkeys(path.split(".")[0] for path in self._paths()))
 
     def say(self, summaries: Mapping[str, object]) -> str | None:
