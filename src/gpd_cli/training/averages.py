@@ -25,7 +25,7 @@ from gpd_cli.errors import TrainingError
 from gpd_cli.models import with_versions
 
 _Tensors = list[Tensor] | tuple[Tensor, ...]
-Averaging = Callable[[_Tensors, _Tensors, Tensor | int], None]
+AveragingFunction = Callable[[_Tensors, _Tensors, Tensor | int], None]
 """A function of averages, weights and number of updates that updates the averages in place.
 
 The tensors of one call all have the same type.
@@ -34,7 +34,7 @@ The tensors of one call all have the same type.
 _TOO_MUCH = 0.05  # largest share of the initial weights in an average before a remark is printed
 
 
-class _Average(AveragedModel):
+class _LoadableAverage(AveragedModel):
     """Torch's `AveragedModel`, which also loads a state dict without the versions of modules.
 
     Lightning passes such a state dict when it loads a checkpoint.
@@ -46,16 +46,16 @@ class _Average(AveragedModel):
         return super().load_state_dict(with_versions(state_dict, self), strict, assign)
 
 
-def prepare_loading(average: WeightAveraging) -> None:
+def prepare_loading(averager: WeightAveraging) -> None:
     """Make an average able to load its tensors from a checkpoint, for any modules in the network.
 
     Args:
-        average: the run's averaging callback.
+        averager: the run's averaging callback.
     """
-    _model(average).__class__ = _Average
+    _averaged_model(averager).__class__ = _LoadableAverage
 
 
-def find_average(trainer: Trainer) -> WeightAveraging | None:
+def find_averager(trainer: Trainer) -> WeightAveraging | None:
     """Find the callback that keeps an average of the weights; None without one or outside `fit`.
 
     Raises:
@@ -72,12 +72,12 @@ def find_average(trainer: Trainer) -> WeightAveraging | None:
     return found[0] if found and found[0]._average_model is not None else None
 
 
-def has_begun(average: WeightAveraging) -> bool:
+def has_begun(averager: WeightAveraging) -> bool:
     """Whether the average has had its first update."""
-    return _updates(average) > 0
+    return _updates(averager) > 0
 
 
-def prepare_training(average: WeightAveraging, module: LightningModule) -> None:
+def prepare_training(averager: WeightAveraging, module: LightningModule) -> None:
     """Prepare an average for training: choose its device, and have integer buffers copied.
 
     An average without a device setting is moved to the device of the trained module. Lightning
@@ -85,11 +85,11 @@ def prepare_training(average: WeightAveraging, module: LightningModule) -> None:
     would copy all weights between the two devices.
 
     Args:
-        average: the run's averaging callback.
+        averager: the run's averaging callback.
         module: the run's module, already on its device.
     """
-    model = _model(average)
-    if average._device is None:
+    model = _averaged_model(averager)
+    if averager._device is None:
         model.to(module.device)
     if model.avg_fn is not None:
         model.avg_fn = _copying_an_integer(model.avg_fn)
@@ -97,7 +97,7 @@ def prepare_training(average: WeightAveraging, module: LightningModule) -> None:
         model.multi_avg_fn = copying_integers(model.multi_avg_fn or get_swa_multi_avg_fn())
 
 
-def copying_integers(averaging: Averaging) -> Averaging:
+def copying_integers(averaging: AveragingFunction) -> AveragingFunction:
     """Wrap an averaging function so that tensors of integers and booleans are copied instead.
 
     Args:
@@ -125,7 +125,7 @@ def _copying_an_integer(
     return updated
 
 
-def update_of_epoch(average: WeightAveraging, trainer: Trainer, module: LightningModule) -> None:
+def update_of_epoch(averager: WeightAveraging, trainer: Trainer, module: LightningModule) -> None:
     """Make the average's end-of-epoch update before the validation at the end of the epoch.
 
     Lightning makes this update after the validation and before ``best.ckpt`` is written, so that
@@ -133,57 +133,57 @@ def update_of_epoch(average: WeightAveraging, trainer: Trainer, module: Lightnin
     update in each epoch, and skips its own after the one that is made here.
 
     Args:
-        average: the run's averaging callback.
+        averager: the run's averaging callback.
         trainer: trainer of the run, in ``on_validation_start``.
         module: the run's module.
     """
     loop = trainer.fit_loop
     ends = loop.epoch_loop._is_training_done or (trainer.should_stop and loop._can_stop_early)
     if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and ends:
-        average.on_train_epoch_end(trainer, module)
+        averager.on_train_epoch_end(trainer, module)
 
 
-def follow_weights(average: WeightAveraging, module: LightningModule) -> None:
+def follow_weights(averager: WeightAveraging, module: LightningModule) -> None:
     """Copy the trained weights into an average that has not begun.
 
     Args:
-        average: the run's averaging callback.
+        averager: the run's averaging callback.
         module: the run's module.
     """
-    copy = _model(average).module
+    copy = _averaged_model(averager).module
     with torch.no_grad():
         for ours, theirs in zip(_tensors(copy), _tensors(module), strict=True):
             ours.copy_(theirs)
 
 
 @contextmanager
-def trained_weights(average: WeightAveraging, module: LightningModule) -> Iterator[None]:
+def trained_weights(averager: WeightAveraging, module: LightningModule) -> Iterator[None]:
     """Put the trained weights into the module for the duration of this context.
 
     To be used while Lightning has swapped the averaged weights into the module.
     """
-    average._swap_models(module)
+    averager._swap_models(module)
     try:
         yield
     finally:
-        average._swap_models(module)
+        averager._swap_models(module)
 
 
-def share_of_start(average: WeightAveraging, enough: float = 0.0) -> float:
+def share_of_start(averager: WeightAveraging, enough: float = 0.0) -> float:
     """Compute the share of the initial weights in an average, from 0 to 1.
 
     The callback's averaging function is run on a single number that is 1 at the first update and 0
     at all later ones; the resulting average is the share.
 
     Args:
-        average: an averaging callback whose average has begun.
+        averager: an averaging callback whose average has begun.
         enough: the computation stops as soon as the share is below this value.
     """
-    model = _model(average)
+    model = _averaged_model(averager)
     number = nn.ParameterList([torch.ones((), dtype=torch.float64)]).requires_grad_(False)
     mean = AveragedModel(number, avg_fn=model.avg_fn, multi_avg_fn=model.multi_avg_fn)
     share = 1.0
-    for _ in range(_updates(average)):
+    for _ in range(_updates(averager)):
         mean.update_parameters(number)
         number[0].zero_()
         share = float(mean.module[0])  # type: ignore[index]
@@ -192,9 +192,9 @@ def share_of_start(average: WeightAveraging, enough: float = 0.0) -> float:
     return share
 
 
-def closing_remark(average: WeightAveraging) -> str | None:
+def closing_remark(averager: WeightAveraging) -> str | None:
     """Return a remark for the user about the average of a finished run, or None if all is well."""
-    updates = _updates(average)
+    updates = _updates(averager)
     if not updates:
         return (
             "The average of the weights did not begin before the end of training; validation and "
@@ -202,7 +202,7 @@ def closing_remark(average: WeightAveraging) -> str | None:
         )
     # In a plain mean of all updates, the first has the same weight as any other.
     limit = max(_TOO_MUCH, 2 / updates)
-    share = share_of_start(average, enough=limit)
+    share = share_of_start(averager, enough=limit)
     if share <= limit:
         return None
     return (
@@ -213,14 +213,14 @@ def closing_remark(average: WeightAveraging) -> str | None:
     )
 
 
-def _model(average: WeightAveraging) -> AveragedModel:
-    model = average._average_model
+def _averaged_model(averager: WeightAveraging) -> AveragedModel:
+    model = averager._average_model
     assert model is not None
     return model
 
 
-def _updates(average: WeightAveraging) -> int:
-    return int(_model(average).n_averaged)
+def _updates(averager: WeightAveraging) -> int:
+    return int(_averaged_model(averager).n_averaged)
 
 
 def _has_mean(tensor: Tensor) -> bool:

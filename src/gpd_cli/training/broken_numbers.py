@@ -17,7 +17,7 @@ from gpd_cli.errors import TrainingError
 from gpd_cli.files import check_whole, short_path
 from gpd_cli.models import with_versions
 from gpd_cli.teacher.checkpoint import TRAINED
-from gpd_cli.training.averages import find_average
+from gpd_cli.training.averages import find_averager
 from gpd_cli.training.resuming import arrange_state
 from gpd_cli.training.watch import StepWatch, overflowing, remedy
 
@@ -129,9 +129,9 @@ def _take_back(path: Path, trainer: Trainer, module: LightningModule) -> None:
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     trained = content.get(TRAINED, content["state_dict"])
     module.load_state_dict(with_versions(trained, module))
-    average = find_average(trainer)
-    if average is not None and TRAINED in content:
-        model: Any = average._average_model
+    averager = find_averager(trainer)
+    if averager is not None and TRAINED in content:
+        model: Any = averager._average_model
         model.module.load_state_dict(with_versions(content["state_dict"], model.module))
     for optimizer, state in zip(trainer.optimizers, content["optimizer_states"], strict=True):
         rates = [group["lr"] for group in optimizer.param_groups]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gpd_cli.errors import TrainingError
-from gpd_cli.training.averages import Averaging, copying_integers
+from gpd_cli.training.averages import AveragingFunction, copying_integers
 
 
 def warmed_up_decay(updates: int, decay: float, gamma: float = 1.0, power: float = 2 / 3) -> float:
@@ -84,7 +84,7 @@ class EMA(EMAWeightAveraging):
         self._kwargs = {"multi_avg_fn": _averaging(decay, gamma, power)}
 
 
-def _averaging(decay: float, gamma: float, power: float) -> Averaging:
+def _averaging(decay: float, gamma: float, power: float) -> AveragingFunction:
     """The averaging function for `torch.optim.swa_utils.AveragedModel`."""
 
     def update(

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from gpd_cli.distributed.world import gathered
-from gpd_cli.training.averages import find_average
+from gpd_cli.training.averages import find_averager
 from gpd_cli.training.evaluation import EvaluatedModule
 from gpd_cli.training.metrics import RunningAccuracy
 from gpd_cli.training.table import RunCSVLogger
@@ -49,13 +49,13 @@ class EpochState(Callback):
         own: dict[str, Any] = {"shown": _shown(pl_module)}
         if not ended:
             own |= {"sums": self._sums | _sums(trainer), "hits": _hits(pl_module)}
-        average = find_average(trainer)
+        averager = find_averager(trainer)
         checkpoint[_ENTRY] = {
             "processes": gathered(own),
             "values": {n: v.detach().cpu() for n, v in trainer.callback_metrics.items()},
             "row": _row_to_come(trainer, ended),
             "rows": [table.rows for table in _tables(trainer)] if trainer.is_global_zero else [],
-            "average_epoch": None if average is None else average._latest_update_epoch,
+            "average_epoch": None if averager is None else averager._latest_update_epoch,
         }
 
     def on_load_checkpoint(
@@ -85,9 +85,9 @@ class EpochState(Callback):
         if trainer.is_global_zero:
             for table, rows in zip(_tables(trainer), state["rows"], strict=False):
                 table.go_on(rows, state["row"])
-        average = find_average(trainer)
-        if average is not None and state["average_epoch"] is not None:
-            average._latest_update_epoch = state["average_epoch"]
+        averager = find_averager(trainer)
+        if averager is not None and state["average_epoch"] is not None:
+            averager._latest_update_epoch = state["average_epoch"]
         if len(state["processes"]) == trainer.world_size:
             own = state["processes"][trainer.global_rank]
             self._sums = dict(own.get("sums", {}))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gpd_cli.distill.precision import cross_entropy
 from gpd_cli.teacher.networks import Alone, plain_networks
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.training.averages import find_average, has_begun, trained_weights
+from gpd_cli.training.averages import find_averager, has_begun, trained_weights
 from gpd_cli.training.metrics import Scores
 
 
@@ -57,9 +57,9 @@ class EvaluatedModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Extract the networks to score, after Lightning has put the average into the module."""
         self._plain = plain_networks(self.network)
-        average = find_average(self.trainer)
-        if average is not None and has_begun(average):
-            with trained_weights(average, self):
+        averager = find_averager(self.trainer)
+        if averager is not None and has_begun(averager):
+            with trained_weights(averager, self):
                 self._raw = plain_networks(self.network)
 
     def on_test_epoch_start(self) -> None:

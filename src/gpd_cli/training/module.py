@@ -40,7 +40,7 @@ from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.amx import has_amx, keep_in_float32
 from gpd_cli.training.averages import (
     closing_remark,
-    find_average,
+    find_averager,
     follow_weights,
     has_begun,
     prepare_loading,
@@ -281,7 +281,7 @@ class GapPreservingDistillation(EvaluatedModule):
             TrainingError: when there is more than one average of the weights, or a callback changes
                 the number of batches per update.
         """
-        find_average(self.trainer)
+        find_averager(self.trainer)
         if stage == "fit":
             check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
         # The module may have been through an earlier `fit`, whose state is dropped here.
@@ -315,8 +315,8 @@ class GapPreservingDistillation(EvaluatedModule):
         Lightning leaves every module in the mode that it is in.
         """
         self.train()
-        if (average := find_average(self.trainer)) is not None:
-            prepare_training(average, self)
+        if (averager := find_averager(self.trainer)) is not None:
+            prepare_training(averager, self)
         # DistributedDataParallel broadcasts all other parameters.
         broadcast_from_first((self.get_parameter(name) for name in self._averaged), self.device)
         rank_zero_info(summary(self.spec.name, self.network))
@@ -430,9 +430,9 @@ class GapPreservingDistillation(EvaluatedModule):
         self._check_numbers()
         # Checkpoints have the running statistics of the first process; validation takes the same.
         broadcast_from_first(self.network.buffers(), self.device)
-        if (average := find_average(self.trainer)) is not None:
-            update_of_epoch(average, self.trainer, self)
-            averaged: Any = average._average_model
+        if (averager := find_averager(self.trainer)) is not None:
+            update_of_epoch(averager, self.trainer, self)
+            averaged: Any = averager._average_model
             broadcast_from_first(averaged.module.network.buffers(), self.device)
         self._hold_back_average()
 
@@ -445,14 +445,14 @@ class GapPreservingDistillation(EvaluatedModule):
 
     def on_train_end(self) -> None:
         """Print a remark if the average never began, or still holds much of the initial weights."""
-        average = find_average(self.trainer)
-        if average is not None and (remark := closing_remark(average)):
+        averager = find_averager(self.trainer)
+        if averager is not None and (remark := closing_remark(averager)):
             rank_zero_info(remark)
 
     def _hold_back_average(self) -> None:
-        average = find_average(self.trainer)
-        if average is not None and not has_begun(average):
-            follow_weights(average, self)
+        averager = find_averager(self.trainer)
+        if averager is not None and not has_begun(averager):
+            follow_weights(averager, self)
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracies and the gap, and the accuracies of the static teachers."""
@@ -481,8 +481,8 @@ class GapPreservingDistillation(EvaluatedModule):
         checkpoint[ENTRY] = EpochLength.of(trainer).state()
         checkpoint["schedule"] = self._clock.state(trainer.global_step, updates_done(trainer))
         checkpoint["schedule"]["rate_factor"] = self._rate_factor
-        average = find_average(trainer)
-        if average is not None and not has_begun(average):
+        averager = find_averager(trainer)
+        if averager is not None and not has_begun(averager):
             # The averaging callback has swapped the weights before this hook.
             checkpoint["state_dict"] = checkpoint.get(TRAINED, checkpoint["state_dict"])
 
@@ -505,10 +505,10 @@ class GapPreservingDistillation(EvaluatedModule):
         state, prefix = checkpoint["state_dict"], "distillation."
         parts = {n.removeprefix(prefix): state[n] for n in state if n.startswith(prefix)}
         if self.trainer.state.fn == TrainerFn.FITTING:
-            if (average := find_average(self.trainer)) is None:
+            if (averager := find_averager(self.trainer)) is None:
                 checkpoint["state_dict"] = checkpoint.get(TRAINED, state)
             else:
-                prepare_loading(average)
+                prepare_loading(averager)
             before = checkpoint.get("hyper_parameters", {})
             check_same_parts(
                 parts,
