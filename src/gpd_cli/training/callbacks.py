@@ -14,6 +14,7 @@ from gpd_cli.training.epoch_scores import SELECTOR
 from gpd_cli.training.epoch_state import EpochState
 from gpd_cli.training.gap_remarks import GapRemarks
 from gpd_cli.training.history import GapHistory
+from gpd_cli.training.moved_folder import MovedFolder
 from gpd_cli.training.progress import GapProgressBar
 from gpd_cli.training.telemetry import Telemetry
 
@@ -35,7 +36,8 @@ def default_callbacks(
     """
     display = GapProgressBar() if watched else EpochLines()
     last = Last(save_steps, save_minutes)
-    return [EpochState(), Best(), last, GapHistory(), GapRemarks(), Telemetry(), display]
+    logs = [GapHistory(), GapRemarks(), Telemetry(), display]
+    return [EpochState(), MovedFolder(), Best(), last, *logs]
 
 
 class Best(ModelCheckpoint):

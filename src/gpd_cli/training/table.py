@@ -9,6 +9,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
@@ -51,7 +52,7 @@ class RunCSVLogger(CSVLogger):
         return int(self.experiment.rows)
 
     @rank_zero_only
-    def go_on(self, rows: int, row: Mapping[str, Any] | None) -> None:
+    def cut_to_checkpoint(self, rows: int, row: Mapping[str, Any] | None) -> None:
         """Remove rows that were logged after a checkpoint, if the file is continued.
 
         Args:
@@ -65,6 +66,31 @@ class RunCSVLogger(CSVLogger):
         if row is not None:
             self.log_metrics(row["values"], row["step"])
         self.save()
+
+
+def csv_loggers(trainer: Trainer) -> list[RunCSVLogger]:
+    """The loggers of a run that write ``metrics.csv``."""
+    return [logger for logger in trainer.loggers if isinstance(logger, RunCSVLogger)]
+
+
+def row_to_come(trainer: Trainer, ended: bool) -> dict[str, Any] | None:
+    """The row that Lightning will log right after this checkpoint; None if there is none.
+
+    Args:
+        trainer: trainer of the run.
+        ended: whether the checkpoint is written at the end of an epoch.
+    """
+    loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
+    progress: Any = loop.batch_progress.total
+    step = loop._batches_that_stepped
+    if ended:
+        step -= 1  # at the end of an epoch Lightning logs the number of the last step
+    elif progress.processed == progress.completed:
+        return None  # a checkpoint after validation: the row has been logged already
+    elif loop._should_accumulate() or not connector.should_update_logs:
+        return None
+    values = {name: float(value) for name, value in connector.metrics["log"].items()}
+    return {"step": step, "values": {**values, "epoch": trainer.current_epoch}} if values else None
 
 
 class _Table(ExperimentWriter):
