@@ -22,17 +22,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from gpd_cli.cli.arguments import (
     CHECKPOINT,
     IMAGE_DATA,
-    configured,
     options_of,
-    settings_of_checkpoint,
     with_recipes,
     with_values,
 )
+from gpd_cli.cli.checkpoint_settings import settings_of_checkpoint
 from gpd_cli.cli.completion import print_completion
 from gpd_cli.cli.configurations import (
     check_configurations,
     chosen_checkpoint,
     chosen_image_size,
+    configured,
 )
 from gpd_cli.cli.cpu_memory import keep_freed_memory
 from gpd_cli.cli.failures import report_failure

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import get_loader, set_loader
-from yaml import MarkedYAMLError, YAMLError
+from yaml import MarkedYAMLError, YAMLError, safe_load
 from yaml.reader import ReaderError
 
 from gpd_cli.cli.arguments import CHECKPOINT, CONFIGURATION, is_inline, occurrences
@@ -120,6 +120,17 @@ def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
             for _, content in _contents([name, value], inline=True):
                 found = content.get(CHECKPOINT.removeprefix("--")) or found
     return found
+
+
+def configured(path: str, key: str) -> Any:
+    """An entry of a configuration file; None if there is no such entry, or no readable file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8") if path else ""
+        check_limits(text)
+        content = safe_load(text)
+    except (OSError, ValueError, YAMLError):
+        return None  # the parser reports the error later
+    return content.get(key) if isinstance(content, dict) else None
 
 
 def _contents(arguments: Sequence[str], inline: bool = False) -> Iterator[tuple[str, Any]]:
