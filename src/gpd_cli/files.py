@@ -118,7 +118,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         raise
     except Exception as error:
         # Libraries that write archives put an error of their own above the system's, or lose it.
-        reason = _of_system(error)
+        reason = _system_error(error)
         if reason is not None and reason.filename not in (None, str(temporary)):
             raise  # the error concerns another file, which the context reads
         if reason is None and _free(final.parent) >= _NO_ROOM:
@@ -327,7 +327,7 @@ def save_tensors(
                 with temporary.open("wb") as file:
                     torch.save(owned, file)
         except (RuntimeError, SafetensorError) as error:  # such as a full disk
-            raise _refusal(path, _of_system(error) or error) from error
+            raise _refusal(path, _system_error(error) or error) from error
 
 
 def _temporary(final: Path) -> Path:
@@ -354,7 +354,7 @@ def _is_full(folder: Path, error: Exception) -> bool:
     return any(os.strerror(code) in str(error) for code in _FULL) or _free(folder) < _NO_ROOM
 
 
-def _of_system(error: BaseException | None) -> OSError | None:
+def _system_error(error: BaseException | None) -> OSError | None:
     """The error of the system that led to another one, if it is known."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__

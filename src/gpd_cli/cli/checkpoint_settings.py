@@ -10,7 +10,7 @@ from gpd_cli.models import without_pretrained
 from gpd_cli.teacher.checkpoint import image_spec, read_run
 
 # Beginnings of the names of settings that only training uses.
-_OF_TRAINING = ("static_", "assistants", "ce_weight", "method", "stages")
+_TRAINING_ONLY = ("static_", "assistants", "ce_weight", "method", "stages")
 # Settings that say how images are prepared, and the fields of `ImageSpec` with the same meaning. A
 # network needs images prepared as in its training, from other data as well.
 _PREPARATION = {
@@ -39,7 +39,7 @@ def settings_of_checkpoint(path: str) -> tuple[dict[str, Any], ImageSpec | None]
     settings = {
         f"model.{name}": value
         for name, value in model.items()
-        if not name.startswith(("_", *_OF_TRAINING))
+        if not name.startswith(("_", *_TRAINING_ONLY))
     }
     if isinstance(args := settings.get("model.student_args"), dict):
         settings["model.student_args"] = without_pretrained(model["student"], args)

@@ -32,7 +32,7 @@ from gpd_cli.cli.configurations import (
     check_configurations,
     chosen_checkpoint,
     chosen_image_size,
-    configured,
+    configured_value,
 )
 from gpd_cli.cli.cpu_memory import keep_freed_memory
 from gpd_cli.cli.failures import report_failure
@@ -282,7 +282,7 @@ class GpdCLI(LightningCLI):
             super().instantiate_classes()
         if self._run is not None:
             # The run's config.yaml is written anew, and shall still say how the run first began.
-            config.ckpt_path = configured(str(self._run / CONFIGURATION), "ckpt_path")
+            config.ckpt_path = configured_value(str(self._run / CONFIGURATION), "ckpt_path")
             model.student_weights, model.student_args = start
         # `SaveConfig` logs all settings; those that the module would log lack the optimizer's.
         self.model.save_hyperparameters([], logger=False)

@@ -122,7 +122,7 @@ def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
     return found
 
 
-def configured(path: str, key: str) -> Any:
+def configured_value(path: str, key: str) -> Any:
     """An entry of a configuration file; None if there is no such entry, or no readable file."""
     try:
         text = Path(path).read_text(encoding="utf-8") if path else ""
@@ -142,12 +142,12 @@ def _contents(arguments: Sequence[str], inline: bool = False) -> Iterator[tuple[
     """
     for _, value in occurrences(arguments, CONFIGURATION):
         if is_inline(value):
-            yield from _of_text(value) if inline else ()
+            yield from _inline_contents(value) if inline else ()
         elif value and not value.startswith("-"):
             yield from _with_bases(value, value, ())
 
 
-def _of_text(text: str) -> Iterator[tuple[str, Any]]:
+def _inline_contents(text: str) -> Iterator[tuple[str, Any]]:
     """Yield the bases of a configuration written on the command line, then the configuration."""
     content = None
     with suppress(YAMLError):  # the parser reports the error later

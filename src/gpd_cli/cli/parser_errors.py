@@ -66,7 +66,7 @@ def in_short(text: str) -> tuple[str, str]:
     key = re.match(_KEY, text)
     reason = next((found for r in _REASONS if (found := re.search(r, text))), None)
     if key is None or reason is None:
-        return _of_type(text) or _of_several(text), "--help"
+        return _shorten_type(text) or _shorten_several(text), "--help"
     said = re.sub(r"<class '([\w.]+)'>", r"\1", reason[0]).removeprefix("Parser key ")
     path = re.search(_CLASS, text)
     if key[1] == "model.assistants":  # all assistants are of one class, which need not be named
@@ -75,7 +75,8 @@ def in_short(text: str) -> tuple[str, str]:
         return f"--{key[1]}: {said}", "--help"
     name = path[1].rpartition(".")[2] if path[1].startswith("gpd_cli.") else path[1]
     page = f"--{key[1]}.help {name}"
-    if known := _of_type(reason[0], f"{key[1]}.") or _of_union(_inside(text), f"{key[1]}."):
+    group = f"{key[1]}."
+    if known := _shorten_type(reason[0], group) or _shorten_union(_nested_error(text), group):
         return known, page
     return f"--{key[1]} {path[1]}: {said}{_suggestion(said, path[1])}", page
 
@@ -107,7 +108,7 @@ def _required(keys: Sequence[str]) -> tuple[str, str]:
     return f"{listed} {'is' if len(names) == 1 else 'are'} required", "--help"
 
 
-def _of_type(text: str, group: str = "") -> str | None:
+def _shorten_type(text: str, group: str = "") -> str | None:
     r"""Shorten an error about an option of a single type to what the option takes and what it got.
 
     Args:
@@ -118,30 +119,30 @@ def _of_type(text: str, group: str = "") -> str | None:
         The message; None if the error is of another kind.
 
     Example:
-        >>> _of_type('Parser key "split": Expected a typing.Literal[\'a\', \'b\']. Got value: c')
-        '--split takes a or b, not c'
-        >>> _of_type('Parser key "lr": Expected a <class \'float\'>. Got value: c', "model.")
+        >>> _shorten_type('Parser key "top": Expected a typing.Literal[\'a\', \'b\']. Got value: c')
+        '--top takes a or b, not c'
+        >>> _shorten_type('Parser key "lr": Expected a <class \'float\'>. Got value: c', "model.")
         '--model.lr takes a number, not c'
     """
     found = re.match(r'Parser key "([\w.]+)": Expected an? (.+?)\. Got value: (.*)$', text)
     if found is None:
         return None
-    return f"--{group}{found[1]} takes {_listed(_plainly(found[2]))}, not {found[3]}"
+    return f"--{group}{found[1]} takes {_listed(_plain_words(found[2]))}, not {found[3]}"
 
 
-def _of_several(text: str) -> str:
+def _shorten_several(text: str) -> str:
     """Shorten an error about an option of several types to what the option takes and what it got.
 
     An error of another kind is returned unchanged.
 
     Example:
-        >>> _of_several(
+        >>> _shorten_several(
         ...     'Parser key "trainer.x": Does not validate against any of the Union subtypes '
         ...     "Subtypes: [<class 'int'>, typing.Literal['a'], <class 'NoneType'>] Errors: - "
         ...     "Expected a <class 'int'> Given value type: <class 'str'> Given value: b"
         ... )
         '--trainer.x takes a whole number, a or null, not b'
-        >>> _of_several('Parser key "model": Unable to load config ' + "'resnet18' - Parser key")
+        >>> _shorten_several('Parser key "model": Unable to load config ' + "'resnet18' - Parser")
         '--model takes a file of settings, not resnet18 (did you mean --model.student resnet18?)'
     """
     file = re.match(r"Parser key \"([\w.]+)\": Unable to load config '([^']*)' -", text)
@@ -150,25 +151,25 @@ def _of_several(text: str) -> str:
     other = re.match(r'Parser key "(model\.method)": Type .* Got value: (.*)$', text)
     if other is not None:
         return f"--{other[1]} takes the name of a class, not {other[2]}"
-    return _of_union(text) or text
+    return _shorten_union(text) or text
 
 
-def _of_union(text: str, group: str = "") -> str | None:
-    """As `_of_type`, for an option of several types; None if the error is of another kind."""
+def _shorten_union(text: str, group: str = "") -> str | None:
+    """As `_shorten_type`, for an option of several types; None if the error is of another kind."""
     found = re.match(
         r'Parser key "([\w.]+)": .*?Subtypes: \[(.*?)\] Errors: .* Given value: (.*)$', text
     )
     if found is None:
         return None
     kinds = re.findall(_KIND, found[2])
-    listed = _listed(list(dict.fromkeys(name for kind in kinds for name in _plainly(kind))))
+    listed = _listed(list(dict.fromkeys(name for kind in kinds for name in _plain_words(kind))))
     key = f"{group}{found[1]}"
     if key == "data":
         listed = "a class of data, such as mine.Data"
     return f"--{key} takes {listed}, not {found[3]}{_meant(key, found[3])}"
 
 
-def _inside(text: str) -> str:
+def _nested_error(text: str) -> str:
     """The part of an error about a class that is about one setting of several types; else empty."""
     found = re.search(
         r'(Parser key "(?!data"|model\.)\w+": Does not .*? Given value: .*?)'
@@ -184,7 +185,7 @@ def _meant(key: str, value: str) -> str:
     return f" (did you mean {_MEANT[key]} {value}?)" if key in _MEANT and is_word else ""
 
 
-def _plainly(kind: str) -> list[str]:
+def _plain_words(kind: str) -> list[str]:
     """What a Python type allows, in words that users know."""
     if kind.startswith("typing.Literal"):
         return [value.strip("' ") for value in kind.partition("[")[2].rstrip("]").split(",")]

@@ -140,7 +140,7 @@ def _same_names(student: nn.Module) -> dict[str, str]:
     return {name: name for name, _ in student.named_modules()}
 
 
-def _of_mobilenet(student: nn.Module) -> dict[str, str]:
+def _mobilenet_names(student: nn.Module) -> dict[str, str]:
     """The authors' module names of MobileNet V1 by ours, which are those of timm."""
     names = {"conv_stem": "model.0.0", "bn1": "model.0.1", "classifier": "fc"}
     blocks = [
@@ -158,7 +158,7 @@ _STUDENTS: dict[str, Rename] = {
     "resnet18": _same_names,
     "resnet34": _same_names,
     "resnet50": _same_names,
-    "mobilenetv1_relu": _of_mobilenet,
+    "mobilenetv1_relu": _mobilenet_names,
     "rvt_tiny": _same_names,
     "rvt_small": _same_names,
 }

@@ -82,8 +82,8 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
         state: the output of `random_state`.
         device: the training device of this process.
     """
-    random.setstate(_of_python(state))
-    np.random.set_state(_of_numpy(state))
+    random.setstate(_python_state(state))
+    np.random.set_state(_numpy_state(state))
     torch.set_rng_state(state["torch"].cpu())
     if device.type != "cpu" and state["device"] is not None:
         torch.get_device_module(device).set_rng_state(state["device"].cpu(), device)
@@ -106,8 +106,8 @@ def random_state_form(value: Any, place: str) -> None:
     form = {"python": [anything], "numpy": [anything], "torch": Tensor, "device": maybe(Tensor)}
     check_form(value, form, place)
     takers: dict[str, Callable[[], object]] = {
-        "python": lambda: random.Random().setstate(_of_python(value)),
-        "numpy": lambda: np.random.RandomState().set_state(_of_numpy(value)),
+        "python": lambda: random.Random().setstate(_python_state(value)),
+        "numpy": lambda: np.random.RandomState().set_state(_numpy_state(value)),
         "torch": lambda: torch.Generator().set_state(value["torch"].cpu()),
     }
     for name, take in takers.items():
@@ -117,11 +117,11 @@ def random_state_form(value: Any, place: str) -> None:
             raise FormError(f"{place}, {name} is no state of a random generator") from error
 
 
-def _of_python(state: Mapping[str, Any]) -> tuple[Any, ...]:
+def _python_state(state: Mapping[str, Any]) -> tuple[Any, ...]:
     version, words, gauss = state["python"]
     return version, tuple(words.tolist()), gauss
 
 
-def _of_numpy(state: Mapping[str, Any]) -> tuple[Any, ...]:
+def _numpy_state(state: Mapping[str, Any]) -> tuple[Any, ...]:
     keys, position, has_gauss, cached = state["numpy"]
     return "MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached

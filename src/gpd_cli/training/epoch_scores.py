@@ -36,7 +36,7 @@ class EpochScores(Callback):
         if trainer.sanity_checking:
             return
         self._validated = True
-        found = _of_validation(trainer)
+        found = _validation_values(trainer)
         if found.get(SELECTOR, -math.inf) > self._best.get(SELECTOR, -math.inf):
             self._best = found
 
@@ -64,10 +64,10 @@ class EpochScores(Callback):
         return _named("val/raw_", self._validation(trainer)) if self._validated else {}
 
     def _validation(self, trainer: Trainer) -> dict[str, float]:
-        return self._best or _of_validation(trainer)
+        return self._best or _validation_values(trainer)
 
 
-def _of_validation(trainer: Trainer) -> dict[str, float]:
+def _validation_values(trainer: Trainer) -> dict[str, float]:
     """All values that the latest validation has logged, by name."""
     metrics = trainer.callback_metrics
     return {name: float(value) for name, value in metrics.items() if name.startswith("val/")}

@@ -124,7 +124,7 @@ def _config(
         "num_classes": about.spec.num_classes,
         "input_size": input_size,
         "fixed_input_size": bool(known.get("fixed_input_size")),
-        **(about.preprocessing or _of_architecture(known, about.shape[0])),
+        **(about.preprocessing or _timm_preprocessing(known, about.shape[0])),
         "first_conv": first,
         "classifier": known.get("classifier"),
         "custom_load": False,
@@ -140,7 +140,7 @@ def _config(
     }
 
 
-def _of_architecture(known: Mapping[str, Any], channels: int) -> dict[str, Any]:
+def _timm_preprocessing(known: Mapping[str, Any], channels: int) -> dict[str, Any]:
     """The default preprocessing of timm for an architecture, for checkpoints without their own.
 
     Args:

@@ -74,19 +74,19 @@ class Choices:
         """
         rule = rule_for(self._wide.modules[name])
         reads = self._recording.reads.get(name, Reads())
-        of_layouts = self._of_layouts(name, rule, layouts)
-        of_factors = self._of_factors(reads, rule)
+        of_layouts = self._layout_variables(name, rule, layouts)
+        of_factors = self._factor_variables(reads, rule)
         if solved and not rule.grow and not rule.axes:
             return _to_decide([*of_factors, *of_layouts])
         known, fixed = maps_in_use()
-        of_numbers = self._of_numbers(name, reads, rule, known, fixed)
-        of_tensors = self._of_tensors(reads, rule, known, blocks_in(of_layouts))
+        of_numbers = self._number_variables(name, reads, rule, known, fixed)
+        of_tensors = self._tensor_variables(reads, rule, known, blocks_in(of_layouts))
         if solved:
             of_numbers = [v for v in of_numbers if _local(v) in rule.grow]
             of_tensors = [v for v in of_tensors if _local(v) in rule.axes]
         return _to_decide([*of_factors, *of_numbers, *of_tensors, *of_layouts])
 
-    def _of_layouts(
+    def _layout_variables(
         self, name: str, rule: Rule, layouts: Mapping[str, Layout]
     ) -> list[LayoutVariable]:
         """The variables for those layouts that are decided in this container."""
@@ -96,7 +96,7 @@ class Choices:
             for (size, splits), layers in groups.items()
         ]
 
-    def _of_factors(self, reads: Reads, rule: Rule) -> list[NumberVariable]:
+    def _factor_variables(self, reads: Reads, rule: Rule) -> list[NumberVariable]:
         """The variables for the factors (attention's scale) that a container's code reads."""
         return [
             factor_variable(attribute, value, self._scale, rule)
@@ -104,7 +104,7 @@ class Choices:
             if isinstance(value, float) and self._is_open(attribute)
         ]
 
-    def _of_numbers(
+    def _number_variables(
         self, name: str, reads: Reads, rule: Rule, known: Maps, fixed: Collection[int]
     ) -> list[NumberVariable]:
         """The variables for the integers that a container's code reads."""
@@ -119,7 +119,7 @@ class Choices:
             if not isinstance(value, float) and self._is_open(attribute)
         ]
 
-    def _of_tensors(
+    def _tensor_variables(
         self, reads: Reads, rule: Rule, known: Maps, blocks: Mapping[int, set[int]]
     ) -> list[TensorVariable]:
         """The variables for the parameters and buffers that a container's code reads."""
