@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gpd_cli import Pair, expand
 from gpd_cli.errors import ExpansionError, ModelError
 from gpd_cli.models import create_model
-from gpd_cli.models.factory import count_classes, input_shape
+from gpd_cli.models.inputs import count_classes, input_shape
 from gpd_cli.teacher.compare import relative_difference
 from gpd_cli.widening.running.double import in_double
 from gpd_cli.widening.running.randomize import randomize

@@ -1,0 +1,107 @@
+"""Call the constructor that the name of a network stands for."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+import torchvision
+from torch import nn
+from torchvision.models import list_models
+
+from gpd_cli.errors import ModelError, did_you_mean
+from gpd_cli.models import (  # noqa: F401 - they register their networks with timm
+    cifar_mobilenet,
+    cifar_resnet,
+    cifar_shufflenet,
+    cifar_vgg,
+    cifar_wrn,
+    mobilenet,
+    rvt,
+)
+from gpd_cli.models.inputs import count_classes, input_shape
+from gpd_cli.models.name_prefixes import REUSED, TORCHVISION
+from gpd_cli.models.own import find_maker, is_path, takes
+from gpd_cli.models.reused import ReusedClassifier
+
+_OF_PROJECTOR = ("features", "relu")
+# Auxiliary heads make the output a tuple in training, and their initialization is slow and warns.
+_TORCHVISION_ARGS = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+}
+
+
+def build(name: str, args: dict[str, Any]) -> nn.Module:
+    """Build a network, with the weights that its constructor gives it.
+
+    Args:
+        name: name of the network, see `gpd_cli.models.factory.create_model`.
+        args: all arguments of the network's constructor.
+
+    Raises:
+        Exception: whatever the constructor raises for wrong arguments.
+    """
+    if name.startswith(REUSED):
+        own = {key: value for key, value in args.items() if key not in _OF_PROJECTOR}
+        if "features" not in args:
+            raise ModelError("it needs the width of the static teacher's classifier, as 'features'")
+        body_name = name.removeprefix(REUSED)
+        body = build(body_name, own)
+        classes = count_classes(body, input_shape(body, body_name, own))
+        return ReusedClassifier(body, args["features"], classes, args.get("relu", True))
+    if not name.startswith(TORCHVISION):
+        return timm.create_model(name, **args) if timm.is_model(name) else _build_own(name, args)
+    architecture = name.removeprefix(TORCHVISION)
+    defaults = {"weights": None, **_TORCHVISION_ARGS.get(architecture, {})}
+    network: nn.Module = torchvision.models.get_model(architecture, **{**defaults, **args})
+    return network
+
+
+def _build_own(path: str, args: dict[str, Any]) -> nn.Module:
+    """Build a network by the user's class or function, which need not take ``num_classes``.
+
+    Args:
+        path: import path of the class or function.
+        args: arguments for it.
+    """
+    maker = find_maker(path)
+    own = dict(args)
+    if not takes(maker, "num_classes"):
+        own.pop("num_classes", None)
+    return maker(**own)
+
+
+def check_name(name: str) -> None:
+    """Check that a name is known to a library or can be imported.
+
+    Raises:
+        ModelError: when it is neither; the message suggests similar names.
+    """
+    name = name.removeprefix(REUSED)
+    theirs = [TORCHVISION + known for known in list_models(module=torchvision.models)]
+    if name in theirs or timm.is_model(name):
+        return
+    if is_path(name):
+        find_maker(name)
+        return
+    if ":" in name:
+        raise ModelError(
+            f"'{name}' names a place, not a network: give a name of timm.list_models() and the "
+            "file as the model's weights."
+        )
+    # The part after a slash is compared as well: timm/resnet18 means resnet18.
+    known = theirs if name.startswith(TORCHVISION) else [*timm.list_models(), *theirs]
+    close = difflib.get_close_matches(name.rpartition("/")[2], known, n=2)
+    close += difflib.get_close_matches(name, known, n=3)
+    hint = did_you_mean(*list(dict.fromkeys(close))[:3])
+    raise ModelError(
+        f"Unknown model '{name}'{hint}: timm.list_models() lists timm's names, "
+        f"torchvision.models.list_models() those to write after '{TORCHVISION}'."
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """The message of a library's error, as a part of a sentence."""
+    return " ".join(str(error).split())[:300].rstrip(".!") or type(error).__name__
