@@ -25,7 +25,7 @@ from gpd_cli.models.name_prefixes import REUSED, TORCHVISION
 from gpd_cli.models.own import find_maker, is_path, takes
 from gpd_cli.models.reused import ReusedClassifier
 
-_OF_PROJECTOR = ("features", "relu")
+_PROJECTOR_ARGUMENTS = ("features", "relu")
 # Auxiliary heads make the output a tuple in training, and their initialization is slow and warns.
 _TORCHVISION_ARGS = {
     "googlenet": {"aux_logits": False, "init_weights": False},
@@ -44,7 +44,7 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
         Exception: whatever the constructor raises for wrong arguments.
     """
     if name.startswith(REUSED):
-        own = {key: value for key, value in args.items() if key not in _OF_PROJECTOR}
+        own = {key: value for key, value in args.items() if key not in _PROJECTOR_ARGUMENTS}
         if "features" not in args:
             raise ModelError("it needs the width of the static teacher's classifier, as 'features'")
         body_name = name.removeprefix(REUSED)

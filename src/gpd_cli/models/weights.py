@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from gpd_cli.errors import WeightsError
 from gpd_cli.files import check_whole
-from gpd_cli.models.fitting import fit_tensors, listed, unprefixed
+from gpd_cli.models.fitting import fit_tensors
 from gpd_cli.models.numbers import unusual_tensor, wrong_numbers
+from gpd_cli.models.tensor_forms import listed, unprefixed
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 """Suffixes of the files that `load_state_dict` can read."""
@@ -41,7 +42,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict onto the CPU, without ever running code from the file.
 
     The state dict may be the file's whole content, or an entry under a key of `WRAPPERS`, even a
-    nested one. Prefixes in `gpd_cli.models.fitting.PREFIXES` are removed if every key has them.
+    nested one. Prefixes (`gpd_cli.models.tensor_forms.PREFIXES`) that every key has are removed.
 
     Args:
         path: path of a file written by ``torch.save`` (``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or
