@@ -31,7 +31,8 @@ from gpd_cli.commands.extract import extract_command
 from gpd_cli.data import ImageSpec
 from gpd_cli.errors import GpdError
 from gpd_cli.models import ModelSpec
-from gpd_cli.teacher.checkpoint import Description, load_networks, save_expanded
+from gpd_cli.teacher.checkpoint import load_networks, save_expanded
+from gpd_cli.teacher.description import Description
 from gpd_cli.widening.running.randomize import randomize
 
 CLASSES = ("ant", "bee", "café")

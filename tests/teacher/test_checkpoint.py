@@ -17,7 +17,8 @@ from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.extract import extract_command
 from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.teacher.build import merged_teacher
-from gpd_cli.teacher.checkpoint import Description, check_same_network, load_networks, read_run
+from gpd_cli.teacher.checkpoint import load_networks, read_run
+from gpd_cli.teacher.description import Description, check_same_network
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 

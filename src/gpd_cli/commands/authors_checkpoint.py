@@ -35,7 +35,8 @@ from gpd_cli.data import ImageSpec
 from gpd_cli.errors import WeightsError
 from gpd_cli.files import check_whole
 from gpd_cli.models import ModelSpec
-from gpd_cli.teacher.checkpoint import Description, Weights
+from gpd_cli.teacher.checkpoint import Weights
+from gpd_cli.teacher.description import Description
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.stored import damaged
 

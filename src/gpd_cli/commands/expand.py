@@ -18,7 +18,8 @@ from gpd_cli.commands.summary_table import cost, count, print_table
 from gpd_cli.errors import GpdError, no_effect
 from gpd_cli.files import atomic_path, check_writable
 from gpd_cli.models import ModelSpec, check_images, input_shape, wants_published
-from gpd_cli.teacher.checkpoint import Description, save_expanded
+from gpd_cli.teacher.checkpoint import save_expanded
+from gpd_cli.teacher.description import Description
 from gpd_cli.teacher.expansion import DEFAULT_NOISE, expand
 from gpd_cli.teacher.networks import layer_patterns
 from gpd_cli.teacher.pair import Pair

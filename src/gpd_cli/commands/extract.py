@@ -24,8 +24,9 @@ from gpd_cli.commands.summary_table import Cost, cost, count, print_table
 from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.certificate import Certificate
-from gpd_cli.teacher.checkpoint import Description, Weights, load_chosen, read_run
+from gpd_cli.teacher.checkpoint import Weights, load_chosen, read_run
 from gpd_cli.teacher.compare import relative_difference
+from gpd_cli.teacher.description import Description
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 

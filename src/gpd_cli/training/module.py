@@ -33,7 +33,8 @@ from gpd_cli.models import (
     wants_published,
     with_versions,
 )
-from gpd_cli.teacher.checkpoint import TRAINED, check_same_network, describe_run, exported_state
+from gpd_cli.teacher.checkpoint import TRAINED, exported_state
+from gpd_cli.teacher.description import check_same_network, describe_run
 from gpd_cli.teacher.expansion import DEFAULT_NOISE
 from gpd_cli.teacher.networks import Alone, layer_patterns, summary, with_teacher
 from gpd_cli.teacher.pair import Pair
