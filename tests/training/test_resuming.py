@@ -13,7 +13,7 @@ from gpd_cli.errors import GpdError, TrainingError
 from gpd_cli.forms import FormError
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
 from gpd_cli.training.resuming import check_same_optimizer, group_settings, keep_settings
-from gpd_cli.training.stored_state import check_optimizer_state
+from gpd_cli.training.state_checks import check_optimizer_state
 from processes import JOB, SLURM
 from runs import ALONE, BATCHES, PAIRED, STOP, checkpoint, fit, logged, run_folder
 

@@ -36,9 +36,9 @@ from gpd_cli.errors import WeightsError
 from gpd_cli.files import check_whole
 from gpd_cli.models import ModelSpec
 from gpd_cli.teacher.checkpoint import Weights
+from gpd_cli.teacher.checkpoint_checks import damaged
 from gpd_cli.teacher.description import Description
 from gpd_cli.teacher.networks import Alone
-from gpd_cli.teacher.stored import damaged
 
 Rename = Callable[[nn.Module], dict[str, str]]
 

@@ -30,9 +30,9 @@ from gpd_cli.files import check_writable
 from gpd_cli.report.run import METRICS, ReportError, read_run
 from gpd_cli.teacher.found_once import what_was_found
 from gpd_cli.teacher.pair import Pair
+from gpd_cli.training.checkpoint_io import WholeCheckpoints
 from gpd_cli.training.restoring import Restoring
 from gpd_cli.training.resuming import FinishedError
-from gpd_cli.training.storage import WholeCheckpoints
 
 
 class GpdTrainer(Trainer):

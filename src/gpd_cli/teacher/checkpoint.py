@@ -22,10 +22,7 @@ from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.files import check_whole, save_tensors
 from gpd_cli.forms import Form, FormError, anything, check_form, maybe, shown
 from gpd_cli.models import with_versions
-from gpd_cli.teacher.description import FORMAT, Description
-from gpd_cli.teacher.networks import Alone
-from gpd_cli.teacher.pair import Pair
-from gpd_cli.teacher.stored import (
+from gpd_cli.teacher.checkpoint_checks import (
     bounded_by,
     check_description,
     check_images,
@@ -34,6 +31,9 @@ from gpd_cli.teacher.stored import (
     check_values,
     damaged,
 )
+from gpd_cli.teacher.description import FORMAT, Description
+from gpd_cli.teacher.networks import Alone
+from gpd_cli.teacher.pair import Pair
 
 TRAINED = "current_model_state"
 """Checkpoint key of the trained weights, where ``state_dict`` has their average (EMA) instead."""

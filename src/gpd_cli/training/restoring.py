@@ -13,9 +13,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gpd_cli.errors import GpdError
 from gpd_cli.teacher.checkpoint import check_content
-from gpd_cli.teacher.stored import damaged
+from gpd_cli.teacher.checkpoint_checks import damaged
 from gpd_cli.training.epoch_length import ENTRY, take_up
-from gpd_cli.training.stored_state import check_optimizer_state, check_training_state
+from gpd_cli.training.state_checks import check_optimizer_state, check_training_state
 
 
 class Restoring(_CheckpointConnector):

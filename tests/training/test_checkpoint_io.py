@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpd_cli.__main__ import main
 from gpd_cli.files import check_whole
-from gpd_cli.training.storage import WholeCheckpoints
+from gpd_cli.training.checkpoint_io import WholeCheckpoints
 from runs import ALONE, BATCHES, checkpoint, fit, run_folder
 
 
