@@ -88,13 +88,13 @@ def render_figure(everything: Iterable[Records], folder: str, width: int) -> str
     return ""
 
 
-def with_part(page: str, marks: tuple[str, str], content: str) -> str:
-    """Replace the part of a page that lies between two marks.
+def replaced_between(page: str, marks: tuple[str, str], content: str) -> str:
+    """Replace the text of a page that lies between two marks.
 
     Args:
         page: text of the page.
-        marks: the lines before and after the part; both are kept.
-        content: text of the new part.
+        marks: the lines before and after this text; both are kept.
+        content: the new text.
     """
     start, end = marks
     pattern = re.escape(start) + ".*?" + re.escape(end)
@@ -113,12 +113,12 @@ def made_pages(root: Path) -> dict[Path, str]:
     """
     everything = all_records(root)
     readme, index = root / "README.md", root / "docs" / "index.md"
-    text = with_part(readme.read_text(encoding="utf-8"), MARKS, render_headline(everything))
+    text = replaced_between(readme.read_text(encoding="utf-8"), MARKS, render_headline(everything))
     first = index.read_text(encoding="utf-8")
     return {
         root / "docs" / "results.md": render_page(everything),
-        readme: with_part(text, FIGURE_MARKS, render_figure(everything, "docs/", width=480)),
-        index: with_part(first, FIGURE_MARKS, render_figure(everything, "", width=640)),
+        readme: replaced_between(text, FIGURE_MARKS, render_figure(everything, "docs/", width=480)),
+        index: replaced_between(first, FIGURE_MARKS, render_figure(everything, "", width=640)),
     }
 
 

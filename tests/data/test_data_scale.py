@@ -128,7 +128,7 @@ def test_draws_are_uniform_and_depend_on_every_part_of_their_key():
 
 def test_parts_of_draws():
     draws = Draws(torch.arange(6), torch.arange(6) + 10, torch.arange(6) % 2 == 0)
-    assert [values.tolist() for values in draws.part(slice(2, 4))] == [
+    assert [values.tolist() for values in draws.select(slice(2, 4))] == [
         [2, 3],
         [12, 13],
         [True, False],

@@ -141,7 +141,7 @@ def test_a_flat_folder_is_split_into_disjoint_parts(
 def test_the_test_part_is_the_same_from_the_checkpoint_and_all_has_everything(flat: Path) -> None:
     trained = folder_data(flat)
     trained.setup("fit")
-    kept = {grey for part in trained._fit_parts for grey in files(part)}  # type: ignore[arg-type]
+    kept = {grey for subset in trained._fit_subsets for grey in files(subset)}  # type: ignore[arg-type]
     later = folder_data(flat)
     later.follow(trained.image_spec)
     later.setup("test")

@@ -35,7 +35,11 @@ def test_a_disk_that_fills_costs_the_new_checkpoint_only(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    full = ["--trainer.callbacks+=test_checkpoint_io.DiskFillsUp", "--trainer.limit_val_batches", "0"]
+    full = [
+        "--trainer.callbacks+=test_checkpoint_io.DiskFillsUp",
+        "--trainer.limit_val_batches",
+        "0",
+    ]
     try:
         assert fit(tmp_path, *ALONE, *full, epochs=3) == 1
     finally:

@@ -28,7 +28,7 @@ class Draws(NamedTuple):
         """The same choices on another device."""
         return Draws(*(values.to(device) for values in self))
 
-    def part(self, which: slice) -> Draws:
+    def select(self, which: slice) -> Draws:
         """The choices for some of the images.
 
         Args:

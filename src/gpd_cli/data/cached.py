@@ -179,11 +179,11 @@ class CachedLoader:
         order = order.to(device)
         mean, std = self.preprocessing.statistics
         for number in range(skipped, len(self)):
-            part = slice(number * self.batch_size, (number + 1) * self.batch_size)
-            rows = order[part]
+            places = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            rows = order[places]
             images = self.held.images[rows]
             if self.augment:
-                images = crop_and_flip(images, padding, draws.part(part))
+                images = crop_and_flip(images, padding, draws.select(places))
             batch = normalize(images, mean, std), self.held.labels[rows]
             yield (*batch, rows) if self.with_indices else batch
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpd_cli.data.cached import Cache, check_cacheable
 from gpd_cli.data.digits import ignored_settings
-from gpd_cli.data.feed import Batches, Feed, Part
+from gpd_cli.data.feed import Batches, Feed, Subset
 from gpd_cli.data.image_spec import ImageSpec
 from gpd_cli.data.loaders import LoaderSettings
 from gpd_cli.data.mixing import Mixing
@@ -218,7 +218,7 @@ class ImageData(LightningDataModule):
         Raises:
             DataError: for a streamed data set, whose number of images is not known.
         """
-        return self._fit_parts[0].count
+        return self._fit_subsets[0].count
 
     def prepare_data(self) -> None:
         """Download the splits that the command will open; Lightning calls this once per machine.
@@ -254,7 +254,7 @@ class ImageData(LightningDataModule):
         """
         if stage == "fit":
             self._check_augmentation()
-            _ = self._fit_parts
+            _ = self._fit_subsets
             if len(names := self.class_names) == 1:
                 place = self.hparams["root"] or self.hparams["dataset"]
                 raise DataError(
@@ -291,12 +291,12 @@ class ImageData(LightningDataModule):
                 "every epoch; leave --data.cache out."
             )
         feed, repeats = self._feed, self.hparams["aug_repeats"]
-        return feed.training(self._fit_parts[0], repeats, self.mixing.active, self.with_indices)
+        return feed.training(self._fit_subsets[0], repeats, self.mixing.active, self.with_indices)
 
     def val_dataloader(self) -> Batches | list[Any]:
         """Validation batches in fixed order; an empty list if there is no validation data."""
-        part = self._validation
-        return [] if part is None else self._feed.evaluation(part)
+        subset = self._validation
+        return [] if subset is None else self._feed.evaluation(subset)
 
     def test_dataloader(self) -> Batches:
         """Test batches in fixed order."""
@@ -343,11 +343,11 @@ class ImageData(LightningDataModule):
         order = getattr(getattr(sampler, "sampler", None), "sampler", None)
         if order is None:
             return [f"image {place + 1} of the batch" for place in places]
-        part, numbers = self._fit_parts[0], list(order)
+        subset, numbers = self._fit_subsets[0], list(order)
         chosen = [numbers[batch * self.settings.batch_size + place] for place in places]
-        if part.indices is not None:
-            chosen = [part.indices[number] for number in chosen]
-        name = getattr(part.source, "file", lambda number: None)
+        if subset.indices is not None:
+            chosen = [subset.indices[number] for number in chosen]
+        name = getattr(subset.source, "file", lambda number: None)
         return [name(number) or f"image number {number}" for number in chosen]
 
     @property
@@ -368,19 +368,19 @@ class ImageData(LightningDataModule):
         return source
 
     @cached_property
-    def _test(self) -> Part:
-        return Part(self._checked(self.hparams["test_split"]))
+    def _test(self) -> Subset:
+        return Subset(self._checked(self.hparams["test_split"]))
 
     @cached_property
-    def _pictures(self) -> Part:
+    def _pictures(self) -> Subset:
         """The images to predict."""
         split = self.hparams["test_split"]
         trained_on = None if self._trained is None else self._trained.root
         found = self.spec.pictures(split, self.class_names, trained_on)
-        return Part(self._test.source if found is None else found, unlabelled=True)
+        return Subset(self._test.source if found is None else found, unlabelled=True)
 
     @cached_property
-    def _validation(self) -> Part | None:
+    def _validation(self) -> Subset | None:
         """The validation images, or None if there are none.
 
         The training split is opened only if the validation images are a part of it.
@@ -388,32 +388,32 @@ class ImageData(LightningDataModule):
         split = self.hparams["val_split"]
         if split is not None:
             try:
-                return Part(self._checked(split))
+                return Subset(self._checked(split))
             except MissingSplitError:
                 if split != _WHERE_PRESENT:
                     raise
         return self._held_out[1]
 
     @cached_property
-    def _fit_parts(self) -> tuple[Part, Part | None]:
+    def _fit_subsets(self) -> tuple[Subset, Subset | None]:
         """The images to train on, and the images to validate on (None if there are none)."""
-        whole, validation = Part(self._train), self._validation
+        whole, validation = Subset(self._train), self._validation
         if validation is None or validation.source is not self._train:
             return whole, validation
         return self._held_out
 
     @cached_property
-    def _held_out(self) -> tuple[Part, Part | None]:
+    def _held_out(self) -> tuple[Subset, Subset | None]:
         """The training split, divided into images to train on and images held out (or None)."""
         fraction = self.hparams["val_fraction"]
         if fraction == 0:
-            return Part(self._train), None
+            return Subset(self._train), None
         kept, held_out = hold_out(self._train.labels(), fraction, self.hparams["seed"])
         rank_zero_info(
             f"{len(held_out)} of the {len(kept) + len(held_out)} training images are held out for "
             "validation."
         )
-        return Part(self._train, kept), Part(self._train, held_out)
+        return Subset(self._train, kept), Subset(self._train, held_out)
 
     def _fetch(self, split: str | None) -> bool:
         """Download a split, and return whether it exists.

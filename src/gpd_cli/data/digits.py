@@ -45,9 +45,9 @@ def load_split(split: str) -> tuple[Tensor, Tensor]:
     train, validation = train_test_split(
         rest, test_size=_SHARE / (1 - _SHARE), stratify=labels[rest], random_state=0
     )
-    part = sorted({"train": train, "validation": validation, "test": test}[split])
-    images = torch.from_numpy(data.images[part]).float().unsqueeze(1) / _HIGHEST
-    return images, torch.from_numpy(labels[part]).long()
+    rows = sorted({"train": train, "validation": validation, "test": test}[split])
+    images = torch.from_numpy(data.images[rows]).float().unsqueeze(1) / _HIGHEST
+    return images, torch.from_numpy(labels[rows]).long()
 
 
 def ignored_settings(preprocessing: Preprocessing) -> list[str]:

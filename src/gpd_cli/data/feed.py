@@ -21,7 +21,7 @@ Batches = EpochLoader | CachedLoader
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """A part of a split's images, or all of them.
 
     Args:
@@ -62,22 +62,22 @@ class Feed:
     cache: Cache = "none"
     seed: int = 0
 
-    def training(self, part: Part, repeats: int, mixing: bool, with_indices: bool) -> Batches:
+    def training(self, subset: Subset, repeats: int, mixing: bool, with_indices: bool) -> Batches:
         """Make a loader of shuffled training batches.
 
         Args:
-            part: the images.
+            subset: the images.
             repeats: number of times that repeated augmentation shows each image; 0 or 1 for none.
             mixing: whether batches will be mixed (mixup, CutMix).
-            with_indices: whether batches end with the positions of the images in the part, ``[B]``.
+            with_indices: whether batches end with the positions of the images in it, ``[B]``.
 
         Raises:
             DataError: when there are too few images for mixing, or positions of streamed images are
                 asked for.
         """
-        if part.source.streamed and not with_indices:
-            return self._loader(part, training=True, drop_last=True)
-        sampler = training_sampler(range(part.count), self.share, self.seed, repeats)
+        if subset.source.streamed and not with_indices:
+            return self._loader(subset, training=True, drop_last=True)
+        sampler = training_sampler(range(subset.count), self.share, self.seed, repeats)
         whole = len(sampler) >= self.settings.batch_size
         if mixing and not whole:
             raise DataError(
@@ -86,7 +86,7 @@ class Feed:
             )
         if self.cache != "none":
             return self._cached(
-                part,
+                subset,
                 sampler,
                 training=True,
                 drop_last=whole,
@@ -94,27 +94,27 @@ class Feed:
                 with_indices=with_indices,
             )
         return self._loader(
-            part, training=True, with_indices=with_indices, sampler=sampler, drop_last=whole
+            subset, training=True, with_indices=with_indices, sampler=sampler, drop_last=whole
         )
 
-    def evaluation(self, part: Part, in_order: bool = False) -> Batches:
+    def evaluation(self, subset: Subset, in_order: bool = False) -> Batches:
         """Make a loader of batches in fixed order, with each image once over all processes.
 
         Args:
-            part: the images.
+            subset: the images.
             in_order: whether the order has to be that of the data. A stream is then read by at most
                 one worker, since several workers would take turns with its shards.
         """
-        if part.source.streamed:
-            return self._loader(part, most_workers=1 if in_order else None)
-        sampler = evaluation_sampler(range(part.count), self.share)
+        if subset.source.streamed:
+            return self._loader(subset, most_workers=1 if in_order else None)
+        sampler = evaluation_sampler(range(subset.count), self.share)
         if self.cache != "none":
-            return self._cached(part, sampler)
-        return self._loader(part, sampler=sampler)
+            return self._cached(subset, sampler)
+        return self._loader(subset, sampler=sampler)
 
     def _loader(
         self,
-        part: Part,
+        subset: Subset,
         training: bool = False,
         with_indices: bool = False,
         most_workers: int | None = None,
@@ -123,9 +123,11 @@ class Feed:
         workers = self.settings.workers(self.share)
         if most_workers is not None:
             workers = min(workers, most_workers)
-        if isinstance(part.source, StreamSource):
-            workers = part.source.spread(self.share.rank, self.share.world, workers)
-        images = part.source.images(self.preprocessing, training, part.indices, part.unlabelled)
+        if isinstance(subset.source, StreamSource):
+            workers = subset.source.spread(self.share.rank, self.share.world, workers)
+        images = subset.source.images(
+            self.preprocessing, training, subset.indices, subset.unlabelled
+        )
         if isinstance(images, DigitImages):
             workers = 0  # digits are in memory, so that worker processes would only cost time
         if with_indices:
@@ -141,12 +143,12 @@ class Feed:
         return loader
 
     def _cached(
-        self, part: Part, sampler: Any, training: bool = False, **options: Any
+        self, subset: Subset, sampler: Any, training: bool = False, **options: Any
     ) -> CachedLoader:
-        assert isinstance(part.source, FileSource)  # check_cacheable refuses all other sources
+        assert isinstance(subset.source, FileSource)  # check_cacheable refuses all other sources
         size = self.preprocessing.image_size
         held = hold(
-            part.source.pixels(self.preprocessing, training, part.indices),
+            subset.source.pixels(self.preprocessing, training, subset.indices),
             (self.preprocessing.in_chans, size, size),
             self.share.device if self.cache == "device" else torch.device("cpu"),
             self.settings.workers(self.share),

@@ -172,9 +172,9 @@ class DigitSource(Source):
         unlabelled: bool = False,
     ) -> Dataset[Any]:
         """The digits at some positions of the split, or all; see `Source.images`."""
-        part = slice(None) if indices is None else list(indices)
-        labels = torch.as_tensor(self.labels())[part]
-        return DigitImages(self._images[part], labels, preprocessing, training)
+        rows = slice(None) if indices is None else list(indices)
+        labels = torch.as_tensor(self.labels())[rows]
+        return DigitImages(self._images[rows], labels, preprocessing, training)
 
 
 class FileSource(Source):

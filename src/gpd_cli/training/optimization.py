@@ -16,7 +16,7 @@ from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
 from gpd_cli.training.schedules import (
     WITHOUT_END,
     check_counted_in_updates,
-    check_parts,
+    check_phases,
     make_scheduler,
 )
 
@@ -70,7 +70,7 @@ def configure(
     updates_per_epoch = in_epoch or length
     epochs = length / updates_per_epoch
     if has_end and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        remark = check_parts(settings, epochs)
+        remark = check_phases(settings, epochs)
         if remark:
             rank_zero_info(remark)
     scheduler = make_scheduler(

@@ -84,7 +84,7 @@ def check_counted_in_updates(settings: OptimizerSettings) -> None:
         )
 
 
-def check_parts(settings: OptimizerSettings, epochs: float) -> str | None:
+def check_phases(settings: OptimizerSettings, epochs: float) -> str | None:
     """Check that warm-up and cooldown leave room for the schedule itself.
 
     A cooldown that is too long is an error. A warm-up that is too long only gives a remark, since
@@ -102,7 +102,7 @@ def check_parts(settings: OptimizerSettings, epochs: float) -> str | None:
             the schedule's last learning rate from the second update on.
 
     Example:
-        >>> check_parts(OptimizerSettings(warmup_epochs=5, lr=0.1), 2)
+        >>> check_phases(OptimizerSettings(warmup_epochs=5, lr=0.1), 2)
         'The run ends within its warm-up, before it reaches the learning rate 0.1: \
 --model.optimizer.warmup_epochs is 5, and the run has 2 epochs.'
     """

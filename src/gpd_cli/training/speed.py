@@ -60,7 +60,7 @@ class Speed:
             for module in (network, *frozen):
                 module.to(memory_format=torch.channels_last)
         if self.compile:
-            for module in (*_parts(network), *frozen):
+            for module in (*_compiled_modules(network), *frozen):
                 module.compile(backend=self._backend)
 
     def compiled(self, function: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -86,11 +86,11 @@ class Speed:
         return images.contiguous(memory_format=torch.channels_last)
 
 
-def _parts(network: Pair | Alone) -> tuple[nn.Module, ...]:
+def _compiled_modules(network: Pair | Alone) -> tuple[nn.Module, ...]:
     """The modules to compile, each into its own graph."""
     if isinstance(network, Pair):
         # torch.compile does not trace hooks on intermediate gradients, nor custom gradients under
         # DistributedDataParallel.
-        in_parts = network.recompute_student or world_size() > 1
-        return (network.narrow, network.teacher) if in_parts else (network,)
+        one_by_one = network.recompute_student or world_size() > 1
+        return (network.narrow, network.teacher) if one_by_one else (network,)
     return (network.network,)

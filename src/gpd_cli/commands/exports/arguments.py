@@ -120,9 +120,11 @@ def _stages(network: nn.Module) -> list[int] | None:
 def _scaled(value: Any, ratio: float) -> Any:
     if isinstance(value, bool) or not value:
         return None
-    if isinstance(value, list | tuple) and all(type(part) is int for part in value):
-        wide = [part * ratio for part in value]
-        return [int(part) for part in wide] if all(part == int(part) for part in wide) else None
+    if isinstance(value, list | tuple) and all(type(width) is int for width in value):
+        wide = [width * ratio for width in value]
+        return (
+            [int(width) for width in wide] if all(width == int(width) for width in wide) else None
+        )
     if isinstance(value, int):
         return int(value * ratio) if value * ratio == int(value * ratio) else None
     return value * ratio if isinstance(value, float) else None
