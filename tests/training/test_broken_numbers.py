@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from blocks.centred import Centred
 from gpd_cli.training.broken_numbers import are_lost
 from gpd_cli.training.gap_remarks import remark_on_gap
-from gpd_cli.training.watch import Seen, StepWatch, overflowing
+from gpd_cli.training.watch import BatchCheck, StepWatch, overflowing
 from runs import ALONE, BATCHES, PAIRED, TINY, checkpoint, fit, logged, noise_images
 
 
@@ -232,7 +232,7 @@ def test_a_gradient_that_breaks_under_a_finite_loss_is_seen() -> None:
     watch.remember()
     network(torch.ones(3, 2))
     logits = torch.zeros(3, 2)
-    watch.begin(Seen.of({"ce": torch.tensor(1.0)}, torch.zeros(3, 1, 2, 2), [logits], 0, 4))
+    watch.begin(BatchCheck.of({"ce": torch.tensor(1.0)}, torch.zeros(3, 1, 2, 2), [logits], 0, 4))
     what = watch.judge([torch.tensor([1.0, math.inf])], lambda batch, places: [])
     assert what == "a gradient is NaN or infinite in batch 5 of epoch 1"
     watch.undo()

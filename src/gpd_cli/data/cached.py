@@ -64,7 +64,7 @@ def check_cacheable(spec: DataSpec, preprocessing: Preprocessing) -> None:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldImages:
     """Decoded images and their labels.
 
     Args:
@@ -86,7 +86,7 @@ def hold(
     workers: int,
     what: str,
     neighbours: int = 1,
-) -> Held:
+) -> HeldImages:
     """Decode all images of a data set, and hold them on a device.
 
     Args:
@@ -117,7 +117,7 @@ def hold(
         stop = start + len(classes)
         images[start:stop], labels[start:stop] = decoded, classes
         start = stop
-    return Held(images.to(device), labels.to(device))
+    return HeldImages(images.to(device), labels.to(device))
 
 
 class CachedLoader:
@@ -141,7 +141,7 @@ class CachedLoader:
 
     def __init__(
         self,
-        held: Held,
+        held: HeldImages,
         preprocessing: Preprocessing,
         sampler: DistributedSampler[Any],
         *,

@@ -123,7 +123,7 @@ def predict(checkpoint: Path, split: Split) -> Predictions:
     network, _ = load_networks(checkpoint)
     networks = plain_networks(network)
     data = _data(checkpoint)
-    seen = _Seen(networks, data)
+    seen = _PredictionCollector(networks, data)
     trainer = Trainer(
         accelerator="auto",
         devices=1,
@@ -189,7 +189,7 @@ def worst_confusions(labels: Tensor, chosen: Tensor, most: int = 12) -> list[Con
     ]
 
 
-class _Seen(LightningModule):
+class _PredictionCollector(LightningModule):
     """A module that collects the predictions of networks in validation or test.
 
     Args:

@@ -27,7 +27,7 @@ class EvaluatedModule(LightningModule):
         self._plain: dict[str, nn.Module] = {}
         self._raw: dict[str, nn.Module] = {}
 
-    def score(self, num_classes: int) -> None:
+    def make_scores(self, num_classes: int) -> None:
         """Create the accuracy metrics of training, validation and test.
 
         Args:

@@ -77,7 +77,7 @@ from gpd_cli.training.resuming import (
 from gpd_cli.training.settings import default_settings, method_name, plain_settings
 from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_scores import score_static_teachers
-from gpd_cli.training.watch import Seen, StepLeftOut, StepWatch, check_weights
+from gpd_cli.training.watch import BatchCheck, StepLeftOut, StepWatch, check_weights
 from gpd_cli.widening.tensors import Storage
 
 
@@ -253,7 +253,7 @@ class GapPreservingDistillation(EvaluatedModule):
             ce_weight=ce_weight,
             label_smoothing=label_smoothing,
         )
-        self.score(self.num_classes)
+        self.make_scores(self.num_classes)
         self._speed = Speed(channels_last, compile)
         self._losses = self.objective.losses
         self.live = RunningAccuracy()
@@ -366,7 +366,7 @@ class GapPreservingDistillation(EvaluatedModule):
         logits = {name: value.detach() for name, value in logits.items()}
         values = {name: term.detach() for name, term in terms.items()}
         outputs = list(logits.values())
-        self._watch.begin(Seen.of(values, images, outputs, self.current_epoch, batch_idx))
+        self._watch.begin(BatchCheck.of(values, images, outputs, self.current_epoch, batch_idx))
         self.log_batch("train", logits, values | {"total": loss.detach()}, labels)
         self._show(logits, labels)
         if self.trainer.is_last_batch:

@@ -24,7 +24,7 @@ NameImages = Callable[[int, Sequence[int]], list[str]]
 
 
 @dataclass(frozen=True)
-class Seen:
+class BatchCheck:
     """Which values of a batch's forward pass are finite, in one process.
 
     All tensors are of booleans, which stay on the training device until someone asks for them.
@@ -51,7 +51,7 @@ class Seen:
         logits: Sequence[Tensor],
         epoch: int,
         batch: int,
-    ) -> Seen:
+    ) -> BatchCheck:
         """Check loss terms (scalars), images ``[B, C, H, W]`` and logits ``[B, C]`` per network."""
         return cls(
             {name: torch.isfinite(term) for name, term in terms.items()},
@@ -107,7 +107,7 @@ class StepWatch:
         self.network, self.most = network, most
         self.in_a_row = 0
         self.all_logits_broken = False
-        self.seen: list[Seen] = []
+        self._checks: list[BatchCheck] = []
         self._distillation = distillation
         self._buffers: list[Buffers] = []
         self._is_first = True
@@ -117,13 +117,13 @@ class StepWatch:
         """Have the buffers, and which of them a step changes, determined again in this epoch."""
         self._buffers = []
 
-    def begin(self, seen: Seen) -> None:
+    def begin(self, check: BatchCheck) -> None:
         """Record a batch that contributes to the next optimizer step.
 
         Args:
-            seen: which values of the batch's forward pass are finite.
+            check: which values of the batch's forward pass are finite.
         """
-        self.seen.append(seen)
+        self._checks.append(check)
         if self._is_first:
             self._is_first = False
             for buffers in self._buffers:
@@ -131,7 +131,7 @@ class StepWatch:
 
     def remember(self) -> None:
         """Save the buffers before the forward pass of the first batch of a step."""
-        if self.seen:
+        if self._checks:
             return
         if not self._buffers:
             self._is_first = True
@@ -155,7 +155,7 @@ class StepWatch:
         Returns:
             A text that says what is wrong, if the step has to be left out; otherwise None.
         """
-        seen, self.seen = self.seen, []
+        checks, self._checks = self._checks, []
         finite = torch.tensor(True)
         if gradients:
             norms = torch._foreach_norm(list(gradients))
@@ -164,7 +164,7 @@ class StepWatch:
             self.in_a_row, self.all_logits_broken = 0, False
             return None
         self.in_a_row += 1
-        processes = gathered([_found(one, name_images) for one in seen])
+        processes = gathered([_found(check, name_images) for check in checks])
         found = [one for process in processes for one in process]
         self._blamed = not any(one["pixels"] for one in found)
         self.all_logits_broken = self._blamed and all(one["all"] for one in found)
@@ -230,17 +230,17 @@ def overflowing(network: nn.Module, most: float) -> list[str]:
     return found
 
 
-def _found(seen: Seen, name_images: NameImages) -> dict[str, Any]:
+def _found(check: BatchCheck, name_images: NameImages) -> dict[str, Any]:
     """What is wrong with a batch, as plain values that can be sent to the other processes."""
-    pixels, rows = seen.images_with_broken_pixels(), seen.images_with_broken_logits()
+    pixels, rows = check.images_with_broken_pixels(), check.images_with_broken_logits()
     where = pixels or rows
     return {
-        "terms": seen.broken_terms(),
+        "terms": check.broken_terms(),
         "pixels": bool(pixels),
-        "images": name_images(seen.batch, where[:_SHOWN]),
+        "images": name_images(check.batch, where[:_SHOWN]),
         "more": len(where) - _SHOWN,
-        "all": len(where) == len(seen.finite_pixels),
-        "batch": f"batch {seen.batch + 1} of epoch {seen.epoch + 1}",
+        "all": len(where) == len(check.finite_pixels),
+        "batch": f"batch {check.batch + 1} of epoch {check.epoch + 1}",
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from gpd_cli.distill.features.running import Seen
+from gpd_cli.distill.features.running import Recorded
 from gpd_cli.distill.features.stage import ShapeHints, Stage
 
 MOST_STAGES = 4
@@ -18,7 +18,7 @@ _SHALLOW = 1
 
 
 def default_stages(
-    network: nn.Module, outputs: Mapping[str, Seen], hints: ShapeHints
+    network: nn.Module, outputs: Mapping[str, Recorded], hints: ShapeHints
 ) -> tuple[Stage, ...]:
     """Choose the default stages of a network, from shallow to deep.
 
@@ -43,7 +43,7 @@ def default_stages(
 
 
 def known_stages(
-    names: Iterable[str], outputs: Mapping[str, Seen], hints: ShapeHints
+    names: Iterable[str], outputs: Mapping[str, Recorded], hints: ShapeHints
 ) -> list[Stage]:
     """Make a stage of each module whose output is a map or tokens, in the order given.
 
@@ -67,7 +67,7 @@ def _listed(network: nn.Module) -> list[str]:
     ]
 
 
-def _unlisted(outputs: Mapping[str, Seen], hints: ShapeHints) -> list[Stage]:
+def _unlisted(outputs: Mapping[str, Recorded], hints: ShapeHints) -> list[Stage]:
     """The last stage at each resolution, for networks without ``feature_info``.
 
     Only shallow modules are tried at first, and then deeper ones, level by level, until the stages
@@ -103,7 +103,7 @@ def _last_of_each_resolution(stages: Iterable[Stage]) -> list[Stage]:
     return kept
 
 
-def _longest_run(network: nn.Module, outputs: Mapping[str, Seen]) -> list[str]:
+def _longest_run(network: nn.Module, outputs: Mapping[str, Recorded]) -> list[str]:
     """Names of the modules in the longest sequential container whose outputs have all one shape."""
     best: list[str] = []
     for name, module in network.named_modules():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from gpd_cli.distill.features.defaults import default_stages, known_stages
-from gpd_cli.distill.features.running import Run, Seen, run
+from gpd_cli.distill.features.running import Recorded, Run, run
 from gpd_cli.distill.features.stage import Form, ShapeHints, Stage
 from gpd_cli.distill.features.values import before_activation, pooled_stage
 from gpd_cli.errors import MethodError
@@ -145,7 +145,7 @@ def _noting_overwrites(seen: Run, stage: Stage) -> Stage:
     return replace(stage, overwritten=there is not None and seen.overwrites(there))
 
 
-def _unusable(network: nn.Module, name: str, seen: Seen | None) -> str:
+def _unusable(network: nn.Module, name: str, seen: Recorded | None) -> str:
     got = "nothing for each image" if seen is None else f"a tensor of shape {list(seen.shape)}"
     return (
         f"Module '{name}' of {type(network).__name__} gives {got}, and features have to be a map "

@@ -18,7 +18,7 @@ _NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
-class Seen:
+class Recorded:
     """A recorded output or input of a module.
 
     Args:
@@ -39,7 +39,7 @@ class Seen:
         """Whether the tensor was changed in place after it was recorded."""
         return self.tensor._version != self.version
 
-    def same(self, other: Seen) -> bool:
+    def same(self, other: Recorded) -> bool:
         """Whether both recorded the same tensor, with no change in place in between."""
         return _same(self.tensor, other.tensor) and self.version == other.version
 
@@ -58,14 +58,14 @@ class Run:
         embedding: input of the classifier, ``[2, F]``; None without a classifier.
     """
 
-    outputs: Mapping[str, Seen]
-    inputs: Mapping[str, Seen]
-    norm_inputs: Mapping[str, Seen]
+    outputs: Mapping[str, Recorded]
+    inputs: Mapping[str, Recorded]
+    norm_inputs: Mapping[str, Recorded]
     dropped: Sequence[Tensor]
     classifier: str | None
     embedding: Tensor | None
 
-    def at(self, name: str, before: bool = False) -> Seen | None:
+    def at(self, name: str, before: bool = False) -> Recorded | None:
         """The recorded output of a module, or None.
 
         Args:
@@ -75,7 +75,7 @@ class Run:
         """
         return (self.inputs if before else self.outputs).get(name)
 
-    def overwrites(self, seen: Seen) -> bool:
+    def overwrites(self, seen: Recorded) -> bool:
         """Whether the network changes a tensor in place later on, in eval or only in train mode."""
         place = seen.tensor.untyped_storage().data_ptr()
         return seen.overwritten or any(
@@ -93,9 +93,9 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
     Raises:
         MethodError: when the network returns no tensor.
     """
-    outputs: dict[str, Seen] = {}
-    inputs: dict[str, Seen] = {}
-    norm_inputs: dict[str, Seen] = {}
+    outputs: dict[str, Recorded] = {}
+    inputs: dict[str, Recorded] = {}
+    norm_inputs: dict[str, Recorded] = {}
     linear: dict[str, Tensor] = {}
     dropped: list[Tensor] = []
 
@@ -105,18 +105,18 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
             if tensor is None or tensor.ndim == 0 or len(tensor) != _IMAGES:
                 return
             outputs.pop(name, None)
-            outputs[name] = Seen(tensor, tensor._version)
+            outputs[name] = Recorded(tensor, tensor._version)
             if isinstance(module, nn.Linear) and tensor.ndim == 2:
                 linear.pop(name, None)
                 linear[name] = args[0]
 
         return note
 
-    def entry(name: str, given: dict[str, Seen]) -> Any:
+    def entry(name: str, given: dict[str, Recorded]) -> Any:
         def note(module: nn.Module, args: Any) -> None:
             tensor = first_tensor(args)
             if tensor is not None:
-                given[name] = Seen(tensor, tensor._version)
+                given[name] = Recorded(tensor, tensor._version)
 
         return note
 
