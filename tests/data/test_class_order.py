@@ -62,7 +62,7 @@ def test_classes_of_folders_have_the_numbers_of_torchvision(folder: Path) -> Non
     data.setup("fit")
     expected = ImageFolder("data/val")
     assert data.class_names == expected.classes == ["1", "10", "2", "A", "b"]
-    _, validation = data._fit_subsets
+    _, validation = data._splits.fit_subsets
     assert validation is not None
     source: Any = validation.source
     ours = {str(Path(path)): label for path, label in source.reader.samples}

@@ -562,7 +562,7 @@ def test_image_folders_of_torchvision_are_split_as_image_folders(tmp_path, name)
     data.setup("test")
     assert data.hparams["dataset"] == data.image_spec.dataset == "folder"
     files = []
-    for part in (*data._fit_subsets, data._test):
+    for part in (*data._splits.fit_subsets, data._splits.test):
         numbers = range(len(part.source)) if part.indices is None else part.indices
         files += [part.source.file(number) for number in numbers]
     assert len(files) == len(set(files)) == 60

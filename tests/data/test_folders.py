@@ -141,16 +141,16 @@ def test_a_flat_folder_is_split_into_disjoint_parts(
 def test_the_test_part_is_the_same_from_the_checkpoint_and_all_has_everything(flat: Path) -> None:
     trained = folder_data(flat)
     trained.setup("fit")
-    kept = {grey for subset in trained._fit_subsets for grey in files(subset)}  # type: ignore[arg-type]
+    kept = {grey for subset in trained._splits.fit_subsets for grey in files(subset)}  # type: ignore[arg-type]
     later = folder_data(flat)
     later.follow(trained.image_spec)
     later.setup("test")
-    assert not kept & files(later._test)
-    assert len(kept | files(later._test)) == 60
+    assert not kept & files(later._splits.test)
+    assert len(kept | files(later._splits.test)) == 60
     everything = folder_data(flat, test_split="all")
     everything.follow(trained.image_spec)
     everything.setup("test")
-    assert len(files(everything._test)) == 60
+    assert len(files(everything._splits.test)) == 60
 
 
 def files(part: Any) -> set[str]:

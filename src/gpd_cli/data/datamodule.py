@@ -1,4 +1,4 @@
-"""The LightningDataModule for all image data: splits, loaders, and the numbering of classes."""
+"""The LightningDataModule for all image data: settings, and loaders of the splits."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from torch import Tensor
 
 from gpd_cli.data.cached import Cache, check_cacheable
 from gpd_cli.data.digits import ignored_settings
-from gpd_cli.data.feed import Batches, Feed, Subset
+from gpd_cli.data.feed import Batches, Feed
 from gpd_cli.data.image_spec import ImageSpec
 from gpd_cli.data.loaders import LoaderSettings
 from gpd_cli.data.mixing import Mixing
-from gpd_cli.data.opening import DataSpec, MissingSplitError, numbered, understood
+from gpd_cli.data.opening import DataSpec, understood
 from gpd_cli.data.samplers import Share
-from gpd_cli.data.sources import Source, hold_out
+from gpd_cli.data.splits import WHERE_PRESENT, Splits
 from gpd_cli.data.transforms import Erasing, Interpolation, Preprocessing
 from gpd_cli.errors import DataError, no_effect
 
-_WHERE_PRESENT = "validation"
 _MOST_REPEATS = 64
 
 
@@ -113,7 +112,7 @@ class ImageData(LightningDataModule):
         dataset: str = "digits",
         root: str | None = None,
         train_split: str = "train",
-        val_split: str | None = _WHERE_PRESENT,
+        val_split: str | None = WHERE_PRESENT,
         test_split: str = "test",
         val_fraction: float = 0.1,
         classes: int | None = None,
@@ -174,7 +173,15 @@ class ImageData(LightningDataModule):
             )
         if not 0 <= seed < 2**32:
             raise DataError(f"--data.seed must be from 0 to 2^32 - 1, not {seed}.")
-        self._trained: ImageSpec | None = None
+        self._splits = Splits(
+            self.spec,
+            self.preprocessing.mode,
+            train_split=train_split,
+            val_split=val_split,
+            test_split=test_split,
+            val_fraction=val_fraction,
+            seed=seed,
+        )
 
     def follow(self, trained: ImageSpec) -> None:
         """Number the classes as a trained network does, to evaluate this network.
@@ -186,13 +193,12 @@ class ImageData(LightningDataModule):
                 names, the classes are named by their numbers; if it does not even have the number
                 of classes, the names are those of the training images.
         """
-        self._trained = trained
+        self._splits.follow(trained)
 
     @property
     def class_names(self) -> list[str]:
         """The names of the classes, in the order of their numbers."""
-        known = self._known_names
-        return self._train.class_names if known is None else known
+        return self._splits.class_names
 
     @property
     def num_classes(self) -> int:
@@ -208,7 +214,7 @@ class ImageData(LightningDataModule):
     @property
     def image_spec(self) -> ImageSpec:
         """Description of classes and preprocessing, which checkpoints of a trained network hold."""
-        names = self.class_names if self._is_named else None
+        names = self.class_names if self._splits.is_named else None
         return ImageSpec.of_settings(self.hparams, names)
 
     @property
@@ -218,7 +224,7 @@ class ImageData(LightningDataModule):
         Raises:
             DataError: for a streamed data set, whose number of images is not known.
         """
-        return self._fit_subsets[0].count
+        return self._splits.fit_subsets[0].count
 
     def prepare_data(self) -> None:
         """Download the splits that the command will open; Lightning calls this once per machine.
@@ -233,14 +239,14 @@ class ImageData(LightningDataModule):
         train, validation, test = (self.hparams[f"{k}_split"] for k in ("train", "val", "test"))
         command = None if self.trainer is None else self.trainer.state.fn
         if command in (None, "fit"):
-            self._fetch(train)
-            self._fetch(validation)
+            self._splits.fetch(train)
+            self._splits.fetch(validation)
             with suppress(DataError):  # the command test will report the error
-                self._fetch(test)
+                self._splits.fetch(test)
             return
-        found = self._fetch(validation if command == "validate" else test)
-        if self._known_names is None or (command == "validate" and not found):
-            self._fetch(train)
+        found = self._splits.fetch(validation if command == "validate" else test)
+        if self._splits.known_names is None or (command == "validate" and not found):
+            self._splits.fetch(train)
 
     def setup(self, stage: str) -> None:
         """Open the splits that a command needs, so that a missing split is reported at once.
@@ -254,7 +260,7 @@ class ImageData(LightningDataModule):
         """
         if stage == "fit":
             self._check_augmentation()
-            _ = self._fit_subsets
+            _ = self._splits.fit_subsets
             if len(names := self.class_names) == 1:
                 place = self.hparams["root"] or self.hparams["dataset"]
                 raise DataError(
@@ -262,9 +268,9 @@ class ImageData(LightningDataModule):
                     "add images of another class."
                 )
         elif stage == "validate":
-            _ = self._validation
+            _ = self._splits.validation
         else:
-            _ = self._pictures if stage == "predict" else self._test
+            _ = self._splits.pictures if stage == "predict" else self._splits.test
 
     def _check_augmentation(self) -> None:
         self.preprocessing.transform(training=True)  # refuses unknown policies
@@ -291,25 +297,27 @@ class ImageData(LightningDataModule):
                 "every epoch; leave --data.cache out."
             )
         feed, repeats = self._feed, self.hparams["aug_repeats"]
-        return feed.training(self._fit_subsets[0], repeats, self.mixing.active, self.with_indices)
+        return feed.training(
+            self._splits.fit_subsets[0], repeats, self.mixing.active, self.with_indices
+        )
 
     def val_dataloader(self) -> Batches | list[Any]:
         """Validation batches in fixed order; an empty list if there is no validation data."""
-        subset = self._validation
+        subset = self._splits.validation
         return [] if subset is None else self._feed.evaluation(subset)
 
     def test_dataloader(self) -> Batches:
         """Test batches in fixed order."""
         # Test images are scored only once, so that a cache would be of no use.
-        return replace(self._feed, cache="none").evaluation(self._test)
+        return replace(self._feed, cache="none").evaluation(self._splits.test)
 
     def predict_dataloader(self) -> Batches:
         """Batches of the images to predict, in the order of the data; -1 stands for no label."""
-        return replace(self._feed, cache="none").evaluation(self._pictures, in_order=True)
+        return replace(self._feed, cache="none").evaluation(self._splits.pictures, in_order=True)
 
     def predicted_files(self) -> list[str] | None:
         """Paths of the images to predict, in their order; None if the images are not files."""
-        source = self._pictures.source
+        source = self._splits.pictures.source
         files = getattr(source, "file", None)
         if files is None or not len(source) or files(0) is None:
             return None
@@ -343,7 +351,7 @@ class ImageData(LightningDataModule):
         order = getattr(getattr(sampler, "sampler", None), "sampler", None)
         if order is None:
             return [f"image {place + 1} of the batch" for place in places]
-        subset, numbers = self._fit_subsets[0], list(order)
+        subset, numbers = self._splits.fit_subsets[0], list(order)
         chosen = [numbers[batch * self.settings.batch_size + place] for place in places]
         if subset.indices is not None:
             chosen = [subset.indices[number] for number in chosen]
@@ -359,126 +367,6 @@ class ImageData(LightningDataModule):
     def _seed(self) -> int:
         """The process's seed at the time of the first loader; the process may be reseeded later."""
         return torch.initial_seed() % 2**32
-
-    @cached_property
-    def _train(self) -> Source:
-        source = self._open(self.hparams["train_split"], training=True)
-        if self._trained is not None and self._trained.class_names is not None:
-            self._renumber(source, f"Split '{self.hparams['train_split']}'")
-        return source
-
-    @cached_property
-    def _test(self) -> Subset:
-        return Subset(self._checked(self.hparams["test_split"]))
-
-    @cached_property
-    def _pictures(self) -> Subset:
-        """The images to predict."""
-        split = self.hparams["test_split"]
-        trained_on = None if self._trained is None else self._trained.root
-        found = self.spec.pictures(split, self.class_names, trained_on)
-        return Subset(self._test.source if found is None else found, unlabelled=True)
-
-    @cached_property
-    def _validation(self) -> Subset | None:
-        """The validation images, or None if there are none.
-
-        The training split is opened only if the validation images are a part of it.
-        """
-        split = self.hparams["val_split"]
-        if split is not None:
-            try:
-                return Subset(self._checked(split))
-            except MissingSplitError:
-                if split != _WHERE_PRESENT:
-                    raise
-        return self._held_out[1]
-
-    @cached_property
-    def _fit_subsets(self) -> tuple[Subset, Subset | None]:
-        """The images to train on, and the images to validate on (None if there are none)."""
-        whole, validation = Subset(self._train), self._validation
-        if validation is None or validation.source is not self._train:
-            return whole, validation
-        return self._held_out
-
-    @cached_property
-    def _held_out(self) -> tuple[Subset, Subset | None]:
-        """The training split, divided into images to train on and images held out (or None)."""
-        fraction = self.hparams["val_fraction"]
-        if fraction == 0:
-            return Subset(self._train), None
-        kept, held_out = hold_out(self._train.labels(), fraction, self.hparams["seed"])
-        rank_zero_info(
-            f"{len(held_out)} of the {len(kept) + len(held_out)} training images are held out for "
-            "validation."
-        )
-        return Subset(self._train, kept), Subset(self._train, held_out)
-
-    def _fetch(self, split: str | None) -> bool:
-        """Download a split, and return whether it exists.
-
-        That a split is missing is no error here; the command that needs the split reports it.
-        """
-        if split is None:
-            return False
-        try:
-            self._open(split)
-        except MissingSplitError:
-            return False
-        return True
-
-    def _open(self, split: str, training: bool = False) -> Source:
-        return self.spec.open(split, mode=self.preprocessing.mode, training=training)
-
-    @property
-    def _known_names(self) -> list[str] | None:
-        """Class names from the checkpoint of a trained network, with numbers for missing names.
-
-        None if the checkpoint knows neither names nor number of the classes.
-        """
-        trained = self._trained or ImageSpec()
-        if trained.class_names is not None:
-            return list(trained.class_names)
-        return None if trained.classes is None else numbered(trained.classes)
-
-    @property
-    def _is_named(self) -> bool:
-        """Whether the classes have names of their own, and not just their numbers."""
-        if self._trained is None or self._known_names is None:
-            return self._train.named
-        return self._trained.class_names is not None
-
-    def _checked(self, split: str) -> Source:
-        """Open a split, and number its classes as in training.
-
-        Raises:
-            DataError: when the split has a class that is not among those of training.
-        """
-        source = self._open(split)
-        self._renumber(source, f"Split '{split}'")
-        return source
-
-    def _renumber(self, source: Source, what: str) -> None:
-        found, names = len(source.class_names), self.class_names
-        if not (source.named and self._is_named):
-            if found != len(names):
-                raise DataError(
-                    f"{what} has {found} classes, which are not named in both it and the training "
-                    f"images, and these have {len(names)}; give both the same classes."
-                )
-            return
-        unknown = source.renumber(names)
-        if unknown:
-            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-            listed = ", ".join(f"'{name}'" for name in unknown[:3])
-            known = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            raise DataError(
-                f"{what} has classes that are not among those of training: {listed}{more} (those "
-                f"are: {known}); give them the names that they had in training, or take them out."
-            )
-        if found < len(names):
-            rank_zero_info(f"{what} has images of {found} of the {len(names)} classes.")
 
 
 def _fields(settings: Any, given: dict[str, Any]) -> dict[str, Any]:
