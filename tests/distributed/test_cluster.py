@@ -23,7 +23,7 @@ from torch.utils.data import TensorDataset
 
 from bench.chaos.compare import rows
 from gpd_cli.__main__ import main
-from gpd_cli.data.cached import CachedLoader, Held
+from gpd_cli.data.cached import CachedLoader, HeldImages
 from gpd_cli.data.loaders import LoaderSettings
 from gpd_cli.data.samplers import Share, training_sampler
 from gpd_cli.data.skipping import skip_once
@@ -410,7 +410,9 @@ def test_skipping_leaves_out_batches_of_the_next_pass_only(workers: int | None) 
     loader: Any
     if workers is None:
         plain = Preprocessing(image_size=4, in_chans=1, no_aug=True)
-        loader = CachedLoader(Held(images, numbers), plain, sampler, batch_size=2, training=True)
+        loader = CachedLoader(
+            HeldImages(images, numbers), plain, sampler, batch_size=2, training=True
+        )
     else:
         settings = LoaderSettings(batch_size=2, num_workers=workers)
         loader = settings.loader(TensorDataset(images, numbers), Share(), workers, sampler=sampler)

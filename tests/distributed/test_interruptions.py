@@ -12,7 +12,7 @@ from test_cluster import ALONE, STOPPED, fit
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from gpd_cli.data.cached import CachedLoader, Held
+from gpd_cli.data.cached import CachedLoader, HeldImages
 from gpd_cli.data.loaders import LoaderSettings
 from gpd_cli.data.samplers import Share, training_sampler
 from gpd_cli.data.skipping import skip_once
@@ -77,7 +77,7 @@ def test_cached_crops_are_the_same_after_a_resumption() -> None:
     images = torch.randint(0, 255, (12, 1, 4, 4), dtype=torch.uint8)
     sampler = training_sampler(range(12), Share(), seed=3)
     augmented = Preprocessing(image_size=4, in_chans=1, crop_padding=2)
-    held = Held(images, torch.arange(12))
+    held = HeldImages(images, torch.arange(12))
     loader = CachedLoader(held, augmented, sampler, batch_size=2, training=True)
     whole = [batch for batch, _ in loader]
     skip_once(loader, 2)
