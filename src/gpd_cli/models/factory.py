@@ -94,13 +94,15 @@ def create_model(
     if num_classes is not None:
         if args.get("num_classes", num_classes) != num_classes:
             raise ModelError(
-                f"{name} is to have {num_classes} classes and, by its model arguments, "
-                f"{args['num_classes']}: leave one of the two out."
+                f"num_classes of {name} is {num_classes}, but its model arguments say "
+                f"{args['num_classes']}; leave out one of the two."
             )
         args["num_classes"] = num_classes
     classes = args.get("num_classes", 1)
     if not isinstance(classes, int) or classes < 1:
-        raise ModelError(f"{name} cannot have {classes!r} classes: give a whole number from 1 on.")
+        raise ModelError(
+            f"num_classes of {name} must be a whole number of 1 or more, not {classes!r}."
+        )
     _check_name(name)
     own = without_pretrained(name, args)
     model = _built(name, own, role)
@@ -179,14 +181,14 @@ def _wants_pretrained(name: str, args: Mapping[str, Any], weights: str | Path | 
     given = next((key for key in files if args.get(key)), None)
     if given:
         raise ModelError(
-            f"'{given}' is no model argument of {name} here: give the file as the model's weights "
-            "instead, or 'pretrained: true' for the published ones."
+            f"'{given}' cannot be a model argument of {name}; give the file as the model's weights "
+            "instead, or 'pretrained: true' for the published weights."
         )
     wanted = wants_published(name, args)
     if wanted and weights is not None:
         raise ModelError(
-            f"{name} is to start from '{weights}' and, by its model arguments, from published "
-            "weights: leave one of the two out."
+            f"{name} cannot start from '{weights}' and from published weights (in its model "
+            "arguments) at once; leave out one of the two."
         )
     return wanted
 
@@ -228,16 +230,16 @@ def _load_published(
         needed = {key: own[key] for key in _built_with(name) if key in own}
         further = f", with {json.dumps(needed)} among the network's arguments" if needed else ""
         raise ModelError(
-            f"The published weights of {name} cannot be had ({_reason(error)}); where the hub "
-            "cannot be reached, give a copy of the file instead "
-            f"(--model.student_weights, --model.static_teacher.weights){further}."
+            f"The published weights of {name} cannot be loaded ({_reason(error)}); if the hub "
+            "cannot be reached, give a copy of the file instead (--model.student_weights, "
+            f"--model.static_teacher.weights){further}."
         ) from error
     if body.startswith(_TORCHVISION):
         target = model
         if isinstance(model, ReusedClassifier):
             target = model.body
             how = {**how, "ignore": (f"{model.replaced}.", *_AUXILIARY_HEADS)}
-        return load_tensors(target, state, f"What torchvision publishes as {name}", **how), model
+        return load_tensors(target, state, f"The published weight file of {name}", **how), model
     config = getattr(published, "pretrained_cfg", None) or {}
     theirs, ours = config.get("num_classes"), own.get("num_classes")
     if theirs is None or ours in (None, theirs) or name != body:
@@ -247,7 +249,10 @@ def _load_published(
             f"The published weights of {name} are for {theirs} classes and not {ours}; give a file "
             "of weights for these classes."
         )
-    note = f"the classifier starts anew, the published weights have {theirs} classes and not {ours}"
+    note = (
+        f"the classifier is initialized anew, since the published weights have {theirs} classes "
+        f"and not {ours}"
+    )
     return (note,), published
 
 
@@ -296,15 +301,15 @@ def count_classes(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """
     known = getattr(model, "num_classes", None)
     if known == 0:
-        raise ModelError(f"{type(model).__name__} comes without a classifier: set num_classes.")
+        raise ModelError(f"{type(model).__name__} has no classifier; set num_classes.")
     if isinstance(known, int):
         return known
     logits = _probe(model, shape)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(
-            f"{type(model).__name__} is no image classifier: its output should be logits of shape "
-            f"[batch, classes], but is {got}."
+            f"{type(model).__name__} is not an image classifier: its output must be logits of "
+            f"shape [batch, classes], but is {got}."
         )
     return logits.shape[1]
 
@@ -325,8 +330,9 @@ def check_images(model: nn.Module, shape: tuple[int, int, int], option: str) -> 
         _probe(model, shape)
     except ModelError as error:
         raise ModelError(
-            f"{str(error).removesuffix('.')}; build it for them ({option} '{{img_size: "
-            f"{shape[1]}}}', for most of timm's) or set --data.image_size to the size it takes."
+            f"{str(error).removesuffix('.')}; build it for this image size ({option} '{{img_size: "
+            f"{shape[1]}}}', for most networks of timm) or set --data.image_size to the size that "
+            "it takes."
         ) from error
 
 
@@ -396,8 +402,8 @@ class ModelSpec:
         classes = count_classes(model, shape)
         if self.num_classes not in (None, classes):
             raise ModelError(
-                f"{self.name} has {classes} classes and not {self.num_classes}: let it take the "
-                f"number as num_classes, or set --model.num_classes {classes}."
+                f"{self.name} has {classes} classes and not {self.num_classes}; let it take the "
+                f"argument num_classes, or set --model.num_classes {classes}."
             )
         args = without_pretrained(self.name, self.model_args)
         resolved = replace(self, num_classes=classes, model_args=args)
@@ -417,8 +423,8 @@ class ModelSpec:
             _probe(model, shape)
         except ModelError as error:
             raise ModelError(
-                f"{str(error).removesuffix('.')}; if it takes others, say so on its class, such as "
-                "by pretrained_cfg = {'input_size': (1, 16, 16)}."
+                f"{str(error).removesuffix('.')}; if it takes images of another shape, state the "
+                "shape in its class, such as by pretrained_cfg = {'input_size': (1, 16, 16)}."
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -442,10 +448,12 @@ class ModelSpec:
         try:
             spec = cls(**values)
         except TypeError as error:
-            raise ModelError(f"This is no description of a model ({error}): {values!r}.") from error
+            raise ModelError(
+                f"The description of a model is not valid ({error}): {values!r}."
+            ) from error
         classes = spec.num_classes
         if not isinstance(spec.name, str) or not isinstance(classes, int | None):
-            raise ModelError(f"This is no description of a model: {values!r}.")
+            raise ModelError(f"The description of a model is not valid: {values!r}.")
         return spec
 
 
@@ -453,7 +461,9 @@ def _build(name: str, args: dict[str, Any]) -> nn.Module:
     if name.startswith(_REUSED):
         own = {key: value for key, value in args.items() if key not in _OF_PROJECTOR}
         if "features" not in args:
-            raise ModelError("it needs the width of the static teacher's classifier, as 'features'")
+            raise ModelError(
+                "it needs the argument 'features', the width of the static teacher's classifier"
+            )
         body_name = name.removeprefix(_REUSED)
         body = _build(body_name, own)
         classes = count_classes(body, input_shape(body, body_name, own))
@@ -495,8 +505,8 @@ def _check_name(name: str) -> None:
         return
     if ":" in name:
         raise ModelError(
-            f"'{name}' names a place, not a network: give a name of timm.list_models() and the "
-            "file as the model's weights."
+            f"'{name}' is the address of a network and not its name; give a name from "
+            "timm.list_models(), and the file as the model's weights."
         )
     # The part after a slash is compared as well: timm/resnet18 means resnet18.
     known = theirs if name.startswith(_TORCHVISION) else [*timm.list_models(), *theirs]
@@ -504,7 +514,7 @@ def _check_name(name: str) -> None:
     close += difflib.get_close_matches(name, known, n=3)
     hint = did_you_mean(*list(dict.fromkeys(close))[:3])
     raise ModelError(
-        f"Unknown model '{name}'{hint}: timm.list_models() lists timm's names, "
+        f"Unknown model '{name}'{hint}; timm.list_models() lists timm's names, and "
         f"torchvision.models.list_models() those to write after '{_TORCHVISION}'."
     )
 
