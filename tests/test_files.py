@@ -196,7 +196,7 @@ def test_metadata_goes_into_the_header_of_safetensors(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suffix_lists_the_known_ones(tmp_path: Path) -> None:
-    sentence = "its suffix '.npz' is none of .safetensors, .pth, .pt."
+    sentence = "its suffix must be one of .safetensors, .pth, .pt."
     with pytest.raises(WeightsError) as error:
         save_tensors(tmp_path / "x.npz", {})
     assert sentence in str(error.value)

@@ -28,8 +28,8 @@ is grown out of them.
 commands:
   fit       train a student together with a dynamic teacher grown out of it
   validate  score student and dynamic teacher on the validation images
-  test      score them on the test images
-  predict   write their predictions for images, with or without labels
+  test      score student and dynamic teacher on the test images
+  predict   write both networks' predictions for images, labelled or not
   expand    inflate a student into a dynamic teacher with the same function
   extract   cut the trained student out of a checkpoint, for deployment
   report    write a page about one run or several: curves, classes, pictures
@@ -89,7 +89,9 @@ def _command(arguments: list[str]) -> int:
     try:
         here = str(Path.cwd())
     except OSError:
-        return _fail("The working directory is gone, or must not be read; change into another one.")
+        return _fail(
+            "The working directory no longer exists or cannot be read; change to another directory."
+        )
     if here not in sys.path:
         sys.path.append(here)
     try:
@@ -99,7 +101,7 @@ def _command(arguments: list[str]) -> int:
         if "torchvision::nms" not in str(error):
             raise
         return _fail(
-            "torch and torchvision do not fit together (operator torchvision::nms does not exist); "
+            "torch and torchvision do not match (operator torchvision::nms does not exist); "
             "install both in one step into a fresh environment: pip install torch torchvision."
         )
     return run(arguments)

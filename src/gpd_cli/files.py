@@ -47,7 +47,7 @@ def check_writable(path: str | Path, suffixes: Collection[str] | None = None) ->
     path = Path(path)
     if suffixes is not None and path.suffix.lower() not in suffixes:
         raise WeightsError(
-            f"Cannot write '{path}': its suffix '{path.suffix}' is none of {', '.join(suffixes)}."
+            f"Cannot write '{path}': its suffix must be one of {', '.join(suffixes)}."
         )
     try:
         target = path.resolve()
@@ -147,14 +147,15 @@ def check_folder(path: str | Path, belongs: Collection[str]) -> None:
         raise _refusal(path, error) from error
     if others := sorted(found - set(belongs)):
         raise GpdError(
-            f"Cannot write the folder '{path}': it holds other things, such as '{others[0]}'; "
-            "choose a new one."
+            f"Cannot write the folder '{path}': it contains other files, such as '{others[0]}'; "
+            "choose a new folder."
         )
     if target.exists() and not target.is_dir():
         raise GpdError(f"Cannot write the folder '{path}': it is a file; choose another path.")
     if target == Path.cwd():  # whoever works in it would stay in the old folder, which is removed
         raise GpdError(
-            f"Cannot write the folder '{path}': it is the working directory; give a folder in it."
+            f"Cannot write the folder '{path}': it is the working directory; give a folder inside "
+            "it."
         )
     check_writable(target / "file" if not target.exists() else target.parent / "file")
 
@@ -255,7 +256,7 @@ def _check_version(path: Path, size: int, modified: int) -> None:
     else:
         reason = _damage_of_archive(path)
     if reason:
-        raise WeightsError(f"{path} is damaged ({reason}); give another file, or a whole copy.")
+        raise WeightsError(f"{path} is damaged ({reason}); copy it again, or give another file.")
 
 
 def _damage_of_archive(path: Path) -> str | None:

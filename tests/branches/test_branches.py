@@ -632,7 +632,7 @@ def test_widths_that_are_none_are_refused(width: object) -> None:
 
 def test_the_authors_block_has_the_papers_width() -> None:
     options = {"branches": 6, "branch_init": "gpd", "branch_width": 0.5}
-    with pytest.raises(ExpansionError, match="leave it at 1"):
+    with pytest.raises(ExpansionError, match="must be 1"):
         gpd_cli.expand(ThreeConvs(), sample=torch.zeros(2, 3, 9, 9), **options)
 
 

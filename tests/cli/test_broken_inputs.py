@@ -90,8 +90,8 @@ LONG = [[0, 1, 4, 10**6]]  # ten to the 6 copies of each channel
 MOMENTUM = ("optimizer_states", 0, "state", 0, "momentum_buffer")
 
 EXTRACTED: dict[str, tuple[Change, str]] = {
-    "format": (set_to(7, "gpd", "format"), "has format 7, this version reads format 1"),
-    "no format": (set_to([], "gpd"), "has format None"),
+    "format": (set_to(7, "gpd", "format"), "has the format 7, but .* reads the format 1"),
+    "no format": (set_to([], "gpd"), "has the format None"),
     "part missing": (without("gpd", "branches"), "the description lacks branches"),
     "part empty": (set_to({}, "gpd", "student"), "the description, student lacks name"),
     "other type": (set_to("mixed", "gpd", "shape"), "shape is 'mixed' and not a list"),
@@ -109,8 +109,8 @@ EXTRACTED: dict[str, tuple[Change, str]] = {
     "branch width of 0": (set_to(0.0, "gpd", "branch_width"), "branch_width is 0.0 and not above"),
     "branch": (set_to(["7x7"], "gpd", "branches"), "'7x7' and not one of"),
     "attribute": (set_to({"x": 1}, *PLAN, "attributes", "conv1"), "AttributeError"),
-    "width": (set_to({"width": 10**5}, "gpd", "student", "model_args"), "far larger network"),
-    "classes": (set_to(10**9, "gpd", "student", "num_classes"), "far larger network"),
+    "width": (set_to({"width": 10**5}, "gpd", "student", "model_args"), "much larger network"),
+    "classes": (set_to(10**9, "gpd", "student", "num_classes"), "much larger network"),
     "infinite statistics": (
         weight("running_mean", lambda t: t.fill_(float("inf"))),
         "running_mean has values that are NaN or infinite",
@@ -214,9 +214,9 @@ def bomb(levels: int) -> str:
         (bomb(9), "aliases stand for more than 100,000 values"),
         (f"model: {'[' * 20_000}", "more than 60 levels"),
         ("\n".join(" " * k + "a:" for k in range(500)), "more than 60 levels"),
-        ("model: &m\n  student_args: *m\n", r"alias \*m stands for what it is in"),
+        ("model: &m\n  student_args: *m\n", r"alias \*m stands for the value that contains it"),
         ("a" * 5_000_000, "5,000,000 characters"),
-        ("model: {0x10: resnet18}\n", "model has an option 16, which YAML reads as no text"),
+        ("model: {0x10: resnet18}\n", "model has the option 16, which YAML does not read as text"),
     ],
     ids=["aliases", "brackets", "indents", "itself", "long", "name"],
 )
@@ -250,9 +250,9 @@ def test_ordinary_aliases_are_no_bomb() -> None:
         ("--model.optimizer.momentum=5", "--model.optimizer.momentum must be below 1"),
         ("--model.optimizer.warmup_epochs=-1", "warmup_epochs must be 0 or more"),
         ("--data.num_workers=100000", "--data.num_workers must be from 0 to 512"),
-        ("--data.scale=[1, 0.1]", "--data.scale must be two numbers above 0, at most 1"),
+        ("--data.scale=[1, 0.1]", "--data.scale must be two numbers above 0 and at most 1"),
         ("--data.std=[0]", "--data.std must be above 0"),
-        ("--data.crop_pct=0.00001", "--data.crop_pct must be above 0"),
+        ("--data.crop_pct=0.00001", "--data.crop_pct must be from 0.05 to 1"),
         ("--data.aug_repeats=10000000000", "--data.aug_repeats must be from 0 to 64"),
         ("--data.image_size=1000000", "--data.image_size must be from 1 to 16384"),
     ],

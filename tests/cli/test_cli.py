@@ -195,7 +195,9 @@ def test_working_directory_that_is_gone(tmp_path: Path) -> None:
     command = shlex.join([sys.executable, "-m", "gpd_cli", "report", "a"])
     (result,) = in_processes(tmp_path, ["sh", "-c", f"cd gone; rmdir ../gone; {command}"])
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("gpd: error: The working directory is gone")
+    assert result.stderr.splitlines()[-1].startswith(
+        "gpd: error: The working directory no longer exists"
+    )
     assert "Traceback" not in result.stderr
 
 
@@ -649,7 +651,10 @@ def test_weights_of_other_classes_start_all_but_the_classifier(
     torch.save(student(7).state_dict(), "weights.pth")
     rest = FAST if command == "fit" else ["--output", "w.safetensors"]
     say(command, *STUDENT, "--model.student_weights", "weights.pth", *rest)
-    assert "the classifier (fc) starts anew, the file has 7 classes and not 10" in caplog.text
+    assert (
+        "the classifier (fc) is initialized anew, since the file has 7 classes and not 10"
+        in caplog.text
+    )
 
 
 def test_classes_of_data_and_student_differ(refuse: Callable[..., str]) -> None:

@@ -30,7 +30,8 @@ def refuse(
 @pytest.mark.parametrize("command", ["fit", "expand"])
 def test_no_student(command: str, refuse: Refuse) -> None:
     assert refuse(command) == (
-        "--model.student is required; begin with -c recipe:digits (gpd recipes lists more)."
+        "--model.student is required; name a network, or start with -c recipe:digits (gpd recipes "
+        "lists more)."
     )
 
 
@@ -41,8 +42,8 @@ def test_other_options_that_are_required(refuse: Refuse) -> None:
 
 def test_a_random_seed_that_is_none(refuse: Refuse) -> None:
     assert refuse("fit", "-c", "recipe:digits", "--seed_everything", "true") == (
-        "--seed_everything true has the seed 0 each time; give a number, or false; see gpd fit "
-        "--help."
+        "--seed_everything true would set the seed 0 every time; give a number, or false; see "
+        "gpd fit --help."
     )
 
 
@@ -96,12 +97,15 @@ def test_a_configuration_of_another_command(refuse: Refuse) -> None:
         ("model: \0", ": special characters are not allowed."),
         ("", " is empty;"),
         ("# nothing yet\n", " is empty;"),
-        ("- a\n", " holds no options"),
-        ("resnet18", " holds no options"),
+        ("- a\n", " contains no options"),
+        ("resnet18", " contains no options"),
         ("config: bad.yaml", " builds on itself"),
         ("config: nothere.yaml", "no configuration 'nothere.yaml', on which bad.yaml builds"),
         ("config: recipe:digit", "Unknown recipe 'digit'"),
-        ("config: 3\nmodel: {ratio: 2}", ": config takes the configuration to build on, not 3."),
+        (
+            "config: 3\nmodel: {ratio: 2}",
+            ": config takes the path or name of a configuration, not 3.",
+        ),
         ("model: [1]", ": model takes options with values, not [1]."),
         ("model: {method: {class_path: Nope}}", "Unknown distillation method 'Nope'"),
     ],
@@ -118,7 +122,7 @@ def test_a_configuration_that_cannot_be_read(
 
 def test_a_configuration_that_is_no_text(refuse: Refuse) -> None:
     Path("bad.yaml").write_bytes(b"\xff\xfe\x81")
-    assert refuse("fit", "-c", "bad.yaml").startswith("bad.yaml is no text")
+    assert refuse("fit", "-c", "bad.yaml").startswith("bad.yaml is not text")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ def test_a_configuration_that_there_is_not(name: str, said: str, refuse: Refuse)
 
 def test_a_folder_with_the_name_of_a_recipe(refuse: Refuse) -> None:
     Path("digits").mkdir()
-    said = "'digits' is a folder, no configuration (did you mean recipe:digits?)."
+    said = "'digits' is a folder, not a configuration (did you mean recipe:digits?)."
     assert refuse("fit", "-c", "digits") == said
 
 

@@ -116,6 +116,6 @@ def test_folders_without_a_number_are_no_versions(tmp_path: Path) -> None:
 
 def test_a_copy_alone_is_no_version_but_is_resumed_by_its_own_name(tmp_path: Path) -> None:
     copy = write(tmp_path / "version_0 (copy)", "last", 100, 0).parents[1]
-    with pytest.raises(GpdError, match="give the folder of one"):
+    with pytest.raises(GpdError, match="give the folder of a run"):
         resumed_run(["fit", "--resume", str(tmp_path)])
     assert resumed_run(["fit", "--resume", str(copy)])[1] == copy

@@ -117,7 +117,7 @@ def test_another_student_under_a_recipe(
 ) -> None:
     other = ["-c", "recipe:digits", "--model.student", "mine.Net"]
     rest = CPU if command == "fit" else ["--dry_run"]
-    remedy = "its arguments come from recipe:digits, and --model.student_args null drops them."
+    remedy = "its arguments come from recipe:digits, and --model.student_args null removes them."
     assert main([command, *other, *rest]) == 1
     assert remedy in capsys.readouterr().err
     assert main([command, *other, *rest, "--model.student_args", "{depth: 3}"]) == 1
@@ -181,8 +181,8 @@ def test_classes_and_functions_build_networks(name: str) -> None:
         ("test_own_code.Missing", "no attribute 'Missing'.*PYTHONPATH"),
         ("no_such_module.Net", "no_such_module.*PYTHONPATH"),
         ("test_own_code.unannotated", "annotated"),
-        ("os.system", "no class of torch.nn.Module"),  # nothing else is ever called
-        ("torch.optim.SGD", "no class of torch.nn.Module"),
+        ("os.system", "neither a subclass of torch.nn.Module"),  # nothing else is ever called
+        ("torch.optim.SGD", "neither a subclass of torch.nn.Module"),
     ],
 )
 def test_what_builds_no_network_is_refused(name: str, naming: str) -> None:
@@ -242,7 +242,7 @@ def test_numbers_that_no_checkpoint_has_and_no_build_repeats_are_refused(
     tmp_path: Path, how: str
 ) -> None:
     """The extracted network would have others than were trained."""
-    with pytest.raises(ModelError, match=r"makes another tensor 'order' each time .*buffer"):
+    with pytest.raises(ModelError, match=r"gets another tensor 'order' each time .*buffer"):
         expand_command(
             tmp_path / "w.safetensors",
             student="test_own_code.Shuffled",

@@ -210,7 +210,7 @@ def test_networks_of_theirs_that_are_not_known_are_refused(tmp_path: Path) -> No
     path = tmp_path / "x.pth.tar"
     torch.save({"state_dict": {"stage.bn.tiny_running_mean": torch.ones(2)}}, path)
     with pytest.raises(
-        WeightsError, match=r"of the paper's authors' code, of a network that is none"
+        WeightsError, match=r"of the paper's authors' code for a network other than resnet18"
     ):
         extract_command(path, str(tmp_path / "s.pth"))
 

@@ -308,7 +308,7 @@ def test_numbers_beyond_float16_are_not_written_as_infinite_ones(
     path = tmp_path / "bytes.safetensors"
     save_expanded(path, network, description)
     with pytest.raises(
-        GpdError, match=r"ends at 65504, bn1.running_var has values .* infinite; leave --half out"
+        GpdError, match=r"number is 65504, bn1.running_var has values .* infinite; leave out --half"
     ):
         extract_command(path, f"{tmp_path}/{form}", half=True)
     assert [file.name for file in tmp_path.iterdir()] == ["bytes.safetensors"]
@@ -347,12 +347,12 @@ def test_what_the_checkpoint_does_not_know_is_said(
     path = saved(tmp_path, images=None)
     extract_command(path, f"{tmp_path}/plain/")
     said = " ".join(capsys.readouterr().out.split())
-    assert "classes 3, of unknown names" in said
-    assert "preprocessing unknown to the checkpoint" in said
+    assert "classes 3, without names" in said
+    assert "preprocessing not in the checkpoint" in said
     network = timm.create_model(f"local-dir:{tmp_path}/plain", pretrained=True)
     assert network.pretrained_cfg["label_names"] == ["class 0", "class 1", "class 2"]
     with pytest.raises(
-        GpdError, match=r"does not know how its images were prepared.*; leave --preprocess"
+        GpdError, match=r"does not say how images were prepared.*; leave out --preprocess"
     ):
         extract_command(path, f"{tmp_path}/p.onnx", preprocess=True)
     assert not (tmp_path / "p.onnx").exists()
@@ -371,7 +371,7 @@ def test_a_network_that_onnx_cannot_hold_is_one_sentence_that_offers_pt2(
     assert "\x1b" not in sentence
     assert "\n" not in sentence
     assert sentence.startswith("torch's ONNX exporter cannot convert test_vit_relpos (")
-    assert sentence.endswith("write it to a .pt2 file instead, which runs wherever torch does.")
+    assert sentence.endswith("write a .pt2 file instead, which runs wherever torch does.")
     assert [file.name for file in tmp_path.iterdir()] == ["wide.safetensors"]
     extract_command(path, str(tmp_path / "x.pt2"))
 
@@ -383,7 +383,7 @@ def test_an_export_replaces_an_older_one_but_nothing_else(wide: Path, tmp_path: 
     assert json.loads((tmp_path / "model" / "config.json").read_text())["num_classes"] == 3
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
     (tmp_path / "model" / "thesis.tex").write_text("years of work")
-    with pytest.raises(GpdError, match=r"holds other things, such as 'thesis.tex'; choose a new"):
+    with pytest.raises(GpdError, match=r"contains other files, such as 'thesis.tex'; choose a new"):
         extract_command(wide, f"{tmp_path}/model/")
 
 
@@ -409,16 +409,14 @@ def test_the_working_directory_is_not_replaced_under_the_user(
 ) -> None:
     """A shell would stay in the old folder, which is no more, and see no files."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(GpdError, match=r"it is the working directory; give a folder in it"):
+    with pytest.raises(GpdError, match=r"it is the working directory; give a folder inside it"):
         extract_command(wide, output)
     assert not list(Path().iterdir())
 
 
 def test_networks_that_timm_alone_does_not_build_are_offered_other_forms(tmp_path: Path) -> None:
     path = saved(tmp_path, "cifar_resnet8", {})
-    with pytest.raises(
-        GpdError, match=r"timm alone does not build cifar_resnet8.* \.pt2 or \.onnx"
-    ):
+    with pytest.raises(GpdError, match=r"timm alone cannot build cifar_resnet8.* \.pt2 or \.onnx"):
         extract_command(path, f"{tmp_path}/model/")
     assert [file.name for file in tmp_path.iterdir()] == ["wide.safetensors"]
 
@@ -476,7 +474,7 @@ def test_a_folder_that_timm_does_not_load_is_not_kept(
         return create(name, **arguments)
 
     monkeypatch.setattr(timm, "create_model", refuse)
-    with pytest.raises(GpdError, match=r"timm does not load .*\(an argument .* \.pt2 or \.onnx"):
+    with pytest.raises(GpdError, match=r"timm cannot load .*\(an argument .* \.pt2 or \.onnx"):
         extract_command(wide, f"{tmp_path}/model/")
     assert not list(tmp_path.iterdir())
 
@@ -525,7 +523,7 @@ def test_the_card_of_a_run_has_its_accuracies_and_settings(tmp_path: Path) -> No
     assert "| recipe | sgd" in card
     assert "Classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9." in card
     assert ", epoch 2 of 4 |" in card
-    assert "takes them, without loggers and the paths of files:" in card
+    assert "for `gpd fit -c FILE`, without loggers and the paths of files:" in card
     config = card.split("```yaml\n")[1].split("```")[0]
     settings = yaml.safe_load(config)
     assert settings["seed_everything"] == 3

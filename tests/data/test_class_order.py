@@ -81,10 +81,10 @@ def test_a_run_goes_on_with_the_classes_of_its_checkpoint_only(
     longer = ["fit", "-c", "tiny.yaml", "--trainer.max_epochs", "2", *LAST]
     edit(path, ["1", "2", "10", "A", "b"])
     assert main(longer) == 1
-    assert "class 1 of the checkpoint is '2', and of the data '10'" in refusal(capsys)
+    assert "class 1 is '2' in the checkpoint and '10' in the data" in refusal(capsys)
     edit(path, ["1", "10", "2", "a", "b"])
     assert main(longer) == 1
-    assert "class 3 of the checkpoint is 'a', and of the data 'A'" in refusal(capsys)
+    assert "class 3 is 'a' in the checkpoint and 'A' in the data" in refusal(capsys)
 
 
 def test_an_older_checkpoint_of_numbered_folders_is_refused_until_both_orders_agree(

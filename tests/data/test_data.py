@@ -642,13 +642,13 @@ def test_streams_name_no_classes_and_have_no_part_to_hold_out(monkeypatch):
     ("settings", "message"),
     [
         ({"dataset": "folder"}, r"--data\.root"),
-        ({"dataset": "folder", "root": "nowhere"}, "There is no 'nowhere'"),
+        ({"dataset": "folder", "root": "nowhere"}, "There is no folder 'nowhere'"),
         ({"dataset": "imagenet"}, r"'imagenet'.*digits, folder.*torch/NAME"),
         ({"dataset": "web/thing"}, "'web/thing'.*wds/NAME"),
         ({"dataset": "torch/cifar10"}, r"'torch/cifar10' needs --data\.root"),
         ({"val_fraction": 1.0}, "val_fraction"),
         ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": 33, "mixup": 0.5}, "even, not 33"),
+        ({"batch_size": 33, "mixup": 0.5}, "even number, not 33"),
         ({"mean": [0.1, 0.2]}, "mean has 2 values but the images have 1 channel"),
         ({"in_chans": 3, "std": [0.1]}, "std has 1 value.*3"),
         ({"image_size": 0}, "image_size"),
@@ -708,7 +708,9 @@ def test_empty_folders_and_images_without_class(tree):
 @pytest.mark.parametrize(("split", "stage"), [("val", "fit"), ("test", "test")])
 def test_splits_with_other_classes(tree, split, stage):
     (tree / split / "red").rename(tree / split / "crimson")
-    with pytest.raises(DataError, match=r"not among those of training: 'crimson' \(those are"):
+    with pytest.raises(
+        DataError, match=r"training images do not have: 'crimson' \(those of training are"
+    ):
         folder_data(tree).setup(stage)
 
 

@@ -1,4 +1,4 @@
-"""Labels that are no class numbers are named where they are read; predictions need none."""
+"""Labels that are not class numbers are named where they are read; predictions need none."""
 
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ UNUSABLE = [
     (None, r"Image number 5 has no label, .*--data\.test_split"),
     (2, r"Image number 5 has the label 2, .*0 to 1.*--data\.classes"),
     (-2, r"Image number 5 has the label -2, "),
-    ("wasp", r"Image number 5 has the label 'wasp', .*no class number.*--data\.target_key"),
-    (1.5, r"Image number 5 has the label 1\.5, .*no class number"),
+    ("wasp", r"Image number 5 has the label 'wasp', .*not a class number.*--data\.target_key"),
+    (1.5, r"Image number 5 has the label 1\.5, .*not a class number"),
 ]
 
 

@@ -278,7 +278,7 @@ def test_tokens_of_larger_images_are_a_larger_map() -> None:
     maps = torch.randn(2, 5, 6, 6)
     tokens = torch.cat([torch.randn(2, 1, 5), maps.flatten(2).transpose(1, 2)], dim=1)
     assert torch.equal(stage.as_map(tokens), maps)
-    with pytest.raises(MethodError, match="24 tokens, which are no map"):
+    with pytest.raises(MethodError, match="24 tokens, which do not form a map"):
         stage.as_map(torch.randn(2, 24, 5))
 
 

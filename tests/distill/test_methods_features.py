@@ -313,9 +313,9 @@ def regress(weights: dict[str, Array], maps: Array, size: int = 1, result: int =
 
 
 def test_fitnets_refuses_unknown_stages() -> None:
-    with pytest.raises(MethodError, match="counted from 1"):
+    with pytest.raises(MethodError, match="must be 1 or more, not 0"):
         FitNets(0)
-    with pytest.raises(MethodError, match=r"no stage 4 .* have 3"):
+    with pytest.raises(MethodError, match=r"stage 4, .* have 3 stages"):
         FitNets(4).build(NETWORK, TEACHER)
 
 
@@ -380,7 +380,7 @@ def test_class_attention_refuses_a_single_place() -> None:
 
 @pytest.mark.parametrize("name", ["fitnets", "at", "reviewkd"])
 def test_other_numbers_of_stages_are_refused(name: str) -> None:
-    with pytest.raises(MethodError, match="2 and the static teacher 3"):
+    with pytest.raises(MethodError, match="2 stages and the static teacher 3"):
         MAKE[name]().build(places([3, 4], [4, 2], 4), TEACHER)
 
 

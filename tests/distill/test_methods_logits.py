@@ -696,7 +696,7 @@ def test_crd_draws_fewer_negatives_than_there_are_images() -> None:
 def test_crd_needs_the_number_of_images_and_their_indices() -> None:
     with pytest.raises(MethodError, match="num_images"):
         CRD()
-    with pytest.raises(MethodError, match="which image"):
+    with pytest.raises(MethodError, match="index of every"):
         built("crd")(outputs(NETWORK), outputs(TEACHER), Batch(labels()))
     assert CRD(IMAGES).num_images == IMAGES
     assert CRD.one_label

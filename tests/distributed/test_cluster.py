@@ -349,7 +349,7 @@ def test_requeued_job_goes_on_where_it_stopped(
     assert (slurm / "asked").read_text() == f"requeue {JOB}\n"
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gpd:")]
     assert len(told) == 1
-    assert f"job {JOB} is in the queue again" in told[0]
+    assert f"job {JOB} is requeued" in told[0]
     (saved,) = parts.glob("requeue_*.ckpt")
     assert saved.resolve() == run_folder(parts, 0).resolve() / "checkpoints" / "stopped.ckpt"
     content = torch.load(saved, weights_only=True)

@@ -130,7 +130,7 @@ def test_the_end_of_the_first_process_is_noticed() -> None:
     keeper = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store = dist.TCPStore("127.0.0.1", keeper.port, is_master=False, wait_for_workers=False)
     del keeper
-    with pytest.raises(TrainingError, match="its own message says why"):
+    with pytest.raises(TrainingError, match="see the error message of the first process"):
         StoreExchange(lambda: store, 1, 1).receive()
 
 

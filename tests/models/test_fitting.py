@@ -72,8 +72,18 @@ CONVNEXT = ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [4, 8, 8, 8], "con
 @pytest.mark.parametrize(
     ("network", "state", "args", "said"),
     [
-        (RESNET, None, {"num_classes": 3}, "(fc) starts anew, the file has 7 classes and not 3"),
-        (VIT, None, {"num_classes": 3}, "(head) starts anew, the file has 7 classes and not 3"),
+        (
+            RESNET,
+            None,
+            {"num_classes": 3},
+            "(fc) is initialized anew, since the file has 7 classes and not 3",
+        ),
+        (
+            VIT,
+            None,
+            {"num_classes": 3},
+            "(head) is initialized anew, since the file has 7 classes and not 3",
+        ),
         (VIT, None, {"num_classes": 7, "img_size": 96}, "resampled for this image size: pos_embed"),
         (RESNET, None, {"num_classes": 7, "in_chans": 1}, "from 3 input channels to 1"),
         (RESNET, None, {"num_classes": 7, "in_chans": 4}, "from 3 input channels to 4"),
@@ -199,7 +209,7 @@ def test_a_network_without_classifier_gets_a_new_one(
     torch.save({k: t for k, t in beneath("backbone.", state).items() if ".fc." not in k}, file)
     model = ModelSpec(name, 3, args).build(file)
     assert torch.equal(model.get_parameter("conv1.weight"), state["conv1.weight"])
-    assert "the classifier (fc) starts anew, the file has none" in caplog.text
+    assert "the classifier (fc) is initialized anew, since the file has none" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -216,7 +226,7 @@ def test_a_network_without_classifier_gets_a_new_one(
         (lambda s: {k: t for k, t in s.items() if k != "fc.bias"}, "missing fc.bias"),
         (
             lambda s: beneath("a.", s) | beneath("b.", {k: t + 1 for k, t in s.items()}),
-            r"it holds several networks, under 'a\.', 'b\.'; save the one that is meant alone",
+            r"it contains several networks, under 'a\.', 'b\.'; save the state dict of one network",
         ),
     ],
 )
@@ -264,12 +274,15 @@ def test_published_weights_are_loaded_once(file: Path, caplog: pytest.LogCapture
     spec = ModelSpec(name, 3, {**args, "pretrained": True, "pretrained_cfg_overlay": overlay})
     model = spec.build()
     assert torch.equal(model.get_parameter("conv1.weight"), state["conv1.weight"])
-    assert "the classifier starts anew, the published weights have 7 classes" in caplog.text
+    assert (
+        "the classifier is initialized anew, since the published weights have 7 classes"
+        in caplog.text
+    )
     kept = spec.resolve(model)
     assert "pretrained" not in kept.model_args
     file.unlink()
     kept.build()  # a checkpoint has weights of its own
-    with pytest.raises(ModelError, match=r"cannot be had .*give a copy of the file"):
+    with pytest.raises(ModelError, match=r"cannot be loaded .*give a copy of the file"):
         spec.build()
 
 
@@ -328,7 +341,7 @@ def test_an_entry_of_torchvisions_weights_makes_a_trained_network(
     (teacher,) = load_static_teachers(settings, None, 1000, 3)
     assert torch.equal(teacher.network.get_parameter("fc.bias"), state["fc.bias"])
     given = {"student": "torchvision/resnet18", "student_args": {"weights": "DEFAULT"}}
-    with pytest.raises(TrainingError, match=r"published weights; .* set --model.branch_init zero"):
+    with pytest.raises(TrainingError, match=r"published weights; set --model.branch_init zero"):
         expand_command(tmp_path / "wide.safetensors", **given, branch_init="gpd")
 
 

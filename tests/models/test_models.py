@@ -164,26 +164,30 @@ def test_names_of_no_classifier_are_unknown(name: str) -> None:
             "argument 'foo'.",
         ),
         ("resnet18.none", {}, "Cannot build resnet18.none(): Invalid pretrained tag (none)"),
-        ("resnet18", {"num_classes": 0}, "resnet18 cannot have 0 classes: give a whole number"),
-        ("resnet18", {"model_args": {"num_classes": "x"}}, "resnet18 cannot have 'x' classes: "),
+        (
+            "resnet18",
+            {"num_classes": 0},
+            "num_classes of resnet18 must be a whole number of 1 or more, not 0",
+        ),
+        ("resnet18", {"model_args": {"num_classes": "x"}}, "num_classes of resnet18 must be "),
         (
             "resnet18",
             {"num_classes": 3, "model_args": {"num_classes": 4}},
-            "resnet18 is to have 3 classes and, by its model arguments, 4: leave one of the two",
+            "num_classes of resnet18 is 3, but its model arguments say 4; leave out one of the two",
         ),
         (
             "resnet18",
             {"model_args": {"checkpoint_path": "a.pth"}},
-            "'checkpoint_path' is no model argument of resnet18 here: give the file as the model's "
-            "weights instead",
+            "'checkpoint_path' cannot be a model argument of resnet18; give the file as the "
+            "model's weights instead",
         ),
         (
             "torchvision/resnet18",
             {"model_args": {"weights": "DEFAULT"}, "weights": "a.pth"},
-            "torchvision/resnet18 is to start from 'a.pth' and, by its model arguments, from "
-            "published weights",
+            "torchvision/resnet18 cannot start from 'a.pth' and from published weights (in its "
+            "model arguments) at once",
         ),
-        ("hf-hub:timm/resnet18.a1_in1k", {}, "'hf-hub:timm/resnet18.a1_in1k' names a place, not"),
+        ("hf-hub:timm/resnet18.a1_in1k", {}, "'hf-hub:timm/resnet18.a1_in1k' is the address of"),
     ],
 )
 def test_wrong_arguments_are_told_in_a_sentence(
@@ -253,10 +257,10 @@ def test_counting_classes_leaves_the_network_as_it_was() -> None:
 
 def test_networks_that_are_no_classifiers_are_told_in_a_sentence() -> None:
     for model, message in [
-        (nn.Conv2d(3, 4, 3), "Conv2d is no image classifier: .* but is shape \\[2, 4, 6, 6\\]"),
+        (nn.Conv2d(3, 4, 3), "Conv2d is not an image classifier: .* but is shape \\[2, 4, 6, 6\\]"),
         (
             create_model("mobilenetv3_small_050", model_args={"features_only": True}),
-            "no image classifier: .* but is list",
+            "not an image classifier: .* but is list",
         ),
         (nn.Linear(5, 2), "Linear cannot take images of shape \\[3, 8, 8\\]: .*mat1"),
     ]:
@@ -264,7 +268,7 @@ def test_networks_that_are_no_classifiers_are_told_in_a_sentence() -> None:
             count_classes(model, (3, 8, 8))
         assert "\n" not in str(error.value)
     headless = timm.create_model("cifar_resnet8", num_classes=0)
-    with pytest.raises(ModelError, match="CifarResNet comes without a classifier: set num_classes"):
+    with pytest.raises(ModelError, match="CifarResNet has no classifier; set num_classes"):
         count_classes(headless, (3, 32, 32))
 
 
@@ -306,7 +310,7 @@ def test_a_spec_does_not_change_with_the_arguments_it_was_made_from() -> None:
     ],
 )
 def test_what_is_no_spec_is_told_in_a_sentence(values: Any) -> None:
-    with pytest.raises(ModelError, match=r"^This is no description of a model.*\.$"):
+    with pytest.raises(ModelError, match=r"^The description of a model is not valid.*\.$"):
         ModelSpec.from_dict(values)
 
 
@@ -396,7 +400,7 @@ def test_a_shortcut_passes_what_the_convolutions_do_not() -> None:
 def test_a_depth_that_is_not_6n_plus_2_is_told() -> None:
     from gpd_cli.models.cifar_resnet import CifarResNet
 
-    with pytest.raises(ValueError, match="depth is 9, but must be 8, 14, 20 or another 6n"):
+    with pytest.raises(ValueError, match="depth must be 8, 14, 20 or another 6n"):
         CifarResNet(9)
 
 
@@ -587,7 +591,7 @@ def test_code_in_a_file_is_refused_and_never_run(tmp_path: Path) -> None:
         torch.save(content, path)
         with pytest.raises(WeightsError) as error:
             load_state_dict(path)
-        assert str(error.value).startswith(f"'{path}' holds a Python object (")
+        assert str(error.value).startswith(f"'{path}' contains a Python object (")
         assert str(error.value).endswith("with torch.save(model.state_dict(), path).")
         assert "\n" not in str(error.value)
     assert not ran.exists()
@@ -616,7 +620,7 @@ def test_damaged_files_are_told_in_a_sentence(tmp_path: Path, suffix: str, damag
     with pytest.raises(WeightsError) as error:
         load_state_dict(path)
     assert str(error.value) == (
-        f"'{path}' is damaged, or no weight file at all: download or copy it again."
+        f"'{path}' is damaged or not a weight file; download or copy it again."
     )
 
 
@@ -624,11 +628,11 @@ def test_paths_that_are_no_weight_file_are_told_in_a_sentence(tmp_path: Path) ->
     (tmp_path / "x.npz").touch()
     (tmp_path / "plain").touch()
     for path, message in {
-        tmp_path / "gone.pth": f"There is no weight file '{tmp_path}/gone.pth': check the path.",
-        tmp_path: f"'{tmp_path}' is a folder: name the weight file in it.",
-        tmp_path / "x.npz": f"Cannot read '{tmp_path}/x.npz': its suffix '.npz' is none of .pth, "
+        tmp_path / "gone.pth": f"There is no weight file '{tmp_path}/gone.pth'; check the path.",
+        tmp_path: f"'{tmp_path}' is a folder; name the weight file in it.",
+        tmp_path / "x.npz": f"Cannot read '{tmp_path}/x.npz': its suffix must be one of .pth, "
         ".pt, .bin, .ckpt, .tar, .safetensors.",
-        tmp_path / "plain": f"Cannot read '{tmp_path}/plain': its suffix '' is none of .pth",
+        tmp_path / "plain": f"Cannot read '{tmp_path}/plain': its suffix must be one of .pth",
         tmp_path / "plain" / "x.pth": f"There is no weight file '{tmp_path}/plain/x.pth'",
     }.items():
         with pytest.raises(WeightsError) as error:
@@ -662,7 +666,7 @@ def test_files_without_state_dict_are_told_in_a_sentence(
     with pytest.raises(WeightsError) as error:
         load_state_dict(path)
     assert str(error.value) == (
-        f"There is no state dict in '{path}', which holds {found}: "
+        f"There is no state dict in '{path}', which contains {found}; "
         "save one with torch.save(model.state_dict(), path)."
     )
 
@@ -670,7 +674,7 @@ def test_files_without_state_dict_are_told_in_a_sentence(
 @pytest.mark.filterwarnings("ignore")
 def test_a_torchscript_archive_is_told_in_a_sentence(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), str(tmp_path / "x.pt"))
-    with pytest.raises(WeightsError, match="is a TorchScript archive: save the state dict alone"):
+    with pytest.raises(WeightsError, match="is a TorchScript archive; save the state dict alone"):
         load_state_dict(tmp_path / "x.pt")
 
 

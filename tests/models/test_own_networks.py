@@ -218,7 +218,7 @@ def _statistics(norm: nn.BatchNorm2d) -> tuple[Any, ...]:
 def test_a_wide_resnets_depth_is_checked() -> None:
     from gpd_cli.models.cifar_wrn import CifarWideResNet
 
-    with pytest.raises(ValueError, match="depth is 17, but must be 10, 16, 22 or another 6n"):
+    with pytest.raises(ValueError, match="depth must be 10, 16, 22 or another 6n"):
         CifarWideResNet(17)
 
 
@@ -291,7 +291,7 @@ def test_rvt_takes_images_that_are_no_squares() -> None:
     assert small_rvt().eval().forward_features(x).shape == (2, 2, 3, 32)
     scaled = small_rvt(scaled_blocks=1, img_size=(64, 96)).eval()
     assert scaled(x).shape == (2, 5)
-    with pytest.raises(ModelError, match=r"is for 24 patches, but this image has 16: .* img_size"):
+    with pytest.raises(ModelError, match=r"is for 24 patches, but this image has 16; .* img_size"):
         scaled(torch.zeros(1, 3, 64, 64))
     patches = small_rvt(patch_size=4).eval().forward_features(torch.zeros(1, 3, 32, 32))
     assert patches.shape == (1, 4, 4, 32)
@@ -308,8 +308,8 @@ def test_rvt_leaves_blocks_out_more_often_the_deeper_they_are() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"patch_size": 6}, "patch_size is 6, but must be a multiple of 4"),
-        ({"scaled_blocks": 11}, "scaled_blocks is 11, but must be at most 10"),
+        ({"patch_size": 6}, "patch_size must be a multiple of 4, not 6"),
+        ({"scaled_blocks": 11}, "scaled_blocks must be at most 10, not 11"),
     ],
 )
 def test_rvt_tells_what_it_cannot_be(arguments: dict[str, Any], message: str) -> None:

@@ -114,8 +114,8 @@ def test_unknown_recipe_is_refused_with_the_nearest(
 ) -> None:
     assert main(["fit", "-c", f"recipe:{wrong}"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"gpd: error: Unknown recipe '{wrong}': the nearest names are ")
-    assert f" {nearest}," in error or f" {nearest};" in error
+    assert error.startswith(f"gpd: error: Unknown recipe '{wrong}'; the nearest names are ")
+    assert f" {nearest}," in error
     assert error.count("\n") == 1
     assert main(["recipes", wrong]) == 1
     assert capsys.readouterr().err == error

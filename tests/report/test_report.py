@@ -152,7 +152,10 @@ def test_settings_are_read_in_any_locale(tmp_path: Path) -> None:
 def test_duration_of_a_run_that_went_on_is_told_from_its_length(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run"))
     (took,) = [line for line in closing_lines(run, 3, went_on=True) if line.startswith("took")]
-    assert took.split(maxsplit=1)[1] == f"3 s since it went on; {len(run.epochs)} epochs in all"
+    assert (
+        took.split(maxsplit=1)[1]
+        == f"3 s since the run was resumed; {len(run.epochs)} epochs in all"
+    )
 
 
 def test_runs_are_named_from_where_their_paths_differ(tmp_path: Path) -> None:
@@ -187,7 +190,7 @@ def test_settings_have_the_names_of_options() -> None:
     ("log", "said"),
     [
         (None, "no metrics.csv"),
-        ("epoch,step\n", "no whole epoch"),
+        ("epoch,step\n", "no complete epoch"),
         ("epoch,val/gap\n0,much\n", "cannot be read"),
     ],
 )
@@ -326,7 +329,7 @@ def test_classes_are_matched_by_name(
 
     Path("images/test/b").rename("images/test/z")
     assert report(tmp_path, FIRST, "--split", "test") == 0
-    assert "classes that are not among those of training: 'z'" in capsys.readouterr().out
+    assert "classes that the training images do not have: 'z'" in capsys.readouterr().out
     assert "Accuracy by class" not in (run_folder(tmp_path) / "report.md").read_text()
 
 

@@ -62,7 +62,7 @@ class Chaotic(Student):
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [(Student, "cannot be expanded exactly"), (Chaotic, "cannot be told from rounding, as a chan")],
+    [(Student, "cannot be expanded exactly"), (Chaotic, "cannot be told from rounding, since")],
 )
 def test_a_student_that_amplifies_rounding_is_told_apart(
     kind: type[Student], reason: str, monkeypatch: pytest.MonkeyPatch
@@ -94,7 +94,7 @@ def test_the_teacher_is_certified_in_the_type_in_which_it_is_kept(
         wide += 1e-5 * torch.randn(wide.shape, dtype=wide.dtype)
 
     monkeypatch.setattr("gpd_cli.widening.tensors.add_zero_sum_noise_", noise)
-    with pytest.raises(ExpansionError, match=r"b\.\S+ is no expansion of the student's"):
+    with pytest.raises(ExpansionError, match=r"b\.\S+ is not an expansion of the student's"):
         expand(student, **options)
 
 

@@ -27,7 +27,7 @@ def test_a_run_says_whether_it_trains_the_student_alone(
     assert said in first
     assert isinstance(found, Alone) == (ratio == branches == 1)
     # Ratio 1 with branches is easily taken for the student alone.
-    told = any("add --model.branches 1 to train it alone" in line for line in more)
+    told = any("add --model.branches 1 to train the student alone" in line for line in more)
     assert told == (ratio == 1 and branches > 1)
 
 

@@ -66,7 +66,7 @@ def test_a_batch_of_nan_is_as_if_it_had_not_come(
     assert len(left_out) == 2
     assert left_out[0].startswith(
         "step 2 is left out: the loss (student_ce, teacher_ce, gap) is NaN or infinite in batch 2 "
-        "of epoch 1, where pixels of image number "
+        "of epoch 1, as are pixels of image number "
     )
     other = tmp_path / "short"
     other.mkdir()
@@ -193,7 +193,7 @@ def test_too_many_broken_steps_stop_the_run_and_files_are_named(
     assert fit(tmp_path, *ALONE, *BROKEN, *options, "--data.batch_size", "16", epochs=2) == 1
     (error,) = told(capfd.readouterr().err, "gpd: error:")
     assert (
-        "the loss (student_ce) is NaN or infinite in batch 2 of epoch 2, where pixels of" in error
+        "the loss (student_ce) is NaN or infinite in batch 2 of epoch 2, as are pixels of" in error
     )
     assert error.count(".png") == 2
     assert "2 steps in a row" in error
@@ -211,7 +211,7 @@ def test_reduce_lr_goes_on_from_the_last_good_weights(
     options += ["--model.optimizer.sched", "none", "--model.optimizer.lr", "0.08"]
     options += ["--trainer.log_every_n_steps", "1"]
     assert fit(tmp_path, *PAIRED, *BROKEN, *options, epochs=2) == 0
-    assert "The run has the weights of runs/gpd/version_0/checkpoints/last.ckpt again." in (
+    assert "The weights were restored from runs/gpd/version_0/checkpoints/last.ckpt." in (
         caplog.messages
     )
     state = checkpoint(tmp_path)

@@ -100,7 +100,7 @@ def test_images_in_any_layout_are_predicted_by_name(
         assert sum(top["probability"] for top in entry[network]) == pytest.approx(1, abs=1e-5)
 
     assert say(tmp_path, *table, "--output", "p.txt") == 1
-    assert "'.txt' is none of .csv, .jsonl" in capsys.readouterr().err
+    assert "its suffix must be one of .csv, .jsonl" in capsys.readouterr().err
 
 
 def test_names_that_are_no_text_keep_their_bytes(
@@ -153,7 +153,7 @@ def test_another_folder_is_scored_by_class_names(
     (tmp_path / "test" / "wasp").rename(tmp_path / "test" / "Vespa")
     assert say(tmp_path, "test", "--ckpt_path", checkpoint, "--data.root", ".") == 1
     error = capsys.readouterr().err
-    assert "not among those of training: 'Vespa' (those are: ant, bee, wasp)" in error
+    assert "training images do not have: 'Vespa' (those of training are ant, bee, wasp)" in error
 
 
 def test_a_checkpoint_of_before_still_names_its_classes(

@@ -319,7 +319,7 @@ def test_an_optimizer_that_keeps_other_tensors_is_refused(
         if is_alike:
             check_same_optimizer(before, OptimizerSettings(**now))
             return
-        with pytest.raises(TrainingError, match="remembers other things"):
+        with pytest.raises(TrainingError, match="keeps other state"):
             check_same_optimizer(before, OptimizerSettings(**now))
 
 

@@ -88,7 +88,7 @@ def test_a_schedule_is_as_long_as_the_steps(tmp_path: Path, epochs: int) -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "give --trainer.max_steps, as the training data does not tell its length"),
+        ([], "set --trainer.max_steps, since the training data does not state its length"),
         (["warmup_epochs", "1"], "warmup_epochs counts epochs"),
         (["cooldown_epochs", "1"], "cooldown_epochs counts epochs"),
         (["sched", "multistep"], "sched multistep counts epochs"),

@@ -74,8 +74,8 @@ def branched_layers(
         if not named:
             example = next(iter(accepted), "layer4.*")
             raise GpdError(
-                f"No layer that can take the branches is named '{entry}'; give one of "
-                f"{', '.join(LAYER_SETS)}, or patterns of layer names, such as '{example}'."
+                f"No layer that can have branches is named '{entry}'; set branch_layers to "
+                f"{' or '.join(LAYER_SETS)}, or to patterns of layer names, such as '{example}'."
             )
         chosen |= named
     return {name: found for name, found in accepted.items() if name in chosen}

@@ -100,14 +100,13 @@ def branch_names(
     if isinstance(spec, int):
         if isinstance(spec, bool) or not 1 <= spec <= len(PAPER_BRANCHES):
             raise GpdError(
-                f"branches is {spec}, but has to be a number from 1 to {len(PAPER_BRANCHES)} or a "
-                f"list of names out of {', '.join(valid)}."
+                f"branches must be a number from 1 to {len(PAPER_BRANCHES)} or a list of names "
+                f"from {', '.join(valid)}, not {spec}."
             )
         return AUTHORS_BRANCHES[:spec] if init == "gpd" else PAPER_BRANCHES[1:spec]
     if not isinstance(spec, Sequence):
         raise GpdError(
-            f"branches is {spec!r}, but has to be a number or a list of names out of "
-            f"{', '.join(valid)}."
+            f"branches must be a number or a list of names from {', '.join(valid)}, not {spec!r}."
         )
     names = (spec,) if isinstance(spec, str) else tuple(spec)
     for name in names:
@@ -136,18 +135,18 @@ def _check_authors_block(names: tuple[str, ...], init: BranchInit | None) -> Non
     is_authors = MAIN_GATE in names
     if is_authors and others:
         raise GpdError(
-            f"The branch '{others[0]}' is none of the authors' block, which '{MAIN_GATE}' and "
-            f"'gpd' stand for; leave it out, or choose from {', '.join(AUTHORS_BRANCHES)}."
+            f"The branch '{others[0]}' does not belong to the authors' block, which '{MAIN_GATE}' "
+            f"and 'gpd' stand for; leave it out, or choose from {', '.join(AUTHORS_BRANCHES)}."
         )
     if init == "gpd" and not is_authors:
         raise GpdError(
-            "The branch_init gpd is that of the authors' block: set branches to gpd, or to a "
-            f"number from 1 to {len(AUTHORS_BRANCHES)}, or name '{MAIN_GATE}' among them."
+            "branch_init gpd is for the authors' block only; set branches to gpd, to a number from "
+            f"1 to {len(AUTHORS_BRANCHES)}, or to a list of names with '{MAIN_GATE}'."
         )
     if init == "orepa" and is_authors:
         raise GpdError(
-            "The authors' block (branches gpd) has no start of OREPA's: set branch_init to gpd, "
-            "or to zero for fine-tuning."
+            "The authors' block (branches gpd) cannot be initialized by branch_init orepa; set "
+            "branch_init to gpd, or to zero for fine-tuning."
         )
 
 

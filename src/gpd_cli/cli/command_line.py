@@ -163,7 +163,8 @@ class GpdCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if config.get("seed_everything") is True:
             raise ArgumentError(
-                None, "--seed_everything true has the seed 0 each time; give a number, or false"
+                None,
+                "--seed_everything true would set the seed 0 every time; give a number, or false",
             )
         if self._checkpoint is None or config.ckpt_path != LAST:
             self._checkpoint = config.ckpt_path or self._checkpoint
@@ -251,7 +252,7 @@ class GpdCLI(LightningCLI):
                 config.ckpt_path = self._checkpoint
         if self._run is None and (taken := taken_folder(table)) is not None:
             table["version"] = None
-            rank_zero_info(f"There is a run in {taken} already; this one gets the next version.")
+            rank_zero_info(f"There is a run in {taken} already; this run gets the next version.")
         if self._run is None and "://" not in str(table["save_dir"]):
             check_writable(Path(table["save_dir"], table.get("name") or "", METRICS))
         if self._checkpoint == LAST:
@@ -352,7 +353,9 @@ def run(arguments: Sequence[str]) -> int:
         with flushed_subnormals(computes), output_may_be_lost(arguments[:1] == ["fit"]):
             if arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
                 known = ", ".join(COMMANDS)
-                raise ArgumentError(None, f"no command '{arguments[0]}': choose from {known}")
+                raise ArgumentError(
+                    None, f"there is no command '{arguments[0]}'; choose from {known}"
+                )
             SaveConfig.arguments = list(arguments)
             arguments = with_recipes(arguments)
             if arguments[:1] == ["extract"]:

@@ -174,7 +174,7 @@ def _with_bases(name: str, path: str, above: tuple[Path, ...]) -> Iterator[tuple
     content = _read(path, file)
     if isinstance(base := content.get(_BASE), str):
         if file.resolve() in above:
-            raise ConfigurationError(f"{path} builds on itself; take its entry '{_BASE}' out.")
+            raise ConfigurationError(f"{path} builds on itself; remove its entry '{_BASE}'.")
         # jsonargparse, too, takes the path of a base as relative to the file that names the base.
         yield from _with_bases(base, str(file.parent / base), (*above, file.resolve()))
     yield path, content
@@ -195,23 +195,29 @@ def _read(path: str, file: Path) -> dict[str, Any]:
     except ReaderError as error:
         raise ConfigurationError(f"{name}: {error.reason}.") from error
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{name} is no text in UTF-8, as a configuration is.") from error
+        raise ConfigurationError(
+            f"{name} is not text in UTF-8; save the configuration as UTF-8."
+        ) from error
     except OSError as error:
-        raise ConfigurationError(f"{name} cannot be read: {error.strerror}.") from error
+        raise ConfigurationError(
+            f"{name} cannot be read ({error.strerror}); check the path and its permissions."
+        ) from error
     except (ValueError, YAMLError) as error:
         raise ConfigurationError(f"{name}: {str(error).rstrip('.')}.") from error
     if content is None:
-        raise ConfigurationError(f"{name} is empty; gpd recipes NAME prints one that is not.")
+        raise ConfigurationError(
+            f"{name} is empty; gpd recipes NAME prints a configuration as an example."
+        )
     if not isinstance(content, dict):
         raise ConfigurationError(
-            f"{name} holds no options, which are written as in 'model: {{student: resnet18}}'."
+            f"{name} contains no options; write them as in 'model: {{student: resnet18}}'."
         )
     for group in _GROUPS:
         if isinstance(value := content.get(group, {}), list):
             raise ConfigurationError(f"{name}: {group} takes options with values, not {value}.")
     if not isinstance(base := content.get(_BASE), str | None):
         raise ConfigurationError(
-            f"{name}: {_BASE} takes the configuration to build on, not {base}."
+            f"{name}: {_BASE} takes the path or name of a configuration, not {base}."
         )
     return content
 
@@ -226,7 +232,7 @@ def _missing(name: str, file: Path, above: Sequence[Path]) -> str:
     """
     what = f"There is no configuration '{name}'"
     with suppress(OSError):  # such as a name that is too long
-        what = f"'{name}' is a folder, no configuration" if file.is_dir() else what
+        what = f"'{name}' is a folder, not a configuration" if file.is_dir() else what
     if above:
         what += f", on which {above[-1].name} builds"
     if (meant := recipe_meant(name)) is not None:

@@ -79,7 +79,7 @@ def _origin(error: BaseException, arguments: Sequence[str]) -> str:
     place = place_of("model.student_args", arguments)
     if place is None:
         return ""
-    return f"its arguments come from {place}, and --model.student_args null drops them"
+    return f"its arguments come from {place}, and --model.student_args null removes them"
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:
@@ -111,8 +111,8 @@ def _text(error: BaseException) -> str:
     text = " ".join(text.split())
     if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
         return (
-            "There is not enough memory for this; lower --data.batch_size, --data.image_size or "
-            "--model.ratio, or take another machine."
+            "There is not enough memory; lower --data.batch_size, --data.image_size or "
+            "--model.ratio, or use a machine with more memory."
         )
     foreseen = ImportError | MisconfigurationException | OSError | ValueError
     if mendable is not None or isinstance(error, foreseen):

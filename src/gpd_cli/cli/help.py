@@ -59,8 +59,8 @@ _RUN = (
     *("--dry_run", "--verbose", "--seed_everything"),
 )
 _RESUMING = (
-    "--resume RUN goes on with a run that was interrupted: by its own configuration, from its "
-    "newest checkpoint and in its folder, which is RUN (runs/digits/version_0)."
+    "--resume RUN continues an interrupted run in its folder RUN (runs/digits/version_0), with the "
+    "run's own configuration and from its newest checkpoint."
 )
 _MODEL = (
     Section(
@@ -119,23 +119,26 @@ def page_of(command: str, expanding: Sequence[str]) -> Page:
     usage = f"gpd {command} [-c CONFIG] [options]"
     run = Section("run", _RUN, _RESUMING if command == "fit" else "")
     if command == "expand":
-        text = "A configuration of fit is welcome; what expansion does not need is left out."
+        text = (
+            "A configuration of fit can be given as well; expand ignores the options that it does "
+            "not need."
+        )
         options = tuple(f"--model.{name}" for name in expanding)
         return Page(usage, (run, Section("student and dynamic teacher", options, text)))
     data = Section(
         "data",
         ("--data", "--data.*"),
-        "Settings of the data are --data.dataset, --data.root, --data.image_size, "
-        f"--data.batch_size and others: gpd {command} --data.help ImageData",
+        "Options of the data are --data.dataset, --data.root, --data.image_size, --data.batch_size "
+        f"and others; see gpd {command} --data.help ImageData",
     )
     trainer = Section(
         _TRAINER,
         (),
-        "--trainer.max_epochs N, --trainer.devices N, --trainer.precision bf16-mixed and others: "
-        f"gpd {command} {HELP_TRAINER}",
+        "Options of the Trainer are --trainer.max_epochs, --trainer.devices, --trainer.precision "
+        f"and others; see gpd {command} {HELP_TRAINER}",
     )
     if command != "fit":
-        text = "The checkpoint has its settings; gpd fit --help lists them."
+        text = "The settings of the model come from the checkpoint; gpd fit --help explains them."
         return Page(usage, (run, data, Section("model", (), text), trainer))
     return Page(usage, (run, *_MODEL, data, trainer))
 

@@ -107,7 +107,10 @@ def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
     arguments = settings.pop("method_args", None)
     for name, value in settings.items():
         if not isinstance(name, str):
-            raise YAMLError(f"model has an option {name}, which YAML reads as no text")
+            raise YAMLError(
+                f"model has the option {name}, which YAML does not read as text; put its name in "
+                "quotes"
+            )
         if name == "method" and isinstance(value, str):
             value = _class_name(value)
             if arguments:
@@ -147,7 +150,7 @@ def _class_name(method: str) -> str:
         return method
     if method.lower() not in _NAMES:
         raise MethodError(
-            f"Unknown distillation method '{method}': choose one of "
+            f"Unknown distillation method '{method}'; choose one of "
             f"{', '.join(sorted(_NAMES.values(), key=str.lower))}, or give the path of a class of "
             "your own (package.module.Class)."
         )
@@ -156,7 +159,7 @@ def _class_name(method: str) -> str:
 
 def _lost_settings() -> MethodError:
     return MethodError(
-        "method_args has become settings of the method's class: write --model.method.beta 2 in the "
-        "place of --model.method_args '{beta: 2}', and in YAML model.method with class_path and "
+        "The option method_args no longer exists; write --model.method.beta 2 instead of "
+        "--model.method_args '{beta: 2}', and in YAML set model.method with class_path and "
         "init_args."
     )

@@ -15,8 +15,9 @@ from gpd_cli.cli.help import Page, groups
 _CHOSEN = ("data", "model.method")
 _HELP = {
     "--config": "a configuration: a file (YAML), or recipe:NAME (gpd recipes lists the names)",
-    "--seed_everything": "the seed of weights, noise, the order of images and their augmentation; "
-    "false leaves the generators as they are",
+    "--seed_everything": (
+        "seed of weights, noise, and the order and augmentation of images; false sets no seed"
+    ),
 }
 
 

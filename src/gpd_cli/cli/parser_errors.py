@@ -100,7 +100,7 @@ def _required(keys: Sequence[str]) -> tuple[str, str]:
     """
     names = [key.partition(".")[2] if "." in key else key for key in keys]  # without the command
     if names == ["model.student"]:
-        remedy = "begin with -c recipe:digits (gpd recipes lists more)"
+        remedy = "name a network, or start with -c recipe:digits (gpd recipes lists more)"
         return f"--model.student is required; {remedy}", ""
     if names == ["runs"]:
         return "the folder of a run is required, such as runs/digits/version_0", "--help"

@@ -27,12 +27,15 @@ def pictures_as_data(config: Namespace, spec: ImageSpec | None) -> None:
             training were prepared.
     """
     if not config.images.exists():
-        raise DataError(f"--images {config.images}: there is no such image or folder.")
+        raise DataError(
+            f"--images {config.images}: there is no such image or folder; check the path."
+        )
     data = config.data
     if data.class_path != IMAGE_DATA and (spec is None or None in (spec.mean, spec.size)):
         raise DataError(
-            f"--images needs to know how images are prepared, which {data.class_path} does not "
-            "tell (by an image_spec); let its predict_dataloader give the images."
+            "--images needs to know how images are prepared, but the image_spec of "
+            f"{data.class_path} is missing or incomplete; leave out --images, and load the images "
+            "in the data module's predict_dataloader."
         )
     if data.class_path != IMAGE_DATA:
         assert spec is not None and spec.size is not None

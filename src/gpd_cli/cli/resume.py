@@ -79,7 +79,7 @@ def last_checkpoint(logger: Mapping[str, Any], needed: bool = False) -> str | No
     if newest is None and needed:
         raise GpdError(f"There is no checkpoint in {runs}; give {CHECKPOINT} FILE.")
     if newest is None:
-        _say(f"there is no checkpoint in {runs} yet; the run begins at its beginning")
+        _say(f"there is no checkpoint in {runs} yet; the run starts from the beginning")
         return None
     _say(f"the newest checkpoint in {runs} is {newest}")
     return str(newest)
@@ -180,7 +180,7 @@ def _number(run: Path) -> int:
 
 
 def _pass_over(error: Exception) -> None:
-    _say(f"{str(error).partition(';')[0]}; taking another one")
+    _say(f"{str(error).partition(';')[0]}; another checkpoint is used")
 
 
 @rank_zero_only
@@ -204,7 +204,7 @@ def _run_folder(value: str) -> Path:
     if versions:
         return max(versions, key=_number)
     raise GpdError(
-        f"{RESUME} {value}: there is no run with a {CONFIGURATION}; give the folder of one, such "
+        f"{RESUME} {value}: there is no run with a {CONFIGURATION}; give the folder of a run, such "
         "as runs/digits/version_0."
     )
 

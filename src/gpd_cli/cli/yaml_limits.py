@@ -23,7 +23,7 @@ def check_limits(text: str) -> None:
             aliases that expand to too many values or contain themselves.
     """
     if len(text) > _LONGEST:
-        raise yaml.YAMLError(f"it has {len(text):,} characters, and may have {_LONGEST:,}")
+        raise yaml.YAMLError(f"it has {len(text):,} characters, more than the {_LONGEST:,} allowed")
     # For each open mapping or list: its anchor, and the number of values before its beginning.
     open_nodes: list[tuple[str | None, int]] = []
     sizes: dict[str, int] = {}
@@ -32,7 +32,7 @@ def check_limits(text: str) -> None:
         anchor = getattr(event, "anchor", None)
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == name for name, _ in open_nodes):
-                raise yaml.YAMLError(f"the alias *{anchor} stands for what it is in")
+                raise yaml.YAMLError(f"the alias *{anchor} stands for the value that contains it")
             count += sizes.get(str(anchor), 1)
         elif isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((anchor, count))

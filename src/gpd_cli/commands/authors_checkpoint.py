@@ -102,8 +102,8 @@ def read_authors(path: Path, weights: Weights = "ema") -> tuple[Alone, Descripti
             "merged",
         )
     raise WeightsError(
-        f"{path} is a checkpoint of the paper's authors' code, of a network that is none of "
-        f"{', '.join(_STUDENTS)}; extract it with their code."
+        f"{path} is a checkpoint of the paper's authors' code for a network other than "
+        f"{', '.join(_STUDENTS)}; extract the student with the authors' code."
     )
 
 

@@ -23,7 +23,7 @@ def closing_lines(run: Run, seconds: float, report: str = "", went_on: bool = Fa
     """
     took = f"{_in_words(seconds)}, {_epochs(run)}"
     if went_on:
-        took = f"{_in_words(seconds)} since it went on; {_epochs(run)} in all"
+        took = f"{_in_words(seconds)} since the run was resumed; {_epochs(run)} in all"
     facts = [*_accuracies(run), ("took", took)]
     if (static := run.epochs[max(run.epochs)].get("val/static_top1")) is not None:
         facts.insert(1, ("static teacher", f"{static:.2f}"))

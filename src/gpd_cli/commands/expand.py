@@ -141,7 +141,7 @@ def _check_paths(output: Path | None, plan: Path | None) -> None:
         check_writable(output)
     if plan is not None:
         if output is not None and plan.resolve() == output.resolve():
-            raise GpdError(f"The plan and the output are both {plan}; give the plan another name.")
+            raise GpdError(f"--plan and --output are both {plan}; give two different paths.")
         check_writable(plan)
 
 

@@ -67,7 +67,10 @@ def extract_command(
     foreign = read_authors(ckpt_path, weights)
     network, description, taken = foreign or load_chosen(ckpt_path, weights)
     if which == "teacher" and isinstance(network, Alone):
-        raise GpdError(f"{ckpt_path} holds a student trained alone: there is no teacher in it.")
+        raise GpdError(
+            f"{ckpt_path} contains a student that was trained alone, without a teacher; leave out "
+            "--which teacher."
+        )
     extracted = _extract(network, which)
     shape = description.shape
     certificate = _check(network, extracted, which, shape)
@@ -140,15 +143,15 @@ def _check(
         written = extracted(images)
     if not bool(trained.isfinite().all()):
         raise WeightsError(
-            f"The {which} gives NaN or infinite logits on random images, so that nothing can be "
-            "compared with it and nothing was written; give another checkpoint of the run."
+            f"The {which} gives NaN or infinite logits on random images, so that it cannot be "
+            "checked and nothing was written; give another checkpoint of the run."
         )
     difference = relative_difference(written, trained)
     # Torch may choose other matrix kernels for the merged teacher, whose parameters are plain ones.
     if not difference <= (0 if which == "student" else _ROUNDING):
         raise WeightsError(
-            f"The extracted {which} differs from the trained one by {difference:.1e}; nothing was "
-            "written, please report this."
+            f"The extracted {which} differs from the trained one by {difference:.1e}, so nothing "
+            "was written; please report this."
         )
     agreement = (written.argmax(1) == trained.argmax(1)).float().mean()
     return Certificate(difference, float(agreement), len(images))
@@ -200,9 +203,9 @@ def _notes(about: About) -> list[tuple[str, str]]:
             text = f"{name}({given})"
         notes.append(("architecture", text))
     if not about.has_class_names:
-        notes.append(("classes", f"{about.spec.num_classes}, of unknown names"))
+        notes.append(("classes", f"{about.spec.num_classes}, without names"))
     if about.preprocessing is None:
-        notes.append(("preprocessing", "unknown to the checkpoint"))
+        notes.append(("preprocessing", "not in the checkpoint"))
     return notes
 
 

@@ -71,7 +71,7 @@ class PredictionTable(BasePredictionWriter):
         if trainer.world_size > 1 and isinstance(data, IterableDataset):
             raise DataError(
                 "A streamed data set does not number its images, so that several processes cannot "
-                "put them in order; predict with one: --trainer.devices 1."
+                "put them in order; set --trainer.devices 1."
             )
 
     def write_on_batch_end(

@@ -88,12 +88,12 @@ def _predictions(runs: Sequence[Run], split: str) -> tuple[dict[str, Predictions
     predictions: dict[str, Predictions] = {}
     missing: list[str] = []
     if split == "none":
-        return predictions, ["Classes and pictures were left out (--split none)."]
+        return predictions, ["Classes and pictures are left out (--split none)."]
     for run in runs:
         checkpoint = run.checkpoint("best") or run.checkpoint("last")
         without = f"Classes and pictures of {run.name} are left out: "
         if checkpoint is None:
-            missing.append(f"{without}it has no checkpoint.")
+            missing.append(f"{without}the run has no checkpoint.")
             continue
         try:
             predictions[run.name] = predict(checkpoint, split)  # type: ignore[arg-type]

@@ -62,8 +62,8 @@ class GpdTrainer(Trainer):
                 )
         if kwargs.get("barebones"):
             raise TrainingError(
-                "Every run keeps a log and checkpoints, which --trainer.barebones is without; "
-                "leave it out."
+                "--trainer.barebones turns off the log and the checkpoints, which every run needs; "
+                "leave out --trainer.barebones."
             )
         check_numbers(kwargs)
         kwargs.update(launched(kwargs))
@@ -76,10 +76,12 @@ class GpdTrainer(Trainer):
             if "No supported gpu" not in str(error):
                 raise
             raise TrainingError(
-                "This machine has no GPU that torch can use; take --trainer.accelerator cpu."
+                "This machine has no GPU that torch can use; set --trainer.accelerator cpu."
             ) from error
         except TypeError as error:  # raised by Lightning for values of the wrong type
-            raise TrainingError(f"The options of the trainer do not fit: {error}") from error
+            raise TrainingError(
+                f"Lightning's Trainer does not accept its options: {error}"
+            ) from error
         self._checkpoint_connector = Restoring(self)
         # These have to come after all callbacks that act on every batch.
         self.callbacks += [RandomStates(), Interruptions()]  # type: ignore[attr-defined]
@@ -221,7 +223,7 @@ class GpdTrainer(Trainer):
             callbacks.remove(table)
         if not table.images:
             raise DataError(
-                "There were no images to predict; look at --trainer.limit_predict_batches and "
+                "There were no images to predict; check --trainer.limit_predict_batches and "
                 "--data.test_split."
             )
 

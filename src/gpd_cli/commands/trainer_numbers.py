@@ -53,6 +53,6 @@ def check_numbers(options: Mapping[str, Any]) -> None:
         count = int(devices)
         if not (1 <= count <= _MOST_PROCESSES or count == -1):
             raise TrainingError(
-                f"--trainer.devices must be from 1 to {_MOST_PROCESSES}, -1 or auto for all that "
-                f"there are, not {count}."
+                f"--trainer.devices must be from 1 to {_MOST_PROCESSES}, or -1 or auto for all "
+                f"devices, not {count}."
             )

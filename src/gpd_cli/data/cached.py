@@ -39,10 +39,10 @@ def check_cacheable(spec: DataSpec, preprocessing: Preprocessing) -> None:
             option.
     """
     if spec.is_digits:
-        raise DataError("The digits are in memory already; leave --data.cache out.")
+        raise DataError("The digits are in memory already; leave out --data.cache.")
     if spec.is_streamed:
         raise DataError(
-            f"'{spec.dataset}' is streamed and not to be held; leave --data.cache out, or use an "
+            f"'{spec.dataset}' is streamed and cannot be cached; leave out --data.cache, or use an "
             "image folder, torch/ or hfds/."
         )
     p = preprocessing
@@ -53,13 +53,14 @@ def check_cacheable(spec: DataSpec, preprocessing: Preprocessing) -> None:
     for name, value in unsupported.items():
         if value:
             raise DataError(
-                f"--data.{name} needs images one by one, which --data.cache does not give; leave "
+                f"--data.{name} works on single images and --data.cache on whole batches; leave "
                 "out one of the two."
             )
     if not p.crop_padding:
         raise DataError(
-            "--data.cache holds images at one size, too late for random resized crops; set "
-            "--data.crop_padding (4 for CIFAR) or --data.no_aug true, or leave the cache out."
+            "--data.cache stores images at one size, so that random resized crops are impossible; "
+            "set --data.crop_padding (4 for CIFAR) or --data.no_aug true, or leave out "
+            "--data.cache."
         )
 
 
@@ -104,8 +105,9 @@ def hold(
     free = _memory(device) // (1 if device.type == "cuda" else neighbours)
     if size > free:
         raise DataError(
-            f"{count} {what} images of {shape[1]} x {shape[2]} pixels take {size / 2**30:.1f} GiB "
-            f"and there are {free / 2**30:.1f} for each process; leave --data.cache out."
+            f"{count} {what} images of {shape[1]} x {shape[2]} pixels take {size / 2**30:.1f} GiB, "
+            f"but only {free / 2**30:.1f} GiB of memory are free for each process; leave out "
+            "--data.cache."
         )
     rank_zero_info(f"Decoding {count} {what} images once, into {size / 2**20:.0f} MiB ({device}).")
     images = torch.empty(count, *shape, dtype=torch.uint8)

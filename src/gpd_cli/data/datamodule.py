@@ -152,7 +152,7 @@ class ImageData(LightningDataModule):
         super().__init__()
         self.save_hyperparameters(logger=False)  # config.yaml has them; `ratio` is the model's
         if root is not None and understood(dataset, root) != dataset:
-            rank_zero_info(f"'{root}' is taken for an image folder (--data.dataset folder).")
+            rank_zero_info(f"'{root}' is read as an image folder (--data.dataset folder).")
         self.hparams["dataset"] = understood(dataset, root)
         given = dict(self.hparams)
         if not 0 <= val_fraction < 1:
@@ -166,7 +166,7 @@ class ImageData(LightningDataModule):
         if cache != "none":
             check_cacheable(self.spec, self.preprocessing)
         if aug_repeats and self.spec.is_streamed:
-            raise DataError("--data.aug_repeats must be 0 for streams.")
+            raise DataError("--data.aug_repeats must be 0 for a streamed data set.")
         if not 0 <= aug_repeats <= _MOST_REPEATS:
             raise DataError(
                 f"--data.aug_repeats must be from 0 to {_MOST_REPEATS}, not {aug_repeats}."
@@ -264,8 +264,8 @@ class ImageData(LightningDataModule):
             if len(names := self.class_names) == 1:
                 place = self.hparams["root"] or self.hparams["dataset"]
                 raise DataError(
-                    f"'{place}' has a single class, '{names[0]}': there is nothing to tell apart; "
-                    "add images of another class."
+                    f"'{place}' has images of a single class, '{names[0]}'; add images of another "
+                    "class."
                 )
         elif stage == "validate":
             _ = self._splits.validation
@@ -293,8 +293,8 @@ class ImageData(LightningDataModule):
         overfit = getattr(self.trainer, "overfit_batches", 0)
         if overfit and self.hparams["cache"] != "none":
             raise DataError(
-                "A cache shuffles its images, and --trainer.overfit_batches wants the same ones in "
-                "every epoch; leave --data.cache out."
+                "--data.cache shuffles the images, but --trainer.overfit_batches needs the same "
+                "images in every epoch; leave out --data.cache."
             )
         feed, repeats = self._feed, self.hparams["aug_repeats"]
         return feed.training(

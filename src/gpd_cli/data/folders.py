@@ -40,8 +40,8 @@ def read_tree(folder: Path) -> FileSource:
     first = [_parents(path, folder)[:1] for path, _ in reader.samples]
     if () in first:
         raise DataError(
-            f"There are images directly in '{folder}'; move each into the folder of its class, "
-            f"{folder.name}/CLASS/IMAGE."
+            f"There are images directly in '{folder}'; move each image into the folder of its "
+            f"class, {folder.name}/CLASS/IMAGE."
         )
     names = sorted({name for (name,) in first})
     reader.class_to_idx = {name: number for number, name in enumerate(names)}

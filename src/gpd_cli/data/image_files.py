@@ -63,6 +63,6 @@ def _below(
 
 def _unreadable(path: str, error: OSError) -> DataError:
     return DataError(
-        f"'{path}' cannot be read ({error.strerror}); mend its permissions or the link, or take it "
-        "out of the data."
+        f"'{path}' cannot be read ({error.strerror}); correct its permissions or the link, or "
+        "remove it from the data."
     )

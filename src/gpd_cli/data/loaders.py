@@ -48,15 +48,15 @@ class LoaderSettings:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise DataError(f"--data.batch_size must be at least 1, not {self.batch_size}.")
+            raise DataError(f"--data.batch_size must be 1 or more, not {self.batch_size}.")
         if not 0 <= (self.num_workers or 0) <= _LIMIT:
             raise DataError(
                 f"--data.num_workers must be from 0 to {_LIMIT}, not {self.num_workers}."
             )
         if self.prefetch_factor < 1:
             raise DataError(
-                f"--data.prefetch_factor must be at least 1, not {self.prefetch_factor}; for no "
-                "worker processes set --data.num_workers 0."
+                f"--data.prefetch_factor must be 1 or more, not {self.prefetch_factor}; to load "
+                "without worker processes set --data.num_workers 0."
             )
 
     def workers(self, share: Share) -> int:

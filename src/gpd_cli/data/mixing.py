@@ -34,14 +34,14 @@ class Mixing:
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
-                raise DataError(f"--data.{name} must not be negative.")
+                raise DataError(f"--data.{name} must be 0 or more, not {getattr(self, name)}.")
         for name in ("mixup_prob", "switch_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"--data.{name} must be in [0, 1], not {getattr(self, name)}.")
         if self.active and self.batch_size % 2:
             raise DataError(
-                "Mixup and CutMix mix images in pairs; make --data.batch_size even, not "
-                f"{self.batch_size}."
+                "Mixup and CutMix mix images in pairs; set --data.batch_size to an even number, "
+                f"not {self.batch_size}."
             )
 
     @property

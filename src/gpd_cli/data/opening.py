@@ -91,13 +91,13 @@ class DataSpec:
             if self.root is None:
                 raise DataError(f"An image folder needs --data.root, {_LAYOUT}.")
             if not Path(self.root).exists():
-                raise DataError(f"There is no '{self.root}'; --data.root is {_LAYOUT}.")
+                raise DataError(f"There is no folder '{self.root}'; set --data.root to {_LAYOUT}.")
             return
         scheme, slash, _ = self.dataset.partition("/")
         if not slash or self.scheme not in _READERS:
             raise DataError(
-                f"Unknown data set '{self.dataset}'; --data.dataset is digits, folder, or one of "
-                f"timm's: {', '.join(f'{name}/NAME' for name in _READERS)}."
+                f"Unknown data set '{self.dataset}'; set --data.dataset to digits, folder, or one "
+                f"of timm's: {', '.join(f'{name}/NAME' for name in _READERS)}."
             )
         module, package = _READERS[self.scheme]
         if find_spec(module) is None:
@@ -166,8 +166,8 @@ class DataSpec:
             )
         if found and self.classes not in (None, found):
             raise DataError(
-                f"'{self.dataset}' has {found} classes, not {self.classes}; leave --data.classes "
-                "out."
+                f"'{self.dataset}' has {found} classes, not {self.classes}; leave out "
+                "--data.classes."
             )
         source.named = bool(found)
         source.class_names = source.class_names or numbered(self.classes or 0)
@@ -225,8 +225,8 @@ class DataSpec:
         root = Path(str(self.root))
         if root.is_file():
             raise DataError(
-                f"'{root}' is one file, and --data.root the folder that holds train/CLASS/IMAGE; "
-                "gpd predict takes single images."
+                f"'{root}' is a file; set --data.root to {_LAYOUT}, or give a single image to gpd "
+                "predict --images."
             )
         folder = self._split_folder(split)
         if folder is not None:
@@ -237,7 +237,8 @@ class DataSpec:
                 return found
         elif not any((root / name).is_dir() for name in _SPLITS):
             raise DataError(
-                f"'{root}' holds no images ({', '.join(EXTENSIONS)}); --data.root is {_LAYOUT}."
+                f"'{root}' contains no images ({', '.join(EXTENSIONS)}); set --data.root to "
+                f"{_LAYOUT}."
             )
         raise self._missing(split, sorted(p.name for p in root.iterdir() if p.is_dir()))
 
@@ -282,8 +283,8 @@ class DataSpec:
             if "Unknown torchvision dataset" in reason:
                 hint = did_you_mean(*get_close_matches(self.dataset.lower(), _OF_TORCHVISION, n=1))
                 raise DataError(
-                    f"Unknown data set '{self.dataset}'{hint}; timm reads "
-                    f"{', '.join(_OF_TORCHVISION)} of torchvision's."
+                    f"Unknown data set '{self.dataset}'{hint}; of torchvision's data sets timm "
+                    f"reads {', '.join(_OF_TORCHVISION)}."
                 ) from error
             # torchvision's INaturalist calls its splits versions.
             if "split" in reason.lower() or "for argument version" in reason:
@@ -316,7 +317,7 @@ class DataSpec:
             path = Path(str(self.root)) / name
             if not (_is_remote(str(self.root)) or _is_remote(name) or path.is_file()):
                 raise DataError(
-                    f"The shard '{path}' is not there; check --data.root and the file names of the "
+                    f"There is no shard '{path}'; check --data.root and the file names of the "
                     "split."
                 )
         return names
@@ -340,7 +341,7 @@ class DataSpec:
         option = {"train": "train", "validation": "val", "test": "test"}.get(kind)
         remedy = f"--data.{option}_split" if option else "--data.*_split"
         return MissingSplitError(
-            f"{name} has no split '{split}'; name another with {remedy} (there is: "
+            f"{name} has no split '{split}'; name another split with {remedy} (there is: "
             f"{', '.join(found) or 'none'})."
         )
 

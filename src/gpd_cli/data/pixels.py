@@ -36,8 +36,8 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         return _grey(values * 255, mode)
     if not (low >= 0 and high <= 255):
         raise ValueError(
-            f"it has values from {low:g} to {high:g} in 32 bits, a range that is not known; save "
-            "it with 8 or 16 bits"
+            f"its 32-bit values from {low:g} to {high:g} have no known range; save it with 8 or 16 "
+            "bits"
         )
     return _grey(values, mode)
 

@@ -99,7 +99,7 @@ class Source(ABC):
             if unlabelled:
                 return UNKNOWN
             raise LabelError(
-                f"{self._name(index)} has the label {reprlib.repr(label)}, which is no class "
+                f"{self._name(index)} has the label {reprlib.repr(label)}, which is not a class "
                 "number; name a column of class numbers with --data.target_key, or number the "
                 "classes in the data."
             ) from error
@@ -108,13 +108,14 @@ class Source(ABC):
                 return UNKNOWN
             raise LabelError(
                 f"{self._name(index)} has no label, which training and scoring need; name a split "
-                "with labels, as with --data.test_split, or use gpd predict, which needs none."
+                "with labels (for gpd test by --data.test_split), or use gpd predict, which needs "
+                "no labels."
             )
         count = len(self.class_names if self.numbers is None else self.numbers)
         if not 0 <= own < count:
             raise LabelError(
-                f"{self._name(index)} has the label {own}, and the numbers of {count} classes are "
-                f"0 to {count - 1}; number the classes from 0 in the data, or set --data.classes "
+                f"{self._name(index)} has the label {own}, but {count} classes have the numbers 0 "
+                f"to {count - 1}; number the classes from 0 in the data, or set --data.classes "
                 "above the greatest label."
             )
         return own if self.numbers is None else self.numbers[own]
@@ -218,8 +219,8 @@ class FileSource(Source):
         if found is not None:
             return np.asarray([self.number(label, index) for index, label in enumerate(found)])
         raise DataError(
-            "This data set does not list its labels, so that no part can be held out; name a "
-            "validation split with --data.val_split."
+            "This data set does not list its labels, so that no images can be held out for "
+            "validation; name a validation split with --data.val_split."
         )
 
     def load(self, index: int, mode: str, unlabelled: bool = False) -> tuple[Image.Image, int]:
@@ -247,8 +248,8 @@ class FileSource(Source):
             if isinstance(error, UnidentifiedImageError):
                 reason = "no known image format"
             raise UnreadableImageError(
-                f"{self._name(index)} cannot be read ({reason}); replace it or take it out of "
-                "the data."
+                f"{self._name(index)} cannot be read ({reason}); replace it or remove it from the "
+                "data."
             ) from error
         return image, self.number(label, index, unlabelled)
 
@@ -340,8 +341,8 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[list[int],
         )
     except ValueError as error:
         raise DataError(
-            f"Of {len(labels)} training images in {len(np.unique(labels))} classes, no part with "
-            f"the share {fraction} of every class can be held out for validation; change "
-            "--data.val_fraction, or add a validation split."
+            f"Of {len(labels)} training images in {len(np.unique(labels))} classes, the fraction "
+            f"{fraction} of every class cannot be held out for validation; change "
+            "--data.val_fraction, or name a validation split with --data.val_split."
         ) from error
     return sorted(kept.tolist()), sorted(held_out.tolist())

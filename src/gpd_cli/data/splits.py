@@ -165,8 +165,8 @@ class Splits:
         if not (source.named and self.is_named):
             if found != len(names):
                 raise DataError(
-                    f"{what} has {found} classes, which are not named in both it and the training "
-                    f"images, and these have {len(names)}; give both the same classes."
+                    f"{what} has {found} classes but the training images have {len(names)}, and "
+                    "not all class names are known; give both the same classes."
                 )
             return
         unknown = source.renumber(names)
@@ -175,8 +175,8 @@ class Splits:
             listed = ", ".join(f"'{name}'" for name in unknown[:3])
             known = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise DataError(
-                f"{what} has classes that are not among those of training: {listed}{more} (those "
-                f"are: {known}); give them the names that they had in training, or take them out."
+                f"{what} has classes that the training images do not have: {listed}{more} (those "
+                f"of training are {known}); rename them as in training, or remove them."
             )
         if found < len(names):
             rank_zero_info(f"{what} has images of {found} of the {len(names)} classes.")

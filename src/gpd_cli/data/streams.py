@@ -45,7 +45,7 @@ class StreamSource(Source):
 
     def __len__(self) -> int:
         raise DataError(
-            "A streamed data set does not number its images, as this method needs; use an image "
+            "A streamed data set does not number its images, which this method needs; use an image "
             "folder or hfds/ instead."
         )
 
@@ -56,8 +56,8 @@ class StreamSource(Source):
             DataError: always.
         """
         raise DataError(
-            "A streamed data set has no part that could be held out; name a validation split "
-            "with --data.val_split."
+            "No images of a streamed data set can be held out for validation; name a validation "
+            "split with --data.val_split."
         )
 
     def spread(self, rank: int, world: int, workers: int) -> int:
@@ -85,7 +85,7 @@ class StreamSource(Source):
             if len(self._files) < world:
                 raise DataError(
                     f"There are {len(self._files)} shards of training images for {world} "
-                    "processes; write more shards, or train with fewer --trainer.devices."
+                    "processes; write more shards, or lower --trainer.devices."
                 )
             alone = len(self._files) // world
         else:

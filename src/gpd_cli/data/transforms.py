@@ -84,15 +84,14 @@ class Preprocessing:
             )
         if not _LEAST_CROP <= self.crop_pct <= 1:
             raise DataError(
-                f"--data.crop_pct must be above 0 and at most 1, and at least {_LEAST_CROP}, not "
-                f"{self.crop_pct}."
+                f"--data.crop_pct must be from {_LEAST_CROP} to 1, not {self.crop_pct}."
             )
         for name, most in (("scale", 1.0), ("ratio", math.inf)):
             least, greatest = getattr(self, name)
             if not 0 < least <= greatest <= most:
-                bound = " at most 1 and" if most == 1 else ""
+                bound = " and at most 1" if most == 1 else ""
                 raise DataError(
-                    f"--data.{name} must be two numbers above 0,{bound} the smaller one first, not "
+                    f"--data.{name} must be two numbers above 0{bound}, the smaller one first, not "
                     f"{list(getattr(self, name))}."
                 )
         if not self.color_jitter >= 0:
@@ -106,13 +105,13 @@ class Preprocessing:
                 f"{self.crop_padding}."
             )
         if self.re_count < 1:
-            raise DataError(f"--data.re_count must be at least 1, not {self.re_count}.")
+            raise DataError(f"--data.re_count must be 1 or more, not {self.re_count}.")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) != self.in_chans:
                 raise DataError(
                     f"--data.{name} has {len(values)} values but the images have {self.in_chans} "
-                    f"channels; give {self.in_chans}, or change --data.in_chans."
+                    f"channels; give {self.in_chans} values, or change --data.in_chans."
                 )
         if self.std is not None and not min(self.std) > 0:
             raise DataError(f"--data.std must be above 0, not {list(self.std)}.")
@@ -165,8 +164,8 @@ class Preprocessing:
             augment = create_transform(is_training=True, **augmentations, **shared)
         except (AssertionError, KeyError, ValueError, IndexError) as error:
             raise DataError(
-                f"timm does not know the augmentation '{self.auto_augment}'; give "
-                "--data.auto_augment a policy such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, "
+                f"timm does not know the augmentation '{self.auto_augment}'; set "
+                "--data.auto_augment to a policy such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, "
                 "original or 3a, or leave it out."
             ) from error
         allow_all_settings(augment.transforms)

@@ -102,8 +102,8 @@ class Distillation(nn.Module):
         """
         if self._one_label and batch.labels.ndim > 1:
             raise MethodError(
-                f"{self._name} needs one class per image; turn mixing off (--data.mixup 0 "
-                "--data.cutmix 0)."
+                f"{self._name} needs one class per image, which mixing does not leave; set "
+                "--data.mixup 0 --data.cutmix 0."
             )
         ours = {name: _in_float32(self._hooks[name].take(value)) for name, value in logits.items()}
         theirs = [
@@ -142,14 +142,14 @@ class Distillation(nn.Module):
             return
         if not hasattr(data, "with_indices"):
             raise MethodError(
-                f"{self._name} needs to know which image is which; train it on gpd's own data "
-                "module (ImageData), or on one with the attribute with_indices."
+                f"{self._name} needs the index of every training image; train with gpd's data "
+                "module (ImageData), or with one that has the attribute with_indices."
             )
         data.with_indices = True
         if self._num_images != data.num_train:
             raise MethodError(
-                f"{self._name} keeps a memory of every training image, and there are "
-                f"{data.num_train}; set --model.method.num_images {data.num_train}."
+                f"{self._name} keeps a memory of every training image; set "
+                f"--model.method.num_images {data.num_train}, the number of training images."
             )
 
     def _check_size(self, network: Pair | Alone, shape: tuple[int, int, int]) -> None:
@@ -220,7 +220,8 @@ def _checked(method: Method) -> Method:
     """
     if type(method).forward is Method.forward:
         raise MethodError(
-            f"{type(method).__name__} has no forward, which computes the loss; give it one."
+            f"{type(method).__name__} does not define forward; write a method forward that "
+            "computes the loss."
         )
     return method
 

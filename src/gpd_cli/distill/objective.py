@@ -45,7 +45,7 @@ class Objective:
     def __post_init__(self) -> None:
         for name in ("gap_weight", "ce_weight", "gap_warmup_epochs"):
             if not getattr(self, name) >= 0:
-                raise TrainingError(f"--model.{name} must not be negative.")
+                raise TrainingError(f"--model.{name} must be 0 or more, not {getattr(self, name)}.")
         for name in ("gap_smoothing", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainingError(f"--model.{name} must be in [0, 1), not {getattr(self, name)}.")

@@ -127,13 +127,12 @@ def load_static_teachers(
     if first.name is None:
         if first.weights is not None:
             raise ModelError(
-                "--model.static_teacher.weights needs the network they are for: add "
+                "--model.static_teacher.weights needs the name of the network; add "
                 "--model.static_teacher.name NAME."
             )
         if assistants:
             raise ModelError(
-                "Teacher assistants stand between a static teacher and the student: add "
-                "--model.static_teacher.name NAME."
+                "--model.assistants needs a static teacher; add --model.static_teacher.name NAME."
             )
         return []
     teachers = [_load(first, classes, channels, "static teacher")]
@@ -141,8 +140,8 @@ def load_static_teachers(
         name = assistant.name
         if name is None or not (assistant.weights or wants_published(name, assistant.args)):
             raise ModelError(
-                "A teacher assistant is a trained network: give each of --model.assistants a name "
-                "and weights."
+                "A teacher assistant must be a trained network; give each of --model.assistants a "
+                "name and weights."
             )
         teachers.append(_load(assistant, classes, channels, "assistant"))
     return teachers
@@ -161,9 +160,9 @@ def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: st
     assert name is not None
     if weights is None and not wants_published(name, args):
         raise ModelError(
-            f"The static teacher {name} has to be a trained one: add "
-            "--model.static_teacher.weights FILE, or --model.static_teacher.args "
-            "'{pretrained: true}' for published weights."
+            f"The static teacher {name} must be a trained network; add "
+            "--model.static_teacher.weights FILE, or --model.static_teacher.args '{pretrained: "
+            "true}' for published weights."
         )
     # With the role of a teacher, a classifier that does not fit is an error: one that was replaced
     # by a new classifier would teach noise.
@@ -172,7 +171,7 @@ def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: st
     found = count_classes(network, shape)
     if shape[0] != channels:
         raise ModelError(
-            f"The static teacher {name} takes images of {shape[0]} channels but the student of "
+            f"The static teacher {name} takes images of {shape[0]} channels but the student takes "
             f"{channels}; give a static teacher for the same images."
         )
     if found != classes:

@@ -154,8 +154,8 @@ class StoreExchange:
             self.store.add(_READ, 1)
         except dist.DistError as error:
             raise TrainingError(
-                "The first process has ended before it handed on the width plan; its own message "
-                "says why."
+                "The first process ended before it passed on the width plan; see the error message "
+                "of the first process."
             ) from error
         return values
 
@@ -193,7 +193,8 @@ class FileExchange:
             values: Values = json.loads(self.path.read_text())
         except (OSError, ValueError) as error:
             raise TrainingError(
-                f"The width plan that the first process left in {self.path} is gone; it has ended."
+                f"The first process has ended, and its file {self.path} with the width plan is "
+                "gone; see the error message of the first process."
             ) from error
         return values
 

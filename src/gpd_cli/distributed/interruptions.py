@@ -160,8 +160,7 @@ class Interruptions(Callback):
         if problem:
             assert self._saved is not None  # a SLURM job always has a requeue path to save to
             raise TrainingError(
-                f"The job cannot be put back into the queue ({problem}); go on with: "
-                f"{resume_command(self._saved)}"
+                f"The job cannot be requeued ({problem}); go on with: {resume_command(self._saved)}"
             )
         raise Stopped(0 if requeue else _code(trainer, stop or signal.SIGTERM))
 
@@ -203,8 +202,8 @@ class Interruptions(Callback):
             if last is not None and last.is_file():
                 start_again = f"go on with: {resume_command(last)}"
             exception.__cause__ = TrainingError(
-                "Another process of the run has ended or does not answer, and this one cannot go "
-                f"on alone; the other's message says why; {start_again}"
+                "Another process of the run has ended or does not answer, and this process cannot "
+                f"go on alone; see the error message of the other process; {start_again}"
             )
             return
         if isinstance(exception, SIGTERMException):
@@ -223,7 +222,7 @@ class Interruptions(Callback):
                 f"{resume_command(path)} --trainer.max_time DAYS:HH:MM:SS (in all)"
             )
         elif path is not None and job is not None:
-            after = f"saved as {short_path(path)}, and job {job} is in the queue again"
+            after = f"saved as {short_path(path)}, and job {job} is requeued"
             if isinstance(exception, Stopped) and exception.code:
                 after = (
                     f"saved as {short_path(path)}, from which the job goes on when it is requeued"

@@ -111,7 +111,7 @@ class CifarResNet(Classifier):
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise ValueError(f"depth is {depth}, but must be 8, 14, 20 or another 6n + 2")
+            raise ValueError(f"depth must be 8, 14, 20 or another 6n + 2, not {depth}")
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.act1 = nn.ReLU(inplace=True)

@@ -80,7 +80,7 @@ class CifarWideResNet(Classifier):
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
-            raise ValueError(f"depth is {depth}, but must be 10, 16, 22 or another 6n + 4")
+            raise ValueError(f"depth must be 10, 16, 22 or another 6n + 4, not {depth}")
         narrow, middle, wide = (16 * widen_factor, 32 * widen_factor, 64 * widen_factor)
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
         self.block1 = _Stage(blocks, 16, narrow, stride=1)

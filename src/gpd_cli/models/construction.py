@@ -46,7 +46,9 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
     if name.startswith(REUSED):
         own = {key: value for key, value in args.items() if key not in _PROJECTOR_ARGUMENTS}
         if "features" not in args:
-            raise ModelError("it needs the width of the static teacher's classifier, as 'features'")
+            raise ModelError(
+                "it needs the argument 'features', the width of the static teacher's classifier"
+            )
         body_name = name.removeprefix(REUSED)
         body = build(body_name, own)
         classes = count_classes(body, input_shape(body, body_name, own))
@@ -88,8 +90,8 @@ def check_name(name: str) -> None:
         return
     if ":" in name:
         raise ModelError(
-            f"'{name}' names a place, not a network: give a name of timm.list_models() and the "
-            "file as the model's weights."
+            f"'{name}' is the address of a network and not its name; give a name from "
+            "timm.list_models(), and the file as the model's weights."
         )
     # The part after a slash is compared as well: timm/resnet18 means resnet18.
     known = theirs if name.startswith(TORCHVISION) else [*timm.list_models(), *theirs]
@@ -97,7 +99,7 @@ def check_name(name: str) -> None:
     close += difflib.get_close_matches(name, known, n=3)
     hint = did_you_mean(*list(dict.fromkeys(close))[:3])
     raise ModelError(
-        f"Unknown model '{name}'{hint}: timm.list_models() lists timm's names, "
+        f"Unknown model '{name}'{hint}; timm.list_models() lists timm's names, and "
         f"torchvision.models.list_models() those to write after '{TORCHVISION}'."
     )
 

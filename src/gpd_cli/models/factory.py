@@ -58,13 +58,15 @@ def create_model(
     if num_classes is not None:
         if args.get("num_classes", num_classes) != num_classes:
             raise ModelError(
-                f"{name} is to have {num_classes} classes and, by its model arguments, "
-                f"{args['num_classes']}: leave one of the two out."
+                f"num_classes of {name} is {num_classes}, but its model arguments say "
+                f"{args['num_classes']}; leave out one of the two."
             )
         args["num_classes"] = num_classes
     classes = args.get("num_classes", 1)
     if not isinstance(classes, int) or classes < 1:
-        raise ModelError(f"{name} cannot have {classes!r} classes: give a whole number from 1 on.")
+        raise ModelError(
+            f"num_classes of {name} must be a whole number of 1 or more, not {classes!r}."
+        )
     check_name(name)
     own = without_pretrained(name, args)
     model = _built(name, own, role)

@@ -115,7 +115,9 @@ def _adapted(
     notes += _adapt_stem(model, tensors, own)
     replaced = _with_own_classifier(model, tensors, own)
     if form.ambiguous:
-        return Fitted(tensors, (), (form.ambiguous,), remedy="save the one that is meant alone")
+        return Fitted(
+            tensors, (), (form.ambiguous,), remedy="save the state dict of one network alone"
+        )
     if replaced is None:
         return Fitted(tensors, tuple(notes), _misfits(model, tensors, own))
     without, classes, remark = replaced
@@ -197,7 +199,8 @@ def _with_own_classifier(
     replaced = OrderedDict({**tensors, **{key: own[key] for key in keys}})
     replaced._metadata = tensors._metadata  # type: ignore[attr-defined]
     why = f"{found} classes and not {ours}" if found else "none"
-    return replaced, found, f"the classifier ({', '.join(names)}) starts anew, the file has {why}"
+    remark = f"the classifier ({', '.join(names)}) is initialized anew, since the file has {why}"
+    return replaced, found, remark
 
 
 def _misfits(
@@ -229,7 +232,7 @@ def _misfits(
         # Modules may rename keys as they load, so only loading tells which keys are missing.
         result = copy.deepcopy(model).load_state_dict(fitting, strict=False)
     except Exception as error:  # modules may load their state by code of their own
-        return (" ".join(str(error).split()).rstrip(".") or "its modules refuse it",)
+        return (" ".join(str(error).split()).rstrip(".") or "its modules do not accept it",)
     missing = [key for key in result.missing_keys if key not in misshaped]
     found = [
         listed("missing", missing),

@@ -56,15 +56,15 @@ def count_classes(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """
     known = getattr(model, "num_classes", None)
     if known == 0:
-        raise ModelError(f"{type(model).__name__} comes without a classifier: set num_classes.")
+        raise ModelError(f"{type(model).__name__} has no classifier; set num_classes.")
     if isinstance(known, int):
         return known
     logits = probe(model, shape)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(
-            f"{type(model).__name__} is no image classifier: its output should be logits of shape "
-            f"[batch, classes], but is {got}."
+            f"{type(model).__name__} is not an image classifier: its output must be logits of "
+            f"shape [batch, classes], but is {got}."
         )
     return logits.shape[1]
 
@@ -85,8 +85,9 @@ def check_images(model: nn.Module, shape: tuple[int, int, int], option: str) -> 
         probe(model, shape)
     except ModelError as error:
         raise ModelError(
-            f"{str(error).removesuffix('.')}; build it for them ({option} '{{img_size: "
-            f"{shape[1]}}}', for most of timm's) or set --data.image_size to the size it takes."
+            f"{str(error).removesuffix('.')}; build it for this image size ({option} '{{img_size: "
+            f"{shape[1]}}}', for most networks of timm) or set --data.image_size to the size that "
+            "it takes."
         ) from error
 
 

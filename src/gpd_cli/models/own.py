@@ -38,20 +38,20 @@ def find_maker(path: str) -> Maker:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ModelError(
-            f"The network {path} cannot be imported: {error}; its module has to be installed or "
-            "on PYTHONPATH."
+            f"The network {path} cannot be imported: {error}; its module must be installed or on "
+            "PYTHONPATH."
         ) from error
     except (Exception, SystemExit) as error:  # the module may be any code, even a whole program
         reason = " ".join(str(error).split())
         raise ModelError(
-            f"The network {path} cannot be imported: {type(error).__name__}: {reason}; its module "
-            "has to be one that Python imports without an error."
+            f"The network {path} cannot be imported: {type(error).__name__}: {reason}; correct its "
+            "module, so that Python imports it without an error."
         ) from error
     made = found if inspect.isclass(found) else _returned(found)
     if not (inspect.isclass(made) and issubclass(made, nn.Module)):
         raise ModelError(
-            f"{path} is no class of torch.nn.Module, and no function that is annotated to return "
-            "one (-> nn.Module); name one that is."
+            f"{path} is neither a subclass of torch.nn.Module nor a function that is annotated to "
+            "return a module (-> nn.Module); name such a class or function."
         )
     maker: Maker = found
     return maker
@@ -85,8 +85,8 @@ def check_repeatable(name: str, build: Callable[[], nn.Module]) -> None:
     for key in first.keys() & second.keys():
         if not torch.equal(first[key].nan_to_num(), second[key].nan_to_num()):
             raise ModelError(
-                f"{name} makes another tensor '{key}' each time it is built, and no checkpoint has "
-                "it; make it a persistent buffer (self.register_buffer)."
+                f"{name} gets another tensor '{key}' each time it is built, and checkpoints do not "
+                "contain this tensor; make it a persistent buffer (self.register_buffer)."
             )
 
 

@@ -69,14 +69,14 @@ def loads_published(name: str, args: Mapping[str, Any], weights: str | Path | No
     given = next((key for key in files if args.get(key)), None)
     if given:
         raise ModelError(
-            f"'{given}' is no model argument of {name} here: give the file as the model's weights "
-            "instead, or 'pretrained: true' for the published ones."
+            f"'{given}' cannot be a model argument of {name}; give the file as the model's weights "
+            "instead, or 'pretrained: true' for the published weights."
         )
     wanted = wants_published(name, args)
     if wanted and weights is not None:
         raise ModelError(
-            f"{name} is to start from '{weights}' and, by its model arguments, from published "
-            "weights: leave one of the two out."
+            f"{name} cannot start from '{weights}' and from published weights (in its model "
+            "arguments) at once; leave out one of the two."
         )
     return wanted
 
@@ -109,16 +109,16 @@ def load_published(
         needed = {key: own[key] for key in _built_with(name) if key in own}
         further = f", with {json.dumps(needed)} among the network's arguments" if needed else ""
         raise ModelError(
-            f"The published weights of {name} cannot be had ({reason_of(error)}); where the hub "
-            "cannot be reached, give a copy of the file instead "
-            f"(--model.student_weights, --model.static_teacher.weights){further}."
+            f"The published weights of {name} cannot be loaded ({reason_of(error)}); if the hub "
+            "cannot be reached, give a copy of the file instead (--model.student_weights, "
+            f"--model.static_teacher.weights){further}."
         ) from error
     if body.startswith(TORCHVISION):
         target = model
         if isinstance(model, ReusedClassifier):
             target = model.body
             how = {**how, "ignore": (f"{model.replaced}.", *AUXILIARY_HEADS)}
-        return load_tensors(target, state, f"What torchvision publishes as {name}", **how), model
+        return load_tensors(target, state, f"The published weight file of {name}", **how), model
     config = getattr(published, "pretrained_cfg", None) or {}
     theirs, ours = config.get("num_classes"), own.get("num_classes")
     if theirs is None or ours in (None, theirs) or name != body:
@@ -128,7 +128,10 @@ def load_published(
             f"The published weights of {name} are for {theirs} classes and not {ours}; give a file "
             "of weights for these classes."
         )
-    note = f"the classifier starts anew, the published weights have {theirs} classes and not {ours}"
+    note = (
+        f"the classifier is initialized anew, since the published weights have {theirs} classes "
+        f"and not {ours}"
+    )
     return (note,), published
 
 

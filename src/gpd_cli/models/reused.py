@@ -29,7 +29,7 @@ class ReusedClassifier(nn.Module):
     def __init__(self, body: nn.Module, features: int, num_classes: int, relu: bool = True) -> None:
         super().__init__()
         if not isinstance(features, int) or features < 1:
-            raise ModelError(f"The width 'features' must be 1 or more, not {features}.")
+            raise ModelError(f"The argument 'features' must be 1 or more, not {features}.")
         name, last = _last_linear(body)
         owner, _, leaf = name.rpartition(".")
         setattr(body.get_submodule(owner), leaf, nn.Identity())
@@ -88,7 +88,7 @@ def _last_linear(network: nn.Module) -> tuple[str, nn.Linear]:
     named = [(n, m) for n, m in network.named_modules() if n and isinstance(m, nn.Linear)]
     if not named:
         raise ModelError(
-            f"{type(network).__name__} has no linear classifier that a static teacher's could "
-            "replace; choose another student for simkd/."
+            f"{type(network).__name__} has no linear classifier that the static teacher's "
+            "classifier could replace; choose another student for simkd/."
         )
     return named[-1]

@@ -70,7 +70,7 @@ class Attention(nn.Module):
         if self.att_mask.shape[-1] != positions:
             raise ModelError(
                 f"The network's attention scaling is for {self.att_mask.shape[-1]} patches, but "
-                f"this image has {positions}: build it with an img_size of the images' own."
+                f"this image has {positions}; build the network with the img_size of the images."
             )
         return self.att_mask.sigmoid()
 
@@ -223,9 +223,9 @@ class RVT(Classifier):
     ) -> None:
         super().__init__()
         if patch_size < _STEM_STRIDE or patch_size % _STEM_STRIDE:
-            raise ValueError(f"patch_size is {patch_size}, but must be a multiple of 4")
+            raise ValueError(f"patch_size must be a multiple of 4, not {patch_size}")
         if scaled_blocks > depths[0]:
-            raise ValueError(f"scaled_blocks is {scaled_blocks}, but must be at most {depths[0]}")
+            raise ValueError(f"scaled_blocks must be at most {depths[0]}, not {scaled_blocks}")
         positions = _positions(img_size, patch_size)
         dims = [head_dim * count for count in heads]
         self.patch_embed = _PatchEmbedding(in_chans, dims[0], patch_size)

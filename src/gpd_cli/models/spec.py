@@ -86,8 +86,8 @@ class ModelSpec:
         classes = count_classes(model, shape)
         if self.num_classes not in (None, classes):
             raise ModelError(
-                f"{self.name} has {classes} classes and not {self.num_classes}: let it take the "
-                f"number as num_classes, or set --model.num_classes {classes}."
+                f"{self.name} has {classes} classes and not {self.num_classes}; let it take the "
+                f"argument num_classes, or set --model.num_classes {classes}."
             )
         args = without_pretrained(self.name, self.model_args)
         resolved = replace(self, num_classes=classes, model_args=args)
@@ -107,8 +107,8 @@ class ModelSpec:
             probe(model, shape)
         except ModelError as error:
             raise ModelError(
-                f"{str(error).removesuffix('.')}; if it takes others, say so on its class, such as "
-                "by pretrained_cfg = {'input_size': (1, 16, 16)}."
+                f"{str(error).removesuffix('.')}; if it takes images of another shape, state the "
+                "shape in its class, such as by pretrained_cfg = {'input_size': (1, 16, 16)}."
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,8 +132,10 @@ class ModelSpec:
         try:
             spec = cls(**values)
         except TypeError as error:
-            raise ModelError(f"This is no description of a model ({error}): {values!r}.") from error
+            raise ModelError(
+                f"The description of a model is not valid ({error}): {values!r}."
+            ) from error
         classes = spec.num_classes
         if not isinstance(spec.name, str) or not isinstance(classes, int | None):
-            raise ModelError(f"This is no description of a model: {values!r}.")
+            raise ModelError(f"The description of a model is not valid: {values!r}.")
         return spec

@@ -139,7 +139,7 @@ def _below_prefix(
     ambiguous = ""
     if others and not chosen.endswith(prefer):
         names = ", ".join(f"'{p}'" for p in [chosen, *others])
-        ambiguous = f"it holds several networks, under {names}"
+        ambiguous = f"it contains several networks, under {names}"
     beside = [key for key in read if not key.startswith(chosen) and key != "n_averaged"]
     notes = [f"the weights are those under '{chosen}'", *_left(beside)]
     return TensorForm(found[chosen], notes, ambiguous)

@@ -169,13 +169,12 @@ def _read(path: Path) -> Any:
     """
     try:
         if path.is_dir():
-            raise WeightsError(f"'{path}' is a folder: name the weight file in it.")
+            raise WeightsError(f"'{path}' is a folder; name the weight file in it.")
         if not path.exists():
-            raise WeightsError(f"There is no weight file '{path}': check the path.")
+            raise WeightsError(f"There is no weight file '{path}'; check the path.")
         if path.suffix.lower() not in WEIGHT_SUFFIXES:
             raise WeightsError(
-                f"Cannot read '{path}': its suffix '{path.suffix}' is none of "
-                f"{', '.join(WEIGHT_SUFFIXES)}."
+                f"Cannot read '{path}': its suffix must be one of {', '.join(WEIGHT_SUFFIXES)}."
             )
         path.open("rb").close()  # an error here means missing permission, not a damaged file
     except OSError as error:
@@ -199,15 +198,15 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     refused = re.search(r"GLOBAL (\S+)", str(error))  # torch's word for a class or function
     if isinstance(error, pickle.UnpicklingError) and refused:
         return (
-            f"'{path}' holds a Python object ({refused[1]}), and reading it could run code: "
+            f"'{path}' contains a Python object ({refused[1]}), and reading it could run code; "
             "save the state dict alone, with torch.save(model.state_dict(), path)."
         )
     if "TorchScript" in str(error):
         return (
-            f"'{path}' is a TorchScript archive: save the state dict alone, "
-            "with torch.save(model.state_dict(), path)."
+            f"'{path}' is a TorchScript archive; save the state dict alone, with "
+            "torch.save(model.state_dict(), path)."
         )
-    return f"'{path}' is damaged, or no weight file at all: download or copy it again."
+    return f"'{path}' is damaged or not a weight file; download or copy it again."
 
 
 def _unwrapped(content: Any, path: str | Path) -> dict[str, Tensor]:
@@ -218,9 +217,9 @@ def _unwrapped(content: Any, path: str | Path) -> dict[str, Tensor]:
     """
     if isinstance(content, Mapping) and "gpd" in content and "state_dict" in content:
         raise WeightsError(
-            f"'{path}' is a checkpoint of gpd fit, which holds student and dynamic teacher in one: "
-            f"cut the student out first (gpd extract --ckpt_path {path} --output student.pth) and "
-            "give that file."
+            f"'{path}' is a checkpoint of gpd fit with student and dynamic teacher in one; extract "
+            f"the student first (gpd extract --ckpt_path {path} --output student.pth) and give its "
+            "file."
         )
     while isinstance(content, Mapping):
         wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
@@ -237,6 +236,6 @@ def _unwrapped(content: Any, path: str | Path) -> dict[str, Tensor]:
         others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
         found = listed("entries such as", others)
     raise WeightsError(
-        f"There is no state dict in '{path}', which holds {found}: "
-        "save one with torch.save(model.state_dict(), path)."
+        f"There is no state dict in '{path}', which contains {found}; save one with "
+        "torch.save(model.state_dict(), path)."
     )

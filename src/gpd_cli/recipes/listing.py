@@ -13,7 +13,7 @@ HEADING = "Train by one of these: gpd fit -c recipe:FOLDER/NAME (see gpd recipes
 HELP = """\
 usage: gpd recipes [-h] [NAME]
 
-List the configurations that come with gpd, or print the one of this name.
+List the configurations that come with gpd, or print the one with this name.
 
   gpd fit -c recipe:NAME            train by a recipe, in any folder
   gpd fit -c recipe:A -c recipe:B   by both; B's value where both set an option

@@ -42,8 +42,8 @@ def recipe_path(name: str) -> Path:
     if name not in names:
         nearest = nlargest(3, names, key=lambda known: _similarity(name, known))
         raise RecipeError(
-            f"Unknown recipe '{name}': the nearest names are {', '.join(nearest)}; `gpd recipes` "
-            "lists them all."
+            f"Unknown recipe '{name}'; the nearest names are {', '.join(nearest)}, and gpd recipes "
+            "lists all."
         )
     return _FOLDER / f"{name}{_SUFFIX}"
 

@@ -135,7 +135,7 @@ def predict(checkpoint: Path, split: Split) -> Predictions:
     run = trainer.validate if split == "validation" else trainer.test
     run(seen, datamodule=data, verbose=False)
     if not seen.labels:
-        raise DataError(f"There are no {split} images.")
+        raise DataError(f"There are no {split} images to report on; choose another --split.")
     labels = torch.cat(seen.labels)
     count = max(*seen.widths, int(labels.max()) + 1)
     known = list(getattr(data, "class_names", None) or ())
@@ -259,7 +259,10 @@ def _data(checkpoint: Path) -> LightningDataModule:
     path = settings.get("_class_path")
     cls: Any = ImageData if path is None else locate(path)
     if cls is None:
-        raise DataError(f"The data's class {path} is not found; run the command where it lies.")
+        raise DataError(
+            f"The class {path} of the run's data cannot be imported; install its package, or put "
+            "the folder of its module on PYTHONPATH."
+        )
     arguments = {name: value for name, value in settings.items() if not name.startswith("_")}
     data: Any = cls(**arguments)
     trained = image_spec(content)

@@ -123,11 +123,14 @@ def read_run(folder: Path, name: str | None = None, later: Collection[Path] = ()
     """
     if not (folder / METRICS).is_file():
         raise ReportError(
-            f"{folder} is no folder of a run: there is no {METRICS} in it{_at(folder)}."
+            f"{folder} is not the folder of a run: there is no {METRICS} in it{_at(folder)}."
         )
     epochs, steps = _read_log(folder / METRICS)
     if not epochs:
-        raise ReportError(f"{folder} has no whole epoch in its {METRICS} yet; wait for the first.")
+        raise ReportError(
+            f"{METRICS} in {folder} has no complete epoch yet; wait until the first epoch has "
+            "ended."
+        )
     config = _configuration(folder / CONFIG)
     first, lacking = min(epochs), ""
     if first > 1 or config.get("ckpt_path"):
@@ -295,4 +298,4 @@ def _at(folder: Path) -> str:
     if not found:
         return "; give a folder that gpd fit wrote, such as runs/digits/version_0"
     listed = ", ".join(str(path.parent) for path in found[:3])
-    return f"; those below it are {listed}{' and others' if len(found) > 3 else ''}"
+    return f"; folders of runs below it are {listed}{' and others' if len(found) > 3 else ''}"

@@ -84,7 +84,8 @@ def check_plan(student: nn.Module, plan: WidthPlan) -> None:
         axes = [axis for axis in tensor_plan.axes if axis is not None]
         if not all(axis.is_onto() for axis in axes):
             raise ExpansionError(
-                f"The plan leaves channels of {name} without a copy; find a new one with find_plan."
+                f"The plan leaves channels of {name} without a copy; find a new plan with "
+                "find_plan."
             )
         planned = [None if axis is None else axis.narrow_size for axis in tensor_plan.axes]
         shape = list(tensors[name].shape) if name in tensors else None
@@ -94,8 +95,8 @@ def check_plan(student: nn.Module, plan: WidthPlan) -> None:
             fits = all(p is None or p == s for p, s in zip(planned, shape, strict=True))
         if not fits:
             raise ExpansionError(
-                f"The plan is one of another network: it has {name} of shape {planned}, and "
-                f"{type(student).__name__} has {shape}; find a new one with find_plan."
+                f"The plan is for another network: it has {name} of shape {planned}, but "
+                f"{type(student).__name__} has {shape}; find a new plan with find_plan."
             )
 
 

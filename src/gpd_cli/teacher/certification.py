@@ -64,10 +64,10 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
         reason = "this network cannot be expanded exactly"
         if response > _MOST_RESPONSE:
             reason = (
-                f"this cannot be told from rounding, as a change of the images by {_ROUNDING:.0e} "
-                f"changes the student's own logits by {response:.0e}; train it first, or begin "
-                "with weights and statistics under which its activations do not grow from layer "
-                "to layer"
+                "this cannot be told from rounding, since a change of the images by "
+                f"{_ROUNDING:.0e} changes the student's own logits by {response:.0e}; train the "
+                "student first, or start from weights and statistics under which activations do "
+                "not grow from layer to layer"
             )
         raise ExpansionError(
             f"The expanded teacher differs from the student by {difference:.1e} (relative, "
@@ -76,8 +76,9 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
     if in_training is not None and not in_training <= _TRAINING_TOLERANCE:
         raise ExpansionError(
             f"In train mode the expanded teacher differs from the student by {in_training:.1e} "
-            "(relative, float64), though not in eval mode: something in "
-            f"{type(pair.narrow).__name__} that runs in train mode only cannot be expanded."
+            "(relative, float64), but not in eval mode, since a part of "
+            f"{type(pair.narrow).__name__} that runs in train mode only cannot be expanded; build "
+            "the network without this part."
         )
     agreement = (student.flatten(1).argmax(1) == teacher.flatten(1).argmax(1)).double().mean()
     return Certificate(difference, float(agreement), len(images), in_training)
@@ -109,9 +110,9 @@ def _teacher(pair: Pair, images: Tensor, when: str) -> Tensor:
         logits: Tensor = pair.teacher(images)
     except Exception as error:
         raise ExpansionError(
-            f"{when} the expanded teacher does not run ({short_text(error)}) though the student "
-            f"does: {type(pair.narrow).__name__} cannot be expanded, or only with the layers "
-            "concerned kept narrow (exclude)."
+            f"{when} the expanded teacher does not run ({short_text(error)}), but the student "
+            "does; keep the layers concerned narrow (--model.exclude), or choose another student "
+            f"than {type(pair.narrow).__name__}."
         ) from error
     return logits
 

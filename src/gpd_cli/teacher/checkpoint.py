@@ -102,7 +102,7 @@ def load_chosen(
         reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise WeightsError(
             f"The weights in {path} do not fit {description.spec.name} as it is built here "
-            f"({reason}); install the version of timm or torchvision that it was trained with."
+            f"({reason}); install the version of timm or torchvision that the run was trained with."
         ) from error
     return network.eval(), description, taken
 
@@ -153,8 +153,8 @@ def read_run(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         raise WeightsError(
-            f"{path} cannot be read as a checkpoint of gpd fit: it is damaged or something else; "
-            "give best.ckpt or last.ckpt of a run."
+            f"{path} cannot be read as a checkpoint of gpd fit, since it is damaged or another "
+            "kind of file; give best.ckpt or last.ckpt of a run."
         ) from error
     if not isinstance(content, dict):
         content = {}
@@ -201,8 +201,8 @@ def check_content(path: Path, content: Mapping[str, Any]) -> None:
     """
     if "gpd" not in content or "state_dict" not in content:
         raise WeightsError(
-            f"{path} is no checkpoint of gpd fit; give best.ckpt or last.ckpt of a run, or a file "
-            "that gpd expand wrote."
+            f"{path} is not a checkpoint of gpd fit; give best.ckpt or last.ckpt of a run, or a "
+            "file that gpd expand wrote."
         )
     try:
         _check_format(path, content["gpd"])
@@ -224,8 +224,8 @@ def _check_format(path: Path, entry: Any) -> None:
     found = entry.get("format") if isinstance(entry, Mapping) else None
     if found != FORMAT:
         raise WeightsError(
-            f"{path} has format {shown(found)}, this version reads format {FORMAT}; use the "
-            "version of gpd that wrote it."
+            f"{path} has the format {shown(found)}, but this version of gpd reads the format "
+            f"{FORMAT}; use the version that wrote it."
         )
 
 
@@ -246,7 +246,7 @@ def exported_state(
     if TRAINED not in content:
         return content["state_dict"], None
     if not int(content["averaging_state"]["n_averaged"]):
-        return content[TRAINED], "raw, for the average had not begun"
+        return content[TRAINED], "raw, since the average had not begun"
     if weights == "raw":
         return content[TRAINED], "raw"
     return content["state_dict"], "averaged"
@@ -300,13 +300,15 @@ def _read_expanded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             if "gpd" not in metadata:
                 raise WeightsError(
-                    f"{path} was not written by gpd expand; give that file, or a checkpoint of "
-                    "gpd fit."
+                    f"{path} was not written by gpd expand; give a file that gpd expand wrote, or "
+                    "a checkpoint of gpd fit."
                 )
             entry = json.loads(metadata["gpd"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read ({_first_line(error)}).") from error
+        raise WeightsError(
+            f"{path} cannot be read ({_first_line(error)}); copy it again, or give another file."
+        ) from error
     return entry, state
 
 

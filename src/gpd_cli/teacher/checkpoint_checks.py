@@ -150,7 +150,7 @@ class _Bounded(TorchFunctionMode):
             if all(isinstance(size, int) for size in sizes):
                 self._left -= math.prod(max(size, 1) for size in sizes)
         if self._left < 0:
-            raise FormError("the description is of a far larger network than the weights")
+            raise FormError("the description is of a much larger network than the weights")
         return func(*args, **(kwargs or {}))
 
 

@@ -150,7 +150,7 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
             images.
     """
     if found is None:
-        raise WeightsError("The checkpoint is not one of gpd fit; give last.ckpt of a run.")
+        raise WeightsError("The checkpoint was not written by gpd fit; give last.ckpt of a run.")
 
     def short(entry: Mapping[str, Any]) -> str:
         student, plan = entry["student"], entry["plan"]
@@ -175,13 +175,13 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
     if not same or any(found[key] != expected[key] for key in keys):
         if short(found) == short(expected) and found["student"] == expected["student"]:
             raise WeightsError(
-                f"The checkpoint is of {short(found)}, as is this run, but other channels were "
-                "widened (--model.exclude, --model.width_multiple); resume with the configuration "
-                "that the run was started with."
+                f"The checkpoint is of {short(found)}, as is this run, but in the checkpoint other "
+                "channels are widened (--model.exclude, --model.width_multiple); resume with the "
+                "configuration that the run was started with."
             )
         raise WeightsError(
-            f"The checkpoint is of {short(found)}, and this run of {short(expected)}; resume with "
-            "the configuration that the run was started with."
+            f"The checkpoint is of {short(found)}, but this run is of {short(expected)}; resume "
+            "with the configuration that the run was started with."
         )
 
 

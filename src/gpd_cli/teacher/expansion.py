@@ -108,12 +108,13 @@ def expand(
         raise ExpansionError(f"The branch_width must be above 0, not {branch_width}.")
     if branch_width != 1 and branch_init == "gpd":
         raise ExpansionError(
-            "The authors' block (branch_init gpd) has the paper's branch_width; leave it at 1."
+            "The branch_width of the authors' block (branch_init gpd) must be 1; leave out "
+            "branch_width."
         )
     if not isinstance(plan, WidthPlan | None):
         raise ExpansionError(f"The plan must be a WidthPlan, not {_describe(plan)}.")
     if certificate is not None and plan is None:
-        raise ExpansionError("A certificate is that of a plan; give the plan as well.")
+        raise ExpansionError("A certificate is valid for one plan only; give the plan as well.")
     names = branch_names(branches, branch_init)
     patterns = _patterns(exclude, "What to exclude")
     layers = _patterns(branch_layers, "The branch_layers")
@@ -187,7 +188,7 @@ def _checked_type(student: nn.Module) -> tuple[torch.dtype, torch.device]:
     if not isinstance(student, nn.Module):
         raise ExpansionError(
             f"The student must be a module, not {_describe(student)}; timm.create_model and "
-            "torchvision.models.get_model make one from a name."
+            "torchvision.models.get_model make a module from a name."
         )
     check_student(student)
     tensors = [*student.parameters(), *student.buffers()]
@@ -202,7 +203,7 @@ def _checked_type(student: nn.Module) -> tuple[torch.dtype, torch.device]:
     if len(dtypes) > 1:
         raise ExpansionError(
             f"{type(student).__name__} mixes the types {sorted(map(str, dtypes))}; convert it to "
-            "one of them first, for example with .float()."
+            "one type first, for example with .float()."
         )
     return floating[0].dtype, floating[0].device
 

@@ -38,9 +38,9 @@ def switch_on_grad_checkpointing(network: nn.Module, name: str) -> None:
     except (AssertionError, NotImplementedError) as error:  # some timm networks use assertions
         raise ModelError(
             f"{name} cannot run its blocks again in the backward pass (it has no timm "
-            "set_grad_checkpointing); leave out --model.grad_checkpointing, and where memory is "
-            "short set --model.recompute_student true or take smaller batches "
-            "(--trainer.accumulate_grad_batches)."
+            "set_grad_checkpointing); leave out --model.grad_checkpointing, and to save memory set "
+            "--model.recompute_student true or lower --data.batch_size (with "
+            "--trainer.accumulate_grad_batches)."
         ) from error
 
 

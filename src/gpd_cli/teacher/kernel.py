@@ -221,8 +221,8 @@ class ExactSharing(nn.Module):
         rounding = (copies + 2) * torch.finfo(stored.dtype).eps * largest(teacher)
         if not complete_(teacher, student, self.plan) <= rounding:
             raise ExpansionError(
-                f"The teacher's {self.name} is no expansion of the student's; this is an error of "
-                "gpd itself."
+                f"The teacher's {self.name} is not an expansion of the student's; this is an error "
+                "of gpd itself, please report it."
             )
         return teacher, None
 

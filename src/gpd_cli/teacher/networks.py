@@ -178,8 +178,8 @@ def summary(name: str, network: Pair | Alone) -> str:
     ]
     if as_wide:
         lines += [
-            "This is not the student alone: --model.ratio 1 leaves it the branches; add "
-            "--model.branches 1 to train it alone."
+            "With --model.ratio 1 the student still has branches; add --model.branches 1 to train "
+            "the student alone."
         ]
     if isinstance(network, Pair):
         lines += [

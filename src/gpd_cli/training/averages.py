@@ -66,8 +66,8 @@ def find_averager(trainer: Trainer) -> WeightAveraging | None:
     if len(found) > 1:
         names = " and ".join(type(callback).__name__ for callback in found)
         raise TrainingError(
-            f"A run keeps one average of its weights, and here are {names}; leave one of them out "
-            "of --trainer.callbacks."
+            f"A run keeps one average of its weights, but --trainer.callbacks has {names}; leave "
+            "out one of them."
         )
     return found[0] if found and found[0]._average_model is not None else None
 
@@ -198,7 +198,7 @@ def closing_remark(averager: WeightAveraging) -> str | None:
     if not updates:
         return (
             "The average of the weights did not begin before the end of training; validation and "
-            "best.ckpt took the trained weights (raw), as gpd extract does."
+            "best.ckpt used the trained weights (raw), as gpd extract does."
         )
     # In a plain mean of all updates, the first has the same weight as any other.
     limit = max(_TOO_MUCH, 2 / updates)
@@ -206,10 +206,10 @@ def closing_remark(averager: WeightAveraging) -> str | None:
     if share <= limit:
         return None
     return (
-        f"After {updates:,} updates the averaged weights, which validation, best.ckpt and gpd "
-        f"extract take, still hold {share:.0%} of those that they began with; average by "
-        "gpd_cli.EMA, whose decay warms up, or with a lower decay, or export the trained weights "
-        "(gpd extract --weights raw)."
+        f"After {updates:,} updates, {share:.0%} of the averaged weights (used by validation, "
+        "best.ckpt and gpd extract) still come from the initial weights; average by gpd_cli.EMA, "
+        "whose decay warms up, or with a lower decay, or export the trained weights (gpd extract "
+        "--weights raw)."
     )
 
 

@@ -90,13 +90,13 @@ def handle_left_out_step(
     large = overflowing(watch.network, _LARGEST_HALF) if scaler is not None else []
     if large:
         what += f"; merged kernels are too large for float16 ({', '.join(large[:3])})"
-    go_on = "" if last is None else f"; the last good one is {short_path(last)}"
+    go_on = "" if last is None else f"; the last good checkpoint is {short_path(last)}"
     if last is not None:
         go_on += f", go on with: {resume_command(last)}"
-    why = f"{watch.in_a_row} steps in a row became NaN or infinite"
+    why = f"the loss or a gradient was NaN or infinite in {watch.in_a_row} steps in a row"
     if lost:
-        why = "by now the weights give NaN or infinite logits for every image"
-    raise TrainingError(f"The numbers broke: {what}; {why}; {remedy(go_on)}")
+        why = "the weights now give NaN or infinite logits for every image"
+    raise TrainingError(f"Training diverged: {what}; {why}; {remedy(go_on)}")
 
 
 def reduced(factor: float) -> float:
@@ -107,10 +107,12 @@ def reduced(factor: float) -> float:
     """
     if factor <= FACTOR**_MOST_REDUCTIONS:
         raise TrainingError(
-            f"The numbers broke again at {factor:g} times the learning rate; look at the data, or "
+            f"Training diverged again at {factor:g} times the learning rate; check the data, or "
             f"{remedy()}"
         )
-    rank_zero_info(f"The learning rate is {factor * FACTOR:g} times what it was to be from now on.")
+    rank_zero_info(
+        f"From now on the learning rate is {factor * FACTOR:g} times that of the schedule."
+    )
     return factor * FACTOR
 
 
@@ -139,4 +141,4 @@ def _take_back(path: Path, trainer: Trainer, module: LightningModule) -> None:
         arrange_state(optimizer)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-    rank_zero_info(f"The run has the weights of {short_path(path)} again.")
+    rank_zero_info(f"The weights were restored from {short_path(path)}.")

@@ -47,7 +47,9 @@ def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> Non
         remedy = (
             "name a static teacher (--model.static_teacher.name), or set --model.ce_weight above 0"
         )
-    raise TrainingError(f"There are neither labels nor a static teacher to learn from; {remedy}.")
+    raise TrainingError(
+        f"The networks have neither labels nor a static teacher to learn from; {remedy}."
+    )
 
 
 def check_counts(**counts: int) -> None:
@@ -78,8 +80,8 @@ def check_callbacks(callbacks: Iterable[Any]) -> None:
     """
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         raise TrainingError(
-            "The schedule counts updates of one size, which the callback "
-            "GradientAccumulationScheduler changes between epochs; leave it out, and set "
+            "The schedule needs updates of the same number of batches, which the callback "
+            "GradientAccumulationScheduler changes between epochs; leave out the callback, and set "
             "--trainer.accumulate_grad_batches for the whole run."
         )
 
@@ -96,9 +98,9 @@ def check_start(student_weights: str | Path | bool | None, branch_init: str) -> 
     """
     if student_weights and branch_init == "gpd":
         raise TrainingError(
-            "With --model.branch_init gpd both networks start as what the random branches merge "
-            "to, and not as --model.student_weights or published weights; for a trained student "
-            "set --model.branch_init zero."
+            "With --model.branch_init gpd both networks start from merged random branches and not "
+            "from --model.student_weights or published weights; set --model.branch_init zero for a "
+            "trained student."
         )
 
 
@@ -174,10 +176,10 @@ def check_same_parts(
     if {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in state.items()}:
         return
     raise WeightsError(
-        f"The checkpoint has other parts of its distillation method ({before}) than this run "
-        f"({now if expected is not None else 'none'}); resume with the configuration and the "
-        "version of gpd that the run was started with, or start anew from the extracted student "
-        "(--model.student_weights)."
+        f"The distillation method of the checkpoint has other trained parts ({before}) than that "
+        f"of this run ({now if expected is not None else 'none'}); resume with the configuration "
+        "and the version of gpd that the run was started with, or start a new run from the "
+        "extracted student (--model.student_weights)."
     )
 
 
@@ -200,9 +202,9 @@ def check_same_classes(found: Sequence[str] | None, names: Sequence[str], is_fol
         before = sorted(names, key=natural_key)
         if is_folder and before != list(names):
             raise DataError(
-                f"The checkpoint is of a version that sorted class folders as {_listed(before)}, "
-                f"which are now sorted as {_listed(names)}; rename them so that both orders agree "
-                "(01, 02, 10), or train anew."
+                "The checkpoint is of a version of gpd that sorted class folders as "
+                f"{_listed(before)}, but they are now sorted as {_listed(names)}; rename them so "
+                "that both orders agree (01, 02, 10), or train anew."
             )
         return
     if list(found) == list(names):
@@ -210,14 +212,16 @@ def check_same_classes(found: Sequence[str] | None, names: Sequence[str], is_fol
     first = next(((k, a, b) for k, (a, b) in enumerate(zip(found, names)) if a != b), None)  # noqa: B905
     if first is None:
         raise DataError(
-            f"The checkpoint knows {len(found)} classes and the data has {len(names)}; give the "
-            "classes that it was trained on."
+            f"The checkpoint was trained on {len(found)} classes, but the data has {len(names)}; "
+            "give data with the classes of the checkpoint."
         )
-    text = f"class {first[0]} of the checkpoint is '{first[1]}', and of the data '{first[2]}'"
-    kind = "in another order" if sorted(found) == sorted(names) else "others"
+    text = f"class {first[0]} is '{first[1]}' in the checkpoint and '{first[2]}' in the data"
+    kind = "other classes than the checkpoint"
+    if sorted(found) == sorted(names):
+        kind = "the classes of the checkpoint in another order"
     raise DataError(
-        f"The classes are {kind}: {text}; name the folders or classes as they were when the "
-        "checkpoint was trained."
+        f"The data has {kind}: {text}; name the folders or classes as in the data "
+        "that the checkpoint was trained on."
     )
 
 

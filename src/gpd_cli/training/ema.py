@@ -69,9 +69,7 @@ class EMA(EMAWeightAveraging):
         device: str | int | None = None,
     ) -> None:
         if not (gamma > 0 and power > 0):
-            raise TrainingError(
-                f"The warm-up of an average needs gamma and power above 0, not {gamma} and {power}."
-            )
+            raise TrainingError(f"The EMA needs gamma and power above 0, not {gamma} and {power}.")
         super().__init__(
             device=device,
             use_buffers=use_buffers,

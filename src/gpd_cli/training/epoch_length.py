@@ -145,8 +145,8 @@ def _check_stream(trainer: Trainer, before: EpochLength, now: EpochLength) -> No
         return
     size = f"--data.batch_size {before.batch_size} and " if before.batch_size else ""
     raise TrainingError(
-        "The checkpoint was written within an epoch of a stream, whose images come in another "
-        "order in batches of another size or on another number of devices, so that it cannot be "
-        f"told which of them were seen; go on with {size}{before.processes} devices in all "
-        "(--trainer.devices, --trainer.num_nodes), or from a checkpoint of an epoch's end."
+        "The checkpoint was written within an epoch of a stream, and its place in the epoch is "
+        "known for the same batch size and number of devices only; go on with "
+        f"{size}{before.processes} devices in all (--trainer.devices, --trainer.num_nodes), or "
+        "from a checkpoint of the end of an epoch."
     )

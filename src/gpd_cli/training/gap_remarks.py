@@ -39,11 +39,11 @@ def remark_on_gap(gaps: Sequence[float], student: float) -> str | None:
 
 
 _TEXTS = {
-    "closed": "For 5 epochs the dynamic teacher has been no better than the student (gap "
-    "{gap:.1f} points): it teaches nothing new; a larger --model.ratio, more --model.branches or a "
-    "smaller --model.gap_weight gives it room.",
-    "wide": "The gap grows, and has been {gap:.1f} points in the mean of 5 epochs: the student "
-    "does not keep up; a larger --model.gap_weight or a smaller --model.ratio brings it closer.",
+    "closed": "For 5 epochs the dynamic teacher has not been better than the student (gap "
+    "{gap:.1f} points), so that the student learns nothing new from it; raise --model.ratio or "
+    "--model.branches, or lower --model.gap_weight.",
+    "wide": "The gap grows, since the student does not keep up with the dynamic teacher ({gap:.1f} "
+    "points in the mean of 5 epochs); raise --model.gap_weight or lower --model.ratio.",
 }
 
 

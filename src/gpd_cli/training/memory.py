@@ -31,13 +31,14 @@ def apply_grad_checkpointing(
     """
     if compiles:
         raise ModelError(
-            "--model.grad_checkpointing does not go with --model.compile, which decides itself "
-            "what a graph keeps; leave one of them out."
+            "--model.grad_checkpointing does not work with --model.compile, which itself decides "
+            "which activations to keep; leave out one of the two."
         )
     if method is not None and method.needs & FEATURES:
         raise ModelError(
-            f"--model.grad_checkpointing runs blocks twice, and {type(method).__name__} reads "
-            "their features; leave it out, or choose a method that compares logits only."
+            f"--model.grad_checkpointing runs blocks twice, but {type(method).__name__} needs "
+            "their features from a single run; leave out --model.grad_checkpointing, or choose a "
+            "method that compares logits only."
         )
     switch_on_grad_checkpointing(student, name)
 
@@ -56,19 +57,19 @@ def apply_recompute_student(network: Pair | Alone) -> None:
     """
     if not isinstance(network, Pair):
         raise ModelError(
-            "Without a dynamic teacher (ratio 1, one branch) there is nothing that "
-            "--model.recompute_student could save; leave it out."
+            "--model.recompute_student saves nothing without a dynamic teacher (ratio 1, one "
+            "branch); leave out --model.recompute_student."
         )
     if network.plan.runs_again:
         raise ModelError(
-            "The student runs parts of it twice already (gradient checkpointing), and "
-            "--model.recompute_student would run all of it twice; choose one of the two."
+            "--model.recompute_student runs the student twice, but the student runs parts of "
+            "itself twice already (gradient checkpointing); leave out one of the two."
         )
     hooked = [name for name, module in network.narrow.named_modules() if has_hooks(module)]
     if hooked:
         raise ModelError(
-            f"--model.recompute_student runs the student twice, and the features of its module "
-            f"'{hooked[0]}' are read in the first run; leave it out, or choose a method that "
-            "compares logits only."
+            "--model.recompute_student runs the student twice, but the features of its module "
+            f"'{hooked[0]}' are read in a single run; leave out --model.recompute_student, or "
+            "choose a method that compares logits only."
         )
     network.recompute_student = True

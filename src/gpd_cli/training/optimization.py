@@ -56,9 +56,9 @@ def configure(
     if not has_end and settings.sched not in ("none", *WITHOUT_END):
         given = "--trainer.max_epochs or --trainer.max_steps"
         if trainer.max_epochs != -1:
-            given = "--trainer.max_steps, as the training data does not tell its length"
+            given = "--trainer.max_steps, since the training data does not state its length"
         raise GpdError(
-            f"Schedule '{settings.sched}' needs the length of the run; give {given}, or set "
+            f"Schedule '{settings.sched}' needs the length of the run; set {given}, or set "
             "--model.optimizer.sched none."
         )
     # If the run's length is not given in epochs, Lightning has not set up the data at this point.

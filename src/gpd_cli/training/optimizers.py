@@ -109,7 +109,7 @@ def make_optimizer(
             close = get_close_matches(settings.opt.lower(), map(str, list_optimizers()), n=3)
             raise GpdError(
                 f"Unknown optimizer '{settings.opt}'{did_you_mean(*close)}; "
-                "--model.optimizer.opt takes those of timm.optim.list_optimizers()."
+                "timm.optim.list_optimizers() lists those that --model.optimizer.opt takes."
             ) from error
         raise GpdError(f"Optimizer '{settings.opt}' cannot be made: {error}") from error
 
@@ -126,13 +126,13 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
     for name in given:
         if name in OptimizerSettings.__dataclass_fields__:
             raise GpdError(
-                f"Set '{name}' as --model.optimizer.{name}, and leave it out of "
+                f"Set '{name}' as --model.optimizer.{name}, and remove it from "
                 "--model.optimizer.opt_args."
             )
         if name in inspect.signature(create_optimizer_v2).parameters and name != "foreach":
             raise GpdError(
-                f"'{name}' has no effect among --model.optimizer.opt_args: gpd groups parameters "
-                "by weight decay alone (--model.optimizer.decay_all); leave it out."
+                f"'{name}' has no effect in --model.optimizer.opt_args, since gpd groups "
+                "parameters by weight decay alone (--model.optimizer.decay_all); leave it out."
             )
 
 

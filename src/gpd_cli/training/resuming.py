@@ -46,7 +46,7 @@ def check_unfinished(checkpoint: Mapping[str, Any], max_epochs: int | None, max_
             unit = name.removeprefix("max_")
             raise FinishedError(
                 f"The run of the checkpoint is finished: it was trained for {reached} {unit}, and "
-                f"--trainer.{name} is {limit}; to go on, set --trainer.{name} to more."
+                f"--trainer.{name} is {limit}; raise --trainer.{name} to go on."
             )
 
 
@@ -72,7 +72,7 @@ def check_time_left(checkpoint: Mapping[str, Any], callbacks: Sequence[Callback]
             reached, limit = (str(timedelta(seconds=int(x))) for x in (took, timer._duration))
             raise FinishedError(
                 f"The run of the checkpoint is finished: it was trained for {reached}, and "
-                f"--trainer.max_time is {limit}, in all; to go on, set --trainer.max_time to more."
+                f"--trainer.max_time is {limit}, in all; raise --trainer.max_time to go on."
             )
 
 
@@ -90,17 +90,18 @@ def check_same_optimizer(found: Mapping[str, Any], now: OptimizerSettings) -> No
     before = OptimizerSettings(**{k: v for k, v in found.items() if k in known})
     if before.decay_all != now.decay_all:
         raise TrainingError(
-            "The checkpoint's optimizer has its weights in other groups; set "
-            f"--model.optimizer.decay_all {str(before.decay_all).lower()}, as it was."
+            "The checkpoint's optimizer groups the weights in another way; set "
+            f"--model.optimizer.decay_all {str(before.decay_all).lower()}, as when the run was "
+            "started."
         )
     if _shaping(before) == _shaping(now):
         return
     names = _remembered(before)
     if names is None or names != _remembered(now):
         raise TrainingError(
-            f"The checkpoint's optimizer ({_named(before)}) remembers other things than this run's "
-            f"({_named(now)}); resume with --model.optimizer.opt {before.opt} and its settings, or "
-            "start anew from the extracted student (--model.student_weights)."
+            f"The checkpoint's optimizer ({_named(before)}) keeps other state than that "
+            f"of this run ({_named(now)}); resume with --model.optimizer.opt {before.opt} and its "
+            "settings, or start a new run from the extracted student (--model.student_weights)."
         )
 
 

@@ -79,8 +79,8 @@ def check_counted_in_updates(settings: OptimizerSettings) -> None:
     }
     if found := [name for name, in_epochs in counted.items() if in_epochs]:
         raise TrainingError(
-            f"--model.optimizer.{found[0]} counts epochs, whose length the training data does not "
-            "tell; leave it out, or give the data a length (__len__)."
+            f"--model.optimizer.{found[0]} counts epochs, but the training data does not state its "
+            "length; leave it out, or give the data a length (__len__)."
         )
 
 
@@ -112,15 +112,16 @@ def check_phases(settings: OptimizerSettings, epochs: float) -> str | None:
     length = f"the run has {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}"
     if cooldown >= epochs:
         raise TrainingError(
-            f"--model.optimizer.cooldown_epochs is {cooldown}, and {length}, of which it leaves "
-            "nothing to the schedule; set it to fewer, or train for more."
+            f"--model.optimizer.cooldown_epochs is {cooldown} and {length}, so that no epoch is "
+            "left for the schedule; lower --model.optimizer.cooldown_epochs, or train for more "
+            "epochs."
         )
     if settings.warmup_epochs <= epochs - cooldown:
         return None
     also = f", with {cooldown} of cooldown" if cooldown else ""
     return (
         f"The run ends within its warm-up, before it reaches the learning rate {settings.lr:g}: "
-        f"--model.optimizer.warmup_epochs is {settings.warmup_epochs:g}, and {length}{also}."
+        f"--model.optimizer.warmup_epochs is {settings.warmup_epochs:g} and {length}{also}."
     )
 
 

@@ -72,9 +72,9 @@ def check_training_state(checkpoint: Mapping[str, Any]) -> None:
     """
     if "optimizer_states" not in checkpoint:
         raise WeightsError(
-            "The checkpoint has no state of the optimizer, as one saved with save_weights_only, so "
-            "that no run can go on from it; give last.ckpt, or start anew from its student (gpd "
-            "extract, then --model.student_weights)."
+            "No run can go on from the checkpoint, which has no state of the optimizer (as one "
+            "saved with save_weights_only); give last.ckpt, or start a new run from its student "
+            "(gpd extract, then --model.student_weights)."
         )
     check_form(checkpoint, _STATE, "the checkpoint")
     for name, form in _OWN.items():

@@ -139,8 +139,8 @@ def _tell(
         shown = ", ".join(pairs[:_SHOWN]) + (", ..." if len(pairs) > _SHOWN else "")
         rank_zero_info(
             f"Warning: {text}, and about {order.accuracy:.0f}% with {len(pairs)} of its "
-            f"{len(counts)} classes renumbered ({shown}); it was trained with another order of "
-            "the classes, such as 0, 1, 10, 2 in place of 0, 1, 2, 10."
+            f"{len(counts)} classes renumbered ({shown}); it was trained with another order of the "
+            "classes, such as 0, 1, 10, 2 instead of 0, 1, 2, 10."
         )
         return
     if not is_chance(accuracy, counts):
@@ -149,7 +149,7 @@ def _tell(
     chance = 100 / len(counts)
     rank_zero_info(
         f"Warning: {text}, which is no better than guessing ({chance:.2f}%); it was probably "
-        "trained with another order of the classes, or on images that were prepared otherwise "
+        "trained with another order of the classes, or on images that were prepared in another way "
         "(--data.mean, --data.std, --data.image_size)."
     )
 

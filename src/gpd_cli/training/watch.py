@@ -257,7 +257,7 @@ def _in_words(found: Sequence[Mapping[str, Any]]) -> str:
         return text
     images = ", ".join(one["images"]) + (f" and {one['more']} more" if one["more"] > 0 else "")
     if one["pixels"]:
-        return f"{text}, where pixels of {images} are"
+        return f"{text}, as are pixels of {images}"
     return text if one["all"] else f"{text}, for {images}"
 
 

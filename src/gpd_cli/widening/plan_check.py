@@ -56,7 +56,7 @@ def _length(entry: Mapping[str, Any], most: int, number: int) -> int:
     place, narrow, length = f"the width plan, maps, {number}", entry["narrow"], 0
     for run in entry["index"]:
         if len(run) != 4:
-            raise FormError(f"{place} has a run of {len(run)} numbers")
+            raise FormError(f"{place} has a run of {len(run)} numbers and not of 4")
         start, step, count, repeats = run
         last = start + step * (count - 1)
         if count < 1 or repeats < 1 or not (0 <= start < narrow and 0 <= last < narrow):

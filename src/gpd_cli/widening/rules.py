@@ -72,7 +72,8 @@ def check_rules(network: nn.Module) -> None:
         if missing:
             raise ExpansionError(
                 f"The rule for {name} names '{missing[0]}', which no {name} of this network has; "
-                "correct it in RULES (grow, keep and axes name attributes, blocks layers)."
+                "correct the rule in RULES (grow, keep and axes name attributes, blocks names "
+                "layers)."
             )
 
 

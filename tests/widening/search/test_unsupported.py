@@ -104,7 +104,7 @@ STUDENTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         ),
         r"^3 \(Conv2d\) .*PruningContainer.*torch\.nn\.utils\.prune\.remove",
     ),
-    "hook": (lambda: with_layer(computed_by_a_hook), r"^3 \(Conv2d\) .*no parameter.*hook"),
+    "hook": (lambda: with_layer(computed_by_a_hook), r"^3 \(Conv2d\) .*not a parameter.*hook"),
     "weight norm": (
         lambda: with_layer(parametrizations.weight_norm),
         r"^3 \(ParametrizedConv2d\) .*weight .*_WeightNorm.*remove_parametrizations",

@@ -51,7 +51,7 @@ def model_card(about: About, name: str) -> str:
         f"| versions | gpd {gpd_version()}, torch {torch.__version__}, timm {timm.__version__} |",
         "",
         f"Classes: {_listed(about.classes)}."
-        + ("" if about.has_class_names else " The checkpoint does not know their names."),
+        + ("" if about.has_class_names else " The checkpoint does not contain their names."),
         "",
         "## Use",
         "",
@@ -72,15 +72,15 @@ def model_card(about: About, name: str) -> str:
     ]
     if about.preprocessing is None:
         lines += [
-            "The checkpoint does not know how its images were prepared: what `data` says is the "
-            "architecture's default.",
+            "The checkpoint does not say how images were prepared: `data` is the default of the "
+            "architecture.",
             "",
         ]
     if "settings" in about.facts:
         lines += [
             "## Settings of the run",
             "",
-            f"As `gpd fit -c FILE` takes them, without {about.facts['left out']}:",
+            f"The configuration for `gpd fit -c FILE`, without {about.facts['left out']}:",
             "",
             "```yaml",
             about.facts["settings"].rstrip(),
@@ -185,7 +185,7 @@ def _settings(content: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         settings["trainer"] = trainer
     return settings, (
         f"the paths of files, and without {'other' if trainer else 'the'} options of the trainer, "
-        "callbacks and seed, which the checkpoint does not know"
+        "callbacks and seed, which the checkpoint does not contain"
     )
 
 

@@ -73,7 +73,7 @@ def write_folder(
             difference = relative_difference(loaded(images), network(images))
         if not difference <= (_HALF_ROUNDING if half else _ROUNDING):
             raise GpdError(
-                f"timm's {architecture} computes something else with these weights (relative "
+                f"timm's {architecture} computes other logits with these weights (relative "
                 f"difference {difference:.1e}), so the folder was not kept; write a .pt2 or .onnx "
                 "file instead."
             )
@@ -83,8 +83,8 @@ def _as_timm(about: About) -> tuple[str, dict[str, Any]]:
     """The name and the arguments with which timm builds the network without gpd."""
     if about.building_arguments is None:
         raise GpdError(
-            f"No arguments of {about.spec.name} build its wide teacher, so no folder can hold it; "
-            "write a .pt2 or .onnx file, which need no source code."
+            f"No arguments of {about.spec.name} build its wide teacher, so it cannot be written as "
+            "a folder; write a .pt2 or .onnx file instead, which need no source code."
         )
     name = about.spec.name.removeprefix(_OF_TORCHVISION)
     name, more = _AS_TIMM.get(name, (name, {}))
@@ -100,7 +100,7 @@ def _loaded(folder: Path, architecture: str) -> nn.Module:
     except Exception as error:  # constructors raise exceptions of any type
         reason = " ".join(str(error).split())[:300].rstrip(".!") or type(error).__name__
         raise GpdError(
-            f"timm does not load {architecture} from what its folder would be ({reason}), so the "
+            f"timm cannot load {architecture} from the files of the folder ({reason}), so the "
             "folder was not kept; write a .pt2 or .onnx file instead."
         ) from error
     return network.eval()
@@ -108,8 +108,8 @@ def _loaded(folder: Path, architecture: str) -> nn.Module:
 
 def _unknown(about: About) -> GpdError:
     return GpdError(
-        f"timm alone does not build {about.spec.name}, so no folder of timm's can hold it; write a "
-        ".pt2 or .onnx file, which need no source code, or .safetensors for its weights."
+        f"timm alone cannot build {about.spec.name}, so it cannot be written as a folder; write a "
+        ".pt2 or .onnx file, which need no source code, or a .safetensors file of its weights."
     )
 
 

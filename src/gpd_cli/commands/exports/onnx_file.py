@@ -70,8 +70,8 @@ def write_onnx(
         raise
     except Exception as error:  # torch raises many types for networks that it cannot convert
         raise GpdError(
-            f"torch's ONNX exporter cannot convert {name} ({_reason(error)}); write it to a .pt2 "
-            "file instead, which runs wherever torch does."
+            f"torch's ONNX exporter cannot convert {name} ({_reason(error)}); write a .pt2 file "
+            "instead, which runs wherever torch does."
         ) from error
     model = onnx.load(path)
     for node in [*model.graph.node, *(n for f in model.functions for n in f.node)]:
@@ -115,8 +115,8 @@ def _check(traced: Traced, path: Path, name: str, allowed: float) -> None:
         raise
     except Exception as error:
         raise GpdError(
-            f"onnxruntime cannot run the file of {name} ({_reason(error)}), so it was not kept; "
-            "write a .pt2 file instead."
+            f"onnxruntime cannot run the file of {name} ({_reason(error)}), so the file was not "
+            "kept; write a .pt2 file instead."
         ) from error
 
 

@@ -90,7 +90,7 @@ def trace(network: nn.Module, about: About, *, preprocess: bool, fuse: bool, hal
             256, (_SAMPLES, *sides, channels), generator=torch.Generator().manual_seed(0)
         ).to(torch.uint8)
         shapes = ({0: batch, 1: Dim("height", min=1), 2: Dim("width", min=1)},)
-        takes = f"uint8 [batch, height, width, {channels}], as Pillow has images"
+        takes = f"uint8 [batch, height, width, {channels}], as in Pillow images"
     try:
         with torch.no_grad():
             program = torch.export.export(module, (sample,), dynamic_shapes=shapes)
@@ -102,8 +102,8 @@ def trace(network: nn.Module, about: About, *, preprocess: bool, fuse: bool, hal
     except Exception as error:  # torch raises many types for networks that it cannot trace
         reason = " ".join(str(error).split("\n\n")[0].split())[:200].rstrip(".")
         raise GpdError(
-            f"torch.export cannot trace {about.spec.name} ({reason}); write its weights, to a "
-            ".safetensors file."
+            f"torch.export cannot trace {about.spec.name} ({reason}); write a .safetensors file of "
+            "its weights instead."
         ) from error
     for graph_module in program.graph_module.modules():
         if isinstance(graph_module, torch.fx.GraphModule):
@@ -116,12 +116,13 @@ def _preparation(about: About) -> Prepare:
     known = about.preprocessing
     if known is None:
         raise GpdError(
-            "The checkpoint does not know how its images were prepared, as those of gpd fit on "
-            "images do; leave --preprocess out."
+            "The checkpoint does not say how images were prepared, as checkpoints of gpd fit do; "
+            "leave out --preprocess."
         )
     if known["interpolation"] not in FILTERS:
         raise GpdError(
-            f"Resizing by '{known['interpolation']}' cannot be put inside; leave --preprocess out."
+            f"--preprocess does not support the interpolation '{known['interpolation']}'; leave "
+            "out --preprocess."
         )
     size = (about.shape[1], about.shape[2])
     return Prepare(size, known["mean"], known["std"], known["crop_pct"], known["interpolation"])

@@ -29,8 +29,8 @@ METADATA = "metadata.json"
 """Name of the metadata among the extra files of a ``.pt2`` file."""
 _VERSIONS = (
     "loads",
-    "after state._metadata = network.state_dict()._metadata, as its class asks for versions, which "
-    "this format does not have; a .pth file loads as it is",
+    "after state._metadata = network.state_dict()._metadata, since its class needs versions, which "
+    "this format does not store; a .pth file loads as it is",
 )
 _IMAGES = 4  # number of random images on which the written network is compared with the original
 
@@ -85,8 +85,8 @@ def check_output(output: str, options: Options) -> None:
         for chosen, name in ((options.preprocess, "preprocess"), (options.fuse, "fuse_bn")):
             if chosen:
                 raise GpdError(
-                    f"--{name} changes the network that runs, and {output} would hold weights "
-                    "alone; write a .pt2 or .onnx file, or leave it out."
+                    f"--{name} changes the network that runs, and {output} would contain weights "
+                    f"only; write a .pt2 or .onnx file, or leave out --{name}."
                 )
     elif path.suffix == ".onnx":
         check_packages()
@@ -157,8 +157,8 @@ def _check_range(network: nn.Module) -> None:
     """
     if (wrong := wrong_numbers(network, _state(network, half=True))) is not None:
         raise GpdError(
-            f"In float16, which ends at {torch.finfo(torch.float16).max:.0f}, {wrong}; leave "
-            "--half out."
+            f"In float16, whose largest number is {torch.finfo(torch.float16).max:.0f}, {wrong}; "
+            "leave out --half."
         )
 
 

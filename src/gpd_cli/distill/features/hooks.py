@@ -87,8 +87,8 @@ class FeatureHooks:
             output = keep.take()
             if output is None:
                 raise MethodError(
-                    f"Module '{stage.name}' did not run and gives no features; name one that runs "
-                    "in train and in eval mode."
+                    f"Module '{stage.name}' did not run and gives no features; name a module that "
+                    "runs in train and in eval mode."
                 )
             maps.append(stage.as_map(output))
         return Outputs(logits, tuple(maps), *self._classifier.take())

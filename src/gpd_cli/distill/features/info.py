@@ -62,8 +62,8 @@ def find_features(
     for name in names or ():
         if name not in modules or not name:
             raise MethodError(
-                f"{type(network).__name__} has no module '{name}' to take features from; its "
-                f"first are {', '.join(n for n, _ in network.named_children())}."
+                f"{type(network).__name__} has no module '{name}' to take features from; its first "
+                f"modules are {', '.join(n for n, _ in network.named_children())}."
             )
     seen = run(network, shape)
     hints = ShapeHints.of(network, shape[1:])
@@ -148,6 +148,6 @@ def _noting_overwrites(seen: Run, stage: Stage) -> Stage:
 def _unusable(network: nn.Module, name: str, seen: Recorded | None) -> str:
     got = "nothing for each image" if seen is None else f"a tensor of shape {list(seen.shape)}"
     return (
-        f"Module '{name}' of {type(network).__name__} gives {got}, and features have to be a map "
-        "[B, C, H, W] or tokens [B, N, C]; name another module."
+        f"Module '{name}' of {type(network).__name__} gives {got}, but features must be a map [B, "
+        "C, H, W] or tokens [B, N, C]; name another module."
     )

@@ -150,7 +150,9 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
         for handle in handles:
             handle.remove()
     if logits is None:
-        raise MethodError(f"{type(network).__name__} gives no tensor of logits to distil from.")
+        raise MethodError(
+            f"{type(network).__name__} returns no tensor of logits, which distillation needs."
+        )
     # A classifier's output has to be the logits themselves; networks that average several heads
     # (distilled transformers) have no classifier in this sense.
     heads = [name for name in linear if _same(outputs[name].tensor, logits)]

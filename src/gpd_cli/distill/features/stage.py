@@ -68,9 +68,9 @@ class Stage:
         height = round(self.height * math.sqrt(count / self.positions))
         if height == 0 or count % height:
             raise MethodError(
-                f"Module '{self.name}' gives {output.shape[1]} tokens, which are no map of the "
-                f"aspect of {self.height} x {self.width} as in images of the network's own size; "
-                "name other modules in --model.stages and --model.static_teacher.stages."
+                f"Module '{self.name}' gives {output.shape[1]} tokens, which do not form a map "
+                f"with the aspect ratio of {self.height} x {self.width}; name other modules in "
+                "--model.stages and --model.static_teacher.stages."
             )
         grid: Tensor = patches.unflatten(2, (height, count // height))
         return grid

@@ -78,9 +78,9 @@ class AT(Method):
         sizes = [(min(a.height, b.height), min(a.width, b.width)) for a, b in pairs]
         if all(size == (1, 1) for size in sizes):
             raise MethodError(
-                "Attention transfer compares places in maps, and every stage has a map of a single "
-                "position in images of this size; name shallower modules in --model.stages and "
-                "--model.static_teacher.stages, or set --data.image_size to more."
+                "AT compares positions in feature maps, but at this image size every stage has a "
+                "map of a single position; name shallower modules in --model.stages and "
+                "--model.static_teacher.stages, or raise --data.image_size."
             )
 
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

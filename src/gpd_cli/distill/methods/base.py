@@ -123,7 +123,7 @@ class Method(nn.Module):
         if ours != theirs or not ours:
             raise MethodError(
                 f"{type(self).__name__} compares networks stage by stage, but the trained network "
-                f"has {ours} and the static teacher {theirs}; name as many modules in "
+                f"has {ours} stages and the static teacher {theirs}; name as many modules in "
                 "--model.stages as in --model.static_teacher.stages."
             )
 
@@ -135,7 +135,7 @@ def check_weight(weight: float) -> None:
         MethodError: when the weight is less than 0, infinite or NaN.
     """
     if not 0 <= weight < math.inf:
-        raise MethodError(f"The weight of a loss must be 0 or more, not {weight}.")
+        raise MethodError(f"The weight of a loss must be 0 or more and finite, not {weight}.")
 
 
 def check_temperature(temperature: float) -> None:
@@ -145,4 +145,4 @@ def check_temperature(temperature: float) -> None:
         MethodError: when the temperature is 0 or less, infinite or NaN.
     """
     if not 0 < temperature < math.inf:
-        raise MethodError(f"The temperature must be more than 0, not {temperature}.")
+        raise MethodError(f"The temperature must be above 0 and finite, not {temperature}.")

@@ -72,10 +72,7 @@ class CATKD(Method):
         super().__init__()
         check_weight(weight)
         if resolution < 2:
-            raise MethodError(
-                f"Class attention needs a resolution of 2 or more to differ by place, not "
-                f"{resolution}."
-            )
+            raise MethodError(f"The resolution of CATKD must be 2 or more, not {resolution}.")
         self.resolution, self.normalize, self.weight = resolution, normalize, weight
 
     def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
@@ -91,10 +88,10 @@ class CATKD(Method):
             last = info.stages[-1] if info.stages else None
             if last is None or last.channels != info.embedding or last.positions == 1:
                 raise MethodError(
-                    "Class attention is the classifier applied to each position of the map that is "
-                    f"averaged for it, and the {which} has no module that gives such a map, or "
-                    f"--model.{option} names another one; make that map a module's output, or "
-                    "choose another method on feature maps, such as reviewkd."
+                    "CATKD needs the feature map whose mean is the input of the classifier, as the "
+                    f"output of the last stage of the {which}; make this map a module's output and "
+                    f"name the module last in --model.{option}, or choose another method on "
+                    "feature maps, such as ReviewKD."
                 )
 
     def check_maps(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
@@ -106,9 +103,9 @@ class CATKD(Method):
         for info, which in ((network, "trained network"), (teacher, "static teacher")):
             if info.stages and info.stages[-1].positions == 1:
                 raise MethodError(
-                    f"Class attention tells where in the last map a class is seen, and the {which} "
-                    "leaves this map a single position in images of this size; set "
-                    "--data.image_size to more, or choose a method on logits, such as dkd."
+                    "CATKD compares positions in the last feature map, but at this image size the "
+                    f"map of the {which} has a single position; raise --data.image_size, or choose "
+                    "a method on logits, such as DKD."
                 )
 
     def forward(self, network: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -104,9 +104,11 @@ class CC(Method):
     ) -> None:
         super().__init__()
         if feat_dim is not None and feat_dim < 1:
-            raise MethodError(f"The width of the linear layers must be 1 or more, not {feat_dim}.")
+            raise MethodError(
+                f"The width feat_dim of the linear layers must be 1 or more, not {feat_dim}."
+            )
         if not gamma > 0:
-            raise MethodError(f"The kernel's gamma must be more than 0, not {gamma}.")
+            raise MethodError(f"The kernel's gamma must be above 0, not {gamma}.")
         if order < 1:
             raise MethodError(f"The order of the Taylor series must be 1 or more, not {order}.")
         if weight is None:
@@ -125,9 +127,9 @@ class CC(Method):
         check_embeddings(self, network, teacher)
         if self.feat_dim is None and not self.kernel and network.embedding != teacher.embedding:
             raise MethodError(
-                f"CC compares embeddings of one width, but the trained network has "
+                "CC compares embeddings of one width, but the trained network has "
                 f"{network.embedding} channels and the static teacher {teacher.embedding}; set "
-                "feat_dim, or kernel to true."
+                "--model.method.feat_dim, or --model.method.kernel true."
             )
         if self.feat_dim is not None:
             self.student_layer = nn.Linear(network.embedding, self.feat_dim)

@@ -124,7 +124,7 @@ class CRD(Method):
         check_weight(weight)
         if num_images is None or num_images < 2:
             raise MethodError(
-                "CRD keeps a memory of every training image, two or more; give their number, as in "
+                "CRD needs the number of training images, 2 or more, as in "
                 "--model.method.num_images 50000."
             )
         if feat_dim < 1 or nce_k < 1:
@@ -132,7 +132,7 @@ class CRD(Method):
                 f"CRD's feat_dim and nce_k must be 1 or more, not {feat_dim} and {nce_k}."
             )
         if not 0 <= momentum < 1:
-            raise MethodError(f"The momentum must be at least 0 and less than 1, not {momentum}.")
+            raise MethodError(f"The momentum of CRD must be in [0, 1), not {momentum}.")
         self.num_images, self.feat_dim = num_images, feat_dim
         self.nce_k = min(nce_k, num_images - 1)
         self.nce_t, self.momentum, self.weight = nce_t, momentum, weight
@@ -166,7 +166,7 @@ class CRD(Method):
         indices = batch.indices
         if indices is None:
             raise MethodError(
-                "CRD needs to know which image is which; train it on data that gives their indices."
+                "CRD needs the index of every training image; train on data that gives the indices."
             )
         ours, theirs = embeddings(network, teacher)
         student = unit_vectors(connect(self.student_layer, ours))

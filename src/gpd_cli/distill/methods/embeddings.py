@@ -25,8 +25,8 @@ def check_embeddings(method: Method, network: FeatureInfo, teacher: FeatureInfo)
     for info, which in ((network, "trained network"), (teacher, "static teacher")):
         if not info.embedding:
             raise MethodError(
-                f"{type(method).__name__} compares what the classifiers see, but the {which} does "
-                "not end in a linear classifier; choose a method on logits, such as dist."
+                f"{type(method).__name__} compares the inputs of the classifiers, but the {which} "
+                "does not end in a linear classifier; choose a method on logits, such as DIST."
             )
 
 

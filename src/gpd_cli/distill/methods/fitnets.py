@@ -68,7 +68,7 @@ class FitNets(Method):
         super().__init__()
         check_weight(weight)
         if stage is not None and stage < 1:
-            raise MethodError(f"Stages are counted from 1, so there is no stage {stage}.")
+            raise MethodError(f"The stage of FitNets must be 1 or more, not {stage}.")
         self.stage, self.weight = stage, weight
         self._index = 0
 
@@ -83,7 +83,8 @@ class FitNets(Method):
         stage = (count + 1) // 2 if self.stage is None else self.stage
         if stage > count:
             raise MethodError(
-                f"There is no stage {stage} to take a hint from: the networks have {count}."
+                f"FitNets cannot take stage {stage}, since the networks have {count} stages; lower "
+                "--model.method.stage."
             )
         self._index = stage - 1
         self.regressor = regressor(network.stages[self._index], teacher.stages[self._index])

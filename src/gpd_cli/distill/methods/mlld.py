@@ -102,7 +102,9 @@ class MLLD(Method):
         super().__init__()
         self.temperatures = tuple(temperatures)
         if not self.temperatures:
-            raise MethodError("MLLD needs one temperature or more; leave temperatures out for 2-6.")
+            raise MethodError(
+                "MLLD needs one temperature or more; leave out temperatures for 2, 3, 4, 5 and 6."
+            )
         for temperature in self.temperatures:
             check_temperature(temperature)
         for weight in (instance_weight, batch_weight, class_weight):

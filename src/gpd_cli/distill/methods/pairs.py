@@ -60,8 +60,8 @@ def one_value(name: str, value: float | ByPair) -> float:
     """
     if isinstance(value, Mapping):
         raise MethodError(
-            f"The setting {name} is a number, or in a configuration a table of TEACHER -> STUDENT: "
-            f"VALUE, not {value!r}."
+            f"The setting {name} must be a number, or in a configuration a table of TEACHER -> "
+            f"STUDENT: VALUE, not {value!r}."
         )
     return value
 
@@ -77,6 +77,6 @@ def _entry(name: str, table: Mapping[str, Any], teacher: str, student: str) -> A
     if _OTHERWISE in table:
         return table[_OTHERWISE]
     raise MethodError(
-        f"The setting {name} is given by the pair of networks, and there is no entry for "
-        f"'{teacher} -> {student}' and none for '{_OTHERWISE}'; set --model.method.{name}."
+        f"The table of {name} has no entry for '{teacher} -> {student}' and none for "
+        f"'{_OTHERWISE}'; set --model.method.{name} to a number."
     )

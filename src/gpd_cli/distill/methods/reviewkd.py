@@ -132,7 +132,7 @@ class ReviewKD(Method):
         self.weight = one_value("weight", weight)
         check_weight(self.weight)
         if width is not None and width < 1:
-            raise MethodError(f"The width of the fusion must be 1 or more, not {width}.")
+            raise MethodError(f"The width of ReviewKD must be 1 or more, not {width}.")
         self.width, self.use_embedding = width, use_embedding
         self.student_preactivation = student_preactivation
         self.static_preactivation = static_preactivation
@@ -150,8 +150,8 @@ class ReviewKD(Method):
         if self.use_embedding:
             if not (network.embedding and teacher.embedding):
                 raise MethodError(
-                    "ReviewKD also compares what the classifiers see, and one of the networks has "
-                    "no linear classifier; set use_embedding to false."
+                    "ReviewKD also compares the inputs of the classifiers, but one of the networks "
+                    "has no linear classifier; set --model.method.use_embedding false."
                 )
             ours, theirs = [*ours, network.embedding], [*theirs, teacher.embedding]
         width = self.width or min(_WIDEST, ours[-1])

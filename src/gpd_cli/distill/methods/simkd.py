@@ -117,7 +117,7 @@ def adopt_classifier(student: nn.Module, teachers: Sequence[StaticTeacher]) -> t
     if name is None:
         raise ModelError(
             f"The static teacher ({type(network).__name__}) has no linear classifier to reuse; "
-            "choose another one, or a student without simkd/."
+            "choose another static teacher, or a student without simkd/."
         )
     classifier = network.get_submodule(name)
     assert isinstance(classifier, nn.Linear)
@@ -139,14 +139,14 @@ def check_reused(network: Pair | Alone, teachers: Sequence[StaticTeacher], metho
     """
     if len(teachers) > 1:
         raise MethodError(
-            f"{method} trains features for the static teacher's own classifier, and those of its "
-            "assistants are for others; leave out --model.assistants, or choose another method."
+            f"{method} uses the static teacher's classifier, and cannot learn from assistants with "
+            "classifiers of their own; leave out --model.assistants, or choose another method."
         )
     if not isinstance(_trained(network), ReusedClassifier):
         raise ModelError(
-            f"{method} trains a student that ends in a projector and the static teacher's "
-            "classifier; name it --model.student simkd/NAME, with --model.student_args "
-            "'{features: F}', F being the width of that classifier."
+            f"{method} needs a student that ends in a projector and the static teacher's "
+            "classifier; set --model.student simkd/NAME and --model.student_args '{features: F}', "
+            "where F is the width of that classifier."
         )
 
 

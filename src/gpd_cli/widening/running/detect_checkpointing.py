@@ -11,9 +11,9 @@ from gpd_cli.errors import ExpansionError
 from gpd_cli.widening.running.tracing import tensors_in
 
 _REENTRANT = (
-    "{} runs a part of itself a second time in a backward pass of its own (gradient checkpointing, "
-    "reentrant), which would go through the weights that both networks share; pass "
-    "use_reentrant=False to torch.utils.checkpoint, or switch it off."
+    "{} runs a part of itself a second time in a backward pass of its own (reentrant gradient "
+    "checkpointing), which cannot work on weights that two networks share; pass "
+    "use_reentrant=False to torch.utils.checkpoint, or leave out gradient checkpointing."
 )
 
 

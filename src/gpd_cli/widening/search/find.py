@@ -133,8 +133,8 @@ def _check_memory(student: nn.Module, ratio: float, width_multiple: int) -> None
     if needed > 2 * available:
         raise ExpansionError(
             f"At ratio {ratio:g} and in multiples of {width_multiple} channels the dynamic teacher "
-            f"would take about {needed / _GIB:,.0f} GiB, and this machine has "
-            f"{available / _GIB:,.0f}; lower --model.ratio or --model.width_multiple."
+            f"would take about {needed / _GIB:,.0f} GiB, but this machine has "
+            f"{available / _GIB:,.0f} GiB; lower --model.ratio or --model.width_multiple."
         )
 
 
@@ -187,15 +187,16 @@ def _plan(
     for layer in training.layers:
         if layer not in recording.inputs:
             raise ExpansionError(
-                f"{title(layer, student.get_submodule(layer))} runs in train mode only, where no "
-                "student can be compared with its teacher; build the network without it."
+                f"{title(layer, student.get_submodule(layer))} runs in train mode only, so that "
+                "its expansion cannot be checked in eval mode; build the network without it."
             )
     plan = _widen(student, recording, scale, exclude, images, confirm, trials)
     plan.trials, plan.runs_again = trials.count, again
     if not plan.tensors:
         reason = "every layer is excluded" if exclude else "its layers give the output directly"
         raise ExpansionError(
-            f"Nothing in {type(student).__name__} can be widened: {reason}; choose ratio 1."
+            f"Nothing in {type(student).__name__} can be widened, since {reason}; set the ratio to "
+            "1."
         )
     return plan
 
@@ -261,9 +262,9 @@ def _widen(
     if name not in modules:
         name, _ = split_name(name)  # the module that owns a direct weight
     raise ExpansionError(
-        f"{title(name, modules[name])} cannot be widened: {found.reason}; "
-        "keep the layers that feed it narrow (exclude), choose another ratio, or give a rule for "
-        "its class (RULES)."
+        f"{title(name, modules[name])} cannot be widened: {found.reason}; keep the layers that "
+        "feed it narrow (--model.exclude), choose another ratio, or add a rule for its class "
+        "(RULES)."
     ) from found
 
 
@@ -286,8 +287,8 @@ def _excluded(layers: Sequence[str], patterns: str | Sequence[str]) -> set[str]:
         }
         if not found:
             raise ExpansionError(
-                f"No layer is named '{pattern}'; give patterns of layer names to exclude, such as "
-                f"'{layers[0] if layers else 'layer4.*'}'."
+                f"No layer is named '{pattern}'; set --model.exclude to patterns of layer names, "
+                f"such as '{layers[0] if layers else 'layer4.*'}'."
             )
         excluded |= found
     return excluded
@@ -314,15 +315,15 @@ def _record(student: nn.Module, images: Tensor) -> Recording:
             recording = record(student, images.clone())
         except ForwardError as failure:
             raise ExpansionError(
-                f"{type(student).__name__} does not run on a sample of shape "
-                f"{list(images.shape)} ({where()}: {short_text(failure.error)}); pass a sample of "
-                "the shape that the network takes."
+                f"{type(student).__name__} does not run on a sample of shape {list(images.shape)} "
+                f"({where()}: {short_text(failure.error)}); pass a sample of the shape that the "
+                "network takes."
             ) from failure.error
     _refresh(student)
     if recording.output is None or recording.output.ndim < 2:
         raise ExpansionError(
-            f"{type(student).__name__} returns no batch of logits that depends on its input; pass "
-            "a network that returns one tensor, [B, classes]."
+            f"{type(student).__name__} does not return a batch of logits that depends on its "
+            "input; pass a network that returns one tensor, [B, classes]."
         )
     return recording
 
@@ -338,8 +339,8 @@ def _refresh(network: nn.Module) -> None:
             refresh(network)
     except ForwardError as failure:
         raise ExpansionError(
-            f"The train() of {type(network).__name__} does not run ({short_text(failure.error)}), "
-            "by which modules empty what they keep in eval mode; correct it."
+            f"The train() of {type(network).__name__}, which gpd calls to empty caches, does not "
+            f"run ({short_text(failure.error)}); correct this train()."
         ) from failure.error
 
 

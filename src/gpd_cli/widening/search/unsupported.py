@@ -52,13 +52,13 @@ def _wrapped(module: nn.Module) -> str | None:
     if isinstance(getattr(module, "_orig_mod", None), nn.Module):
         return (
             "is compiled by torch.compile for the student's widths; pass the module that was "
-            "compiled (its _orig_mod); --model.compile true compiles for training"
+            "compiled (its _orig_mod), and set --model.compile true to compile for training"
         )
     parallel = isinstance(module, nn.DataParallel | DistributedDataParallel)
     if parallel or type(module).__name__ == "FullyShardedDataParallel":
         return (
-            "spreads a network over devices; pass the network without it (its .module), and "
-            "spread the pair instead (--trainer.devices does)"
+            "spreads a network over devices; pass the network inside it (its .module), and set "
+            "--trainer.devices to train on several devices"
         )
     return None
 
@@ -67,7 +67,7 @@ def _uninitialized(module: nn.Module) -> str | None:
     """The reason to refuse a lazy layer that has not seen a batch, or None."""
     own = [*module._parameters.values(), *module._buffers.values()]
     if any(tensor is not None and is_lazy(tensor) for tensor in own):
-        return "does not know its width yet; run the student once on a batch before"
+        return "does not know its width yet; run the student once on a batch first"
     return None
 
 
@@ -91,12 +91,12 @@ def _hidden(module: nn.Module) -> str | None:
             if isinstance(hook, kind):
                 return (
                     f"has its weight computed by a hook ({type(hook).__name__}) from tensors that "
-                    f"an expansion does not know; make the result permanent with {remover}"
+                    f"cannot be expanded; make the result permanent with {remover}"
                 )
     if is_leaf(module) and isinstance(vars(module).get("weight"), Tensor):
         return (
-            "has a weight that is no parameter but is computed by code around it (a hook); make "
-            "the result its parameter, torch.nn.Parameter, first"
+            "has a weight that is not a parameter but is computed by other code (a hook); make the "
+            "result its parameter (torch.nn.Parameter) first"
         )
     return None
 
@@ -107,12 +107,12 @@ def _table(module: nn.Module) -> str | None:
         return None
     if module.max_norm is not None:
         return (
-            "rescales its rows in place when they are used, by a norm that changes with their "
-            "width; build it without max_norm"
+            "rescales the rows that it looks up in place, by a norm that changes with the width; "
+            "build it without max_norm"
         )
     if module.sparse:
         return (
-            "has sparse gradients, which the student's share of it cannot have; build it with "
-            "sparse=False"
+            "has sparse gradients, which weights that student and teacher share cannot have; build "
+            "it with sparse=False"
         )
     return None
