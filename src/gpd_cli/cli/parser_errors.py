@@ -54,8 +54,8 @@ def in_short(text: str) -> tuple[str, str]:
         >>> error = "Type expects a class: Option 'tau' is not accepted. Got value: Namespace("
         >>> in_short('Parser key "data": ' + error + "class_path='mine.Data')")
         ("--data mine.Data: Option 'tau' is not accepted", '--data.help mine.Data')
-        >>> in_short("the following arguments are required: fit.model.student")[0]
-        '--model.student is required; begin with -c recipe:digits (gpd recipes lists more)'
+        >>> in_short("the following arguments are required: fit.model.student")[0][:43]
+        '--model.student is required; name a network'
         >>> in_short("the following arguments are required: ckpt_path, output")
         ('--ckpt_path and --output are required', '--help')
     """

@@ -104,7 +104,7 @@ def check_phases(settings: OptimizerSettings, epochs: float) -> str | None:
     Example:
         >>> check_phases(OptimizerSettings(warmup_epochs=5, lr=0.1), 2)
         'The run ends within its warm-up, before it reaches the learning rate 0.1: \
---model.optimizer.warmup_epochs is 5, and the run has 2 epochs.'
+--model.optimizer.warmup_epochs is 5 and the run has 2 epochs.'
     """
     if settings.sched == "none":
         return None
