@@ -489,6 +489,7 @@ def test_tasks_without_a_number_per_node_are_refused_in_one_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     assert fit(tmp_path, *ALONE) == 1
     (error,) = capsys.readouterr().err.splitlines()

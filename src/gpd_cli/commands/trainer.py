@@ -20,7 +20,7 @@ from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.predictions import TABLES, PredictionTable
 from gpd_cli.commands.report import write_short_report
 from gpd_cli.commands.trainer_numbers import check_numbers
-from gpd_cli.distributed.cluster import launched
+from gpd_cli.distributed.cluster import check_tasks, launched
 from gpd_cli.distributed.first_process import launched_by_another, left_for_children
 from gpd_cli.distributed.interruptions import Interruptions
 from gpd_cli.distributed.requeue import requeue_path
@@ -80,6 +80,7 @@ class GpdTrainer(Trainer):
             ) from error
         except TypeError as error:  # raised by Lightning for values of the wrong type
             raise TrainingError(f"The options of the trainer do not fit: {error}") from error
+        check_tasks(self)
         self._checkpoint_connector = Restoring(self)
         # These have to come after all callbacks that act on every batch.
         self.callbacks += [RandomStates(), Interruptions()]  # type: ignore[attr-defined]
