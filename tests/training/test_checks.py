@@ -108,6 +108,31 @@ def test_settings_of_branches_without_branches_are_pointed_out(
     assert "no effect" not in caplog.text
 
 
+VIT = {"in_chans": 1, "img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+def test_sets_of_layers_that_the_student_does_not_have_are_pointed_out(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A transformer has no 3 x 3 convolution; its checkpoints can be resumed and extracted."""
+    student = ["--model.student", "vit_tiny_patch16_224", "--model.student_args", str(VIT)]
+    layers = ["--model.branches", "2", "--model.branch_layers", "3x3_stride1"]
+    remark = "--model.branch_layers 3x3_stride1 stands for no layer of the student"
+    assert fit(*student, *layers) == 0
+    assert remark in caplog.text
+    assert "'patch_embed.proj'" in caplog.text
+    assert fit(*student, *layers, *LAST, "--trainer.max_epochs", "2") == 0
+    extracted = ["--ckpt_path", LAST[1].replace("version_0", "version_1"), "--output", "s.pth"]
+    assert main(["extract", *extracted]) == 0
+    caplog.clear()
+    assert main(["expand", *student, *layers, "--output", "wide.safetensors"]) == 0
+    assert remark in caplog.text
+    caplog.clear()
+    assert fit(*student, "--model.branches", "2") == 0
+    assert fit(*layers) == 0
+    assert remark not in caplog.text
+
+
 @pytest.mark.parametrize(
     "other", [["--model.static_teacher.name", "null"], ["--model.method", "kd"]]
 )

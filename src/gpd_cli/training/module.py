@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gpd_cli.branches import BranchInit, branch_names
+from gpd_cli.branches import BranchInit, branch_names, layers_in_vain
 from gpd_cli.data import ImageSpec
 from gpd_cli.distill.distillation import Distillation
 from gpd_cli.distill.methods import KD, Batch, Method
@@ -321,6 +321,9 @@ class GapPreservingDistillation(EvaluatedModule):
         defaults = plain_settings(default_settings(GapPreservingDistillation))
         for remark in settings_in_vain(self.hparams, defaults, isinstance(self.network, Pair)):
             rank_zero_info(remark)
+        layers = layer_patterns(self.hparams["branch_layers"])
+        if remark := layers_in_vain(self.network.outline(), self._branch_names(), layers):
+            rank_zero_info(remark)
         trainer = self.trainer
         if self.distillation is not None and not self._static_scores:
             teachers = self.distillation.teachers
@@ -616,13 +619,17 @@ class GapPreservingDistillation(EvaluatedModule):
     def _static_titles(self) -> list[str]:
         return [] if self.distillation is None else [t.title for t in self.distillation.teachers]
 
+    def _branch_names(self) -> tuple[str, ...]:
+        """Names of the branches that were asked for, besides the main kernel."""
+        return branch_names(self.hparams["branches"], self.hparams["branch_init"])
+
     def _description(self, images: ImageSpec | None = None) -> dict[str, Any]:
         chosen = self.hparams
         return describe_run(
             self.network,
             self.spec,
             self.image_shape,
-            branch_names(chosen["branches"], chosen["branch_init"]),
+            self._branch_names(),
             layer_patterns(chosen["branch_layers"]),
             self.storage,
             chosen["branch_width"],
