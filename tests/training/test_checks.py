@@ -108,6 +108,18 @@ def test_settings_of_branches_without_branches_are_pointed_out(
     assert "no effect" not in caplog.text
 
 
+def test_parts_that_the_schedule_does_not_have_are_pointed_out(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = ["--model.ratio", "1", "--model.optimizer.warmup_epochs", "1"]
+    assert fit(*alone) == 0
+    remark = "--model.optimizer.warmup_epochs has no effect with the schedule none; take constant"
+    assert remark in caplog.text
+    caplog.clear()
+    assert fit(*alone, "--model.optimizer.sched", "constant") == 0
+    assert "no effect" not in caplog.text
+
+
 VIT = {"in_chans": 1, "img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 
 
