@@ -302,13 +302,14 @@ class GapPreservingDistillation(EvaluatedModule):
             self.distillation.prepare(data, self.network, shape)
         if stage == "fit":
             self._divide_reduction()
+            self._speed.lay_out(self.network, self.distillation)
         if shape is None or shape == self.image_shape:
             return
         check_images(self.network.outline(), shape, "--model.student_args")
         self.image_shape = shape
 
     def on_fit_start(self) -> None:
-        """Put both networks into train mode, and prepare average, speed options and schedule.
+        """Put both networks into train mode, and prepare average, compilation and schedule.
 
         Lightning leaves every module in the mode that it is in.
         """
