@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, StochasticWeightAveraging
 
 from gpd_cli.__main__ import main
+from gpd_cli.errors import TrainingError
 from gpd_cli.files import save_tensors
+from gpd_cli.training.checks import check_callbacks
 
 SMALL = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 CONFIG = f"""
@@ -181,6 +184,17 @@ def test_updates_of_changing_size_are_refused(
     assert fit(*options) == 1
     assert "--trainer.accumulate_grad_batches" in refusal(capsys)
     assert fit("--trainer.accumulate_grad_batches", "2") == 0
+
+
+@pytest.mark.parametrize(
+    ("callback", "remedy"),
+    [(StochasticWeightAveraging(swa_lrs=0.1), "gpd_cli.EMA"), (BatchSizeFinder(), "--data.batch")],
+)
+def test_callbacks_that_a_run_does_not_follow_are_refused(callback: Callback, remedy: str) -> None:
+    """One failed at its first epoch, the other changed nothing."""
+    with pytest.raises(TrainingError, match=re.escape(remedy)) as error:
+        check_callbacks([Callback(), callback])
+    assert type(callback).__name__ in str(error.value)
 
 
 def test_a_cooldown_as_long_as_the_run_is_refused(

@@ -276,8 +276,8 @@ class GapPreservingDistillation(EvaluatedModule):
             DataError: when the numbers of classes or image channels differ.
             MethodError: when the data lacks what the distillation method needs.
             ModelError: when a network does not take images of the data's size.
-            TrainingError: when there is more than one average of the weights, or a callback changes
-                the number of batches per update.
+            TrainingError: when there is more than one average of the weights, or a callback that a
+                run cannot follow, see `check_callbacks`.
         """
         find_average(self.trainer)
         if stage == "fit":
