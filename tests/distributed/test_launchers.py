@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.distributed import cluster
@@ -89,3 +90,9 @@ def test_one_task_for_several_gpus_is_remarked(
     assert launched({"accelerator": accelerator})["devices"] == 1
     assert len(said) == count
     assert all("one of the 4 GPUs; srun --ntasks-per-node 4" in remark for remark in said)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2", ModelParallelStrategy()])
+def test_strategies_without_whole_weights_are_refused(strategy: str | Strategy) -> None:
+    with pytest.raises(TrainingError, match="the student is cut out of whole weights; take ddp"):
+        GpdTrainer(accelerator="cpu", strategy=strategy, logger=False)

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -33,6 +34,9 @@ from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.restoring import Restoring
 from gpd_cli.training.resuming import FinishedError
 from gpd_cli.training.storage import WholeCheckpoints
+
+_SHARDING = ("fsdp", "deepspeed", "modelparallel")
+"""Beginnings of the names of Lightning's strategies that keep a part of each weight per process."""
 
 
 class GpdTrainer(Trainer):
@@ -66,6 +70,7 @@ class GpdTrainer(Trainer):
                 "leave it out."
             )
         check_numbers(kwargs)
+        _check_strategy(kwargs.get("strategy"))
         kwargs.update(launched(kwargs))
         plugins = kwargs["plugins"] or []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -278,3 +283,21 @@ class GpdTrainer(Trainer):
         missing = write_short_report(run)
         went_on = any(getattr(logger, "continues", False) for logger in self.loggers)
         print("\n".join(closing_lines(run, seconds, missing, went_on)), flush=True)
+
+
+def _check_strategy(strategy: str | Strategy | None) -> None:
+    """Refuse strategies that leave no process with whole weights, out of which the student is cut.
+
+    Args:
+        strategy: the Trainer's argument.
+
+    Raises:
+        TrainingError: when the strategy shards weights.
+    """
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if name.lower().replace("_", "").startswith(_SHARDING):
+        raise TrainingError(
+            f"--trainer.strategy {name} keeps a part of each weight in a process, and the student "
+            "is cut out of whole weights; take ddp, and save memory by --model.grad_checkpointing "
+            "or --model.recompute_student."
+        )
