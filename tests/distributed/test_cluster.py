@@ -42,6 +42,7 @@ from gpd_cli.training.speed import Speed
 from gpd_cli.training.table import RunCSVLogger
 from processes import JOB, SLURM, free_port, in_processes, slurm_tasks
 
+ALONE = ["--model.ratio", "1", "--model.branches", "1"]
 RESNET = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 VIT = {"in_chans": 1, "img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 SIZE = 16
@@ -164,6 +165,21 @@ def test_two_processes_are_one_with_twice_the_batch(
     expected = losses(one_process)
     assert {"train/loss_gap", "train/loss_teacher_static"} <= expected.keys()
     assert losses(tmp_path) == pytest.approx(expected, abs=1e-6)
+
+
+def test_gradients_of_a_wrapped_network_reach_their_weights_in_every_memory_format(
+    tmp_path: Path,
+) -> None:
+    """DistributedDataParallel keeps the format that the weights have when it wraps them."""
+    options = [*EXACT, *ALONE, "--trainer.limit_train_batches", "2", "--model.channels_last"]
+    assert fit(tmp_path / "plain", *options, "false") == 0
+    wrapped = arguments(*options, "true", "--trainer.strategy", "ddp_find_unused_parameters_true")
+    command = [sys.executable, "-m", "gpd_cli", *wrapped]
+    (result,) = in_processes(tmp_path / "wrapped", command)
+    assert result.returncode == 0, result.stderr
+    assert "strides do not match" not in result.stderr
+    plain, other = (trained(checkpoint(tmp_path / name)) for name in ("plain", "wrapped"))
+    assert difference(plain, other) < 1e-10
 
 
 class Ranks(Callback):
@@ -335,9 +351,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-ALONE = ["--model.ratio", "1", "--model.branches", "1"]
-
-
 def test_requeued_job_goes_on_where_it_stopped(
     tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -491,6 +504,7 @@ def test_tasks_without_a_number_per_node_are_refused_in_one_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     assert fit(tmp_path, *ALONE) == 1
     (error,) = capsys.readouterr().err.splitlines()
@@ -567,7 +581,8 @@ def joint_steps(module: GapPreservingDistillation) -> list[float]:
     """The losses of three steps of training."""
     speed: Speed = module._speed
     assert module.distillation is not None
-    speed.prepare(module.train().network, module.distillation)
+    speed.lay_out(module.train().network, module.distillation)
+    speed.prepare(module.network, module.distillation)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
     found = []
     for step in range(3):

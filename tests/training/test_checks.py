@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, StochasticWeightAveraging
 
 from gpd_cli.__main__ import main
+from gpd_cli.errors import TrainingError
 from gpd_cli.files import save_tensors
+from gpd_cli.training.checks import check_callbacks
 
 SMALL = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 CONFIG = f"""
@@ -108,6 +111,43 @@ def test_settings_of_branches_without_branches_are_pointed_out(
     assert "no effect" not in caplog.text
 
 
+def test_parts_that_the_schedule_does_not_have_are_pointed_out(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = ["--model.ratio", "1", "--model.optimizer.warmup_epochs", "1"]
+    assert fit(*alone) == 0
+    remark = "--model.optimizer.warmup_epochs has no effect with the schedule none; take constant"
+    assert remark in caplog.text
+    caplog.clear()
+    assert fit(*alone, "--model.optimizer.sched", "constant") == 0
+    assert "no effect" not in caplog.text
+
+
+VIT = {"in_chans": 1, "img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+def test_sets_of_layers_that_the_student_does_not_have_are_pointed_out(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A transformer has no 3 x 3 convolution; its checkpoints can be resumed and extracted."""
+    student = ["--model.student", "vit_tiny_patch16_224", "--model.student_args", str(VIT)]
+    layers = ["--model.branches", "2", "--model.branch_layers", "3x3_stride1"]
+    remark = "--model.branch_layers 3x3_stride1 stands for no layer of the student"
+    assert fit(*student, *layers) == 0
+    assert remark in caplog.text
+    assert "'patch_embed.proj'" in caplog.text
+    assert fit(*student, *layers, *LAST, "--trainer.max_epochs", "2") == 0
+    extracted = ["--ckpt_path", LAST[1].replace("version_0", "version_1"), "--output", "s.pth"]
+    assert main(["extract", *extracted]) == 0
+    caplog.clear()
+    assert main(["expand", *student, *layers, "--output", "wide.safetensors"]) == 0
+    assert remark in caplog.text
+    caplog.clear()
+    assert fit(*student, "--model.branches", "2") == 0
+    assert fit(*layers) == 0
+    assert remark not in caplog.text
+
+
 @pytest.mark.parametrize(
     "other", [["--model.static_teacher.name", "null"], ["--model.method", "kd"]]
 )
@@ -144,6 +184,17 @@ def test_updates_of_changing_size_are_refused(
     assert fit(*options) == 1
     assert "--trainer.accumulate_grad_batches" in refusal(capsys)
     assert fit("--trainer.accumulate_grad_batches", "2") == 0
+
+
+@pytest.mark.parametrize(
+    ("callback", "remedy"),
+    [(StochasticWeightAveraging(swa_lrs=0.1), "gpd_cli.EMA"), (BatchSizeFinder(), "--data.batch")],
+)
+def test_callbacks_that_a_run_does_not_follow_are_refused(callback: Callback, remedy: str) -> None:
+    """One failed at its first epoch, the other changed nothing."""
+    with pytest.raises(TrainingError, match=re.escape(remedy)) as error:
+        check_callbacks([Callback(), callback])
+    assert type(callback).__name__ in str(error.value)
 
 
 def test_a_cooldown_as_long_as_the_run_is_refused(

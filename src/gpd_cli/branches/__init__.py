@@ -20,7 +20,7 @@ from gpd_cli.branches.functional import (
     pointwise_kxk,
 )
 from gpd_cli.branches.initial import initial_gate, initial_parameters
-from gpd_cli.branches.layers import ALL_LAYERS, LAYER_SETS, branched_layers
+from gpd_cli.branches.layers import ALL_LAYERS, LAYER_SETS, branched_layers, layers_in_vain
 from gpd_cli.branches.merge import branch_kernel, merge, spatial_filters
 from gpd_cli.branches.names import (
     AUTHORS_BRANCHES,
@@ -59,6 +59,7 @@ __all__ = [
     "identity_kernel",
     "initial_gate",
     "initial_parameters",
+    "layers_in_vain",
     "linear_factors",
     "merge",
     "pointwise_average",

@@ -79,3 +79,37 @@ def branched_layers(
             )
         chosen |= named
     return {name: found for name, found in accepted.items() if name in chosen}
+
+
+def layers_in_vain(
+    network: nn.Module, names: Sequence[str], layers: Sequence[str] = ALL_LAYERS
+) -> str | None:
+    """Remark on sets of layers that stand for no layer of this network that can take a branch.
+
+    A pattern that matches nothing is an error. A set is not, since recipes name sets for students
+    of any kind, and since checkpoints of such networks can be read.
+
+    Args:
+        network: the student.
+        names: branches, as `gpd_cli.branches.branch_names` returns them.
+        layers: which layers get branches, see `branched_layers`.
+
+    Returns:
+        A sentence with the remedy; None if there are no branches, or every set has a layer for one.
+    """
+    if not names:
+        return None
+    accepted = branched_layers(network, names)
+    if not accepted:
+        return (
+            f"No layer of the student can take a branch ({', '.join(names)}), so that there is "
+            "none; choose other --model.branches, or set --model.branches 1."
+        )
+    sets = [entry for entry in layers if entry in LAYER_SETS]
+    if not (empty := [e for e in sets if not accepted.keys() & LAYER_SETS[e](network)]):
+        return None
+    return (
+        f"--model.branch_layers {', '.join(empty)} stands for no layer of the student that can "
+        "take a branch; choose others (all, or patterns of layer names, such as "
+        f"'{next(iter(accepted))}'), or set --model.branches 1."
+    )

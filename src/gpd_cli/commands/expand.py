@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from gpd_cli.branches import BranchInit, branch_names, count_branches
+from gpd_cli.branches import BranchInit, branch_names, count_branches, layers_in_vain
 from gpd_cli.commands.summary_table import cost, count, print_table
 from gpd_cli.errors import GpdError, no_effect
 from gpd_cli.files import atomic_path, check_writable
@@ -90,6 +91,8 @@ def expand_command(
     if image_size is not None:
         shape = (shape[0], image_size, image_size)
         check_images(network, shape, "--model.student_args")
+    if remark := layers_in_vain(network, names, layers):
+        rank_zero_info(remark)
     resolved = spec.resolve(network, None if image_size is None else shape)
     sample = torch.zeros(_PROBE_BATCH, *shape)
 

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -20,7 +21,7 @@ from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.predictions import TABLES, PredictionTable
 from gpd_cli.commands.report import write_short_report
 from gpd_cli.commands.trainer_numbers import check_numbers
-from gpd_cli.distributed.cluster import launched
+from gpd_cli.distributed.cluster import check_tasks, launched
 from gpd_cli.distributed.first_process import launched_by_another, left_for_children
 from gpd_cli.distributed.interruptions import Interruptions
 from gpd_cli.distributed.requeue import requeue_path
@@ -33,6 +34,9 @@ from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.checkpoint_io import WholeCheckpoints
 from gpd_cli.training.restoring import Restoring
 from gpd_cli.training.resuming import FinishedError
+
+_SHARDING = ("fsdp", "deepspeed", "modelparallel")
+"""Beginnings of the names of Lightning's strategies that keep a part of each weight per process."""
 
 
 class GpdTrainer(Trainer):
@@ -66,6 +70,7 @@ class GpdTrainer(Trainer):
                 "leave out --trainer.barebones."
             )
         check_numbers(kwargs)
+        _check_strategy(kwargs.get("strategy"))
         kwargs.update(launched(kwargs))
         plugins = kwargs["plugins"] or []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -82,6 +87,7 @@ class GpdTrainer(Trainer):
             raise TrainingError(
                 f"Lightning's Trainer does not accept its options: {error}"
             ) from error
+        check_tasks(self)
         self._checkpoint_connector = Restoring(self)
         # These have to come after all callbacks that act on every batch.
         self.callbacks += [RandomStates(), Interruptions()]  # type: ignore[attr-defined]
@@ -279,3 +285,21 @@ class GpdTrainer(Trainer):
         missing = write_short_report(run)
         went_on = any(getattr(logger, "continues", False) for logger in self.loggers)
         print("\n".join(closing_lines(run, seconds, missing, went_on)), flush=True)
+
+
+def _check_strategy(strategy: str | Strategy | None) -> None:
+    """Refuse strategies that leave no process with whole weights, out of which the student is cut.
+
+    Args:
+        strategy: the Trainer's argument.
+
+    Raises:
+        TrainingError: when the strategy shards weights.
+    """
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if name.lower().replace("_", "").startswith(_SHARDING):
+        raise TrainingError(
+            f"--trainer.strategy {name} keeps a part of each weight in a process, and the student "
+            "is cut out of whole weights; use ddp, and save memory with --model.grad_checkpointing "
+            "or --model.recompute_student."
+        )

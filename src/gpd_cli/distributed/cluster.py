@@ -6,9 +6,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.plugins.environments import ClusterEnvironment
+from lightning.pytorch.utilities import rank_zero_info
 
 from gpd_cli.distributed.sync_norm import SyncedNorms
 from gpd_cli.errors import TrainingError
@@ -17,7 +20,8 @@ from gpd_cli.errors import TrainingError
 def launched(options: Mapping[str, Any]) -> dict[str, Any]:
     """Complete a Trainer's options by the launcher's settings.
 
-    - Unless the options give them, numbers of devices and nodes are taken from the launcher.
+    - Unless the options give them, numbers of devices and nodes are taken from the launcher. Under
+      SLURM these are the tasks of this step, and torchrun within a SLURM job comes first.
     - Under SLURM, Lightning's own handling of signals is switched off, since `Interruptions` saves
       and requeues.
     - If batch normalization is to be synchronized over processes, this package's `SyncedNorms` does
@@ -35,6 +39,7 @@ def launched(options: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(options)
     sizes = _launched_sizes()
     if sizes and options.get("devices", "auto") == "auto":
+        _remark_on_idle(options.get("accelerator", "auto"), sizes)
         options["devices"] = sizes[0]
         if options.get("num_nodes", 1) == 1:
             options["num_nodes"] = sizes[1]
@@ -43,7 +48,7 @@ def launched(options: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("sync_batchnorm") and not any(isinstance(p, LayerSync) for p in plugins):
         options["sync_batchnorm"] = False
         plugins.append(SyncedNorms())
-    if slurm_job() and not any(isinstance(p, ClusterEnvironment) for p in plugins):
+    if _slurm_launched() and not any(isinstance(p, ClusterEnvironment) for p in plugins):
         plugins.append(slurm_environment())
     options["plugins"] = plugins or None
     return options
@@ -57,19 +62,92 @@ def slurm_job() -> str | None:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def slurm_environment() -> SLURMEnvironment:
-    """Lightning's description of the SLURM job, with automatic requeueing switched off.
+def slurm_tasks() -> int:
+    """The number of tasks that srun started together with this process.
+
+    The variables of the job may count other tasks: those of the whole job, where this is a step of
+    fewer tasks (``srun -n 1``), or a command of the batch script that srun has not started.
+    """
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+
+
+class SlurmStep(SLURMEnvironment):
+    """Lightning's description of SLURM, with the tasks of this step in place of those of the job.
+
+    By those of the job, a step of fewer tasks would wait for processes that nobody starts.
+    """
+
+    @staticmethod
+    def _validate_srun_variables() -> None:
+        """Do nothing here: `slurm_environment` checks the variables of the step."""
+
+    def world_size(self) -> int:
+        """The number of processes that train together."""
+        return slurm_tasks()
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        """Check that there is a task for each device, see `check_tasks`."""
+        _check_tasks(num_devices, num_nodes)
+
+
+def slurm_environment() -> SlurmStep:
+    """The description of the SLURM job, with automatic requeueing by Lightning switched off.
 
     Raises:
         TrainingError: when SLURM does not know the number of tasks per node.
     """
-    try:
-        return SLURMEnvironment(auto_requeue=False)
-    except RuntimeError as error:
+    if (tasks := slurm_tasks()) > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
         raise TrainingError(
-            f"SLURM started {os.environ.get('SLURM_NTASKS')} tasks without saying how many run on "
-            "a node; give --ntasks-per-node instead of --ntasks."
-        ) from error
+            f"SLURM started {tasks} tasks without saying how many run on a node; give "
+            "--ntasks-per-node instead of --ntasks."
+        )
+    return SlurmStep(auto_requeue=False)
+
+
+def check_tasks(trainer: Trainer) -> None:
+    """Check that SLURM has started one task for each device of a run.
+
+    With fewer tasks, each would train on the share of the images that a process has of many, and
+    nobody on the others. With more, several runs would write into one folder.
+
+    Args:
+        trainer: trainer of the run.
+
+    Raises:
+        TrainingError: when the numbers differ.
+    """
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SlurmStep):
+        _check_tasks(trainer.num_devices, trainer.num_nodes)
+
+
+def _check_tasks(devices: int, nodes: int) -> None:
+    tasks = slurm_tasks()
+    if devices * nodes == tasks:
+        return
+    started = "1 task" if tasks == 1 else f"{tasks} tasks"
+    wanted = f"{devices} {'device' if devices == 1 else 'devices'}"
+    raise TrainingError(
+        f"SLURM started {started}, and the run is to have {wanted} on {nodes} "
+        f"{'node' if nodes == 1 else 'nodes'}; start a task for each device (srun --nodes {nodes} "
+        f"--ntasks-per-node {devices}), or leave out --trainer.devices and --trainer.num_nodes."
+    )
+
+
+def _slurm_launched() -> bool:
+    """Whether SLURM started this process, and not torchrun within a SLURM job."""
+    return slurm_job() is not None and not TorchElasticEnvironment.detect()
+
+
+def _remark_on_idle(accelerator: Any, sizes: tuple[int, int]) -> None:
+    """Say that a run has one GPU of several, if SLURM has started a single task."""
+    if accelerator not in ("auto", "gpu", "cuda") or sizes != (1, 1) or not _slurm_launched():
+        return
+    if (visible := torch.cuda.device_count()) > 1:
+        rank_zero_info(
+            f"SLURM started one task, so that the run has one of the {visible} GPUs; srun "
+            f"--ntasks-per-node {visible} starts a task for each."
+        )
 
 
 def _launched_sizes() -> tuple[int, int] | None:
@@ -78,7 +156,9 @@ def _launched_sizes() -> tuple[int, int] | None:
     if TorchElasticEnvironment.detect():
         local = int(environment["LOCAL_WORLD_SIZE"])
         return local, int(environment["WORLD_SIZE"]) // local
-    if slurm_job() and "SLURM_NTASKS_PER_NODE" in environment:
-        nodes = int(environment.get("SLURM_NNODES", "1"))
-        return int(environment["SLURM_NTASKS_PER_NODE"]), nodes
+    if slurm_job():
+        tasks = slurm_tasks()
+        given = environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1"))
+        nodes = min(tasks, int(given))  # a command that srun has not started runs on one node
+        return tasks // nodes, nodes
     return None

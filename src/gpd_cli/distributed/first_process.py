@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 
-from gpd_cli.distributed.cluster import slurm_environment, slurm_job
+from gpd_cli.distributed.cluster import slurm_environment, slurm_job, slurm_tasks
 from gpd_cli.errors import TrainingError
 
 Values = Mapping[str, Any]
@@ -214,8 +214,7 @@ def _found_exchange() -> Exchange | None:
             return dist.PrefixStore(f"gpd/{attempt}", _connected(host, port))  # type: ignore[attr-defined]
 
         return StoreExchange(apart, _rank("RANK"), 0)
-    # srun sets the number of tasks of its step; a batch script without srun is a single process.
-    if slurm_job() and (tasks := int(environment.get("SLURM_STEP_NUM_TASKS", "1"))) > 1:
+    if slurm_job() and (tasks := slurm_tasks()) > 1:
         slurm, rank = slurm_environment(), _rank("SLURM_PROCID")
         port = slurm.main_port + _BESIDE
         port = port if port <= _LAST_PORT else slurm.main_port - _BESIDE

@@ -7,7 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+)
 from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
@@ -66,24 +71,34 @@ def check_counts(**counts: int) -> None:
             raise TrainingError(f"--model.{name} must be 0 or more, not {count}.")
 
 
+_REFUSED: dict[type[Callback], str] = {
+    GradientAccumulationScheduler: "The schedule needs updates of the same number of batches, "
+    "which the callback GradientAccumulationScheduler changes between epochs; leave out the "
+    "callback, and set --trainer.accumulate_grad_batches for the whole run.",
+    StochasticWeightAveraging: "The callback StochasticWeightAveraging replaces the schedule of "
+    "the learning rate, by which a run is resumed, and its average would be neither scored nor "
+    "saved; use gpd_cli.EMA or Lightning's WeightAveraging instead.",
+    BatchSizeFinder: "The callback BatchSizeFinder does not reach the loaders, which keep their "
+    "batch size; leave out the callback, and set --data.batch_size.",
+}
+
+
 def check_callbacks(callbacks: Iterable[Any]) -> None:
-    """Refuse callbacks that change the number of batches per update during the run.
+    """Refuse callbacks of Lightning that do not work with the training of this package.
 
     Schedules, resuming and the averaging of gradients over processes rely on a number of batches
-    per update that is the same throughout the run.
+    per update, and on a schedule, that are the same throughout the run.
 
     Args:
         callbacks: callbacks of the run's trainer.
 
     Raises:
-        TrainingError: when a callback changes the number of batches per update.
+        TrainingError: when there is such a callback.
     """
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
-        raise TrainingError(
-            "The schedule needs updates of the same number of batches, which the callback "
-            "GradientAccumulationScheduler changes between epochs; leave out the callback, and set "
-            "--trainer.accumulate_grad_batches for the whole run."
-        )
+    for callback in callbacks:
+        for refused, text in _REFUSED.items():
+            if isinstance(callback, refused):
+                raise TrainingError(text)
 
 
 def check_start(student_weights: str | Path | bool | None, branch_init: str) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gpd_cli.branches import BranchInit, branch_names
+from gpd_cli.branches import BranchInit, branch_names, layers_in_vain
 from gpd_cli.data import ImageSpec
 from gpd_cli.distill.distillation import Distillation
 from gpd_cli.distill.methods import KD, Batch, Method
@@ -279,8 +279,8 @@ class GapPreservingDistillation(EvaluatedModule):
             DataError: when the numbers of classes or image channels differ.
             MethodError: when the data lacks what the distillation method needs.
             ModelError: when a network does not take images of the data's size.
-            TrainingError: when there is more than one average of the weights, or a callback changes
-                the number of batches per update.
+            TrainingError: when there is more than one average of the weights, or a callback that a
+                run cannot follow, see `check_callbacks`.
         """
         find_averager(self.trainer)
         if stage == "fit":
@@ -305,13 +305,14 @@ class GapPreservingDistillation(EvaluatedModule):
             self.distillation.prepare(data, self.network, shape)
         if stage == "fit":
             self._divide_reduction()
+            self._speed.lay_out(self.network, self.distillation)
         if shape is None or shape == self.image_shape:
             return
         check_images(self.network.outline(), shape, "--model.student_args")
         self.image_shape = shape
 
     def on_fit_start(self) -> None:
-        """Put both networks into train mode, and prepare average, speed options and schedule.
+        """Put both networks into train mode, and prepare average, compilation and schedule.
 
         Lightning leaves every module in the mode that it is in.
         """
@@ -323,6 +324,9 @@ class GapPreservingDistillation(EvaluatedModule):
         rank_zero_info(summary(self.spec.name, self.network))
         defaults = plain_settings(default_settings(GapPreservingDistillation))
         for remark in settings_in_vain(self.hparams, defaults, isinstance(self.network, Pair)):
+            rank_zero_info(remark)
+        layers = layer_patterns(self.hparams["branch_layers"])
+        if remark := layers_in_vain(self.network.outline(), self._branch_names(), layers):
             rank_zero_info(remark)
         trainer = self.trainer
         if self.distillation is not None and not self._static_scores:
@@ -619,13 +623,17 @@ class GapPreservingDistillation(EvaluatedModule):
     def _static_titles(self) -> list[str]:
         return [] if self.distillation is None else [t.title for t in self.distillation.teachers]
 
+    def _branch_names(self) -> tuple[str, ...]:
+        """Names of the branches that were asked for, besides the main kernel."""
+        return branch_names(self.hparams["branches"], self.hparams["branch_init"])
+
     def _description(self, images: ImageSpec | None = None) -> dict[str, Any]:
         chosen = self.hparams
         return describe_run(
             self.network,
             self.spec,
             self.image_shape,
-            branch_names(chosen["branches"], chosen["branch_init"]),
+            self._branch_names(),
             layer_patterns(chosen["branch_layers"]),
             self.storage,
             chosen["branch_width"],

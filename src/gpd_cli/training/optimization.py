@@ -18,6 +18,7 @@ from gpd_cli.training.schedules import (
     check_counted_in_updates,
     check_phases,
     make_scheduler,
+    parts_in_vain,
 )
 
 
@@ -73,6 +74,8 @@ def configure(
         remark = check_phases(settings, epochs)
         if remark:
             rank_zero_info(remark)
+    if remark := parts_in_vain(settings):
+        rank_zero_info(remark)
     scheduler = make_scheduler(
         optimizer, settings, epochs=epochs, updates_per_epoch=updates_per_epoch
     )

@@ -8,13 +8,16 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
-from gpd_cli.errors import GpdError, TrainingError, did_you_mean
+from gpd_cli.errors import GpdError, TrainingError, did_you_mean, no_effect
 from gpd_cli.training.optimizers import OptimizerSettings
 
 # Schedules that are available with every supported version of timm.
 _SCHEDULES = ("cosine", "multistep", "step", "poly", "tanh", "constant", "none")
 WITHOUT_END = ("constant", "step", "multistep")
 """Schedules of timm that do not depend on the length of the run."""
+_WITHOUT_LOWEST = ("min_lr", "cooldown_epochs")
+_UNUSED = {"none": ("warmup_epochs", "warmup_lr", *_WITHOUT_LOWEST, "sched_args")}
+_UNUSED |= dict.fromkeys(WITHOUT_END, _WITHOUT_LOWEST)  # they have no end to reach min_lr at
 
 
 def make_scheduler(
@@ -123,6 +126,31 @@ def check_phases(settings: OptimizerSettings, epochs: float) -> str | None:
         f"The run ends within its warm-up, before it reaches the learning rate {settings.lr:g}: "
         f"--model.optimizer.warmup_epochs is {settings.warmup_epochs:g} and {length}{also}."
     )
+
+
+def parts_in_vain(settings: OptimizerSettings) -> str | None:
+    """Remark on settings that were changed, but that this schedule does not have.
+
+    Args:
+        settings: settings of optimizer and schedule.
+
+    Returns:
+        A sentence, with the remedy where there is one; None if all is well.
+
+    Example:
+        >>> parts_in_vain(OptimizerSettings(sched="none", warmup_epochs=5))
+        '--model.optimizer.warmup_epochs has no effect with the schedule none; take constant, \
+which has a warm-up.'
+        >>> parts_in_vain(OptimizerSettings(sched="step", min_lr=1e-5))
+        '--model.optimizer.min_lr has no effect with the schedule step.'
+    """
+    usual = OptimizerSettings()
+    unused = _UNUSED.get(settings.sched, ())
+    names = [name for name in unused if getattr(settings, name) != getattr(usual, name)]
+    if not names:
+        return None
+    remedy = "; take constant, which has a warm-up" if "warmup_epochs" in names else ""
+    return f"{no_effect('model.optimizer', names)} with the schedule {settings.sched}{remedy}."
 
 
 def _unknown_schedule(name: str) -> GpdError:

@@ -43,8 +43,23 @@ class Speed:
                     f"false or one of {', '.join(known)}."
                 )
 
+    def lay_out(self, network: Pair | Alone, distillation: Distillation | None) -> None:
+        """Set the memory format, in place.
+
+        To be called before DistributedDataParallel wraps the network. It sends gradients in the
+        formats that the weights have then. If these change afterwards, gradients of the first step
+        (with find_unused_parameters of every step) reach wrong elements of the weights.
+
+        Args:
+            network: the trained network or pair.
+            distillation: the distillation from static teachers; None without any.
+        """
+        if self.channels_last:
+            for module in (network, *_frozen(distillation)):
+                module.to(memory_format=torch.channels_last)
+
     def prepare(self, network: Pair | Alone, distillation: Distillation | None) -> None:
-        """Set the memory format and compile, in place; the keys of state dicts do not change.
+        """Compile, in place; the keys of state dicts do not change.
 
         A pair is compiled as a whole, with its hooks, so that merging and both networks form one
         graph. With several processes, or if the student runs a second time in the backward pass,
@@ -55,12 +70,8 @@ class Speed:
             network: the trained network or pair.
             distillation: the distillation from static teachers; None without any.
         """
-        frozen = [] if distillation is None else [t.network for t in distillation.teachers]
-        if self.channels_last:
-            for module in (network, *frozen):
-                module.to(memory_format=torch.channels_last)
         if self.compile:
-            for module in (*_compiled_modules(network), *frozen):
+            for module in (*_compiled_modules(network), *_frozen(distillation)):
                 module.compile(backend=self._backend)
 
     def compiled(self, function: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -84,6 +95,11 @@ class Speed:
         if not self.channels_last:
             return images
         return images.contiguous(memory_format=torch.channels_last)
+
+
+def _frozen(distillation: Distillation | None) -> list[nn.Module]:
+    """The networks of the static teachers."""
+    return [] if distillation is None else [t.network for t in distillation.teachers]
 
 
 def _compiled_modules(network: Pair | Alone) -> tuple[nn.Module, ...]:
