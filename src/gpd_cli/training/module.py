@@ -326,8 +326,8 @@ class GapPreservingDistillation(EvaluatedModule):
         for remark in settings_in_vain(self.hparams, defaults, isinstance(self.network, Pair)):
             rank_zero_info(remark)
         layers = layer_patterns(self.hparams["branch_layers"])
-        if remark := layers_in_vain(self.network.outline(), self._branch_names(), layers):
-            rank_zero_info(remark)
+        if empty := layers_in_vain(self.network.outline(), self._branch_names(), layers):
+            rank_zero_info(empty)
         trainer = self.trainer
         if self.distillation is not None and not self._static_scores:
             teachers = self.distillation.teachers

@@ -15,8 +15,11 @@ from gpd_cli.training.optimizers import OptimizerSettings
 _SCHEDULES = ("cosine", "multistep", "step", "poly", "tanh", "constant", "none")
 WITHOUT_END = ("constant", "step", "multistep")
 """Schedules of timm that do not depend on the length of the run."""
-_WITHOUT_LOWEST = ("min_lr", "cooldown_epochs")
-_UNUSED = {"none": ("warmup_epochs", "warmup_lr", *_WITHOUT_LOWEST, "sched_args")}
+# Settings that some schedules do not have, by the name of the schedule.
+_WITHOUT_LOWEST: tuple[str, ...] = ("min_lr", "cooldown_epochs")
+_UNUSED: dict[str, tuple[str, ...]] = {
+    "none": ("warmup_epochs", "warmup_lr", *_WITHOUT_LOWEST, "sched_args")
+}
 _UNUSED |= dict.fromkeys(WITHOUT_END, _WITHOUT_LOWEST)  # they have no end to reach min_lr at
 
 
