@@ -762,7 +762,7 @@ def test_layer_that_cannot_be_expanded(
 
 
 def test_run_without_log(refuse: Callable[..., str]) -> None:
-    refuse("fit", *STUDENT, *FAST, "--trainer.barebones", "true", naming="leave it out")
+    refuse("fit", *STUDENT, *FAST, "--trainer.barebones", "true", naming="leave out --trainer.barebones")
 
 
 @pytest.mark.parametrize("ratio", ["0.5", "0", "-2"])

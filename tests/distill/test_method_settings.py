@@ -141,7 +141,7 @@ def test_weights_and_temperatures_out_of_range_are_refused(cls: type[Method]) ->
     name = cls.__name__.lower()
     cls(**NEEDED.get(name, {}))
     for key in WEIGHTS.get(name, ()):
-        with pytest.raises(MethodError, match="0 or more, not -1"):
+        with pytest.raises(MethodError, match="0 or more and finite, not -1"):
             cls(**{**NEEDED.get(name, {}), key: -1.0})
 
 

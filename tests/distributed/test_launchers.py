@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.distributed import cluster
@@ -24,6 +25,12 @@ TORCHRUN = {
     "GROUP_RANK": "0",
     "TORCHELASTIC_RUN_ID": "none",
 }
+
+
+@pytest.fixture(autouse=True)
+def own_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put back Lightning's rank of this process, which a trainer sets, after each test."""
+    monkeypatch.setattr(rank_zero_only, "rank", rank_zero_only.rank)
 
 
 def tell(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:

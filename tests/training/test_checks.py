@@ -203,7 +203,7 @@ def test_a_cooldown_as_long_as_the_run_is_refused(
     """The learning rate would be 0 after the first update."""
     options = ["--model.optimizer.sched", "cosine", "--model.optimizer.cooldown_epochs", "2"]
     assert fit(*options, "--trainer.max_epochs", "2") == 1
-    assert "cooldown_epochs is 2, and the run has 2 epochs" in refusal(capsys)
+    assert "cooldown_epochs is 2 and the run has 2 epochs" in refusal(capsys)
     assert fit(*options, "--trainer.max_epochs", "-1", "--trainer.max_steps", "3") == 1
     assert "the run has 1.5 epochs" in refusal(capsys)
     assert fit(*options, "--trainer.max_epochs", "3") == 0
