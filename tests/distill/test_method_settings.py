@@ -88,7 +88,7 @@ def test_numbers_written_as_text_are_numbers(method: Callable[..., Any]) -> None
         ([f"{HERE}.Missing"], "Missing"),
         (["no_such_module.Method"], "No module named 'no_such_module'"),
         (["torch.nn.Linear"], "to be a subclass of Method"),
-        (["crdd"], "'crdd': choose one of AT, CATKD"),
+        (["crdd"], "'crdd'; choose one of AT, CATKD"),
     ],
 )
 def test_settings_that_a_class_does_not_take_are_refused(
