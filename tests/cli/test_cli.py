@@ -762,7 +762,8 @@ def test_layer_that_cannot_be_expanded(
 
 
 def test_run_without_log(refuse: Callable[..., str]) -> None:
-    refuse("fit", *STUDENT, *FAST, "--trainer.barebones", "true", naming="leave out --trainer.barebones")
+    barebones = ["--trainer.barebones", "true"]
+    refuse("fit", *STUDENT, *FAST, *barebones, naming="leave out --trainer.barebones")
 
 
 @pytest.mark.parametrize("ratio", ["0.5", "0", "-2"])
