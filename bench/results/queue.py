@@ -56,14 +56,14 @@ def train_all(
             running: dict[Future[Record], Run] = {}
             while True:
                 for run in missing(records, rows):
+                    if len(running) == jobs:
+                        break
+                    if run in {*running.values(), *failed}:
+                        continue
                     # A run trains the sources of its student first if this machine lacks them. Two
                     # runs must not train the same source, so the second one waits.
                     being_made = set[Run]().union(*map(records.unmade_sources, running.values()))
-                    if (
-                        len(running) < jobs
-                        and run not in {*running.values(), *failed}
-                        and not being_made & records.unmade_sources(run)
-                    ):
+                    if not being_made & records.unmade_sources(run):
                         logging.info("%s/%s: learning rate %g", run.row, run.name, run.rate)
                         running[pool.submit(train, run)] = run
                 if not running:
