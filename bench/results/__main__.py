@@ -19,11 +19,12 @@ import signal
 import sys
 from pathlib import Path
 
+from bench.results.lock import only_one
 from bench.results.queue import train_all
 from bench.results.readme import write_pages
 from bench.results.records import Records
 from bench.results.table import TableError, read_table
-from bench.results.train import Trainer, only_one
+from bench.results.train import Trainer
 from bench.threads import threads_per_process
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -147,4 +148,6 @@ def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:
 def _score(value: float | None, is_chosen: bool) -> str:
     if value is None:
         return ""
+    if value == -math.inf:
+        return "diverged"
     return f"**{value:.2f}**" if is_chosen else f"{value:.2f}"

@@ -95,6 +95,8 @@ def _with_needs(records: Records, rows: Collection[str]) -> set[str]:
 
 
 def _scores(record: Record) -> str:
+    if "diverged" in record:
+        return "diverged"
     curves = record["epochs"]
     last = ", ".join(f"{name} {values[-1]:.2f}" for name, values in curves.items() if "val" in name)
     tested = ", ".join(f"{name} {value:.2f}" for name, value in record.get("test", {}).items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -213,5 +214,8 @@ def accuracy(record: Record, network: str, metric: str) -> float | None:
 
 
 def best_validation(record: Record) -> float:
-    """The student's best validation accuracy over the epochs of a run, in percent."""
-    return max(record["epochs"]["val/student_top1"])
+    """The student's best validation accuracy over the epochs of a run, in percent.
+
+    It is minus infinity for a run that has diverged.
+    """
+    return -math.inf if "diverged" in record else max(record["epochs"]["val/student_top1"])

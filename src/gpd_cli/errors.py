@@ -28,7 +28,11 @@ class DataError(GpdError):
 
 
 class TrainingError(GpdError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot start or go on, for example because its settings contradict each other."""
+
+
+class DivergenceError(TrainingError):
+    """The loss, gradients or weights are NaN or infinite, and training cannot mend them."""
 
 
 class MethodError(GpdError):

@@ -19,7 +19,9 @@ import yaml
 from bench.results.__main__ import main as results_command
 from bench.results.conclusions import Conclusion
 from bench.results.figures import draw_figures
+from bench.results.lock import only_one
 from bench.results.page import all_records, render_page
+from bench.results.provenance import code_commit
 from bench.results.queue import missing, train_all
 from bench.results.readme import (
     FIGURE_MARKS,
@@ -38,8 +40,9 @@ from bench.results.summary import (
     summarize,
 )
 from bench.results.table import TableError, option_list, read_table
-from bench.results.train import RunError, Trainer, code_commit, only_one
+from bench.results.train import RunError, Trainer
 from gpd_cli.cli.command_line import run as run_command
+from gpd_cli.cli.failures import DIVERGED
 
 ROOT = Path(__file__).parents[2]
 TABLE: dict[str, Any] = {
@@ -633,6 +636,36 @@ def test_every_row_of_the_tables_is_a_command_line_that_is_understood(
         run = Run(row.key, "0", 0, records.table.grid_of(row)[0])
         assert run_command(["fit", *records.options(run), "--print_config"]) == 0
         assert "max_epochs" in capsys.readouterr().out
+
+
+def test_a_learning_rate_that_diverges_is_recorded_and_not_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command is played by a script that trains nothing, and ends as a diverging run does."""
+    monkeypatch.chdir(tmp_path)
+    command = tmp_path / "python"
+    command.write_text(f"#!/bin/sh\necho gpd: error: Training diverged.\nexit {DIVERGED}\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(command))
+    records = records_in(tmp_path, tuning={**TABLE["tuning"], "grid": [0.1, 0.2, 0.4]})
+    trainer = Trainer(records)
+
+    def train(run: Run) -> Record:
+        if run.rate != 0.4:
+            return pretend(records)(run)
+        attempt = records.work(run) / "attempt_1"  # the number that the next attempt has
+        attempt.mkdir(parents=True)
+        config = {name: {"accelerator": "cpu"} for name in ("model", "data", "trainer")}
+        (attempt / "config.yaml").write_text(yaml.safe_dump(config))
+        return trainer.train(run)
+
+    assert train_all(records, train, jobs=1) == []
+    assert records.rate(records.table.rows["gpd"]) == 0.2
+    page = render_page([records])
+    assert "| with GPD | 51.00 | **52.00** | diverged |" in page
+    assert "edge of the grid, so that a better rate may lie beyond: alone." in page
+    with pytest.raises(RunError, match="Training diverged"):  # but a scored run must not diverge
+        train(Run("gpd", "0", 0, 0.4))
 
 
 def test_a_best_learning_rate_at_the_edge_of_its_grid_is_pointed_out(tmp_path: Path) -> None:

@@ -201,6 +201,15 @@ def test_too_many_broken_steps_stop_the_run_and_files_are_named(
     assert checkpoint(tmp_path)["epoch"] == 0
 
 
+def test_a_run_that_diverges_ends_with_an_exit_code_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Break, "steps", (BATCHES,))
+    monkeypatch.setattr(Break, "weights", True)
+    assert fit(tmp_path, *ALONE, *BROKEN, "--model.nan_steps", "0", epochs=2) == 3
+    assert told(capfd.readouterr().err, "gpd: error: Training diverged")
+
+
 def test_reduce_lr_goes_on_from_the_last_good_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,7 +13,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from gpd_cli.cli.arguments import occurrences
 from gpd_cli.cli.configurations import place_of
 from gpd_cli.cli.parser_errors import in_short, setting_of_class
-from gpd_cli.errors import GpdError, StudentArgumentsError
+from gpd_cli.errors import DivergenceError, GpdError, StudentArgumentsError
+
+DIVERGED = 3
+"""Exit code of a run whose loss or weights became NaN or infinite, by which a script that tries
+several learning rates can tell this from other errors."""
 
 _LONGEST = 600  # most characters in an error message
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
@@ -68,7 +72,7 @@ def _fail(error: BaseException, remedy: str = "") -> int:
     text = _sentence(error)
     text = f"{text.removesuffix('.')}; {remedy}." if remedy else text
     print(f"gpd: error: {text}", file=sys.stderr)
-    return 1
+    return DIVERGED if isinstance(_mendable(error), DivergenceError) else 1
 
 
 def _origin(error: BaseException, arguments: Sequence[str]) -> str:

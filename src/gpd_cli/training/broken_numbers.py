@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gpd_cli.distributed.resume_commands import resume_command
 from gpd_cli.distributed.world import everywhere
-from gpd_cli.errors import TrainingError
+from gpd_cli.errors import DataError, DivergenceError
 from gpd_cli.files import check_whole, short_path
 from gpd_cli.models import with_versions
 from gpd_cli.teacher.checkpoint import TRAINED
@@ -74,7 +74,8 @@ def handle_left_out_step(
         loaded, and the caller has to reduce the learning rate.
 
     Raises:
-        TrainingError: when the run has to stop.
+        DataError: when the run has to stop because of images with NaN or infinite pixels.
+        DivergenceError: when the run has to stop for another reason.
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     most = watch.most if scaler is None else max(watch.most, _HALVINGS)
@@ -96,17 +97,18 @@ def handle_left_out_step(
     why = f"the loss or a gradient was NaN or infinite in {watch.in_a_row} steps in a row"
     if lost:
         why = "the weights now give NaN or infinite logits for every image"
-    raise TrainingError(f"Training diverged: {what}; {why}; {remedy(go_on)}")
+    cause = DivergenceError if watch.is_suspicious else DataError
+    raise cause(f"Training diverged: {what}; {why}; {remedy(go_on)}")
 
 
 def reduced(factor: float) -> float:
     """Reduce the factor of the learning rate.
 
     Raises:
-        TrainingError: when the learning rate has been reduced too often already.
+        DivergenceError: when the learning rate has been reduced too often already.
     """
     if factor <= FACTOR**_MOST_REDUCTIONS:
-        raise TrainingError(
+        raise DivergenceError(
             f"Training diverged again at {factor:g} times the learning rate; check the data, or "
             f"{remedy()}"
         )

@@ -398,8 +398,9 @@ class GapPreservingDistillation(EvaluatedModule):
             ModelError: when NaN or infinite logits of a static teacher are the cause.
             StepLeftOut: when the step is left out and there is no gradient scaler. (With a scaler
                 the gradients are removed, and the scaler skips the optimizer by itself.)
-            TrainingError: when too many steps in a row had to be left out, or the weights give no
-                finite logits any more.
+            DataError: when the run has to stop because of images with NaN or infinite pixels.
+            DivergenceError: when too many steps in a row had to be left out for another reason, or
+                the weights give no finite logits any more.
         """
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in weights if p.grad is not None]
@@ -472,7 +473,7 @@ class GapPreservingDistillation(EvaluatedModule):
         the average would be.
 
         Raises:
-            TrainingError: when the weights are NaN or infinite; no checkpoint is written then.
+            DivergenceError: when the weights are NaN or infinite; no checkpoint is written then.
         """
         self._check_numbers()
         checkpoint["gpd"] = self._description(ImageSpec.of(self._data()))
@@ -566,7 +567,7 @@ class GapPreservingDistillation(EvaluatedModule):
 
         Raises:
             ModelError: when the logits of a static teacher are NaN or infinite.
-            TrainingError: when weights are NaN or infinite.
+            DivergenceError: when weights are NaN or infinite.
         """
         self._check_static_teachers()
         check_weights(self.network, self.trainer.global_step)

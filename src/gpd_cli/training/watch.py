@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gpd_cli.distill.distillation import Distillation
 from gpd_cli.distributed.world import everywhere, gathered
-from gpd_cli.errors import TrainingError
+from gpd_cli.errors import DivergenceError
 from gpd_cli.teacher.buffers import Buffers
 
 _SHOWN = 3  # most images that a message names
@@ -185,10 +185,10 @@ def check_weights(network: nn.Module, step: int) -> None:
     """Check that all weights are finite, before the weights are scored or saved.
 
     Raises:
-        TrainingError: when a weight is NaN or infinite.
+        DivergenceError: when a weight is NaN or infinite.
     """
     if not everywhere(_finite([parameter.detach() for parameter in network.parameters()])):
-        raise TrainingError(f"The weights became NaN or infinite by step {step}; {remedy()}")
+        raise DivergenceError(f"The weights became NaN or infinite by step {step}; {remedy()}")
 
 
 def _finite(tensors: Sequence[Tensor]) -> Tensor:
