@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import yaml
 
+from gpd_cli.run_folder import BEST, CHECKPOINTS, CONFIGURATION, LAST, STOPPED
+
 TIME = "seconds.json"
 """Name of the file with an attempt's time."""
-
-_TO_RESUME = ("last.ckpt", "stopped.ckpt")
 
 
 def attempts_of(folder: Path) -> list[Path]:
@@ -28,7 +28,7 @@ def attempts_of(folder: Path) -> list[Path]:
 
 def checkpoints(attempt: Path) -> list[Path]:
     """The complete checkpoints of an attempt that training can be resumed from."""
-    paths = [attempt / "checkpoints" / name for name in _TO_RESUME]
+    paths = [attempt / CHECKPOINTS / name for name in (LAST, STOPPED)]
     return [path for path in paths if path.is_file() and zipfile.is_zipfile(path)]
 
 
@@ -43,17 +43,17 @@ def best_checkpoint(attempts: Sequence[Path]) -> Path | None:
 
     The file of each attempt is the best of the attempt's own epochs.
     """
-    paths = [attempt / "checkpoints" / "best.ckpt" for attempt in attempts]
+    paths = [attempt / CHECKPOINTS / BEST for attempt in attempts]
     found = [path for path in paths if path.is_file()]
     if not found:
         return None
-    scores = _scores(attempts[-1] / "checkpoints" / "last.ckpt")
+    scores = _scores(attempts[-1] / CHECKPOINTS / LAST)
     return max(found, key=lambda path: scores[_load(path)["epoch"]]["val/student_top1"])
 
 
 def has_every_epoch(checkpoint: Path) -> bool:
     """Whether a checkpoint was written after the last epoch of its run."""
-    config = yaml.safe_load((checkpoint.parents[1] / "config.yaml").read_text())
+    config = yaml.safe_load((checkpoint.parents[1] / CONFIGURATION).read_text())
     return len(_scores(checkpoint)) >= config["trainer"]["max_epochs"]
 
 
@@ -63,7 +63,7 @@ def curves(attempt: Path) -> dict[str, list[float]]:
     Args:
         attempt: folder of the run's last attempt.
     """
-    scores = _scores(attempt / "checkpoints" / "last.ckpt")
+    scores = _scores(attempt / CHECKPOINTS / LAST)
     epochs = [scores[epoch] for epoch in sorted(scores)]
     return {name: [round(epoch[name], 4) for epoch in epochs] for name in epochs[-1]}
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bench.results.records import DATA, write_text
-from gpd_cli.cli.environment import ENVIRONMENT
+from gpd_cli.run_folder import ENVIRONMENT
 
 _CODE = "code.json"
 _LIBRARIES = ("gpd-cli", "torch", "torchvision", "lightning", "timm")

@@ -30,6 +30,7 @@ from bench.results.attempts import (
 from bench.results.provenance import hardware, on_gpu, portable, trained_by, write_code
 from bench.results.records import DATA_OPTION, STUDENT, Record, Records, Run, write_text
 from gpd_cli.cli.failures import DIVERGED
+from gpd_cli.run_folder import BEST, CONFIGURATION, METRICS
 
 _FINISHED = "finished"  # name of the file that marks a run as trained to its end
 # Exit codes of a run that has ended, or has been stopped and has saved a checkpoint.
@@ -141,7 +142,7 @@ class Trainer:
         last = attempts[-1]
         # The next attempt began at the same point as one that left no checkpoint.
         kept = [attempt for attempt in attempts if any(checkpoints(attempt))] or [last]
-        config = yaml.safe_load((last / "config.yaml").read_text())
+        config = yaml.safe_load((last / CONFIGURATION).read_text())
         root = [] if self.data_root is None else [DATA_OPTION]
         return {
             "command": shlex.join(["gpd", "fit", *self.records.options(run), *root]),
@@ -224,12 +225,12 @@ def _best(folder: Path) -> Path:
     """
     best = best_checkpoint(attempts_of(folder))
     if best is None:
-        raise RunError(f"{folder} has no best.ckpt; delete the folder to train this run again.")
+        raise RunError(f"{folder} has no {BEST}; delete the folder to train this run again.")
     return best
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
-    path = folder / "metrics.csv"
+    path = folder / METRICS
     if not path.is_file():
         return []
     with path.open() as file:

@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 from gpd_cli.recipes.names import configuration_path
 
-CONFIGURATION = ("-c", "--config")
+CONFIGURATION_OPTIONS = ("-c", "--config")
 IMAGE_DATA = "gpd_cli.data.ImageData"
 """Import path of the default data module."""
 CHECKPOINT = "--ckpt_path"
@@ -44,7 +44,7 @@ def options_of(arguments: Sequence[str], group: str) -> list[str]:
     found: list[str] = []
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, _ = argument.partition("=")
-        if name in CONFIGURATION or f"{name}.".startswith(f"--{group}."):
+        if name in CONFIGURATION_OPTIONS or f"{name}.".startswith(f"--{group}."):
             found += [argument] if equals else [argument, following]
     return found
 
@@ -69,9 +69,9 @@ def with_recipes(arguments: Sequence[str]) -> list[str]:
     found: list[str] = []
     for argument, before in zip(arguments, ["", *arguments[:-1]], strict=True):
         name, equals, value = argument.partition("=")
-        if before in CONFIGURATION:
+        if before in CONFIGURATION_OPTIONS:
             argument = configuration_path(argument)
-        elif equals and name in CONFIGURATION:
+        elif equals and name in CONFIGURATION_OPTIONS:
             argument = f"{name}={configuration_path(value)}"
         found.append(argument)
     return found

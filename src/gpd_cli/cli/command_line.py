@@ -55,10 +55,9 @@ from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.distill.methods.pairs import for_pair
 from gpd_cli.distributed.first_process import together
-from gpd_cli.distributed.resume_commands import CONFIGURATION
 from gpd_cli.files import check_writable
 from gpd_cli.models import wants_published, without_pretrained
-from gpd_cli.report.run import METRICS
+from gpd_cli.run_folder import CONFIGURATION, METRICS
 from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.module import GapPreservingDistillation

@@ -14,7 +14,7 @@ from jsonargparse import get_loader, set_loader
 from yaml import MarkedYAMLError, YAMLError, safe_load
 from yaml.reader import ReaderError
 
-from gpd_cli.cli.arguments import CHECKPOINT, CONFIGURATION, is_inline, occurrences
+from gpd_cli.cli.arguments import CHECKPOINT, CONFIGURATION_OPTIONS, is_inline, occurrences
 from gpd_cli.cli.old_forms import current_settings
 from gpd_cli.cli.yaml_limits import check_limits
 from gpd_cli.errors import ConfigurationError, did_you_mean
@@ -113,7 +113,7 @@ def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
         arguments: the command line; its configurations have been checked to be readable.
     """
     found: str | None = None
-    for name, value in occurrences(arguments, (CHECKPOINT, *CONFIGURATION)):
+    for name, value in occurrences(arguments, (CHECKPOINT, *CONFIGURATION_OPTIONS)):
         if name == CHECKPOINT:
             found = None if value in ("", "null") else value
         else:
@@ -140,7 +140,7 @@ def _contents(arguments: Sequence[str], inline: bool = False) -> Iterator[tuple[
         arguments: the command line.
         inline: whether to include configurations written as YAML on the command line itself.
     """
-    for _, value in occurrences(arguments, CONFIGURATION):
+    for _, value in occurrences(arguments, CONFIGURATION_OPTIONS):
         if is_inline(value):
             yield from _inline_contents(value) if inline else ()
         elif value and not value.startswith("-"):

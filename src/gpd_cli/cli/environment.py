@@ -18,9 +18,8 @@ from typing import Any
 import torch
 
 from gpd_cli.files import atomic_path
+from gpd_cli.run_folder import ENVIRONMENT
 
-ENVIRONMENT = "environment.json"
-"""Name of the file in a run's folder: a list with an entry for each start or resumption."""
 _PACKAGES = (
     *("gpd-cli", "torch", "torchvision", "lightning", "timm", "torchmetrics", "jsonargparse"),
     *("numpy", "pillow"),
@@ -28,7 +27,7 @@ _PACKAGES = (
 
 
 def write_environment(folder: Path, arguments: list[str], processes: int, step: int) -> None:
-    """Add an entry to the file `ENVIRONMENT` in a run's folder.
+    """Add an entry to the list in the file `ENVIRONMENT` in a run's folder.
 
     Args:
         folder: folder of the run.

@@ -10,9 +10,9 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from gpd_cli.cli.arguments import CONFIGURATION, is_inline, occurrences
+from gpd_cli.cli.arguments import CONFIGURATION_OPTIONS, is_inline, occurrences
 from gpd_cli.errors import GpdError
-from gpd_cli.report.run import CONFIG, METRICS
+from gpd_cli.run_folder import CONFIGURATION, METRICS
 
 _CSV = "gpd_cli.training.table.RunCSVLogger"
 _PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
@@ -29,7 +29,7 @@ def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
     Args:
         arguments: the command line.
     """
-    given = [value for _, value in occurrences(arguments, CONFIGURATION) if value]
+    given = [value for _, value in occurrences(arguments, CONFIGURATION_OPTIONS) if value]
     files = [value for value in given if not (is_inline(value) or Path(value).is_fifo())]
     name = "_".join(run_name(file) for file in files) or "gpd"
     return {"class_path": _CSV, "init_args": {"save_dir": _RUNS, "name": name}}
@@ -106,7 +106,8 @@ def taken_folder(table: Mapping[str, Any]) -> Path | None:
         return None
     last = version if isinstance(version, str) else f"version_{version}"
     folder = Path(table["save_dir"], table.get("name") or "", last)
-    return folder if any((folder / file).is_file() for file in (METRICS, CONFIG)) else None
+    is_taken = (folder / METRICS).is_file() or (folder / CONFIGURATION).is_file()
+    return folder if is_taken else None
 
 
 def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from gpd_cli.cli.arguments import CHECKPOINT, occurrences
 from gpd_cli.cli.environment import latest_start
 from gpd_cli.distributed.requeue import requeue_path
-from gpd_cli.distributed.resume_commands import CONFIGURATION
 from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.files import check_whole, short_path
+from gpd_cli.run_folder import CHECKPOINTS, CONFIGURATION
 
 RESUME = "--resume"
 LAST = "last"
@@ -197,7 +197,7 @@ def _run_folder(value: str) -> Path:
     path = Path(value)
     if path.is_file():
         path = path.parent
-    for folder in (path, path.parent if path.name == "checkpoints" else path):
+    for folder in (path, path.parent if path.name == CHECKPOINTS else path):
         if (folder / CONFIGURATION).is_file():
             return folder
     versions = [run for run in _versions(path) if (run / CONFIGURATION).is_file()]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 
 from gpd_cli.files import short_path
-from gpd_cli.report.run import CONFIG, METRICS, Run
+from gpd_cli.report.run import Run
+from gpd_cli.run_folder import BEST, CHECKPOINTS, CONFIGURATION, GAP, LAST, METRICS, REPORT
 
-_FILES = (METRICS, CONFIG, "gap.png", "report.html")
+_FILES = (METRICS, CONFIGURATION, GAP, REPORT)
 _INDENT = 14
 
 
@@ -27,11 +28,9 @@ def closing_lines(run: Run, seconds: float, report: str = "", went_on: bool = Fa
     facts = [*_accuracies(run), ("took", took)]
     if (static := run.epochs[max(run.epochs)].get("val/static_top1")) is not None:
         facts.insert(1, ("static teacher", f"{static:.2f}"))
-    checkpoints = [f"{name}.ckpt" for name in ("best", "last") if run.checkpoint(name)]
+    checkpoints = [name for name in (BEST, LAST) if run.checkpoint(name)]
     if checkpoints:
-        facts.append(
-            ("files", f"{short_path(run.folder / 'checkpoints')}: {', '.join(checkpoints)}")
-        )
+        facts.append(("files", f"{short_path(run.folder / CHECKPOINTS)}: {', '.join(checkpoints)}"))
     others = [name for name in _FILES if (run.folder / name).is_file()]
     facts.append(("" if checkpoints else "files", f"{short_path(run.folder)}: {', '.join(others)}"))
     if report:
@@ -43,7 +42,7 @@ def closing_lines(run: Run, seconds: float, report: str = "", went_on: bool = Fa
 
 def next_commands(run: Run) -> list[str]:
     """Commands for the run's best checkpoint, which test the student and export it."""
-    chosen = run.checkpoint("best") or run.checkpoint("last")
+    chosen = run.checkpoint(BEST) or run.checkpoint(LAST)
     if chosen is None:
         return []
     path = shlex.quote(short_path(chosen))

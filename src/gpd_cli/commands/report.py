@@ -14,10 +14,10 @@ from gpd_cli.report.markdown import write_markdown
 from gpd_cli.report.picture import draw
 from gpd_cli.report.predictions import Predictions, predict
 from gpd_cli.report.run import ReportError, Run, read_runs
+from gpd_cli.run_folder import BEST, LAST, REPORT
 
 _PACKAGES = ("plotly", "jinja2")
 _INSTALL = "pip install 'gpd-cli[report]'"
-_NAME = "report.html"
 
 
 def report_command(
@@ -40,7 +40,7 @@ def report_command(
     if lacking := missing_packages():
         raise ReportError(f"A report needs {' and '.join(lacking)}: {_INSTALL}.")
     found = read_runs(runs)
-    page = output or (found[0].folder if len(found) == 1 else Path()) / _NAME
+    page = output or (found[0].folder if len(found) == 1 else Path()) / REPORT
     if page.suffix != ".html":
         raise ReportError(f"The report {page} must end in .html.")
     picture, text = page.with_suffix(".png"), page.with_suffix(".md")
@@ -69,7 +69,7 @@ def write_short_report(run: Run) -> str:
         return f"{_INSTALL}, then {command}"
     from gpd_cli.report.page import write_page
 
-    page = run.folder / _NAME
+    page = run.folder / REPORT
     missing = [f"Accuracy by class, confusions and disagreements: {command}"]
     try:
         write_page([run], {}, [run.lacking, *missing] if run.lacking else missing, page)
@@ -90,7 +90,7 @@ def _predictions(runs: Sequence[Run], split: str) -> tuple[dict[str, Predictions
     if split == "none":
         return predictions, ["Classes and pictures are left out (--split none)."]
     for run in runs:
-        checkpoint = run.checkpoint("best") or run.checkpoint("last")
+        checkpoint = run.checkpoint(BEST) or run.checkpoint(LAST)
         without = f"Classes and pictures of {run.name} are left out: "
         if checkpoint is None:
             missing.append(f"{without}the run has no checkpoint.")

@@ -28,7 +28,8 @@ from gpd_cli.distributed.requeue import requeue_path
 from gpd_cli.distributed.seeds import RandomStates
 from gpd_cli.errors import DataError, TrainingError
 from gpd_cli.files import check_writable
-from gpd_cli.report.run import METRICS, ReportError, read_run
+from gpd_cli.report.run import ReportError, read_run
+from gpd_cli.run_folder import METRICS
 from gpd_cli.teacher.found_once import what_was_found
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.checkpoint_io import WholeCheckpoints

@@ -17,17 +17,19 @@ from typing import Any
 
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gpd_cli.data.skipping import skip_once
 from gpd_cli.distributed.cluster import slurm_job
-from gpd_cli.distributed.requeue import STOPPED, link_to, put_back, remove_stopped, requeue_path
-from gpd_cli.distributed.resume_commands import CONFIGURATION, restart_command, resume_command
+from gpd_cli.distributed.last_checkpoint import last_checkpoint
+from gpd_cli.distributed.requeue import link_to, put_back, remove_stopped, requeue_path
+from gpd_cli.distributed.resume_commands import restart_command, resume_command
 from gpd_cli.distributed.world import batches_between, gathered, is_lost_process, saved_exactly
 from gpd_cli.errors import TrainingError
 from gpd_cli.files import short_path
+from gpd_cli.run_folder import CONFIGURATION, STOPPED
 
 _STOPPING = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 # Two SIGINT within this time, in seconds, count as one: a launcher may pass on a signal that all
@@ -83,7 +85,7 @@ class Interruptions(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Handle a signal that came during validation, or in an epoch of one step."""
-        last = _last(trainer)
+        last = last_checkpoint(trainer)
         self._remember(trainer)
         # After an epoch, last.ckpt has been written already, so that nothing has to be saved.
         if last is not None and trainer.current_epoch > self._first:
@@ -119,7 +121,7 @@ class Interruptions(Callback):
 
         When SLURM starts the job again, it goes on from this checkpoint.
         """
-        last = _last(trainer)
+        last = last_checkpoint(trainer)
         path = requeue_path(trainer.default_root_dir)
         if path is not None and trainer.is_global_zero and last is not None and last.is_file():
             before = path.resolve()
@@ -138,7 +140,7 @@ class Interruptions(Callback):
             return
         asked = set().union(*gathered(self._asked))
         self._asked.clear()
-        last = _last(trainer)
+        last = last_checkpoint(trainer)
         requeue = slurm_job() is not None and getattr(signal, "SIGUSR1", None) in asked
         stop = next((number for number in _STOPPING if number in asked), None)
         if not requeue and stop is None:
@@ -166,7 +168,7 @@ class Interruptions(Callback):
 
     def _stop_late(self, trainer: Trainer) -> None:
         """Save and stop within the epoch, since the run's time is up; a SLURM job is then done."""
-        last = _last(trainer)
+        last = last_checkpoint(trainer)
         assert last is not None
         self._saved, self._is_late = last.with_name(STOPPED), True
         _save(trainer, self._saved)
@@ -197,54 +199,50 @@ class Interruptions(Callback):
         If another process was lost, the message refers to the error of that process for the cause.
         """
         if is_lost_process(exception):
-            last = _last(trainer)
-            start_again = "start the run again"
-            if last is not None and last.is_file():
-                start_again = f"go on with: {resume_command(last)}"
             exception.__cause__ = TrainingError(
                 "Another process of the run has ended or does not answer, and this process cannot "
-                f"go on alone; see the error message of the other process; {start_again}"
+                "go on alone; see the error message of the other process; "
+                f"{_resume_or_start_again(trainer)}"
             )
             return
         if isinstance(exception, SIGTERMException):
             exception.code = 128 + signal.SIGTERM
         elif not isinstance(exception, Stopped | KeyboardInterrupt):
             return
-        if trainer.state.fn != TrainerFn.FITTING:
-            if trainer.is_global_zero and not isinstance(exception, KeyboardInterrupt):
-                _say("gpd: stopped")
-            return
-        path, job, last = self._saved, slurm_job(), _last(trainer)
-        began = trainer.ckpt_path
-        if path is not None and self._is_late:
-            after = (
-                f"the time of --trainer.max_time is up; saved as {short_path(path)}; go on with: "
-                f"{resume_command(path)} --trainer.max_time DAYS:HH:MM:SS (in all)"
-            )
-        elif path is not None and job is not None:
-            after = f"saved as {short_path(path)}, and job {job} is requeued"
-            if isinstance(exception, Stopped) and exception.code:
-                after = (
-                    f"saved as {short_path(path)}, from which the job goes on when it is requeued"
-                )
-        elif path is not None:
-            after = f"saved as {short_path(path)}; go on with: {resume_command(path)}"
-        elif last is not None and last.is_file():  # stopped at once, without saving
-            after = f"last saved as {short_path(last)}; go on with: {resume_command(last)}"
-        elif last is not None and began:
-            config = last.parent.parent / CONFIGURATION
-            after = (
-                f"nothing new has been saved; go on with: {restart_command(config, Path(began))}"
-            )
-        else:
-            after = "nothing has been saved, and there is nothing to go on from"
-        text = f"stopped at step {trainer.global_step}; {after}"
         if not trainer.is_global_zero:
             return
-        if isinstance(exception, KeyboardInterrupt):
+        is_interrupt = isinstance(exception, KeyboardInterrupt)
+        if trainer.state.fn != TrainerFn.FITTING:
+            if not is_interrupt:
+                _say("gpd: stopped")
+            return
+        text = f"stopped at step {trainer.global_step}; {self._what_is_left(trainer, exception)}"
+        if is_interrupt:
             exception.add_note(text)  # the command line prints this note when the run has ended
         else:
             _say(f"gpd: {text}")
+
+    def _what_is_left(self, trainer: Trainer, exception: BaseException) -> str:
+        """What a run that was stopped has saved, and the command that goes on from there.
+
+        Args:
+            trainer: trainer of the run.
+            exception: the exception that ends the run.
+        """
+        path, job = self._saved, slurm_job()
+        if path is None:
+            return _what_was_saved_before(trainer)
+        saved = f"saved as {short_path(path)}"
+        if self._is_late:
+            return (
+                f"the time of --trainer.max_time is up; {saved}; go on with: "
+                f"{resume_command(path)} --trainer.max_time DAYS:HH:MM:SS (in all)"
+            )
+        if job is None:
+            return f"{saved}; go on with: {resume_command(path)}"
+        if isinstance(exception, Stopped) and exception.code:
+            return f"{saved}, from which the job goes on when it is requeued"
+        return f"{saved}, and job {job} is requeued"
 
     def _note(self, signum: int, frame: Any) -> None:
         self._asked.add(signum)
@@ -257,6 +255,25 @@ class Interruptions(Callback):
                 _say("gpd: saving and stopping after this step; Ctrl-C again stops at once")
         elif signum == getattr(signal, "SIGHUP", None):
             _leave_terminal()
+
+
+def _resume_or_start_again(trainer: Trainer) -> str:
+    """The advice to go on from ``last.ckpt``, or to start again if there is none."""
+    last = last_checkpoint(trainer)
+    if last is None or not last.is_file():
+        return "start the run again"
+    return f"go on with: {resume_command(last)}"
+
+
+def _what_was_saved_before(trainer: Trainer) -> str:
+    """What a run has saved that was stopped at once, and the command that goes on from there."""
+    last, began = last_checkpoint(trainer), trainer.ckpt_path
+    if last is not None and last.is_file():
+        return f"last saved as {short_path(last)}; go on with: {resume_command(last)}"
+    if last is not None and began:
+        config = last.parent.parent / CONFIGURATION
+        return f"nothing new has been saved; go on with: {restart_command(config, Path(began))}"
+    return "nothing has been saved, and there is nothing to go on from"
 
 
 def _code(trainer: Trainer, signum: int) -> int:
@@ -290,14 +307,6 @@ def _leave_terminal() -> None:
             os.dup2(nowhere, descriptor)
 
 
-def _last(trainer: Trainer) -> Path | None:
-    """The path of ``last.ckpt``; None if the run writes none, or has not begun."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.filename == "last":
-            return Path(callback.dirpath, "last.ckpt").resolve() if callback.dirpath else None
-    return None
-
-
 def _is_late(trainer: Trainer) -> bool:
     """Whether the run has to stop within an epoch because its time is up, and can be saved."""
     loop = trainer.fit_loop
@@ -308,7 +317,7 @@ def _is_late(trainer: Trainer) -> bool:
         for callback in trainer.callbacks  # type: ignore[attr-defined] # set by its connector
         if isinstance(callback, Timer)
     ]
-    if not timers or _last(trainer) is None:
+    if not timers or last_checkpoint(trainer) is None:
         return False
     # All processes follow the clock of the first process.
     late = any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)

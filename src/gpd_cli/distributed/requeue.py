@@ -7,9 +7,7 @@ import subprocess
 from pathlib import Path
 
 from gpd_cli.distributed.cluster import slurm_job
-
-STOPPED = "stopped.ckpt"
-"""Name of the checkpoint of a run that was stopped within an epoch, beside ``last.ckpt``."""
+from gpd_cli.run_folder import STOPPED
 
 
 def requeue_path(folder: str | Path) -> Path | None:

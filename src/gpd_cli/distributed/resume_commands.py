@@ -8,9 +8,7 @@ from pathlib import Path
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 
 from gpd_cli.files import short_path
-
-CONFIGURATION = "config.yaml"
-"""Name of a run's configuration, in the run's folder."""
+from gpd_cli.run_folder import CONFIGURATION
 
 
 def resume_command(path: Path) -> str:

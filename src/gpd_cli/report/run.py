@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from gpd_cli.errors import GpdError
+from gpd_cli.run_folder import CHECKPOINTS, CONFIGURATION, METRICS
 
-METRICS, CONFIG = "metrics.csv", "config.yaml"
 # Settings that say where a run is stored and how it is shown, and not how it is trained.
 _ABOUT_FILES = (
     "ckpt_path",
@@ -74,9 +74,9 @@ class Run:
         """The path of a checkpoint of the run; None if there is no such checkpoint.
 
         Args:
-            name: name of the checkpoint without suffix, such as ``best``.
+            name: name of the checkpoint, `BEST`, `LAST` or `STOPPED`.
         """
-        path = self.folder / "checkpoints" / f"{name}.ckpt"
+        path = self.folder / CHECKPOINTS / name
         return path if path.is_file() else None
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
@@ -131,7 +131,7 @@ def read_run(folder: Path, name: str | None = None, later: Collection[Path] = ()
             f"{METRICS} in {folder} has no complete epoch yet; wait until the first epoch has "
             "ended."
         )
-    config = _configuration(folder / CONFIG)
+    config = _configuration(folder / CONFIGURATION)
     first, lacking = min(epochs), ""
     if first > 1 or config.get("ckpt_path"):
         before, steps_before, lacking = _before(folder, config, first, later)

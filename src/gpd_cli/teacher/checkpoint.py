@@ -22,6 +22,7 @@ from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.files import check_whole, save_tensors
 from gpd_cli.forms import Form, FormError, anything, check_form, maybe, shown
 from gpd_cli.models import with_versions
+from gpd_cli.run_folder import BEST, CHECKPOINTS
 from gpd_cli.teacher.checkpoint_checks import (
     bounded_by,
     check_description,
@@ -164,7 +165,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
 
 def _missing(path: Path, writers: str) -> WeightsError:
     """Make the error for a path that is no file; if it is a run's folder, name the checkpoint."""
-    for inside in (path / "checkpoints" / "best.ckpt", path / "best.ckpt"):
+    for inside in (path / CHECKPOINTS / BEST, path / BEST):
         if inside.is_file():
             return WeightsError(f"{path} is a folder; give a checkpoint in it, such as {inside}.")
     return WeightsError(f"There is no checkpoint {path}; give a file that {writers} wrote.")

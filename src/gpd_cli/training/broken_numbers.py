@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from gpd_cli.distributed.last_checkpoint import last_checkpoint
 from gpd_cli.distributed.resume_commands import resume_command
 from gpd_cli.distributed.world import everywhere
 from gpd_cli.errors import DataError, DivergenceError
@@ -84,6 +84,8 @@ def handle_left_out_step(
             rank_zero_info(f"step {trainer.global_step + 1} is left out: {what}")
         return True
     last = last_checkpoint(trainer)
+    if last is not None and not last.is_file():
+        last = None
     if on_nan == "reduce_lr" and last is not None:
         _take_back(last, trainer, module)
         watch.in_a_row = 0
@@ -116,15 +118,6 @@ def reduced(factor: float) -> float:
         f"From now on the learning rate is {factor * FACTOR:g} times that of the schedule."
     )
     return factor * FACTOR
-
-
-def last_checkpoint(trainer: Trainer) -> Path | None:
-    """The path of the run's ``last.ckpt``; None if there is no such file."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.filename == "last":
-            path = Path(callback.dirpath or "", "last.ckpt")
-            return path if path.is_file() else None
-    return None
 
 
 def _take_back(path: Path, trainer: Trainer, module: LightningModule) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gpd_cli.distributed.world import batches_between, saved_exactly
+from gpd_cli.run_folder import BEST, LAST
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.epoch_scores import SELECTOR
 from gpd_cli.training.epoch_state import EpochState
@@ -45,7 +47,7 @@ class Best(ModelCheckpoint):
 
     def __init__(self) -> None:
         super().__init__(
-            monitor=SELECTOR, mode="max", filename="best", enable_version_counter=False
+            monitor=SELECTOR, mode="max", filename=Path(BEST).stem, enable_version_counter=False
         )
 
 
@@ -63,7 +65,7 @@ class Last(ModelCheckpoint):
     def __init__(self, steps: int | None = None, minutes: float | None = None) -> None:
         # `save_last` would copy the best checkpoint, and only when there is a new one.
         super().__init__(
-            filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+            filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
         )
         self._steps, self._minutes = steps, minutes
         self._written, self._since, self._seen = 0.0, 0, 0
