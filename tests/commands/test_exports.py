@@ -26,6 +26,7 @@ import runs
 from gpd_cli import expand
 from gpd_cli.commands.exports.about import About, Which
 from gpd_cli.commands.exports.card import facts_of_run, model_card
+from gpd_cli.commands.exports.fuse import fuse_batch_norms
 from gpd_cli.commands.exports.program import trace
 from gpd_cli.commands.extract import extract_command
 from gpd_cli.data import ImageSpec
@@ -238,6 +239,28 @@ def test_batch_norms_are_folded(wide: Path) -> None:
     images = torch.randn(5, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(fused.program.module()(images), student(images))
+
+
+def test_batch_norms_are_folded_in_single_precision_before_rounding_to_half() -> None:
+    """Small variances and their inverse roots would be rounded several times in half precision."""
+    network = (
+        nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3, eps=0.0)).half().eval()
+    )
+    norm = network[1]
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+    norm.running_var.copy_(torch.tensor([1e-6, 3e-6, 2e-5]))
+    norm.weight.data.copy_(torch.tensor([0.2, 0.003, 0.001]))
+    images = torch.randn(2, 2, 4, 4).half()
+    program = torch.export.export(network, (images,)).module()
+    assert isinstance(program, torch.fx.GraphModule)
+    assert fuse_batch_norms(program) == 1
+    conv = network[0]
+    assert isinstance(conv, nn.Conv2d)
+    exact = (
+        conv.weight.double()
+        * (norm.weight.double() / norm.running_var.double().sqrt())[:, None, None, None]
+    )
+    assert torch.equal(program.fused_0_weight, exact.half())
 
 
 @pytest.mark.parametrize(

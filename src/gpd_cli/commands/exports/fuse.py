@@ -33,12 +33,15 @@ def fuse_batch_norms(program: fx.GraphModule) -> int:
         parameters = _tensors(program, [*conv.args[1:2], _argument(conv, 2), *norm.args[1:5]])
         if parameters is None:
             continue
-        weight, bias, gamma, beta, mean, variance = parameters
+        # Half precision would round the norm's factor and offset as well as the folded kernel.
+        single = [value if value is None else _at_least_single(value) for value in parameters]
+        weight, bias, gamma, beta, mean, variance = single
         fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.args[7], gamma, beta)
         with graph.inserting_before(conv):
             for place, name, value in zip((1, 2), ("weight", "bias"), fused, strict=True):
                 attribute = f"fused_{folded}_{name}"
-                program.register_parameter(attribute, nn.Parameter(value.detach(), False))
+                stored = value.detach().to(parameters[0].dtype)
+                program.register_parameter(attribute, nn.Parameter(stored, False))
                 _set_argument(conv, place, graph.get_attr(attribute))
         norm.replace_all_uses_with(conv)
         graph.erase_node(norm)
@@ -47,6 +50,10 @@ def fuse_batch_norms(program: fx.GraphModule) -> int:
     program.delete_all_unused_submodules()
     program.recompile()
     return folded
+
+
+def _at_least_single(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _argument(node: fx.Node, place: int) -> Any:
