@@ -49,6 +49,17 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_run_that_is_refused_leaves_no_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Classes are counted after Lightning has made the run's folder."""
+    assert fit("--model.num_classes", "7") == 1
+    assert "--model.num_classes 10" in refusal(capsys)
+    assert list((folder / "runs").glob("*/*")) == []
+    assert fit() == 0
+    assert (folder / "runs" / "tiny" / "version_0" / "metrics.csv").is_file()
+
+
 @pytest.mark.parametrize("ratio", ["1", "2"])
 def test_a_run_without_anything_to_learn_from_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], ratio: str

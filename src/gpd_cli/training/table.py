@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,18 @@ class RunCSVLogger(CSVLogger):
     def rows(self) -> int:
         """The number of rows logged so far, those of earlier parts of a resumed run included."""
         return int(self.experiment.rows)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the rest of the file; remove the run's folder if a failed run left it empty.
+
+        Lightning makes the folder before it checks networks and data, so that a run that is refused
+        would leave a folder behind.
+        """
+        super().finalize(status)
+        if status == "failed":
+            with suppress(OSError):  # the folder has files, or was never made
+                Path(self.log_dir).rmdir()
 
     @rank_zero_only
     def cut_to_checkpoint(self, rows: int, row: Mapping[str, Any] | None) -> None:
