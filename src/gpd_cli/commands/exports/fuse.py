@@ -34,7 +34,7 @@ def fuse_batch_norms(program: fx.GraphModule) -> int:
         if parameters is None:
             continue
         # Half precision would round the norm's factor and offset as well as the folded kernel.
-        single = [value if value is None else _at_least_single(value) for value in parameters]
+        single: list[Any] = [_at_least_single(value) for value in parameters]
         weight, bias, gamma, beta, mean, variance = single
         fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.args[7], gamma, beta)
         with graph.inserting_before(conv):
@@ -52,8 +52,8 @@ def fuse_batch_norms(program: fx.GraphModule) -> int:
     return folded
 
 
-def _at_least_single(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def _at_least_single(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _argument(node: fx.Node, place: int) -> Any:
