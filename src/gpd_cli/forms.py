@@ -1,4 +1,4 @@
-"""The form of plain values that were read from a file: checked before anything is made of them."""
+"""The form of plain values that were read from a file, which is checked before they are used."""
 
 from __future__ import annotations
 
@@ -7,30 +7,36 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Form = Any
-"""A type; ``[form]``, a list or tuple of values of a form; ``{key: form}``, a mapping with at least
-these keys; ``{str: form}`` or ``{int: form}``, a mapping with any keys of the type; a set of
-allowed values; or a function that takes the value and the words for its place, and raises
-`FormError`."""
+"""What a value has to be. A form is one of these:
 
-_SHOWN = 60  # characters of a value in a message
+- a type: the value is of this type;
+- ``[form]``: a list or tuple, in which each value has the form;
+- ``{key: form}``: a mapping with at least these keys, and values of these forms;
+- ``{str: form}`` or ``{int: form}``: a mapping with keys of this type, and values of the form;
+- a set: one of the values in the set;
+- a function of a value and the text for its place, which raises `FormError`.
+"""
+
+_SHOWN = 60  # most characters of a value in a message
 
 
 class FormError(ValueError):
-    """A value has another form than it should; the message names its place."""
+    """Raised when a value has the wrong form; the message names the value's place."""
 
 
 def check_form(value: Any, form: Form, place: str) -> None:
     """Check that a value has a form.
 
-    Whole numbers are taken for floats, but neither ``True`` for a number nor NaN or infinity.
+    A whole number may stand where a float is expected. ``True`` and ``False`` do not count as
+    numbers, and NaN and infinity do not count as floats.
 
     Args:
-        value: the value: numbers, strings, tensors, and lists and mappings of them.
+        value: a number, string or tensor, or lists and mappings of these.
         form: the `Form` that the value should have.
-        place: words for the value, for the message.
+        place: text that names the value in the message.
 
     Raises:
-        FormError: when it has another form.
+        FormError: when the value has another form.
 
     Example:
         >>> check_form({"size": [1, 2.5]}, {"size": [int]}, "the spec")
@@ -58,12 +64,21 @@ def check_form(value: Any, form: Form, place: str) -> None:
 
 
 def maybe(form: Form) -> Callable[[Any, str], None]:
-    """The form of a value that may be None as well."""
+    """The form of a value that either is None or has another form.
+
+    Args:
+        form: the other form.
+    """
     return lambda value, place: None if value is None else check_form(value, form, place)
 
 
 def within(least: int, most: int) -> Callable[[Any, str], None]:
-    """The form of a whole number between two others, both included."""
+    """The form of a whole number in a range.
+
+    Args:
+        least: the smallest number of the range.
+        most: the largest number of the range.
+    """
 
     def check(value: Any, place: str) -> None:
         right = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
@@ -73,11 +88,11 @@ def within(least: int, most: int) -> Callable[[Any, str], None]:
 
 
 def anything(value: Any, place: str) -> None:
-    """The form of any value at all."""
+    """The form that every value has."""
 
 
 def plain(value: Any, place: str) -> None:
-    """The form of any value of numbers, strings, lists and mappings."""
+    """The form of plain values: numbers, strings, booleans, None, lists, and mappings."""
     if isinstance(value, list | tuple):
         check_form(value, [plain], place)
     elif isinstance(value, Mapping):
@@ -88,7 +103,7 @@ def plain(value: Any, place: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value in short, for a message."""
+    """The text of a value for a message, shortened if it is long."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # a whole number of too many digits
