@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from bench.fuzz.cases import OUTPUT, SIGN, Case
 from bench.fuzz.isolate import Outcome
+from gpd_cli.cli.failures import DIVERGED
 
 _LONGEST = 700  # most characters in an error message
 
@@ -41,7 +42,7 @@ def judge(case: Case, outcome: Outcome, folder: Path, expected: Path | None) -> 
         return "traceback", errors[-600:]
     if outcome.code == 0:
         return _judge_taken(case, outputs, expected)
-    if outcome.code not in (1, 2) or len(said) != 1:
+    if outcome.code not in (1, 2, DIVERGED) or len(said) != 1:
         return "no sentence", f"code {outcome.code}: {errors[-400:]}"
     if "not foreseen" in said[0] or len(said[0]) > _LONGEST:
         return "not foreseen", said[0][:_LONGEST]
