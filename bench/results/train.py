@@ -76,6 +76,7 @@ class Trainer:
         Raises:
             RunError: when a command fails.
         """
+        self._make_sources(run)
         try:
             self._fit(run)
         except DivergedRunError:
@@ -94,7 +95,8 @@ class Trainer:
         """Train a run to its end, from the newest checkpoint of earlier attempts if there are any.
 
         Args:
-            run: the run; nothing is done if it has been trained to its end on this machine.
+            run: the run, whose sources have been made; nothing is done if it has been trained to
+                its end on this machine.
 
         Raises:
             RunError: when the command fails.
@@ -102,9 +104,6 @@ class Trainer:
         folder = self.records.work(run)
         if (folder / _FINISHED).is_file():
             return
-        row = self.records.table.rows[run.row]
-        for key in row.files.values():
-            self._extract(self.records.source(self.records.table.rows[key], run.seed))
         attempts = attempts_of(folder)
         checkpoint = newest_checkpoint(attempts)
         if checkpoint is None or not has_every_epoch(checkpoint):
@@ -116,6 +115,16 @@ class Trainer:
             self._gpd(["fit", *self.records.options(run), *self._here(), *logger, *resume], attempt)
         write_text(folder / _FINISHED, "")
 
+    def _make_sources(self, run: Run) -> None:
+        """Extract the students that a run starts or learns from, where this machine lacks them.
+
+        Raises:
+            RunError: when a command fails.
+        """
+        rows = self.records.table.rows
+        for key in rows[run.row].files.values():
+            self._extract(self.records.source(rows[key], run.seed))
+
     def _extract(self, run: Run) -> None:
         """Extract the student of a run, training the run first if it is not on this machine.
 
@@ -124,6 +133,7 @@ class Trainer:
         """
         folder = self.records.work(run)
         if not (folder / STUDENT).is_file():
+            self._make_sources(run)
             self._fit(run)
             command = ["extract", f"--ckpt_path={_best(folder)}", f"--output={folder / STUDENT}"]
             self._gpd(command, folder / "extract")
