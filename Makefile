@@ -23,8 +23,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 test: setup
 	$(PYTEST)
 
+# make test-all SLOW=900 skips the slow tests that have not begun after 900 seconds.
 test-all: setup
-	$(PYTEST) -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow' $(if $(SLOW),--slow-seconds $(SLOW))
 
 lint: setup
 	$(BIN)/ruff check .

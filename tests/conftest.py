@@ -1,7 +1,8 @@
-"""Every test starts from the same random state, whatever ran before it."""
+"""What holds for all tests: their random state, their share of the cores, and their order."""
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,33 @@ import torch
 # option --trainer.limit_train_batches 1 is one batch or all of them.
 import gpd_cli.cli.command_line  # noqa: F401
 from wheels import build_wheel, install
+
+BEGIN = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a machine with a time limit leave out slow tests, but only these."""
+    parser.addoption(
+        "--slow-seconds",
+        type=float,
+        metavar="N",
+        help="skip the slow tests that have not begun N seconds after the start; by default none",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow tests last, so that every other one has run when the time for these is up."""
+    items.sort(key=is_slow)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    limit = item.config.getoption("--slow-seconds")
+    if limit is not None and is_slow(item) and time.monotonic() - BEGIN > limit:
+        pytest.skip(f"a slow test, and {limit:.0f} seconds have passed")
+
+
+def is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
 
 
 def pytest_configure() -> None:
