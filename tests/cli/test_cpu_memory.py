@@ -41,10 +41,11 @@ def page_faults(argument: str, **environment: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library")
 def test_freed_memory_is_kept_for_the_next_step() -> None:
-    assert page_faults("keep") < 1000
     # By default the library gives large tensors back or not, as they happen to lie in its heap;
-    # with a threshold it does so each time.
-    assert page_faults("give back", MALLOC_MMAP_THRESHOLD_="131072") > 1000
+    # with a threshold it does so each time. The heap may grow once more after the first steps.
+    given_back = page_faults("give back", MALLOC_MMAP_THRESHOLD_="131072")
+    assert given_back > 10_000
+    assert page_faults("keep") < given_back / 10
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library")
