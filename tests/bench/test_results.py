@@ -106,6 +106,18 @@ def pretend(records: Records) -> Callable[[Run], Record]:
     return train
 
 
+def play_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, text: str = "") -> None:
+    """Have a script that only prints a text and ends with a code take the place of every command.
+
+    The working directory becomes the folder, in which the script lies.
+    """
+    monkeypatch.chdir(folder)
+    script = folder / "python"
+    script.write_text(f"#!/bin/sh\necho '{text}'\nexit {code}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+
+
 def pretended(folder: Path, rows: list[str] | None = None, **changes: Any) -> Records:
     """Records of a table that has been trained."""
     records = records_in(folder, **changes)
@@ -546,11 +558,7 @@ def test_an_attempt_that_nothing_is_left_of_does_not_count_for_the_time(
 def test_the_time_of_a_command_that_may_have_lost_work_is_not_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, known: bool
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    command = tmp_path / "python"
-    command.write_text(f"#!/bin/sh\nexit {code}\n")
-    command.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(command))
+    play_commands(tmp_path, monkeypatch, code)
     records = records_in(tmp_path, metric="validation")
     run = Run("alone", "0", 0, 0.1)
     with pytest.raises((RunError, OSError)):
@@ -665,12 +673,7 @@ def changed_settings(then: Any, now: Any, name: str = "") -> list[str]:
 def test_a_learning_rate_that_diverges_is_recorded_and_not_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command is played by a script that trains nothing, and ends as a diverging run does."""
-    monkeypatch.chdir(tmp_path)
-    command = tmp_path / "python"
-    command.write_text(f"#!/bin/sh\necho gpd: error: Training diverged.\nexit {DIVERGED}\n")
-    command.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(command))
+    play_commands(tmp_path, monkeypatch, DIVERGED, "gpd: error: Training diverged.")
     records = records_in(tmp_path, tuning={**TABLE["tuning"], "grid": [0.1, 0.2, 0.4]})
     trainer = Trainer(records)
 

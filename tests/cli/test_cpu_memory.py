@@ -20,15 +20,21 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(3):
     step()
-before = faults()
-for _ in range(10):
-    step()
-print(faults() - before)
+counts = []
+for _ in range(3):
+    before = faults()
+    for _ in range(10):
+        step()
+    counts.append(faults() - before)
+print(min(counts))
 """
 
 
 def page_faults(argument: str, **environment: str) -> int:
-    """Page faults of ten steps that allocate 64 MiB each, in a process of its own."""
+    """Page faults of ten steps that allocate 64 MiB each, in a process of its own.
+
+    The least of three counts, since the heap may grow once more after the first steps.
+    """
     run = subprocess.run(
         [sys.executable, "-c", REPEATED, argument],
         env={"PATH": "", "PYTHONPATH": ":".join(sys.path), **environment},
@@ -41,11 +47,10 @@ def page_faults(argument: str, **environment: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library")
 def test_freed_memory_is_kept_for_the_next_step() -> None:
+    assert page_faults("keep") < 1000
     # By default the library gives large tensors back or not, as they happen to lie in its heap;
-    # with a threshold it does so each time. The heap may grow once more after the first steps.
-    given_back = page_faults("give back", MALLOC_MMAP_THRESHOLD_="131072")
-    assert given_back > 10_000
-    assert page_faults("keep") < given_back / 10
+    # with a threshold it does so each time.
+    assert page_faults("give back", MALLOC_MMAP_THRESHOLD_="131072") > 1000
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library")
