@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gpd_cli.data.skipping import skip_once
 from gpd_cli.distributed.cluster import slurm_job
-from gpd_cli.distributed.last_checkpoint import last_checkpoint
+from gpd_cli.distributed.last_checkpoint import last_checkpoint, written_checkpoint
 from gpd_cli.distributed.requeue import link_to, put_back, remove_stopped, requeue_path
 from gpd_cli.distributed.resume_commands import restart_command, resume_command
 from gpd_cli.distributed.world import batches_between, gathered, is_lost_process, saved_exactly
@@ -121,9 +121,9 @@ class Interruptions(Callback):
 
         When SLURM starts the job again, it goes on from this checkpoint.
         """
-        last = last_checkpoint(trainer)
+        last = written_checkpoint(trainer)
         path = requeue_path(trainer.default_root_dir)
-        if path is not None and trainer.is_global_zero and last is not None and last.is_file():
+        if path is not None and trainer.is_global_zero and last is not None:
             before = path.resolve()
             link_to(path, last)
             remove_stopped(before)
@@ -259,17 +259,15 @@ class Interruptions(Callback):
 
 def _resume_or_start_again(trainer: Trainer) -> str:
     """The advice to go on from ``last.ckpt``, or to start again if there is none."""
-    last = last_checkpoint(trainer)
-    if last is None or not last.is_file():
-        return "start the run again"
-    return f"go on with: {resume_command(last)}"
+    last = written_checkpoint(trainer)
+    return "start the run again" if last is None else f"go on with: {resume_command(last)}"
 
 
 def _what_was_saved_before(trainer: Trainer) -> str:
     """What a run has saved that was stopped at once, and the command that goes on from there."""
+    if (written := written_checkpoint(trainer)) is not None:
+        return f"last saved as {short_path(written)}; go on with: {resume_command(written)}"
     last, began = last_checkpoint(trainer), trainer.ckpt_path
-    if last is not None and last.is_file():
-        return f"last saved as {short_path(last)}; go on with: {resume_command(last)}"
     if last is not None and began:
         config = last.parent.parent / CONFIGURATION
         return f"nothing new has been saved; go on with: {restart_command(config, Path(began))}"

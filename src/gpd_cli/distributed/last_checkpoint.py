@@ -22,3 +22,13 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
         if isinstance(callback, ModelCheckpoint) and f"{callback.filename}.ckpt" == LAST:
             return Path(callback.dirpath, LAST).resolve() if callback.dirpath else None
     return None
+
+
+def written_checkpoint(trainer: Trainer) -> Path | None:
+    """The absolute path of a run's ``last.ckpt`` if it has been written; otherwise None.
+
+    Args:
+        trainer: trainer of the run.
+    """
+    last = last_checkpoint(trainer)
+    return last if last is not None and last.is_file() else None

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from gpd_cli.distributed.last_checkpoint import last_checkpoint
+from gpd_cli.distributed.last_checkpoint import written_checkpoint
 from gpd_cli.distributed.resume_commands import resume_command
 from gpd_cli.distributed.world import everywhere
 from gpd_cli.errors import DataError, DivergenceError
@@ -83,9 +83,7 @@ def handle_left_out_step(
         if scaler is None:
             rank_zero_info(f"step {trainer.global_step + 1} is left out: {what}")
         return True
-    last = last_checkpoint(trainer)
-    if last is not None and not last.is_file():
-        last = None
+    last = written_checkpoint(trainer)
     if on_nan == "reduce_lr" and last is not None:
         _take_back(last, trainer, module)
         watch.in_a_row = 0
