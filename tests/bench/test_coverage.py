@@ -333,6 +333,7 @@ def test_a_run_goes_on_where_it_stopped(
     assert row(text, "b")[3] == "refused: why"
 
 
+@pytest.mark.slow
 def test_the_command_tries_a_real_network_in_a_process_of_its_own(tmp_path: Path) -> None:
     results, table = tmp_path / "r.jsonl", tmp_path / "t.md"
     where = ["--results", str(results), "--table", str(table)]

@@ -167,6 +167,7 @@ def test_two_processes_are_one_with_twice_the_batch(
     assert losses(tmp_path) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_wrapped_network_reach_their_weights_in_every_memory_format(
     tmp_path: Path,
 ) -> None:
@@ -567,9 +568,8 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore:You passed .Trainer:UserWarning")  # about 16-mixed on a CPU
-@pytest.mark.parametrize(
-    "precision", ["bf16-true", pytest.param("16-mixed", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16-true", "16-mixed"])
 def test_other_precisions_train(tmp_path: Path, static_weights: Path, precision: str) -> None:
     options = ["--trainer.precision", precision, "--data.image_size", "64"]
     assert fit(tmp_path, *options, *static_options(static_weights)) == 0
@@ -602,8 +602,10 @@ def joint_steps(module: GapPreservingDistillation) -> list[float]:
 
 @pytest.mark.parametrize(
     "options",
-    [{"channels_last": True}, {"compile": "aot_eager"}],
-    ids=["channels_last", "compiled"],
+    [
+        pytest.param({"channels_last": True}, id="channels_last"),
+        pytest.param({"compile": "aot_eager"}, id="compiled", marks=pytest.mark.slow),
+    ],
 )
 def test_fast_steps_compute_what_plain_steps_do(
     static_weights: Path, options: dict[str, Any]
@@ -641,6 +643,7 @@ def test_unknown_backend_is_refused() -> None:
         Speed(compile="fast")
 
 
+@pytest.mark.slow
 def test_deterministic_runs_are_equal(tmp_path: Path, static_weights: Path) -> None:
     options = ["--trainer.deterministic", "true", "--trainer.max_epochs", "1"]
     states = []

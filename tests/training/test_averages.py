@@ -313,6 +313,7 @@ def test_an_average_begins_within_a_run_and_goes_on_after_it_was_resumed(tmp_pat
         assert scores(tmp_path, name, 2) == scores(tmp_path, name)[-2:]
 
 
+@pytest.mark.slow
 def test_an_average_leaves_training_as_it_is(tmp_path: Path) -> None:
     """Validation takes the averaged weights; the trained ones are back, in train mode, after it."""
     average, options = averaged_by(LIGHTNING, decay=0.9), [*STILL, *SHORT]

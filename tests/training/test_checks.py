@@ -93,6 +93,7 @@ def test_weights_out_of_range_are_refused(
     assert f"--model.{option}" in refusal(capsys)
 
 
+@pytest.mark.slow
 def test_settings_of_a_method_without_static_teacher_are_pointed_out(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -137,6 +138,7 @@ def test_parts_that_the_schedule_does_not_have_are_pointed_out(
 VIT = {"in_chans": 1, "img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 
 
+@pytest.mark.slow
 def test_sets_of_layers_that_the_student_does_not_have_are_pointed_out(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -159,6 +161,7 @@ def test_sets_of_layers_that_the_student_does_not_have_are_pointed_out(
     assert remark not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other", [["--model.static_teacher.name", "null"], ["--model.method", "kd"]]
 )
@@ -208,6 +211,7 @@ def test_callbacks_that_a_run_does_not_follow_are_refused(callback: Callback, re
     assert type(callback).__name__ in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_cooldown_as_long_as_the_run_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -134,8 +134,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("step", "validating", "every"),
-    [(2, False, 1), (7, False, 2), (8, False, 3), (8, True, 1), (9, False, 100)],
-    ids=["first epoch", "one step lost", "between epochs", "validation", "from the epoch's end"],
+    [
+        pytest.param(2, False, 1, id="first epoch", marks=pytest.mark.slow),
+        pytest.param(7, False, 2, id="one step lost"),
+        pytest.param(8, False, 3, id="between epochs", marks=pytest.mark.slow),
+        pytest.param(8, True, 1, id="validation"),
+        pytest.param(9, False, 100, id="from the epoch's end", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_anywhere_it_goes_on_bit_for_bit(
     tmp_path: Path,
@@ -150,6 +155,7 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(
     assert_same(whole, run_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_does_as_well_where_the_last_is_damaged(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +170,7 @@ def test_the_best_checkpoint_does_as_well_where_the_last_is_damaged(
     assert_same(whole, run_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_killed_twice_and_moved_in_between(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,8 +203,8 @@ def test_the_newest_checkpoint_of_the_name_is_found(
         assert differences(first[part], second[part]) == []
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("repeats", [0, 3])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("repeats", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_augmentation_of_files_goes_on_with_any_number_of_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, repeats: int
 ) -> None:
@@ -216,6 +223,7 @@ def test_augmentation_of_files_goes_on_with_any_number_of_workers(
     assert rows(run_of(one)) == rows(run_of(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [STEPS + 1, 2 * STEPS])
 def test_a_run_with_its_length_in_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
@@ -228,6 +236,7 @@ def test_a_run_with_its_length_in_steps(
     assert_same(run_of(one), run_of(other))
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_and_validation_within_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,11 +251,18 @@ def test_accumulated_gradients_and_validation_within_epochs(
 @pytest.mark.parametrize(
     ("seconds", "batches", "often"),
     [
-        (6, 6, []),
-        (5, 6, ["--trainer.accumulate_grad_batches", "2"]),
-        (6, 7, ["--trainer.val_check_interval", "0.5"]),
+        pytest.param(6, 6, [], id="within"),
+        pytest.param(
+            *(5, 6, ["--trainer.accumulate_grad_batches", "2"]),
+            id="not while gradients are accumulated",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(6, 7, ["--trainer.val_check_interval", "0.5"]),
+            id="behind a validation",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["within", "not while gradients are accumulated", "behind a validation"],
 )
 def test_a_run_whose_time_is_up_within_an_epoch_goes_on_there(
     tmp_path: Path,
@@ -317,6 +333,7 @@ class KillSecond(Callback):
             raise RuntimeError("the node is gone")
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are shuffled and augmented by seed, epoch and worker; they are read up to there."""
     pytest.importorskip("webdataset")

@@ -23,6 +23,7 @@ def test_the_saved_configuration_repeats_the_run(tmp_path: Path) -> None:
     assert_same(run_of(one), run_of(other))
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     for folder, seed in ((one, "0"), (other, "1")):
@@ -42,6 +43,7 @@ def test_two_processes_repeat_their_run_with_other_workers(tmp_path: Path) -> No
     assert_same(run_of(one), run_of(other))
 
 
+@pytest.mark.slow
 def test_each_start_leaves_what_is_needed_to_repeat_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

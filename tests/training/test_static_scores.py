@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import nn
 
+from gpd_cli.cli.failures import DIVERGED
 from gpd_cli.data import ImageData
 from gpd_cli.files import save_tensors
 from gpd_cli.training.plot import plot_gap
@@ -153,7 +154,7 @@ def test_a_loss_that_explodes_is_not_blamed_on_the_static_teacher(
     tmp_path: Path, capable: nn.Module, capfd: pytest.CaptureFixture[str]
 ) -> None:
     good = saved(capable, tmp_path / "good.safetensors")
-    assert fit(tmp_path, *ALONE, *exploding(), *taught(good), epochs=4) == 1
+    assert fit(tmp_path, *ALONE, *exploding(), *taught(good), epochs=4) == DIVERGED
     (error,) = said(capfd.readouterr().err, "gpd: error:")
     assert "--model.optimizer.lr" in error
 

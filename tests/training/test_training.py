@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from gpd_cli.__main__ import main
+from gpd_cli.cli.failures import DIVERGED
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.data import ImageData
 from gpd_cli.distill.methods import DKD, KD, Batch, FitNets, Method
@@ -560,7 +561,7 @@ def assert_last_good_checkpoint(folder: Path, captured: str) -> None:
 def test_loss_that_explodes_stops_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert fit(tmp_path, *PAIRED, *exploding(), epochs=4) == 1
+    assert fit(tmp_path, *PAIRED, *exploding(), epochs=4) == DIVERGED
     assert_last_good_checkpoint(tmp_path, capfd.readouterr().err)
     assert (run_folder(tmp_path) / "checkpoints" / "last.ckpt").exists()
 
@@ -576,7 +577,7 @@ def test_loss_that_explodes_between_validations_reaches_no_checkpoint(
     for path in tmp_path.rglob("*.ckpt"):
         state = torch.load(path, weights_only=True)["state_dict"]
         assert all(torch.isfinite(t).all() for t in state.values() if t.is_floating_point())
-    assert code == 1
+    assert code == DIVERGED
     assert len([line for line in captured.splitlines() if line.startswith("gpd: error:")]) == 1
 
 
