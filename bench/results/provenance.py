@@ -4,70 +4,38 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
+import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.results.records import DATA, write_text
+from bench.results.records import DATA
 from gpd_cli.run_folder import ENVIRONMENT
 
-_CODE = "code.json"
 _LIBRARIES = ("gpd-cli", "torch", "torchvision", "lightning", "timm")
-
-
-def code_commit(root: Path = Path()) -> str | None:
-    """The commit of the code in a checkout.
-
-    Args:
-        root: folder of the checkout.
-
-    Returns:
-        The commit, followed by ``+`` if ``src`` or ``configs`` have uncommitted changes; None
-        without Git or outside a checkout.
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", "src", "configs")
-        return git("rev-parse", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def write_code(attempt: Path) -> None:
-    """Write down, at the start of an attempt, the commit of the code and versions of libraries.
-
-    They are written then since another version of the code may make the record.
-
-    Args:
-        attempt: folder of the attempt.
-    """
-    versions = {name: version(name).partition("+")[0] for name in _LIBRARIES}
-    write_text(attempt / _CODE, json.dumps({"commit": code_commit(), "versions": versions}))
+_CODE = re.compile(r"...\"?(src|configs)/")  # a line of `git status --porcelain`
 
 
 def trained_by(attempts: Sequence[Path]) -> dict[str, Any]:
-    """The version of the code that trained.
+    """The version of the code that trained, which another version may make the record of.
 
     Args:
         attempts: folders of the attempts that trained a part of the run.
 
     Returns:
-        ``versions`` of libraries in the latest attempt, and ``commit``: None if it is not known;
-        all commits in order if attempts had different ones.
+        ``versions`` of libraries in the latest attempt, and ``commit``: followed by ``+`` if files
+        in ``src`` or ``configs`` had uncommitted changes; all commits in order if attempts had
+        different ones; None if it is not known.
     """
-    paths = [attempt / _CODE for attempt in attempts]
-    found = [json.loads(path.read_text()) if path.is_file() else {} for path in paths]
-    commits = list(dict.fromkeys(code.get("commit") or "unknown" for code in found))
+    starts = [_start(attempt) for attempt in attempts]
+    versions = starts[-1].get("versions", {})
+    commits = list(dict.fromkeys(_commit(start) for start in starts))
     return {
-        "versions": found[-1].get("versions", {}),
+        "versions": {
+            name: versions[name].partition("+")[0] for name in _LIBRARIES if name in versions
+        },
         "commit": None if commits == ["unknown"] else ", ".join(commits),
     }
 
@@ -90,8 +58,7 @@ def hardware(attempt: Path, config: Mapping[str, Any], threads: int) -> dict[str
         found: dict[str, Any] = {"device": torch.cuda.get_device_name()}
     else:
         found = {"device": _processor(), "threads": threads}
-    path = attempt / ENVIRONMENT
-    processes = int(json.loads(path.read_text())[-1]["processes"]) if path.is_file() else 1
+    processes = int(_start(attempt).get("processes", 1))
     return found if processes == 1 else {**found, "processes": processes}
 
 
@@ -109,6 +76,21 @@ def portable(config: Mapping[str, Any], root: str | None) -> dict[str, Any]:
     for name in ("logger", "callbacks", "default_root_dir"):
         kept["trainer"].pop(name, None)
     return {"seed_everything": config.get("seed_everything"), **_without_nulls(kept)}
+
+
+def _start(attempt: Path) -> dict[str, Any]:
+    """What an attempt of ``gpd fit`` wrote about its start; empty if it did not come that far."""
+    path = attempt / ENVIRONMENT
+    found: dict[str, Any] = json.loads(path.read_text())[-1] if path.is_file() else {}
+    return found
+
+
+def _commit(start: Mapping[str, Any]) -> str:
+    state = start.get("git_of_gpd")
+    if state is None:
+        return "unknown"
+    changed = any(_CODE.match(line) for line in state["changed"])
+    return f"{state['commit']}{'+' if changed else ''}"
 
 
 def _without_nulls(value: Any) -> Any:

@@ -27,7 +27,7 @@ from bench.results.attempts import (
     newest_checkpoint,
     seconds,
 )
-from bench.results.provenance import hardware, on_gpu, portable, trained_by, write_code
+from bench.results.provenance import hardware, on_gpu, portable, trained_by
 from bench.results.records import DATA_OPTION, STUDENT, Record, Records, Run, write_text
 from gpd_cli.cli.failures import DIVERGED
 from gpd_cli.run_folder import BEST, CONFIGURATION, METRICS
@@ -111,7 +111,6 @@ class Trainer:
             where = {"save_dir": folder.parent, "name": folder.name, "version": attempt.name}
             logger = [f"--trainer.logger.init_args.{name}={value}" for name, value in where.items()]
             resume = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
-            write_code(attempt)
             self._gpd(["fit", *self.records.options(run), *self._here(), *logger, *resume], attempt)
         write_text(folder / _FINISHED, "")
 

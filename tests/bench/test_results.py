@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from bench.results.conclusions import Conclusion
 from bench.results.figures import draw_figures
 from bench.results.lock import only_one
 from bench.results.page import all_records, render_page
-from bench.results.provenance import code_commit
 from bench.results.queue import missing, train_all
 from bench.results.readme import (
     FIGURE_MARKS,
@@ -502,10 +502,10 @@ def attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, 
         torch.save(content, folder / "checkpoints" / "last.ckpt")
         config = {name: {"accelerator": "cpu"} for name in ("model", "data", "trainer")}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        (folder / "environment.json").write_text(json.dumps([{"processes": 2}]))
         (folder / "seconds.json").write_text(json.dumps({"processor": 10.0, "wall": 6.0}))
-        code = {"commit": "abc"[number], "versions": {"torch": f"2.{number}"}}
-        (folder / "code.json").write_text(json.dumps(code))
+        git = {"commit": "abc"[number], "changed": [" M README.md", "M  results/src/0.json"]}
+        start = {"processes": 2, "versions": {"torch": f"2.{number}"}, "git_of_gpd": git}
+        (folder / "environment.json").write_text(json.dumps([start]))
     (records.work(run) / "finished").touch()
     return Trainer(records), run, folders
 
@@ -517,11 +517,21 @@ def test_a_record_tells_of_the_code_that_trained_not_of_the_one_that_makes_it(
     record = trainer.train(run)
     assert (record["commit"], record["versions"]) == ("a, b, c", {"torch": "2.2"})
     for folder in folders[1:]:
-        (folder / "code.json").write_text((folders[0] / "code.json").read_text())
+        shutil.copy(folders[0] / "environment.json", folder)
     assert trainer.train(run)["commit"] == "a"
-    for folder in folders:  # an attempt of an earlier version
-        (folder / "code.json").unlink()
+    for folder in folders:
+        (folder / "environment.json").unlink()
     assert trainer.train(run)["commit"] is None
+
+
+@pytest.mark.parametrize("line", [" M src/gpd_cli/errors.py", 'R  configs/a.yaml -> "b c.yaml"'])
+def test_a_record_says_that_its_code_was_not_committed(
+    attempts: tuple[Trainer, Run, list[Path]], line: str
+) -> None:
+    trainer, run, folders = attempts
+    git = {"commit": "c", "changed": [" M README.md", line]}
+    (folders[2] / "environment.json").write_text(json.dumps([{"git_of_gpd": git}]))
+    assert trainer.train(run)["commit"] == "a, b, c+"
 
 
 def test_times_on_different_numbers_of_devices_are_not_compared(
@@ -724,25 +734,6 @@ def test_a_tuning_run_takes_the_settings_of_tuning_last(tmp_path: Path) -> None:
     records = records_in(tmp_path, rows=rows, headline=[], reading=[])
     assert "--model.noise=1" in records.options(Run("gpd", "lr-0.1", 0, 0.1, tuning=True))
     assert "--model.noise=2" in records.options(Run("gpd", "0", 0, 0.1))
-
-
-def test_a_record_names_the_commit_of_the_code_where_there_is_one(tmp_path: Path) -> None:
-    def git(*arguments: str) -> None:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True)
-
-    assert code_commit(tmp_path) is None
-    git("init", "--quiet")
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "code.py").write_text("")
-    git("add", ".")
-    git("commit", "--quiet", "-m", "first")
-    commit = code_commit(tmp_path)
-    assert commit is not None and len(commit) == 40
-    (tmp_path / "record.json").write_text("")  # records come and go
-    assert code_commit(tmp_path) == commit
-    (tmp_path / "src" / "code.py").write_text("changed")
-    assert code_commit(tmp_path) == commit + "+"
 
 
 def test_one_command_at_a_time_trains_a_table(
