@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpd_cli.cli.resume import last_checkpoint, newest_checkpoint, resumed_run
+from gpd_cli.cli.resume import newest_checkpoint, newest_of_all_runs, resumed_run
 from gpd_cli.errors import GpdError
 
 
@@ -92,7 +92,7 @@ def test_the_last_checkpoint_is_of_the_run_that_was_started_last(tmp_path: Path)
     newest = write(tmp_path / "r" / "version_10", "last", 100, 5, "2024-01-01T08:00:00+00:00")
     write(tmp_path / "r" / "version_10", "best", 50, 0)
     (tmp_path / "r" / "version_11").mkdir()  # which was stopped before its first checkpoint
-    assert last_checkpoint({"save_dir": str(tmp_path), "name": "r"}) == str(newest)
+    assert newest_of_all_runs({"save_dir": str(tmp_path), "name": "r"}) == str(newest)
 
 
 def test_without_their_starts_the_files_times_tell_runs_apart(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_without_their_starts_the_files_times_tell_runs_apart(tmp_path: Path) ->
     write(other, "last", 900, 5)
     for broken in ("", "[]", "{}", '[{"time": "noon", "from_step": 0}]', "[3]"):
         (other / "environment.json").write_text(broken)
-        assert last_checkpoint({"save_dir": str(tmp_path), "name": "r"}) == str(newest)
+        assert newest_of_all_runs({"save_dir": str(tmp_path), "name": "r"}) == str(newest)
 
 
 def test_folders_without_a_number_are_no_versions(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_folders_without_a_number_are_no_versions(tmp_path: Path) -> None:
     for name in ("version_10_backup", "version_10 (copy)", "version_", "version_x", "version_²"):
         write(tmp_path / "r" / name, "last", 100, 0, start)
     assert resumed_run(["fit", "--resume", str(tmp_path / "r")])[1] == newest.parents[1]
-    assert last_checkpoint({"save_dir": str(tmp_path), "name": "r"}) == str(newest)
+    assert newest_of_all_runs({"save_dir": str(tmp_path), "name": "r"}) == str(newest)
 
 
 def test_a_copy_alone_is_no_version_but_is_resumed_by_its_own_name(tmp_path: Path) -> None:

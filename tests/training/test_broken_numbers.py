@@ -196,6 +196,9 @@ def test_too_many_broken_steps_stop_the_run_and_files_are_named(
         "the loss (student_ce) is NaN or infinite in batch 2 of epoch 2, as are pixels of" in error
     )
     assert error.count(".png") == 2
+    assert "repair or remove these images" in error
+    assert "diverged" not in error
+    assert "lr" not in error
     assert "2 steps in a row" in error
     assert "gpd fit --resume runs/gpd/version_0" in error
     assert checkpoint(tmp_path)["epoch"] == 0
@@ -248,6 +251,18 @@ def test_a_gradient_that_breaks_under_a_finite_loss_is_seen() -> None:
     assert network.num_batches_tracked == 0
     assert torch.equal(network.running_mean, torch.zeros(2))
     assert watch.judge([torch.ones(2)], lambda batch, places: []) is None
+
+
+def test_images_with_broken_pixels_are_named_rather_than_a_batch_without() -> None:
+    watch = StepWatch(nn.Linear(1, 1), 1)
+    nan, finite, images = torch.tensor(math.nan), torch.zeros(2, 3), torch.zeros(2, 1, 2, 2)
+    broken = images.clone()
+    broken[1, 0, 0, 0] = math.inf
+    watch.begin(BatchCheck.of({"ce": nan}, images, [finite], 0, 4))
+    watch.begin(BatchCheck.of({"ce": nan}, broken, [finite], 0, 5))
+    what = watch.judge([nan], lambda _, places: ["ab"[place] + ".png" for place in places])
+    assert what == "the loss (ce) is NaN or infinite in batch 6 of epoch 1, as are pixels of b.png"
+    assert not watch.is_suspicious
 
 
 def test_kernels_too_large_for_float16_are_named() -> None:

@@ -47,7 +47,7 @@ from gpd_cli.cli.old_forms import current_arguments
 from gpd_cli.cli.parser import Parser
 from gpd_cli.cli.pictures import pictures_as_data
 from gpd_cli.cli.quiet import quieten
-from gpd_cli.cli.resume import LAST, RESUME, last_checkpoint, requeued_run, resumed_run
+from gpd_cli.cli.resume import NEWEST, RESUME, newest_of_all_runs, requeued_run, resumed_run
 from gpd_cli.cli.save_config import SaveConfig
 from gpd_cli.cli.standalone import PARSING, run_extract, run_report
 from gpd_cli.cli.suggestions import data_options, suggesting
@@ -87,7 +87,7 @@ class GpdCLI(LightningCLI):
         self._arguments = list(arguments)
         if self._command in ("fit", *EVALUATIONS):
             self._checkpoint = chosen_checkpoint(arguments)
-        if self._checkpoint not in (None, LAST):
+        if self._checkpoint not in (None, NEWEST):
             self._settings, self._images = settings_of_checkpoint(self._checkpoint)
         self._group = next((option for option in arguments if option in HELP_GROUPS), None)
         super().__init__(
@@ -148,7 +148,7 @@ class GpdCLI(LightningCLI):
             print_completion(args[1:], self._parsers)
             parser.exit()
         try:
-            if self._checkpoint == LAST and self._command in EVALUATIONS:
+            if self._checkpoint == NEWEST and self._command in EVALUATIONS:
                 self._take_last(parser, args)
             super().parse_arguments(parser, args)
         except ArgumentError as error:
@@ -165,7 +165,7 @@ class GpdCLI(LightningCLI):
                 None,
                 "--seed_everything true would set the seed 0 every time; give a number, or false",
             )
-        if self._checkpoint is None or config.ckpt_path != LAST:
+        if self._checkpoint is None or config.ckpt_path != NEWEST:
             self._checkpoint = config.ckpt_path or self._checkpoint
         config.ckpt_path = None
         if self._command in EVALUATIONS and not (self._checkpoint or _has_weights(config.model)):
@@ -190,7 +190,7 @@ class GpdCLI(LightningCLI):
         trainer = options[self._command].trainer
         root = trainer.default_root_dir
         table, *_ = with_csv(trainer.logger, csv_logger(self._arguments), root)
-        self._checkpoint = last_checkpoint(table.init_args, needed=True)
+        self._checkpoint = newest_of_all_runs(table.init_args, needed=True)
         assert self._checkpoint is not None
         self._settings, self._images = settings_of_checkpoint(self._checkpoint)
         command.set_defaults(self._settings)
@@ -254,8 +254,8 @@ class GpdCLI(LightningCLI):
             rank_zero_info(f"There is a run in {taken} already; this run gets the next version.")
         if self._run is None and "://" not in str(table["save_dir"]):
             check_writable(Path(table["save_dir"], table.get("name") or "", METRICS))
-        if self._checkpoint == LAST:
-            config.ckpt_path = self._checkpoint = last_checkpoint(table)
+        if self._checkpoint == NEWEST:
+            config.ckpt_path = self._checkpoint = newest_of_all_runs(table)
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; an expansion only gets its settings."""

@@ -18,7 +18,7 @@ from gpd_cli.files import check_whole, short_path
 from gpd_cli.run_folder import CHECKPOINTS, CONFIGURATION
 
 RESUME = "--resume"
-LAST = "last"
+NEWEST = "last"
 """The value of ``--ckpt_path`` that stands for the newest checkpoint of all runs of one name."""
 
 
@@ -57,7 +57,7 @@ def resumed_run(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     return options, run
 
 
-def last_checkpoint(logger: Mapping[str, Any], needed: bool = False) -> str | None:
+def newest_of_all_runs(logger: Mapping[str, Any], needed: bool = False) -> str | None:
     """Find the newest intact checkpoint among all runs of one name, and print its path.
 
     The checkpoint is taken from the run that was started last, and from an earlier run only if that

@@ -19,7 +19,7 @@ from gpd_cli.models import with_versions
 from gpd_cli.teacher.checkpoint import TRAINED
 from gpd_cli.training.averages import find_averager
 from gpd_cli.training.resuming import arrange_state
-from gpd_cli.training.watch import StepWatch, overflowing, remedy
+from gpd_cli.training.watch import StepWatch, kept, overflowing, remedy
 
 OnNan = Literal["stop", "reduce_lr"]
 FACTOR = 0.5
@@ -88,17 +88,20 @@ def handle_left_out_step(
         _take_back(last, trainer, module)
         watch.in_a_row = 0
         return False
-    large = overflowing(watch.network, _LARGEST_HALF) if scaler is not None else []
-    if large:
-        what += f"; merged kernels are too large for float16 ({', '.join(large[:3])})"
     go_on = "" if last is None else f"; the last good checkpoint is {short_path(last)}"
     if last is not None:
         go_on += f", go on with: {resume_command(last)}"
     why = f"the loss or a gradient was NaN or infinite in {watch.in_a_row} steps in a row"
+    if not watch.is_suspicious:
+        raise DataError(
+            f"Training stopped: {what}; {why}; repair or remove these images{kept(go_on)}"
+        )
+    large = overflowing(watch.network, _LARGEST_HALF) if scaler is not None else []
+    if large:
+        what += f"; merged kernels are too large for float16 ({', '.join(large[:3])})"
     if lost:
         why = "the weights now give NaN or infinite logits for every image"
-    cause = DivergenceError if watch.is_suspicious else DataError
-    raise cause(f"Training diverged: {what}; {why}; {remedy(go_on)}")
+    raise DivergenceError(f"Training diverged: {what}; {why}; {remedy(go_on)}")
 
 
 def reduced(factor: float) -> float:

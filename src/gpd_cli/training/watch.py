@@ -211,7 +211,16 @@ def remedy(go_on: str = "") -> str:
         "lower --model.optimizer.lr, clip gradients with --trainer.gradient_clip_val 5, train in "
         "32-bit precision, or set --model.on_nan reduce_lr"
     )
-    return f"{text} (checkpoints of earlier epochs are kept{go_on})."
+    return f"{text}{kept(go_on)}"
+
+
+def kept(go_on: str = "") -> str:
+    """The end of error messages that stop a run: what is not lost.
+
+    Args:
+        go_on: text that says how to go on from the last good checkpoint, if there is one.
+    """
+    return f" (checkpoints of earlier epochs are kept{go_on})."
 
 
 def overflowing(network: nn.Module, most: float) -> list[str]:
@@ -245,12 +254,12 @@ def _found(check: BatchCheck, name_images: NameImages) -> dict[str, Any]:
 
 
 def _in_words(found: Sequence[Mapping[str, Any]]) -> str:
-    """Describe the first batch with a broken loss, or the first batch if only gradients are broken.
+    """Describe the batch that says most: with broken pixels, or else with a broken loss, if any.
 
     Args:
         found: the outputs of `_found` for all batches of a step, in all processes.
     """
-    one = next((one for one in found if one["terms"]), found[0])
+    one = max(found, key=lambda one: (one["pixels"], bool(one["terms"])))
     what = f"the loss ({', '.join(one['terms'])})" if one["terms"] else "a gradient"
     text = f"{what} is NaN or infinite in {one['batch']}"
     if not one["images"]:
