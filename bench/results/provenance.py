@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from bench.results.records import DATA
-from gpd_cli.run_folder import ENVIRONMENT
+from gpd_cli.cli.environment import latest_entry
 
 _LIBRARIES = ("gpd-cli", "torch", "torchvision", "lightning", "timm")
 _CODE = re.compile(r"...\"?(src|configs)/")  # a line of `git status --porcelain`
@@ -29,7 +28,7 @@ def trained_by(attempts: Sequence[Path]) -> dict[str, Any]:
         in ``src`` or ``configs`` had uncommitted changes; all commits in order if attempts had
         different ones; None if it is not known.
     """
-    starts = [_start(attempt) for attempt in attempts]
+    starts = [latest_entry(attempt) for attempt in attempts]
     versions = starts[-1].get("versions", {})
     commits = list(dict.fromkeys(_commit(start) for start in starts))
     return {
@@ -58,7 +57,7 @@ def hardware(attempt: Path, config: Mapping[str, Any], threads: int) -> dict[str
         found: dict[str, Any] = {"device": torch.cuda.get_device_name()}
     else:
         found = {"device": _processor(), "threads": threads}
-    processes = int(_start(attempt).get("processes", 1))
+    processes = int(latest_entry(attempt).get("processes", 1))
     return found if processes == 1 else {**found, "processes": processes}
 
 
@@ -76,13 +75,6 @@ def portable(config: Mapping[str, Any], root: str | None) -> dict[str, Any]:
     for name in ("logger", "callbacks", "default_root_dir"):
         kept["trainer"].pop(name, None)
     return {"seed_everything": config.get("seed_everything"), **_without_nulls(kept)}
-
-
-def _start(attempt: Path) -> dict[str, Any]:
-    """What an attempt of ``gpd fit`` wrote about its start; empty if it did not come that far."""
-    path = attempt / ENVIRONMENT
-    found: dict[str, Any] = json.loads(path.read_text())[-1] if path.is_file() else {}
-    return found
 
 
 def _commit(start: Mapping[str, Any]) -> str:

@@ -524,7 +524,7 @@ def test_a_record_tells_of_the_code_that_trained_not_of_the_one_that_makes_it(
     assert trainer.train(run)["commit"] is None
 
 
-@pytest.mark.parametrize("line", [" M src/gpd_cli/errors.py", 'R  configs/a.yaml -> "b c.yaml"'])
+@pytest.mark.parametrize("line", [" M src/a.py", "?? src/b.py", 'R  configs/a.yaml -> "b c.yaml"'])
 def test_a_record_says_that_its_code_was_not_committed(
     attempts: tuple[Trainer, Run, list[Path]], line: str
 ) -> None:

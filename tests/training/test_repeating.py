@@ -10,6 +10,7 @@ import pytest
 from test_exact_resume import FOLDER, assert_same, fit, killed, prepared, run_of
 
 from bench.chaos.compare import rows
+from gpd_cli.cli.environment import git_state
 from processes import in_processes
 
 
@@ -72,6 +73,26 @@ def test_each_start_leaves_what_is_needed_to_repeat_it(
     assert first["git"]["changed"] == [r" M caf\xe9.txt", " M run.yaml"]
     assert first["folder"] == str(tmp_path)
     assert {"python", "torch", "lightning", "timm", "gpd-cli"} <= set(first["versions"])
+
+
+def test_the_state_of_the_code_has_new_files_where_they_count(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=N", "-c", "user.email=n@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True)
+
+    assert git_state(tmp_path) is None
+    git("init", "--quiet")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "code.py").write_text("")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    state = git_state(tmp_path / "src", untracked=True)
+    assert state is not None and len(state["commit"]) == 40
+    assert state["changed"] == []
+    (tmp_path / "src" / "new.py").write_text("")
+    assert git_state(tmp_path / "src") == state
+    changed = git_state(tmp_path / "src", untracked=True)
+    assert changed == state | {"changed": ["?? src/new.py"]}
 
 
 @pytest.mark.parametrize("option", ["-c recipe:digits", "--config=recipe:digits"])

@@ -53,7 +53,7 @@ def write_environment(folder: Path, arguments: list[str], processes: int, step: 
             "versions": {"python": platform.python_version(), **_versions()},
             "machine": _machine(),
             "git": git_state(Path.cwd()),
-            "git_of_gpd": git_state(Path(__file__).parent),
+            "git_of_gpd": git_state(Path(__file__).parent, untracked=True),
         }
     )
     with atomic_path(path) as temporary:
@@ -73,6 +73,19 @@ class Start:
     step: int
 
 
+def latest_entry(folder: Path) -> dict[str, Any]:
+    """Read what `write_environment` wrote at a run's latest start; empty if it is not known.
+
+    Args:
+        folder: folder of the run.
+    """
+    try:
+        entry = json.loads((folder / ENVIRONMENT).read_text())[-1]
+    except (OSError, ValueError, TypeError, LookupError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
 def latest_start(folder: Path) -> Start | None:
     """Read the latest start of a run from the file `ENVIRONMENT`; None if it is not known.
 
@@ -81,26 +94,28 @@ def latest_start(folder: Path) -> Start | None:
     Args:
         folder: folder of the run.
     """
+    entry = latest_entry(folder)
     try:
-        entry = json.loads((folder / ENVIRONMENT).read_text())[-1]
         time = datetime.fromisoformat(entry["time"]).timestamp()
         return Start(time, int(entry["from_step"]))
-    except (OSError, ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError):
         return None
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
+def git_state(folder: Path, untracked: bool = False) -> dict[str, Any] | None:
     """Commit, branch and changed files of the Git repository that a folder is in; None without one.
 
     Args:
         folder: any folder.
+        untracked: whether files that were never added to the repository count as changed.
     """
+    new = f"--untracked-files={'normal' if untracked else 'no'}"
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         return {
             "commit": commit,
             "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
-            "changed": _git(folder, "status", "--porcelain", "--untracked-files=no").splitlines(),
+            "changed": _git(folder, "status", "--porcelain", new).splitlines(),
         }
     except (OSError, subprocess.SubprocessError):
         return None

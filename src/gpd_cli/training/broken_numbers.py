@@ -19,7 +19,7 @@ from gpd_cli.models import with_versions
 from gpd_cli.teacher.checkpoint import TRAINED
 from gpd_cli.training.averages import find_averager
 from gpd_cli.training.resuming import arrange_state
-from gpd_cli.training.watch import StepWatch, kept, overflowing, remedy
+from gpd_cli.training.watch import StepWatch, overflowing, remedy, what_is_kept
 
 OnNan = Literal["stop", "reduce_lr"]
 FACTOR = 0.5
@@ -94,7 +94,7 @@ def handle_left_out_step(
     why = f"the loss or a gradient was NaN or infinite in {watch.in_a_row} steps in a row"
     if not watch.is_suspicious:
         raise DataError(
-            f"Training stopped: {what}; {why}; repair or remove these images{kept(go_on)}"
+            f"Training stopped: {what}; {why}; repair or remove these images{what_is_kept(go_on)}"
         )
     large = overflowing(watch.network, _LARGEST_HALF) if scaler is not None else []
     if large:

@@ -211,10 +211,10 @@ def remedy(go_on: str = "") -> str:
         "lower --model.optimizer.lr, clip gradients with --trainer.gradient_clip_val 5, train in "
         "32-bit precision, or set --model.on_nan reduce_lr"
     )
-    return f"{text}{kept(go_on)}"
+    return f"{text}{what_is_kept(go_on)}"
 
 
-def kept(go_on: str = "") -> str:
+def what_is_kept(go_on: str = "") -> str:
     """The end of error messages that stop a run: what is not lost.
 
     Args:
