@@ -47,6 +47,9 @@ class _BothKernels(torch.autograd.Function):
         ctx.block, ctx.mixed, ctx.shape = block, mixed, merged.shape
         ctx.set_materialize_grads(False)
         student = _student_kernel(merged, block, student_scale)
+        if in_place and student._is_view():
+            # The block is contiguous in the merged tensor, whose memory the teacher's kernel takes.
+            student = student.clone()
         if teacher_scale is None:
             return merged.view_as(merged), student
         if in_place:

@@ -110,6 +110,36 @@ def test_the_authors_block_keeps_multiples(storage: Storage) -> None:
     assert bool(gradient.any())
 
 
+class SpatialAttention(nn.Module):
+    """Weights each pixel by a convolution of its energy, a tensor of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weigh = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.weigh(x.pow(2).sum(1, keepdim=True)))
+
+
+@pytest.mark.parametrize("init", ["zero", "orepa"])
+@pytest.mark.parametrize("storage", get_args(Storage))
+def test_a_kernel_without_wide_axes_keeps_the_students_scale(storage: Storage, init: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    student = network(SpatialAttention()).double()
+    pair = expand(student, sample=x, storage=storage, branches=["1x1", "linear"], branch_init=init)
+    assert pair.plan.tensors["1.0.weigh.weight"].extra_divisor == 2
+    with torch.no_grad():
+        for name, parameter in pair.named_parameters():
+            if ".gates." in name and not parameter.any():
+                parameter.fill_(1e-300)  # the kernels of silent branches are not merged
+        for training in (False, True):
+            expected = student.train(training)(x)
+            torch.testing.assert_close(pair.train(training)(x)[0], expected, rtol=1e-9, atol=1e-9)
+        for name, tensor in pair.extract().named_parameters():
+            torch.testing.assert_close(tensor, student.get_parameter(name), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("storage", ["mixed", "student"])
 def test_the_student_comes_back_bit_for_bit(storage: Storage) -> None:
     student = network(Added()).float()
