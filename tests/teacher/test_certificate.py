@@ -1,6 +1,7 @@
 """What the certificate catches: teachers that are wrong, or do not run, somewhere."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -187,15 +188,22 @@ def test_layers_of_large_images_are_found_at_the_second_try() -> None:
 
 
 class Keeps(Student):
-    """Keeps an activation, as networks do for auxiliary losses."""
+    """Keeps activations, as networks do for auxiliary losses."""
+
+    def __init__(self, keep: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.keep = keep
 
     def between(self, x: Tensor) -> Tensor:
-        self.kept = x
+        self.kept = self.keep(x)
         return x
 
 
-def test_a_student_that_keeps_its_activations() -> None:
-    student = Keeps()
+@pytest.mark.parametrize(
+    "keep", [lambda x: x, lambda x: [x, (2 * x, None)], lambda x: {"inner": [x]}]
+)
+def test_a_student_that_keeps_its_activations(keep: Callable[[Tensor], object]) -> None:
+    student = Keeps(keep)
     student(torch.randn(SAMPLE.shape)).sum().backward()
     pair = expand(student, sample=SAMPLE, branches=1)
     images = torch.randn(SAMPLE.shape)
@@ -227,3 +235,32 @@ def test_a_plan_whose_teacher_does_not_run_is_refused() -> None:
     plan.attributes.clear()
     with pytest.raises(ExpansionError, match="does not run"):
         expand(student, sample=SAMPLE, branches=1, plan=plan)
+
+
+class Counted(Student):
+    """Has a parameter of integers, which take no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = nn.Parameter(torch.arange(8), requires_grad=False)
+
+    def between(self, x: Tensor) -> Tensor:
+        return x + x.mean()
+
+
+def test_a_parameter_of_integers() -> None:
+    assert expand(Counted(), sample=SAMPLE, branches=1).certificate.difference < 1e-9
+
+
+def test_a_registry_of_subclasses_is_left_alone() -> None:
+    known: dict[str, type] = {}
+
+    class Registered(Student):
+        def __init_subclass__(cls) -> None:
+            assert known.setdefault(cls.__name__, cls) is cls, f"{cls} is registered twice"
+
+    class Mine(Registered):
+        pass
+
+    assert expand(Mine(), sample=SAMPLE, branches=1).certificate.difference < 1e-9
+    assert known == {"Mine": Mine}

@@ -31,6 +31,16 @@ def reading(network: nn.Module, number: Reader, tensor: Reader) -> Iterator[None
             module.__class__ = cls
 
 
+class _Unannounced:
+    """A first base whose subclasses are not announced to the other bases.
+
+    Users' classes may keep registries by `__init_subclass__`, which this module's are not to enter.
+    """
+
+    def __init_subclass__(cls) -> None:
+        pass
+
+
 def _reading(cls: type, owner: str, number: Reader, tensor: Reader) -> type:
     """Make a subclass of a module's class whose attribute reads pass through two functions.
 
@@ -49,4 +59,7 @@ def _reading(cls: type, owner: str, number: Reader, tensor: Reader) -> type:
         value = cls.__getattr__(self, name)  # type: ignore[attr-defined]
         return tensor(owner, name, value) if isinstance(value, Tensor) else value
 
-    return type(cls.__name__, (cls,), {"__getattribute__": get, "__getattr__": missing})
+    members = {"__getattribute__": get, "__getattr__": missing}
+    announces = any("__init_subclass__" in vars(base) for base in cls.__mro__[:-1])
+    bases = (_Unannounced, cls) if announces else (cls,)
+    return type(cls.__name__, bases, members)
