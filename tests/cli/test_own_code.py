@@ -18,8 +18,8 @@ from torch import nn
 from documentation import commands, python_file
 from gpd_cli.__main__ import main
 from gpd_cli.commands.expand import expand_command
-from gpd_cli.errors import ModelError
-from gpd_cli.models import ModelSpec, create_model
+from gpd_cli.errors import ModelError, WeightsError
+from gpd_cli.models import ModelSpec, create_model, input_shape
 
 PAGE = "docs/own.md"
 LAST = "runs/gpd/version_0/checkpoints/last.ckpt"
@@ -43,6 +43,20 @@ def build(width: int) -> nn.Module:
 
 def unannotated(width: int):  # type: ignore[no-untyped-def]
     raise AssertionError("this must not be called")
+
+
+class Folding(nn.Module):
+    """A network whose stem folds pixels into channels, and whose classifier is registered first."""
+
+    pretrained_cfg: ClassVar = {"input_size": (3, 8, 8)}
+
+    def __init__(self, num_classes: int = 5) -> None:
+        super().__init__()
+        self.head, self.fold = nn.Linear(6, num_classes), nn.PixelUnshuffle(2)
+        self.one, self.two = nn.Conv2d(12, 6, 1), nn.Conv2d(6, 6, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.two(self.one(self.fold(images)).relu()).mean(dim=(2, 3)))
 
 
 @pytest.fixture
@@ -259,3 +273,22 @@ def test_numbers_that_come_back_are_taken(how: str) -> None:
     before = torch.get_rng_state()
     assert spec.resolve(network).num_classes == 5
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_stated_channels_precede_those_of_the_first_convolution() -> None:
+    name = f"{__name__}.Folding"
+    assert input_shape(create_model(name), name) == (3, 8, 8)
+
+
+def test_the_classifier_is_the_layer_that_runs_last(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, file = f"{__name__}.Folding", tmp_path / "weights.pth"
+    tensors = create_model(name).state_dict()
+    torch.save(tensors, file)
+    network = create_model(name, num_classes=3, weights=file)
+    assert torch.equal(network.get_parameter("two.weight"), tensors["two.weight"])
+    assert "the classifier (head) is initialized anew, since the file has 5" in caplog.text
+    torch.save({key: tensor for key, tensor in tensors.items() if "two" not in key}, file)
+    with pytest.raises(WeightsError, match=r"missing two\.weight, two\.bias"):
+        create_model(name, weights=file)

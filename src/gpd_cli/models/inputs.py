@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gpd_cli.errors import ModelError
 from gpd_cli.models.name_prefixes import REUSED, TORCHVISION
@@ -36,12 +37,16 @@ def input_shape(
         return _first_channels(model), *_pair(size)
     config = getattr(model, "pretrained_cfg", None) or {}
     channels, *size = config.get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE)
-    if get_pretrained_cfg(config.get("architecture", "")) is None:
-        # This is a user's own network, registered without a configuration. For other networks the
-        # first convolution may have other channels than the images (if the stem folds pixels into
-        # channels), or there may be none.
-        channels = _first_channels(model, channels)
-    return args.get("in_chans") or channels, *_pair(args.get("img_size") or size)
+    side = _pair(args.get("img_size") or size)
+    if args.get("in_chans"):
+        return args["in_chans"], *side
+    # A user's own network may state nothing, and timm then assumes three channels. The channels of
+    # the first convolution are a guess, too: a stem may fold pixels into channels.
+    first = _first_channels(model, channels)
+    is_own = get_pretrained_cfg(config.get("architecture", "")) is None
+    if is_own and first != channels and not _takes(model, (channels, *side)):
+        channels = first
+    return channels, *side
 
 
 def count_classes(model: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -89,6 +94,17 @@ def check_images(model: nn.Module, shape: tuple[int, int, int], option: str) -> 
             f"{shape[1]}}}', for most networks of timm) or set --data.image_size to the size that "
             "it takes."
         ) from error
+
+
+def _takes(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether a network runs on images of a shape; a lazy network is not run and takes none."""
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        return False
+    try:
+        probe(model, shape)
+    except ModelError:
+        return False
+    return True
 
 
 def probe(model: nn.Module, shape: tuple[int, int, int]) -> Any:
