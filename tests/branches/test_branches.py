@@ -630,8 +630,9 @@ def test_widths_that_are_none_are_refused(width: object) -> None:
         gpd_cli.expand(ThreeConvs(), sample=torch.zeros(2, 3, 9, 9), branch_width=width)
 
 
-def test_the_authors_block_has_the_papers_width() -> None:
-    options = {"branches": 6, "branch_init": "gpd", "branch_width": 0.5}
+@pytest.mark.parametrize(("branches", "init"), [(6, "gpd"), ("gpd", "gpd"), ("gpd", "zero")])
+def test_the_authors_block_has_the_papers_width(branches: int | str, init: str) -> None:
+    options = {"branches": branches, "branch_init": init, "branch_width": 0.5}
     with pytest.raises(ExpansionError, match="must be 1"):
         gpd_cli.expand(ThreeConvs(), sample=torch.zeros(2, 3, 9, 9), **options)
 

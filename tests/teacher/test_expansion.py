@@ -843,6 +843,14 @@ def test_a_network_without_anything_to_widen_is_refused() -> None:
     expand(OnlyClassifier(), sample=torch.randn(IMAGE), ratio=1, branches=1)
 
 
+def test_a_ratio_that_adds_no_channel_is_named() -> None:
+    rejected(
+        randomized("residual"), "ratio 1.01 adds less than one channel .*; raise the", ratio=1.01
+    )
+    sample = torch.randn(IMAGE)
+    assert not expand(randomized("residual"), sample=sample, ratio=1, width_multiple=8).plan.tensors
+
+
 def test_weights_that_are_not_numbers_are_named() -> None:
     student = randomized("residual")
     next(student.parameters()).data[0] = torch.nan

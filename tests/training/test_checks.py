@@ -119,6 +119,10 @@ def test_settings_of_branches_without_branches_are_pointed_out(
     assert f"--model.branch_init, --model.branch_width have {remedy}" in caplog.text
     caplog.clear()
     assert fit(*settings, "--model.branches", "2") == 0
+    assert "--model.branch_width has no effect without the branch 1x1_kxk." in caplog.text
+    assert "branch_init" not in caplog.text
+    caplog.clear()
+    assert fit(*settings, "--model.branches", "3") == 0
     assert fit(*settings, "--model.ratio", "1", "--model.branches", "1") == 0
     assert "no effect" not in caplog.text
 

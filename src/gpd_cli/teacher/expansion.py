@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.branches import BranchInit, branch_names
+from gpd_cli.branches import MAIN_GATE, BranchInit, branch_names
 from gpd_cli.errors import ExpansionError
 from gpd_cli.generators import states_kept
 from gpd_cli.teacher.build import build_pair, check_plan
@@ -106,16 +106,16 @@ def expand(
         )
     if not isinstance(branch_width, int | float) or not 0 < branch_width < float("inf"):
         raise ExpansionError(f"The branch_width must be above 0, not {branch_width}.")
-    if branch_width != 1 and branch_init == "gpd":
-        raise ExpansionError(
-            "The branch_width of the authors' block (branch_init gpd) must be 1; leave out "
-            "branch_width."
-        )
     if not isinstance(plan, WidthPlan | None):
         raise ExpansionError(f"The plan must be a WidthPlan, not {_describe(plan)}.")
     if certificate is not None and plan is None:
         raise ExpansionError("A certificate is valid for one plan only; give the plan as well.")
     names = branch_names(branches, branch_init)
+    if branch_width != 1 and MAIN_GATE in names:
+        raise ExpansionError(
+            "The branch_width of the authors' block (branches gpd) must be 1; leave out "
+            "branch_width."
+        )
     patterns = _patterns(exclude, "What to exclude")
     layers = _patterns(branch_layers, "The branch_layers")
     generator = generator or torch.Generator().manual_seed(0)

@@ -142,8 +142,11 @@ def settings_in_vain(
         yield f"{no_effect('model', names)} without a static teacher; {remedy}."
     layers, init = layer_patterns(hparams["branch_layers"]), hparams["branch_init"]
     names = changed_branch_settings(layers, init, hparams["branch_width"])
-    if has_teacher and names and not branch_names(hparams["branches"], init):
+    branches = branch_names(hparams["branches"], init)
+    if has_teacher and names and not branches:
         yield f"{no_effect('model', names)} without branches; add --model.branches 6."
+    elif has_teacher and "branch_width" in names and "1x1_kxk" not in branches:
+        yield f"{no_effect('model', ['branch_width'])} without the branch 1x1_kxk."
 
 
 def changed_branch_settings(layers: Sequence[str], init: BranchInit, width: float) -> list[str]:

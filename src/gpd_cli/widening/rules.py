@@ -9,7 +9,8 @@ package.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from torch import nn
 
@@ -86,5 +87,24 @@ def _ruled_class(module: nn.Module) -> tuple[str, Rule] | None:
         if cls.__name__ in RULES:
             return cls.__name__, RULES[cls.__name__]
         if (own := vars(cls).get("widening_rule")) is not None:
-            return cls.__name__, Rule(**own)
+            return cls.__name__, _own_rule(cls.__name__, own)
     return None
+
+
+def _own_rule(name: str, own: Any) -> Rule:
+    """The rule that a class states in its attribute ``widening_rule``.
+
+    Args:
+        name: name of the class.
+        own: value of the attribute.
+
+    Raises:
+        ExpansionError: when the value is not a mapping of `Rule`'s arguments.
+    """
+    known = [entry.name for entry in fields(Rule)]
+    if not isinstance(own, Mapping) or not own.keys() <= set(known):
+        raise ExpansionError(
+            f"The widening_rule of {name} must be a mapping with some of the keys "
+            f"{', '.join(known)}, not {own!r}; correct it in the class."
+        )
+    return Rule(**own)

@@ -1,6 +1,7 @@
 """What decides how a network widens: exclusions, multiples, ratios, rules, and trial."""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 import timm
@@ -303,6 +304,18 @@ def test_a_rule_about_what_is_not_there_is_refused(rules: dict[str, Rule], rule:
     rules["Block"] = rule
     with pytest.raises(ExpansionError, match=r"The rule for Block names '(wide|x|y|conv9)'"):
         exact(convnet())
+
+
+def test_a_misspelt_rule_of_a_class_is_refused() -> None:
+    class Block(nn.Conv2d):
+        widening_rule: ClassVar = {"block": {"conv": 2}}
+
+    network = convnet()
+    network.append(Block(4, 4, 1))
+    with pytest.raises(
+        ExpansionError, match=r"widening_rule of Block must .* keys grow, keep, axe"
+    ):
+        exact(network)
 
 
 class Stale(nn.Module):

@@ -80,7 +80,9 @@ def find_plan(
     check_rules(student)
     generator = torch.Generator().manual_seed(_SEED)
     _refresh(student)
-    copy = copy_network(student).to("cpu", torch.float64).eval().requires_grad_(True)
+    copy = copy_network(student).to("cpu", torch.float64).eval()
+    for parameter in copy.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     randomize(copy, generator)
     scale = Scale(ratio, width_multiple)
     whole = torch.Size((min(_BATCH, len(sample)), *sample.shape[1:]))
@@ -182,7 +184,7 @@ def _plan(
     """
     recording, training = _record(student, images), _run_in_training(student, images)
     again = recording.runs_again or training.runs_again
-    if scale.ratio == 1 and scale.rounded_to == 1:
+    if scale.ratio == 1:
         return WidthPlan(scale.ratio, runs_again=again)
     for layer in training.layers:
         if layer not in recording.inputs:
@@ -193,10 +195,16 @@ def _plan(
     plan = _widen(student, recording, scale, exclude, images, confirm, trials)
     plan.trials, plan.runs_again = trials.count, again
     if not plan.tensors:
-        reason = "every layer is excluded" if exclude else "its layers give the output directly"
+        reason, remedy = "its layers give the output directly", "set the ratio to 1"
+        if not any(
+            scale.width(p.shape[1]) > p.shape[1] for p in student.parameters() if p.ndim > 1
+        ):
+            reason = f"ratio {scale.ratio:g} adds less than one channel to each of its layers"
+            remedy = "raise the ratio"
+        elif exclude:
+            reason = "every layer is excluded"
         raise ExpansionError(
-            f"Nothing in {type(student).__name__} can be widened, since {reason}; set the ratio to "
-            "1."
+            f"Nothing in {type(student).__name__} can be widened, since {reason}; {remedy}."
         )
     return plan
 
