@@ -19,7 +19,7 @@ from timm.data import IterableImageDataset
 from complaints import complaint
 from gpd_cli.data import ImageData, opening
 from gpd_cli.data.digits import load_split
-from gpd_cli.data.sources import hold_out
+from gpd_cli.data.sources import FileSource, hold_out
 from gpd_cli.data.transforms import Preprocessing
 from gpd_cli.errors import DataError
 
@@ -326,7 +326,8 @@ def test_nothing_held_out_is_no_validation(tmp_path):
 
 def test_hold_out_is_a_partition():
     labels = np.repeat(np.arange(5), 20)
-    kept, held_out = hold_out(labels, 0.3, seed=1)
+    source = FileSource(SimpleNamespace(targets=labels, classes=list("abcde")))
+    kept, held_out = hold_out(source, 0.3, seed=1, purpose="validation", remedy="")
     assert sorted(kept + held_out) == list(range(100))
     assert Counter(labels[held_out]) == dict.fromkeys(range(5), 6)
 
@@ -721,7 +722,7 @@ def test_a_number_of_classes_that_the_data_contradicts(tree):
 
 def test_too_few_images_to_hold_out(tmp_path):
     write_split(tmp_path, "train", 1)
-    with pytest.raises(DataError, match=r"3 training images in 3 classes.*val_fraction"):
+    with pytest.raises(DataError, match=r"3 images in 3 classes.*'blue', has 1\).*val_fraction"):
         folder_data(tmp_path, val_fraction=0.3).setup("fit")
 
 

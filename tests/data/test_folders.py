@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from gpd_cli.data import ImageData, ImageSpec
+from gpd_cli.data.folders import read_pictures
 from gpd_cli.data.pixels import to_mode
 from gpd_cli.errors import DataError
 
@@ -162,8 +163,103 @@ def test_a_flat_folder_may_be_trained_on_as_a_whole(flat: Path) -> None:
     data = folder_data(flat, val_fraction=0)
     data.setup("fit")
     assert len(served(data.train_dataloader())) == 60
-    with pytest.raises(DataError, match=r"no split 'test'"):
+    with pytest.raises(DataError, match=r"no split 'test', .*--data\.test_split all scores all"):
         data.setup("test")
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+@pytest.mark.parametrize(
+    "change", ["more", "fewer", "another fraction", "another folder with the same images", "none"]
+)
+def test_it_is_said_when_other_images_are_held_out_than_in_training(
+    flat: Path, caplog: pytest.LogCaptureFixture, stage: str, change: str
+) -> None:
+    trained = folder_data(flat)
+    trained.setup("fit")
+    caplog.clear()
+    if change == "more":
+        write(flat / "ant", "ant", 1, start=20)
+    elif change == "fewer":
+        (flat / "ant" / "ant03.png").unlink()
+    elif change == "another folder with the same images":
+        flat = flat.rename(flat.with_name(f"{flat.name} moved"))
+    later = folder_data(flat, **({"val_fraction": 0.2} if change == "another fraction" else {}))
+    later.follow(trained.image_spec)
+    later.setup(stage)
+    is_another = change in ("more", "fewer", "another fraction")
+    assert ("some of those that are scored may have been trained on" in caplog.text) == is_another
+    later = folder_data(flat, test_split="all")
+    later.follow(trained.image_spec)
+    caplog.clear()
+    later.setup("test")
+    assert "trained on" not in caplog.text
+
+
+def test_held_out_images_of_a_split_that_has_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in GREY:
+        write(tmp_path / "train" / name, name, 10)
+    trained = folder_data(tmp_path)
+    trained.setup("fit")
+    write(tmp_path / "train" / "bee", "bee", 1, start=10)
+    later = folder_data(tmp_path)
+    later.follow(ImageSpec.from_dict(trained.image_spec.to_dict()))  # type: ignore[arg-type]
+    later.setup("validate")
+    assert "some of those that are scored may have been trained on" in caplog.text
+
+
+def test_images_whose_names_differ_in_zeros_and_case_are_in_one_order(tmp_path: Path) -> None:
+    names = ["B.png", "b.png", "01.png", "1.png", "001.png", "5\N{SUPERSCRIPT TWO}3.png", "10.png"]
+    orders = []
+    for number in range(2):
+        folder = tmp_path / str(number) / "ant"
+        folder.mkdir(parents=True)
+        for name in names:
+            Image.new("L", (12, 12), 40).save(folder / name)
+        names.reverse()
+        source = read_pictures(tmp_path / str(number), ["ant"])
+        orders.append([Path(source.file(index)).name for index in range(len(source))])
+    assert orders[0] == orders[1]
+    assert orders[0].index("1.png") < orders[0].index("10.png")
+
+
+@pytest.mark.parametrize("splits", [("Train", "Test"), ("Training", "Testing", "Val")])
+def test_splits_may_begin_with_capitals(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    for split in splits:
+        for name in GREY:
+            write(tmp_path / split / name, name, 10)
+    data = folder_data(tmp_path)
+    data.setup("fit")
+    data.setup("test")
+    assert data.class_names == list(GREY)
+    assert len(served(data.test_dataloader())) == 30
+    assert len(served(data.val_dataloader())) == (30 if "Val" in splits else 3)
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    for folder, name in (("Bus", "ant"), ("Car", "bee"), ("Train", "wasp")):
+        write(tmp_path / folder, name, 20)
+    data = folder_data(tmp_path)
+    data.setup("fit")
+    assert data.class_names == ["Bus", "Car", "Train"]
+
+
+def test_too_few_images_to_keep_some_for_testing(tmp_path: Path) -> None:
+    for name in GREY:
+        write(tmp_path / name, name, 1 if name == "bee" else 9)
+    few = r"Of 19 images .* for testing \(the smallest class, 'bee', has 1\); add images, or "
+    with pytest.raises(DataError, match=few + r"change --data\.val_fraction \(0 keeps none\)"):
+        folder_data(tmp_path).setup("fit")
+    folder_data(tmp_path, val_fraction=0).setup("fit")
+    for split in ("test", "all"):
+        data = folder_data(tmp_path, test_split=split)
+        data.follow(ImageSpec(class_names=tuple(GREY)))
+        if split == "all":
+            data.setup("test")
+            continue
+        with pytest.raises(DataError, match=few + "--data.test_split all to score all of them"):
+            data.setup("test")
 
 
 def test_a_tree_with_splits_is_not_taken_for_a_flat_one(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ class ImageData(LightningDataModule):
     def image_spec(self) -> ImageSpec:
         """Description of classes and preprocessing, which checkpoints of a trained network hold."""
         names = self.class_names if self._splits.is_named else None
-        return ImageSpec.of_settings(self.hparams, names)
+        return ImageSpec.of_settings(self.hparams, names, self._splits.draw)
 
     @property
     def num_train(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,17 +53,16 @@ def read_tree(folder: Path) -> FileSource:
     return FileSource(ImageDataset(str(folder), reader=reader))
 
 
-def is_flat(root: Path, splits: Collection[str]) -> bool:
-    """Whether a folder holds classes directly, and is not divided into splits.
+def has_images(folder: Path, *, below: bool = False) -> bool:
+    """Whether a folder holds images.
 
     Args:
-        root: the folder.
-        splits: names that the folders of splits may have.
+        folder: the folder.
+        below: whether images in the folders below it count as well.
     """
-    if not root.is_dir():
-        return False
-    names = [path.name for path in root.iterdir() if path.is_dir()]
-    return not set(names) & set(splits) and bool(_images_below(root).samples)
+    if below:
+        return bool(_images_below(folder).samples)
+    return any(path.name.lower().endswith(EXTENSIONS) for path in folder.iterdir())
 
 
 def flat_split(root: Path, split: str, fraction: float, seed: int) -> FileSource | None:
@@ -88,8 +88,14 @@ def flat_split(root: Path, split: str, fraction: float, seed: int) -> FileSource
     if not fraction:
         return tree
     count = len(tree)
-    kept, tested = hold_out(tree.labels(), fraction, seed)
+    remedy = (
+        "add images, or change --data.val_fraction (0 keeps none)"
+        if split == "train"
+        else f"add images, or --data.test_split {ALL} to score all of them"
+    )
+    kept, tested = hold_out(tree, fraction, seed, purpose="testing", remedy=remedy)
     chosen = kept if split == "train" else tested
+    tree.draw = tree.draw_of(fraction, seed)
     tree.reader.samples = [tree.reader.samples[index] for index in chosen]
     # When testing, the message does not say that the images were kept out of training: the network
     # may have been trained on another folder.
@@ -167,7 +173,7 @@ class _Files:
 
     def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         """The path of an image, or its last part; by default relative to the root."""
-        path = Path(self.samples[index][0])
+        path = self.samples[index][0]
         if basename:
-            return path.name
-        return str(path if absolute else path.relative_to(self.root))
+            return os.path.basename(path)  # noqa: PTH119 - called for millions of images
+        return path if absolute else path.removeprefix(str(self.root)).lstrip(os.sep)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
-
-from timm.utils.misc import natural_key
 
 from gpd_cli.errors import DataError
 
@@ -24,8 +23,17 @@ def image_files(folder: Path, extensions: Collection[str]) -> list[str]:
     Raises:
         DataError: when a folder cannot be read, or a link is broken.
     """
-    found = _below(str(folder), (), tuple(extensions))
-    return sorted(found, key=natural_key)
+    return sorted(_below(str(folder), (), tuple(extensions)), key=_natural)
+
+
+def _natural(path: str) -> tuple[list[str | int], str]:
+    """A key for the natural order of paths, regardless of case.
+
+    The path itself decides between paths that differ in case or leading zeros only, so that the
+    order does not depend on the file system.
+    """
+    parts = re.split(r"(\d+)", path.lower())  # texts and numbers take turns
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], path
 
 
 def _below(

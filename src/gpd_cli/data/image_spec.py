@@ -31,6 +31,8 @@ class ImageSpec:
         dataset: name of the data set, as for the option ``--data.dataset``.
         root: folder of the data set.
         classes: number of classes, if the classes have no names.
+        draw: digest of what the random choice of held-out images depends on, the names of all
+            images among others; None if no images were held out at random.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -43,6 +45,7 @@ class ImageSpec:
     dataset: str | None = None
     root: str | None = None
     classes: int | None = None
+    draw: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, which JSON can hold."""
@@ -70,7 +73,10 @@ class ImageSpec:
 
     @classmethod
     def of_settings(
-        cls, settings: Mapping[str, Any], class_names: Sequence[str] | None
+        cls,
+        settings: Mapping[str, Any],
+        class_names: Sequence[str] | None,
+        draw: str | None = None,
     ) -> ImageSpec:
         """Describe the images of an `ImageData`.
 
@@ -78,6 +84,7 @@ class ImageSpec:
             settings: the arguments of the `ImageData`, by name.
             class_names: names of the classes in the order of class numbers; None for classes
                 without names.
+            draw: digest of the random choice of held-out images; None if there was none.
         """
         root = settings.get("root")
         dataset = understood(settings["dataset"], root)
@@ -101,6 +108,7 @@ class ImageSpec:
             # is not a local path is a URL.
             root=str(Path(root).resolve()) if root and Path(root).exists() else root,
             classes=settings.get("classes") if class_names is None else None,
+            draw=draw,
         )
 
     @classmethod

@@ -15,7 +15,14 @@ import torch
 from timm.data import create_dataset
 
 from gpd_cli.data.digits import SPLITS
-from gpd_cli.data.folders import ALL, EXTENSIONS, flat_split, is_flat, read_pictures, read_tree
+from gpd_cli.data.folders import (
+    ALL,
+    EXTENSIONS,
+    flat_split,
+    has_images,
+    read_pictures,
+    read_tree,
+)
 from gpd_cli.data.sources import DigitSource, FileSource, Source
 from gpd_cli.data.streams import StreamSource
 from gpd_cli.errors import DataError, did_you_mean
@@ -42,8 +49,7 @@ _FOLDERS = ("folder", "image_folder")
 _OF_TORCHVISION = tuple(
     f"torch/{name}" for name in (*_TRAIN_AND_TEST, "imagenet", "places365", "inaturalist")
 )
-_SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
-_SPLITS = (*_SYNONYMS[0], *_SYNONYMS[1], "test", "testing")
+_SYNONYMS = (("train", "training"), ("validation", "val", "valid"), ("test", "testing"))
 # Readers that would convert images themselves, and thereby clip images of 16 bits.
 _LEFT_AS_DECODED = ("hfids", "wds")
 
@@ -202,7 +208,7 @@ class DataSpec:
         if folder is not None:
             return read_pictures(folder, names)
         own = trained_on is not None and root.resolve() == Path(trained_on).resolve()
-        if any((root / name).is_dir() for name in _SPLITS) or (own and is_flat(root, _SPLITS)):
+        if split_folders(root) or (own and is_flat(root)):
             return None
         return read_pictures(root, names)
 
@@ -231,11 +237,17 @@ class DataSpec:
         folder = self._split_folder(split)
         if folder is not None:
             return read_tree(folder)
-        if is_flat(root, _SPLITS):
+        if is_flat(root):
             name = next((name for name in _same(split) if name in ("train", "test", ALL)), split)
             if (found := flat_split(root, name, self.val_fraction, self.seed)) is not None:
                 return found
-        elif not any((root / name).is_dir() for name in _SPLITS):
+            if name == "test":
+                raise MissingSplitError(
+                    f"'{root}' has no split 'test', and none of its images are kept for testing "
+                    f"(--data.val_fraction 0); --data.test_split {ALL} scores all of them."
+                )
+            raise self._missing(split, ("train", "test", ALL))
+        if not split_folders(root):
             raise DataError(
                 f"'{root}' contains no images ({', '.join(EXTENSIONS)}); set --data.root to "
                 f"{_LAYOUT}."
@@ -244,7 +256,10 @@ class DataSpec:
 
     def _split_folder(self, split: str) -> Path | None:
         root = Path(str(self.root))
-        return next((root / name for name in _same(split) if (root / name).is_dir()), None)
+        names = _same(split)
+        exact = [root / name for name in names if (root / name).is_dir()]
+        others = [folder for folder in split_folders(root) if folder.name.lower() in names]
+        return next(iter([*exact, *others]), None)
 
     def _open_with_timm(self, split: str, mode: str, training: bool) -> Source:
         options: dict[str, Any] = {}
@@ -344,6 +359,33 @@ class DataSpec:
             f"{name} has no split '{split}'; name another split with {remedy} (there is: "
             f"{', '.join(found) or 'none'})."
         )
+
+
+def split_folders(root: Path) -> list[Path]:
+    """The folders of splits in a folder, in the order of their names.
+
+    A name may begin with a capital, as in ``Train`` and ``Test``. Such a folder may also be a class
+    (a train among vehicles), and is one if it holds images directly.
+
+    Args:
+        root: the folder.
+    """
+    known = {name for names in _SYNONYMS for name in names}
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    return [
+        folder
+        for folder in folders
+        if folder.name in known or (folder.name.lower() in known and not has_images(folder))
+    ]
+
+
+def is_flat(root: Path) -> bool:
+    """Whether a folder holds classes directly, and is not divided into splits.
+
+    Args:
+        root: the folder.
+    """
+    return root.is_dir() and not split_folders(root) and has_images(root, below=True)
 
 
 def understood(dataset: str, root: str | None) -> str:

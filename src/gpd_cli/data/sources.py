@@ -5,6 +5,7 @@ Files are read by timm or torchvision. Errors name the file and the remedy.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import reprlib
 from abc import ABC, abstractmethod
@@ -55,12 +56,15 @@ class Source(ABC):
         numbers: for each label of the data set, the class number to use; None if labels are class
             numbers already.
         streamed: whether images come in a stream, without length, shuffling or random access.
+        draw: if the images were drawn at random from a folder that is not divided into splits, the
+            digest of this draw (see `draw_of`); else None.
     """
 
     class_names: list[str]
     named: bool = True
     numbers: list[int] | None = None
     streamed = False
+    draw: str | None = None
 
     def renumber(self, names: Sequence[str]) -> list[str]:
         """Number the classes of the split as another list of class names does.
@@ -123,6 +127,20 @@ class Source(ABC):
     def _name(self, index: int | None) -> str:
         """The name of an image in error messages."""
         return "A streamed image" if index is None else f"Image number {index}"
+
+    def draw_of(self, fraction: float, seed: int) -> str | None:
+        """A digest of what a random choice of images to hold out depends on.
+
+        As long as the digest is the same, so are the images that are held out.
+
+        Args:
+            fraction: fraction of each class that is held out.
+            seed: seed of the choice.
+
+        Returns:
+            The digest; None if the images are not files of their own.
+        """
+        return None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -262,6 +280,15 @@ class FileSource(Source):
         found = getattr(self.reader, "samples", None)
         return None if found is None else str(found[index][0])
 
+    def draw_of(self, fraction: float, seed: int) -> str | None:
+        """A digest of the images' names, of fraction and seed; see `Source.draw_of`."""
+        if not hasattr(self.reader, "samples"):
+            return None
+        digest = hashlib.sha256(f"{fraction} {seed}\n".encode())
+        for index in range(len(self)):
+            digest.update(f"{self.reader.filename(index)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
     def _name(self, index: int | None) -> str:
         try:
             if self.reader is not None:
@@ -319,13 +346,17 @@ class _Files(Dataset[tuple[Tensor, int]]):
         return self.transform(image), label
 
 
-def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Split a training set into a part to train on and a part to validate on.
+def hold_out(
+    source: Source, fraction: float, seed: int, *, purpose: str, remedy: str
+) -> tuple[list[int], list[int]]:
+    """Split images into a part to train on and a part that is held out.
 
     Args:
-        labels: class numbers, ``[N]``.
+        source: the images.
         fraction: fraction of each class that is held out.
         seed: seed of the choice, which depends on nothing else.
+        purpose: what the images are held out for, for the error message.
+        remedy: what to do where there are too few images, for the error message.
 
     Returns:
         Indices of the images to train on, and of the images held out, both in ascending order.
@@ -333,6 +364,7 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[list[int],
     Raises:
         DataError: when the images are too few for every class to be in both parts.
     """
+    labels = source.labels()
     from sklearn.model_selection import train_test_split  # slow to import
 
     try:
@@ -340,9 +372,11 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[list[int],
             np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed
         )
     except ValueError as error:
+        numbers, counts = np.unique(labels, return_counts=True)
+        least = int(counts.argmin())
         raise DataError(
-            f"Of {len(labels)} training images in {len(np.unique(labels))} classes, the fraction "
-            f"{fraction} of every class cannot be held out for validation; change "
-            "--data.val_fraction, or name a validation split with --data.val_split."
+            f"Of {len(labels)} images in {len(numbers)} classes, the fraction {fraction} of every "
+            f"class cannot be held out for {purpose} (the smallest class, "
+            f"'{source.class_names[numbers[least]]}', has {counts[least]}); {remedy}."
         ) from error
     return sorted(kept.tolist()), sorted(held_out.tolist())

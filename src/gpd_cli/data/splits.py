@@ -88,7 +88,10 @@ class Splits:
     @cached_property
     def test(self) -> Subset:
         """The test images."""
-        return Subset(self._checked(self.test_split))
+        source = self._checked(self.test_split)
+        if source.draw is not None:
+            self._remark_on_another(source.draw)
+        return Subset(source)
 
     @cached_property
     def pictures(self) -> Subset:
@@ -111,7 +114,36 @@ class Splits:
             except MissingSplitError:
                 if split != WHERE_PRESENT:
                     raise
-        return self._held_out[1]
+        held_out = self._held_out[1]
+        if held_out is not None:
+            self._remark_on_another(self._draw_of_training)
+        return held_out
+
+    @property
+    def draw(self) -> str | None:
+        """Digest of the random choice of held-out images; None if none are held out at random."""
+        training, _ = self.fit_subsets
+        is_part = training.source.draw is not None or training.indices is not None
+        return self._draw_of_training if is_part else None
+
+    @cached_property
+    def _draw_of_training(self) -> str | None:
+        return self.training.draw or self.training.draw_of(self.val_fraction, self.seed)
+
+    def _remark_on_another(self, draw: str | None) -> None:
+        """Remark on it where other images are held out now than when a network was trained.
+
+        Args:
+            draw: digest of the choice of held-out images as it is now.
+        """
+        if self._trained is None or self._trained.draw in (None, draw):
+            return
+        rank_zero_info(
+            f"'{self.spec.root}' has other images than in training, or --data.val_fraction or "
+            "--data.seed is another, so that other images are held out: some of those that are "
+            "scored may have been trained on. Restore images and settings, or score new images, a "
+            "folder as a whole by --data.test_split all."
+        )
 
     @cached_property
     def fit_subsets(self) -> tuple[Subset, Subset | None]:
@@ -127,7 +159,10 @@ class Splits:
         fraction = self.val_fraction
         if fraction == 0:
             return Subset(self.training), None
-        kept, held_out = hold_out(self.training.labels(), fraction, self.seed)
+        remedy = "add images, change --data.val_fraction, or name a split with --data.val_split"
+        kept, held_out = hold_out(
+            self.training, fraction, self.seed, purpose="validation", remedy=remedy
+        )
         rank_zero_info(
             f"{len(held_out)} of the {len(kept) + len(held_out)} training images are held out for "
             "validation."

@@ -37,16 +37,16 @@ def input_shape(
         return _first_channels(model), *_pair(size)
     config = getattr(model, "pretrained_cfg", None) or {}
     channels, *size = config.get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE)
-    side = _pair(args.get("img_size") or size)
+    height_width = _pair(args.get("img_size") or size)
     if args.get("in_chans"):
-        return args["in_chans"], *side
+        return args["in_chans"], *height_width
     # A user's own network may state nothing, and timm then assumes three channels. The channels of
     # the first convolution are a guess, too: a stem may fold pixels into channels.
     first = _first_channels(model, channels)
     is_own = get_pretrained_cfg(config.get("architecture", "")) is None
-    if is_own and first != channels and not _takes(model, (channels, *side)):
+    if is_own and first != channels and not _takes(model, (channels, *height_width)):
         channels = first
-    return channels, *side
+    return channels, *height_width
 
 
 def count_classes(model: nn.Module, shape: tuple[int, int, int]) -> int:

@@ -35,6 +35,7 @@ _IMAGES = {
     "dataset": maybe(str),
     "root": maybe(str),
     "classes": maybe(within(1, _MOST)),
+    "draw": maybe(str),
 }
 _DESCRIPTION = {
     "student": {"name": str, "num_classes": maybe(within(1, _MOST)), "model_args": {str: plain}},
