@@ -24,6 +24,7 @@ from torch import nn
 
 import runs
 from gpd_cli import expand
+from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.exports.about import About, Which
 from gpd_cli.commands.exports.card import facts_of_run, model_card
 from gpd_cli.commands.exports.fuse import fuse_batch_norms
@@ -624,3 +625,24 @@ def test_the_card_says_where_in_its_run_a_checkpoint_is_from(name: str) -> None:
     length = yaml.safe_load(facts["settings"]).get("trainer", {})
     limits = content.get("run_length", {})
     assert length == {key: limit for key, limit in limits.items() if limit not in (None, -1)}
+
+
+def test_the_file_that_is_read_is_not_replaced(tmp_path: Path) -> None:
+    file = saved(tmp_path)
+    before = file.read_bytes()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    inside = folder / "model.safetensors"
+    inside.write_bytes(before)
+    for given, output in ((file, str(file)), (inside, f"{folder}/")):
+        with pytest.raises(GpdError, match=r"would replace .*--ckpt_path; choose"):
+            extract_command(given, output)
+        assert given.read_bytes() == before
+    weights = tmp_path / "student.safetensors"
+    extract_command(file, str(weights))
+    before = weights.read_bytes()
+    with pytest.raises(GpdError, match=r"would replace .*--model\.student_weights"):
+        expand_command(
+            weights, student="resnet18", student_weights=str(weights), student_args=ARGUMENTS
+        )
+    assert weights.read_bytes() == before

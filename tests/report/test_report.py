@@ -251,6 +251,19 @@ def report(folder: Path, *arguments: str) -> int:
 FIRST, SECOND = "runs/gpd/version_0", "runs/gpd/version_1"
 
 
+def test_a_text_of_another_origin_is_not_replaced(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes, page = tmp_path / "notes.md", tmp_path / "notes.html"
+    notes.write_text("by hand")
+    arguments = [FIRST, "--split", "none", "--output", str(page)]
+    assert report(runs, *arguments) == 1
+    assert f"would replace {notes}" in capsys.readouterr().err
+    assert notes.read_text() == "by hand"
+    notes.unlink()
+    assert report(runs, *arguments) == report(runs, *arguments) == 0
+
+
 def test_fit_writes_a_page_of_its_own(runs: Path) -> None:
     page = (run_folder(runs) / "report.html").read_text()
     assert "gpd report runs/gpd/version_0" in page  # what it leaves out, and how to get it

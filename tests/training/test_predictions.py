@@ -71,6 +71,33 @@ def test_a_checkpoint_knows_its_classes_and_preprocessing(run: Path, checkpoint:
     assert (images.dataset, images.root) == ("folder", str((run / "all").resolve()))
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_pictures_of_a_weights_file_have_the_networks_classes(
+    run: Path, checkpoint: str, tmp_path: Path, suffix: str
+) -> None:
+    weights = str(tmp_path / f"student{suffix}")
+    assert main(["extract", "--ckpt_path", checkpoint, "--output", weights]) == 0
+    for name, folder in (("ant", "beach"), ("wasp", "forest"), ("wasp", "bee")):
+        write(tmp_path / "holiday" / folder, name)
+    settings = json.dumps({"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]})
+    table = ["predict", "--model.student", "resnet18", "--model.student_args", settings]
+    table += ["--model.num_classes", "3", "--model.student_weights", weights]
+    table += ["--data.image_size", "16", "--images", "holiday", "--trainer.accelerator", "cpu"]
+    assert say(tmp_path, *table, "--output", "p.csv") == 0
+    with (tmp_path / "p.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = ["ant", "bee", "wasp"] if suffix == ".safetensors" else ["0", "1", "2"]
+    right = {"ant": names[0], "wasp": names[2]}
+    assert len(rows) == 12
+    assert all(row["student_class"] == right[Path(row["file"]).name[:-5]] for row in rows)
+    labels = {Path(row["file"]).parent.name: row["label"] for row in rows}
+    assert labels == {"beach": "", "forest": "", "bee": "bee" if suffix == ".safetensors" else ""}
+    # No other folder of pictures is needed, and a single picture will do.
+    single = [*table[: table.index("--images")], "--images", "holiday/beach/ant0.png"]
+    assert say(tmp_path, *single, "--trainer.accelerator", "cpu", "--output", "p.csv") == 0
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 2
+
+
 def test_images_in_any_layout_are_predicted_by_name(
     tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

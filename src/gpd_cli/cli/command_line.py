@@ -45,7 +45,7 @@ from gpd_cli.cli.loggers import (
 from gpd_cli.cli.lost_output import output_may_be_lost
 from gpd_cli.cli.old_forms import current_arguments
 from gpd_cli.cli.parser import Parser
-from gpd_cli.cli.pictures import pictures_as_data
+from gpd_cli.cli.pictures import pictures_as_data, with_classes
 from gpd_cli.cli.quiet import quieten
 from gpd_cli.cli.resume import NEWEST, RESUME, newest_of_all_runs, requeued_run, resumed_run
 from gpd_cli.cli.save_config import SaveConfig
@@ -294,7 +294,11 @@ class GpdCLI(LightningCLI):
             {"_class_path": data["class_path"], **data["init_args"], **understood}
         )
         follow = getattr(self.datamodule, "follow", None)
-        if self._images is not None and self.subcommand in EVALUATIONS and follow is not None:
+        if self.subcommand not in EVALUATIONS or follow is None:
+            return
+        if self.subcommand == "predict" and config.images is not None:
+            follow(with_classes(self._images, model.student_weights, self.model.num_classes))
+        elif self._images is not None:
             follow(self._images)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

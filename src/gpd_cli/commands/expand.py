@@ -17,7 +17,7 @@ from torch import nn
 from gpd_cli.branches import BranchInit, branch_names, count_branches, layers_in_vain
 from gpd_cli.commands.summary_table import cost, count, print_table
 from gpd_cli.errors import GpdError, no_effect
-from gpd_cli.files import atomic_path, check_writable
+from gpd_cli.files import atomic_path, check_not_input, check_writable
 from gpd_cli.models import ModelSpec, check_images, input_shape, wants_published
 from gpd_cli.teacher.checkpoint import save_expanded
 from gpd_cli.teacher.description import Description
@@ -80,6 +80,8 @@ def expand_command(
         GpdError: for every error that a user can fix; then nothing is written.
     """
     _check_paths(output, plan)
+    if output is not None and student_weights is not None:
+        check_not_input(output, student_weights, "--model.student_weights")
     published = wants_published(student, student_args)
     check_start(student_weights or published, branch_init)
     names, layers = branch_names(branches, branch_init), layer_patterns(branch_layers)

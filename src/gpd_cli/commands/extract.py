@@ -22,6 +22,7 @@ from gpd_cli.commands.exports.arguments import building_arguments
 from gpd_cli.commands.exports.card import facts_of_run
 from gpd_cli.commands.summary_table import Cost, cost, count, print_table
 from gpd_cli.errors import GpdError, WeightsError
+from gpd_cli.files import check_not_input
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.checkpoint import Weights, load_chosen, read_run
@@ -64,6 +65,7 @@ def extract_command(
     """
     output, options = str(output), Options(preprocess, fuse_bn, half)
     check_output(output, options)
+    check_not_input(output, ckpt_path, "--ckpt_path")
     foreign = read_authors(ckpt_path, weights)
     network, description, taken = foreign or load_chosen(ckpt_path, weights)
     if which == "teacher" and isinstance(network, Alone):

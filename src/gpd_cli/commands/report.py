@@ -46,6 +46,11 @@ def report_command(
     picture, text = page.with_suffix(".png"), page.with_suffix(".md")
     for path in (page, picture, text):
         check_writable(path)
+        if path.exists() and not page.exists():
+            raise ReportError(
+                f"The report {page} would replace {path}, which is none of its own; choose another "
+                "name, or move that file."
+            )
     predictions, missing = _predictions(found, split)
     missing = [f"{run.name}: {run.lacking}" for run in found if run.lacking] + missing
     from gpd_cli.report.page import write_page  # imported here since it needs optional packages

@@ -50,6 +50,24 @@ def check_writable(path: str | Path, suffixes: Collection[str] | None = None) ->
         )
 
 
+def check_not_input(output: str | Path, given: str | Path, option: str) -> None:
+    """Check that a command does not replace the file that it reads.
+
+    Args:
+        output: path to write, a file or a folder.
+        given: path of the file that is read.
+        option: name of the option that gives this file, for the error message.
+
+    Raises:
+        GpdError: when the file is the output, or lies in the folder that is the output.
+    """
+    target, source = Path(output).resolve(), Path(given).resolve()
+    if target == source or target in source.parents:
+        raise GpdError(
+            f"Writing '{output}' would replace {given}, the file of {option}; choose another path."
+        )
+
+
 def check_folder(path: str | Path, belongs: Collection[str]) -> None:
     """Check that a folder can be written or replaced, without creating anything.
 
