@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from bench.results.records import DATA
-from gpd_cli.cli.environment import latest_entry
+from gpd_cli.cli.environment import latest_entry, processor
 
 _LIBRARIES = ("gpd-cli", "torch", "torchvision", "lightning", "timm")
 _CODE = re.compile(r"...\"?(src|configs)/")  # a line of `git status --porcelain`
@@ -44,20 +43,33 @@ def on_gpu(config: Mapping[str, Any]) -> bool:
     return config["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
 
 
-def hardware(attempt: Path, config: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """What a run was trained on: ``device``, on a CPU also ``threads``; ``processes`` if several.
+def hardware(
+    attempts: Sequence[Path], config: Mapping[str, Any], threads: int
+) -> tuple[dict[str, Any], bool]:
+    """What a run was trained on, which may not be the machine that makes the record of it.
 
     Args:
-        attempt: folder of the run's last attempt, in which the run has written at its start how
-            many processes it has.
+        attempts: folders of the attempts that trained a part of the run, in each of which the run
+            has written its machine and its number of processes.
         config: configuration of the run.
         threads: number of threads of each process.
+
+    Returns:
+        ``device``, on a CPU also ``threads``, and ``processes`` if several, of the last attempt;
+        and whether all attempts had the same.
     """
+    found = [_hardware(latest_entry(attempt), config, threads) for attempt in attempts]
+    return found[-1], all(one == found[-1] for one in found)
+
+
+def _hardware(start: Mapping[str, Any], config: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    machine, processes = start.get("machine", {}), int(start.get("processes", 1))
     if on_gpu(config):
-        found: dict[str, Any] = {"device": torch.cuda.get_device_name()}
+        found: dict[str, Any] = {"device": machine.get("gpu") or torch.cuda.get_device_name()}
     else:
-        found = {"device": _processor(), "threads": threads}
-    processes = int(latest_entry(attempt).get("processes", 1))
+        # Earlier versions did not write the processor's name, but what is "instructions" now.
+        is_named = "instructions" in machine
+        found = {"device": machine["processor"] if is_named else processor(), "threads": threads}
     return found if processes == 1 else {**found, "processes": processes}
 
 
@@ -90,11 +102,3 @@ def _without_nulls(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {name: _without_nulls(entry) for name, entry in value.items() if entry is not None}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "CPU")

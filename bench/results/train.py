@@ -152,16 +152,18 @@ class Trainer:
         # The next attempt began at the same point as one that left no checkpoint.
         kept = [attempt for attempt in attempts if any(checkpoints(attempt))] or [last]
         config = yaml.safe_load((last / CONFIGURATION).read_text())
+        found, is_one = hardware(kept, config, self.threads)
+        clock = "wall" if on_gpu(config) else "processor"
         root = [] if self.data_root is None else [DATA_OPTION]
         return {
             "command": shlex.join(["gpd", "fit", *self.records.options(run), *root]),
             "config": portable(config, self.data_root),
             "learning_rate": run.rate,
             "seed": run.seed,
-            "seconds": seconds(kept, "wall" if on_gpu(config) else "processor"),
+            "seconds": seconds(kept, clock) if is_one else None,
             "attempts": len(attempts),
             **trained_by(kept),
-            "hardware": hardware(last, config, self.threads),
+            "hardware": found,
         }
 
     def _test(self, checkpoint: Path, folder: Path) -> dict[str, float]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
@@ -36,6 +35,7 @@ from bench.speed.measure import measure, peak_of_step
 from bench.speed.page import COMPUTED, PAGE, RECORDS, write_page
 from bench.speed.reference import find_code, has_reference, measure_reference
 from bench.speed.whole import images_per_second
+from gpd_cli.cli.environment import processor
 from gpd_cli.errors import GpdError
 
 
@@ -140,7 +140,7 @@ def _rounded(value: Any) -> Any:
 def _circumstances(options: argparse.Namespace) -> dict[str, Any]:
     device = options.device
     reference = "" if options.reference is None else " --reference GPD"
-    machine = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    machine = torch.cuda.get_device_name() if device == "cuda" else processor()
     return {
         "machine": machine,
         "threads": torch.get_num_threads(),
@@ -148,16 +148,6 @@ def _circumstances(options: argparse.Namespace) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "timm")},
         "command": f"python -m bench.speed --device {device} --rounds {options.rounds}{reference}",
     }
-
-
-def _processor() -> str:
-    """The name of the processor, or of its architecture if the system does not tell the name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -524,6 +524,21 @@ def test_a_record_tells_of_the_code_that_trained_not_of_the_one_that_makes_it(
     assert trainer.train(run)["commit"] is None
 
 
+def test_a_record_names_the_hardware_that_trained(
+    attempts: tuple[Trainer, Run, list[Path]],
+) -> None:
+    trainer, run, folders = attempts
+    machine = {"processor": "A processor", "instructions": "AVX2"}
+    for folder in folders:
+        (folder / "environment.json").write_text(json.dumps([{"machine": machine}]))
+    record = trainer.train(run)
+    assert record["hardware"] == {"device": "A processor", "threads": 1}
+    assert record["seconds"] == 30
+    machine["processor"] = "Another processor"
+    (folders[1] / "environment.json").write_text(json.dumps([{"machine": machine}]))
+    assert trainer.train(run)["seconds"] is None  # of two kinds
+
+
 @pytest.mark.parametrize("line", [" M src/a.py", "?? src/b.py", 'R  configs/a.yaml -> "b c.yaml"'])
 def test_a_record_says_that_its_code_was_not_committed(
     attempts: tuple[Trainer, Run, list[Path]], line: str

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from blocks.centred import Centred
+from gpd_cli.cli.failures import DIVERGED
 from gpd_cli.training.broken_numbers import are_lost
 from gpd_cli.training.gap_remarks import remark_on_gap
 from gpd_cli.training.watch import BatchCheck, StepWatch, overflowing
@@ -236,6 +237,79 @@ def test_reduce_lr_goes_on_from_the_last_good_weights(
     ) == 0  # fmt: skip
     rates = {float(row["lr"]) for row in logged(tmp_path, 1) if row.get("lr")}
     assert sorted(rates) == [pytest.approx(0.04)]
+
+
+def test_in_the_first_epoch_reduce_lr_returns_to_the_initial_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Break, "steps", (1,))
+    monkeypatch.setattr(Break, "weights", True)
+    options = [*PAIRED, *BROKEN, "--model.on_nan", "reduce_lr", "--model.nan_steps", "0"]
+    assert fit(tmp_path, *options) == 0
+    assert "The weights were restored from" in caplog.text
+    state = checkpoint(tmp_path)
+    assert state["schedule"]["rate_factor"] == 0.5
+    assert all(torch.isfinite(t).all() for t in state["state_dict"].values())
+
+
+def test_a_run_that_reduced_its_rate_too_often_is_not_advised_to_reduce_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Break, "steps", tuple(range(99)))
+    monkeypatch.setattr(Break, "weights", True)
+    options = [*PAIRED, *BROKEN, "--model.on_nan", "reduce_lr", "--model.nan_steps", "0"]
+    assert fit(tmp_path, *options, epochs=4) == DIVERGED
+    (error,) = told(capfd.readouterr().err, "gpd: error: Training diverged again at 0.00390625")
+    assert "on_nan" not in error
+    assert "the last good checkpoint is runs/gpd/version_0/checkpoints/last.ckpt" in error
+
+
+def test_what_is_not_there_yet_is_not_called_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Break, "steps", (1,))
+    monkeypatch.setattr(Break, "weights", True)
+    assert fit(tmp_path, *PAIRED, *BROKEN, "--model.nan_steps", "0") == DIVERGED
+    (error,) = told(capfd.readouterr().err, "gpd: error: Training diverged")
+    assert error.endswith("or set --model.on_nan reduce_lr.")
+
+
+def test_images_of_nan_do_not_reduce_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Break, "steps", (0, 1))
+    options = [*PAIRED, *BROKEN, "--model.on_nan", "reduce_lr", "--model.nan_steps", "1"]
+    assert fit(tmp_path, *options) == 1
+    assert told(capfd.readouterr().err, "gpd: error: Training stopped")
+
+
+def test_reduce_lr_keeps_the_settings_and_takes_back_the_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on by other settings, and returns to a checkpoint of the settings before."""
+    options = [*PAIRED, *BROKEN, "--trainer.callbacks+=gpd_cli.EMA", "--model.nan_steps", "0"]
+    options += ["--model.on_nan", "reduce_lr"]
+    assert fit(tmp_path, *options) == 0
+    monkeypatch.setattr(Break, "steps", (BATCHES + 1,))
+    monkeypatch.setattr(Break, "weights", True)
+    resume = ["--ckpt_path", "runs/gpd/version_0/checkpoints/last.ckpt"]
+    others = ["--model.optimizer.weight_decay", "0.25", "--model.optimizer.momentum", "0.5"]
+    assert fit(tmp_path, *options, *resume, *others, epochs=2) == 0
+    state = checkpoint(tmp_path, version=1)
+    assert state["schedule"]["rate_factor"] == 0.5
+    groups = state["optimizer_states"][0]["param_groups"]
+    assert {group["momentum"] for group in groups} == {0.5}
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.25}
+    # Those of the first epoch, and of the one step after the return; one step was left out.
+    assert int(state["averaging_state"]["n_averaged"]) == BATCHES + 1
+
+
+def test_a_step_that_is_left_out_does_not_update_the_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Break, "steps", (1,))
+    assert fit(tmp_path, *PAIRED, *BROKEN, "--trainer.callbacks+=gpd_cli.EMA") == 0
+    assert int(checkpoint(tmp_path)["averaging_state"]["n_averaged"]) == BATCHES - 1
 
 
 def test_a_gradient_that_breaks_under_a_finite_loss_is_seen() -> None:

@@ -208,3 +208,19 @@ def test_batches_that_are_done_end_at_an_update_and_leave_one(done: int) -> None
     unknown = EpochLength(20, None, 1, 1)
     assert batches_done(done, EpochLength(40, None, 1, 1), unknown) == done // 2
     assert batches_done(done, before, before) == done
+
+
+def test_the_last_update_of_an_epoch_is_a_mean_of_the_batches_that_are_left(
+    tmp_path: Path,
+) -> None:
+    """Three batches, two per update: the second update is that of the third batch alone."""
+    still = ["--model.optimizer.lr", "1e-30", "--model.optimizer.sched", "none"]
+    still += ["--model.optimizer.warmup_epochs", "0", "--trainer.log_every_n_steps", "1"]
+    norms = []
+    for version, batches in enumerate(("1", "2")):
+        options = [*ALONE, *still, "--trainer.accumulate_grad_batches", batches]
+        assert fit(tmp_path, *options) == 0
+        rows = logged(tmp_path, version)
+        norms.append([float(row["grad_norm"]) for row in rows if row.get("grad_norm")])
+    assert (len(norms[0]), len(norms[1])) == (3, 2)
+    assert norms[1][1] == pytest.approx(norms[0][2], rel=1e-4)

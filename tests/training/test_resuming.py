@@ -110,6 +110,29 @@ def test_a_length_in_steps_is_that_of_the_schedule(tmp_path: Path) -> None:
     assert updates == list(rates(whole).values())
 
 
+def test_a_length_in_steps_that_ends_within_an_epoch(tmp_path: Path) -> None:
+    """The last weights are scored, and a longer run goes on within the epoch."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    steady = [*PAIRED, *EVERY, *optimizer(sched="none", warmup_epochs=0), "--trainer.max_steps"]
+    assert fit(parts, *steady, str(BATCHES + 1), epochs=-1) == 0
+    scored = [row for row in logged(parts) if row.get("val/student_top1")]
+    assert [int(row["step"]) for row in scored] == [BATCHES - 1, BATCHES]
+    trained = [row for row in logged(parts) if row.get("train/student_top1")]
+    assert [int(row["step"]) for row in trained] == [BATCHES - 1, BATCHES]
+    assert fit(parts, *steady, str(3 * BATCHES - 1), *last(parts), epochs=-1) == 0
+    assert fit(whole, *steady, str(3 * BATCHES - 1), epochs=-1) == 0
+    norms = [
+        {int(row["step"]): row["grad_norm"] for row in rows if row.get("grad_norm")}
+        for rows in (logged(parts, 1), logged(whole))
+    ]
+    assert norms[0].keys() == set(range(BATCHES + 1, 3 * BATCHES - 1))
+    assert all(norms[1][step] == norm for step, norm in norms[0].items())
+    kept, expected = checkpoint(parts, version=1)["state_dict"], checkpoint(whole)["state_dict"]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in kept.items())
+
+
 @pytest.mark.parametrize(
     ("now", "named"),
     [

@@ -135,10 +135,20 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def processor() -> str:
+    """The name of this machine's processor."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "CPU"
+
+
 def _machine() -> dict[str, Any]:
     found = {
         "system": platform.platform(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "byteorder": sys.byteorder,

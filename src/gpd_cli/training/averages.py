@@ -143,6 +143,16 @@ def update_of_epoch(averager: WeightAveraging, trainer: Trainer, module: Lightni
         averager.on_train_epoch_end(trainer, module)
 
 
+def leave_out_update(averager: WeightAveraging, trainer: Trainer) -> None:
+    """Leave out the average's update after a training step that is left out.
+
+    Args:
+        averager: the run's averaging callback.
+        trainer: trainer of the run, before it counts the step.
+    """
+    averager._latest_update_step = max(averager._latest_update_step, trainer.global_step + 1)
+
+
 def follow_weights(averager: WeightAveraging, module: LightningModule) -> None:
     """Copy the trained weights into an average that has not begun.
 

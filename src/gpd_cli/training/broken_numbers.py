@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,8 @@ from gpd_cli.files import check_whole, short_path
 from gpd_cli.models import with_versions
 from gpd_cli.teacher.checkpoint import TRAINED
 from gpd_cli.training.averages import find_averager
-from gpd_cli.training.resuming import arrange_state
-from gpd_cli.training.watch import StepWatch, overflowing, remedy, what_is_kept
+from gpd_cli.training.resuming import keep_settings
+from gpd_cli.training.watch import StepWatch, overflowing
 
 OnNan = Literal["stop", "reduce_lr"]
 FACTOR = 0.5
@@ -57,6 +58,7 @@ def handle_left_out_step(
     module: LightningModule,
     what: str,
     on_nan: OnNan,
+    settings: Sequence[Mapping[str, Any]],
     lost: bool = False,
 ) -> bool:
     """Report a step that was left out; after too many in a row, stop or return to good weights.
@@ -67,6 +69,7 @@ def handle_left_out_step(
         module: the module that is trained.
         what: text that says what is wrong with the step.
         on_nan: what to do after too many such steps in a row.
+        settings: the run's own settings of the optimizer's parameter groups.
         lost: whether the weights are useless (`are_lost`), so that more steps will not help.
 
     Returns:
@@ -83,29 +86,31 @@ def handle_left_out_step(
         if scaler is None:
             rank_zero_info(f"step {trainer.global_step + 1} is left out: {what}")
         return True
-    last = written_checkpoint(trainer)
-    if on_nan == "reduce_lr" and last is not None:
-        _take_back(last, trainer, module)
-        watch.in_a_row = 0
-        return False
-    go_on = "" if last is None else f"; the last good checkpoint is {short_path(last)}"
-    if last is not None:
-        go_on += f", go on with: {resume_command(last)}"
     why = f"the loss or a gradient was NaN or infinite in {watch.in_a_row} steps in a row"
     if not watch.is_suspicious:
         raise DataError(
-            f"Training stopped: {what}; {why}; repair or remove these images{what_is_kept(go_on)}"
+            f"Training stopped: {what}; {why}; repair or remove these images"
+            f"{_what_is_kept(trainer)}"
         )
+    last = written_checkpoint(trainer)
+    if on_nan == "reduce_lr" and last is not None:
+        _take_back(last, trainer, module, settings)
+        watch.in_a_row = 0
+        return False
     large = overflowing(watch.network, _LARGEST_HALF) if scaler is not None else []
     if large:
         what += f"; merged kernels are too large for float16 ({', '.join(large[:3])})"
     if lost:
         why = "the weights now give NaN or infinite logits for every image"
-    raise DivergenceError(f"Training diverged: {what}; {why}; {remedy(go_on)}")
+    raise DivergenceError(f"Training diverged: {what}; {why}; {remedy(trainer, on_nan)}")
 
 
-def reduced(factor: float) -> float:
+def reduced(factor: float, trainer: Trainer) -> float:
     """Reduce the factor of the learning rate.
+
+    Args:
+        factor: the factor so far.
+        trainer: trainer of the run.
 
     Raises:
         DivergenceError: when the learning rate has been reduced too often already.
@@ -113,7 +118,7 @@ def reduced(factor: float) -> float:
     if factor <= FACTOR**_MOST_REDUCTIONS:
         raise DivergenceError(
             f"Training diverged again at {factor:g} times the learning rate; check the data, or "
-            f"{remedy()}"
+            f"{remedy(trainer, 'reduce_lr')}"
         )
     rank_zero_info(
         f"From now on the learning rate is {factor * FACTOR:g} times that of the schedule."
@@ -121,8 +126,44 @@ def reduced(factor: float) -> float:
     return factor * FACTOR
 
 
-def _take_back(path: Path, trainer: Trainer, module: LightningModule) -> None:
-    """Restore networks, average and optimizer from a checkpoint, except for the learning rates."""
+def remedy(trainer: Trainer, on_nan: OnNan) -> str:
+    """The advice in error messages about NaN or infinite numbers, and what is not lost.
+
+    Args:
+        trainer: trainer of the run.
+        on_nan: what the run does about such numbers.
+    """
+    further = "" if on_nan == "reduce_lr" else ", or set --model.on_nan reduce_lr"
+    return (
+        "lower --model.optimizer.lr, clip gradients with --trainer.gradient_clip_val 5, or train "
+        f"in 32-bit precision{further}{_what_is_kept(trainer)}"
+    )
+
+
+def _what_is_kept(trainer: Trainer) -> str:
+    """The end of error messages that stop a run: the checkpoint to go on from, if there is one."""
+    last = written_checkpoint(trainer)
+    if last is None:
+        return "."
+    path, command = short_path(last), resume_command(last)
+    return f" (the last good checkpoint is {path}; go on with: {command})."
+
+
+def _take_back(
+    path: Path,
+    trainer: Trainer,
+    module: LightningModule,
+    settings: Sequence[Mapping[str, Any]],
+) -> None:
+    """Restore networks, average and state of the optimizer from a checkpoint.
+
+    Args:
+        path: the checkpoint.
+        trainer: trainer of the run.
+        module: the module that is trained.
+        settings: the run's own settings of the optimizer's parameter groups, which stay, as do the
+            present learning rates.
+    """
     check_whole(path)
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     trained = content.get(TRAINED, content["state_dict"])
@@ -131,10 +172,11 @@ def _take_back(path: Path, trainer: Trainer, module: LightningModule) -> None:
     if averager is not None and TRAINED in content:
         model: Any = averager._average_model
         model.module.load_state_dict(with_versions(content["state_dict"], model.module))
+        model.n_averaged.copy_(content["averaging_state"]["n_averaged"])
     for optimizer, state in zip(trainer.optimizers, content["optimizer_states"], strict=True):
         rates = [group["lr"] for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
-        arrange_state(optimizer)
+        keep_settings(optimizer, settings)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
     rank_zero_info(f"The weights were restored from {short_path(path)}.")

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from gpd_cli.distributed.last_checkpoint import written_checkpoint
 from gpd_cli.distributed.world import batches_between, saved_exactly
 from gpd_cli.run_folder import BEST, LAST
 from gpd_cli.training.epoch_lines import EpochLines
@@ -72,9 +73,14 @@ class Last(ModelCheckpoint):
         self._took = 0.0  # seconds that writing the latest checkpoint took
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; save the initial weights if the run may have to return to them."""
         super().on_train_start(trainer, pl_module)
         self._written, self._seen = time.monotonic(), trainer.global_step
+        may_return = pl_module.hparams.get("on_nan") == "reduce_lr"
+        if not may_return or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if trainer.strategy.broadcast(written_checkpoint(trainer) is None):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_batch_end(
         self,

@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from gpd_cli.training.epoch_length import is_last_update
+
 SHOWN = ("student_top1", "teacher_top1", "gap")
 """Names of an epoch's scores, which stand after ``train/`` or ``val/`` in the log."""
 SELECTOR = "val/student_top1"
@@ -52,8 +54,9 @@ class EpochScores(Callback):
     def scores(self, trainer: Trainer) -> dict[str, dict[str, float]]:
         """The scores of the epoch that ends, in percent, by stage (train, val) and name."""
         found = {}
-        # Training scores are logged with the epoch's last batch. A run that stops earlier has none.
-        if trainer.is_last_batch:
+        # Training scores are logged with the epoch's last batch. A run that stops earlier has none,
+        # unless it has made all of its updates.
+        if trainer.is_last_batch or is_last_update(trainer, trainer.global_step):
             found["train"] = _named("train/", trainer.callback_metrics)
         if self._validated:
             found["val"] = _named("val/", self._validation(trainer))

@@ -25,7 +25,7 @@ from gpd_cli.distill.static_teacher import (
     load_static_teachers,
 )
 from gpd_cli.distributed.world import broadcast_from_first
-from gpd_cli.errors import DataError
+from gpd_cli.errors import DataError, DivergenceError
 from gpd_cli.models import (
     ModelSpec,
     check_images,
@@ -44,11 +44,19 @@ from gpd_cli.training.averages import (
     find_averager,
     follow_weights,
     has_begun,
+    leave_out_update,
     prepare_loading,
     prepare_training,
     update_of_epoch,
 )
-from gpd_cli.training.broken_numbers import FACTOR, OnNan, are_lost, handle_left_out_step, reduced
+from gpd_cli.training.broken_numbers import (
+    FACTOR,
+    OnNan,
+    are_lost,
+    handle_left_out_step,
+    reduced,
+    remedy,
+)
 from gpd_cli.training.checks import (
     check_callbacks,
     check_counts,
@@ -58,7 +66,14 @@ from gpd_cli.training.checks import (
     check_taught,
     settings_in_vain,
 )
-from gpd_cli.training.epoch_length import ENTRY, EpochLength, updates_done
+from gpd_cli.training.epoch_length import (
+    ENTRY,
+    EpochLength,
+    ends_with_batch,
+    is_last_update,
+    scale_of_loss,
+    updates_done,
+)
 from gpd_cli.training.evaluation import EvaluatedModule
 from gpd_cli.training.memory import apply_grad_checkpointing, apply_recompute_student
 from gpd_cli.training.metrics import RunningAccuracy
@@ -73,11 +88,12 @@ from gpd_cli.training.resuming import (
     check_unfinished,
     group_settings,
     keep_settings,
+    reopen_epoch,
 )
 from gpd_cli.training.settings import default_settings, method_name, plain_settings
 from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_scores import score_static_teachers
-from gpd_cli.training.watch import BatchCheck, StepLeftOut, StepWatch, check_weights
+from gpd_cli.training.watch import BatchCheck, StepLeftOut, StepWatch, are_finite
 from gpd_cli.widening.tensors import Storage
 
 
@@ -373,10 +389,10 @@ class GapPreservingDistillation(EvaluatedModule):
         self._watch.begin(BatchCheck.of(values, images, outputs, self.current_epoch, batch_idx))
         self.log_batch("train", logits, values | {"total": loss.detach()}, labels)
         self._show(logits, labels)
-        if self.trainer.is_last_batch:
+        if ends_with_batch(self.trainer):
             # Logged here, so that callbacks find the scores at the epoch's end.
             self.log_scores("train")
-        return loss
+        return loss * scale_of_loss(self.trainer, batch_idx)
 
     def _show(self, logits: dict[str, Tensor], labels: Tensor) -> None:
         """Update the running accuracies for the progress bar, if there is one.
@@ -411,16 +427,22 @@ class GapPreservingDistillation(EvaluatedModule):
         self._watch.undo()
         with self.trainer.precision_plugin.forward_context():
             lost = self._watch.all_logits_broken and are_lost(self.network, self._images)
-        if not handle_left_out_step(
-            self._watch, self.trainer, self, what, self.hparams["on_nan"], lost
-        ):
-            self._rate_factor = reduced(self._rate_factor)
+        on_nan, settings = self.hparams["on_nan"], self._group_settings
+        if not handle_left_out_step(self._watch, self.trainer, self, what, on_nan, settings, lost):
+            self._rate_factor = reduced(self._rate_factor, self.trainer)
             self._reduce_rates()
+        if (averager := find_averager(self.trainer)) is not None:
+            leave_out_update(averager, self.trainer)
         for weight in weights:
             weight.grad = None
         # A gradient scaler notices infinite gradients by itself, and then skips the optimizer.
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             raise StepLeftOut
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Have the last weights of a run with a limit of updates validated within an epoch, too."""
+        if is_last_update(self.trainer, self.trainer.global_step):
+            self.trainer.should_stop = True
 
     def on_train_epoch_start(self) -> None:
         """Count the epoch's accuracies from zero."""
@@ -522,6 +544,7 @@ class GapPreservingDistillation(EvaluatedModule):
                 method_name(before.get("method")),
                 method_name(self.hparams["method"]),
             )
+            reopen_epoch(checkpoint, checkpoint.get(ENTRY, {}).get("batches"))
             check_unfinished(checkpoint, self.trainer.max_epochs, self.trainer.max_steps)
             check_time_left(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
             check_same_optimizer(before.get("optimizer", {}), self.settings)
@@ -570,7 +593,11 @@ class GapPreservingDistillation(EvaluatedModule):
             DivergenceError: when weights are NaN or infinite.
         """
         self._check_static_teachers()
-        check_weights(self.network, self.trainer.global_step)
+        if not are_finite(self.network):
+            raise DivergenceError(
+                f"The weights became NaN or infinite by step {self.trainer.global_step}; "
+                f"{remedy(self.trainer, self.hparams['on_nan'])}"
+            )
 
     def _check_static_teachers(self) -> None:
         """Raise an error if a static teacher's logits caused the last step to be left out.

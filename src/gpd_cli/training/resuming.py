@@ -50,6 +50,25 @@ def check_unfinished(checkpoint: Mapping[str, Any], max_epochs: int | None, max_
             )
 
 
+def reopen_epoch(checkpoint: Mapping[str, Any], batches: int | None) -> None:
+    """Have an epoch go on within which a run ended, by a limit of updates or an early stop.
+
+    Lightning counts such an epoch as finished, so that a resumed run would never see its rest.
+
+    Args:
+        checkpoint: the checkpoint to resume from, changed in place.
+        batches: number of batches in an epoch of the checkpoint's run; None if it is not known.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    done, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+    is_whole = done["is_last_batch"] or batches is None or done["current"]["processed"] >= batches
+    if is_whole or epochs["current"]["processed"] < epochs["current"]["started"]:
+        return
+    for counts in (epochs["current"], epochs["total"]):
+        counts["processed"] -= 1
+        counts["completed"] = min(counts["completed"], counts["processed"])
+
+
 def check_time_left(checkpoint: Mapping[str, Any], callbacks: Sequence[Callback]) -> None:
     """Check that a run with a time limit has time left.
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from gpd_cli.distill.distillation import Distillation
 from gpd_cli.distributed.world import everywhere, gathered
-from gpd_cli.errors import DivergenceError
 from gpd_cli.teacher.buffers import Buffers
 
 _SHOWN = 3  # most images that a message names
@@ -181,14 +180,9 @@ class StepWatch:
         return self.in_a_row > 0 and self._blamed
 
 
-def check_weights(network: nn.Module, step: int) -> None:
-    """Check that all weights are finite, before the weights are scored or saved.
-
-    Raises:
-        DivergenceError: when a weight is NaN or infinite.
-    """
-    if not everywhere(_finite([parameter.detach() for parameter in network.parameters()])):
-        raise DivergenceError(f"The weights became NaN or infinite by step {step}; {remedy()}")
+def are_finite(network: nn.Module) -> bool:
+    """Whether all weights are finite, in every process; asked before they are scored or saved."""
+    return everywhere(_finite([parameter.detach() for parameter in network.parameters()]))
 
 
 def _finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -199,28 +193,6 @@ def _finite(tensors: Sequence[Tensor]) -> Tensor:
     if sums:
         return sums
     return torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()
-
-
-def remedy(go_on: str = "") -> str:
-    """The advice in error messages about NaN or infinite numbers.
-
-    Args:
-        go_on: text that says how to go on from the last good checkpoint, if there is one.
-    """
-    text = (
-        "lower --model.optimizer.lr, clip gradients with --trainer.gradient_clip_val 5, train in "
-        "32-bit precision, or set --model.on_nan reduce_lr"
-    )
-    return f"{text}{what_is_kept(go_on)}"
-
-
-def what_is_kept(go_on: str = "") -> str:
-    """The end of error messages that stop a run: what is not lost.
-
-    Args:
-        go_on: text that says how to go on from the last good checkpoint, if there is one.
-    """
-    return f" (checkpoints of earlier epochs are kept{go_on})."
 
 
 def overflowing(network: nn.Module, most: float) -> list[str]:
