@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ class Signals(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
         for number in self.at.get(trainer.global_step, []):
             os.kill(os.getpid(), number)
+
+
+@pytest.fixture(autouse=True)
+def heard_hangup() -> Iterator[None]:
+    """Have SIGHUP heard, which `nohup make test` would have ignored by the tests and their runs."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 HEARD = [*ALONE, "--trainer.callbacks+=test_signals.Signals"]
