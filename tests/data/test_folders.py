@@ -224,6 +224,21 @@ def test_images_whose_names_differ_in_zeros_and_case_are_in_one_order(tmp_path: 
     assert orders[0].index("1.png") < orders[0].index("10.png")
 
 
+def test_pictures_of_other_formats_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in GREY:
+        write(tmp_path / "train" / name, name)
+    folder_data(tmp_path, val_fraction=0).setup("fit")
+    assert "left out" not in caplog.text
+    for name in ("a.gif", "b.GIF", "c.heic", "notes.txt"):
+        (tmp_path / "train" / "ant" / name).touch()
+    folder_data(tmp_path, val_fraction=0).setup("fit")
+    assert (
+        "pictures that are left out (2 .gif, 1 .heic); convert them to one of .png" in caplog.text
+    )
+
+
 @pytest.mark.parametrize("splits", [("Train", "Test"), ("Training", "Testing", "Val")])
 def test_splits_may_begin_with_capitals(tmp_path: Path, splits: tuple[str, ...]) -> None:
     for split in splits:

@@ -251,6 +251,22 @@ def report(folder: Path, *arguments: str) -> int:
 FIRST, SECOND = "runs/gpd/version_0", "runs/gpd/version_1"
 
 
+def test_a_report_and_an_evaluation_find_the_data_from_another_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data was named by a path relative to the folder where the run was started."""
+    noise_images(tmp_path, "ab", 40, 16)
+    data = ["--data.dataset", "folder", "--data.root", "images", "--data.in_chans", "1"]
+    assert fit(tmp_path, *ALONE, *data, "--model.num_classes", "2") == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert report(elsewhere, f"../{FIRST}", "--output", "r.html") == 0
+    assert "left out" not in capsys.readouterr().out
+    with chdir(elsewhere):
+        checkpoint = f"../{FIRST}/checkpoints/last.ckpt"
+        assert main(["validate", "--ckpt_path", checkpoint, "--trainer.accelerator", "cpu"]) == 0
+
+
 def test_a_text_of_another_origin_is_not_replaced(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

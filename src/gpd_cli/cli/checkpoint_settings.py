@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from gpd_cli.cli.arguments import IMAGE_DATA
 from gpd_cli.data import ImageSpec
@@ -46,14 +49,53 @@ def settings_of_checkpoint(path: str) -> tuple[dict[str, Any], ImageSpec | None]
     arguments = {name: value for name, value in data.items() if not name.startswith("_")}
     spec = image_spec(content)
     if spec is not None and data.get("_class_path", IMAGE_DATA) == IMAGE_DATA:
-        found = {name: getattr(spec, field) for name, field in _PREPARATION.items()}
-        arguments |= {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in found.items()
-            if value is not None
-        }
+        arguments |= _preparation(spec)
+        if "root" in arguments:
+            arguments["root"] = spec.present_root(arguments["root"])
     settings["data"] = {
         "class_path": data.get("_class_path", IMAGE_DATA),
         "init_args": arguments,
     }
     return settings, spec
+
+
+def settings_of_weights(path: str) -> tuple[dict[str, Any], ImageSpec | None]:
+    """Read how images are prepared, and the classes, from a file that `extract` has written.
+
+    Args:
+        path: path of a file of weights.
+
+    Returns:
+        As `settings_of_checkpoint`, with settings of the data only; nothing and None for files that
+        do not have this description.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        classes, steps = (json.loads(header[name]) for name in ("classes", "preprocessing"))
+        channels, *size = steps["input_size"]
+        is_named = classes != [f"class {number}" for number in range(len(classes))]
+        spec = ImageSpec(
+            class_names=tuple(classes) if is_named else None,
+            size=(size[0], size[1]),
+            channels=channels,
+            mean=tuple(steps["mean"]),
+            std=tuple(steps["std"]),
+            crop_pct=steps["crop_pct"],
+            interpolation=steps["interpolation"],
+            classes=None if is_named else len(classes),
+        )
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError):
+        return {}, None  # a file of another program, or one that is reported when it is loaded
+    arguments = {"image_size": size[0], **_preparation(spec)}
+    return {"data": {"class_path": IMAGE_DATA, "init_args": arguments}}, spec
+
+
+def _preparation(spec: ImageSpec) -> dict[str, Any]:
+    """The settings of the data, by name, that say how images are prepared, as far as known."""
+    found = {name: getattr(spec, field) for name, field in _PREPARATION.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in found.items()
+        if value is not None
+    }

@@ -26,12 +26,13 @@ from gpd_cli.cli.arguments import (
     with_recipes,
     with_values,
 )
-from gpd_cli.cli.checkpoint_settings import settings_of_checkpoint
+from gpd_cli.cli.checkpoint_settings import settings_of_checkpoint, settings_of_weights
 from gpd_cli.cli.completion import print_completion
 from gpd_cli.cli.configurations import (
     check_configurations,
     chosen_checkpoint,
     chosen_image_size,
+    chosen_weights,
     configured_value,
 )
 from gpd_cli.cli.cpu_memory import keep_freed_memory
@@ -81,6 +82,7 @@ class GpdCLI(LightningCLI):
     def __init__(self, arguments: Sequence[str]) -> None:
         self._command = next((a for a in arguments if not a.startswith("-")), "")
         self._checkpoint = self._settings = self._images = self._run = None
+        self._defaults: dict[str, Any] = {}  # those of an evaluation without a checkpoint
         if self._command == "fit":
             arguments, self._run = resumed_run(arguments)
         check_configurations(arguments)
@@ -89,6 +91,9 @@ class GpdCLI(LightningCLI):
             self._checkpoint = chosen_checkpoint(arguments)
         if self._checkpoint not in (None, NEWEST):
             self._settings, self._images = settings_of_checkpoint(self._checkpoint)
+        elif self._checkpoint is None and self._command in EVALUATIONS:
+            weights = chosen_weights(arguments)
+            self._defaults, self._images = settings_of_weights(weights) if weights else ({}, None)
         self._group = next((option for option in arguments if option in HELP_GROUPS), None)
         super().__init__(
             GapPreservingDistillation,
@@ -136,8 +141,8 @@ class GpdCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Make a checkpoint's settings defaults, which configurations and options override."""
         parser.set_defaults({"data": {"class_path": IMAGE_DATA}})
-        if self._settings and self._command in EVALUATIONS:
-            parser.set_defaults(self._settings)
+        if self._command in EVALUATIONS:
+            parser.set_defaults(self._settings or self._defaults)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line; the checkpoint's path is kept from LightningCLI until later.
@@ -297,7 +302,7 @@ class GpdCLI(LightningCLI):
         if self.subcommand not in EVALUATIONS or follow is None:
             return
         if self.subcommand == "predict" and config.images is not None:
-            follow(with_classes(self._images, model.student_weights, self.model.num_classes))
+            follow(with_classes(self._images, self.model.num_classes))
         elif self._images is not None:
             follow(self._images)
 

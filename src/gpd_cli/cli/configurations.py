@@ -23,6 +23,7 @@ from gpd_cli.recipes.names import configuration_name, configuration_path, recipe
 YAML = "gpd"
 """Name of the YAML loader of all parsers, which also understands old forms of settings."""
 _GROUPS = ("model", "data", "trainer")
+_WEIGHTS = "--model.student_weights"
 _IMAGE_SIZE = "--data.image_size"
 _BASE = "config"  # the entry of a configuration that names the one it builds on
 
@@ -120,6 +121,21 @@ def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
             for _, content in _contents([name, value], inline=True):
                 found = content.get(CHECKPOINT.removeprefix("--")) or found
     return found
+
+
+def chosen_weights(arguments: Sequence[str]) -> str | None:
+    """The file of the student's weights that a command line or its last configuration names.
+
+    Args:
+        arguments: the command line; its configurations have been checked to be readable.
+    """
+    found: Any = None
+    for _, content in _contents(arguments, inline=True):
+        if isinstance(model := content.get("model"), dict):
+            found = model.get("student_weights", found)
+    for _, value in occurrences(arguments, (_WEIGHTS,)):
+        found = value
+    return found if isinstance(found, str) else None
 
 
 def configured_value(path: str, key: str) -> Any:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 from dataclasses import replace
-from pathlib import Path
 
 from jsonargparse import Namespace
-from safetensors import safe_open
 
 from gpd_cli.cli.arguments import IMAGE_DATA
 from gpd_cli.data import ImageData
@@ -58,32 +55,15 @@ def pictures_as_data(config: Namespace, spec: ImageSpec | None) -> None:
     config.data.init_args.test_split = ALL
 
 
-def with_classes(spec: ImageSpec | None, weights: str | None, count: int) -> ImageSpec:
+def with_classes(spec: ImageSpec | None, count: int) -> ImageSpec:
     """The description of the images of training, which knows at least the number of classes.
 
     Pictures name no classes, since their folders may be called as one likes.
 
     Args:
-        spec: the description from a checkpoint; None without a checkpoint.
-        weights: the file with the student's weights, if there is no checkpoint. If `extract` wrote
-            it, it has the names of the classes.
+        spec: the description from the checkpoint or the file of weights; None if it has none.
         count: the number of the network's classes.
     """
     spec = spec or ImageSpec()
-    if spec.class_names is not None or spec.classes is not None:
-        return spec
-    return replace(spec, class_names=_names_in(weights, count), classes=count)
-
-
-def _names_in(weights: str | None, count: int) -> tuple[str, ...] | None:
-    """The names of the classes in a file of `extract`; None where there are none."""
-    if weights is None or Path(weights).suffix != ".safetensors":
-        return None
-    with safe_open(weights, framework="pt") as file:
-        text = (file.metadata() or {}).get("classes", "null")
-    try:
-        names = json.loads(text)
-    except ValueError:  # another program's
-        return None
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if is_list and len(names) == count else None
+    is_known = spec.class_names is not None or spec.classes is not None
+    return spec if is_known else replace(spec, classes=count)

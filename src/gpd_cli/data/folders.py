@@ -10,7 +10,7 @@ from typing import BinaryIO
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data import ImageDataset
 
-from gpd_cli.data.image_files import image_files
+from gpd_cli.data.image_files import image_files, pictures_left_out
 from gpd_cli.data.sources import UNKNOWN, FileSource, hold_out
 from gpd_cli.errors import DataError
 
@@ -45,6 +45,7 @@ def read_tree(folder: Path) -> FileSource:
             f"class, {folder.name}/CLASS/IMAGE."
         )
     names = sorted({name for (name,) in first})
+    _remark_on_left_out(folder)
     reader.class_to_idx = {name: number for number, name in enumerate(names)}
     reader.samples = [
         (path, reader.class_to_idx[name])
@@ -126,6 +127,7 @@ def read_pictures(place: Path, names: Sequence[str]) -> FileSource:
         reader = _Files([str(place)], place.parent)
     else:
         reader = _images_below(place)
+        _remark_on_left_out(place)
         numbers = {name: number for number, name in enumerate(names)}
         reader.samples = [
             (path, next((numbers[p] for p in _parents(path, place) if p in numbers), UNKNOWN))
@@ -139,6 +141,16 @@ def read_pictures(place: Path, names: Sequence[str]) -> FileSource:
     source = FileSource(ImageDataset(str(place), reader=reader))
     source.class_names = list(names)
     return source
+
+
+def _remark_on_left_out(folder: Path) -> None:
+    """Remark on pictures in formats that are not read, and on classes that have no others."""
+    if left_out := pictures_left_out(folder, EXTENSIONS):
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in left_out.items())
+        rank_zero_info(
+            f"'{folder}' has pictures that are left out ({counts}); convert them to one of "
+            f"{', '.join(EXTENSIONS)}."
+        )
 
 
 def _images_below(folder: Path) -> _Files:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from gpd_cli.errors import DataError
+
+# Suffixes of pictures of cameras, telephones and the web.
+_UNREAD = frozenset(
+    (".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".dng")
+)
 
 
 def image_files(folder: Path, extensions: Collection[str]) -> list[str]:
@@ -24,6 +30,17 @@ def image_files(folder: Path, extensions: Collection[str]) -> list[str]:
         DataError: when a folder cannot be read, or a link is broken.
     """
     return sorted(_below(str(folder), (), tuple(extensions)), key=_natural)
+
+
+def pictures_left_out(folder: Path, extensions: Collection[str]) -> dict[str, int]:
+    """Count the pictures below a folder whose formats are not read, by suffix in lower case.
+
+    Args:
+        folder: the folder to search.
+        extensions: suffixes of the images that are read, in lower case.
+    """
+    others = _below(str(folder), (), tuple(_UNREAD - set(extensions)))
+    return dict(sorted(Counter(Path(path).suffix.lower() for path in others).items()))
 
 
 def _natural(path: str) -> tuple[list[str | int], str]:

@@ -47,6 +47,15 @@ class ImageSpec:
     classes: int | None = None
     draw: str | None = None
 
+    def present_root(self, given: str | None) -> str | None:
+        """The folder of the data set as it is given, or if there is none, its place in training.
+
+        Args:
+            given: a path that may be relative to the folder in which the training was started.
+        """
+        is_there = given is None or self.root is None or Path(given).exists()
+        return given if is_there or not Path(str(self.root)).exists() else self.root
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, which JSON can hold."""
         plain = asdict(self)

@@ -146,7 +146,10 @@ def load_tensors(
         raise WeightsError(f"{source} cannot be used: {key} is of {kind}; give another file.")
     fitted = fit_tensors(model, read, ignore=ignore, new_classifier=new_classifier, prefer=prefer)
     if fitted.misfits:
-        remedy = "is it for another architecture or class count?"
+        remedy = (
+            "is it for another architecture or class count, or from a network with other "
+            "constructor arguments (--model.student_args, --model.static_teacher.args)?"
+        )
         if fitted.remedy:
             remedy = f"{fitted.remedy}."
         elif fitted.classes and hint:

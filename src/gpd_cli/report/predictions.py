@@ -264,8 +264,10 @@ def _data(checkpoint: Path) -> LightningDataModule:
             "the folder of its module on PYTHONPATH."
         )
     arguments = {name: value for name, value in settings.items() if not name.startswith("_")}
-    data: Any = cls(**arguments)
     trained = image_spec(content)
+    if trained is not None and cls is ImageData:
+        arguments["root"] = trained.present_root(arguments.get("root"))
+    data: Any = cls(**arguments)
     if trained is not None and hasattr(data, "follow"):
         data.follow(trained)  # number classes by name, since the folders may have changed
     return data  # type: ignore[no-any-return]
