@@ -426,6 +426,27 @@ def test_weights_trained_in_half_precision_are_averaged_in_full(tmp_path: Path) 
     assert not torch.equal(average, raw.float())
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_an_average_and_its_validation_change_no_number(tmp_path: Path, precision: str) -> None:
+    """Neither the trained weights, which are the same without average, nor the average itself."""
+    options = [*ALONE, "--trainer.precision", precision, "--data.image_size", "32"]
+    average = averaged_by("gpd_cli.EMA")
+    assert fit(tmp_path, *options, epochs=2) == 0
+    assert fit(tmp_path, *options, *average, epochs=2) == 0
+    assert fit(tmp_path, *options, *average, "--trainer.limit_val_batches", "0", epochs=2) == 0
+    alone, averaged, unvalidated = (saved(tmp_path, number) for number in range(3))
+    assert_same(alone["state_dict"], averaged["current_model_state"])
+    assert_same(averaged["state_dict"], unvalidated["state_dict"])
+    fc = averaged["state_dict"]["network.network.fc.weight"]
+    assert fc.dtype == (torch.float64 if precision == "64-true" else torch.float32)
+    last = str(run(tmp_path, 1) / "checkpoints" / "last.ckpt")
+    assert fit(tmp_path, *options, *average, "--ckpt_path", last, epochs=3) == 0
+    assert fit(tmp_path, *options, *average, epochs=3) == 0
+    if precision == "64-true":
+        weights = [saved(tmp_path, number)["state_dict"].values() for number in (3, 4)]
+        assert all(tensor.dtype != torch.float32 for tensor in weights[0])
+
+
 @pytest.mark.slow
 def test_two_processes_score_both_weights_as_they_are_exported(tmp_path: Path) -> None:
     options = [*averaged_by("gpd_cli.EMA"), "--trainer.devices", "2", "--data.batch_size", "32"]

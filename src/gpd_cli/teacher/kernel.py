@@ -20,8 +20,19 @@ from gpd_cli.widening.plan import Index, TensorPlan
 from gpd_cli.widening.tensors import Storage, complete_, largest, stored_scales
 
 
-def _student_kernel(merged: Tensor, block: tuple[Index, ...], scale: Tensor | None) -> Tensor:
-    """The student's block of a merged tensor, at the student's scale, contiguous."""
+def _student_kernel(
+    merged: Tensor, block: tuple[Index, ...], scale: Tensor | None, copied: bool = False
+) -> Tensor:
+    """The student's block of a merged tensor, at the student's scale, contiguous.
+
+    Args:
+        merged: the merged tensor.
+        block: the index of the block.
+        scale: factor to the student's scale; None stands for 1.
+        copied: whether the result has memory of its own even where the block is contiguous.
+    """
+    if scale is None and copied:
+        return merged[block].clone(memory_format=torch.contiguous_format)
     return (merged[block] if scale is None else merged[block] * scale).contiguous()
 
 
@@ -46,10 +57,8 @@ class _BothKernels(torch.autograd.Function):
         ctx.save_for_backward(teacher_scale, student_scale)
         ctx.block, ctx.mixed, ctx.shape = block, mixed, merged.shape
         ctx.set_materialize_grads(False)
-        student = _student_kernel(merged, block, student_scale)
-        if in_place and student._is_view():
-            # The block is contiguous in the merged tensor, whose memory the teacher's kernel takes.
-            student = student.clone()
+        # In place, the teacher's kernel takes the memory of the merged tensor.
+        student = _student_kernel(merged, block, student_scale, copied=in_place)
         if teacher_scale is None:
             return merged.view_as(merged), student
         if in_place:

@@ -65,7 +65,7 @@ class Pair(nn.Module):
         if self.plan.runs_again and torch.is_grad_enabled():
             return self._forward_with_grad_checkpointing(images)
         with self._merged_once():
-            weights = self._weights()
+            weights = self._weights_of_step()
             if self.recompute_student and torch.is_grad_enabled():
                 # The student runs first, so that the backward pass goes through the teacher first.
                 student = recomputed(self.narrow, weights, images)
@@ -83,10 +83,7 @@ class Pair(nn.Module):
         for name, weight in self._weights().items():
             owner, leaf = self._owner(name)
             owner.__dict__[leaf] = weight
-        # Reading a parametrized weight merges its branches; `SharedKernel` then holds the result.
-        for module in self.teacher.modules():
-            for leaf in getattr(module, "parametrizations", {}):
-                getattr(module, leaf)
+        self._merge_kernels()
         buffers = FirstRunBuffers(self)
         with buffers.recorded():
             # The teacher runs first, as in other runs, so that random draws have the same order.
@@ -94,6 +91,19 @@ class Pair(nn.Module):
             logits = self.narrow(images), teacher
         buffers.prepare_backward(logits, self.forget)
         return logits
+
+    def _weights_of_step(self) -> dict[str, Tensor]:
+        """The student's weights by name; after it, all kernels of the teacher are merged as well.
+
+        Compiled networks need this, since merging has to happen outside of them.
+        """
+        return self._weights()  # which merges the kernels for both networks
+
+    def _merge_kernels(self) -> None:
+        """Merge all kernels of the teacher, which are then cached, or held by `SharedKernel`."""
+        for module in self.teacher.modules():
+            for leaf in getattr(module, "parametrizations", {}):
+                getattr(module, leaf)
 
     def one_by_one(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the result of `forward` with less memory, each network by itself.

@@ -37,5 +37,9 @@ class Unshared(Pair):
         unshared.certificate = pair.certificate
         return unshared
 
+    def _weights_of_step(self) -> dict[str, Tensor]:
+        self._merge_kernels()
+        return self._weights()
+
     def _weight(self, name: str, merged: bool = True) -> Tensor:
         return self.narrow.get_parameter(name)

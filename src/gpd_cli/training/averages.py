@@ -43,6 +43,7 @@ class _LoadableAverage(AveragedModel):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
+        _widen_types(self.state_dict(keep_vars=True), state_dict)
         return super().load_state_dict(with_versions(state_dict, self), strict, assign)
 
 
@@ -78,11 +79,12 @@ def has_begun(averager: WeightAveraging) -> bool:
 
 
 def prepare_training(averager: WeightAveraging, module: LightningModule) -> None:
-    """Prepare an average for training: choose its device, and have integer buffers copied.
+    """Prepare an average for training: device, number types, and integer buffers to be copied.
 
     An average without a device setting is moved to the device of the trained module. Lightning
-    creates the average on the CPU, before the module is moved to its device, so that every update
-    would copy all weights between the two devices.
+    creates the average on the CPU, before the module is moved to its device and converted to its
+    number type, so that every update would copy all weights between the two devices, and an
+    average in float32 would round the weights of a run in float64 whenever it is validated.
 
     Args:
         averager: the run's averaging callback.
@@ -91,10 +93,53 @@ def prepare_training(averager: WeightAveraging, module: LightningModule) -> None
     model = _averaged_model(averager)
     if averager._device is None:
         model.to(module.device)
+    tensors = dict(enumerate(_tensors(module)))
+    _widen_types(dict(enumerate(_tensors(model.module))), tensors)
+    _keep_average_exact(averager)
     if model.avg_fn is not None:
         model.avg_fn = _copying_an_integer(model.avg_fn)
     else:
         model.multi_avg_fn = copying_integers(model.multi_avg_fn or get_swa_multi_avg_fn())
+
+
+def _widen_types(averages: Mapping[Any, Any], others: Mapping[Any, Any]) -> None:
+    """Convert an average's tensors of floating point to types that hold other tensors exactly.
+
+    Args:
+        averages: the average's tensors, by any keys; their data is replaced.
+        others: the tensors to hold, by the same keys.
+    """
+    for key, average in averages.items():
+        other = others.get(key)
+        if isinstance(other, Tensor) and _has_mean(average) and _has_mean(other):
+            average.data = average.data.to(torch.promote_types(average.dtype, other.dtype))
+
+
+def _keep_average_exact(averager: WeightAveraging) -> None:
+    """Have validation leave an average as it is whose weights are trained in a shorter type.
+
+    Lightning swaps average and trained weights before a validation and after it, and would so
+    round the average to the type of the weights.
+
+    Args:
+        averager: the run's averaging callback, changed in place.
+    """
+    swap, kept = averager._swap_models, list[Tensor]()
+
+    def swapped(pl_module: LightningModule) -> None:
+        ours = list(_tensors(_averaged_model(averager).module))
+        if kept:
+            swap(pl_module)
+            for average, exact in zip(ours, kept, strict=True):
+                average.data.copy_(exact)
+            kept.clear()
+            return
+        pairs = zip(ours, _tensors(pl_module), strict=True)
+        if any(average.dtype != weight.dtype for average, weight in pairs):
+            kept.extend(average.data.clone() for average in ours)
+        swap(pl_module)
+
+    averager._swap_models = swapped  # type: ignore[method-assign]
 
 
 def copying_integers(averaging: AveragingFunction) -> AveragingFunction:
