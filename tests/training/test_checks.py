@@ -1,5 +1,6 @@
 """Settings that each make sense and together do not, as the command says it."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import chdir
@@ -243,3 +244,26 @@ def test_a_warm_up_that_is_too_long_is_said(
     told = [text for text in caplog.messages if "ends within its warm-up" in text]
     assert len(told) == said
     assert all("the learning rate 0.05" in text for text in told)
+
+
+def test_images_normalized_otherwise_than_for_published_weights_are_pointed_out(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For a student and a static teacher."""
+    weights = folder / "published.pth"
+    torch.save(timm.create_model("resnet18", num_classes=10, **SMALL).state_dict(), weights)
+    overlay = {"file": str(weights), "mean": [0.25], "std": [0.5], "num_classes": 10}
+    asked = json.dumps({**SMALL, "pretrained": True, "pretrained_cfg_overlay": overlay})
+    taught = ["--model.static_teacher.name", "resnet18", "--model.static_teacher.args", asked]
+    added = ["--data.mean", "[0.25]", "--data.std", "[0.5]"]
+    said = "were trained on images with mean [0.25] and standard deviation [0.5], but those of this"
+    assert fit("--model.student_args", asked) == 0
+    assert f"The published weights of the student resnet18 {said}" in caplog.text
+    assert "add --data.mean '[0.25]' --data.std '[0.5]'." in caplog.text
+    caplog.clear()
+    assert fit(*taught) == 0
+    assert f"The published weights of static teacher resnet18 (pretrained) {said}" in caplog.text
+    caplog.clear()
+    assert fit("--model.student_args", asked, *taught, *added) == 0
+    assert fit() == 0
+    assert "published weights" not in caplog.text

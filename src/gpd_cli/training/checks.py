@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
@@ -17,6 +18,7 @@ from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
 from gpd_cli.branches import ALL_LAYERS, BranchInit, branch_names
+from gpd_cli.data import ImageSpec
 from gpd_cli.errors import DataError, TrainingError, WeightsError, no_effect
 from gpd_cli.teacher.networks import layer_patterns
 from gpd_cli.training.settings import method_name
@@ -147,6 +149,34 @@ def settings_in_vain(
         yield f"{no_effect('model', names)} without branches; add --model.branches 6."
     elif has_teacher and "branch_width" in names and "1x1_kxk" not in branches:
         yield f"{no_effect('model', ['branch_width'])} without the branch 1x1_kxk."
+
+
+def other_statistics(what: str, network: nn.Module, images: ImageSpec | None) -> str | None:
+    """Remark on images that are normalized otherwise than those of published weights.
+
+    Args:
+        what: the network in words.
+        network: a network of timm with published weights, which states mean and deviation.
+        images: description of the run's images; None if it is not known.
+
+    Returns:
+        The remark, with the remedy; None if mean and deviation are the same, or not known.
+    """
+    config = getattr(network, "pretrained_cfg", None) or {}
+    theirs = [tuple(config.get(name) or ()) for name in ("mean", "std")]
+    ours = [] if images is None else [images.mean or (), images.std or ()]
+    if [len(values) for values in theirs] != [len(values) for values in ours] or not all(theirs):
+        return None
+    if torch.allclose(torch.tensor(theirs), torch.tensor(ours), atol=1e-3):
+        return None
+    (mean, std), (own_mean, own_std) = (
+        [str([round(x, 3) for x in values]) for values in pair] for pair in (theirs, ours)
+    )
+    return (
+        f"The published weights of {what} were trained on images with mean {mean} and standard "
+        f"deviation {std}, but those of this run have {own_mean} and {own_std}; add --data.mean "
+        f"'{mean}' --data.std '{std}'."
+    )
 
 
 def changed_branch_settings(layers: Sequence[str], init: BranchInit, width: float) -> list[str]:

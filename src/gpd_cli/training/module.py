@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -64,6 +64,7 @@ from gpd_cli.training.checks import (
     check_same_parts,
     check_start,
     check_taught,
+    other_statistics,
     settings_in_vain,
 )
 from gpd_cli.training.epoch_length import (
@@ -341,6 +342,8 @@ class GapPreservingDistillation(EvaluatedModule):
         defaults = plain_settings(default_settings(GapPreservingDistillation))
         for remark in settings_in_vain(self.hparams, defaults, isinstance(self.network, Pair)):
             rank_zero_info(remark)
+        for remark in self._remarks_on_statistics():
+            rank_zero_info(remark)
         layers = layer_patterns(self.hparams["branch_layers"])
         if empty := layers_in_vain(self.network.outline(), self._branch_names(), layers):
             rank_zero_info(empty)
@@ -598,6 +601,19 @@ class GapPreservingDistillation(EvaluatedModule):
                 f"The weights became NaN or infinite by step {self.trainer.global_step}; "
                 f"{remedy(self.trainer, self.hparams['on_nan'])}"
             )
+
+    def _remarks_on_statistics(self) -> Iterator[str]:
+        """Remark on networks with published weights whose images were normalized otherwise."""
+        images, given = ImageSpec.of(self._data()), self.hparams
+        if wants_published(given["student"], given["student_args"]):
+            student = self.network.outline()
+            if remark := other_statistics(f"the student {given['student']}", student, images):
+                yield remark
+        for teacher in [] if self.distillation is None else self.distillation.teachers:
+            if teacher.is_published and (
+                remark := other_statistics(teacher.title, teacher.network, images)
+            ):
+                yield remark
 
     def _check_static_teachers(self) -> None:
         """Raise an error if a static teacher's logits caused the last step to be left out.
