@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data import ImageDataset
 
-from gpd_cli.data.image_files import image_files, pictures_left_out
+from gpd_cli.data.image_files import image_files
 from gpd_cli.data.sources import UNKNOWN, FileSource, hold_out
 from gpd_cli.errors import DataError
 
@@ -45,7 +45,7 @@ def read_tree(folder: Path) -> FileSource:
             f"class, {folder.name}/CLASS/IMAGE."
         )
     names = sorted({name for (name,) in first})
-    _remark_on_left_out(folder)
+    _remark_on_left_out(reader)
     reader.class_to_idx = {name: number for number, name in enumerate(names)}
     reader.samples = [
         (path, reader.class_to_idx[name])
@@ -127,7 +127,7 @@ def read_pictures(place: Path, names: Sequence[str]) -> FileSource:
         reader = _Files([str(place)], place.parent)
     else:
         reader = _images_below(place)
-        _remark_on_left_out(place)
+        _remark_on_left_out(reader)
         numbers = {name: number for number, name in enumerate(names)}
         reader.samples = [
             (path, next((numbers[p] for p in _parents(path, place) if p in numbers), UNKNOWN))
@@ -143,19 +143,20 @@ def read_pictures(place: Path, names: Sequence[str]) -> FileSource:
     return source
 
 
-def _remark_on_left_out(folder: Path) -> None:
-    """Remark on pictures in formats that are not read, and on classes that have no others."""
-    if left_out := pictures_left_out(folder, EXTENSIONS):
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in left_out.items())
+def _remark_on_left_out(reader: _Files) -> None:
+    """Remark on pictures in formats that are not read, of which a class may have no others."""
+    if reader.left_out:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in reader.left_out.items())
         rank_zero_info(
-            f"'{folder}' has pictures that are left out ({counts}); convert them to one of "
+            f"'{reader.root}' has pictures that are left out ({counts}); convert them to one of "
             f"{', '.join(EXTENSIONS)}."
         )
 
 
 def _images_below(folder: Path) -> _Files:
     """All images below a folder, except those in hidden folders; all without labels."""
-    return _Files(image_files(folder, EXTENSIONS), folder)
+    paths, left_out = image_files(folder, EXTENSIONS)
+    return _Files(paths, folder, left_out)
 
 
 def _parents(path: str, folder: Path) -> tuple[str, ...]:
@@ -169,12 +170,15 @@ class _Files:
     Args:
         paths: paths of the images.
         root: a folder that contains all images.
+        left_out: number of pictures in formats that are not read, by suffix.
     """
 
-    def __init__(self, paths: Sequence[str], root: Path) -> None:
+    def __init__(
+        self, paths: Sequence[str], root: Path, left_out: Mapping[str, int] | None = None
+    ) -> None:
         self.samples = [(path, UNKNOWN) for path in paths]
         self.class_to_idx: dict[str, int] = {}
-        self.root = root
+        self.root, self.left_out = root, left_out or {}
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         path, label = self.samples[index]

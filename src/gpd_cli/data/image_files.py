@@ -16,8 +16,8 @@ _UNREAD = frozenset(
 )
 
 
-def image_files(folder: Path, extensions: Collection[str]) -> list[str]:
-    """The paths of all images below a folder, in natural order (2 before 10).
+def image_files(folder: Path, extensions: Collection[str]) -> tuple[list[str], dict[str, int]]:
+    """Find all images below a folder.
 
     Symbolic links are followed, except for links to a folder that contains the link. Hidden folders
     are left out, and so are folders, pipes and devices with the name of an image.
@@ -26,21 +26,18 @@ def image_files(folder: Path, extensions: Collection[str]) -> list[str]:
         folder: the folder to search.
         extensions: suffixes of image files, in lower case.
 
+    Returns:
+        The paths of the images, in natural order (2 before 10), and the number of pictures in other
+        formats, by suffix in lower case.
+
     Raises:
         DataError: when a folder cannot be read, or a link is broken.
     """
-    return sorted(_below(str(folder), (), tuple(extensions)), key=_natural)
-
-
-def pictures_left_out(folder: Path, extensions: Collection[str]) -> dict[str, int]:
-    """Count the pictures below a folder whose formats are not read, by suffix in lower case.
-
-    Args:
-        folder: the folder to search.
-        extensions: suffixes of the images that are read, in lower case.
-    """
-    others = _below(str(folder), (), tuple(_UNREAD - set(extensions)))
-    return dict(sorted(Counter(Path(path).suffix.lower() for path in others).items()))
+    wanted, paths, others = tuple(extensions), list[str](), list[str]()
+    for path in _below(str(folder), (), (*wanted, *_UNREAD)):
+        (paths if path.lower().endswith(wanted) else others).append(path)
+    counts = Counter(path[path.rindex(".") :].lower() for path in others)
+    return sorted(paths, key=_natural), dict(sorted(counts.items()))
 
 
 def _natural(path: str) -> tuple[list[str | int], str]:
