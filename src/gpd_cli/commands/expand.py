@@ -24,7 +24,8 @@ from gpd_cli.teacher.description import Description
 from gpd_cli.teacher.expansion import DEFAULT_NOISE, expand
 from gpd_cli.teacher.networks import layer_patterns
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.training.checks import changed_branch_settings, check_start
+from gpd_cli.training.checks import check_start
+from gpd_cli.training.remarks import changed_branch_settings
 from gpd_cli.widening.describe import plan_text
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.search.find import find_plan

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
@@ -17,19 +16,7 @@ from lightning.pytorch.callbacks import (
 from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
-from gpd_cli.branches import ALL_LAYERS, BranchInit, branch_names
-from gpd_cli.data import ImageSpec
-from gpd_cli.errors import DataError, TrainingError, WeightsError, no_effect
-from gpd_cli.teacher.networks import layer_patterns
-from gpd_cli.training.settings import method_name
-
-OF_STATIC_TEACHERS = (
-    "method",
-    "stages",
-    "static_weight",
-    "static_warmup_epochs",
-)
-"""Settings that have an effect only if there is a static teacher."""
+from gpd_cli.errors import DataError, TrainingError, WeightsError
 
 
 def check_taught(ce_weight: float, static_weight: float, distilled: bool) -> None:
@@ -119,91 +106,6 @@ def check_start(student_weights: str | Path | bool | None, branch_init: str) -> 
             "from --model.student_weights or published weights; set --model.branch_init zero for a "
             "trained student."
         )
-
-
-def settings_in_vain(
-    hparams: Mapping[str, Any], defaults: Mapping[str, Any], has_teacher: bool
-) -> Iterator[str]:
-    """Remark on settings that were changed but have no effect in this run.
-
-    Args:
-        hparams: the run's settings, as plain values by name.
-        defaults: defaults of all settings that have one, as plain values by name.
-        has_teacher: whether there is a dynamic teacher.
-
-    Yields:
-        A sentence, with the remedy, about settings that need a static teacher, and one about
-        settings that need branches.
-    """
-
-    def changed(names: Iterable[str]) -> list[str]:
-        return [name for name in names if _settings(hparams[name]) != _settings(defaults[name])]
-
-    if hparams["static_teacher"]["name"] is None and (names := changed(OF_STATIC_TEACHERS)):
-        remedy = "add --model.static_teacher.name"
-        yield f"{no_effect('model', names)} without a static teacher; {remedy}."
-    layers, init = layer_patterns(hparams["branch_layers"]), hparams["branch_init"]
-    names = changed_branch_settings(layers, init, hparams["branch_width"])
-    branches = branch_names(hparams["branches"], init)
-    if has_teacher and names and not branches:
-        yield f"{no_effect('model', names)} without branches; add --model.branches 6."
-    elif has_teacher and "branch_width" in names and "1x1_kxk" not in branches:
-        yield f"{no_effect('model', ['branch_width'])} without the branch 1x1_kxk."
-
-
-def other_statistics(what: str, network: nn.Module, images: ImageSpec | None) -> str | None:
-    """Remark on images that are normalized otherwise than those of published weights.
-
-    Args:
-        what: the network in words.
-        network: a network of timm with published weights, which states mean and deviation.
-        images: description of the run's images; None if it is not known.
-
-    Returns:
-        The remark, with the remedy; None if mean and deviation are the same, or not known.
-    """
-    config = getattr(network, "pretrained_cfg", None) or {}
-    theirs = [tuple(config.get(name) or ()) for name in ("mean", "std")]
-    ours = [] if images is None else [images.mean or (), images.std or ()]
-    if [len(values) for values in theirs] != [len(values) for values in ours] or not all(theirs):
-        return None
-    if torch.allclose(torch.tensor(theirs), torch.tensor(ours), atol=1e-3):
-        return None
-    (mean, std), (own_mean, own_std) = (
-        [str([round(x, 3) for x in values]) for values in pair] for pair in (theirs, ours)
-    )
-    return (
-        f"The published weights of {what} were trained on images with mean {mean} and standard "
-        f"deviation {std}, but those of this run have {own_mean} and {own_std}; add --data.mean "
-        f"'{mean}' --data.std '{std}'."
-    )
-
-
-def changed_branch_settings(layers: Sequence[str], init: BranchInit, width: float) -> list[str]:
-    """Names of the settings of branches that do not have their defaults.
-
-    Args:
-        layers: patterns of the layers that get branches.
-        init: initial values of the branches.
-        width: inner channels of the ``1x1_kxk`` branch, relative to the paper's.
-    """
-    changed = {
-        "branch_layers": tuple(layers) != ALL_LAYERS,
-        "branch_init": init != "zero",
-        "branch_width": width != 1,
-    }
-    return [name for name in changed if changed[name]]
-
-
-def _settings(value: Any) -> Any:
-    """A value in a form that can be compared.
-
-    A method becomes its class name and settings, since its class has several import paths; other
-    values are returned as they are.
-    """
-    if isinstance(value, Mapping):
-        return method_name(value), value["init_args"]
-    return value
 
 
 def check_same_parts(

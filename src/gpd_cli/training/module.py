@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gpd_cli.branches import BranchInit, branch_names, layers_in_vain
+from gpd_cli.branches import BranchInit, branch_names
 from gpd_cli.data import ImageSpec
 from gpd_cli.distill.distillation import Distillation
 from gpd_cli.distill.methods import KD, Batch, Method
@@ -64,8 +64,6 @@ from gpd_cli.training.checks import (
     check_same_parts,
     check_start,
     check_taught,
-    other_statistics,
-    settings_in_vain,
 )
 from gpd_cli.training.epoch_length import (
     ENTRY,
@@ -82,6 +80,7 @@ from gpd_cli.training.optimization import configure, updates_in_epoch
 from gpd_cli.training.optimizers import OptimizerSettings, suitable_storage
 from gpd_cli.training.progress import GapProgressBar
 from gpd_cli.training.reduction import average_merged_kernels
+from gpd_cli.training.remarks import remarks
 from gpd_cli.training.resuming import (
     ScheduleClock,
     check_same_optimizer,
@@ -340,13 +339,9 @@ class GapPreservingDistillation(EvaluatedModule):
         broadcast_from_first((self.get_parameter(name) for name in self._averaged), self.device)
         rank_zero_info(summary(self.spec.name, self.network))
         defaults = plain_settings(default_settings(GapPreservingDistillation))
-        for remark in settings_in_vain(self.hparams, defaults, isinstance(self.network, Pair)):
+        images = ImageSpec.of(self._data())
+        for remark in remarks(self.hparams, defaults, self.network, self.distillation, images):
             rank_zero_info(remark)
-        for remark in self._remarks_on_statistics():
-            rank_zero_info(remark)
-        layers = layer_patterns(self.hparams["branch_layers"])
-        if empty := layers_in_vain(self.network.outline(), self._branch_names(), layers):
-            rank_zero_info(empty)
         trainer = self.trainer
         if self.distillation is not None and not self._static_scores:
             teachers = self.distillation.teachers
@@ -602,19 +597,6 @@ class GapPreservingDistillation(EvaluatedModule):
                 f"{remedy(self.trainer, self.hparams['on_nan'])}"
             )
 
-    def _remarks_on_statistics(self) -> Iterator[str]:
-        """Remark on networks with published weights whose images were normalized otherwise."""
-        images, given = ImageSpec.of(self._data()), self.hparams
-        if wants_published(given["student"], given["student_args"]):
-            student = self.network.outline()
-            if remark := other_statistics(f"the student {given['student']}", student, images):
-                yield remark
-        for teacher in [] if self.distillation is None else self.distillation.teachers:
-            if teacher.is_published and (
-                remark := other_statistics(teacher.title, teacher.network, images)
-            ):
-                yield remark
-
     def _check_static_teachers(self) -> None:
         """Raise an error if a static teacher's logits caused the last step to be left out.
 
@@ -667,17 +649,13 @@ class GapPreservingDistillation(EvaluatedModule):
     def _static_titles(self) -> list[str]:
         return [] if self.distillation is None else [t.title for t in self.distillation.teachers]
 
-    def _branch_names(self) -> tuple[str, ...]:
-        """Names of the branches that were asked for, besides the main kernel."""
-        return branch_names(self.hparams["branches"], self.hparams["branch_init"])
-
     def _description(self, images: ImageSpec | None = None) -> dict[str, Any]:
         chosen = self.hparams
         return describe_run(
             self.network,
             self.spec,
             self.image_shape,
-            self._branch_names(),
+            branch_names(chosen["branches"], chosen["branch_init"]),
             layer_patterns(chosen["branch_layers"]),
             self.storage,
             chosen["branch_width"],

@@ -1,0 +1,142 @@
+"""Remarks on a run before it trains: settings in vain, images unlike those of published weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpd_cli.branches import ALL_LAYERS, BranchInit, branch_names, layers_in_vain
+from gpd_cli.data import ImageSpec
+from gpd_cli.distill.distillation import Distillation
+from gpd_cli.errors import no_effect
+from gpd_cli.models import wants_published
+from gpd_cli.teacher.networks import Alone, layer_patterns
+from gpd_cli.teacher.pair import Pair
+from gpd_cli.training.settings import method_name
+
+OF_STATIC_TEACHERS = (
+    "method",
+    "stages",
+    "static_weight",
+    "static_warmup_epochs",
+)
+"""Settings that have an effect only if there is a static teacher."""
+
+
+def remarks(
+    hparams: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    network: Pair | Alone,
+    distillation: Distillation | None,
+    images: ImageSpec | None,
+) -> Iterator[str]:
+    """Yield all remarks on a run, a sentence each.
+
+    Args:
+        hparams: the run's settings, as plain values by name.
+        defaults: defaults of all settings that have one, as plain values by name.
+        network: the networks that are trained.
+        distillation: the distillation from static teachers, if there is one.
+        images: description of the run's images; None if it is not known.
+    """
+    yield from settings_in_vain(hparams, defaults, isinstance(network, Pair))
+    name = hparams["student"]
+    teachers = [] if distillation is None else distillation.teachers
+    published = [(teacher.title, teacher.network) for teacher in teachers if teacher.is_published]
+    if wants_published(name, hparams["student_args"]):
+        published.insert(0, (f"the student {name}", network.outline()))
+    for what, one in published:
+        if remark := other_statistics(what, one, images):
+            yield remark
+    branches = branch_names(hparams["branches"], hparams["branch_init"])
+    layers = layer_patterns(hparams["branch_layers"])
+    if remark := layers_in_vain(network.outline(), branches, layers):
+        yield remark
+
+
+def settings_in_vain(
+    hparams: Mapping[str, Any], defaults: Mapping[str, Any], has_teacher: bool
+) -> Iterator[str]:
+    """Remark on settings that were changed but have no effect in this run.
+
+    Args:
+        hparams: the run's settings, as plain values by name.
+        defaults: defaults of all settings that have one, as plain values by name.
+        has_teacher: whether there is a dynamic teacher.
+
+    Yields:
+        A sentence, with the remedy, about settings that need a static teacher, and one about
+        settings that need branches.
+    """
+
+    def changed(names: Iterable[str]) -> list[str]:
+        return [name for name in names if _settings(hparams[name]) != _settings(defaults[name])]
+
+    if hparams["static_teacher"]["name"] is None and (names := changed(OF_STATIC_TEACHERS)):
+        remedy = "add --model.static_teacher.name"
+        yield f"{no_effect('model', names)} without a static teacher; {remedy}."
+    layers, init = layer_patterns(hparams["branch_layers"]), hparams["branch_init"]
+    names = changed_branch_settings(layers, init, hparams["branch_width"])
+    branches = branch_names(hparams["branches"], init)
+    if has_teacher and names and not branches:
+        yield f"{no_effect('model', names)} without branches; add --model.branches 6."
+    elif has_teacher and "branch_width" in names and "1x1_kxk" not in branches:
+        yield f"{no_effect('model', ['branch_width'])} without the branch 1x1_kxk."
+
+
+def other_statistics(what: str, network: nn.Module, images: ImageSpec | None) -> str | None:
+    """Remark on images that are normalized otherwise than those of published weights.
+
+    Args:
+        what: the network in words.
+        network: a network of timm with published weights, which states mean and deviation.
+        images: description of the run's images; None if it is not known.
+
+    Returns:
+        The remark, with the remedy; None if mean and deviation are the same, or not known.
+    """
+    config = getattr(network, "pretrained_cfg", None) or {}
+    theirs = [tuple(config.get(name) or ()) for name in ("mean", "std")]
+    ours = [] if images is None else [images.mean or (), images.std or ()]
+    if [len(values) for values in theirs] != [len(values) for values in ours] or not all(theirs):
+        return None
+    if torch.allclose(torch.tensor(theirs), torch.tensor(ours), atol=1e-3):
+        return None
+    (mean, std), (own_mean, own_std) = (
+        [str([round(x, 3) for x in values]) for values in pair] for pair in (theirs, ours)
+    )
+    return (
+        f"The published weights of {what} were trained on images with mean {mean} and standard "
+        f"deviation {std}, but those of this run have {own_mean} and {own_std}; add --data.mean "
+        f"'{mean}' --data.std '{std}'."
+    )
+
+
+def changed_branch_settings(layers: Sequence[str], init: BranchInit, width: float) -> list[str]:
+    """Names of the settings of branches that do not have their defaults.
+
+    Args:
+        layers: patterns of the layers that get branches.
+        init: initial values of the branches.
+        width: inner channels of the ``1x1_kxk`` branch, relative to the paper's.
+    """
+    changed = {
+        "branch_layers": tuple(layers) != ALL_LAYERS,
+        "branch_init": init != "zero",
+        "branch_width": width != 1,
+    }
+    return [name for name in changed if changed[name]]
+
+
+def _settings(value: Any) -> Any:
+    """A value in a form that can be compared.
+
+    A method becomes its class name and settings, since its class has several import paths; other
+    values are returned as they are.
+    """
+    if isinstance(value, Mapping):
+        return method_name(value), value["init_args"]
+    return value
