@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -124,7 +125,8 @@ def _keep_average_exact(averager: WeightAveraging) -> None:
     Args:
         averager: the run's averaging callback, changed in place.
     """
-    swap, kept = averager._swap_models, list[Tensor]()
+    # The class's own method, since a callback may go through several runs.
+    swap, kept = partial(type(averager)._swap_models, averager), list[Tensor]()
 
     def swapped(pl_module: LightningModule) -> None:
         ours = list(_tensors(_averaged_model(averager).module))

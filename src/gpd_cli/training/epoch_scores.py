@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from gpd_cli.training.epoch_length import is_last_update
+from gpd_cli.training.updates import is_last_update
 
 SHOWN = ("student_top1", "teacher_top1", "gap")
 """Names of an epoch's scores, which stand after ``train/`` or ``val/`` in the log."""

@@ -68,9 +68,6 @@ from gpd_cli.training.checks import (
 from gpd_cli.training.epoch_length import (
     ENTRY,
     EpochLength,
-    ends_with_batch,
-    is_last_update,
-    scale_of_loss,
     updates_done,
 )
 from gpd_cli.training.evaluation import EvaluatedModule
@@ -93,6 +90,7 @@ from gpd_cli.training.resuming import (
 from gpd_cli.training.settings import default_settings, method_name, plain_settings
 from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_scores import score_static_teachers
+from gpd_cli.training.updates import ends_with_batch, is_last_update, scale_of_loss
 from gpd_cli.training.watch import BatchCheck, StepLeftOut, StepWatch, are_finite
 from gpd_cli.widening.tensors import Storage
 
