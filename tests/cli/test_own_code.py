@@ -224,6 +224,12 @@ def test_a_module_that_cannot_be_imported_is_told_in_a_sentence(
     assert "not foreseen" not in error
 
 
+def test_published_weights_of_a_network_that_has_none_are_refused() -> None:
+    name = f"{Fixed.__module__}.Fixed"
+    with pytest.raises(ModelError, match=f"{name} has no published weights.*remove 'pretrained'"):
+        create_model(name, model_args={"pretrained": True})
+
+
 def test_an_annotation_that_means_nothing_is_none(mine: Path) -> None:
     code = "from __future__ import annotations\nfrom torch import nn\n"
     (mine / "vague.py").write_text(f"{code}def net() -> nn.Modul: ...\n")

@@ -142,6 +142,11 @@ def test_an_unknown_name_is_told_with_close_ones(name: str, meant: str) -> None:
     assert "timm.list_models()" in message
 
 
+def test_a_mistyped_name_with_a_tag_is_not_taken_for_an_import_path() -> None:
+    with pytest.raises(ModelError, match=r"did you mean resnet18 .*its module 'resnet180' must be"):
+        create_model("resnet180.a1_in1k")
+
+
 @pytest.mark.parametrize("name", ["", "zzzzzzzz", "torchvision/fasterrcnn_resnet50_fpn"])
 def test_names_of_no_classifier_are_unknown(name: str) -> None:
     with pytest.raises(ModelError, match=rf"^Unknown model '{name}'.*timm\.list_models\(\)"):

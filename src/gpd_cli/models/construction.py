@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from importlib.util import find_spec
 from typing import Any
 
 import timm
@@ -86,6 +87,14 @@ def check_name(name: str) -> None:
     if name in theirs or timm.is_model(name):
         return
     if is_path(name):
+        # A mistyped name of timm's with a tag, such as resnet180.a1_in1k, has this form as well.
+        package = name.partition(".")[0]
+        close = _close_names(package) if find_spec(package) is None else []
+        if close:
+            raise ModelError(
+                f"Unknown model '{name}'{did_you_mean(*close)}; if it is a network of your own, "
+                f"its module '{package}' must be installed or on PYTHONPATH."
+            )
         find_maker(name)
         return
     if ":" in name:
@@ -93,15 +102,21 @@ def check_name(name: str) -> None:
             f"'{name}' is the address of a network and not its name; give a name from "
             "timm.list_models(), and the file as the model's weights."
         )
-    # The part after a slash is compared as well: timm/resnet18 means resnet18.
+    raise ModelError(
+        f"Unknown model '{name}'{did_you_mean(*_close_names(name))}; timm.list_models() lists "
+        "timm's names, and torchvision.models.list_models() those to write after "
+        f"'{TORCHVISION}'."
+    )
+
+
+def _close_names(name: str) -> list[str]:
+    """At most three names of networks that resemble a mistyped one."""
+    theirs = [TORCHVISION + known for known in list_models(module=torchvision.models)]
     known = theirs if name.startswith(TORCHVISION) else [*timm.list_models(), *theirs]
+    # The part after a slash is compared as well: timm/resnet18 means resnet18.
     close = difflib.get_close_matches(name.rpartition("/")[2], known, n=2)
     close += difflib.get_close_matches(name, known, n=3)
-    hint = did_you_mean(*list(dict.fromkeys(close))[:3])
-    raise ModelError(
-        f"Unknown model '{name}'{hint}; timm.list_models() lists timm's names, and "
-        f"torchvision.models.list_models() those to write after '{TORCHVISION}'."
-    )
+    return list(dict.fromkeys(close))[:3]
 
 
 def reason_of(error: Exception) -> str:

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
 import torchvision
 from torch import nn
 
 from gpd_cli.errors import ModelError, WeightsError
 from gpd_cli.models.construction import build, reason_of
 from gpd_cli.models.name_prefixes import REUSED, TORCHVISION, is_of_torchvision
+from gpd_cli.models.own import find_maker, is_path, takes
 from gpd_cli.models.reused import ReusedClassifier
 from gpd_cli.models.weights import load_tensors
 
@@ -95,9 +97,19 @@ def load_published(
     Returns:
         Notes on what was not loaded as published, and the network with the weights, which may be
         another object.
+
+    Raises:
+        ModelError: when there are no such weights, or they cannot be loaded.
+        WeightsError: when they are for another number of classes, and no new classifier is allowed.
     """
     name: str = how["name"]
     body = name.removeprefix(REUSED)
+    if is_path(body) and not timm.is_model(body) and not takes(find_maker(body), _PRETRAINED):
+        raise ModelError(
+            f"{name} has no published weights, since its constructor does not take 'pretrained'; "
+            "remove 'pretrained' from its arguments, or give a file of weights instead "
+            "(--model.student_weights, --model.static_teacher.weights)."
+        )
     try:
         if body.startswith(TORCHVISION):
             entries = torchvision.models.get_model_weights(body.removeprefix(TORCHVISION))
