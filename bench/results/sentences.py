@@ -49,7 +49,7 @@ def verdicts(found: Mapping[str, Summary]) -> list[str]:
 
 
 def hardware(rows: Iterable[Summary]) -> list[str]:
-    """Lines with a sentence on the hardware of the times, and one on rows without a known time."""
+    """Lines that say on which hardware times were measured, and of which rows no time is known."""
     by_hardware: dict[str, list[str]] = {}
     unknown: list[str] = []
     for summary in rows:
@@ -64,7 +64,11 @@ def hardware(rows: Iterable[Summary]) -> list[str]:
     ]
     sentences = []
     if parts:
-        sentences.append(f"Times are those of: {', '.join(parts)}.")
+        sentences.append(f"Minutes were measured on: {', '.join(parts)}.")
+    if len(by_hardware) > 1:
+        sentences.append(
+            "A ratio of times compares runs on the same hardware, and may rest on fewer of them."
+        )
     if unknown:
         sentences.append(f"No time is known of: {'; '.join(unknown)}.")
     return ["", " ".join(sentences)]

@@ -110,8 +110,9 @@ class GpdTrainer(Trainer):
             val_dataloaders: validation data, if there is no data module.
             datamodule: the data module.
             ckpt_path: path of a checkpoint of fit from which a new run takes weights, optimizer
-                state and position in the schedule; last stands for the newest checkpoint among the
-                runs of this name. A requeued SLURM job goes on from its own checkpoint.
+                state and position in the schedule; last stands for the newest checkpoint of the run
+                of this name that was started last. A requeued SLURM job goes on from its own
+                checkpoint.
             weights_only: whether checkpoints may hold tensors and plain values only.
         """
         path = requeue_path(self.default_root_dir)
@@ -156,8 +157,8 @@ class GpdTrainer(Trainer):
         Args:
             model: the LightningModule.
             dataloaders: validation data, if there is no data module.
-            ckpt_path: path of a checkpoint of fit; last stands for the newest checkpoint among the
-                runs of this name.
+            ckpt_path: path of a checkpoint of fit; last stands for the newest checkpoint of the
+                run of this name that was started last.
             verbose: whether to print the scores.
             datamodule: the data module.
             weights_only: whether checkpoints may hold tensors and plain values only.
@@ -178,8 +179,8 @@ class GpdTrainer(Trainer):
         Args:
             model: the LightningModule.
             dataloaders: test data, if there is no data module.
-            ckpt_path: path of a checkpoint of fit; last stands for the newest checkpoint among the
-                runs of this name.
+            ckpt_path: path of a checkpoint of fit; last stands for the newest checkpoint of the
+                run of this name that was started last.
             verbose: whether to print the scores.
             datamodule: the data module.
             weights_only: whether checkpoints may hold tensors and plain values only.
@@ -204,8 +205,8 @@ class GpdTrainer(Trainer):
         Args:
             model: the LightningModule.
             datamodule: the data module.
-            ckpt_path: path of a checkpoint of fit; last stands for the newest checkpoint among the
-                runs of this name.
+            ckpt_path: path of a checkpoint of fit; last stands for the newest checkpoint of the
+                run of this name that was started last.
             output: path of the table to write, .csv or .jsonl (a line of JSON per image); for each
                 image the table has the file, the class if it is known, and each network's most
                 probable classes with their probabilities.
