@@ -69,6 +69,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", help="rows to train; by default all")
     parser.add_argument("--only-page", action="store_true", help="train nothing")
     options = parser.parse_args(arguments)
+    if not options.tables and not options.only_page:
+        parser.error("no TABLE is given (before --rows); --only-page writes the page alone.")
     if options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}; at least one run has to be trained at a time.")
     return options

@@ -18,6 +18,9 @@ _NUMBERS = {
 }
 """The numbers of a row that a conclusion may name, and the statistics of each of them."""
 
+_COMPARED = ("gain", "validation_gain", "time")
+"""Those of these numbers that compare a row with another one."""
+
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 _COMPARISON = re.compile(r"\s*([\w.]+)\s*(<=|>=|<|>)\s*(-?[\d.]+)\s*")
@@ -38,8 +41,8 @@ class Conclusion:
             with a topic are also shown in the README.
 
     Raises:
-        ValueError: when there is no condition, no sentence for other cases, or when a condition or
-            a number cannot be read.
+        ValueError: when there is no condition, no sentence for other cases, when a condition or a
+            number cannot be read, or when several numbers are given the form of one.
 
     Example:
         >>> conclusion = Conclusion({"a.epochs > 20": "{a.epochs} are many.", "otherwise": "Few."})
@@ -65,10 +68,23 @@ class Conclusion:
                     f"a reading names the number {path!r}; numbers are ROW.NAME with "
                     f"{', '.join(_NUMBERS)}, and of some of them .mean, .low or .high"
                 )
+        for sentence in self.sentences.values():
+            for _, path, form, _ in string.Formatter().parse(sentence):
+                name = (path or "").rpartition(".")[2]
+                if form and _NUMBERS.get(name):
+                    raise ValueError(
+                        f"a reading gives the form {form!r} to {path!r}, which is several numbers; "
+                        f"name one of them, such as {path}.mean"
+                    )
 
     def rows(self) -> list[str]:
         """Keys of the rows whose numbers the conclusion needs."""
         return list(dict.fromkeys(path.split(".")[0] for path in self._paths()))
+
+    def compared(self) -> list[str]:
+        """Keys of the rows of which the conclusion needs a comparison with another row."""
+        found = (path.split(".") for path in self._paths())
+        return list(dict.fromkeys(key for key, name, *_ in found if name in _COMPARED))
 
     def say(self, summaries: Mapping[str, object]) -> str | None:
         """The first sentence whose condition holds, with its numbers filled in.

@@ -10,7 +10,13 @@ from bench.markdown import table_lines
 from bench.results.cells import against, seeds, text_of, time
 from bench.results.records import Records
 from bench.results.sentences import hardware, of_gap, say, titles_of, untrained, verdicts
-from bench.results.summary import Summary, compared_by_time, summarize, tuning_scores
+from bench.results.summary import (
+    Summary,
+    compared_by_epoch,
+    compared_by_time,
+    summarize,
+    tuning_scores,
+)
 from bench.results.table import Table, read_table
 
 
@@ -78,7 +84,8 @@ def _section(records: Records) -> list[str]:
     lines += hardware(found.values())
     scores = f"{table.metric.capitalize()} accuracy of students, each seed a point"
     lines += ["", f"![{scores}](results/{table.name}_accuracy.png)"]
-    lines += ["", f"![{of_gap(table, found)}](results/{table.name}_gap.png)"]
+    if compared_by_epoch(table, found):
+        lines += ["", f"![{of_gap(table, found)}](results/{table.name}_gap.png)"]
     if timed := compared_by_time(table, found):
         text = f"Validation accuracy over training time, means over seeds: {titles_of(timed)}"
         lines += ["", f"![{text}](results/{table.name}_time.png)"]

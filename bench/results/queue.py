@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from bench.results.records import Record, Records, Run
+from bench.results.table import Row
 
 
 def missing(records: Records, rows: Collection[str] | None = None) -> Iterator[Run]:
@@ -21,8 +22,7 @@ def missing(records: Records, rows: Collection[str] | None = None) -> Iterator[R
         extracted students of other rows, those rows have been trained.
     """
     table = records.table
-    wanted = list(table.rows) if rows is None else _with_needs(records, rows)
-    for row in (table.rows[key] for key in table.rows if key in wanted):
+    for row in _wanted(records, rows):
         needs = [table.rows[key] for key in row.files.values()]
         if any(len(records.finished(need)) < len(table.seeds_of(need)) for need in needs):
             continue
@@ -48,7 +48,7 @@ def train_all(
         stop: function that ends the runs under way; called when this process has to end.
 
     Returns:
-        A sentence for each run that failed.
+        A sentence for each run that failed, and for each row without a usable learning rate.
     """
     failed: dict[Run, str] = {}
     with ThreadPoolExecutor(jobs) as pool:
@@ -67,7 +67,7 @@ def train_all(
                         logging.info("%s/%s: learning rate %g", run.row, run.name, run.rate)
                         running[pool.submit(train, run)] = run
                 if not running:
-                    return list(failed.values())
+                    return [*failed.values(), *_without_rate(records, rows)]
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     run = running.pop(future)
@@ -80,6 +80,22 @@ def train_all(
         except BaseException:
             stop()  # before the pool ends, since it waits for threads that wait for their runs
             raise
+
+
+def _wanted(records: Records, rows: Collection[str] | None) -> list[Row]:
+    """The rows to train, in the order of the table."""
+    table = records.table
+    keys = table.rows if rows is None else _with_needs(records, rows)
+    return [row for key, row in table.rows.items() if key in keys]
+
+
+def _without_rate(records: Records, rows: Collection[str] | None) -> list[str]:
+    """A sentence for each row that diverges at every learning rate that was tried."""
+    return [
+        f"{row.key}: training diverged at every learning rate of its grid; give smaller ones."
+        for row in _wanted(records, rows)
+        if records.diverges(row)
+    ]
 
 
 def _with_needs(records: Records, rows: Collection[str]) -> set[str]:

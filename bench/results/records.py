@@ -119,14 +119,24 @@ class Records:
         return [Run(row.key, str(seed), seed, rate) for seed in self.table.seeds_of(row)]
 
     def rate(self, row: Row) -> float | None:
-        """The best learning rate of a row's grid by validation; None until all have been tried."""
+        """The best learning rate of a row's grid by validation.
+
+        It is None until all have been tried, and if training diverges at all of them.
+        """
         row = self.table.tuned(row)
         grid = self.table.grid_of(row)
         if len(grid) == 1:
             return grid[0]
         scores = {run.rate: self.read(run) for run in self.tuning(row)}
         tried = {rate: best_validation(found) for rate, found in scores.items() if found}
-        return max(tried, key=lambda rate: tried[rate]) if len(tried) == len(scores) else None
+        if len(tried) < len(scores) or max(tried.values()) == -math.inf:
+            return None
+        return max(tried, key=lambda rate: tried[rate])
+
+    def diverges(self, row: Row) -> bool:
+        """Whether training has diverged at every learning rate of a row's grid."""
+        tried = [self.read(run) for run in self.tuning(row)]
+        return bool(tried) and all(record and "diverged" in record for record in tried)
 
     def finished(self, row: Row) -> list[Record]:
         """The records of those scored runs of a row that have been trained."""

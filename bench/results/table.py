@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import yaml
 from bench.results.conclusions import Conclusion
 
 LEARNING_RATE = "model.optimizer.lr"
+_SPARSE = "trainer.check_val_every_n_epoch"
 METRICS = ("test", "validation")
 
 
@@ -132,7 +135,7 @@ def read_table(path: Path) -> Table:
         table = Table(
             name=path.stem,
             tuning=Tuning(**_tuples(tuning, "grid")),
-            rows={key: Row(key, **_tuples(row, "grid", "seeds")) for key, row in rows.items()},
+            rows={key: _row(key, entries) for key, entries in rows.items()},
             conclusions=tuple(map(_conclusion, reading)),
             **{"settings": {}, **_tuples(content, "seeds", "headline")},
         )
@@ -162,17 +165,24 @@ def _text(value: Any) -> str:
 
 
 def _tuples(entries: Any, *names: str) -> dict[str, Any]:
-    """The entries of a mapping, with the lists under some names converted to tuples.
+    """The entries of a mapping that have a value, with the lists under some names as tuples.
 
     Raises:
-        TypeError: when the value is not a mapping.
+        TypeError: when the value is not a mapping, or a value under one of the names is no list.
     """
     if not isinstance(entries, Mapping):
         raise TypeError(f"{entries!r} has to be a mapping of names to values")
-    return {
-        name: tuple(value) if name in names and value is not None else value
-        for name, value in entries.items()
-    }
+    given = {name: value for name, value in entries.items() if value is not None}
+    for name in names:
+        if not isinstance(given.get(name, []), list):
+            raise TypeError(f"{name} is {given[name]!r}; it has to be a list, such as [0, 1, 2]")
+    return {name: tuple(value) if name in names else value for name, value in given.items()}
+
+
+def _row(key: Any, entries: Any) -> Row:
+    if not isinstance(key, str):
+        raise TypeError(f"the name of the row {key!r} is no text; put it in quotes")
+    return Row(key, **_tuples(entries, "grid", "seeds"))
 
 
 def _conclusion(entries: Any) -> Conclusion:
@@ -191,6 +201,7 @@ def _check(path: Path, table: Table) -> None:
         *(("headline", key) for key in table.headline),
         *(("reading", key) for found in table.conclusions for key in found.rows()),
     ]
+    _check_conclusions(path, table)
     if table.metric not in METRICS:
         raise TableError(f"{path}: metric is {table.metric!r}; it is {' or '.join(METRICS)}.")
     for place, key in named:
@@ -198,6 +209,19 @@ def _check(path: Path, table: Table) -> None:
             raise TableError(
                 f"{path}: {place} names the row {key!r}, which is not there; the rows are "
                 f"{', '.join(table.rows)}."
+            )
+    try:
+        TopologicalSorter({row.key: row.files.values() for row in table.rows.values()}).prepare()
+    except CycleError as error:
+        raise TableError(
+            f"{path}: the rows {', '.join(error.args[1][:-1])} need the students of each other; "
+            "change the files of one of them."
+        ) from error
+    tuning = table.tuning.settings
+    for settings in (table.settings, tuning, *(row.settings for row in table.rows.values())):
+        if _SPARSE in settings:
+            raise TableError(
+                f"{path}: the page needs the accuracies after every epoch; remove {_SPARSE}."
             )
     for row in table.rows.values():
         if row.tuned_as is not None and table.rows[row.tuned_as].tuned_as is not None:
@@ -212,4 +236,16 @@ def _check(path: Path, table: Table) -> None:
                 raise TableError(
                     f"{path}: the learning rate {rate!r} of {row.key} is no number; YAML takes one "
                     "with an exponent for a text unless it has a point (1.0e-3)."
+                )
+
+
+def _check_conclusions(path: Path, table: Table) -> None:
+    topics = Counter(found.topic for found in table.conclusions if found.topic is not None)
+    if twice := [topic for topic, number in topics.items() if number > 1]:
+        raise TableError(f"{path}: two readings have the topic {twice[0]!r}; name another one.")
+    for conclusion in table.conclusions:
+        for key in conclusion.compared():
+            if key in table.rows and table.rows[key].versus is None:
+                raise TableError(
+                    f"{path}: a reading compares the row {key!r}, which has no 'versus'; add it."
                 )

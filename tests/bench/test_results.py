@@ -125,6 +125,13 @@ def pretended(folder: Path, rows: list[str] | None = None, **changes: Any) -> Re
     return records
 
 
+NO_TEXT: dict[str, Any] = {"headline": [], "reading": []}
+
+
+def _reading(condition: str = "gpd.gap > 1", said: str = "", **more: str) -> dict[str, str]:
+    return {condition: said, "otherwise": "", **more}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -143,6 +150,22 @@ def pretended(folder: Path, rows: list[str] | None = None, **changes: Any) -> Re
         ({"seeds": []}, "alone has no learning rates or no seeds"),
         ({"rows": {"a": "b"}}, "has to be a mapping"),
         ({"tuning": {"grid": [0.1, "1e-3"]}}, "the learning rate '1e-3' of alone is no number"),
+        ({"seeds": 0}, r"seeds is 0; it has to be a list"),
+        ({"rows": {90: {"title": "a"}}}, "name of the row 90 is no text; put it in quotes"),
+        (
+            {"rows": {k: {"title": k, "files": {"f": of}} for k, of in ("ab", "ba")}, **NO_TEXT},
+            "the rows ., . need the students of each other",
+        ),
+        (
+            {"settings": {"trainer.check_val_every_n_epoch": 2}},
+            "every epoch; remove trainer.check_val_every_n_epoch",
+        ),
+        (
+            {"reading": [_reading(topic="T"), _reading(topic="T")]},
+            "two readings have the topic",
+        ),
+        ({"reading": [_reading("alone.time > 1")]}, "compares the row 'alone', which has no"),
+        ({"reading": [_reading(said="{gpd.gap:.1f}")]}, "such as gpd.gap.mean"),
     ],
 )
 def test_a_table_with_a_mistake_is_refused_by_name(
@@ -169,6 +192,19 @@ def test_no_run_at_a_time_is_refused_in_a_sentence(
     with pytest.raises(SystemExit):
         results_command([str(write_table(tmp_path)), "--jobs", "0"])
     assert "--jobs is 0" in capsys.readouterr().err
+
+
+def test_no_table_is_refused_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        results_command(["--rows", "gpd", "results/digits.yaml"])  # all of these are rows
+    assert "no TABLE is given (before --rows)" in capsys.readouterr().err
+
+
+def test_an_entry_without_a_value_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    rows = {"alone": {"title": "alone", "settings": None, "seeds": None}}
+    records = records_in(tmp_path, rows=rows, headline=None, reading=None)
+    assert train_all(records, pretend(records), jobs=1) == []
+    assert len(records.finished(records.table.rows["alone"])) == 2
 
 
 def test_settings_become_options_that_the_command_reads_back() -> None:
@@ -349,7 +385,7 @@ def test_a_reading_says_what_holds_and_nothing_where_a_number_is_unknown(
 
 
 def test_no_sentence_has_a_none_for_a_number(tmp_path: Path) -> None:
-    reading = {"alone.student > 0": "The gain is {alone.gain}.", "otherwise": ""}
+    reading = {"gpd.student > 0": "It gains at least {gpd.gain.low}.", "otherwise": ""}
     assert readings(pretended(tmp_path, reading=[reading])) == ""
 
 
@@ -361,12 +397,12 @@ def test_the_readme_says_when_to_use_the_method_and_what_is_not_measured(tmp_pat
             "otherwise": "do not.",
         },
         {"topic": "you go on", "longer.student > 0": "it helps.", "otherwise": "no."},
-        {"topic": "you like waiting", "longer.time > 2": "wait.", "otherwise": "no."},
+        {"topic": "you like waiting", "gpd.gain.low > 2": "wait.", "otherwise": "no."},
     ]
     headline = render_headline([pretended(tmp_path, rows=["alone", "gpd"], reading=topics)])
     assert "- **If epochs are fixed**: use it (+3.00 (2 seeds))." in headline
     assert "no advice is given if: you go on; you like waiting." in headline
-    # A number that is not known is none that was measured: "longer" is compared with no row.
+    # A number that is not known is none that was measured: two seeds give no interval.
     headline = render_headline([pretended(tmp_path, reading=topics)])
     assert "- **If you go on**: it helps." in headline
     assert "no advice is given if: you like waiting." in headline
@@ -718,6 +754,28 @@ def test_a_learning_rate_that_diverges_is_recorded_and_not_chosen(
     assert "edge of the grid, so that a better rate may lie beyond: alone." in page
     with pytest.raises(RunError, match="Training diverged"):  # but a scored run must not diverge
         train(Run("gpd", "0", 0, 0.4))
+
+
+def test_where_every_learning_rate_diverges_no_seed_is_trained_and_the_row_is_named(
+    tmp_path: Path,
+) -> None:
+    records = records_in(tmp_path)
+
+    def train(run: Run) -> Record:
+        assert run.row != "gpd" or run.tuning
+        found = pretend(records)(run)
+        return found | {"diverged": True} if run.row == "gpd" else found
+
+    (sentence,) = train_all(records, train, jobs=1)
+    assert sentence.startswith("gpd: training diverged at every learning rate of its grid")
+    assert "| with GPD | diverged | diverged |" in render_page([records])
+
+
+def test_a_page_without_headline_rows_links_no_picture_of_them(tmp_path: Path) -> None:
+    records = pretended(tmp_path, rows=["gpd"], headline=["longer"])
+    page = render_page([records])
+    draw_figures(records, summarize(records), tmp_path)
+    assert "digits_gap.png" not in page and not (tmp_path / "digits_gap.png").exists()
 
 
 def test_a_best_learning_rate_at_the_edge_of_its_grid_is_pointed_out(tmp_path: Path) -> None:
