@@ -338,6 +338,27 @@ def test_numbers_beyond_float16_are_not_written_as_infinite_ones(
     assert [file.name for file in tmp_path.iterdir()] == ["bytes.safetensors"]
 
 
+@pytest.mark.parametrize("form", ["h.pt2", pytest.param("h.onnx", marks=pytest.mark.slow)])
+def test_activations_beyond_float16_are_told_before_a_program_is_written(
+    wide: Path, tmp_path: Path, form: str
+) -> None:
+    network, description = load_networks(wide)
+    with torch.no_grad():
+        network.teacher.bn1.weight.fill_(6e4)
+    path = tmp_path / "large.safetensors"
+    save_expanded(path, network, description)
+    with pytest.raises(GpdError, match=r"logits are NaN or infinite; leave out --half and --fuse"):
+        extract_command(path, f"{tmp_path}/{form}", half=True, fuse_bn=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["large.safetensors"]
+    extract_command(path, f"{tmp_path}/{form}")  # in float32 the same network has finite logits
+
+
+def test_preprocessing_that_cannot_be_equal_to_that_of_training_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, images=replace(IMAGES, interpolation="nearest"))
+    with pytest.raises(GpdError, match=r"not support the interpolation 'nearest'; leave out"):
+        extract_command(path, f"{tmp_path}/s.pt2", preprocess=True)
+
+
 @pytest.mark.parametrize("option", ["preprocess", "fuse_bn"])
 @pytest.mark.parametrize("form", ["s.pth", "folder2/"])
 def test_weights_alone_cannot_hold_what_changes_the_network(
@@ -402,13 +423,25 @@ def test_a_network_that_onnx_cannot_hold_is_one_sentence_that_offers_pt2(
 
 def test_an_export_replaces_an_older_one_but_nothing_else(wide: Path, tmp_path: Path) -> None:
     extract_command(wide, f"{tmp_path}/model/")
-    (tmp_path / "model" / "config.json").write_text("old")
+    (tmp_path / "model" / "config.json").write_text('{"gpd": "an earlier version"}')
     extract_command(wide, f"{tmp_path}/model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["num_classes"] == 3
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
     (tmp_path / "model" / "thesis.tex").write_text("years of work")
     with pytest.raises(GpdError, match=r"contains other files, such as 'thesis.tex'; choose a new"):
         extract_command(wide, f"{tmp_path}/model/")
+
+
+@pytest.mark.parametrize("config", [None, "{}", "by hand"])
+def test_a_folder_of_another_origin_is_not_replaced_though_its_files_have_the_same_names(
+    wide: Path, tmp_path: Path, config: str | None
+) -> None:
+    (tmp_path / "README.md").write_text("my notes")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(GpdError, match=r"gpd did not write the files that it contains; choose"):
+        extract_command(wide, f"{tmp_path}/")
+    assert (tmp_path / "README.md").read_text() == "my notes"
 
 
 @pytest.mark.parametrize("which", ["student", "teacher"])
@@ -537,14 +570,15 @@ def test_the_card_of_a_run_has_its_accuracies_and_settings(tmp_path: Path) -> No
     told = ["--seed_everything", "3", "--trainer.gradient_clip_val", "5"]
     told += ["--trainer.callbacks+=gpd_cli.EMA", *runs.STOP]
     assert runs.fit(tmp_path, *runs.PAIRED, *told, epochs=4) == 0
-    extract_command(
-        runs.run_folder(tmp_path) / "checkpoints" / "last.ckpt", f"{tmp_path}/digits-model/"
-    )
+    checkpoint = runs.run_folder(tmp_path) / "checkpoints" / "last.ckpt"
+    extract_command(checkpoint, f"{tmp_path}/digits-model/")
     card = (tmp_path / "digits-model" / "README.md").read_text()
     accuracy = runs.last_logged(tmp_path, "val/student_top1")
     assert f"| validation accuracy, student | {accuracy:.2f} % |" in card
     assert f"| gap | {runs.last_logged(tmp_path, 'val/gap'):.2f} points |" in card
     assert "| recipe | sgd" in card
+    command = "gpd extract --ckpt_path last.ckpt --output digits-model/"
+    assert f"| command | `{command}` |" in card
     assert "Classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9." in card
     assert ", epoch 2 of 4 |" in card
     assert "for `gpd fit -c FILE`, without loggers and the paths of files:" in card
@@ -556,6 +590,9 @@ def test_the_card_of_a_run_has_its_accuracies_and_settings(tmp_path: Path) -> No
     (tmp_path / "again.yaml").write_text(config)
     assert runs.fit(tmp_path, "-c", "again.yaml") == 0
     assert str(tmp_path) not in card
+    extract_command(checkpoint, f"{tmp_path}/digits-model/", weights="raw", half=True)
+    card = (tmp_path / "digits-model" / "README.md").read_text()
+    assert f"| command | `{command} --weights raw --half` |" in card
 
 
 def test_the_card_understands_settings_in_their_older_form() -> None:
@@ -576,9 +613,11 @@ def test_the_card_leaves_out_what_is_private_or_not_known() -> None:
 
 def test_the_card_leaves_out_paths_in_settings_of_any_class() -> None:
     callback = {"class_path": "mine.Keep", "init_args": {"folder": "/data/me", "every": 2}}
+    callback["init_args"]["dirpath"] = "runs/kept"
     data = {"class_path": "mine.Data", "init_args": {"files": ["~/a", "~/b"], "size": 8}}
     settings = {"trainer": {"callbacks": [callback], "max_steps": 9}, "data": data}
     facts = facts_of_run({"settings": settings, "epoch": 3}, averaged=True)
+    assert "runs/kept" in str(settings)
     callback["init_args"] = {"every": 2}
     data["init_args"] = {"size": 8}
     assert yaml.safe_load(facts["settings"]) == settings
@@ -641,8 +680,8 @@ def test_the_file_that_is_read_is_not_replaced(tmp_path: Path) -> None:
     weights = tmp_path / "student.safetensors"
     extract_command(file, str(weights))
     before = weights.read_bytes()
-    with pytest.raises(GpdError, match=r"would replace .*--model\.student_weights"):
-        expand_command(
-            weights, student="resnet18", student_weights=str(weights), student_args=ARGUMENTS
-        )
-    assert weights.read_bytes() == before
+    given = {"student": "resnet18", "student_weights": str(weights), "student_args": ARGUMENTS}
+    for written in ({"output": weights}, {"output": None, "plan": weights}):
+        with pytest.raises(GpdError, match=r"would replace .*--model\.student_weights"):
+            expand_command(**written, **given)
+        assert weights.read_bytes() == before

@@ -278,6 +278,9 @@ def test_a_text_of_another_origin_is_not_replaced(
     assert notes.read_text() == "by hand"
     notes.unlink()
     assert report(runs, *arguments) == report(runs, *arguments) == 0
+    notes.write_text("by hand")  # beside a page
+    assert report(runs, *arguments) == 1
+    assert notes.read_text() == "by hand"
 
 
 def test_fit_writes_a_page_of_its_own(runs: Path) -> None:

@@ -81,8 +81,9 @@ def expand_command(
         GpdError: for every error that a user can fix; then nothing is written.
     """
     _check_paths(output, plan)
-    if output is not None and student_weights is not None:
-        check_not_input(output, student_weights, "--model.student_weights")
+    for path in (output, plan):
+        if path is not None and student_weights is not None:
+            check_not_input(path, student_weights, "--model.student_weights")
     published = wants_published(student, student_args)
     check_start(student_weights or published, branch_init)
     names, layers = branch_names(branches, branch_init), layer_patterns(branch_layers)

@@ -64,8 +64,8 @@ def extract_command(
         GpdError: for every error that a user can fix; then nothing is written.
     """
     output, options = str(output), Options(preprocess, fuse_bn, half)
-    check_output(output, options)
     check_not_input(output, ckpt_path, "--ckpt_path")
+    check_output(output, options)
     foreign = read_authors(ckpt_path, weights)
     network, description, taken = foreign or load_chosen(ckpt_path, weights)
     if which == "teacher" and isinstance(network, Alone):
@@ -81,7 +81,7 @@ def extract_command(
     about = replace(
         about,
         arguments=_arguments(network, extracted, description, which),
-        facts=_facts(ckpt_path, output, which, taken, after, is_run=foreign is None)
+        facts=_facts(ckpt_path, output, which, weights, half, taken, after, is_run=foreign is None)
         if is_folder(output)
         else {},
     )
@@ -176,7 +176,14 @@ def _arguments(
 
 
 def _facts(
-    ckpt_path: Path, output: str, which: Which, taken: str | None, after: Cost, is_run: bool
+    ckpt_path: Path,
+    output: str,
+    which: Which,
+    weights: Weights,
+    half: bool,
+    taken: str | None,
+    after: Cost,
+    is_run: bool,
 ) -> dict[str, str]:
     """Facts for the model card, by title."""
     facts: dict[str, str] = {}
@@ -187,7 +194,10 @@ def _facts(
     facts["parameters"] = f"{after.parameters:,}"
     facts["multiply-adds"] = f"{after.macs:,} for an image"
     command = f"gpd extract --ckpt_path {ckpt_path.name} --output {Path(output).name}/"
-    facts["command"] = f"`{command}{'' if which == 'student' else ' --which teacher'}`"
+    options = {" --which teacher": which == "teacher", " --weights raw": weights == "raw"}
+    options[" --half"] = half
+    chosen = "".join(option for option, is_chosen in options.items() if is_chosen)
+    facts["command"] = f"`{command}{chosen}`"
     return facts
 
 

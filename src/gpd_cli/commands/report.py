@@ -10,7 +10,7 @@ from typing import Literal
 
 from gpd_cli.errors import GpdError
 from gpd_cli.files import check_writable, short_path
-from gpd_cli.report.markdown import write_markdown
+from gpd_cli.report.markdown import is_report, write_markdown
 from gpd_cli.report.picture import draw
 from gpd_cli.report.predictions import Predictions, predict
 from gpd_cli.report.run import ReportError, Run, read_runs
@@ -44,9 +44,10 @@ def report_command(
     if page.suffix != ".html":
         raise ReportError(f"The report {page} must end in .html.")
     picture, text = page.with_suffix(".png"), page.with_suffix(".md")
+    is_again = page.exists() and is_report(text, picture.name)
     for path in (page, picture, text):
         check_writable(path)
-        if path.exists() and not page.exists():
+        if path.exists() and path != page and not is_again:
             raise ReportError(
                 f"The report {page} would replace {path}, which is none of its own; choose another "
                 "name, or move that file."

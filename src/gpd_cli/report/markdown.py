@@ -30,7 +30,7 @@ def write_markdown(
     """
     parts = ["# " + ", ".join(_text(run.name) for run in runs)]
     parts += [_table(results(runs)), CAPTION]
-    parts += [f"![accuracy, gap, loss and learning rate]({quote(os.fsencode(picture))})"]
+    parts += [_link(picture)]
     if len(runs) > 1:
         parts += ["## Settings that differ", _table(settings(runs))]
     for name, found in predictions.items():
@@ -40,6 +40,22 @@ def write_markdown(
             parts += ["Classes that the student confuses most often:", _table(table)]
     with atomic_path(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def is_report(path: Path, picture: str) -> bool:
+    """Whether a file is such a text.
+
+    Args:
+        path: path of the file, which need not exist.
+        picture: path of the picture in the text, relative to the folder of this file.
+    """
+    if not path.is_file():
+        return False
+    return _link(picture) in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _link(picture: str) -> str:
+    return f"![accuracy, gap, loss and learning rate]({quote(os.fsencode(picture))})"
 
 
 def _table(table: Table) -> str:

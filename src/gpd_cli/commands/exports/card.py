@@ -15,7 +15,7 @@ from gpd_cli.commands.exports.about import About, gpd_version
 
 _SHOWN = 20  # most class names that the card lists
 # Settings with paths that are of no use on other machines than the one that trained the network.
-_PRIVATE = ("root", "student_weights", "weights", "cache_dir")
+_PRIVATE = ("root", "student_weights", "weights", "cache_dir", "dirpath")
 _RELATIVE = ("~", "./", "../")  # beginnings of relative paths
 _OF_RUN = ("settings", "left out")  # facts that are not shown in the card's table
 

@@ -8,6 +8,7 @@ uploaded to the Hugging Face Hub as a model.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from gpd_cli.files import atomic_folder, json_text, save_tensors
 from gpd_cli.teacher.compare import relative_difference
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+_OF_GPD = "gpd"  # the entry of the configuration that says who wrote it
 FILES = (WEIGHTS, CONFIG, CARD)
 _OF_TORCHVISION = "torchvision/"
 # Networks of this package that timm builds under another name, with these arguments.
@@ -77,6 +79,28 @@ def write_folder(
                 f"difference {difference:.1e}), so the folder was not kept; write a .pt2 or .onnx "
                 "file instead."
             )
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that an existing folder is empty or an earlier export.
+
+    Args:
+        path: path of the folder, which need not exist.
+
+    Raises:
+        GpdError: when the folder has files, and its configuration is not one of gpd's.
+    """
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict) or _OF_GPD not in config:
+        raise GpdError(
+            f"Cannot write the folder '{path}': gpd did not write the files that it contains; "
+            "choose a new folder."
+        )
 
 
 def _as_timm(about: About) -> tuple[str, dict[str, Any]]:
@@ -136,7 +160,7 @@ def _config(
         "model_args": {k: v for k, v in arguments.items() if k not in _OF_FACTORY},
         "label_names": about.classes,
         "pretrained_cfg": {key: value for key, value in pretrained.items() if value is not None},
-        "gpd": {"network": about.network, "writer": f"gpd {gpd_version()}"},
+        _OF_GPD: {"network": about.network, "writer": f"gpd {gpd_version()}"},
     }
 
 

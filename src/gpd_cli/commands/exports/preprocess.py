@@ -2,8 +2,8 @@
 
 Resizing multiplies the image by one matrix per axis. The matrices are computed by plain tensor
 operations, so that every exporter can convert them, for images of any size. The result follows
-Pillow for every filter: the support of the filter grows with the scale, the weights sum to one, and
-pixels are rounded to bytes between the two passes.
+Pillow: the support of the filter grows with the scale, the weights sum to one, and pixels are
+rounded to bytes between the two passes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-FILTERS = {"nearest": 0.0, "bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
-"""Interpolations that the module supports, and the radius of each filter in pixels."""
+FILTERS = ("bilinear", "bicubic", "lanczos")
+"""Interpolations that the module supports.
+
+Pillow's "nearest" is not among them: where two pixels are equally near, it chooses by the rounding
+errors that it has summed up so far.
+"""
 _CUBIC = -0.5  # parameter `a` of Pillow's bicubic filter
 
 
@@ -28,7 +32,7 @@ class Prepare(nn.Module):
         std: standard deviation of each channel, for pixel values in [0, 1].
         crop_pct: fraction of the resized image's edges that the center crop keeps, as in timm; None
             if images already have the size of the network's images, and are not resized.
-        interpolation: filter for resizing, a key of `FILTERS`.
+        interpolation: filter for resizing, one of `FILTERS`.
     """
 
     mean: Tensor
@@ -99,14 +103,12 @@ def _matrix(rows: Tensor, columns: Tensor, scale: Tensor, interpolation: str) ->
         rows: positions of the output pixels, ``[R]``.
         columns: positions of the input pixels, ``[C]``.
         scale: number of input pixels per output pixel, a scalar.
-        interpolation: a key of `FILTERS`.
+        interpolation: one of `FILTERS`.
 
     Returns:
         Weights of the input pixels for each output pixel, ``[R, C]``.
     """
     centers = (rows + 0.5)[:, None] * scale
-    if interpolation == "nearest":
-        return (columns[None] == torch.floor(centers)).to(columns.dtype)
     # When the image shrinks, the filter is stretched by the scale. It is zero beyond its radius.
     distance = ((columns + 0.5)[None] - centers).abs() / scale.clamp(min=1.0)
     if interpolation == "bilinear":

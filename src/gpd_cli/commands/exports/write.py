@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.commands.exports.about import About
-from gpd_cli.commands.exports.folder import FILES, write_folder
+from gpd_cli.commands.exports.folder import FILES, check_replaceable, write_folder
 from gpd_cli.commands.exports.onnx_file import check_packages, write_onnx
 from gpd_cli.commands.exports.program import trace
 from gpd_cli.errors import GpdError
@@ -74,6 +74,7 @@ def check_output(output: str, options: Options) -> None:
     path = Path(output)
     if is_folder(output):
         check_folder(path, FILES)
+        check_replaceable(path)
     elif path.suffix not in FORMS:
         raise GpdError(
             f"The output {output} must end in one of {', '.join(FORMS)}, or in a slash for a "
@@ -116,23 +117,29 @@ def write_network(
         _check_range(network)
     if is_folder(output) or path.suffix in STATE_DICTS:
         state = _state(network, options.half)
+        rows = [_VERSIONS] if path.suffix == ".safetensors" and needed_versions(network) else []
+        if options.half:
+            holder = copy.deepcopy(network)
+            holder.load_state_dict(state)
+            images = torch.randn(_IMAGES, *about.shape, generator=torch.Generator().manual_seed(0))
+            rows.append(_as_written(network, images, holder, images, options))
         if is_folder(output):
             write_folder(network, state, path, about, options.half)
         else:
             save_tensors(path, state, about.strings())
-        rows = [_VERSIONS] if path.suffix == ".safetensors" and needed_versions(network) else []
-        if not options.half:
-            return rows
-        holder = copy.deepcopy(network)
-        holder.load_state_dict(state)
-        images = torch.randn(_IMAGES, *about.shape, generator=torch.Generator().manual_seed(0))
-        return [*rows, _as_written(network, images, holder, images)]
+        return rows
     traced = trace(
         network, about, preprocess=options.preprocess, fuse=options.fuse, half=options.half
     )
     metadata = {**about.strings(), "input": traced.takes}
     if options.preprocess:
         metadata["preprocessing_inside"] = "true"
+    rows = [("takes", f"{traced.takes} -> logits [batch, {about.spec.num_classes}]")]
+    if options.changes:
+        prepare = traced.module.prepare
+        images = traced.sample if prepare is None else prepare(traced.sample)
+        program = traced.program.module()
+        rows.insert(0, _as_written(network, images, program, traced.sample, options))
     with atomic_path(path) as temporary:
         if path.suffix == ".onnx":
             write_onnx(traced, temporary, metadata, name=about.spec.name, half=options.half)
@@ -141,11 +148,6 @@ def write_network(
             content = BytesIO()  # torch's own file writer would abort the process on a full disk
             torch.export.save(traced.program, content, extra_files=extra)
             temporary.write_bytes(content.getbuffer())
-    rows = [("takes", f"{traced.takes} -> logits [batch, {about.spec.num_classes}]")]
-    if options.changes:
-        prepare = traced.module.prepare
-        images = traced.sample if prepare is None else prepare(traced.sample)
-        rows.insert(0, _as_written(network, images, traced.program.module(), traced.sample))
     return rows
 
 
@@ -163,18 +165,29 @@ def _check_range(network: nn.Module) -> None:
 
 
 def _as_written(
-    network: nn.Module, images: Tensor, written: nn.Module, given: Tensor
+    network: nn.Module, images: Tensor, written: nn.Module, given: Tensor, options: Options
 ) -> tuple[str, str]:
-    """Compare the written network with the original, as a row of title and text.
+    """Compare the network that is to be written with the original, as a row of title and text.
 
     Args:
         network: the original network.
         images: images for the original network, ``[B, C, H, W]``.
-        written: the network as written to the file.
-        given: the same images in the input format of the written network.
+        written: the network as it will be in the file.
+        given: the same images in the input format of the network in the file.
+        options: options of the export.
+
+    Raises:
+        GpdError: when numbers within the network become infinite in float16, although its weights
+            do not.
     """
     with torch.no_grad():
         expected, logits = network(images), written(given)
+    if options.half and not bool(logits.isfinite().all()):
+        folding = " and --fuse_bn" if options.fuse else ""
+        raise GpdError(
+            f"In float16, whose largest number is {torch.finfo(torch.float16).max:.0f}, the "
+            f"network's logits are NaN or infinite; leave out --half{folding}."
+        )
     agreement = (logits.argmax(1) == expected.argmax(1)).float().mean()
     return "as written", (
         f"relative difference {relative_difference(logits, expected):.1g}, top-1 agreement "
