@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.distill.features import FeatureInfo, Outputs
-from gpd_cli.distill.methods import AT, CATKD, KD, Batch, FitNets, Method, SimKD
+from gpd_cli.distill.methods import AT, CATKD, CRD, KD, Batch, FitNets, Method, SimKD
 from gpd_cli.distill.methods.kd import kd_loss
 from gpd_cli.distill.methods.reviewkd import ReviewKD
 from gpd_cli.distill.methods.simkd import mean_of_copies
@@ -212,6 +213,63 @@ def test_assistants_have_stages_of_their_own(
     assert [teacher.stages for teacher in module.distillation.teachers] == [["layer4"], ["layer3"]]
     with pytest.raises(MethodError, match="layer9"):
         make(assistants=[described(1, "layer9")], **options)
+
+
+def test_arguments_of_a_static_teacher_without_a_name_are_told(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    for given in ({"args": {"pretrained": True}}, {"weights": "w.pth"}):
+        (option,) = given
+        with pytest.raises(ModelError, match=rf"static_teacher\.{option} needs the name of"):
+            make(static_teacher=StaticTeacherSettings(**given))
+
+
+class Fixed(nn.Module):
+    """A network for images of 16 pixels, which does not say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(256, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(images.flatten(1))
+
+
+def test_a_static_teacher_that_does_not_state_its_images_is_told_how_to(
+    make: Callable[..., GapPreservingDistillation], tmp_path: Path
+) -> None:
+    path = tmp_path / "fixed.safetensors"
+    save_tensors(path, Fixed().state_dict())
+    settings = StaticTeacherSettings(f"{__name__}.Fixed", str(path))
+    with pytest.raises(ModelError, match=r"state the shape in its class, such as by pretrained_cf"):
+        make(static_teacher=settings)
+
+
+def test_an_assistant_that_does_not_take_the_images_is_told_with_its_option(
+    make: Callable[..., GapPreservingDistillation], tmp_path: Path
+) -> None:
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
+    args["in_chans"] = 1
+    path = tmp_path / "vit.safetensors"
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, **args)
+    save_tensors(path, network.state_dict())
+    assistant = StaticTeacherSettings("vit_tiny_patch16_224", str(path), args)
+    module = make(assistants=[assistant])
+    assert module.distillation is not None
+    with pytest.raises(ModelError, match=r"VisionTransformer cannot.*args in --model\.assistants"):
+        module.distillation.prepare(None, module.network, (1, 64, 64))
+
+
+def test_data_without_a_number_of_images_is_told_what_it_lacks(
+    make: Callable[..., GapPreservingDistillation],
+) -> None:
+    module = make(method=partial(CRD, num_images=8))
+    assert module.distillation is not None
+    with pytest.raises(MethodError, match=r"with_indices .* and num_train"):
+        module.distillation.prepare(SimpleNamespace(with_indices=False), module.network)
+    data = SimpleNamespace(with_indices=False, num_train=8)
+    module.distillation.prepare(data, module.network)
+    assert data.with_indices
 
 
 def test_simkd_needs_a_student_that_ends_in_the_static_teachers_classifier(

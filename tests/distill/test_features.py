@@ -202,6 +202,18 @@ def test_wrapped_networks_are_looked_into() -> None:
     assert places.classifier == "inner.inner.inner.fc"
 
 
+def test_tokens_in_another_order_than_row_by_row_are_no_maps() -> None:
+    """Hiera keeps the tokens of a unit together until it has pooled them."""
+    network = timm.create_model(
+        "hiera_tiny_224", img_size=(64, 64), stages=(1, 1, 1, 1), embed_dim=8, num_heads=1
+    )
+    with pytest.raises(MethodError, match=r"Hiera keeps its tokens in another order.*such as DKD"):
+        find_features(network, (3, 64, 64))
+    with pytest.raises(MethodError, match=r"Module 'blocks\.0' of Hiera"):
+        find_features(network, (3, 64, 64), names=["blocks.0"])
+    assert find_features(network, (3, 64, 64), names=[]).stages == ()  # as for logits
+
+
 def test_larger_maps_after_smaller_ones_are_no_stages() -> None:
     # VGG enlarges small maps to 7 x 7 before its classifier.
     features = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1))

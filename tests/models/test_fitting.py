@@ -333,6 +333,29 @@ def test_a_student_for_simkd_starts_from_torchvisions_weights(
     assert torch.equal(student.get_parameter("body.conv1.weight"), state["conv1.weight"])
 
 
+def test_a_student_for_simkd_starts_from_a_file_of_its_network(file: Path) -> None:
+    name, own = RESNET
+    state = published(name, own)
+    torch.save(state, file)
+    args = {**own, "features": 8}
+    student = create_model(f"simkd/{name}", num_classes=3, weights=file, model_args=args)
+    for key, tensor in student.body.state_dict().items():
+        assert torch.equal(tensor, state[key]), key
+    torch.save(student.state_dict(), file)  # a file of the whole student
+    again = create_model(f"simkd/{name}", num_classes=3, weights=file, model_args=args)
+    for key, tensor in again.state_dict().items():
+        assert torch.equal(tensor, student.state_dict()[key]), key
+
+
+def test_channels_of_images_are_not_taken_for_folded_pixels(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, own = RESNET
+    torch.save(timm.create_model(name, num_classes=3, in_chans=12, **own).state_dict(), file)
+    create_model(name, num_classes=3, weights=file, model_args={**own, "in_chans": 4})
+    assert "conv1 is adapted from 12 input channels to 4" in caplog.text
+
+
 def test_an_entry_of_torchvisions_weights_makes_a_trained_network(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from gpd_cli.errors import ModelError, WeightsError
 from gpd_cli.files import save_tensors
 from gpd_cli.models import (
     ModelSpec,
+    ReusedClassifier,
     count_classes,
     create_model,
     input_shape,
@@ -140,6 +141,33 @@ def test_an_unknown_name_is_told_with_close_ones(name: str, meant: str) -> None:
     assert message.startswith(f"Unknown model '{name}' (did you mean ")
     assert meant in message.partition("?")[0].replace("mean", "or").split(" or ")
     assert "timm.list_models()" in message
+
+
+class GatedLast(nn.Module):
+    """A network that registers a layer behind its classifier, which runs last."""
+
+    def __init__(self, num_classes: int = 5) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, num_classes)
+        self.gate = nn.Linear(6, 6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = self.stem(images).mean((2, 3))
+        return self.fc(pooled * self.gate(pooled).sigmoid())
+
+
+def test_simkd_replaces_the_classifier_and_not_the_last_layer_registered() -> None:
+    network = ReusedClassifier(GatedLast(), 8, 5)
+    assert network.replaced == "fc" and isinstance(network.body.gate, nn.Linear)
+    assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
+    two = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1)
+    with pytest.raises(ModelError, match=r"no single linear classifier.*another student for simkd"):
+        ReusedClassifier(two, 8, 5)
+
+
+def test_weights_of_another_activation_are_not_published_ones() -> None:
+    with pytest.raises(ModelError, match=r"ReLU6, so choose that network"):
+        create_model("mobilenetv1_relu", model_args={"pretrained": True})
 
 
 def test_a_mistyped_name_with_a_tag_is_not_taken_for_an_import_path() -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, Callback, StochasticWei
 from gpd_cli.__main__ import main
 from gpd_cli.errors import TrainingError
 from gpd_cli.files import save_tensors
-from gpd_cli.training.checks import check_callbacks
+from gpd_cli.training.checks import check_callbacks, check_start
 
 SMALL = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 CONFIG = f"""
@@ -267,3 +267,10 @@ def test_images_normalized_otherwise_than_for_published_weights_are_pointed_out(
     assert fit("--model.student_args", asked, *taught, *added) == 0
     assert fit() == 0
     assert "published weights" not in caplog.text
+
+
+def test_a_start_of_branches_concerns_no_student_without_branches() -> None:
+    """As in the recipes for ImageNet, with --model.ratio 1 --model.branches 1."""
+    check_start("w.pth", (), "gpd")
+    with pytest.raises(TrainingError, match="branch_init zero"):
+        check_start("w.pth", ("1x1",), "gpd")

@@ -85,8 +85,8 @@ def expand_command(
         if path is not None and student_weights is not None:
             check_not_input(path, student_weights, "--model.student_weights")
     published = wants_published(student, student_args)
-    check_start(student_weights or published, branch_init)
     names, layers = branch_names(branches, branch_init), layer_patterns(branch_layers)
+    check_start(student_weights or published, names, branch_init)
     in_vain = [] if names else changed_branch_settings(layers, branch_init, branch_width)
     excluded = layer_patterns(exclude)
     spec = ModelSpec(student, num_classes, dict(student_args or {}))

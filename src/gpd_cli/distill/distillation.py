@@ -140,10 +140,11 @@ class Distillation(nn.Module):
             self._check_size(network, shape)
         if "indices" not in self.needs:
             return
-        if not hasattr(data, "with_indices"):
+        if not (hasattr(data, "with_indices") and hasattr(data, "num_train")):
             raise MethodError(
                 f"{self._name} needs the index of every training image; train with gpd's data "
-                "module (ImageData), or with one that has the attribute with_indices."
+                "module (ImageData), or with one that has the attributes with_indices (whether "
+                "batches have indices) and num_train (the number of training images)."
             )
         data.with_indices = True
         if self._num_images != data.num_train:
@@ -166,7 +167,9 @@ class Distillation(nn.Module):
             self.teachers, theirs, self._methods("student"), strict=True
         ):
             if shape != teacher.shape:
-                check_images(teacher.network, shape, "--model.static_teacher.args")
+                is_first = teacher is self.teachers[0]
+                option = "--model.static_teacher.args" if is_first else "args in --model.assistants"
+                check_images(teacher.network, shape, option)
                 info = at_size(teacher.network, info, shape) if info.stages else info
             method.check_maps(student, info)
 

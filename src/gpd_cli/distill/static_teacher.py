@@ -128,11 +128,12 @@ def load_static_teachers(
         WeightsError: when weights cannot be read or do not fit.
     """
     if first.name is None:
-        if first.weights is not None:
-            raise ModelError(
-                "--model.static_teacher.weights needs the name of the network; add "
-                "--model.static_teacher.name NAME."
-            )
+        for option, value in (("weights", first.weights), ("args", first.args)):
+            if value:
+                raise ModelError(
+                    f"--model.static_teacher.{option} needs the name of the network; add "
+                    "--model.static_teacher.name NAME."
+                )
         if assistants:
             raise ModelError(
                 "--model.assistants needs a static teacher; add --model.static_teacher.name NAME."
@@ -169,8 +170,10 @@ def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: st
         )
     # With the role of a teacher, a classifier that does not fit is an error: one that was replaced
     # by a new classifier would teach noise.
-    network = ModelSpec(name, classes, args).build(weights, role="teacher")
+    spec = ModelSpec(name, classes, args)
+    network = spec.build(weights, role="teacher")
     shape = input_shape(network, name, args)
+    spec.check_assumed(network, shape)
     found = count_classes(network, shape)
     if shape[0] != channels:
         raise ModelError(

@@ -17,6 +17,7 @@ from gpd_cli.models.published import (
     loads_published,
     without_pretrained,
 )
+from gpd_cli.models.reused import ReusedClassifier
 from gpd_cli.models.weights import load_weights
 
 Role = Literal["student", "teacher"]
@@ -70,9 +71,10 @@ def create_model(
     check_name(name)
     own = without_pretrained(name, args)
     model = _built(name, own, role)
+    body = model.body if isinstance(model, ReusedClassifier) else model
     how: dict[str, Any] = {
         "name": name,
-        "ignore": AUXILIARY_HEADS if getattr(model, "aux_logits", None) is False else (),
+        "ignore": AUXILIARY_HEADS if getattr(body, "aux_logits", None) is False else (),
         "new_classifier": role == "student" and "num_classes" in args,
         "prefer": f"{role}.",
         # A static teacher's logits are checked instead, in an error that names the teacher.

@@ -17,6 +17,7 @@ from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
 from gpd_cli.models.end_layers import classifier_names, stem_names
+from gpd_cli.models.inputs import input_shape, takes_images
 from gpd_cli.models.tensor_forms import COUNTER, TensorForm, listed, possible_forms
 from gpd_cli.models.versions import needed_versions
 
@@ -152,6 +153,8 @@ def _adapt_stem(
         # The stem may first fold pixels into channels, the same number for each image channel.
         fold = old.shape[1] // _RGB if old.shape[1] % _RGB == 0 else 1
         fold = fold if new.shape[1] % fold == 0 else 1
+        if fold > 1 and takes_images(model, (new.shape[1], *input_shape(model, "")[1:])):
+            fold = 1  # the images have all these channels
         given, wanted = old.shape[1] // fold, new.shape[1] // fold
         options = {"base_chans": given}
         if "base_chans" not in inspect.signature(adapt_input_conv).parameters:  # timm < 1.0.30

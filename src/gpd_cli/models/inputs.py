@@ -44,7 +44,7 @@ def input_shape(
     # the first convolution are a guess, too: a stem may fold pixels into channels.
     first = _first_channels(model, channels)
     is_own = get_pretrained_cfg(config.get("architecture", "")) is None
-    if is_own and first != channels and not _takes(model, (channels, *height_width)):
+    if is_own and first != channels and not takes_images(model, (channels, *height_width)):
         channels = first
     return channels, *height_width
 
@@ -96,7 +96,7 @@ def check_images(model: nn.Module, shape: tuple[int, int, int], option: str) -> 
         ) from error
 
 
-def _takes(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+def takes_images(model: nn.Module, shape: tuple[int, int, int]) -> bool:
     """Whether a network runs on images of a shape; a lazy network is not run and takes none."""
     if any(is_lazy(parameter) for parameter in model.parameters()):
         return False

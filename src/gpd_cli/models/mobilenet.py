@@ -8,6 +8,8 @@ from timm.models import register_model
 from timm.models.efficientnet import EfficientNet, mobilenetv1_100
 from torch import nn
 
+from gpd_cli.errors import ModelError
+
 __all__ = ["mobilenetv1_relu"]
 
 
@@ -20,8 +22,13 @@ def mobilenetv1_relu(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
     weights have a larger deviation (1.7 times in pointwise kernels, 2.4 times in depthwise
     kernels).
     """
-    network: EfficientNet = mobilenetv1_100(pretrained, **{"act_layer": "relu", **kwargs})
+    if pretrained:
+        raise ModelError(
+            "No pretrained weights exist for mobilenetv1_relu; those of timm's mobilenetv1_100 are "
+            "of a network with ReLU6, so choose that network for them"
+        )
+    network: EfficientNet = mobilenetv1_100(**{"act_layer": "relu", **kwargs})
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and not pretrained:
+        if isinstance(module, nn.Conv2d | nn.Linear):
             module.reset_parameters()
     return network

@@ -15,7 +15,6 @@ from gpd_cli.errors import ModelError, WeightsError
 from gpd_cli.models.construction import build, reason_of
 from gpd_cli.models.name_prefixes import REUSED, TORCHVISION, is_of_torchvision
 from gpd_cli.models.own import find_maker, is_path, takes
-from gpd_cli.models.reused import ReusedClassifier
 from gpd_cli.models.weights import load_tensors
 
 _PRETRAINED = "pretrained"
@@ -126,11 +125,7 @@ def load_published(
             f"--model.static_teacher.weights){further}."
         ) from error
     if body.startswith(TORCHVISION):
-        target = model
-        if isinstance(model, ReusedClassifier):
-            target = model.body
-            how = {**how, "ignore": (f"{model.replaced}.", *AUXILIARY_HEADS)}
-        return load_tensors(target, state, f"The published weight file of {name}", **how), model
+        return load_tensors(model, state, f"The published weight file of {name}", **how), model
     config = getattr(published, "pretrained_cfg", None) or {}
     theirs, ours = config.get("num_classes"), own.get("num_classes")
     if theirs is None or ours in (None, theirs) or name != body:

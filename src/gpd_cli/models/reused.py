@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.errors import ModelError
+from gpd_cli.models.end_layers import classifier_names
 
 
 class ReusedClassifier(nn.Module):
@@ -16,21 +17,21 @@ class ReusedClassifier(nn.Module):
     transformer.
 
     Args:
-        body: a network with a classifier, which is changed: its last linear layer is removed.
+        body: a network with a classifier, which is changed: its classifier is removed.
         features: width of the static teacher's embedding.
         num_classes: number of classes.
         relu: whether the projector ends in a ReLU, as in SimKD; false for teachers whose embedding
             has negative entries (most transformers).
 
     Raises:
-        ModelError: when the body does not end in a linear layer, or the width is less than 1.
+        ModelError: when the body does not end in one linear layer, or the width is less than 1.
     """
 
     def __init__(self, body: nn.Module, features: int, num_classes: int, relu: bool = True) -> None:
         super().__init__()
         if not isinstance(features, int) or features < 1:
             raise ModelError(f"The argument 'features' must be 1 or more, not {features}.")
-        name, last = _last_linear(body)
+        name, last = _classifier(body)
         owner, _, leaf = name.rpartition(".")
         setattr(body.get_submodule(owner), leaf, nn.Identity())
         self.replaced = name
@@ -84,11 +85,13 @@ class ReusedClassifier(nn.Module):
                 ours.bias.copy_(classifier.bias)
 
 
-def _last_linear(network: nn.Module) -> tuple[str, nn.Linear]:
-    named = [(n, m) for n, m in network.named_modules() if n and isinstance(m, nn.Linear)]
-    if not named:
+def _classifier(network: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the one linear layer that gives a network's logits."""
+    names = classifier_names(network)
+    layer = network.get_submodule(names[0]) if names else None
+    if len(names) != 1 or not isinstance(layer, nn.Linear):
         raise ModelError(
-            f"{type(network).__name__} has no linear classifier that the static teacher's "
+            f"{type(network).__name__} has no single linear classifier that the static teacher's "
             "classifier could replace; choose another student for simkd/."
         )
-    return named[-1]
+    return names[0], layer

@@ -82,7 +82,7 @@ class ModelSpec:
         """
         if shape is None:
             shape = input_shape(model, self.name, self.model_args)
-            self._check_assumed(model, shape)
+            self.check_assumed(model, shape)
         classes = count_classes(model, shape)
         if self.num_classes not in (None, classes):
             raise ModelError(
@@ -95,8 +95,16 @@ class ModelSpec:
             check_repeatable(self.name, resolved.build)
         return resolved
 
-    def _check_assumed(self, model: nn.Module, shape: tuple[int, int, int]) -> None:
-        """Check the assumed image shape of a network if neither network nor arguments state any."""
+    def check_assumed(self, model: nn.Module, shape: tuple[int, int, int]) -> None:
+        """Check the assumed image shape of a network if neither network nor arguments state any.
+
+        Args:
+            model: a network that was built from this description.
+            shape: the image shape that is assumed, ``(C, H, W)``.
+
+        Raises:
+            ModelError: when the network does not take such images.
+        """
         config = getattr(model, "pretrained_cfg", None) or {}
         stated = config.get("input_size") or self.model_args.get("img_size")
         # A lazy network would take its widths from the images of this check. It is left out, since

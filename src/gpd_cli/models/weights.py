@@ -17,6 +17,7 @@ from gpd_cli.errors import WeightsError
 from gpd_cli.files import check_whole
 from gpd_cli.models.fitting import fit_tensors
 from gpd_cli.models.numbers import unusual_tensor, wrong_numbers
+from gpd_cli.models.reused import ReusedClassifier
 from gpd_cli.models.tensor_forms import listed, unprefixed
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
@@ -121,6 +122,9 @@ def load_tensors(
 ) -> tuple[str, ...]:
     """Load a state dict into a model, as `load_weights` loads a file.
 
+    If the model is a `ReusedClassifier` and the state dict is that of its body alone, the body gets
+    the weights, all but those of the classifier that has been replaced.
+
     Args:
         model: the model to load into, which is changed in place.
         read: the state dict.
@@ -141,6 +145,9 @@ def load_tensors(
     Raises:
         WeightsError: when the state dict does not fit the model.
     """
+    if isinstance(model, ReusedClassifier) and not any(".projector." in f".{n}" for n in read):
+        ignore = (*ignore, f"{model.replaced}.")
+        model = model.body
     if (unusual := unusual_tensor(read)) is not None:
         key, kind = unusual
         raise WeightsError(f"{source} cannot be used: {key} is of {kind}; give another file.")

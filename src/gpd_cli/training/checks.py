@@ -90,17 +90,20 @@ def check_callbacks(callbacks: Iterable[Any]) -> None:
                 raise TrainingError(text)
 
 
-def check_start(student_weights: str | Path | bool | None, branch_init: str) -> None:
+def check_start(
+    student_weights: str | Path | bool | None, branches: Sequence[str], branch_init: str
+) -> None:
     """Check that a student with given weights starts from these weights.
 
     Args:
         student_weights: path of the student's weights, or whether weights are given.
+        branches: names of the extra branches.
         branch_init: the option ``branch_init``, the initialization of the branches.
 
     Raises:
         TrainingError: when the student would start from the merged branches instead.
     """
-    if student_weights and branch_init == "gpd":
+    if student_weights and branches and branch_init == "gpd":
         raise TrainingError(
             "With --model.branch_init gpd both networks start from merged random branches and not "
             "from --model.student_weights or published weights; set --model.branch_init zero for a "

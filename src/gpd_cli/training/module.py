@@ -210,7 +210,8 @@ class GapPreservingDistillation(EvaluatedModule):
         # Plain values only, since checkpoints are loaded with weights_only=True.
         self.hparams.update(plain_settings(self.hparams))
         self.settings = optimizer
-        check_start(student_weights or wants_published(student, student_args), branch_init)
+        names = branch_names(branches, branch_init)
+        check_start(student_weights or wants_published(student, student_args), names, branch_init)
         spec = ModelSpec(student, num_classes, student_args or {})
         network = spec.build(student_weights)
         shape = input_shape(network, spec.name, spec.model_args)

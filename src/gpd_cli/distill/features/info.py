@@ -56,7 +56,8 @@ def find_features(
             `before_activation`.
 
     Raises:
-        MethodError: when a named module does not exist, or its output is neither a map nor tokens.
+        MethodError: when a named module does not exist, its output is neither a map nor tokens, or
+            the network keeps its tokens in an order of its own, and no modules are named.
     """
     modules = dict(network.named_modules())
     for name in names or ():
@@ -74,6 +75,12 @@ def find_features(
             stages = [_stage(network, seen, hints, name) for name in names]
         elif pooled:
             stages = known_stages(seen.outputs, seen.outputs, hints)
+        elif hints.reorders:
+            raise MethodError(
+                f"{type(network).__name__} keeps its tokens in another order than row by row, so "
+                "that its stages are no maps; choose a method that compares logits, such as DKD, "
+                "or another network."
+            )
         else:
             stages = list(default_stages(network, seen.outputs, hints))
         if pooled:

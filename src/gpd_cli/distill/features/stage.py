@@ -84,11 +84,14 @@ class ShapeHints:
         image: height and width of the images; maps have the same aspect ratio.
         channels_last: whether the network says that its maps are ``[B, H, W, C]``.
         extra_tokens: number of tokens before the patches' tokens; None if the network does not say.
+        reorders: whether the network keeps its tokens in another order than row by row, as Hiera
+            does. They make up no map then.
     """
 
     image: tuple[int, int]
     channels_last: bool = False
     extra_tokens: int | None = None
+    reorders: bool = False
 
     @classmethod
     def of(cls, network: nn.Module, image: tuple[int, int]) -> ShapeHints:
@@ -103,6 +106,7 @@ class ShapeHints:
             image,
             getattr(network, "output_fmt", None) == "NHWC",
             extra if isinstance(extra, int) else None,
+            hasattr(network, "reroll"),
         )
 
     def stage(self, name: str, shape: tuple[int, ...], form: Form | None = None) -> Stage | None:
@@ -117,7 +121,7 @@ class ShapeHints:
             The stage, or None if the output is neither a map nor tokens that make up a map.
         """
         if len(shape) == 3:
-            grid = self._grid(shape[1])
+            grid = None if self.reorders else self._grid(shape[1])
             if grid is None:
                 return None
             return Stage(name, "tokens", shape[2], *grid, extra=shape[1] - grid[0] * grid[1])
