@@ -99,6 +99,11 @@ def test_one_task_for_several_gpus_is_remarked(
     assert all("one of the 4 GPUs; srun --ntasks-per-node 4" in remark for remark in said)
 
 
+def test_strategies_that_pickle_the_networks_are_refused() -> None:
+    with pytest.raises(TrainingError, match=r"ddp_spawn sends the networks .*; use ddp, which"):
+        GpdTrainer(accelerator="cpu", devices=2, strategy="ddp_spawn")
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2", ModelParallelStrategy()])
 def test_strategies_without_whole_weights_are_refused(strategy: str | Strategy) -> None:
     with pytest.raises(TrainingError, match="the student is cut out of whole weights; use ddp"):

@@ -63,7 +63,7 @@ from gpd_cli.training.callbacks import default_callbacks
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.optimizers import suitable_storage
-from gpd_cli.training.subnormals import FlushedSubnormals, flushed_subnormals
+from gpd_cli.training.subnormals import flushed_subnormals
 from gpd_cli.training.table import RunCSVLogger
 
 EVALUATIONS = ("validate", "test", "predict")
@@ -328,8 +328,6 @@ class GpdCLI(LightningCLI):
         trainer = super().instantiate_trainer(enable_progress_bar=shown, **kwargs)
         if self._run is not None and isinstance(trainer.logger, RunCSVLogger):
             trainer.logger.continue_in(self._run)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks.append(FlushedSubnormals())
         if self.subcommand == "fit" and trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()  # of use where the same allocations recur, which is in training
         return trainer

@@ -290,15 +290,21 @@ class GpdTrainer(Trainer):
 
 
 def _check_strategy(strategy: str | Strategy | None) -> None:
-    """Refuse strategies that leave no process with whole weights, out of which the student is cut.
+    """Refuse strategies under which student and dynamic teacher cannot share their weights.
 
     Args:
         strategy: the Trainer's argument.
 
     Raises:
-        TrainingError: when the strategy shards weights.
+        TrainingError: when the strategy leaves no process with whole weights, out of which the
+            student is cut, or pickles the networks, whose kernels are computed from each other.
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if "spawn" in name:
+        raise TrainingError(
+            f"--trainer.strategy {name} sends the networks to new processes, which is impossible "
+            "for dynamic teachers; use ddp, which starts the whole command in each process."
+        )
     if name.lower().replace("_", "").startswith(_SHARDING):
         raise TrainingError(
             f"--trainer.strategy {name} keeps a part of each weight in a process, and the student "

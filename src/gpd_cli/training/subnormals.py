@@ -8,11 +8,10 @@ library does not: programs that use the library may call `torch.set_flush_denorm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from lightning.pytorch import Callback
 
 
 @contextmanager
@@ -38,19 +37,3 @@ def are_subnormals_flushed() -> bool:
     """Whether this thread flushes subnormal numbers to zero."""
     smallest = torch.tensor(torch.finfo(torch.float32).tiny)
     return float(smallest / 2) == 0.0
-
-
-class FlushedSubnormals(Callback):
-    """Flushes subnormal numbers in the processes of the strategy ddp_spawn as well.
-
-    Such a process unpickles the trainer, with its callbacks, before it computes; unpickling this
-    callback makes the setting.
-    """
-
-    def __reduce__(self) -> tuple[Callable[[], FlushedSubnormals], tuple[()]]:
-        return _in_new_process, ()
-
-
-def _in_new_process() -> FlushedSubnormals:
-    torch.set_flush_denormal(True)
-    return FlushedSubnormals()
