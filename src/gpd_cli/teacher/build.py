@@ -147,6 +147,11 @@ def build_pair(
         owner, _, leaf = name.rpartition(".")
         module = teacher.get_submodule(owner)
         if first != name:
+            if plan.tensors.get(first) != plan.tensors.get(name):
+                raise ExpansionError(
+                    f"{first} and {name} are one weight, which would have to widen in two ways; "
+                    "give each layer a weight of its own."
+                )
             _tie(teacher, module, leaf, first, kernels)
             continue
         parameter, tensor_plan = getattr(module, leaf), plan.tensors.get(name)

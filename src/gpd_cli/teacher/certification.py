@@ -44,12 +44,15 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
         The certificate.
 
     Raises:
-        ExpansionError: when the relative difference exceeds `TOLERANCE`.
+        ExpansionError: when the relative difference exceeds `TOLERANCE`, or the student changes
+            its images.
     """
     generator = torch.Generator().manual_seed(sample.shape[0])
     images = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), in_double(), _as_before(pair):
+        given = images.clone()
         student = pair.eval().student(images)
+        _check_unchanged(pair, images, given)
         teacher = _teacher(pair, images, "In eval mode")
         difference = relative_difference(teacher, student)
         response = 0.0 if difference <= TOLERANCE else _response(pair, images, student)
@@ -135,11 +138,12 @@ def _training_difference(pair: Pair, shape: torch.Size, generator: torch.Generat
     with _without_dropout(pair):
         for count in (1, 2, 8):
             images = torch.randn((count, *shape), generator=generator, dtype=torch.float64)
-            weights, before = pair.student_weights(), _random_state()
+            weights, before, given = pair.student_weights(), _random_state(), images.clone()
             try:
                 student = pair.student_with(weights, images)
             except Exception:
                 continue  # the student's code fails: there are too few values for statistics
+            _check_unchanged(pair, images, given)
             if not isinstance(student, Tensor):
                 return None
             if not bool(student.isfinite().all()):
@@ -153,6 +157,25 @@ def _training_difference(pair: Pair, shape: torch.Size, generator: torch.Generat
             if difference <= _TRAINING_TOLERANCE:
                 break
     return difference
+
+
+def _check_unchanged(pair: Pair, images: Tensor, given: Tensor) -> None:
+    """Check that the student has not changed its images, on which the teacher runs as well.
+
+    Args:
+        pair: student and dynamic teacher.
+        images: the batch that the student ran on.
+        given: a copy of the batch from before.
+
+    Raises:
+        ExpansionError: when the images have changed.
+    """
+    if not torch.equal(images, given):
+        raise ExpansionError(
+            f"{type(pair.narrow).__name__} changes its images in place, but student and dynamic "
+            "teacher run on the same images; let it compute new ones (x = x - mean instead of "
+            "x -= mean)."
+        )
 
 
 def _random_state() -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.certification import certify
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.plan import WidthPlan
-from gpd_cli.widening.running.copying import copy_network
+from gpd_cli.widening.running.copying import converted, copy_network
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.search.find import find_plan
 from gpd_cli.widening.search.unsupported import check_student
@@ -142,18 +142,18 @@ def expand(
 
     if plan is not None:
         check_plan(student, plan)
-        return grow(plan).to(device, dtype)
+        return converted(grow(plan), device, dtype)
     options: dict[str, Any] = {"exclude": patterns, "width_multiple": width_multiple}
     plan = find_plan(student, sample, ratio, is_certified=True, **options)
     try:
-        return grow(plan).to(device, dtype)
+        return converted(grow(plan), device, dtype)
     except ExpansionError:
         # The plan was found with smaller images, for which the network's code may take another
         # path, so it is searched again with images of the sample's size.
         again = find_plan(student, sample, ratio, shrink=False, **options)
         if again == plan:
             raise
-        return grow(again).to(device, dtype)
+        return converted(grow(again), device, dtype)
 
 
 def _patterns(given: str | Sequence[str], what: str) -> Sequence[str]:
@@ -176,7 +176,7 @@ def _grow(
     network = student
     if options["branch_init"] != "zero":
         # With branches that are not zero, kernels are exact enough for the check in float64 only.
-        network = copy_network(student).to("cpu", torch.float64)
+        network = converted(copy_network(student), "cpu", torch.float64)
     elif any(tensor.device.type != "cpu" for tensor in (*student.parameters(), *student.buffers())):
         network = copy_network(student).to("cpu")
     pair = build_pair(network, plan, **options)

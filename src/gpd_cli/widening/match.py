@@ -180,6 +180,10 @@ def _match_axis(narrow: Tensor, wide: Tensor, axis: int) -> IndexMap | None:
     found = group[nearest]
     if int(group[-1]) + 1 == len(ranked):  # no equal channels: the common case
         return IndexMap(len(ranked), tuple(order[nearest].tolist()))
+    if int(group[-1]) == 0 and len(b) % len(ranked) == 0:
+        # All channels are equal, as in a state that starts at zero: the usual layout is as good as
+        # any other, and the one that the next call of the same layer has.
+        return spread(len(ranked), len(b))
     regular = _regular(group[order.argsort()], found)
     if regular is not None:
         return regular

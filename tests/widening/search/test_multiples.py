@@ -206,4 +206,4 @@ def test_edgenext_keeps_the_stage_narrow_that_cuts_its_channels_into_thirds() ->
     # Copies in unequal numbers would fit, and the layer norms of the stage do not allow them.
     cut = "it cuts its channels into 59 x 59 x 58, and their copies take 60 x 60 x 56"
     assert plan.kept_narrow["stages.2"] == f"in stages.2.blocks.5, {cut}"
-    assert plan.trials <= 20
+    assert plan.trials <= 35  # a third of them after a confirming run has shown a guess to be wrong

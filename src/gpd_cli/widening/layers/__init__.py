@@ -36,6 +36,11 @@ __all__ = [
 _LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU, Table)
 
 
+# Layers whose code can be followed; that of a batch norm changes its own statistics.
+_FOLLOWED = (_ConvNd, nn.Linear, nn.LayerNorm, nn.RMSNorm)
+_KNOWN = ("weight", "bias", "gain")  # tensors of these layers, and of those that standardize
+
+
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is a leaf, which is planned as a whole.
 
@@ -45,7 +50,24 @@ def is_leaf(module: nn.Module) -> bool:
         return True
     if not isinstance(module, _LAYERS):
         return False
-    return not any(True for child in module.children() for _ in child.parameters())
+    if any(True for child in module.children() for _ in child.parameters()):
+        return False
+    return not (isinstance(module, _FOLLOWED) and _has_channels_of_its_own(module))
+
+
+def _has_channels_of_its_own(module: nn.Module) -> bool:
+    """Whether a layer's class has added tensors by channel, such as a scale of its outputs.
+
+    What such a class computes with them is not known, so its code has to be followed. A layer whose
+    weight is no parameter is none of these: the weight is computed, perhaps from these tensors.
+    """
+    if "weight" not in module._parameters:
+        return False
+    tensors = {**module._parameters, **module._buffers}
+    known = [tensors.pop(name, None) for name in _KNOWN]
+    channels = {n for tensor in known if tensor is not None for n in tensor.shape[:2]} - {1}
+    added = [tensor for tensor in tensors.values() if tensor is not None]
+    return any(not channels.isdisjoint(tensor.shape) for tensor in added)
 
 
 _DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

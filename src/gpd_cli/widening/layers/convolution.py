@@ -92,10 +92,12 @@ def _plan_groups(
         if out is None and local is None:
             return plan, None
         plan.tensors["weight"] = TensorPlan((out, local, *rest), None if local is None else 1)
+    elif inputs is None:
+        return plan, None
     else:
         # There are more groups, each of them a copy of a narrow group (as in depthwise layers).
-        group = None if inputs is None else copied_groups(inputs, within)
-        if group is None or inputs is None:
+        group = copied_groups(inputs, within)
+        if group is None:
             raise UnsupportedLayerError("its groups do not hold copies of whole groups")
         if keep_output:
             raise UnsupportedLayerError(
@@ -131,6 +133,9 @@ def _along_channels(module: _ConvNd, spatial: Axes) -> LayerPlan:
             value = list(plan.attributes.get(name, getattr(module, name)))
             value[k] *= times
             plan.attributes[name] = tuple(value)
+        if module.padding_mode != "zeros":  # torch pads by a list of its own then
+            padding = reversed(plan.attributes["padding"])
+            plan.attributes["_reversed_padding_repeated_twice"] = [p for p in padding for _ in "ab"]
     return plan
 
 

@@ -63,7 +63,8 @@ def record(network: nn.Module, images: Tensor) -> Recording:
     try:
         observed = reading(network, recorder.number, recorder.tensor)
         with torch.enable_grad(), observed, recorder, forward_errors():
-            output = network(images.requires_grad_())
+            # A copy, since code may change its images in place, which torch allows for no leaf.
+            output = network(images.requires_grad_().clone())
     finally:
         for handle in handles:
             handle.remove()

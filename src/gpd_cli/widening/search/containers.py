@@ -331,11 +331,15 @@ class Containers:
 def inner_layers(recording: Recording, name: str) -> dict[str, Layout]:
     """Make narrow layouts for those layers in a container whose outputs do not leave the container.
 
+    A layer with a number of channels that no output of the container has cannot have given the
+    output, even if it is the last one on a path, as a gate is.
+
     Args:
         recording: the student's run.
         name: name of the container.
     """
-    ends = recording.ends.get(name, set())
+    sizes = {n for call in recording.outputs.get(name, ()) for t in call for n in t.shape[1:]}
+    ends = {n for n in recording.ends.get(name, ()) if recording.out_channels.get(n) in sizes}
     return _narrow_layouts(recording, name, recording.out_channels.keys() - ends)
 
 

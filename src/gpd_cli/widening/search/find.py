@@ -22,7 +22,7 @@ from gpd_cli.widening.observe.record import record
 from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.rules import check_rules
-from gpd_cli.widening.running.copying import copy_network
+from gpd_cli.widening.running.copying import converted, copy_network
 from gpd_cli.widening.running.detect_checkpointing import runs_again
 from gpd_cli.widening.running.double import in_double
 from gpd_cli.widening.running.locate import located, short_text
@@ -61,8 +61,8 @@ def find_plan(
         width_multiple: wide numbers of channels are rounded up to a multiple of this number.
         shrink: whether to search with smaller images where the network takes them. This is faster,
             and index maps do not depend on the size of the images.
-        is_certified: whether the caller certifies the expansion. If so, the plan is not confirmed
-            here by a run of the wide network with all its weights.
+        is_certified: whether the caller certifies the expansion. If so, the run of the wide network
+            that confirms the plan computes no wide weights, but copies the student's activations.
 
     Returns:
         The plan; an empty plan at ratio 1.
@@ -80,7 +80,7 @@ def find_plan(
     check_rules(student)
     generator = torch.Generator().manual_seed(_SEED)
     _refresh(student)
-    copy = copy_network(student).to("cpu", torch.float64).eval()
+    copy = converted(copy_network(student), "cpu", torch.float64).eval()
     for parameter in copy.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     randomize(copy, generator)
@@ -89,22 +89,20 @@ def find_plan(
     trials = Trials()
     try:
         with torch.random.fork_rng(devices=[]), in_double(), original_errors():
+            # A plan that the caller certifies is confirmed as well: if the numbers that the
+            # network's code computes prove wrong, larger images can still be tried; and a
+            # certificate does not see what a student multiplies by zero (a new head, a residual
+            # path that starts at zero). Copied outputs suffice, so no wide weights are computed.
+            confirm: Confirmation = "copied" if is_certified else "computed"
             for shape in [*_smaller(whole)] if shrink else []:
                 images = torch.randn(shape, generator=generator, dtype=torch.float64)
                 try:
-                    # A plan that the caller certifies is confirmed as well: if the numbers that the
-                    # network's code computes prove wrong, larger images can still be tried. Copied
-                    # outputs suffice for this, so no wide weights are computed.
-                    confirm: Confirmation = "copied" if is_certified else "computed"
                     return _plan(copy, images, scale, exclude, confirm, trials)
                 except ExpansionError:
                     # These images are too small for the network, or images of the full size will
                     # raise the same error.
                     continue
             images = torch.randn(whole, generator=generator, dtype=torch.float64)
-            # At the full size no larger images are left to try, and the caller's certificate finds
-            # every error.
-            confirm = "none" if is_certified else "computed"
             return _plan(copy, images, scale, exclude, confirm, trials)
     finally:
         gc.collect()  # hooks and networks refer to each other, and hold large tensors

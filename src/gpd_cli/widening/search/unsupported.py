@@ -6,6 +6,9 @@ that are refused here compute with something else. Each error message says what 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import FunctionType
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,6 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from gpd_cli.errors import ExpansionError
 from gpd_cli.widening.layers import is_leaf
 from gpd_cli.widening.names import title
+from gpd_cli.widening.running.copying import objects_of
 
 _REMOVERS = {
     WeightNorm: "torch.nn.utils.remove_weight_norm",
@@ -36,8 +40,17 @@ def check_student(student: nn.Module) -> None:
         ExpansionError: when there is such a module; the message gives its name, the cause and the
             remedy.
     """
+    tensors = {
+        id(tensor): name for name, tensor in (*student.named_parameters(), *student.named_buffers())
+    }
     for name, module in student.named_modules():
-        reason = _wrapped(module) or _uninitialized(module) or _hidden(module) or _table(module)
+        reason = (
+            _wrapped(module)
+            or _uninitialized(module)
+            or _hidden(module)
+            or _table(module)
+            or _holding(module, tensors)
+        )
         if reason is not None:
             raise ExpansionError(f"{title(name, module)} {reason}.")
 
@@ -115,4 +128,25 @@ def _table(module: nn.Module) -> str | None:
             "has sparse gradients, which weights that student and teacher share cannot have; build "
             "it with sparse=False"
         )
+    return None
+
+
+def _holding(module: nn.Module, tensors: Mapping[int, str]) -> str | None:
+    """The reason to refuse a module with a function that holds a weight itself, or None.
+
+    Args:
+        module: the module.
+        tensors: names of the student's parameters and buffers, by their ids.
+    """
+    for attribute, value in vars(module).items():
+        for function in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(function, FunctionType):
+                continue
+            for found in objects_of(function).values():
+                if id(found) in tensors:
+                    return (
+                        f"keeps a function ({attribute}) that holds {tensors[id(found)]} itself, "
+                        "so that it would not see the wide one; let it take the weight from its "
+                        "module (self.NAME) when it is called"
+                    )
     return None
