@@ -215,15 +215,6 @@ def test_assistants_have_stages_of_their_own(
         make(assistants=[described(1, "layer9")], **options)
 
 
-def test_arguments_of_a_static_teacher_without_a_name_are_told(
-    make: Callable[..., GapPreservingDistillation],
-) -> None:
-    for given in ({"args": {"pretrained": True}}, {"weights": "w.pth"}):
-        (option,) = given
-        with pytest.raises(ModelError, match=rf"static_teacher\.{option} needs the name of"):
-            make(static_teacher=StaticTeacherSettings(**given))
-
-
 class Fixed(nn.Module):
     """A network for images of 16 pixels, which does not say so."""
 

@@ -106,6 +106,9 @@ def test_settings_of_a_method_without_static_teacher_are_pointed_out(
     assert fit("--model.method", "dkd") == 0
     assert f"--model.method has {remedy}" in caplog.text
     caplog.clear()
+    assert fit("--model.static_teacher.args", "{pretrained: true}") == 0
+    assert f"--model.static_teacher.args has {remedy}" in caplog.text
+    caplog.clear()
     assert fit(*settings, *TAUGHT) == 0
     assert fit() == 0
     assert "no effect" not in caplog.text

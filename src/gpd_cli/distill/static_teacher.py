@@ -128,12 +128,11 @@ def load_static_teachers(
         WeightsError: when weights cannot be read or do not fit.
     """
     if first.name is None:
-        for option, value in (("weights", first.weights), ("args", first.args)):
-            if value:
-                raise ModelError(
-                    f"--model.static_teacher.{option} needs the name of the network; add "
-                    "--model.static_teacher.name NAME."
-                )
+        if first.weights is not None:
+            raise ModelError(
+                "--model.static_teacher.weights needs the name of the network; add "
+                "--model.static_teacher.name NAME."
+            )
         if assistants:
             raise ModelError(
                 "--model.assistants needs a static teacher; add --model.static_teacher.name NAME."

@@ -75,7 +75,10 @@ def settings_in_vain(
     def changed(names: Iterable[str]) -> list[str]:
         return [name for name in names if _settings(hparams[name]) != _settings(defaults[name])]
 
-    if hparams["static_teacher"]["name"] is None and (names := changed(OF_STATIC_TEACHERS)):
+    static = hparams["static_teacher"]
+    names = changed(OF_STATIC_TEACHERS)
+    names += [f"static_teacher.{name}" for name in ("args", "stages") if static.get(name)]
+    if static["name"] is None and names:
         remedy = "add --model.static_teacher.name"
         yield f"{no_effect('model', names)} without a static teacher; {remedy}."
     layers, init = layer_patterns(hparams["branch_layers"]), hparams["branch_init"]
