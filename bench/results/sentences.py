@@ -67,7 +67,7 @@ def hardware(rows: Iterable[Summary]) -> list[str]:
         sentences.append(f"Minutes were measured on: {', '.join(parts)}.")
     if len(by_hardware) > 1:
         sentences.append(
-            "A ratio of times compares runs on the same hardware, and may rest on fewer of them."
+            "A ratio of times is that of those runs of both rows that were on the same hardware."
         )
     if unknown:
         sentences.append(f"No time is known of: {'; '.join(unknown)}.")

@@ -217,9 +217,12 @@ def _check(path: Path, table: Table) -> None:
             f"{path}: the rows {', '.join(error.args[1][:-1])} need the students of each other; "
             "change the files of one of them."
         ) from error
-    tuning = table.tuning.settings
-    for settings in (table.settings, tuning, *(row.settings for row in table.rows.values())):
-        if _SPARSE in settings:
+    rows = table.rows.values()
+    for settings in (
+        *(table.settings, table.tuning.settings),
+        *(settings for row in rows for settings in (row.settings, row.tuning)),
+    ):
+        if settings.get(_SPARSE, 1) != 1:
             raise TableError(
                 f"{path}: the page needs the accuracies after every epoch; remove {_SPARSE}."
             )

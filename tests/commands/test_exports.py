@@ -347,7 +347,7 @@ def test_activations_beyond_float16_are_told_before_a_program_is_written(
         network.teacher.bn1.weight.fill_(6e4)
     path = tmp_path / "large.safetensors"
     save_expanded(path, network, description)
-    with pytest.raises(GpdError, match=r"logits are NaN or infinite; leave out --half and --fuse"):
+    with pytest.raises(GpdError, match=r"logits are NaN or infinite; leave out --half or --fuse"):
         extract_command(path, f"{tmp_path}/{form}", half=True, fuse_bn=True)
     assert [file.name for file in tmp_path.iterdir()] == ["large.safetensors"]
     extract_command(path, f"{tmp_path}/{form}")  # in float32 the same network has finite logits

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpd_cli.commands.trainer import GpdTrainer
@@ -99,9 +99,10 @@ def test_one_task_for_several_gpus_is_remarked(
     assert all("one of the 4 GPUs; srun --ntasks-per-node 4" in remark for remark in said)
 
 
-def test_strategies_that_pickle_the_networks_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"ddp_spawn sends the networks .*; use ddp, which"):
-        GpdTrainer(accelerator="cpu", devices=2, strategy="ddp_spawn")
+@pytest.mark.parametrize("strategy", ["ddp_spawn", DDPStrategy(start_method="spawn")])
+def test_strategies_that_pickle_the_networks_are_refused(strategy: str | Strategy) -> None:
+    with pytest.raises(TrainingError, match=r"sends the networks .*; use ddp, which"):
+        GpdTrainer(accelerator="cpu", devices=2, strategy=strategy)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2", ModelParallelStrategy()])

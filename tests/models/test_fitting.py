@@ -341,6 +341,9 @@ def test_a_student_for_simkd_starts_from_a_file_of_its_network(file: Path) -> No
     student = create_model(f"simkd/{name}", num_classes=3, weights=file, model_args=args)
     for key, tensor in student.body.state_dict().items():
         assert torch.equal(tensor, state[key]), key
+    torch.save({f"module.{key}": tensor for key, tensor in state.items()}, file)
+    spread = create_model(f"simkd/{name}", num_classes=3, weights=file, model_args=args)
+    assert torch.equal(spread.body.conv1.weight, state["conv1.weight"])
     torch.save(student.state_dict(), file)  # a file of the whole student
     again = create_model(f"simkd/{name}", num_classes=3, weights=file, model_args=args)
     for key, tensor in again.state_dict().items():

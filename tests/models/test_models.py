@@ -2,6 +2,7 @@ import argparse
 import copy
 import json
 import os
+import sys
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -173,6 +174,13 @@ def test_weights_of_another_activation_are_not_published_ones() -> None:
 def test_a_mistyped_name_with_a_tag_is_not_taken_for_an_import_path() -> None:
     with pytest.raises(ModelError, match=r"did you mean resnet18 .*its module 'resnet180' must be"):
         create_model("resnet180.a1_in1k")
+
+
+def test_a_network_of_a_program_is_found_though_the_program_is_no_installed_module(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "GatedLast", GatedLast, raising=False)
+    assert isinstance(create_model("__main__.GatedLast"), GatedLast)
 
 
 @pytest.mark.parametrize("name", ["", "zzzzzzzz", "torchvision/fasterrcnn_resnet50_fpn"])

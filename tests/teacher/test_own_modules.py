@@ -207,6 +207,45 @@ class InPlace(nn.Module):
         return x
 
 
+class Normalized(nn.Module):
+    """A function that holds a buffer, which does not widen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
+        mean = self.mean
+        self.normalize = lambda x: (x - mean) / 0.25
+        self.body = around(nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.normalize(x))
+
+
+class TiedInVain(nn.Module):
+    """A layer that does not run has the weight of one that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs, self.rests = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.rests.weight = self.runs.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.runs(x)
+
+
+class Concatenated(nn.Module):
+    """Two outputs side by side, beside code that mixes channels by position."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.mixed = nn.Conv2d(width, 6, 1)
+        self.one, self.two = nn.Conv2d(6, width // 2, 1), nn.Conv2d(6, width // 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.fft.fft(self.mixed(x), dim=1).real
+        return torch.cat([self.one(x), self.two(x)], 1)
+
+
 class Bound(nn.Module):
     """A residual path that is scaled by functions which refer to the network."""
 
@@ -234,6 +273,7 @@ EXACT = {
     "recurrent": lambda: around(Recurrent(8)),
     "circular": lambda: around(ChannelAttention()),
     "functions": Bound,
+    "buffer in a function": Normalized,
 }
 NARROW = {"gate": ["2"]}  # its gate takes channels by their position
 
@@ -302,6 +342,20 @@ def test_functions_refer_to_the_network_that_they_are_copied_with() -> None:
     with torch.no_grad():
         student.alpha.fill_(3.0)
     assert torch.equal(extracted(sample), expected)
+
+
+def test_a_tied_layer_that_does_not_run_is_no_obstacle() -> None:
+    student, x = around(TiedInVain()).double(), images()
+    pair = expand(student, sample=x, ratio=2, branches=1).eval()
+    with torch.no_grad():
+        assert relative_difference(pair(x)[1], student.eval()(x)) < 1e-9
+
+
+def test_outputs_that_are_concatenated_widen_though_what_is_inside_stays_narrow() -> None:
+    student = around(Concatenated())
+    plan = expand(student, sample=images().float(), ratio=2, branches=1).plan
+    assert list(plan.kept_narrow) == ["2"]
+    assert {"2.one.weight", "2.two.weight", "3.weight"} <= plan.tensors.keys()
 
 
 def test_a_function_that_holds_a_weight_itself_is_refused() -> None:

@@ -44,9 +44,10 @@ def report_command(
     if page.suffix != ".html":
         raise ReportError(f"The report {page} must end in .html.")
     picture, text = page.with_suffix(".png"), page.with_suffix(".md")
-    is_again = page.exists() and is_report(text, picture.name)
     for path in (page, picture, text):
         check_writable(path)
+    is_again = page.exists() and is_report(text, picture.name)
+    for path in (page, picture, text):
         if path.exists() and path != page and not is_again:
             raise ReportError(
                 f"The report {page} would replace {path}, which is none of its own; choose another "
@@ -57,8 +58,8 @@ def report_command(
     from gpd_cli.report.page import write_page  # imported here since it needs optional packages
 
     write_page(found, predictions, missing, page)
+    write_markdown(found, predictions, text, picture.name)  # it proves whose the picture is
     draw(found, picture)
-    write_markdown(found, predictions, text, picture.name)
     for sentence in missing:
         print(sentence)
     print(f"Report written to {page}, {picture.name} and {text.name}")

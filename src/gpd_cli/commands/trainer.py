@@ -300,10 +300,10 @@ def _check_strategy(strategy: str | Strategy | None) -> None:
             student is cut, or pickles the networks, whose kernels are computed from each other.
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if "spawn" in name:
+    if "spawn" in name or getattr(strategy, "_start_method", None) == "spawn":
         raise TrainingError(
-            f"--trainer.strategy {name} sends the networks to new processes, which is impossible "
-            "for dynamic teachers; use ddp, which starts the whole command in each process."
+            f"--trainer.strategy {name} sends the networks to new processes by pickling, which gpd "
+            "does not support; use ddp, which starts the whole command in each process."
         )
     if name.lower().replace("_", "").startswith(_SHARDING):
         raise TrainingError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from importlib.util import find_spec
 from typing import Any
 
@@ -89,8 +90,8 @@ def check_name(name: str) -> None:
     if is_path(name):
         # A mistyped name of timm's with a tag, such as resnet180.a1_in1k, has this form as well.
         package = name.partition(".")[0]
-        close = _close_names(package) if find_spec(package) is None else []
-        if close:
+        is_there = package in sys.modules or find_spec(package) is not None
+        if not is_there and (close := _close_names(package)):
             raise ModelError(
                 f"Unknown model '{name}'{did_you_mean(*close)}; if it is a network of your own, "
                 f"its module '{package}' must be installed or on PYTHONPATH."

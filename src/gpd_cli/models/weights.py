@@ -147,7 +147,7 @@ def load_tensors(
     """
     if isinstance(model, ReusedClassifier) and not any(".projector." in f".{n}" for n in read):
         ignore = (*ignore, f"{model.replaced}.")
-        model = model.body
+        model, read = model.body, unprefixed(read)
     if (unusual := unusual_tensor(read)) is not None:
         key, kind = unusual
         raise WeightsError(f"{source} cannot be used: {key} is of {kind}; give another file.")

@@ -147,7 +147,8 @@ def build_pair(
         owner, _, leaf = name.rpartition(".")
         module = teacher.get_submodule(owner)
         if first != name:
-            if plan.tensors.get(first) != plan.tensors.get(name):
+            plans = [plan.tensors[tied] for tied in (first, name) if tied in plan.tensors]
+            if len(plans) == 2 and plans[0] != plans[1]:
                 raise ExpansionError(
                     f"{first} and {name} are one weight, which would have to widen in two ways; "
                     "give each layer a weight of its own."

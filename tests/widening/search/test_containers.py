@@ -23,13 +23,14 @@ def test_layers_stay_narrow_whose_outputs_stay_inside() -> None:
     }
 
 
-def test_a_layer_of_another_width_than_the_output_stays_narrow_though_it_ends_a_path() -> None:
+def test_a_gate_may_stay_narrow_though_it_ends_a_path() -> None:
     gated = Recording(
         out_channels={"a.body": 6, "a.gate": 2},
         ends={"a": {"a.body", "a.gate"}},
         outputs={"a": [[torch.zeros(3, 6, 4, 4)]]},
     )
-    assert inner_layers(gated, "a") == {"a.gate": (Segment(2, grows=False),)}
+    assert inner_layers(gated, "a", with_gates=True) == {"a.gate": (Segment(2, grows=False),)}
+    assert inner_layers(gated, "a") == {}
 
 
 def test_layers_stay_narrow_whose_outputs_children_hand_on() -> None:

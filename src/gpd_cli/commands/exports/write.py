@@ -183,7 +183,7 @@ def _as_written(
     with torch.no_grad():
         expected, logits = network(images), written(given)
     if options.half and not bool(logits.isfinite().all()):
-        folding = " and --fuse_bn" if options.fuse else ""
+        folding = " or --fuse_bn" if options.fuse else ""
         raise GpdError(
             f"In float16, whose largest number is {torch.finfo(torch.float16).max:.0f}, the "
             f"network's logits are NaN or infinite; leave out --half{folding}."

@@ -1,7 +1,13 @@
 """Usual names of attributes in networks, which tell whether an attribute is likely to widen."""
 
 HEAD_COUNT_NAMES = (
-    *("num_heads", "n_heads", "n_head", "nhead", "nheads", "heads", "num_attention_heads"),
+    "num_heads",
+    "n_heads",
+    "n_head",
+    "nhead",
+    "nheads",
+    "heads",
+    "num_attention_heads",
 )
 """Names of attributes that hold a number of attention heads, which the search widens first."""
 

@@ -106,6 +106,11 @@ class Containers:
         if call.name and isinstance(failure, UnfitMultiple) and failure.name == call.name:
             yield partial(self._attempt_with, gives_multiples=True)
         yield self._keep_narrow
+        recording = self._run.recording
+        if inner_layers(recording, call.name, with_gates=True) != inner_layers(
+            recording, call.name
+        ):
+            yield partial(self._keep_narrow, with_gates=True)
 
     def _guess(self, call: ContainerCall, is_guessed: bool) -> Any:
         """Run a container with one guess after the other.
@@ -297,8 +302,13 @@ class Containers:
         other = any(layout_map(layout, run.scale) != usual[n] for n, layout in layouts.items())
         return layouts if other else {}
 
-    def _keep_narrow(self, call: ContainerCall) -> Any:
+    def _keep_narrow(self, call: ContainerCall, with_gates: bool = False) -> Any:
         """Keep layers inside the container narrow, as the last resort.
+
+        Args:
+            call: the container's call.
+            with_gates: whether those layers stay narrow, too, that end a path in the container and
+                have another number of channels than its outputs, as gates have.
 
         Raises:
             Mismatch: when narrow layers do not help either, or there are no such layers.
@@ -309,10 +319,12 @@ class Containers:
         if failure.tensors is not None and matches.matches_as_multiple_only(*failure.tensors):
             self.multiples_might_help = True
         if self._is_container_inside(failure.name, name) or isinstance(failure, UnfitMultiple):
+            if with_gates:
+                raise failure  # gates of this container cannot be the cause
             children = [child for child, _ in run.modules[name].named_children()]
             layouts = stream_layers(run.recording, name, children)
         else:
-            layouts = inner_layers(run.recording, name)
+            layouts = inner_layers(run.recording, name, with_gates)
         if not name or not layouts:
             raise failure
         where = "" if failure.name == name else f"in {failure.name}, "
@@ -328,18 +340,20 @@ class Containers:
         return type(self._run.modules[name])
 
 
-def inner_layers(recording: Recording, name: str) -> dict[str, Layout]:
+def inner_layers(recording: Recording, name: str, with_gates: bool = False) -> dict[str, Layout]:
     """Make narrow layouts for those layers in a container whose outputs do not leave the container.
-
-    A layer with a number of channels that no output of the container has cannot have given the
-    output, even if it is the last one on a path, as a gate is.
 
     Args:
         recording: the student's run.
         name: name of the container.
+        with_gates: whether to include layers that end a path in the container and have a number of
+            channels that no axis of its outputs has. This is a guess: such a layer may be a gate,
+            but also one whose output is concatenated or flattened.
     """
-    sizes = {n for call in recording.outputs.get(name, ()) for t in call for n in t.shape[1:]}
-    ends = {n for n in recording.ends.get(name, ()) if recording.out_channels.get(n) in sizes}
+    ends = recording.ends.get(name, set())
+    if with_gates:
+        sizes = {n for call in recording.outputs.get(name, ()) for t in call for n in t.shape[1:]}
+        ends = {layer for layer in ends if recording.out_channels.get(layer) in sizes}
     return _narrow_layouts(recording, name, recording.out_channels.keys() - ends)
 
 

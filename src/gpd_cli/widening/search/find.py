@@ -173,7 +173,7 @@ def _plan(
         images: the probe batch, ``[B, C, H, W]``.
         scale: how much wider the network gets.
         exclude: patterns of names of layers that keep their output channels.
-        confirm: whether and how a run of the widened network confirms the plan.
+        confirm: how a run of the widened network confirms the plan.
         trials: the counter of trials.
 
     Raises:
@@ -228,7 +228,7 @@ def _widen(
         scale: how much wider the network gets.
         exclude: patterns of names of layers that keep their output channels.
         images: the probe batch, ``[B, C, H, W]``.
-        confirm: whether and how a run of the widened network confirms the plan.
+        confirm: how a run of the widened network confirms the plan.
         trials: the counter of trials.
 
     Raises:

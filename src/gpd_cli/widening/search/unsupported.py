@@ -40,16 +40,14 @@ def check_student(student: nn.Module) -> None:
         ExpansionError: when there is such a module; the message gives its name, the cause and the
             remedy.
     """
-    tensors = {
-        id(tensor): name for name, tensor in (*student.named_parameters(), *student.named_buffers())
-    }
+    parameters = {id(parameter): name for name, parameter in student.named_parameters()}
     for name, module in student.named_modules():
         reason = (
             _wrapped(module)
             or _uninitialized(module)
             or _hidden(module)
             or _table(module)
-            or _holding(module, tensors)
+            or _holding(module, parameters)
         )
         if reason is not None:
             raise ExpansionError(f"{title(name, module)} {reason}.")
@@ -131,22 +129,22 @@ def _table(module: nn.Module) -> str | None:
     return None
 
 
-def _holding(module: nn.Module, tensors: Mapping[int, str]) -> str | None:
-    """The reason to refuse a module with a function that holds a weight itself, or None.
+def _holding(module: nn.Module, parameters: Mapping[int, str]) -> str | None:
+    """The reason to refuse a module with a function that holds a parameter itself, or None.
 
     Args:
         module: the module.
-        tensors: names of the student's parameters and buffers, by their ids.
+        parameters: names of the student's parameters, by their ids.
     """
     for attribute, value in vars(module).items():
         for function in value if isinstance(value, list | tuple) else [value]:
             if not isinstance(function, FunctionType):
                 continue
             for found in objects_of(function).values():
-                if id(found) in tensors:
+                if id(found) in parameters:
                     return (
-                        f"keeps a function ({attribute}) that holds {tensors[id(found)]} itself, "
-                        "so that it would not see the wide one; let it take the weight from its "
-                        "module (self.NAME) when it is called"
+                        f"keeps a function ({attribute}) that holds {parameters[id(found)]} "
+                        "itself, so that it would not see the wide one; let it take the parameter "
+                        "from its module (self.NAME) when it is called"
                     )
     return None

@@ -1,7 +1,7 @@
 """Run a copy of the student that is widened on the way, module by module.
 
 Layers widen just before they run (`widen_layers`), containers while their own code runs
-(`containers`). At the end the widened network may be run once more, to confirm the plan.
+(`containers`). At the end the widened network is run once more, to confirm the plan.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from gpd_cli.widening.search.containers import Containers
 from gpd_cli.widening.search.widen_layers import LayerWidening
 from gpd_cli.widening.search.widening_run import WideningRun
 
-Confirmation = Literal["none", "copied", "computed"]
-"""Whether and how the widened network is run once more, to confirm the plan.
+Confirmation = Literal["copied", "computed"]
+"""How the widened network is run once more, to confirm the plan.
 
 In this run the network's code computes all its numbers itself. With ``copied``, the outputs of
 dense layers are copies of the student's, as in the widening run. With ``computed``, every layer
-computes its output from its wide weights. With ``none``, there is no such run.
+computes its output from its wide weights.
 """
 
 
@@ -66,7 +66,7 @@ class Widening(Tracer):
 
         Args:
             images: the probe batch of the student's recorded run, ``[B, C, H, W]``.
-            confirm: whether and how to run the widened network once more.
+            confirm: how to run the widened network once more.
 
         Returns:
             The plan of all that has widened.
@@ -86,9 +86,8 @@ class Widening(Tracer):
             if failure is not None and not wide.plan.tensors:
                 raise failure  # a plan in which nothing widens does not help
             wide.drop_idle_attributes()
-            if confirm != "none":
-                self._layers.computes = confirm == "computed"
-                self._confirm(images)
+            self._layers.computes = confirm == "computed"
+            self._confirm(images)
         return wide.plan
 
     def _confirm(self, images: Tensor) -> None:
