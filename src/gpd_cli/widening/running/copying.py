@@ -83,7 +83,8 @@ def _bound_again(value: Any, copies: Mapping[int, Any]) -> Any:
         return type(value)(_bound_again(entry, copies) for entry in value)
     if isinstance(value, dict):
         for key, entry in value.items():
-            value[key] = _bound_again(entry, copies)
+            if (bound := _bound_again(entry, copies)) is not entry:
+                value[key] = bound  # only then, since dictionaries may be read-only
     return value
 
 
