@@ -16,7 +16,8 @@ from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.certification import certify
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.plan import WidthPlan
-from gpd_cli.widening.running.copying import converted, copy_network
+from gpd_cli.widening.running.converting import converted
+from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.search.find import find_plan
 from gpd_cli.widening.search.unsupported import check_student

@@ -1,4 +1,4 @@
-"""Make deep copies of networks and convert them, where torch's own ways would lose something."""
+"""Make deep copies of networks, whose activations and functions belong to the copy as well."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from gpd_cli.widening.running.tracing import all_tensors_in
@@ -39,26 +38,6 @@ def copy_network(network: Network, shared: Iterable[Tensor] = ()) -> Network:
         for name, value in vars(module).items():
             vars(module)[name] = _bound_again(value, copies)
     return result
-
-
-def converted(network: Network, device: torch.device | str, dtype: torch.dtype) -> Network:
-    """Convert a network in place, as its method `to` does, but keep complex tensors complex.
-
-    Args:
-        network: the network.
-        device: the new device.
-        dtype: the new type of real tensors; complex tensors get the complex type of the same
-            precision.
-    """
-    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
-
-    def convert(tensor: Tensor) -> Tensor:
-        if tensor.is_complex():
-            return tensor.to(device, complex_dtype)
-        return tensor.to(device, dtype if tensor.is_floating_point() else None)
-
-    network._apply(convert)  # type: ignore[no-untyped-call]
-    return network
 
 
 def objects_of(function: types.FunctionType) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from gpd_cli.widening.observe.record import record
 from gpd_cli.widening.observe.recording import Recording
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.rules import check_rules
-from gpd_cli.widening.running.copying import converted, copy_network
+from gpd_cli.widening.running.converting import converted
+from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.detect_checkpointing import runs_again
 from gpd_cli.widening.running.double import in_double
 from gpd_cli.widening.running.locate import located, short_text

@@ -136,15 +136,18 @@ def _holding(module: nn.Module, parameters: Mapping[int, str]) -> str | None:
         module: the module.
         parameters: names of the student's parameters, by their ids.
     """
-    for attribute, value in vars(module).items():
-        for function in value if isinstance(value, list | tuple) else [value]:
-            if not isinstance(function, FunctionType):
-                continue
-            for found in objects_of(function).values():
-                if id(found) in parameters:
-                    return (
-                        f"keeps a function ({attribute}) that holds {parameters[id(found)]} "
-                        "itself, so that it would not see the wide one; let it take the parameter "
-                        "from its module (self.NAME) when it is called"
-                    )
+    functions = [
+        (attribute, function)
+        for attribute, value in vars(module).items()
+        for function in (value if isinstance(value, list | tuple) else [value])
+        if isinstance(function, FunctionType)
+    ]
+    for attribute, function in functions:
+        for found in objects_of(function).values():
+            if id(found) in parameters:
+                return (
+                    f"keeps a function ({attribute}) that holds {parameters[id(found)]} itself, so "
+                    "that it would not see the wide one; let it take the parameter from its module "
+                    "(self.NAME) when it is called"
+                )
     return None
