@@ -84,8 +84,7 @@ def check_name(name: str) -> None:
         ModelError: when it is neither; the message suggests similar names.
     """
     name = name.removeprefix(REUSED)
-    theirs = [TORCHVISION + known for known in list_models(module=torchvision.models)]
-    if name in theirs or timm.is_model(name):
+    if name in _of_torchvision() or timm.is_model(name):
         return
     if is_path(name):
         # A mistyped name of timm's with a tag, such as resnet180.a1_in1k, has this form as well.
@@ -110,9 +109,13 @@ def check_name(name: str) -> None:
     )
 
 
+def _of_torchvision() -> list[str]:
+    return [TORCHVISION + known for known in list_models(module=torchvision.models)]
+
+
 def _close_names(name: str) -> list[str]:
     """At most three names of networks that resemble a mistyped one."""
-    theirs = [TORCHVISION + known for known in list_models(module=torchvision.models)]
+    theirs = _of_torchvision()
     known = theirs if name.startswith(TORCHVISION) else [*timm.list_models(), *theirs]
     # The part after a slash is compared as well: timm/resnet18 means resnet18.
     close = difflib.get_close_matches(name.rpartition("/")[2], known, n=2)

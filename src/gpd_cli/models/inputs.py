@@ -97,7 +97,12 @@ def check_images(model: nn.Module, shape: tuple[int, int, int], option: str) -> 
 
 
 def takes_images(model: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether a network runs on images of a shape; a lazy network is not run and takes none."""
+    """Whether a network runs on images of a shape; a lazy network is not run and takes none.
+
+    Args:
+        model: a network, whose modes and statistics do not change.
+        shape: image shape, ``(C, H, W)``.
+    """
     if any(is_lazy(parameter) for parameter in model.parameters()):
         return False
     try:
