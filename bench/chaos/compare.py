@@ -19,7 +19,7 @@ PATHS = ("best_model_path", "root", "num_workers")
 COUNTER = ("epoch_loop.val_loop.batch_progress",)
 # Settings of the command line, such as those about saving and run length; the settings of the
 # networks are compared as hyper-parameters.
-TOLD = ("settings",)
+SETTINGS = ("settings",)
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
@@ -36,7 +36,7 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
         return [
             found
             for key in one
-            if key not in CLOCK + PATHS + COUNTER + TOLD
+            if key not in CLOCK + PATHS + COUNTER + SETTINGS
             for found in differences(one[key], other[key], f"{path}/{key}")
         ]
     if isinstance(one, Tensor):

@@ -248,7 +248,8 @@ def _error(pair: Pair, student: nn.Module, x: Tensor, training: bool) -> float:
     student.train(training)
     with torch.no_grad(), in_double():
         expected = student(x)
-        narrow, wide = pair.one_by_one(x)
+        narrow, wide = pair.student(x), pair.teacher(x)
+        pair.forget()
     return max(relative_difference(narrow, expected), relative_difference(wide, expected))
 
 

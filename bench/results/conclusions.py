@@ -19,7 +19,7 @@ _NUMBERS = {
 """The numbers of a row that a conclusion may name, and the statistics of each of them."""
 
 _COMPARED = ("gain", "validation_gain", "time")
-"""Those of these numbers that compare a row with another one."""
+"""Those of `_NUMBERS` that compare a row with another row."""
 
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 

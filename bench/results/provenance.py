@@ -17,7 +17,7 @@ _CODE = re.compile(r"...\"?(src|configs)/")  # a line of `git status --porcelain
 
 
 def trained_by(attempts: Sequence[Path]) -> dict[str, Any]:
-    """The version of the code that trained, which another version may make the record of.
+    """The versions of libraries and code that trained a run; another version may make the record.
 
     Args:
         attempts: folders of the attempts that trained a part of the run.
@@ -46,7 +46,7 @@ def on_gpu(config: Mapping[str, Any]) -> bool:
 def hardware(
     attempts: Sequence[Path], config: Mapping[str, Any], threads: int
 ) -> tuple[dict[str, Any], bool]:
-    """What a run was trained on, which may not be the machine that makes the record of it.
+    """The hardware that a run was trained on, which may not be the machine that makes the record.
 
     Args:
         attempts: folders of the attempts that trained a part of the run, in each of which the run

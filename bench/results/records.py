@@ -121,7 +121,7 @@ class Records:
     def rate(self, row: Row) -> float | None:
         """The best learning rate of a row's grid by validation.
 
-        It is None until all have been tried, and if training diverges at all of them.
+        None until every rate of the grid has been tried, and if training diverges at every rate.
         """
         row = self.table.tuned(row)
         grid = self.table.grid_of(row)

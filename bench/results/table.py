@@ -104,7 +104,7 @@ class Table:
         return self.seeds if row.seeds is None else row.seeds
 
     def grid_of(self, row: Row) -> tuple[float, ...]:
-        """The learning rates from which a row's one is chosen."""
+        """The learning rates among which a row's own is chosen."""
         return self.tuning.grid if row.grid is None else row.grid
 
     def tuned(self, row: Row) -> Row:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 
 SAVING = ("recompute_student", "grad_checkpointing")
-PRECISIONS = ("32", "bf16")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EMA", "RULES", "ExpansionError", "GpdError", "Pair", "Rule", "WidthPlan", "expand"]
 
-_ROOMS = {
+_MODULES = {
     "errors": ("ExpansionError", "GpdError"),
     "teacher": ("Pair", "expand"),
     "training.ema": ("EMA",),
@@ -28,7 +28,7 @@ _ROOMS = {
 
 def __getattr__(name: str) -> Any:
     # On demand, so that `gpd --help` does not wait for torch.
-    for room, names in _ROOMS.items():
+    for module, names in _MODULES.items():
         if name in names:
-            return getattr(import_module(f"{__name__}.{room}"), name)
+            return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

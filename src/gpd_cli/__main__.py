@@ -13,11 +13,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gpd_cli.cli.cpu_memory import use_huge_pages
 from gpd_cli.cli.stored_help import stored_help
+from gpd_cli.package_version import gpd_version
 
 HELP = """\
 usage: gpd [-h] [--version] COMMAND ...
@@ -59,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the command line without the program's name; by default the process's own.
 
     Returns:
-        The exit code: 0, or after an error in one sentence 1, and 2 where it is the command line's.
+        The exit code: 0 for success, 2 after a mistake in the command line, 3 when training
+        diverged, 128 plus its number after a signal, and 1 after any other error.
     """
     _open_streams()
     try:
@@ -77,7 +78,7 @@ def _command(arguments: list[str]) -> int:
         print(HELP, end="")
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        print(f"gpd {_version()}")
+        print(f"gpd {gpd_version()}")
         return 0
     if arguments[0] == "recipes":
         return _recipes(arguments[1:])
@@ -108,9 +109,10 @@ def _command(arguments: list[str]) -> int:
 
 
 def _open_streams() -> None:
-    """Open what a shell has closed (``>&-``); a file would get its number, and what is printed.
+    """Open standard streams that a shell has closed (``>&-``), on the null device.
 
-    What standard output cannot encode is escaped.
+    Otherwise the next opened file would get the number of a closed stream, and printed text would
+    end up in that file. Characters that standard output cannot encode are escaped.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -119,7 +121,8 @@ def _open_streams() -> None:
             opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is free
             if getattr(sys, name) is None:
                 setattr(sys, name, os.fdopen(opened, "r" if number == 0 else "w", closefd=False))
-    # A name that the terminal's encoding lacks is no reason to end; standard error has this anyway.
+    # Characters that the terminal's encoding lacks must not end the command; standard error escapes
+    # them by default.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -166,13 +169,6 @@ def _without_collector() -> Iterator[None]:
         gc.freeze()
     finally:
         gc.enable()
-
-
-def _version() -> str:
-    try:
-        return version("gpd-cli")
-    except PackageNotFoundError:
-        return "unknown (not installed)"
 
 
 def _fail(message: str) -> int:

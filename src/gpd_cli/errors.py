@@ -74,3 +74,14 @@ def no_effect(group: str, names: Sequence[str]) -> str:
     """
     options = ", ".join(f"--{group}.{name}" for name in names)
     return f"{options} {'has' if len(names) == 1 else 'have'} no effect"
+
+
+def reason_of(error: BaseException) -> str:
+    """The message of a library's error, shortened to 300 characters, as a part of a sentence."""
+    return " ".join(str(error).split())[:300].rstrip(".!") or type(error).__name__
+
+
+def short_text(error: Exception) -> str:
+    """The class of an exception and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"

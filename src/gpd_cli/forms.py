@@ -1,4 +1,4 @@
-"""The form of plain values that were read from a file, which is checked before they are used."""
+"""Checks of the form of plain values from a file, before the values are used."""
 
 from __future__ import annotations
 

@@ -86,3 +86,13 @@ def drawn_from(*key: int) -> Iterator[None]:
     with states_kept(), torch.random.fork_rng(devices=[]):
         start_generators(key, torch.default_generator.manual_seed)
         yield
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """Make a random generator on the CPU, seeded by several numbers such as seed, epoch and rank.
+
+    Args:
+        key: integers that are not negative.
+    """
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))

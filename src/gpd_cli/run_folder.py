@@ -1,4 +1,4 @@
-"""What a run keeps in its folder, by name.
+"""Names of the files in the folder of a run.
 
 ``runs/NAME/version_N/`` has these files, and its checkpoints in the folder `CHECKPOINTS` inside.
 """

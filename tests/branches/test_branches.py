@@ -19,7 +19,7 @@ from gpd_cli.branches import (
     MAIN_GATE,
     PAPER_BRANCHES,
     BranchBank,
-    accepts_branches,
+    accepted_branches,
     branch_kernel,
     branch_names,
     branched_layers,
@@ -520,7 +520,7 @@ def test_which_layers_get_branches() -> None:
         pass
 
     def accepts(layer: nn.Module) -> set[str]:
-        return set(accepts_branches(layer, EXTRA_BRANCHES))
+        return set(accepted_branches(layer, EXTRA_BRANCHES))
 
     every = set(CONV_BRANCHES)
     assert accepts(nn.Conv2d(4, 4, 3)) == every
@@ -540,7 +540,7 @@ def test_which_layers_get_branches() -> None:
     ]
     assert not any(map(accepts, refused))
     for layer in (nn.Linear(4, 4), nn.Conv2d(4, 4, 1)):  # the paper's six leave them alone
-        assert accepts_branches(layer, branch_names(6)) == ()
+        assert accepted_branches(layer, branch_names(6)) == ()
 
 
 class TinyConvNet(nn.Sequential):
@@ -588,7 +588,7 @@ def test_expansion_with_each_branch_is_exact(name: str, init: str, network: str)
         elif init == "orepa":
             torch.testing.assert_close(extracted[key], tensor, rtol=0, atol=2e-6)
     banks = {n: m for n, m in pair.named_modules() if isinstance(m, BranchBank)}
-    suits = any(accepts_branches(module, branch_names(name)) for module in student.modules())
+    suits = any(accepted_branches(module, branch_names(name)) for module in student.modules())
     assert bool(banks) == suits
     optimizer = torch.optim.SGD(pair.parameters(), 0.05)
     pair.train()

@@ -26,7 +26,7 @@ import runs
 from gpd_cli import expand
 from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.exports.about import About, Which
-from gpd_cli.commands.exports.card import facts_of_run, model_card
+from gpd_cli.commands.exports.card import facts_of_run, model_card, settings_of_run
 from gpd_cli.commands.exports.fuse import fuse_batch_norms
 from gpd_cli.commands.exports.program import trace
 from gpd_cli.commands.extract import extract_command
@@ -603,8 +603,16 @@ def test_the_card_understands_settings_in_their_older_form() -> None:
 
 def test_the_card_leaves_out_what_is_private_or_not_known() -> None:
     model = {"student": "resnet18", "student_weights": "/home/me/w.pth", "ratio": 2.0}
-    facts = facts_of_run({"hyper_parameters": model, "epoch": 3}, averaged=True)
-    about = About(ModelSpec("resnet18", 2), "student", (3, 8, 8), facts=facts)
+    content = {"hyper_parameters": model, "epoch": 3}
+    settings, left_out = settings_of_run(content)
+    about = About(
+        ModelSpec("resnet18", 2),
+        "student",
+        (3, 8, 8),
+        facts=facts_of_run(content, averaged=True),
+        settings=settings,
+        left_out=left_out,
+    )
     card = model_card(about, "name")
     assert "/home/me" not in card
     assert "accuracy" not in card
@@ -616,11 +624,11 @@ def test_the_card_leaves_out_paths_in_settings_of_any_class() -> None:
     callback["init_args"]["dirpath"] = "runs/kept"
     data = {"class_path": "mine.Data", "init_args": {"files": ["~/a", "~/b"], "size": 8}}
     settings = {"trainer": {"callbacks": [callback], "max_steps": 9}, "data": data}
-    facts = facts_of_run({"settings": settings, "epoch": 3}, averaged=True)
+    shown, _ = settings_of_run({"settings": settings, "epoch": 3})
     assert "runs/kept" in str(settings)
     callback["init_args"] = {"every": 2}
     data["init_args"] = {"size": 8}
-    assert yaml.safe_load(facts["settings"]) == settings
+    assert yaml.safe_load(shown) == settings
 
 
 LENGTHS = {
@@ -661,7 +669,7 @@ def test_the_card_says_where_in_its_run_a_checkpoint_is_from(name: str) -> None:
     known = {"hyper_parameters": model, "epoch": 20, "schedule": schedule, **content}
     facts = facts_of_run(known, averaged=True)
     assert facts["recipe"] == f"sgd, learning rate 0.1, schedule cosine, {position}"
-    length = yaml.safe_load(facts["settings"]).get("trainer", {})
+    length = yaml.safe_load(settings_of_run(known)[0]).get("trainer", {})
     limits = content.get("run_length", {})
     assert length == {key: limit for key, limit in limits.items() if limit not in (None, -1)}
 

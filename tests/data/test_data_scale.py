@@ -22,12 +22,13 @@ from timm.data import IterableImageDataset
 from timm.loss import SoftTargetCrossEntropy
 
 from gpd_cli.data import ImageData, cached, loaders
-from gpd_cli.data.batch_transforms import Draws, crop_and_flip, draw, normalize, seeded_generator
+from gpd_cli.data.batch_transforms import Draws, crop_and_flip, draw, normalize
 from gpd_cli.data.digits import load_split
 from gpd_cli.data.samplers import RepeatedSampler
 from gpd_cli.data.streams import StreamSource
 from gpd_cli.data.transforms import Preprocessing
 from gpd_cli.errors import DataError
+from gpd_cli.generators import seeded_generator
 
 STREAMS_TABLES = pytest.mark.skipif(
     Version(timm.__version__) < Version("1.0.31"), reason="the data extra asks for a newer timm"

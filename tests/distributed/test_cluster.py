@@ -581,7 +581,7 @@ def joint_steps(module: GapPreservingDistillation) -> list[float]:
     """The losses of three steps of training."""
     speed: Speed = module._speed
     assert module.distillation is not None
-    speed.lay_out(module.train().network, module.distillation)
+    speed.set_memory_format(module.train().network, module.distillation)
     speed.prepare(module.network, module.distillation)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
     found = []

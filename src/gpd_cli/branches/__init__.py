@@ -29,7 +29,7 @@ from gpd_cli.branches.names import (
     MAIN_GATE,
     PAPER_BRANCHES,
     BranchInit,
-    accepts_branches,
+    accepted_branches,
     branch_names,
     count_branches,
 )
@@ -44,7 +44,7 @@ __all__ = [
     "PAPER_BRANCHES",
     "BranchBank",
     "BranchInit",
-    "accepts_branches",
+    "accepted_branches",
     "branch_kernel",
     "branch_names",
     "branched_layers",

@@ -21,7 +21,7 @@ since the dynamic teacher's layer is already wider than the student's layer.
 """
 
 DEPTHWISE_EXPANSION_RATE = 4
-"""The same for depthwise convolutions, whose factors would be single numbers at a rate of 1."""
+"""The expansion rate of depthwise convolutions, whose factors would be single numbers at rate 1."""
 
 OREPA_GATES = {
     "1x1": 1.0,

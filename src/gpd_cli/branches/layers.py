@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from gpd_cli.branches.names import accepts_branches
+from gpd_cli.branches.names import accepted_branches
 from gpd_cli.errors import GpdError
 
 
@@ -58,13 +58,13 @@ def branched_layers(
     Raises:
         GpdError: when a pattern or module name matches no layer that can take any of the branches.
     """
+    if not names:
+        return {}
     accepted = {
         name: found
         for name, module in network.named_modules()
-        if (found := accepts_branches(module, names))
+        if (found := accepted_branches(module, names))
     }
-    if not names:
-        return {}
     chosen: set[str] = set()
     for entry in layers:
         if entry in LAYER_SETS:

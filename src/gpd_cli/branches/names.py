@@ -150,7 +150,7 @@ def _check_authors_block(names: tuple[str, ...], init: BranchInit | None) -> Non
         )
 
 
-def accepts_branches(module: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+def accepted_branches(module: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
     """Select, out of some branches, those that a layer can take.
 
     A 2-D convolution with a kernel of 3 x 3 or larger takes every branch but ``linear``, and

@@ -82,7 +82,7 @@ class GpdCLI(LightningCLI):
     def __init__(self, arguments: Sequence[str]) -> None:
         self._command = next((a for a in arguments if not a.startswith("-")), "")
         self._checkpoint = self._settings = self._images = self._run = None
-        self._defaults: dict[str, Any] = {}  # those of an evaluation without a checkpoint
+        self._defaults: dict[str, Any] = {}  # defaults of an evaluation without a checkpoint
         if self._command == "fit":
             arguments, self._run = resumed_run(arguments)
         check_configurations(arguments)
@@ -105,12 +105,12 @@ class GpdCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveConfig if self._command == "fit" else None,
             save_config_kwargs={"overwrite": True},
-            args=with_values(current_arguments(self._asked_for(arguments))),
+            args=with_values(current_arguments(_asked_for(arguments))),
             auto_configure_optimizers=False,
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Make the parser, which raises its errors: printed ones begin with a page of usage."""
+        """Make the parser, which raises its errors, since printed errors begin with usage pages."""
         return super().init_parser(**PARSING, **{"prog": "gpd", **kwargs})
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
@@ -203,10 +203,6 @@ class GpdCLI(LightningCLI):
     def _unparsed(self) -> tuple[str, ...]:
         """Options of the command that the parser does not know, since they are handled before."""
         return (RESUME, *HELP_GROUPS) if self._command == "fit" else tuple(HELP_GROUPS)
-
-    def _asked_for(self, arguments: Sequence[str]) -> list[str]:
-        """The command line with ``--help`` in place of options that ask for help on a group."""
-        return ["--help" if argument in HELP_GROUPS else argument for argument in arguments]
 
     def before_instantiate_classes(self) -> None:
         """Adjust the parsed settings before model, data and trainer are made from them.
@@ -392,3 +388,8 @@ def _settle_method(model: Namespace) -> None:
 def _has_weights(model: Namespace) -> bool:
     """Whether the student's settings name a weights file, or ask for published weights."""
     return bool(model.student_weights) or wants_published(model.student, model.student_args)
+
+
+def _asked_for(arguments: Sequence[str]) -> list[str]:
+    """The command line with ``--help`` in place of options that ask for help on a group."""
+    return ["--help" if argument in HELP_GROUPS else argument for argument in arguments]

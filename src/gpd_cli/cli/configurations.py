@@ -25,7 +25,7 @@ YAML = "gpd"
 _GROUPS = ("model", "data", "trainer")
 _WEIGHTS = "--model.student_weights"
 _IMAGE_SIZE = "--data.image_size"
-_BASE = "config"  # the entry of a configuration that names the one it builds on
+_BASE = "config"  # the entry by which a configuration names the configuration that it builds on
 
 
 def load_yaml(text: str) -> Any:

@@ -51,13 +51,13 @@ def report_failure(
         return _refused(error, arguments, commands)
     if os.environ.get("GPD_DEBUG"):
         raise error
-    return _fail(error, _origin(error, arguments))
+    return _fail(error, _remedy_for_arguments(error, arguments))
 
 
 def _refused(error: ArgumentError, arguments: Sequence[str], commands: Collection[str]) -> int:
     """Report a mistake in the command line, with the help page that shows what is right."""
-    if (mendable := _mendable(error)) is not None:
-        return _fail(mendable)
+    if (known := _gpd_error(error)) is not None:
+        return _fail(known)
     text, page = in_short(" ".join(str(error).split()).rstrip("."))
     if option := setting_of_class(text):
         place = place_of(option, arguments)
@@ -72,13 +72,13 @@ def _fail(error: BaseException, remedy: str = "") -> int:
     text = _sentence(error)
     text = f"{text.removesuffix('.')}; {remedy}." if remedy else text
     print(f"gpd: error: {text}", file=sys.stderr)
-    return DIVERGED if isinstance(_mendable(error), DivergenceError) else 1
+    return DIVERGED if isinstance(_gpd_error(error), DivergenceError) else 1
 
 
-def _origin(error: BaseException, arguments: Sequence[str]) -> str:
+def _remedy_for_arguments(error: BaseException, arguments: Sequence[str]) -> str:
     """The remedy for rejected ``student_args`` that come from a configuration; else empty."""
     given = any(occurrences(arguments, ("--model.student_args",)))
-    if given or not isinstance(_mendable(error), StudentArgumentsError):
+    if given or not isinstance(_gpd_error(error), StudentArgumentsError):
         return ""
     place = place_of("model.student_args", arguments)
     if place is None:
@@ -108,8 +108,8 @@ def _shortened(text: str) -> str:
 
 
 def _text(error: BaseException) -> str:
-    mendable = _mendable(error)
-    text = str(mendable or error).strip()
+    known = _gpd_error(error)
+    text = str(known or error).strip()
     if "Original Traceback" in text:  # a loader's worker puts it before the message
         text = text.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
     text = " ".join(text.split())
@@ -119,12 +119,12 @@ def _text(error: BaseException) -> str:
             "--model.ratio, or use a machine with more memory."
         )
     foreseen = ImportError | MisconfigurationException | OSError | ValueError
-    if mendable is not None or isinstance(error, foreseen):
+    if known is not None or isinstance(error, foreseen):
         return text
     return f"{type(error).__name__}: {text[:300]} (not foreseen; GPD_DEBUG=1 shows where)"
 
 
-def _mendable(error: BaseException | None) -> GpdError | None:
+def _gpd_error(error: BaseException | None) -> GpdError | None:
     """The `GpdError` behind an error, even if a library has wrapped it; None without one."""
     while error is not None:
         if isinstance(error, GpdError):

@@ -18,7 +18,6 @@ _CSV = "gpd_cli.training.table.RunCSVLogger"
 _PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 _RUNS = "runs"
 _SHIPPED = "configs"
-_OF_MACHINE = ("logger", "default_root_dir", "profiler", "enable_progress_bar")
 
 
 def csv_logger(arguments: Sequence[str]) -> dict[str, Any]:
@@ -108,46 +107,3 @@ def taken_folder(table: Mapping[str, Any]) -> Path | None:
     folder = Path(table["save_dir"], table.get("name") or "", last)
     is_taken = (folder / METRICS).is_file() or (folder / CONFIGURATION).is_file()
     return folder if is_taken else None
-
-
-def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that loggers get, so that runs can be compared: model, data and trainer.
-
-    Args:
-        config: the complete configuration of a run.
-
-    Returns:
-        A nested dictionary, which each logger flattens in its own way. Of the trainer's settings,
-        only numbers, strings and booleans are included.
-    """
-    trainer = {
-        name: value
-        for name, value in config["trainer"].items()
-        if isinstance(value, bool | int | float | str)
-    }
-    data = config["data"]
-    return {
-        "seed_everything": config.get("seed_everything"),
-        "model": _plain(config["model"]),
-        "data": {"class_path": data["class_path"], **_plain(data["init_args"])},
-        "trainer": trainer,
-    }
-
-
-def settings_to_keep(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are stored in checkpoints: how the run is trained, not where it is logged.
-
-    Args:
-        config: the complete configuration of a run, as plain values.
-    """
-    trainer = {name: v for name, v in config["trainer"].items() if name not in _OF_MACHINE}
-    return {key: v for key, v in config.items() if key != "ckpt_path"} | {"trainer": trainer}
-
-
-def _plain(value: Any) -> Any:
-    """Replace tuples by lists at all levels, since YAML would write tuples with a Python tag."""
-    if isinstance(value, Mapping):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value

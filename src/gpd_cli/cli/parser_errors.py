@@ -12,7 +12,7 @@ from gpd_cli.errors import did_you_mean
 
 _KEY = r'Parser key "(data|model\.method|model\.assistants)": '
 _CLASS = r"class_path[ =]'([\w.]+)'"
-# The option that a user probably meant who gave a plain value to an option that takes a file.
+# For options that take a file: the option probably meant by a user who gave a plain value.
 _MEANT = {
     "model": "--model.student",
     "model.optimizer": "--model.optimizer.opt",

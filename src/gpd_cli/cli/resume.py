@@ -60,8 +60,8 @@ def resumed_run(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
 def newest_of_all_runs(logger: Mapping[str, Any], needed: bool = False) -> str | None:
     """Find the newest intact checkpoint among all runs of one name, and print its path.
 
-    The checkpoint is taken from the run that was started last, and from an earlier run only if that
-    run has no intact checkpoint.
+    The checkpoint is taken from the run that was started last, and from an earlier run only if no
+    later run has an intact checkpoint.
 
     Args:
         logger: settings of the CSV logger: ``save_dir`` and ``name``.
@@ -111,7 +111,7 @@ def newest_checkpoint(run: Path) -> Path | None:
 
     The time of a file decides only between checkpoints after the same number of updates, since
     copying a folder may change times. There is one exception: if the run was put back to an earlier
-    checkpoint, the later checkpoints written before that are considered last. Damaged checkpoints
+    checkpoint, later checkpoints from before this restart are considered last. Damaged checkpoints
     are reported and passed over.
 
     Args:
@@ -192,7 +192,7 @@ def _run_folder(value: str) -> Path:
     """The folder of the run that a value of ``--resume`` means.
 
     The value may be the folder of the run, a folder with several runs, of which the one with the
-    highest version number is taken, or a path within the run: its checkpoints or one of these.
+    highest version number is taken, or a path within the run: a file, or its folder of checkpoints.
     """
     path = Path(value)
     if path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from gpd_cli.cli.environment import write_environment
-from gpd_cli.cli.loggers import settings_to_keep, settings_to_log
 from gpd_cli.files import atomic_path
+
+# Settings of the trainer that concern the machine and not the training.
+_OF_MACHINE = ("logger", "default_root_dir", "profiler", "enable_progress_bar")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -23,7 +26,7 @@ class SaveConfig(SaveConfigCallback):
         arguments: the command line as the user typed it, without the program's name.
     """
 
-    arguments: list[str] = []  # noqa: RUF012 - of the process
+    arguments: list[str] = []  # noqa: RUF012 - one command line per process
     _kept: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -31,7 +34,7 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the configuration atomically, and beside it a record of how the run was started."""
-        folder = trainer.log_dir  # asked for in every process, since Lightning broadcasts it
+        folder = trainer.log_dir  # read in every process, since Lightning broadcasts the folder
         text = self.parser.dump(self.config, skip_none=False)
         self._kept = settings_to_keep(yaml.safe_load(text))
         if trainer.is_global_zero and folder:
@@ -54,3 +57,46 @@ class SaveConfig(SaveConfigCallback):
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
             logger.save()
+
+
+def settings_to_log(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that loggers get, so that runs can be compared: model, data and trainer.
+
+    Args:
+        config: the complete configuration of a run.
+
+    Returns:
+        A nested dictionary, which each logger flattens in its own way. Of the trainer's settings,
+        only numbers, strings and booleans are included.
+    """
+    trainer = {
+        name: value
+        for name, value in config["trainer"].items()
+        if isinstance(value, bool | int | float | str)
+    }
+    data = config["data"]
+    return {
+        "seed_everything": config.get("seed_everything"),
+        "model": _plain(config["model"]),
+        "data": {"class_path": data["class_path"], **_plain(data["init_args"])},
+        "trainer": trainer,
+    }
+
+
+def settings_to_keep(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are stored in checkpoints: how the run is trained, not where it is logged.
+
+    Args:
+        config: the complete configuration of a run, as plain values.
+    """
+    trainer = {name: v for name, v in config["trainer"].items() if name not in _OF_MACHINE}
+    return {key: v for key, v in config.items() if key != "ckpt_path"} | {"trainer": trainer}
+
+
+def _plain(value: Any) -> Any:
+    """Replace tuples by lists at all levels, since YAML would write tuples with a Python tag."""
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value

@@ -14,8 +14,8 @@ from gpd_cli.cli.configurations import place_of
 from gpd_cli.data import ImageData
 from gpd_cli.errors import ConfigurationError, did_you_mean
 
-# Names of options in other programs (timm, torchvision's references, ultralytics), without what is
-# before the last dot, and the options of gpd that do the same.
+# For the last parts of options of other programs (timm, torchvision's references, ultralytics):
+# the options of gpd that do the same.
 _ELSEWHERE = {
     "epochs": "--trainer.max_epochs",
     "gpus": "--trainer.devices",

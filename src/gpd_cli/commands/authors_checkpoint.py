@@ -218,7 +218,7 @@ def _student_state(
             scale = ratio if wide and not grouped else 1
             if _MAIN in own:
                 assert isinstance(module, nn.Conv2d)
-                weight, merged = _merged(module, own, scale, ratio), merged + 1
+                weight, merged = _merged(module, own, scale), merged + 1
             else:
                 weight = _cut(kernel, module.weight.shape).double() * scale
             state[f"{name}.weight"] = weight
@@ -250,14 +250,13 @@ def _cut(tensor: Tensor, shape: Iterable[int]) -> Tensor:
     return tensor[tuple(slice(size) for size in shape)]
 
 
-def _merged(conv: nn.Conv2d, own: Mapping[str, Tensor], scale: int, ratio: int) -> Tensor:
+def _merged(conv: nn.Conv2d, own: Mapping[str, Tensor], scale: int) -> Tensor:
     """The student's kernel of a layer with branches, in float64.
 
     Args:
         conv: the student's layer.
         own: tensors of the same layer in the authors' checkpoint, by name.
         scale: the factor by which dense kernels have been divided in the checkpoint.
-        ratio: how many times as wide as the student the authors' network is.
     """
     outputs, fan, *size = conv.weight.shape
     inputs, groups = conv.in_channels, conv.groups
@@ -267,14 +266,8 @@ def _merged(conv: nn.Conv2d, own: Mapping[str, Tensor], scale: int, ratio: int) 
 
     gates = own["vector"][:, :outputs].double()
     first = own["weight_orepa_1x1_kxk_idconv1"] + own["id_tensor"]
-    # The ratio of the wide layer's number of inputs to the student's.
-    widened = first.shape[1] // fan if groups == 1 else 1
-    if groups == 1:
-        first = first[:inputs, :inputs].double() * (
-            ratio if scale > 1 and widened > 1 else 1 if scale > 1 else widened
-        )
-    else:
-        first = first[:inputs].double()
+    # The wide layer's sums over its inputs are as many times as large as its inputs are more.
+    first = first[:inputs, :fan].double() * (first.shape[1] // fan)
     depthwise = own["weight_orepa_gconv_dw"][: inputs * _MULTIPLIER].double()
     pointwise = own["weight_orepa_gconv_pw"][:outputs, : fan * _MULTIPLIER].double() * scale
     branches = (

@@ -6,7 +6,6 @@ A dry run only prints the width plan, and builds nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from gpd_cli.commands.summary_table import cost, count, print_table
 from gpd_cli.errors import GpdError, no_effect
 from gpd_cli.files import atomic_path, check_not_input, check_writable
 from gpd_cli.models import ModelSpec, check_images, input_shape, wants_published
+from gpd_cli.package_version import gpd_version
 from gpd_cli.teacher.checkpoint import save_expanded
 from gpd_cli.teacher.description import Description
 from gpd_cli.teacher.expansion import DEFAULT_NOISE, expand
-from gpd_cli.teacher.networks import layer_patterns
+from gpd_cli.teacher.layer_patterns import layer_patterns
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.checks import check_start
 from gpd_cli.training.remarks import changed_branch_settings
@@ -161,17 +161,10 @@ def _heading(
         **({"arguments": spec.model_args} if spec.model_args else {}),
         **({"classes": spec.num_classes} if spec.num_classes else {}),
         "images": " x ".join(map(str, shape)),
-        "gpd": _version(),
+        "gpd": gpd_version(),
         **({"exclude": list(exclude)} if exclude else {}),
         **({"width_multiple": width_multiple} if width_multiple > 1 else {}),
     }
-
-
-def _version() -> str:
-    try:
-        return version("gpd-cli")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _write_plan(path: Path | None, text: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ from gpd_cli.commands.exports import (
     write_network,
 )
 from gpd_cli.commands.exports.arguments import building_arguments
-from gpd_cli.commands.exports.card import facts_of_run
+from gpd_cli.commands.exports.card import facts_of_run, settings_of_run
 from gpd_cli.commands.summary_table import Cost, cost, count, print_table
 from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.files import check_not_input
@@ -78,13 +80,14 @@ def extract_command(
     certificate = _check(network, extracted, which, shape)
     after = cost(extracted, shape)
     about = About(description.spec, which, shape, description.images)
-    about = replace(
-        about,
-        arguments=_arguments(network, extracted, description, which),
-        facts=_facts(ckpt_path, output, which, weights, half, taken, after, is_run=foreign is None)
-        if is_folder(output)
-        else {},
-    )
+    about = replace(about, arguments=_arguments(network, extracted, description, which))
+    if is_folder(output):  # the only output with a model card
+        content = {}
+        if foreign is None and ckpt_path.suffix != ".safetensors":
+            content = read_run(ckpt_path)
+        facts = _facts(content, ckpt_path, output, which, weights, half, taken, after)
+        settings, left_out = settings_of_run(content) if content else ("", "")
+        about = replace(about, facts=facts, settings=settings, left_out=left_out)
     written = write_network(extracted, output, about, options)
     whole = sum(p.numel() for p in network.parameters())
     before = cost(merged_teacher(network), shape) if isinstance(network, Pair) else after
@@ -176,6 +179,7 @@ def _arguments(
 
 
 def _facts(
+    content: Mapping[str, Any],
     ckpt_path: Path,
     output: str,
     which: Which,
@@ -183,12 +187,9 @@ def _facts(
     half: bool,
     taken: str | None,
     after: Cost,
-    is_run: bool,
 ) -> dict[str, str]:
     """Facts for the model card, by title."""
-    facts: dict[str, str] = {}
-    if is_run and ckpt_path.suffix != ".safetensors":
-        facts |= facts_of_run(read_run(ckpt_path), averaged=taken in (None, "averaged"))
+    facts = facts_of_run(content, averaged=taken in (None, "averaged")) if content else {}
     if taken is not None:
         facts["weights"] = taken
     facts["parameters"] = f"{after.parameters:,}"

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from gpd_cli.errors import GpdError
+from gpd_cli.errors import GpdError, reason_of
 from gpd_cli.files import check_writable, short_path
 from gpd_cli.report.markdown import is_report, write_markdown
 from gpd_cli.report.picture import draw
@@ -58,7 +58,8 @@ def report_command(
     from gpd_cli.report.page import write_page  # imported here since it needs optional packages
 
     write_page(found, predictions, missing, page)
-    write_markdown(found, predictions, text, picture.name)  # it proves whose the picture is
+    # The text is written first: by the text, `is_report` tells a report's picture from other files.
+    write_markdown(found, predictions, text, picture.name)
     draw(found, picture)
     for sentence in missing:
         print(sentence)
@@ -67,6 +68,9 @@ def report_command(
 
 def write_short_report(run: Run) -> str:
     """Write ``report.html`` beside a run's log, without the parts that take long.
+
+    Args:
+        run: the run to report on.
 
     Returns:
         If no report was written, the reason and the remedy; otherwise an empty text.
@@ -105,6 +109,5 @@ def _predictions(runs: Sequence[Run], split: str) -> tuple[dict[str, Predictions
         try:
             predictions[run.name] = predict(checkpoint, split)  # type: ignore[arg-type]
         except Exception as error:  # a user's data code may fail; the rest does not need the data
-            reason = " ".join(str(error).split()) or type(error).__name__
-            missing.append(f"{without}{reason.rstrip('.')}.")
+            missing.append(f"{without}{reason_of(error)}.")
     return predictions, missing

@@ -90,7 +90,7 @@ class GpdTrainer(Trainer):
             ) from error
         check_tasks(self)
         self._checkpoint_connector = Restoring(self)
-        # These have to come after all callbacks that act on every batch.
+        # `RandomStates` and `Interruptions` have to follow all callbacks that act on every batch.
         self.callbacks += [RandomStates(), Interruptions()]  # type: ignore[attr-defined]
 
     def fit(
@@ -282,7 +282,7 @@ class GpdTrainer(Trainer):
             return
         try:
             run = read_run(folder)
-        except ReportError:  # it ended before its first epoch did
+        except ReportError:  # the run ended before the end of its first epoch
             return
         missing = write_short_report(run)
         went_on = any(getattr(logger, "continues", False) for logger in self.loggers)

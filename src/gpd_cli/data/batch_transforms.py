@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,16 +34,6 @@ class Draws(NamedTuple):
             which: a slice of the images.
         """
         return Draws(*(values[which] for values in self))
-
-
-def seeded_generator(*key: int) -> torch.Generator:
-    """Make a random generator on the CPU, seeded by several numbers such as seed, epoch and rank.
-
-    Args:
-        key: integers that are not negative.
-    """
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
 
 
 def draw(count: int, padding: int, hflip: float, generator: torch.Generator) -> Draws:

@@ -16,10 +16,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from gpd_cli.data.batch_transforms import crop_and_flip, draw, normalize, seeded_generator
+from gpd_cli.data.batch_transforms import crop_and_flip, draw, normalize
 from gpd_cli.data.opening import DataSpec
 from gpd_cli.data.transforms import Preprocessing
 from gpd_cli.errors import DataError
+from gpd_cli.generators import seeded_generator
 
 Cache = Literal["none", "memory", "device"]
 _BATCH = 256  # images per batch when decoding

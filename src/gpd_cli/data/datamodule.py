@@ -20,7 +20,7 @@ from gpd_cli.data.feed import Batches, Feed
 from gpd_cli.data.image_spec import ImageSpec
 from gpd_cli.data.loaders import LoaderSettings
 from gpd_cli.data.mixing import Mixing
-from gpd_cli.data.opening import DataSpec, understood
+from gpd_cli.data.opening import DataSpec, resolved_name
 from gpd_cli.data.samplers import Share
 from gpd_cli.data.splits import WHERE_PRESENT, Splits
 from gpd_cli.data.transforms import Erasing, Interpolation, Preprocessing
@@ -150,10 +150,11 @@ class ImageData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)  # config.yaml has them; `ratio` is the model's
-        if root is not None and understood(dataset, root) != dataset:
+        # Without logging: `SaveConfig` logs all settings, and the model has a setting `ratio`, too.
+        self.save_hyperparameters(logger=False)
+        if root is not None and resolved_name(dataset, root) != dataset:
             rank_zero_info(f"'{root}' is read as an image folder (--data.dataset folder).")
-        self.hparams["dataset"] = understood(dataset, root)
+        self.hparams["dataset"] = resolved_name(dataset, root)
         given = dict(self.hparams)
         if not 0 <= val_fraction < 1:
             raise DataError(f"--data.val_fraction must be in [0, 1), not {val_fraction}.")

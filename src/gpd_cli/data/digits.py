@@ -15,9 +15,9 @@ CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS = ("train", "validation", "test")
 _EDGE = 8  # height and width of an image, in pixels
 _HIGHEST = 16  # largest grey value
-_SHARE = 0.2  # fraction of the images in the validation split, and the same in the test split
+_HELD_OUT = 0.2  # fraction of the images in the validation split, and the same in the test split
 # Settings of the preprocessing that have an effect on digits.
-_HEEDED = ("image_size", "in_chans", "mean", "std", "no_aug")
+_EFFECTIVE = ("image_size", "in_chans", "mean", "std", "no_aug")
 
 
 def load_split(split: str) -> tuple[Tensor, Tensor]:
@@ -40,10 +40,10 @@ def load_split(split: str) -> tuple[Tensor, Tensor]:
     data = load_digits()
     labels = data.target
     rest, test = train_test_split(
-        range(len(labels)), test_size=_SHARE, stratify=labels, random_state=0
+        range(len(labels)), test_size=_HELD_OUT, stratify=labels, random_state=0
     )
     train, validation = train_test_split(
-        rest, test_size=_SHARE / (1 - _SHARE), stratify=labels[rest], random_state=0
+        rest, test_size=_HELD_OUT / (1 - _HELD_OUT), stratify=labels[rest], random_state=0
     )
     rows = sorted({"train": train, "validation": validation, "test": test}[split])
     images = torch.from_numpy(data.images[rows]).float().unsqueeze(1) / _HIGHEST
@@ -69,7 +69,7 @@ def ignored_settings(preprocessing: Preprocessing) -> list[str]:
     return [
         field.name
         for field in fields(preprocessing)
-        if field.name not in _HEEDED and chosen[field.name] != field.default
+        if field.name not in _EFFECTIVE and chosen[field.name] != field.default
     ]
 
 

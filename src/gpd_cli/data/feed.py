@@ -69,7 +69,7 @@ class Feed:
             subset: the images.
             repeats: number of times that repeated augmentation shows each image; 0 or 1 for none.
             mixing: whether batches will be mixed (mixup, CutMix).
-            with_indices: whether batches end with the positions of the images in it, ``[B]``.
+            with_indices: whether batches end with the positions of images in the subset, ``[B]``.
 
         Raises:
             DataError: when there are too few images for mixing, or positions of streamed images are

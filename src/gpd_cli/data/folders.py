@@ -15,6 +15,8 @@ from gpd_cli.data.sources import UNKNOWN, FileSource, hold_out
 from gpd_cli.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+SYNONYMS = (("train", "training"), ("validation", "val", "valid"), ("test", "testing"))
+"""Names of splits that mean the same, and of folders that hold such a split."""
 ALL = "all"
 """Name of the split that has every image below the root."""
 
@@ -64,6 +66,43 @@ def has_images(folder: Path, *, below: bool = False) -> bool:
     if below:
         return bool(_images_below(folder).samples)
     return any(path.name.lower().endswith(EXTENSIONS) for path in folder.iterdir())
+
+
+def with_synonyms(split: str) -> tuple[str, ...]:
+    """The name of a split, followed by its synonyms.
+
+    Args:
+        split: the name.
+    """
+    others = next((names for names in SYNONYMS if split in names), ())
+    return (split, *(name for name in others if name != split))
+
+
+def split_folders(root: Path) -> list[Path]:
+    """The folders of splits in a folder, in the order of their names.
+
+    A name may begin with a capital, as in ``Train`` and ``Test``. Such a folder may also be a class
+    (a train among vehicles), and is one if it holds images directly.
+
+    Args:
+        root: the folder.
+    """
+    known = {name for names in SYNONYMS for name in names}
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    return [
+        folder
+        for folder in folders
+        if folder.name in known or (folder.name.lower() in known and not has_images(folder))
+    ]
+
+
+def is_flat(root: Path) -> bool:
+    """Whether a folder holds classes directly, and is not divided into splits.
+
+    Args:
+        root: the folder.
+    """
+    return root.is_dir() and not split_folders(root) and has_images(root, below=True)
 
 
 def flat_split(root: Path, split: str, fraction: float, seed: int) -> FileSource | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpd_cli.errors import DataError
 
-# Suffixes of pictures of cameras, telephones and the web.
+# Suffixes of picture formats that are not read, from cameras, telephones and the web.
 _UNREAD = frozenset(
     (".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".dng")
 )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gpd_cli.data.opening import understood
+from gpd_cli.data.opening import resolved_name
 from gpd_cli.data.transforms import Preprocessing
 
 
@@ -48,7 +48,7 @@ class ImageSpec:
     draw: str | None = None
 
     def present_root(self, given: str | None) -> str | None:
-        """The folder of the data set as it is given, or if there is none, its place in training.
+        """The given folder of the data set, or the folder of the training if only that exists.
 
         Args:
             given: a path that may be relative to the folder in which the training was started.
@@ -96,7 +96,7 @@ class ImageSpec:
             draw: digest of the random choice of held-out images; None if there was none.
         """
         root = settings.get("root")
-        dataset = understood(settings["dataset"], root)
+        dataset = resolved_name(settings["dataset"], root)
         known = {field.name for field in fields(Preprocessing)}
         given = {key: value for key, value in settings.items() if key in known}
         is_digits = dataset == "digits"

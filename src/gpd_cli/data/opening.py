@@ -18,14 +18,17 @@ from gpd_cli.data.digits import SPLITS
 from gpd_cli.data.folders import (
     ALL,
     EXTENSIONS,
+    SYNONYMS,
     flat_split,
-    has_images,
+    is_flat,
     read_pictures,
     read_tree,
+    split_folders,
+    with_synonyms,
 )
 from gpd_cli.data.sources import DigitSource, FileSource, Source
 from gpd_cli.data.streams import StreamSource
-from gpd_cli.errors import DataError, did_you_mean
+from gpd_cli.errors import DataError, did_you_mean, reason_of
 
 # timm's schemes for data sets beside image folders: the module that reads the data set, and the
 # packages to install.
@@ -49,7 +52,6 @@ _FOLDERS = ("folder", "image_folder")
 _OF_TORCHVISION = tuple(
     f"torch/{name}" for name in (*_TRAIN_AND_TEST, "imagenet", "places365", "inaturalist")
 )
-_SYNONYMS = (("train", "training"), ("validation", "val", "valid"), ("test", "testing"))
 # Readers that would convert images themselves, and thereby clip images of 16 bits.
 _LEFT_AS_DECODED = ("hfids", "wds")
 
@@ -214,14 +216,14 @@ class DataSpec:
 
     def _open(self, split: str, mode: str, training: bool) -> Source:
         if self.is_digits:
-            name = next((name for name in _same(split) if name in SPLITS), None)
+            name = next((name for name in with_synonyms(split) if name in SPLITS), None)
             if name is None:
                 raise self._missing(split, SPLITS)
             return DigitSource(name)
         if self.is_folder:
             return self._open_folder(split)
         if _torchvision_name(self.dataset) in _TRAIN_AND_TEST:
-            found = next((name for name in _same(split) if name in ("train", "test")), None)
+            found = next((name for name in with_synonyms(split) if name in ("train", "test")), None)
             if found is None:
                 raise self._missing(split, ("train", "test"))
             split = found
@@ -238,7 +240,8 @@ class DataSpec:
         if folder is not None:
             return read_tree(folder)
         if is_flat(root):
-            name = next((name for name in _same(split) if name in ("train", "test", ALL)), split)
+            known = ("train", "test", ALL)
+            name = next((name for name in with_synonyms(split) if name in known), split)
             if (found := flat_split(root, name, self.val_fraction, self.seed)) is not None:
                 return found
             if name == "test":
@@ -256,7 +259,7 @@ class DataSpec:
 
     def _split_folder(self, split: str) -> Path | None:
         root = Path(str(self.root))
-        names = _same(split)
+        names = with_synonyms(split)
         exact = [root / name for name in names if (root / name).is_dir()]
         others = [folder for folder in split_folders(root) if folder.name.lower() in names]
         return next(iter([*exact, *others]), None)
@@ -289,7 +292,7 @@ class DataSpec:
                 # Find out now whether the split exists; the reader would look only in a worker.
                 dataset.reader.builder.as_streaming_dataset(split=split)
         except Exception as error:  # each library raises errors of its own types
-            reason = " ".join(str(error).split())[:300].rstrip(".")
+            reason = reason_of(error)
             if "num_samples" in reason:
                 raise DataError(
                     f"'{self.dataset}' does not say how many training images it has; set "
@@ -352,7 +355,7 @@ class DataSpec:
 
     def _missing(self, split: str, found: Any) -> MissingSplitError:
         name = f"'{self.root}'" if self.is_folder else f"Data set '{self.dataset}'"
-        kind = next((names[0] for names in _SYNONYMS if split in names), split)
+        kind = next((names[0] for names in SYNONYMS if split in names), split)
         option = {"train": "train", "validation": "val", "test": "test"}.get(kind)
         remedy = f"--data.{option}_split" if option else "--data.*_split"
         return MissingSplitError(
@@ -361,34 +364,7 @@ class DataSpec:
         )
 
 
-def split_folders(root: Path) -> list[Path]:
-    """The folders of splits in a folder, in the order of their names.
-
-    A name may begin with a capital, as in ``Train`` and ``Test``. Such a folder may also be a class
-    (a train among vehicles), and is one if it holds images directly.
-
-    Args:
-        root: the folder.
-    """
-    known = {name for names in _SYNONYMS for name in names}
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    return [
-        folder
-        for folder in folders
-        if folder.name in known or (folder.name.lower() in known and not has_images(folder))
-    ]
-
-
-def is_flat(root: Path) -> bool:
-    """Whether a folder holds classes directly, and is not divided into splits.
-
-    Args:
-        root: the folder.
-    """
-    return root.is_dir() and not split_folders(root) and has_images(root, below=True)
-
-
-def understood(dataset: str, root: str | None) -> str:
+def resolved_name(dataset: str, root: str | None) -> str:
     """The name of the data set that the user means.
 
     Digits (the default) need no root, so that a root without the name of a data set means an image
@@ -422,9 +398,3 @@ def numbered(classes: int) -> list[str]:
 def _is_remote(place: str) -> bool:
     """Whether a location is a URL or a command to read from, and not a local path."""
     return ":" in place
-
-
-def _same(split: str) -> tuple[str, ...]:
-    """The name of a split, followed by its synonyms."""
-    others = next((names for names in _SYNONYMS if split in names), ())
-    return (split, *(name for name in others if name != split))

@@ -310,7 +310,7 @@ class FileSource(Source):
         """The images at some positions of the split, or all; see `Source.images`."""
         chosen = range(len(self)) if indices is None else indices
         transform = preprocessing.transform(training)
-        return _Files(self, chosen, preprocessing.mode, transform, unlabelled)
+        return _ImageItems(self, chosen, preprocessing.mode, transform, unlabelled)
 
     def pixels(
         self, preprocessing: Preprocessing, training: bool, indices: Indices | None = None
@@ -323,10 +323,12 @@ class FileSource(Source):
             indices: positions of the images in the split; None for all images.
         """
         chosen = range(len(self)) if indices is None else indices
-        return _Files(self, chosen, preprocessing.mode, preprocessing.sizing(training))
+        return _ImageItems(self, chosen, preprocessing.mode, preprocessing.sizing(training))
 
 
-class _Files(Dataset[tuple[Tensor, int]]):
+class _ImageItems(Dataset[tuple[Tensor, int]]):
+    """Images of a source at given positions, transformed, with their labels."""
+
     def __init__(
         self,
         source: FileSource,

@@ -131,7 +131,7 @@ class Splits:
         return self.training.draw or self.training.draw_of(self.val_fraction, self.seed)
 
     def _remark_on_another(self, draw: str | None) -> None:
-        """Remark on it where other images are held out now than when a network was trained.
+        """Tell the user if other images are held out now than when the network was trained.
 
         Args:
             draw: digest of the choice of held-out images as it is now.

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from gpd_cli.distill.features import FeatureHooks, FeatureInfo, Outputs, at_size, find_features
 from gpd_cli.distill.methods import Batch, Method
 from gpd_cli.distill.methods.base import FEATURES
-from gpd_cli.distill.methods.simkd import check_reused
 from gpd_cli.distill.objective import warmed_up
 from gpd_cli.distill.precision import in_float32
+from gpd_cli.distill.reused_classifier import check_reused
 from gpd_cli.distill.static_teacher import StaticTeacher
 from gpd_cli.errors import MethodError
 from gpd_cli.models import check_images
@@ -242,13 +242,13 @@ def _in_float32(outputs: Outputs) -> Outputs:
     Losses need more than half precision; methods convert feature maps themselves.
     """
 
-    def wide(value: Tensor | None) -> Tensor | None:
+    def converted(value: Tensor | None) -> Tensor | None:
         return None if value is None else in_float32(value)
 
     return replace(
         outputs,
         logits=in_float32(outputs.logits),
-        embedding=wide(outputs.embedding),
-        weight=wide(outputs.weight),
-        bias=wide(outputs.bias),
+        embedding=converted(outputs.embedding),
+        weight=converted(outputs.weight),
+        bias=converted(outputs.bias),
     )

@@ -74,7 +74,8 @@ def slurm_tasks() -> int:
 class SlurmStep(SLURMEnvironment):
     """Lightning's description of SLURM, with the tasks of this step in place of those of the job.
 
-    By those of the job, a step of fewer tasks would wait for processes that nobody starts.
+    With the number of the job's tasks, a step of fewer tasks would wait for processes that nobody
+    starts.
     """
 
     @staticmethod
@@ -107,8 +108,8 @@ def slurm_environment() -> SlurmStep:
 def check_tasks(trainer: Trainer) -> None:
     """Check that SLURM has started one task for each device of a run.
 
-    With fewer tasks, each would train on the share of the images that a process has of many, and
-    nobody on the others. With more, several runs would write into one folder.
+    With fewer tasks than devices, each task would train on its share of the images, and no task on
+    the other shares. With more tasks, several runs would write into one folder.
 
     Args:
         trainer: trainer of the run.

@@ -63,6 +63,7 @@ class Interruptions(Callback):
         self._pressed = 0.0  # time of the first Ctrl-C; 0 for none
         self._saved: Path | None = None
         self._is_late = False
+        # Batches since the last decision, updates at the latest batch, this process's first epoch.
         self._since, self._steps, self._first = 0, 0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

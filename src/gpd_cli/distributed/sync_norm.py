@@ -100,8 +100,8 @@ def _composed(
     axes = [axis for axis in range(input.ndim) if axis != 1]
     shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
     ones = values.new_full((1,), values.numel() // values.shape[1])
-    *sums, count = _summed(torch.cat([values.sum(axes), ones])).split([values.shape[1], 1])
-    mean = sums[0] / count.detach()
+    total, count = _summed(torch.cat([values.sum(axes), ones])).split([values.shape[1], 1])
+    mean = total / count.detach()
     centred = values - mean.view(shape)
     variance = _summed(centred.square().sum(axes)) / count.detach()
     if running_mean is not None and running_var is not None:

@@ -188,7 +188,7 @@ class CifarShuffleNetV1(_ShuffleNet):
     def __init__(self, num_classes: int = 100, in_chans: int = 3) -> None:
         super().__init__(
             _WIDTHS_V1,
-            lambda narrow, wide: ShuffleUnit(narrow, wide, stride=2),
+            lambda in_chans, out_chans: ShuffleUnit(in_chans, out_chans, stride=2),
             lambda width: ShuffleUnit(width, width, stride=1),
             in_chans,
         )

@@ -121,8 +121,3 @@ def _close_names(name: str) -> list[str]:
     close = difflib.get_close_matches(name.rpartition("/")[2], known, n=2)
     close += difflib.get_close_matches(name, known, n=3)
     return list(dict.fromkeys(close))[:3]
-
-
-def reason_of(error: Exception) -> str:
-    """The message of a library's error, as a part of a sentence."""
-    return " ".join(str(error).split())[:300].rstrip(".!") or type(error).__name__

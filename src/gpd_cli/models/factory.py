@@ -9,8 +9,8 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from gpd_cli.errors import ModelError, StudentArgumentsError
-from gpd_cli.models.construction import build, check_name, reason_of
+from gpd_cli.errors import ModelError, StudentArgumentsError, reason_of
+from gpd_cli.models.construction import build, check_name
 from gpd_cli.models.published import (
     AUXILIARY_HEADS,
     load_published,

@@ -10,7 +10,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gpd_cli.errors import ModelError
+from gpd_cli.errors import ModelError, reason_of
 from gpd_cli.models.name_prefixes import REUSED, TORCHVISION
 
 _TORCHVISION_SIZES = {"inception_v3": 299}
@@ -127,9 +127,8 @@ def probe(model: nn.Module, shape: tuple[int, int, int]) -> Any:
         with torch.no_grad():
             return model.eval()(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".!")
         raise ModelError(
-            f"{type(model).__name__} cannot take images of shape {list(shape)}: {reason}."
+            f"{type(model).__name__} cannot take images of shape {list(shape)}: {reason_of(error)}."
         ) from error
     finally:
         for module, training in modes:

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.errors import ModelError
+from gpd_cli.errors import ModelError, reason_of
 from gpd_cli.generators import drawn_from
 
 Maker = Callable[..., nn.Module]
@@ -42,10 +42,9 @@ def find_maker(path: str) -> Maker:
             "PYTHONPATH."
         ) from error
     except (Exception, SystemExit) as error:  # the module may be any code, even a whole program
-        reason = " ".join(str(error).split())
         raise ModelError(
-            f"The network {path} cannot be imported: {type(error).__name__}: {reason}; correct its "
-            "module, so that Python imports it without an error."
+            f"The network {path} cannot be imported: {type(error).__name__}: {reason_of(error)}; "
+            "correct its module, so that Python imports it without an error."
         ) from error
     made = found if inspect.isclass(found) else _returned(found)
     if not (inspect.isclass(made) and issubclass(made, nn.Module)):
@@ -67,7 +66,7 @@ def check_repeatable(name: str, build: Callable[[], nn.Module]) -> None:
     """Check that a network can be rebuilt: tensors outside its state dict must not be random.
 
     To load a checkpoint, the network is built anew. If tensors that are not in the checkpoint were
-    drawn at random, it would not be the network that was trained.
+    drawn at random, the rebuilt network would not be the one that was trained.
 
     Args:
         name: name of the network, for the error message.

@@ -11,8 +11,8 @@ import timm
 import torchvision
 from torch import nn
 
-from gpd_cli.errors import ModelError, WeightsError
-from gpd_cli.models.construction import build, reason_of
+from gpd_cli.errors import ModelError, WeightsError, reason_of
+from gpd_cli.models.construction import build
 from gpd_cli.models.name_prefixes import REUSED, TORCHVISION, is_of_torchvision
 from gpd_cli.models.own import find_maker, is_path, takes
 from gpd_cli.models.weights import load_tensors

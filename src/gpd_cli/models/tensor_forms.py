@@ -106,9 +106,7 @@ def _without_losses(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> Te
 
 
 def _left(keys: Collection[str]) -> list[str]:
-    if not keys:
-        return []
-    return [f"{listed('left in the file, beside the network:', keys)}"]
+    return [listed("left in the file, beside the network:", keys)] if keys else []
 
 
 def _below_prefix(
@@ -158,7 +156,7 @@ def _shapes_fit(part: Mapping[str, Tensor], own: Mapping[str, Tensor], keys: lis
 
 
 def _without_shared_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove what all keys begin with, up to a dot, as often as there is such a beginning."""
+    """Remove the first part of all keys, up to a dot, as long as all keys share this part."""
     while tensors:
         roots = {key.partition(".")[0] for key in tensors}
         if len(roots) > 1 or not all("." in key for key in tensors):

@@ -43,7 +43,7 @@ def write_markdown(
 
 
 def is_report(path: Path, picture: str) -> bool:
-    """Whether a file is such a text.
+    """Whether a file is a text of `write_markdown` that shows a certain picture.
 
     Args:
         path: path of the file, which need not exist.

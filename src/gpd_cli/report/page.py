@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -20,6 +19,7 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 
 from gpd_cli.files import atomic_path
+from gpd_cli.package_version import gpd_version
 from gpd_cli.report import figures
 from gpd_cli.report.predictions import Guess, Picture, Predictions
 from gpd_cli.report.run import Run
@@ -120,7 +120,7 @@ def write_page(
         missing=missing,
         settings=settings(runs),
         compared=len(runs) > 1,
-        version=version("gpd-cli"),
+        version=gpd_version(),
     )
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

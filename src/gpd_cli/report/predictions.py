@@ -220,9 +220,9 @@ class _PredictionCollector(LightningModule):
         labels = (labels if labels.ndim == 1 else labels.argmax(dim=1)).cpu()
         tops = {}
         for name, network in self.networks.items():
-            shares = network(images).float().softmax(dim=1).cpu()
-            self.widths.add(shares.shape[1])
-            tops[name] = shares.max(dim=1)
+            probabilities = network(images).float().softmax(dim=1).cpu()
+            self.widths.add(probabilities.shape[1])
+            tops[name] = probabilities.max(dim=1)
             self.chosen[name].append(tops[name].indices)
         self.labels.append(labels)
         if "teacher" in tops:

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gpd_cli.errors import ExpansionError
+from gpd_cli.errors import ExpansionError, short_text
 from gpd_cli.generators import GeneratorStates
 from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.compare import relative_difference
 from gpd_cli.teacher.kernel import ExactSharing, SharedKernel
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.running.double import in_double
-from gpd_cli.widening.running.locate import short_text
 from gpd_cli.widening.running.refresh import refresh
 
 TOLERANCE = 1e-9
 """Largest relative difference of the logits, in float64, at which both networks count as equal."""
 
-# The same in train mode. Statistics of a small batch amplify rounding errors, but not up to 1e-6.
+# Largest relative difference in train mode. Statistics of a small batch amplify rounding errors,
+# but not up to 1e-6.
 _TRAINING_TOLERANCE = 1e-6
 
 _ROUNDING = 1e-15  # some units in the last place of float64

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gpd_cli.branches.names import EXTRA_BRANCHES, MAIN_GATE
-from gpd_cli.errors import WeightsError
+from gpd_cli.errors import WeightsError, reason_of
 from gpd_cli.forms import FormError, check_form, maybe, plain, within
 from gpd_cli.models.numbers import unusual_tensor, wrong_numbers
 from gpd_cli.widening.plan_check import check_plan_values
@@ -177,7 +177,7 @@ def damaged(path: Any, error: Exception) -> WeightsError:
         path: path of the file.
         error: the error that its content led to.
     """
-    reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
+    reason = reason_of(error)
     if not isinstance(error, FormError):
         reason = f"{type(error).__name__}: {reason}"
     return WeightsError(

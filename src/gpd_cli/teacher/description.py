@@ -146,8 +146,7 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
         expected: the run's ``gpd`` entry.
 
     Raises:
-        WeightsError: when the two entries differ in more than the description and the shape of the
-            images.
+        WeightsError: when student, branches, storage, shared weights or widened channels differ.
     """
     if found is None:
         raise WeightsError("The checkpoint was not written by gpd fit; give last.ckpt of a run.")

@@ -13,6 +13,7 @@ from gpd_cli.teacher.build import merged_networks
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.found_once import grown_once
 from gpd_cli.teacher.grad_checkpointing import FirstRunBuffers
+from gpd_cli.teacher.layer_patterns import layer_patterns
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.teacher.unshared import Unshared
 from gpd_cli.widening.running.copying import copy_network
@@ -136,26 +137,6 @@ def plain_networks(network: Pair | Alone) -> dict[str, nn.Module]:
     return {"student": student.eval(), "teacher": teacher.eval()}
 
 
-def layer_patterns(exclude: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Read patterns of layer names in any of the forms in which users write them.
-
-    Args:
-        exclude: one pattern, several with commas between them (in brackets or not), or a list.
-
-    Example:
-        >>> layer_patterns("layer4.*")
-        ('layer4.*',)
-        >>> layer_patterns("[*.conv1, head]")  # no YAML list, since a star begins a YAML alias
-        ('*.conv1', 'head')
-    """
-    if not isinstance(exclude, str):
-        return tuple(exclude or ())
-    if exclude.startswith("[") and exclude.endswith("]"):
-        exclude = exclude[1:-1]
-    patterns = (pattern.strip().strip("'\"") for pattern in exclude.split(","))
-    return tuple(pattern for pattern in patterns if pattern)
-
-
 def summary(name: str, network: Pair | Alone) -> str:
     """Describe the networks in training in a line, and add one for each module kept narrow inside.
 
@@ -165,11 +146,10 @@ def summary(name: str, network: Pair | Alone) -> str:
     """
     student = sum(p.numel() for p in network.outline().parameters())
     text = f"{name}: {student:,} parameters"
-    certificate = network.certificate if isinstance(network, Pair) else None
-    if certificate is None:
+    if not isinstance(network, Pair) or (certificate := network.certificate) is None:
         return f"{text}, trained alone"
     trained = sum(p.numel() for p in network.parameters())
-    as_wide = isinstance(network, Pair) and network.plan.ratio == 1
+    as_wide = network.plan.ratio == 1
     teacher = "a dynamic teacher that is no wider" if as_wide else "its dynamic teacher"
     lines = [
         f"{text}; with {teacher} {trained:,}; their logits differ by "
@@ -181,8 +161,7 @@ def summary(name: str, network: Pair | Alone) -> str:
             "With --model.ratio 1 the student still has branches; add --model.branches 1 to train "
             "the student alone."
         ]
-    if isinstance(network, Pair):
-        lines += [
-            f"{name} stays narrow inside: {why}" for name, why in network.plan.kept_narrow.items()
-        ]
+    lines += [
+        f"{module} stays narrow inside: {why}" for module, why in network.plan.kept_narrow.items()
+    ]
     return "\n".join(lines)

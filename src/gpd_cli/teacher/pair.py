@@ -105,16 +105,6 @@ class Pair(nn.Module):
             for leaf in getattr(module, "parametrizations", {}):
                 getattr(module, leaf)
 
-    def one_by_one(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the result of `forward` with less memory, each network by itself.
-
-        A kernel of the teacher is merged only when its layer runs, so the branches are merged
-        twice: once for each network.
-        """
-        student, teacher = self.student(images), self.teacher(images)
-        self.forget()
-        return student, teacher
-
     def student(self, images: Tensor) -> Tensor:
         """The student's logits alone, ``[B, classes]``."""
         return self.student_with(self.student_weights(), images)

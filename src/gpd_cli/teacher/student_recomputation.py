@@ -66,12 +66,3 @@ def _as_before(
     finally:
         for module, buffers in own:
             module._buffers.update(buffers)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has forward hooks, which read or change its inputs or outputs.
-
-    Args:
-        module: a module.
-    """
-    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -49,7 +49,7 @@ class _LoadableAverage(AveragedModel):
 
 
 def prepare_loading(averager: WeightAveraging) -> None:
-    """Make an average able to load its tensors from a checkpoint, for any modules in the network.
+    """Let an average load its tensors from a checkpoint that lacks the versions of modules.
 
     Args:
         averager: the run's averaging callback.
@@ -117,7 +117,7 @@ def _widen_types(averages: Mapping[Any, Any], others: Mapping[Any, Any]) -> None
 
 
 def _keep_average_exact(averager: WeightAveraging) -> None:
-    """Have validation leave an average as it is whose weights are trained in a shorter type.
+    """Keep validation from rounding an average whose weights are trained in a shorter type.
 
     Lightning swaps average and trained weights before a validation and after it, and would so
     round the average to the type of the weights.
@@ -218,6 +218,10 @@ def trained_weights(averager: WeightAveraging, module: LightningModule) -> Itera
     """Put the trained weights into the module for the duration of this context.
 
     To be used while Lightning has swapped the averaged weights into the module.
+
+    Args:
+        averager: the run's averaging callback.
+        module: the run's module.
     """
     averager._swap_models(module)
     try:

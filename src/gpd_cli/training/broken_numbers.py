@@ -112,6 +112,9 @@ def reduced(factor: float, trainer: Trainer) -> float:
         factor: the factor so far.
         trainer: trainer of the run.
 
+    Returns:
+        The new factor, half of the present one.
+
     Raises:
         DivergenceError: when the learning rate has been reduced too often already.
     """

@@ -21,7 +21,9 @@ from gpd_cli.training.moved_folder import MovedFolder
 from gpd_cli.training.progress import GapProgressBar
 from gpd_cli.training.telemetry import Telemetry
 
-_SHARE = 0.01  # largest fraction of the run's time for checkpoints written every so many minutes
+_MOST_TIME = (
+    0.01  # largest fraction of the run's time for checkpoints written every so many minutes
+)
 
 
 def default_callbacks(
@@ -101,7 +103,7 @@ class Last(ModelCheckpoint):
         due = self._steps is not None and step % self._steps == 0
         if not due and self._minutes is not None and self._since >= batches_between(trainer):
             self._since = 0
-            least = max(60 * self._minutes, self._took / _SHARE)
+            least = max(60 * self._minutes, self._took / _MOST_TIME)
             late = time.monotonic() - self._written >= least
             due = trainer.strategy.reduce_boolean_decision(late, all=False)
         if due:

@@ -35,7 +35,7 @@ class RunClock:
         return time.perf_counter() - self._epoch
 
     def left(self, trainer: Trainer, within: float) -> float | None:
-        """Estimate the seconds until the run ends; None as long as there is nothing to go by.
+        """Estimate the seconds until the run ends; None without any progress or limit.
 
         Args:
             trainer: trainer of the run.

@@ -96,13 +96,6 @@ def batches_done(done: int, before: EpochLength, now: EpochLength) -> int:
     return done // now.accumulated * now.accumulated
 
 
-def updates_done(trainer: Trainer) -> int:
-    """The number of updates made in the current epoch; right after its end, all of its updates."""
-    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    batches: int = progress.processed
-    return math.ceil(batches / trainer.accumulate_grad_batches)
-
-
 def take_up(state: Mapping[str, int | None], trainer: Trainer) -> None:
     """Convert a resumed run's batch counters to its own division of the epoch.
 

@@ -17,7 +17,7 @@ class EvaluatedModule(LightningModule):
 
     If the run keeps an average of its weights, and the average has begun, validation scores the
     averaged networks, and beside them the trained networks, which are logged as ``raw``. Subclasses
-    set the attribute ``network``, and call `score` with the number of classes.
+    set the attribute ``network``, and call `make_scores` with the number of classes.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,6 @@ from gpd_cli.errors import ModelError
 from gpd_cli.teacher.grad_checkpointing import switch_on_grad_checkpointing
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.teacher.student_recomputation import has_hooks
 
 
 def apply_grad_checkpointing(
@@ -65,7 +64,7 @@ def apply_recompute_student(network: Pair | Alone) -> None:
             "--model.recompute_student runs the student twice, but the student runs parts of "
             "itself twice already (gradient checkpointing); leave out one of the two."
         )
-    hooked = [name for name, module in network.narrow.named_modules() if has_hooks(module)]
+    hooked = [name for name, module in network.narrow.named_modules() if _has_hooks(module)]
     if hooked:
         raise ModelError(
             "--model.recompute_student runs the student twice, but the features of its module "
@@ -73,3 +72,8 @@ def apply_recompute_student(network: Pair | Alone) -> None:
             "choose a method that compares logits only."
         )
     network.recompute_student = True
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a module has forward hooks, which read or change its inputs or outputs."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

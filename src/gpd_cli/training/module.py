@@ -17,8 +17,8 @@ from gpd_cli.branches import BranchInit, branch_names
 from gpd_cli.data import ImageSpec
 from gpd_cli.distill.distillation import Distillation
 from gpd_cli.distill.methods import KD, Batch, Method
-from gpd_cli.distill.methods.simkd import adopt_classifier, freeze_classifier
 from gpd_cli.distill.objective import Objective
+from gpd_cli.distill.reused_classifier import adopt_classifier, freeze_classifier
 from gpd_cli.distill.static_teacher import (
     StaticTeacherSettings,
     check_logits,
@@ -36,7 +36,8 @@ from gpd_cli.models import (
 from gpd_cli.teacher.checkpoint import TRAINED, exported_state
 from gpd_cli.teacher.description import check_same_network, describe_run
 from gpd_cli.teacher.expansion import DEFAULT_NOISE
-from gpd_cli.teacher.networks import Alone, layer_patterns, summary, with_teacher
+from gpd_cli.teacher.layer_patterns import layer_patterns
+from gpd_cli.teacher.networks import Alone, summary, with_teacher
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.amx import has_amx, keep_in_float32
 from gpd_cli.training.averages import (
@@ -68,12 +69,11 @@ from gpd_cli.training.checks import (
 from gpd_cli.training.epoch_length import (
     ENTRY,
     EpochLength,
-    updates_done,
 )
 from gpd_cli.training.evaluation import EvaluatedModule
 from gpd_cli.training.memory import apply_grad_checkpointing, apply_recompute_student
 from gpd_cli.training.metrics import RunningAccuracy
-from gpd_cli.training.optimization import configure, updates_in_epoch
+from gpd_cli.training.optimization import configure
 from gpd_cli.training.optimizers import OptimizerSettings, suitable_storage
 from gpd_cli.training.progress import GapProgressBar
 from gpd_cli.training.reduction import average_merged_kernels
@@ -90,7 +90,13 @@ from gpd_cli.training.resuming import (
 from gpd_cli.training.settings import default_settings, method_name, plain_settings
 from gpd_cli.training.speed import Speed
 from gpd_cli.training.static_scores import score_static_teachers
-from gpd_cli.training.updates import ends_with_batch, is_last_update, scale_of_loss
+from gpd_cli.training.updates import (
+    ends_with_batch,
+    is_last_update,
+    scale_of_loss,
+    updates_done,
+    updates_in_epoch,
+)
 from gpd_cli.training.watch import BatchCheck, StepLeftOut, StepWatch, are_finite
 from gpd_cli.widening.tensors import Storage
 
@@ -320,7 +326,7 @@ class GapPreservingDistillation(EvaluatedModule):
             self.distillation.prepare(data, self.network, shape)
         if stage == "fit":
             self._divide_reduction()
-            self._speed.lay_out(self.network, self.distillation)
+            self._speed.set_memory_format(self.network, self.distillation)
         if shape is None or shape == self.image_shape:
             return
         check_images(self.network.outline(), shape, "--model.student_args")
@@ -437,7 +443,7 @@ class GapPreservingDistillation(EvaluatedModule):
             raise StepLeftOut
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Have the last weights of a run with a limit of updates validated within an epoch, too."""
+        """Stop the run at its limit of updates, so that the last weights are validated."""
         if is_last_update(self.trainer, self.trainer.global_step):
             self.trainer.should_stop = True
 

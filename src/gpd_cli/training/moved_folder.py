@@ -14,7 +14,8 @@ from gpd_cli.training.table import csv_loggers
 class MovedFolder(Callback):
     """Correct the paths in the states of `ModelCheckpoint` callbacks, if the run's folder moved.
 
-    They are replaced if the folder has another path than when the checkpoint was written.
+    The paths are replaced if the run is resumed in its own folder, and this folder has another path
+    than when the checkpoint was written.
     """
 
     def on_load_checkpoint(

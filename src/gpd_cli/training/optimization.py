@@ -20,6 +20,7 @@ from gpd_cli.training.schedules import (
     make_scheduler,
     parts_in_vain,
 )
+from gpd_cli.training.updates import updates_in_epoch
 
 
 def configure(
@@ -82,14 +83,6 @@ def configure(
     if scheduler is None:
         return optimizer
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def updates_in_epoch(trainer: Trainer) -> int | None:
-    """Optimizer steps per epoch; None if the training data, once set up, has no length."""
-    batches = trainer.num_training_batches
-    if batches == math.inf:
-        return None
-    return max(1, math.ceil(batches / trainer.accumulate_grad_batches))
 
 
 def _undecayed(student: nn.Module, prefix: str) -> set[str]:

@@ -13,7 +13,8 @@ from gpd_cli.data import ImageSpec
 from gpd_cli.distill.distillation import Distillation
 from gpd_cli.errors import no_effect
 from gpd_cli.models import wants_published
-from gpd_cli.teacher.networks import Alone, layer_patterns
+from gpd_cli.teacher.layer_patterns import layer_patterns
+from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.settings import method_name
 

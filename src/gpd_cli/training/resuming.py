@@ -51,7 +51,7 @@ def check_unfinished(checkpoint: Mapping[str, Any], max_epochs: int | None, max_
 
 
 def reopen_epoch(checkpoint: Mapping[str, Any], batches: int | None) -> None:
-    """Have an epoch go on within which a run ended, by a limit of updates or an early stop.
+    """Reopen the last epoch of a checkpoint, if a limit of updates or an early stop cut it short.
 
     Lightning counts such an epoch as finished, so that a resumed run would never see its rest.
 

@@ -43,11 +43,11 @@ class Speed:
                     f"false or one of {', '.join(known)}."
                 )
 
-    def lay_out(self, network: Pair | Alone, distillation: Distillation | None) -> None:
+    def set_memory_format(self, network: Pair | Alone, distillation: Distillation | None) -> None:
         """Set the memory format, in place.
 
-        To be called before DistributedDataParallel wraps the network. It sends gradients in the
-        formats that the weights have then. If these change afterwards, gradients of the first step
+        To be called before DistributedDataParallel wraps the network: gradients are sent in the
+        formats that the weights have then. If the formats change later, gradients of the first step
         (with find_unused_parameters of every step) reach wrong elements of the weights.
 
         Args:

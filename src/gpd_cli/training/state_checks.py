@@ -57,6 +57,7 @@ _OWN = {
     "schedule": {"updates": maybe(_COUNT), "updates_per_epoch": maybe(within(1, 2**53))},
     "static_scores": {"of": [str], "values": {str: float}},
 }
+# Entries of `schedule` that checkpoints of earlier versions lack.
 _LATER_IN_SCHEDULE = {"rate_factor": float, "updates_in_epoch": _COUNT}
 
 

@@ -1,14 +1,15 @@
-"""Updates of the weights: how many batches the last one of an epoch takes, and which ends a run."""
+"""Updates of the weights: the loss in the last update of an epoch, and the last update of a run."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from lightning.pytorch import Trainer
 
 
 def scale_of_loss(trainer: Trainer, batch: int) -> float:
-    """The factor of a batch's loss with which the last update of an epoch is a mean, like others.
+    """The factor of a batch's loss that makes the last update of an epoch a mean, as others are.
 
     Lightning divides every loss by the number of batches per update, even if the last update of an
     epoch has fewer of them.
@@ -30,7 +31,7 @@ def scale_of_loss(trainer: Trainer, batch: int) -> float:
 def ends_with_batch(trainer: Trainer) -> bool:
     """Whether the epoch ends with the batch that is being trained, which is not counted yet.
 
-    It is the epoch's last one, or the last one of a run with a limit of updates.
+    The batch is the last of its epoch, or makes the last update of a run with a limit of updates.
     """
     if trainer.is_last_batch:
         return True
@@ -41,3 +42,18 @@ def ends_with_batch(trainer: Trainer) -> bool:
 def is_last_update(trainer: Trainer, updates: int) -> bool:
     """Whether a number of updates is the whole length of a run with a limit of updates."""
     return 0 <= trainer.max_steps <= updates
+
+
+def updates_in_epoch(trainer: Trainer) -> int | None:
+    """Optimizer steps per epoch; None if the training data, once set up, has no length."""
+    batches = trainer.num_training_batches
+    if batches == math.inf:
+        return None
+    return max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+
+
+def updates_done(trainer: Trainer) -> int:
+    """The number of updates made in the current epoch; right after its end, all of its updates."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    batches: int = progress.processed
+    return math.ceil(batches / trainer.accumulate_grad_batches)

@@ -110,10 +110,10 @@ class StepWatch:
         self._distillation = distillation
         self._buffers: list[Buffers] = []
         self._is_first = True
-        self._blamed = True
+        self._pixels_were_finite = True
 
     def begin_epoch(self) -> None:
-        """Have the buffers, and which of them a step changes, determined again in this epoch."""
+        """Forget the buffers: the next step lists them anew, and finds out which of them change."""
         self._buffers = []
 
     def begin(self, check: BatchCheck) -> None:
@@ -165,8 +165,8 @@ class StepWatch:
         self.in_a_row += 1
         processes = gathered([_found(check, name_images) for check in checks])
         found = [one for process in processes for one in process]
-        self._blamed = not any(one["pixels"] for one in found)
-        self.all_logits_broken = self._blamed and all(one["all"] for one in found)
+        self._pixels_were_finite = not any(one["pixels"] for one in found)
+        self.all_logits_broken = self._pixels_were_finite and all(one["all"] for one in found)
         return _in_words(found)
 
     def undo(self) -> None:
@@ -177,7 +177,7 @@ class StepWatch:
     @property
     def is_suspicious(self) -> bool:
         """Whether the last step was left out although the pixels of its images were finite."""
-        return self.in_a_row > 0 and self._blamed
+        return self.in_a_row > 0 and self._pixels_were_finite
 
 
 def are_finite(network: nn.Module) -> bool:

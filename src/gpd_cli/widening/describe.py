@@ -1,7 +1,7 @@
 """Describe a width plan as text, for people to read and compare: what widens in each module, how.
 
-The text is never read back; `WidthPlan.to_dict` is for that. It is complete all the same: the words
-for an axis and the two sizes of the axis determine the index map.
+The text is never read back: plans are stored by `WidthPlan.to_dict`. Yet the text is complete: the
+words for an axis and the two sizes of the axis determine the index map.
 """
 
 from __future__ import annotations

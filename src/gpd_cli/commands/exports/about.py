@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import timm
@@ -16,6 +15,7 @@ import timm
 from gpd_cli.data import ImageSpec
 from gpd_cli.files import json_text
 from gpd_cli.models import ModelSpec
+from gpd_cli.package_version import gpd_version
 
 Which = Literal["student", "teacher"]
 # Arguments that tell timm where weights lie on the machine that trained the network.
@@ -33,6 +33,8 @@ class About:
         images: classes and preprocessing, as far as the checkpoint knows them.
         arguments: constructor arguments that build the exported network; None if no arguments do.
         facts: further texts for the model card, such as the accuracy, by title.
+        settings: the run's configuration in YAML, for the model card; empty without one.
+        left_out: what the configuration lacks, as a part of a sentence.
     """
 
     spec: ModelSpec
@@ -41,6 +43,8 @@ class About:
     images: ImageSpec | None = None
     arguments: Mapping[str, Any] | None = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    settings: str = ""
+    left_out: str = ""
 
     @cached_property
     def classes(self) -> list[str]:
@@ -95,11 +99,3 @@ class About:
         }
         texts = {name: json_text(value) for name, value in values.items()}
         return {**texts, "network": self.network, "writer": f"gpd {gpd_version()}"}
-
-
-def gpd_version() -> str:
-    """The version of this package."""
-    try:
-        return version("gpd-cli")
-    except PackageNotFoundError:
-        return "unknown"

@@ -11,13 +11,13 @@ import timm
 import torch
 import yaml
 
-from gpd_cli.commands.exports.about import About, gpd_version
+from gpd_cli.commands.exports.about import About
+from gpd_cli.package_version import gpd_version
 
 _SHOWN = 20  # most class names that the card lists
 # Settings with paths that are of no use on other machines than the one that trained the network.
 _PRIVATE = ("root", "student_weights", "weights", "cache_dir", "dirpath")
 _RELATIVE = ("~", "./", "../")  # beginnings of relative paths
-_OF_RUN = ("settings", "left out")  # facts that are not shown in the card's table
 
 
 def model_card(about: About, name: str) -> str:
@@ -47,7 +47,7 @@ def model_card(about: About, name: str) -> str:
         "",
         "| | |",
         "|---|---|",
-        *(f"| {key} | {value} |" for key, value in about.facts.items() if key not in _OF_RUN),
+        *(f"| {key} | {value} |" for key, value in about.facts.items()),
         f"| versions | gpd {gpd_version()}, torch {torch.__version__}, timm {timm.__version__} |",
         "",
         f"Classes: {_listed(about.classes)}."
@@ -76,14 +76,14 @@ def model_card(about: About, name: str) -> str:
             "architecture.",
             "",
         ]
-    if "settings" in about.facts:
+    if about.settings:
         lines += [
             "## Settings of the run",
             "",
-            f"The configuration for `gpd fit -c FILE`, without {about.facts['left out']}:",
+            f"The configuration for `gpd fit -c FILE`, without {about.left_out}:",
             "",
             "```yaml",
-            about.facts["settings"].rstrip(),
+            about.settings.rstrip(),
             "```",
             "",
         ]
@@ -123,10 +123,17 @@ def facts_of_run(content: Mapping[str, Any], averaged: bool) -> dict[str, str]:
             facts[title] = f"{scores[key]:.2f} %"
     if "val/gap" in scores:
         facts["gap"] = f"{scores['val/gap']:.2f} points"
-    settings, left_out = _settings(content)
-    facts["settings"] = yaml.safe_dump(settings, sort_keys=False)
-    facts["left out"] = left_out
     return facts
+
+
+def settings_of_run(content: Mapping[str, Any]) -> tuple[str, str]:
+    """The settings of a run in YAML, as a configuration, and a text about what is left out.
+
+    Args:
+        content: content of a checkpoint of `fit`.
+    """
+    settings, left_out = _settings(content)
+    return yaml.safe_dump(settings, sort_keys=False), left_out
 
 
 def _position(content: Mapping[str, Any]) -> str:

@@ -18,10 +18,11 @@ import torch
 from timm.models import model_entrypoint
 from torch import Tensor, nn
 
-from gpd_cli.commands.exports.about import About, gpd_version
+from gpd_cli.commands.exports.about import About
 from gpd_cli.commands.exports.card import model_card
-from gpd_cli.errors import GpdError
+from gpd_cli.errors import GpdError, reason_of
 from gpd_cli.files import atomic_folder, json_text, save_tensors
+from gpd_cli.package_version import gpd_version
 from gpd_cli.teacher.compare import relative_difference
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -122,7 +123,7 @@ def _loaded(folder: Path, architecture: str) -> nn.Module:
     try:
         network: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:  # constructors raise exceptions of any type
-        reason = " ".join(str(error).split())[:300].rstrip(".!") or type(error).__name__
+        reason = reason_of(error)
         raise GpdError(
             f"timm cannot load {architecture} from the files of the folder ({reason}), so the "
             "folder was not kept; write a .pt2 or .onnx file instead."

@@ -30,7 +30,7 @@ def fuse_batch_norms(program: fx.GraphModule) -> int:
         conv = norm.args[0]
         if conv.target not in _CONVOLUTIONS or len(conv.users) != 1 or norm.args[5]:
             continue
-        parameters = _tensors(program, [*conv.args[1:2], _argument(conv, 2), *norm.args[1:5]])
+        parameters = _tensors(program, [*conv.args[1:2], _bias(conv), *norm.args[1:5]])
         if parameters is None:
             continue
         # Half precision would round the norm's factor and offset as well as the folded kernel.
@@ -56,8 +56,8 @@ def _at_least_single(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _argument(node: fx.Node, place: int) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get("bias")
+def _bias(node: fx.Node) -> Any:
+    return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
 
 
 def _set_argument(node: fx.Node, place: int, value: fx.Node) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 FILTERS = ("bilinear", "bicubic", "lanczos")
 """Interpolations that the module supports.
 
-Pillow's "nearest" is not among them: where two pixels are equally near, it chooses by the rounding
-errors that it has summed up so far.
+Pillow's "nearest" is not among them: where two pixels are equally near, Pillow chooses by the
+rounding errors that it has summed up so far.
 """
 _CUBIC = -0.5  # parameter `a` of Pillow's bicubic filter
 

@@ -14,7 +14,7 @@ MOST_STAGES = 4
 """Largest number of default stages; of more stages the deepest are taken."""
 
 _SHALLOW = 1
-"""How many dots the names of modules have at most that are tried as stages first."""
+"""Largest number of dots in the names of those modules that are tried as stages first."""
 
 
 def default_stages(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gpd_cli.distill.features.info import FeatureInfo
-from gpd_cli.distill.features.running import first_tensor
+from gpd_cli.distill.features.running import tensor_of_output
 from gpd_cli.errors import MethodError
 
 
@@ -116,7 +116,7 @@ class _KeepOutput:
         self._value: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: Any, *output: Any) -> None:
-        value = first_tensor(output or args)
+        value = tensor_of_output(output or args)
         self._value = value.clone() if self._copies and value is not None else value
 
     def take(self) -> Tensor | None:

@@ -101,7 +101,7 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
 
     def hook(name: str) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = first_tensor(output)
+            tensor = tensor_of_output(output)
             if tensor is None or tensor.ndim == 0 or len(tensor) != _IMAGES:
                 return
             outputs.pop(name, None)
@@ -114,14 +114,14 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
 
     def entry(name: str, given: dict[str, Recorded]) -> Any:
         def note(module: nn.Module, args: Any) -> None:
-            tensor = first_tensor(args)
+            tensor = tensor_of_output(args)
             if tensor is not None:
                 given[name] = Recorded(tensor, tensor._version)
 
         return note
 
     def drop(module: nn.Module, args: Any) -> None:
-        tensor = first_tensor(args)
+        tensor = tensor_of_output(args)
         if tensor is not None:
             dropped.append(tensor)
 
@@ -143,7 +143,7 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
     try:
         with torch.inference_mode(False), torch.no_grad():
             images = torch.randn(_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
-            logits = first_tensor(network.eval()(images.to(like.device, like.dtype)))
+            logits = tensor_of_output(network.eval()(images.to(like.device, like.dtype)))
     finally:
         for module, training in modes:
             module.training = training
@@ -165,7 +165,7 @@ def run(network: nn.Module, shape: tuple[int, int, int]) -> Run:
     return Run(outputs, inputs, norm_inputs, dropped, heads[-1], linear[heads[-1]])
 
 
-def first_tensor(output: Any) -> Tensor | None:
+def tensor_of_output(output: Any) -> Tensor | None:
     """The output itself if it is a tensor, or the first tensor in tuples and lists, or None."""
     while isinstance(output, tuple | list) and output:
         output = output[0]

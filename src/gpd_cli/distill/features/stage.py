@@ -14,7 +14,7 @@ Form = Literal["map", "map_last", "tokens"]
 """Form of a stage's output, in this order: ``[B, C, H, W]``, ``[B, H, W, C]`` or ``[B, N, C]``."""
 
 _MOST_EXTRA_TOKENS = 8
-"""Largest number of class tokens and registers to try, where the network does not say it."""
+"""Largest number of class tokens and registers to try, if the network does not state the number."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ShapeHints:
         channels_last: whether the network says that its maps are ``[B, H, W, C]``.
         extra_tokens: number of tokens before the patches' tokens; None if the network does not say.
         reorders: whether the network keeps its tokens in another order than row by row, as Hiera
-            does. They make up no map then.
+            does. Such tokens make up no map.
     """
 
     image: tuple[int, int]

@@ -75,7 +75,7 @@ def kernel_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int
 
 
 class CC(Method):
-    """Correlation congruence on embeddings, each of which a trained linear layer maps first.
+    """Correlation congruence on embeddings, after a trained linear layer for each network.
 
     The static teacher's embedding has such a layer, too. By default the loss is `cc_loss`, as in
     the CIFAR-100 literature; ``kernel: true`` chooses the paper's `kernel_loss`. The kernel

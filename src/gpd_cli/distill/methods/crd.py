@@ -143,7 +143,7 @@ class CRD(Method):
             self.register_buffer(name, memory.uniform_(-bound, bound, generator=generator))
         self.register_buffer("log_norms", torch.zeros(2))
         self.register_buffer("normed", torch.tensor(False))
-        self._is_normed = False
+        self._is_normed = False  # `normed`, once it is true, without reading the tensor
 
     def build(self, network: FeatureInfo, teacher: FeatureInfo) -> None:
         """Make the linear layers.

@@ -58,8 +58,9 @@ def is_leaf(module: nn.Module) -> bool:
 def _has_channels_of_its_own(module: nn.Module) -> bool:
     """Whether a layer's class has added tensors by channel, such as a scale of its outputs.
 
-    What such a class computes with them is not known, so its code has to be followed. A layer whose
-    weight is no parameter is none of these: the weight is computed, perhaps from these tensors.
+    What such a class computes with these tensors is not known, so its code has to be followed. If
+    the weight of a layer is no parameter, the answer is False: the weight is computed, perhaps from
+    these tensors.
     """
     if "weight" not in module._parameters:
         return False

@@ -32,9 +32,10 @@ def reading(network: nn.Module, number: Reader, tensor: Reader) -> Iterator[None
 
 
 class _Unannounced:
-    """A first base whose subclasses are not announced to the other bases.
+    """A first base class that keeps subclasses from the `__init_subclass__` of the other bases.
 
-    Users' classes may keep registries by `__init_subclass__`, which this module's are not to enter.
+    Users' classes may register their subclasses by `__init_subclass__`, but those made here must
+    not be registered.
     """
 
     def __init_subclass__(cls) -> None:

@@ -19,8 +19,8 @@ def located(network: nn.Module) -> Iterator[Any]:
         network: the network that is about to run.
 
     Yields:
-        A function that returns the name and class of the module that is running, or of the one
-        that was when an exception was raised.
+        A function that returns the name and class of the module that is running, or that
+        was running when an exception was raised.
     """
     stack: list[str] = []
     deepest: list[str] = [""]
@@ -51,9 +51,3 @@ def located(network: nn.Module) -> Iterator[Any]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def short_text(error: Exception) -> str:
-    """The class of an exception and the first line of its message."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpd_cli.errors import short_text
 from gpd_cli.widening.layers import LayerPlan
 from gpd_cli.widening.mismatch import Mismatch
 from gpd_cli.widening.rules import rule_for
-from gpd_cli.widening.running.locate import short_text
 from gpd_cli.widening.running.own_errors import own_errors
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.running.tracing import tensors_in

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.errors import ExpansionError
+from gpd_cli.errors import ExpansionError, short_text
 from gpd_cli.widening.layers import is_leaf
 from gpd_cli.widening.layout import Scale
 from gpd_cli.widening.mismatch import Mismatch
@@ -26,7 +26,7 @@ from gpd_cli.widening.running.converting import converted
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.detect_checkpointing import runs_again
 from gpd_cli.widening.running.double import in_double
-from gpd_cli.widening.running.locate import located, short_text
+from gpd_cli.widening.running.locate import located
 from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, original_errors
 from gpd_cli.widening.running.randomize import calibrate, randomize
 from gpd_cli.widening.running.refresh import refresh

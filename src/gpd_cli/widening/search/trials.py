@@ -18,7 +18,7 @@ class _Tried:
     """A container that is being tried.
 
     Args:
-        start: the number of trials in the whole search when this container's began.
+        start: the number of trials in the whole search when the trials of this container began.
         useful: the number of trials since then that belong to containers inside this one for which
             a guess was right in the end. Such trials are made only once for each class, since the
             right guess is remembered for other containers of the class.

@@ -96,7 +96,7 @@ class WideNetwork:
         """Remove from the plan the width attributes of layers whose tensors stay narrow."""
         for name, attributes in self.plan.attributes.items():
             tensors = dict(self.modules[name].named_parameters(recurse=False))
-            widened = any(f"{name}.{local}" in self.plan.tensors for local in tensors)
+            widened = any(qualified(name, local) in self.plan.tensors for local in tensors)
             if is_leaf(self.modules[name]) and tensors and not widened:
                 for attribute in _LAYER_WIDTHS & attributes.keys():
                     del attributes[attribute]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gpd_cli.errors import short_text
 from gpd_cli.widening.layers import is_leaf
 from gpd_cli.widening.mismatch import Mismatch
 from gpd_cli.widening.names import qualified
@@ -19,7 +20,6 @@ from gpd_cli.widening.numbers.arithmetic import Attribute, remember
 from gpd_cli.widening.numbers.calls import Call
 from gpd_cli.widening.observe.reads import reading
 from gpd_cli.widening.plan import WidthPlan
-from gpd_cli.widening.running.locate import short_text
 from gpd_cli.widening.running.own_errors import ForwardError, forward_errors, own_errors
 from gpd_cli.widening.running.refresh import refresh
 from gpd_cli.widening.running.tracing import Tracer
