@@ -352,6 +352,15 @@ def test_no_predictions_are_an_error(last: str, refuse: Callable[..., str]) -> N
     refuse("predict", "--ckpt_path", last, *CPU, *none, naming="no images to predict")
 
 
+@pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])
+def test_no_images_to_score_are_an_error(
+    last: str, refuse: Callable[..., str], command: str, stage: str
+) -> None:
+    none = [f"--trainer.limit_{stage}_batches", "0"]
+    naming = f"no image in the split of --data.{stage}_split"
+    refuse(command, "--ckpt_path", last, *CPU, *none, naming=naming)
+
+
 def test_expansion_reports_what_it_did(say: Callable[..., str]) -> None:
     options = ["--model.ratio", "2", "--model.branches", "6", "--output", "wide.safetensors"]
     text = " ".join(say("expand", *STUDENT, *options).split())

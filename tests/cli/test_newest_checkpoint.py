@@ -2,6 +2,8 @@
 
 import json
 import os
+from contextlib import chdir
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,24 @@ def test_a_copy_alone_is_no_version_but_is_resumed_by_its_own_name(tmp_path: Pat
     with pytest.raises(GpdError, match="give the folder of a run"):
         resumed_run(["fit", "--resume", str(tmp_path)])
     assert resumed_run(["fit", "--resume", str(copy)])[1] == copy
+
+
+def test_a_run_is_resumed_on_its_own_data_from_any_folder(tmp_path: Path) -> None:
+    """Its configuration has a relative path, which may mean other images elsewhere."""
+    for name in ("one", "two"):
+        (tmp_path / name / "data").mkdir(parents=True)
+    own = str(tmp_path / "one" / "data")
+    last = write(tmp_path / "one" / "run", "last", 8, 0)
+    content = torch.load(last, weights_only=True)
+    content |= {"gpd": {"images": {"root": own}}, "datamodule_hyper_parameters": {"root": "data"}}
+    torch.save(content, last)
+
+    def data(*options: str) -> list[str]:
+        arguments, _ = resumed_run(["fit", "--resume", str(tmp_path / "one" / "run"), *options])
+        return [v for k, v in pairwise(arguments) if k == "--data.root"]
+
+    with chdir(tmp_path / "one"):
+        assert data() == []
+    with chdir(tmp_path / "two"):
+        assert data() == [own]
+        assert data("--data.root", "data") == ["data"]

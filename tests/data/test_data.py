@@ -335,6 +335,20 @@ def test_hold_out_is_a_partition():
 # Augmentation
 
 
+def test_no_class_is_left_out_of_what_is_held_out(tmp_path):
+    """Proportions alone leave no image of a rare class."""
+    for name, count in (("blue", 40), ("green", 40), ("red", 2)):
+        write_split(tmp_path, "train", count, [name])
+    data = folder_data(tmp_path, val_fraction=0.1)
+    data.setup("fit")
+    kept, held_out = (
+        Counter(gather(loader)[1].tolist())
+        for loader in (data.train_dataloader(), data.val_dataloader())
+    )
+    assert held_out[2] == kept[2] == 1
+    assert sum((kept + held_out).values()) == 82
+
+
 def test_training_images_are_augmented_and_evaluated_ones_not(tmp_path):
     for split in ("train", "val"):
         for name in ("a", "b"):
@@ -671,9 +685,11 @@ def test_a_missing_package_is_named(monkeypatch, scheme, package):
         ImageData(f"{scheme}/name", root=".")
 
 
-def test_unknown_policies(tree):
-    data = folder_data(tree, auto_augment="nonsense")
-    with pytest.raises(DataError, match=r"'nonsense'.*rand-m9"):
+@pytest.mark.parametrize("policy", ["nonsense", "rand-mx", "rand-m9-mstdinf", "augmix-w"])
+def test_unknown_policies(tree, policy):
+    """timm leaves out a part without a number, so that another policy would be in effect."""
+    data = folder_data(tree, auto_augment=policy)
+    with pytest.raises(DataError, match=rf"'{policy}'.*rand-m9"):
         data.train_dataloader()
 
 

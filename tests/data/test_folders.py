@@ -1,5 +1,6 @@
 """Trees of images as people have them: nested, flat, of 16 bits, without labels."""
 
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -433,3 +434,65 @@ def test_16_bit_images_differ_as_they_are_served(tmp_path: Path) -> None:
         DataError, match=r"odd\.tif cannot be read \(its 32-bit values from 0 to 70000"
     ):
         served(data.train_dataloader())
+
+
+# Classes named like splits, or by numbers
+
+
+def test_classes_may_have_the_names_of_splits(tmp_path: Path) -> None:
+    write(tmp_path / "valid", "ant", 10)
+    write(tmp_path / "invalid", "bee", 10)
+    data = folder_data(tmp_path)
+    assert data.class_names == ["invalid", "valid"]
+    assert by_class(served(data.test_dataloader())) == {"ant": {1}, "bee": {0}}
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_classes_named_by_numbers_are_matched_by_name(tmp_path: Path, is_named: bool) -> None:
+    """Folders have the order 0, 1, 10, 11, 2; labels without names are in the order of numbers."""
+    for number in range(12):
+        (tmp_path / "test" / f"{number}").mkdir(parents=True)
+        Image.new("L", (8, 8), 10 * number).save(tmp_path / "test" / f"{number}" / "0.png")
+    names = tuple(sorted(map(str, range(12)))) if is_named else None
+    data = folder_data(tmp_path)
+    data.follow(ImageSpec(class_names=names, classes=None if is_named else 12))
+    data.setup("test")
+    found = {grey // 10: label for grey, label in served(data.test_dataloader())}
+    order = [str(number) for number in range(12)] if names is None else list(names)
+    assert found == {number: order.index(str(number)) for number in range(12)}
+
+
+def test_that_classes_are_matched_by_position_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in GREY:
+        write(tmp_path / "test" / name, name)
+    data = folder_data(tmp_path)
+    data.follow(ImageSpec(classes=3))
+    data.setup("test")
+    assert by_class(served(data.test_dataloader())) == {"ant": {0}, "bee": {1}, "wasp": {2}}
+    assert "matched by position: ant, bee, wasp, ..." in caplog.text
+
+
+# The folder of the training
+
+
+def test_the_data_of_the_training_is_read_wherever_the_command_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another folder of the same name may hold other images."""
+    for folder in ("one", "two"):
+        (tmp_path / folder / "data").mkdir(parents=True)
+    own = str(tmp_path / "one" / "data")
+    trained = ImageSpec(root=own)
+    with chdir(tmp_path / "one"):
+        assert trained.present_root("data") == "data"
+    with chdir(tmp_path):
+        assert trained.present_root("data") == own
+    assert caplog.text == ""
+    with chdir(tmp_path / "two"):
+        assert trained.present_root("data") == own
+        assert f"The data is that of the training, in '{own}'." in caplog.text
+        (tmp_path / "one" / "data").rmdir()
+        assert trained.present_root("data") == "data"
+        assert "is gone; 'data' is read" in caplog.text

@@ -237,6 +237,18 @@ def test_a_mismatch_elsewhere_stays_an_error(file: Path, change: Any, named: str
         ModelSpec(name, 3, args).build(file)
 
 
+def test_of_several_networks_the_student_is_that_of_this_very_name(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, args = RESNET
+    state = published(name, args)
+    others = {k: t + 1 for k, t in state.items()}
+    torch.save(beneath("old_student.", others) | beneath("student.", state), file)
+    model = ModelSpec(name, 3, args).build(file)
+    assert torch.equal(model.get_parameter("conv1.weight"), state["conv1.weight"])
+    assert "the weights are those under 'student.'" in caplog.text
+
+
 def test_where_no_number_of_classes_was_asked_for_the_files_is_named_and_loads(file: Path) -> None:
     name, args = RESNET
     state = published(name, args)

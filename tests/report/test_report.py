@@ -1,6 +1,8 @@
 """`gpd report`: what is read of runs, what is computed, and the page as a browser shows it."""
 
+import base64
 import html
+import io
 import json
 import os
 import re
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from gpd_cli.__main__ import main
 from gpd_cli.commands.closing import closing_lines
@@ -23,12 +26,14 @@ from gpd_cli.report.picture import draw
 from gpd_cli.report.predictions import class_accuracies, predict, worst_confusions
 from gpd_cli.report.run import (
     ReportError,
+    Run,
     differing_settings,
     flat_settings,
     read_run,
     read_runs,
     run_names,
 )
+from gpd_cli.report.summary import caption
 from processes import in_processes
 from runs import ALONE, PAIRED, arguments, fit, last_logged, noise_images, run_folder
 
@@ -495,6 +500,32 @@ def test_without_plotly_fit_says_what_to_install(
     assert last_logged(tmp_path, "val/student_top1") >= 0
     assert report(tmp_path, FIRST) == 1
     assert "gpd-cli[report]" in capsys.readouterr().err
+
+
+def test_the_caption_says_which_images_were_scored() -> None:
+    def run(*epochs: str) -> Run:
+        scores = {n: {f"{stage}/student_top1": 50.0} for n, stage in enumerate(epochs, 1)}
+        return Run("r", Path(), {}, scores, [])
+
+    scored, not_scored = run("val", "val"), run("train", "train")
+    assert "on validation images in the epoch that is best" in caption([scored])
+    assert "validation images" not in caption([not_scored])
+    assert "on training images in the last epoch" in caption([not_scored])
+    both = caption([scored, not_scored])
+    assert "on validation images" in both
+    assert "on training images in the last epoch of a run without validation" in both
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 80), (2, 8), (2, 80), (3, 80), (4, 80)])
+def test_images_of_any_number_of_channels_are_shown(channels: int, size: int) -> None:
+    pytest.importorskip("plotly")
+    from gpd_cli.report.page import data_uri
+
+    pixels = torch.rand(channels, size, size)
+    kind, _, encoded = data_uri(pixels).partition(";base64,")
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        assert image.mode == ("L" if channels < 3 else "RGB")
+    assert kind == ("data:image/png" if size == 8 else "data:image/jpeg")
 
 
 # The browser

@@ -105,6 +105,42 @@ def test_pictures_of_a_weights_file_have_the_networks_classes(
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 2
 
 
+OWN_DATA = """
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+IMAGES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Bare(LightningDataModule):
+    def predict_dataloader(self):
+        return DataLoader(IMAGES, batch_size=4)
+
+
+class Two(Bare):
+    def predict_dataloader(self):
+        return [super().predict_dataloader()] * 2
+"""
+
+
+def test_own_data_may_give_images_alone(
+    tmp_path: Path,
+    checkpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_images.py").write_text(OWN_DATA)
+    options = ["--ckpt_path", checkpoint, "--output", str(tmp_path / "p.csv")]
+    assert main(["predict", "--data", "own_images.Bare", *options]) == 0
+    with (tmp_path / "p.csv").open() as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [""] * 6
+    capsys.readouterr()
+    assert main(["predict", "--data", "own_images.Two", *options]) == 1
+    assert "The data has 2 loaders of images to predict" in capsys.readouterr().err
+
+
 def test_images_in_any_layout_are_predicted_by_name(
     tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from gpd_cli.cli.arguments import IMAGE_DATA
 from gpd_cli.data import ImageSpec
@@ -69,25 +66,10 @@ def settings_of_weights(path: str) -> tuple[dict[str, Any], ImageSpec | None]:
         As `settings_of_checkpoint`, with settings of the data only; nothing and None for files that
         do not have this description.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-        classes, steps = (json.loads(header[name]) for name in ("classes", "preprocessing"))
-        channels, *size = steps["input_size"]
-        is_named = classes != [f"class {number}" for number in range(len(classes))]
-        spec = ImageSpec(
-            class_names=tuple(classes) if is_named else None,
-            size=(size[0], size[1]),
-            channels=channels,
-            mean=tuple(steps["mean"]),
-            std=tuple(steps["std"]),
-            crop_pct=steps["crop_pct"],
-            interpolation=steps["interpolation"],
-            classes=None if is_named else len(classes),
-        )
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError):
-        return {}, None  # a file of another program, or one that is reported when it is loaded
-    arguments = {"image_size": size[0], **_preparation(spec)}
+    spec = ImageSpec.of_export(path)
+    if spec is None or spec.size is None:
+        return {}, None
+    arguments = {"image_size": spec.size[0], **_preparation(spec)}
     return {"data": {"class_path": IMAGE_DATA, "init_args": arguments}}, spec
 
 

@@ -12,12 +12,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from gpd_cli.cli.arguments import CHECKPOINT, occurrences
 from gpd_cli.cli.environment import latest_start
+from gpd_cli.data import ImageSpec
 from gpd_cli.distributed.requeue import requeue_path
 from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.files import check_whole, short_path
 from gpd_cli.run_folder import CHECKPOINTS, CONFIGURATION
 
 RESUME = "--resume"
+_ROOT = ("--data.root", "--data.init_args.root")
 NEWEST = "last"
 """The value of ``--ckpt_path`` that stands for the newest checkpoint of all runs of one name."""
 
@@ -45,7 +47,8 @@ def resumed_run(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     run = _run_folder(given[-1])
     command, *others = _without(arguments, RESUME)
     options = [command, "--config", str(run / CONFIGURATION), *others]
-    if not any(occurrences([command, *others], (CHECKPOINT,))):
+    chosen = [value for _, value in occurrences(others, (CHECKPOINT,))]
+    if not chosen:
         newest = newest_checkpoint(run)
         if newest is None:
             raise GpdError(
@@ -54,7 +57,28 @@ def resumed_run(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
             )
         _say(f"going on from {newest}")
         options += [CHECKPOINT, str(newest)]
+        chosen = [str(newest)]
+    if not any(occurrences(others, _ROOT)):
+        options += _data_of_training(Path(chosen[-1]))
     return options, run
+
+
+def _data_of_training(checkpoint: Path) -> list[str]:
+    """The option for the data of a run whose configuration has a relative path to its data.
+
+    In another working directory, this path may mean other data, or none.
+
+    Args:
+        checkpoint: path of the checkpoint to go on from.
+    """
+    try:
+        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        given = content["datamodule_hyper_parameters"]["root"]
+        trained = ImageSpec.from_dict(content["gpd"]["images"])
+    except Exception:  # the checkpoint may be that of another program, or of other data
+        return []
+    root = None if trained is None else trained.present_root(given)
+    return [] if root in (None, given) else [_ROOT[0], str(root)]
 
 
 def newest_of_all_runs(logger: Mapping[str, Any], needed: bool = False) -> str | None:

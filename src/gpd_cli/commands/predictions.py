@@ -64,9 +64,15 @@ class PredictionTable(BasePredictionWriter):
         """Refuse data whose predictions could not be put in order.
 
         Raises:
-            DataError: for a stream over several processes.
+            DataError: for a stream over several processes, and for several data loaders.
         """
         self._rows = {}
+        if isinstance(trainer.predict_dataloaders, list | tuple):
+            raise DataError(
+                f"The data has {len(trainer.predict_dataloaders)} loaders of images to predict, "
+                "and a table has the images of one; return a single loader from "
+                "predict_dataloader."
+            )
         data = getattr(trainer.predict_dataloaders, "dataset", None)
         if trainer.world_size > 1 and isinstance(data, IterableDataset):
             raise DataError(
@@ -93,7 +99,7 @@ class PredictionTable(BasePredictionWriter):
             for name, values in prediction.items()
         }
         count = len(next(iter(tops.values())).values)
-        told = batch[1] if len(batch) > 1 else None
+        told = None if isinstance(batch, Tensor) or len(batch) < 2 else batch[1]
         labels = told.tolist() if isinstance(told, Tensor) else [None] * count
         # A stream does not number its images, but a single process reads them in order.
         numbers = batch_indices or range(len(self._rows), len(self._rows) + count)

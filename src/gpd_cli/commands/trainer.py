@@ -33,6 +33,7 @@ from gpd_cli.run_folder import METRICS
 from gpd_cli.teacher.found_once import what_was_found
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.checkpoint_io import WholeCheckpoints
+from gpd_cli.training.evaluation import no_images
 from gpd_cli.training.restoring import Restoring
 from gpd_cli.training.resuming import FinishedError
 
@@ -162,8 +163,12 @@ class GpdTrainer(Trainer):
             verbose: whether to print the scores.
             datamodule: the data module.
             weights_only: whether checkpoints may hold tensors and plain values only.
+
+        Raises:
+            DataError: when there are no validation images.
         """
-        return super().validate(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+        data = (dataloaders, ckpt_path, verbose, datamodule, weights_only)
+        return _scored("val", super().validate(model, *data))
 
     def test(
         self,
@@ -184,8 +189,12 @@ class GpdTrainer(Trainer):
             verbose: whether to print the scores.
             datamodule: the data module.
             weights_only: whether checkpoints may hold tensors and plain values only.
+
+        Raises:
+            DataError: when there are no test images.
         """
-        return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+        data = (dataloaders, ckpt_path, verbose, datamodule, weights_only)
+        return _scored("test", super().test(model, *data))
 
     def predict(  # type: ignore[override]
         self,
@@ -287,6 +296,18 @@ class GpdTrainer(Trainer):
         missing = write_short_report(run)
         went_on = any(getattr(logger, "continues", False) for logger in self.loggers)
         print("\n".join(closing_lines(run, seconds, missing, went_on)), flush=True)
+
+
+def _scored(stage: str, scores: Any) -> Any:
+    """Pass the scores of an evaluation on, and refuse one that had no data to score.
+
+    Args:
+        stage: val or test.
+        scores: the scores of each data loader; empty if there was none.
+    """
+    if not any(scores):
+        raise no_images(stage)
+    return scores
 
 
 def _check_strategy(strategy: str | Strategy | None) -> None:

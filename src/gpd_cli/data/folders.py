@@ -81,19 +81,19 @@ def with_synonyms(split: str) -> tuple[str, ...]:
 def split_folders(root: Path) -> list[Path]:
     """The folders of splits in a folder, in the order of their names.
 
-    A name may begin with a capital, as in ``Train`` and ``Test``. Such a folder may also be a class
-    (a train among vehicles), and is one if it holds images directly.
+    A name may begin with a capital, as in ``Train`` and ``Test``. A folder of such a name may also
+    be a class (a train among vehicles, or ``valid`` beside ``invalid``), and is one if it holds
+    images directly. If all folders have the names of splits and hold images directly, they are
+    taken for splits, so that the missing folders of classes are reported.
 
     Args:
         root: the folder.
     """
     known = {name for names in SYNONYMS for name in names}
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    return [
-        folder
-        for folder in folders
-        if folder.name in known or (folder.name.lower() in known and not has_images(folder))
-    ]
+    named = [folder for folder in folders if folder.name.lower() in known]
+    splits = [folder for folder in named if not has_images(folder)]
+    return named if len(named) == len(folders) and not splits else splits
 
 
 def is_flat(root: Path) -> bool:

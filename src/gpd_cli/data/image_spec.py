@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+from safetensors import SafetensorError, safe_open
 
 from gpd_cli.data.opening import resolved_name
 from gpd_cli.data.transforms import Preprocessing
@@ -48,13 +52,23 @@ class ImageSpec:
     draw: str | None = None
 
     def present_root(self, given: str | None) -> str | None:
-        """The given folder of the data set, or the folder of the training if only that exists.
+        """The folder of the training's data, or the folder as it was given if the other is gone.
 
         Args:
-            given: a path that may be relative to the folder in which the training was started.
+            given: the folder as it was given in training: a path that may be relative to the folder
+                in which the training was started, and may mean other data elsewhere.
         """
-        is_there = given is None or self.root is None or Path(given).exists()
-        return given if is_there or not Path(str(self.root)).exists() else self.root
+        if given is None or self.root is None or str(Path(given).resolve()) == self.root:
+            return given
+        if Path(self.root).exists():
+            if Path(given).exists():
+                rank_zero_info(f"The data is that of the training, in '{self.root}'.")
+            return self.root
+        if Path(given).exists():
+            rank_zero_info(
+                f"The data of the training, in '{self.root}', is gone; '{given}' is read."
+            )
+        return given
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, which JSON can hold."""
@@ -119,6 +133,36 @@ class ImageSpec:
             classes=settings.get("classes") if class_names is None else None,
             draw=draw,
         )
+
+    @classmethod
+    def of_export(cls, path: str | Path) -> ImageSpec | None:
+        """Read the description from a file of weights that `extract` has written.
+
+        Args:
+            path: path of a file of weights.
+
+        Returns:
+            The description; None for files of other programs, and for damaged ones, which are
+            reported when they are loaded.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+            classes, steps = (json.loads(header[name]) for name in ("classes", "preprocessing"))
+            channels, *size = steps["input_size"]
+            is_named = classes != [f"class {number}" for number in range(len(classes))]
+            return cls(
+                class_names=tuple(classes) if is_named else None,
+                size=(size[0], size[1]),
+                channels=channels,
+                mean=tuple(steps["mean"]),
+                std=tuple(steps["std"]),
+                crop_pct=steps["crop_pct"],
+                interpolation=steps["interpolation"],
+                classes=None if is_named else len(classes),
+            )
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError):
+            return None
 
     @classmethod
     def of(cls, data: Any) -> ImageSpec | None:

@@ -26,6 +26,7 @@ from gpd_cli.data.folders import (
     split_folders,
     with_synonyms,
 )
+from gpd_cli.data.shards import IMAGE_KEYS, ShardReader
 from gpd_cli.data.sources import DigitSource, FileSource, Source
 from gpd_cli.data.streams import StreamSource
 from gpd_cli.errors import DataError, did_you_mean, reason_of
@@ -268,6 +269,8 @@ class DataSpec:
         options: dict[str, Any] = {}
         if self.scheme != "torch":
             options = {"input_key": self.input_key, "target_key": self.target_key}
+        if self.scheme == "wds" and self.input_key is None:
+            options["input_key"] = IMAGE_KEYS
         if self.is_streamed:
             # In evaluation a stream is read to its end. The reader of hfids requires a number all
             # the same.
@@ -316,7 +319,10 @@ class DataSpec:
                 f"Data set '{self.dataset}' cannot be opened ({reason}); {remedy}."
             ) from error
         if self.is_streamed:
-            shards = self._shards(dataset.reader) if self.scheme == "wds" else None
+            shards = None
+            if self.scheme == "wds":
+                shards = self._shards(dataset.reader)
+                ShardReader.convert(dataset.reader)
             return StreamSource(dataset, training, shards)
         if self.scheme == "hfds":
             self._check_columns(dataset.reader)

@@ -197,12 +197,19 @@ class Splits:
 
     def _renumber(self, source: Source, what: str) -> None:
         found, names = len(source.class_names), self.class_names
-        if not (source.named and self.is_named):
+        both_named = source.named and self.is_named
+        # Folders that are named by class numbers have other positions than their numbers: 1, 10, 2.
+        if not both_named and not set(source.class_names) <= set(names):
             if found != len(names):
                 raise DataError(
                     f"{what} has {found} classes but the training images have {len(names)}, and "
                     "not all class names are known; give both the same classes."
                 )
+            named = source.class_names if source.named else names
+            rank_zero_info(
+                f"{what} and the training images do not both name their classes, which are matched "
+                f"by position: {', '.join(named[:3])}, ... are the classes 0, 1, 2, ..."
+            )
             return
         unknown = source.renumber(names)
         if unknown:

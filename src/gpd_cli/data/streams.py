@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from gpd_cli.data.pixels import to_mode
-from gpd_cli.data.sources import Indices, Source
+from gpd_cli.data.sources import Indices, Source, UnreadableImageError
 from gpd_cli.data.transforms import Preprocessing, Transform
-from gpd_cli.errors import DataError
+from gpd_cli.errors import DataError, GpdError, reason_of
 from gpd_cli.generators import drawn_from
 
 
@@ -25,9 +25,9 @@ class StreamSource(Source):
     """A split that can only be read in order, by timm's `IterableImageDataset`.
 
     timm's reader shuffles the images, and distributes them over processes and workers. The reader
-    skips images that cannot be decoded, with a warning (for files, this package raises an error).
-    In training, the reader repeats images so that all workers of all processes have the same number
-    of batches; in evaluation, each image comes once.
+    leaves out training images that cannot be decoded, with a warning (for files, this package
+    raises an error). In training, the reader repeats images so that all workers of all processes
+    have the same number of batches; in evaluation, each image comes once, and none is left out.
 
     Args:
         dataset: timm's data set.
@@ -190,7 +190,7 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         first, step = self.every
         images = islice(self.dataset, first, None, step)
         if not self.training:
-            yield from images
+            yield from _every_one(images)
             return
         info = get_worker_info()
         key = (*self._key, 0 if info is None else info.id, int(self._epoch))
@@ -200,6 +200,23 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
             if item is None:
                 return
             yield item
+
+
+def _every_one(images: Iterator[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, int]]:
+    """Pass images on, and name the remedy where one of them cannot be read."""
+    while True:
+        try:
+            item = next(images, None)
+        except GpdError:
+            raise
+        except Exception as error:  # readers and decoders raise errors of any type
+            raise UnreadableImageError(
+                f"An image of the stream cannot be read ({reason_of(error)}); repair the data, or "
+                "name another split."
+            ) from error
+        if item is None:
+            return
+        yield item
 
 
 class ShardStream(Stream):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -161,6 +162,7 @@ class Preprocessing:
             "re_count": self.re_count,
         }
         try:
+            _check_policy(self.auto_augment)
             augment = create_transform(is_training=True, **augmentations, **shared)
         except (AssertionError, KeyError, ValueError, IndexError) as error:
             raise DataError(
@@ -212,3 +214,17 @@ class Preprocessing:
 def _compose(*steps: Transform) -> Transform:
     composed: Transform = transforms.Compose(list(steps))
     return composed
+
+
+def _check_policy(policy: str | None) -> None:
+    """Check the parts of an augmentation policy, of which timm ignores those without a number.
+
+    Args:
+        policy: name of the policy, such as ``rand-m9-mstd0.5``; None for none.
+
+    Raises:
+        ValueError: when a part has no number and names no set of transforms.
+    """
+    for part in (policy or "").split("-")[1:]:
+        if not part.startswith("t") and re.fullmatch(r"[a-z]+\d+(\.\d+)?", part) is None:
+            raise ValueError(part)

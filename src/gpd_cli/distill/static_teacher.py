@@ -43,7 +43,7 @@ class StaticTeacher:
         shape: image shape that the network was made for, ``(C, H, W)``.
         stages: names of the modules whose outputs are the network's stages; found by default.
         title: name of the teacher in messages.
-        is_published: whether it has the weights that its library publishes.
+        weights: path of the file with its weights; None for those that its library publishes.
 
     Attributes:
         finite: whether all logits so far were finite, as a scalar tensor; None before the first
@@ -56,11 +56,11 @@ class StaticTeacher:
         shape: tuple[int, int, int],
         stages: Sequence[str] | None = None,
         title: str = "static teacher",
-        is_published: bool = False,
+        weights: str | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.shape, self.stages, self.title = shape, stages, title
-        self.is_published = is_published
+        self.weights = weights
         self.finite: Tensor | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -190,5 +190,5 @@ def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: st
         shape,
         settings.stages,
         f"{kind} {name} ({source})",
-        is_published=weights is None,
+        weights=weights,
     )

@@ -132,10 +132,11 @@ def _below_prefix(
     if not found:
         return None
     fitting = [p for p, part in found.items() if _shapes_fit(part, own, needed)] or list(found)
-    chosen = next((p for p in fitting if p.endswith(prefer)), fitting[0])
+    preferred = [p for p in fitting if f".{p}".endswith(f".{prefer}")]
+    chosen = next(iter(preferred), fitting[0])
     others = [p for p in fitting if p != chosen and not _same(found[p], found[chosen])]
     ambiguous = ""
-    if others and not chosen.endswith(prefer):
+    if others and not preferred:
         names = ", ".join(f"'{p}'" for p in [chosen, *others])
         ambiguous = f"it contains several networks, under {names}"
     beside = [key for key in read if not key.startswith(chosen) and key != "n_averaged"]

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from gpd_cli.files import atomic_path
 from gpd_cli.report.predictions import Predictions
 from gpd_cli.report.run import Run
-from gpd_cli.report.summary import CAPTION, Table, confusions, results, scores, settings
+from gpd_cli.report.summary import Table, caption, confusions, results, scores, settings
 
 # Characters to escape. Underscores within words, as in names of options, mean nothing in Markdown.
 _MARKUP = re.compile(r"[\\`*<>|]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
@@ -29,7 +29,7 @@ def write_markdown(
         picture: path of the picture, relative to the folder of this file.
     """
     parts = ["# " + ", ".join(_text(run.name) for run in runs)]
-    parts += [_table(results(runs)), CAPTION]
+    parts += [_table(results(runs)), caption(runs)]
     parts += [_link(picture)]
     if len(runs) > 1:
         parts += ["## Settings that differ", _table(settings(runs))]

@@ -23,7 +23,7 @@ from gpd_cli.package_version import gpd_version
 from gpd_cli.report import figures
 from gpd_cli.report.predictions import Guess, Picture, Predictions
 from gpd_cli.report.run import Run
-from gpd_cli.report.summary import CAPTION, Table, confusions, results, scores, settings
+from gpd_cli.report.summary import Table, caption, confusions, results, scores, settings
 
 _CONFIG = {"responsive": True, "displaylogo": False, "displayModeBar": False}
 _THUMBNAIL = 192  # largest edge of a picture on the page, in pixels
@@ -111,7 +111,7 @@ def write_page(
         subtitle=_subtitle(runs),
         script=Markup(get_plotlyjs()),
         results=results(runs),
-        caption=CAPTION,
+        caption=caption(runs),
         accuracy=plot(figures.accuracy_figure(runs)),
         gap=plot(gap) if (gap := figures.gap_figure(runs)).data else None,
         losses={name: plot(figure) for name, figure in figures.loss_figures(runs).items()},
@@ -130,10 +130,11 @@ def data_uri(pixels: Tensor) -> str:
     """Encode an image as a data URI, to be included in a page; large images are scaled down.
 
     Args:
-        pixels: an image of one or three channels with values in [0, 1], ``[C, H, W]``.
+        pixels: an image with values in [0, 1], ``[C, H, W]``; of two channels only the first is
+            shown, and of more than three the first three.
     """
     array = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
-    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array[..., :3])
+    image = Image.fromarray(array[..., 0] if array.shape[2] < 3 else array[..., :3])
     kind = "png" if max(image.size) <= _SMALL else "jpeg"
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()

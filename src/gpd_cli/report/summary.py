@@ -12,11 +12,6 @@ from gpd_cli.report.predictions import Predictions, worst_confusions
 from gpd_cli.report.run import Run, differing_settings
 
 _NONE = "-"
-CAPTION = (
-    "Top-1 accuracy in percent on validation images in the epoch that is best for the student; the "
-    "gap is the dynamic teacher's accuracy minus the student's, in points."
-)
-"""Explanation of the numbers in the table of `results`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +54,24 @@ def results(runs: Sequence[Run]) -> Table:
     known = [any(row[k] != _NONE for row in table.rows) for k in range(len(table.header))]
     rows = [list(compress(row, known)) for row in table.rows]
     return Table(list(compress(table.header, known)), rows)
+
+
+def caption(runs: Sequence[Run]) -> str:
+    """Explain the numbers in the table of `results`.
+
+    Args:
+        runs: the runs in the table.
+    """
+    scored = [run.best_epoch is not None for run in runs]
+    images = "on validation images in the epoch that is best for the student"
+    if not any(scored):
+        images = "on training images in the last epoch, without validation"
+    elif not all(scored):
+        images += ", or on training images in the last epoch of a run without validation"
+    return (
+        f"Top-1 accuracy in percent {images}; the gap is the dynamic teacher's accuracy minus the "
+        "student's, in points."
+    )
 
 
 def settings(runs: Sequence[Run]) -> Table:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from gpd_cli.distill.precision import cross_entropy
+from gpd_cli.errors import DataError
 from gpd_cli.teacher.networks import Alone, plain_networks
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.averages import find_averager, has_begun, trained_weights
@@ -49,9 +52,14 @@ class EvaluatedModule(LightningModule):
         """Score the networks on a batch of test images."""
         self._evaluate("test", batch)
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Class probabilities by network, ``[B, C]`` each: ``student``, and ``teacher`` if any."""
-        logits = _logits(self._plain, batch[0])
+    def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Class probabilities by network, ``[B, C]`` each: ``student``, and ``teacher`` if any.
+
+        Args:
+            batch: images, ``[B, C, H, W]``, or a sequence that begins with them.
+            batch_idx: number of the batch.
+        """
+        logits = _logits(self._plain, batch if isinstance(batch, Tensor) else batch[0])
         return {name: value.float().softmax(dim=1).cpu() for name, value in logits.items()}
 
     def on_validation_epoch_start(self) -> None:
@@ -110,6 +118,9 @@ class EvaluatedModule(LightningModule):
         self._log_scores(f"{stage}/", self._scores(stage))
 
     def _log_scores(self, prefix: str, scores: Scores) -> None:
+        # A stream may turn out to be empty, and metrics of no image would be 0 %.
+        if not self.trainer.strategy.reduce_boolean_decision(scores.has_images, all=False):
+            raise no_images(prefix.partition("/")[0])
         values = {f"{prefix}{name}": value for name, value in scores.compute().items()}
         # The metrics are synchronized, so that all processes have the same values already.
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
@@ -123,6 +134,18 @@ class EvaluatedModule(LightningModule):
 
     def _scores(self, stage: str) -> Scores:
         return {"train": self.train_scores, "val": self.val_scores, "test": self.test_scores}[stage]
+
+
+def no_images(stage: str) -> DataError:
+    """Make the error for an epoch without a single image.
+
+    Args:
+        stage: train, val or test.
+    """
+    return DataError(
+        f"The data has no image in the split of --data.{stage}_split; name another split, or check "
+        f"--trainer.limit_{stage}_batches and, for shards, --data.input_key."
+    )
 
 
 def _logits(networks: dict[str, nn.Module], images: Tensor) -> dict[str, Tensor]:

@@ -48,6 +48,11 @@ class Scores(nn.Module):
             scores["gap"] = scores["teacher_top1"] - scores["student_top1"]
         return scores
 
+    @property
+    def has_images(self) -> bool:
+        """Whether any batch was counted, in this process."""
+        return all(metric.update_called for _, metric in self.named_metrics())
+
     def reset(self) -> None:
         """Forget all batches that were counted."""
         for _, metric in self.named_metrics():

@@ -70,14 +70,14 @@ from gpd_cli.training.epoch_length import (
     ENTRY,
     EpochLength,
 )
-from gpd_cli.training.evaluation import EvaluatedModule
+from gpd_cli.training.evaluation import EvaluatedModule, no_images
 from gpd_cli.training.memory import apply_grad_checkpointing, apply_recompute_student
 from gpd_cli.training.metrics import RunningAccuracy
 from gpd_cli.training.optimization import configure
 from gpd_cli.training.optimizers import OptimizerSettings, suitable_storage
 from gpd_cli.training.progress import GapProgressBar
 from gpd_cli.training.reduction import average_merged_kernels
-from gpd_cli.training.remarks import remarks
+from gpd_cli.training.remarks import images_unlike_those_of_weights, remarks
 from gpd_cli.training.resuming import (
     ScheduleClock,
     check_same_optimizer,
@@ -322,6 +322,10 @@ class GapPreservingDistillation(EvaluatedModule):
                 f"{self.image_shape[0]}; build it for {shape[0]} (timm: --model.student_args "
                 f"'{{in_chans: {shape[0]}}}') or set --data.in_chans {self.image_shape[0]}."
             )
+        if stage != "fit" and self.trainer.ckpt_path is None:
+            images = ImageSpec.of(data)
+            for remark in images_unlike_those_of_weights(self.hparams, self.network, None, images):
+                rank_zero_info(remark)
         if stage == "fit" and self.distillation is not None:
             self.distillation.prepare(data, self.network, shape)
         if stage == "fit":
@@ -471,7 +475,12 @@ class GapPreservingDistillation(EvaluatedModule):
         """Copy the trained weights into an average that has not begun.
 
         Lightning makes the average the module's weights when training ends.
+
+        Raises:
+            DataError: when the epoch had no batch, as that of an empty stream.
         """
+        if not self.trainer.fit_loop.epoch_loop.batch_progress.current.ready:
+            raise no_images("train")
         self._hold_back_average()
 
     def on_train_end(self) -> None:

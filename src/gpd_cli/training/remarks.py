@@ -44,14 +44,7 @@ def remarks(
         images: description of the run's images; None if it is not known.
     """
     yield from settings_in_vain(hparams, defaults, isinstance(network, Pair))
-    name = hparams["student"]
-    teachers = [] if distillation is None else distillation.teachers
-    published = [(teacher.title, teacher.network) for teacher in teachers if teacher.is_published]
-    if wants_published(name, hparams["student_args"]):
-        published.insert(0, (f"the student {name}", network.outline()))
-    for what, one in published:
-        if remark := other_statistics(what, one, images):
-            yield remark
+    yield from images_unlike_those_of_weights(hparams, network, distillation, images)
     branches = branch_names(hparams["branches"], hparams["branch_init"])
     layers = layer_patterns(hparams["branch_layers"])
     if remark := layers_in_vain(network.outline(), branches, layers):
@@ -91,31 +84,74 @@ def settings_in_vain(
         yield f"{no_effect('model', ['branch_width'])} without the branch 1x1_kxk."
 
 
-def other_statistics(what: str, network: nn.Module, images: ImageSpec | None) -> str | None:
-    """Remark on images that are normalized otherwise than those of published weights.
+def images_unlike_those_of_weights(
+    hparams: Mapping[str, Any],
+    network: Pair | Alone,
+    distillation: Distillation | None,
+    images: ImageSpec | None,
+) -> Iterator[str]:
+    """Remark on images that are normalized otherwise than those that weights were trained on.
 
     Args:
-        what: the network in words.
-        network: a network of timm with published weights, which states mean and deviation.
+        hparams: the run's settings, as plain values by name.
+        network: the networks of the run.
+        distillation: the distillation from static teachers, if there is one.
         images: description of the run's images; None if it is not known.
 
-    Returns:
-        The remark, with the remedy; None if mean and deviation are the same, or not known.
+    Yields:
+        A sentence, with the remedy, about the student and about each static teacher.
     """
-    config = getattr(network, "pretrained_cfg", None) or {}
-    theirs = [tuple(config.get(name) or ()) for name in ("mean", "std")]
-    ours = [] if images is None else [images.mean or (), images.std or ()]
-    if [len(values) for values in theirs] != [len(values) for values in ours] or not all(theirs):
+    student, weights = hparams["student"], hparams["student_weights"]
+    loaded: list[tuple[str, nn.Module, str | None]] = []
+    if weights or wants_published(student, hparams["student_args"]):
+        loaded.append((f"the student {student}", network.outline(), weights))
+    if distillation is not None:
+        loaded += [(t.title, t.network, t.weights) for t in distillation.teachers]
+    for what, module, file in loaded:
+        trained = None if file is None else _images_of(file)
+        if trained is not None:
+            yield from _other_statistics(f"The weights of {what} were", trained, images)
+            continue
+        config = getattr(module, "pretrained_cfg", None) or {}
+        published = ImageSpec(mean=config.get("mean"), std=config.get("std"))
+        told = f"The published weights of {what} were"
+        if file is not None:
+            told = f"If '{file}' has the published weights of {what}, these were"
+        yield from _other_statistics(told, published, images)
+
+
+def _images_of(file: str) -> ImageSpec | None:
+    """The images that weights were trained on; None for files that do not tell."""
+    if (exported := ImageSpec.of_export(file)) is not None:
+        return exported
+    try:
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        return ImageSpec.from_dict(content["gpd"]["images"])
+    except Exception:  # any file of weights
         return None
-    if torch.allclose(torch.tensor(theirs), torch.tensor(ours), atol=1e-3):
-        return None
-    (mean, std), (own_mean, own_std) = (
-        [str([round(x, 3) for x in values]) for values in pair] for pair in (theirs, ours)
+
+
+def _other_statistics(told: str, theirs: ImageSpec, images: ImageSpec | None) -> Iterator[str]:
+    """Compare the normalization of two kinds of images, as far as both are known.
+
+    Args:
+        told: the beginning of the remark, up to the verb.
+        theirs: the images that weights were trained on.
+        images: the run's images.
+    """
+    ours = images or ImageSpec()
+    known = ((theirs.mean, ours.mean), (theirs.std, ours.std))
+    pairs = [(a or (), b or ()) for a, b in known]
+    if any(not a or len(a) != len(b) for a, b in pairs):
+        return
+    if all(torch.allclose(torch.tensor(a), torch.tensor(b), atol=1e-3) for a, b in pairs):
+        return
+    (mean, own_mean), (std, own_std) = (
+        [str([round(x, 3) for x in values]) for values in pair] for pair in pairs
     )
-    return (
-        f"The published weights of {what} were trained on images with mean {mean} and standard "
-        f"deviation {std}, but those of this run have {own_mean} and {own_std}; add --data.mean "
-        f"'{mean}' --data.std '{std}'."
+    yield (
+        f"{told} trained on images with mean {mean} and standard deviation {std}, but those of "
+        f"this run have {own_mean} and {own_std}; add --data.mean '{mean}' --data.std '{std}'."
     )
 
 
