@@ -244,7 +244,7 @@ def test_what_fails_in_a_worker_is_one_sentence(
     for place in ("train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png"):
         (tmp_path / place).parent.mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / place)
-    monkeypatch.setattr("gpd_cli.data.sources._Files.__getitem__", fail)
+    monkeypatch.setattr("gpd_cli.data.sources._ImageItems.__getitem__", fail)
     data = ["--data.dataset", "folder", "--data.root", str(tmp_path), "--data.in_chans", "1"]
     options = [*STUDENT, "--model.num_classes", "2", *FAST, *data, "--data.num_workers", "1"]
     assert main(["fit", *options]) == 1

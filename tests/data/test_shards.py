@@ -64,7 +64,7 @@ def test_jpeg_is_an_ending_of_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loader", ["train_dataloader", "test_dataloader"])
 def test_samples_without_an_image_name_the_option(tmp_path: Path, loader: str) -> None:
     write_shard(tmp_path / "x-0.tar", plain(6, "picture"))
-    with pytest.raises(DataError, match=r"'000' in .*x-0\.tar has no image .*--data\.input_key"):
+    with pytest.raises(DataError, match=r"'00\d' in .*x-0\.tar has no image .*--data\.input_key"):
         served(getattr(data(tmp_path), loader)())
     assert len(served(getattr(data(tmp_path, input_key="picture"), loader)())) >= 6
 
@@ -81,8 +81,9 @@ def test_every_image_is_scored_or_an_error(tmp_path: Path) -> None:
 
 def test_a_shard_that_is_cut_off_is_an_error_in_evaluation(tmp_path: Path) -> None:
     write_shard(tmp_path / "x-0.tar", plain(6))
+    # The second image has a header of 512 bytes from byte 2048 on; it is cut within its pixels.
     whole = (tmp_path / "x-0.tar").read_bytes()
-    (tmp_path / "x-0.tar").write_bytes(whole[:2200])
+    (tmp_path / "x-0.tar").write_bytes(whole[:2570])
     with pytest.raises(UnreadableImageError, match="cannot be read"):
         served(data(tmp_path).test_dataloader())
 

@@ -505,7 +505,7 @@ def test_without_plotly_fit_says_what_to_install(
 def test_the_caption_says_which_images_were_scored() -> None:
     def run(*epochs: str) -> Run:
         scores = {n: {f"{stage}/student_top1": 50.0} for n, stage in enumerate(epochs, 1)}
-        return Run("r", Path(), {}, scores, [])
+        return Run("r", Path(), scores, [])
 
     scored, not_scored = run("val", "val"), run("train", "train")
     assert "on validation images in the epoch that is best" in caption([scored])

@@ -276,7 +276,7 @@ def test_images_normalized_otherwise_than_for_weights_of_a_file_are_pointed_out(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An exported file and a checkpoint say how their images were normalized, others may not."""
-    assert fit() == 0
+    assert fit("--model.ratio", "1") == 0
     checkpoint = LAST[1]
     for output in ("own.safetensors", "own.pth"):
         assert main(["extract", "--ckpt_path", checkpoint, "--output", output]) == 0

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpd_cli.cli.arguments import CHECKPOINT, occurrences
@@ -15,7 +14,7 @@ from gpd_cli.cli.environment import latest_start
 from gpd_cli.data import ImageSpec
 from gpd_cli.distributed.requeue import requeue_path
 from gpd_cli.errors import GpdError, WeightsError
-from gpd_cli.files import check_whole, short_path
+from gpd_cli.files import check_whole, glance, short_path
 from gpd_cli.run_folder import CHECKPOINTS, CONFIGURATION
 
 RESUME = "--resume"
@@ -71,11 +70,11 @@ def _data_of_training(checkpoint: Path) -> list[str]:
     Args:
         checkpoint: path of the checkpoint to go on from.
     """
+    content = glance(checkpoint)
     try:
-        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
         given = content["datamodule_hyper_parameters"]["root"]
         trained = ImageSpec.from_dict(content["gpd"]["images"])
-    except Exception:  # the checkpoint may be that of another program, or of other data
+    except (LookupError, TypeError):  # a checkpoint of another program, or of other data
         return []
     root = None if trained is None else trained.present_root(given)
     return [] if root in (None, given) else [_ROOT[0], str(root)]
@@ -88,7 +87,8 @@ def newest_of_all_runs(logger: Mapping[str, Any], needed: bool = False) -> str |
     later run has an intact checkpoint.
 
     Args:
-        logger: settings of the CSV logger: ``save_dir`` and ``name``.
+        logger: settings of the CSV logger: ``save_dir`` and ``name``, and perhaps a ``version``,
+            which then is the name of a run's folder instead of ``version_N``.
         needed: whether the command cannot work without a checkpoint.
 
     Returns:
@@ -98,7 +98,10 @@ def newest_of_all_runs(logger: Mapping[str, Any], needed: bool = False) -> str |
         GpdError: when a checkpoint is needed, and there is none.
     """
     runs = Path(logger["save_dir"], logger["name"] or "")
-    found = sorted((run for run in _versions(runs) if _checkpoints(run)), key=_age, reverse=True)
+    versions = _versions(runs)
+    if (chosen := logger.get("version")) is not None and (runs / str(chosen)).is_dir():
+        versions.append(runs / str(chosen))
+    found = sorted((run for run in versions if _checkpoints(run)), key=_age, reverse=True)
     newest = next((path for run in found if (path := newest_checkpoint(run))), None)
     if newest is None and needed:
         raise GpdError(f"There is no checkpoint in {runs}; give {CHECKPOINT} FILE.")
@@ -135,8 +138,8 @@ def newest_checkpoint(run: Path) -> Path | None:
 
     The time of a file decides only between checkpoints after the same number of updates, since
     copying a folder may change times. There is one exception: if the run was put back to an earlier
-    checkpoint, later checkpoints from before this restart are considered last. Damaged checkpoints
-    are reported and passed over.
+    checkpoint, later checkpoints from before this restart are considered last, and after them those
+    of weights alone, from which no run can go on. Damaged checkpoints are reported and passed over.
 
     Args:
         run: folder of the run.
@@ -145,15 +148,15 @@ def newest_checkpoint(run: Path) -> Path | None:
         The path of the checkpoint; None if there is no intact one.
     """
     start = latest_start(run)
-    order: dict[Path, tuple[bool, int, int]] = {}
+    order: dict[Path, tuple[bool, bool, int, int]] = {}
     for path in _checkpoints(run):
         try:
-            step, modified = _updates(path), path.stat().st_mtime_ns
+            (step, is_whole), modified = _updates(path), path.stat().st_mtime_ns
         except (WeightsError, OSError) as error:
             _pass_over(error)
             continue
         given_up = start is not None and step > start.step and modified < start.time * 1e9
-        order[path] = (not given_up, step, modified)
+        order[path] = (is_whole, not given_up, step, modified)
     for path in sorted(order, key=order.__getitem__, reverse=True):
         try:
             check_whole(path)
@@ -168,8 +171,10 @@ def _checkpoints(run: Path) -> list[Path]:
     return [p for p in run.rglob("*.ckpt") if p.is_file() and not p.name.startswith(".")]
 
 
-def _updates(path: Path) -> int:
-    """The number of updates made before a checkpoint; -1 if the file does not tell.
+def _updates(path: Path) -> tuple[int, bool]:
+    """The number of updates made before a checkpoint, and whether it has the optimizer's state.
+
+    If the file does not tell, the result is -1 and True.
 
     The tensors of the checkpoint are not read.
 
@@ -177,12 +182,12 @@ def _updates(path: Path) -> int:
         WeightsError: when the file is damaged.
         OSError: when the file cannot be read.
     """
-    try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        return int(content["global_step"])
-    except Exception:  # torch raises many types; the checkpoint may be that of another program
-        check_whole(path)
-        return -1
+    content = glance(path)
+    step = content.get("global_step")
+    if not isinstance(step, int):
+        check_whole(path)  # an intact one may be that of another program
+        return -1, True
+    return step, bool(content.get("optimizer_states", True))
 
 
 def _age(run: Path) -> tuple[float, int]:
@@ -221,6 +226,8 @@ def _run_folder(value: str) -> Path:
     path = Path(value)
     if path.is_file():
         path = path.parent
+    if path == Path():  # has no name
+        path = path.absolute()
     for folder in (path, path.parent if path.name == CHECKPOINTS else path):
         if (folder / CONFIGURATION).is_file():
             return folder

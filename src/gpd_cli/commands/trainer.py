@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.plugins import CheckpointIO
@@ -32,6 +33,7 @@ from gpd_cli.report.run import ReportError, read_run
 from gpd_cli.run_folder import METRICS
 from gpd_cli.teacher.found_once import what_was_found
 from gpd_cli.teacher.pair import Pair
+from gpd_cli.training.callbacks import Best, Last
 from gpd_cli.training.checkpoint_io import WholeCheckpoints
 from gpd_cli.training.evaluation import no_images
 from gpd_cli.training.restoring import Restoring
@@ -91,6 +93,9 @@ class GpdTrainer(Trainer):
             ) from error
         check_tasks(self)
         self._checkpoint_connector = Restoring(self)
+        # The run's own checkpoints are written first, so that those of users' callbacks, and a run
+        # that goes on from them, know which epoch best.ckpt is of.
+        self.callbacks.sort(key=_is_users_checkpoint)  # type: ignore[attr-defined]
         # `RandomStates` and `Interruptions` have to follow all callbacks that act on every batch.
         self.callbacks += [RandomStates(), Interruptions()]  # type: ignore[attr-defined]
 
@@ -296,6 +301,10 @@ class GpdTrainer(Trainer):
         missing = write_short_report(run)
         went_on = any(getattr(logger, "continues", False) for logger in self.loggers)
         print("\n".join(closing_lines(run, seconds, missing, went_on)), flush=True)
+
+
+def _is_users_checkpoint(callback: Any) -> bool:
+    return isinstance(callback, Checkpoint) and not isinstance(callback, Best | Last)
 
 
 def _scored(stage: str, scores: Any) -> Any:

@@ -96,7 +96,9 @@ def decode_sample(
         )
     try:
         found = labelled(sample) if label_key in sample else None
-        return bare({**sample, "cls": UNKNOWN}) if found is None else found
+        found = bare({**sample, "cls": UNKNOWN}) if found is None else found
+        # The stage that follows looks for the image under the keys of images.
+        return {image_keys[0]: found["jpg"], "target": found["target"]}
     except OSError as error:  # Pillow's errors are of this type
         raise UnreadableImageError(
             f"The image {name} cannot be read ({reason_of(error)}); replace it or remove it from "

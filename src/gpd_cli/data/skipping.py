@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
-from torch.utils.data import Sampler
+from torch.utils.data import IterableDataset, Sampler
 
 
 class _SkipOnce(Sampler[Any]):
@@ -35,8 +36,9 @@ class _SkipOnce(Sampler[Any]):
 def skip_once(loader: Any, batches: int) -> None:
     """Leave out batches at the beginning of a loader's next pass.
 
-    This works for loaders of this package, and for others that have a sampler or a batch sampler. A
-    user's own stream cannot be skipped, and begins anew.
+    Loaders of this package skip by themselves. Of other loaders, the sampler leaves out the images,
+    so that they are not read; a loader without a usable sampler (a stream, or batches of a user's
+    own making) reads the batches, which are then dropped.
 
     Args:
         loader: the loader.
@@ -45,9 +47,30 @@ def skip_once(loader: Any, batches: int) -> None:
     if hasattr(loader, "skip"):
         loader.skip(batches)
         return
-    owner, size = getattr(loader, "batch_sampler", None) or loader, batch_size_of(loader)
-    if hasattr(owner, "sampler") and size is not None:
+    makes_batches = getattr(loader, "batch_sampler", None)
+    # Not by its truth value, which may be its length.
+    owner, size = loader if makes_batches is None else makes_batches, batch_size_of(loader)
+    is_stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
+    if hasattr(owner, "sampler") and size is not None and not is_stream:
         owner.sampler = _SkipOnce(owner.sampler, batches * size)
+    else:
+        _drop_once(loader, batches)
+
+
+def _drop_once(loader: Any, batches: int) -> None:
+    """Have the next pass of a loader read its first batches without passing them on.
+
+    Args:
+        loader: the loader, which gets a subclass of its own class.
+        batches: number of batches to drop.
+    """
+    own = type(loader)
+
+    def iterate(self: Any) -> Iterator[Any]:
+        self.__class__ = own
+        return islice(iter(self), batches, None)
+
+    loader.__class__ = type(own.__name__, (own,), {"__iter__": iterate})
 
 
 def batch_size_of(loader: Any) -> int | None:

@@ -81,8 +81,12 @@ class Interruptions(Callback):
                     signal.signal(number, self._note)
         if trainer.fit_loop.restarted_mid_epoch:
             warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-            progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-            skip_once(trainer.train_dataloader, progress.processed)
+            progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+            done = progress.current.processed
+            # Of an epoch whose batches are all done, only the end is left: the next pass through
+            # the images is that of the next epoch.
+            if not progress.is_last_batch and done < trainer.num_training_batches:
+                skip_once(trainer.train_dataloader, done)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Handle a signal that came during validation, or in an epoch of one step."""

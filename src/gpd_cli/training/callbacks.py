@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
 
 from gpd_cli.distributed.last_checkpoint import written_checkpoint
 from gpd_cli.distributed.world import batches_between, saved_exactly
+from gpd_cli.files import glance, short_path
 from gpd_cli.run_folder import BEST, LAST
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.epoch_scores import SELECTOR
@@ -21,9 +24,8 @@ from gpd_cli.training.moved_folder import MovedFolder
 from gpd_cli.training.progress import GapProgressBar
 from gpd_cli.training.telemetry import Telemetry
 
-_MOST_TIME = (
-    0.01  # largest fraction of the run's time for checkpoints written every so many minutes
-)
+# Largest fraction of the run's time for checkpoints written every so many minutes.
+_MOST_TIME = 0.01
 
 
 def default_callbacks(
@@ -53,6 +55,28 @@ class Best(ModelCheckpoint):
             monitor=SELECTOR, mode="max", filename=Path(BEST).stem, enable_version_counter=False
         )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set ``best.ckpt`` aside if the run was put back to a checkpoint from before it.
+
+        Otherwise ``best.ckpt`` would stay one of the training that was given up, beside a score of
+        the training that is kept.
+        """
+        super().on_train_start(trainer, pl_module)
+        path = Path(self.dirpath or "", BEST)
+        step = glance(path).get("global_step", 0) if trainer.ckpt_path is not None else 0
+        if not trainer.strategy.broadcast(step > trainer.global_step):
+            return
+        kept = path.with_name(f"{path.stem}_given_up{path.suffix}")
+        rank_zero_info(
+            f"{short_path(path)} is of a later step than that from which this run goes on, and is "
+            f"now called {kept.name}; {path.name} is chosen from the epochs to come."
+        )
+        if trainer.is_global_zero:
+            path.replace(kept)
+        self.best_model_path = self.kth_best_model_path = ""
+        self.best_k_models, self.best_model_score = {}, None
+        self.kth_value = torch.tensor(-torch.inf)
+
 
 class Last(ModelCheckpoint):
     """Write ``last.ckpt``, to resume from, after every epoch and within long epochs.
@@ -72,14 +96,24 @@ class Last(ModelCheckpoint):
         )
         self._steps, self._minutes = steps, minutes
         self._written, self._since, self._seen = 0.0, 0, 0
+        self._is_due = False
         self._took = 0.0  # seconds that writing the latest checkpoint took
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; save the initial weights if the run may have to return to them."""
+        """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self._written, self._seen = time.monotonic(), trainer.global_step
-        may_return = pl_module.hparams.get("on_nan") == "reduce_lr"
-        if not may_return or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        self._is_due = False
+
+    def save_start(self, trainer: Trainer) -> None:
+        """Save the state from which a run starts, for a run that may have to return to it.
+
+        To be called when everything has been restored, which callbacks do before the module.
+
+        Args:
+            trainer: trainer of the run.
+        """
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if trainer.strategy.broadcast(written_checkpoint(trainer) is None):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -98,9 +132,11 @@ class Last(ModelCheckpoint):
         if step == self._seen:  # gradients are accumulated, without a step
             return
         self._seen = step
+        # A checkpoint that is due before a validation is saved after the next batch that can be.
+        self._is_due |= self._steps is not None and step % self._steps == 0
         if self._should_skip_saving_checkpoint(trainer) or not saved_exactly(trainer):
             return
-        due = self._steps is not None and step % self._steps == 0
+        due = self._is_due
         if not due and self._minutes is not None and self._since >= batches_between(trainer):
             self._since = 0
             least = max(60 * self._minutes, self._took / _MOST_TIME)
@@ -112,5 +148,6 @@ class Last(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         start = time.monotonic()
         super()._save_checkpoint(trainer, filepath)
+        self._is_due = False
         self._written = time.monotonic()
         self._took = self._written - start

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
     GradientAccumulationScheduler,
+    LearningRateFinder,
     StochasticWeightAveraging,
 )
 from timm.utils.misc import natural_key
@@ -67,6 +68,9 @@ _REFUSED: dict[type[Callback], str] = {
     StochasticWeightAveraging: "The callback StochasticWeightAveraging replaces the schedule of "
     "the learning rate, by which a run is resumed, and its average would be neither scored nor "
     "saved; use gpd_cli.EMA or Lightning's WeightAveraging instead.",
+    LearningRateFinder: "The callback LearningRateFinder makes trial steps that the schedule and "
+    "the log would count; leave out the callback, and compare learning rates by short runs "
+    "(--model.optimizer.lr).",
     BatchSizeFinder: "The callback BatchSizeFinder does not reach the loaders, which keep their "
     "batch size; leave out the callback, and set --data.batch_size.",
 }

@@ -26,9 +26,10 @@ _ENTRY = "epoch_state"
 class EpochState(Callback):
     """Save counters and metrics of the epoch in checkpoints, and restore them in a resumed run.
 
-    For each process: the sums behind the values that are logged at the end of the epoch, and the
-    counts behind the training accuracies. For all processes together: the latest values of the
-    metrics that callbacks read, and the number of rows in ``metrics.csv``.
+    For each process: the sums behind the values that are logged at the end of the epoch, the counts
+    behind the training accuracies, and the gradients of batches since the last update. For all
+    processes together: the latest values of the metrics that callbacks read, and the number of rows
+    in ``metrics.csv``.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,10 @@ class EpochState(Callback):
         self._sums.add(trainer)
         progress: Any = trainer.fit_loop.epoch_progress.total
         ended = progress.processed > progress.completed
-        own: dict[str, Any] = {"shown": _running_accuracies(pl_module)}
+        own: dict[str, Any] = {
+            "shown": _running_accuracies(pl_module),
+            "gradients": _accumulated_gradients(trainer, pl_module),
+        }
         if not ended:
             own |= {"sums": self._sums.state(trainer), "hits": _accuracy_counts(pl_module)}
         averager = find_averager(trainer)
@@ -67,7 +71,14 @@ class EpochState(Callback):
         self._sums.resume({})
         if state is None:
             return
-        values = {name: value.to(pl_module.device) for name, value in state["values"].items()}
+        # Without validation, the old scores would choose best.ckpt.
+        validates = trainer.enable_validation and any(trainer.num_val_batches)
+        stale = () if validates else ("val/",)
+        values = {
+            name: value.to(pl_module.device)
+            for name, value in state["values"].items()
+            if not name.startswith(stale)
+        }
         trainer._logger_connector._callback_metrics.update(values)
         if trainer.is_global_zero:
             for table, rows in zip(csv_loggers(trainer), state["rows"], strict=False):
@@ -81,6 +92,9 @@ class EpochState(Callback):
             _restore_accuracy_counts(pl_module, own.get("hits", {}))
             shown = {name: value.to(pl_module.device) for name, value in own["shown"].items()}
             _running_accuracies(pl_module).update(shown)
+            for name, gradient in own.get("gradients", {}).items():
+                weight = pl_module.get_parameter(name)
+                weight.grad = gradient.to(weight.device, weight.dtype)
 
     def on_train_batch_end(
         self,
@@ -97,6 +111,17 @@ class EpochState(Callback):
         """Log the values in the checkpoint that no later batch of the epoch has logged again."""
         self._sums.add(trainer)
         self._sums.log_rest(trainer, pl_module)
+
+
+def _accumulated_gradients(trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
+    """The gradients, by name, of the batches since the last update; none right after an update."""
+    if not trainer.fit_loop._should_accumulate():
+        return {}
+    return {
+        name: weight.grad.detach().cpu()
+        for name, weight in module.named_parameters()
+        if weight.grad is not None
+    }
 
 
 def _accuracy_counts(module: LightningModule) -> dict[str, dict[str, Any]]:

@@ -52,12 +52,15 @@ class EvaluatedModule(LightningModule):
         """Score the networks on a batch of test images."""
         self._evaluate("test", batch)
 
-    def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(
+        self, batch: Tensor | Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
         """Class probabilities by network, ``[B, C]`` each: ``student``, and ``teacher`` if any.
 
         Args:
             batch: images, ``[B, C, H, W]``, or a sequence that begins with them.
             batch_idx: number of the batch.
+            dataloader_idx: number of its loader; several are refused when prediction starts.
         """
         logits = _logits(self._plain, batch if isinstance(batch, Tensor) else batch[0])
         return {name: value.float().softmax(dim=1).cpu() for name, value in logits.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpd_cli.branches import BranchInit, branch_names
-from gpd_cli.data import ImageSpec
+from gpd_cli.data import ImageData, ImageSpec
 from gpd_cli.distill.distillation import Distillation
 from gpd_cli.distill.methods import KD, Batch, Method
 from gpd_cli.distill.objective import Objective
@@ -58,6 +58,7 @@ from gpd_cli.training.broken_numbers import (
     reduced,
     remedy,
 )
+from gpd_cli.training.callbacks import Last
 from gpd_cli.training.checks import (
     check_callbacks,
     check_counts,
@@ -93,6 +94,7 @@ from gpd_cli.training.static_scores import score_static_teachers
 from gpd_cli.training.updates import (
     ends_with_batch,
     is_last_update,
+    scale_of_gradients,
     scale_of_loss,
     updates_done,
     updates_in_epoch,
@@ -322,8 +324,9 @@ class GapPreservingDistillation(EvaluatedModule):
                 f"{self.image_shape[0]}; build it for {shape[0]} (timm: --model.student_args "
                 f"'{{in_chans: {shape[0]}}}') or set --data.in_chans {self.image_shape[0]}."
             )
-        if stage != "fit" and self.trainer.ckpt_path is None:
-            images = ImageSpec.of(data)
+        if stage != "fit" and isinstance(data, ImageData):
+            mean, std = data.preprocessing.statistics
+            images = ImageSpec(mean=mean, std=std)  # the whole one would open the training images
             for remark in images_unlike_those_of_weights(self.hparams, self.network, None, images):
                 rank_zero_info(remark)
         if stage == "fit" and self.distillation is not None:
@@ -365,12 +368,23 @@ class GapPreservingDistillation(EvaluatedModule):
         self._group_settings = group_settings(trainer.optimizers[0])
 
     def on_train_start(self) -> None:
-        """Resume with the run's own settings, at the checkpoint's position in the schedule."""
-        if self._resumed is None:
-            return
+        """Resume with the run's own settings; save the start of a run that may return to it."""
+        if self._resumed is not None:
+            self._take_up(self._resumed)
+        if self.hparams["on_nan"] == "reduce_lr":
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, Last):
+                    callback.save_start(self.trainer)
+
+    def _take_up(self, schedule: dict[str, Any]) -> None:
+        """Continue with the run's own settings, at the checkpoint's position in the schedule.
+
+        Args:
+            schedule: the checkpoint's entry ``schedule``.
+        """
         keep_settings(self.trainer.optimizers[0], self._group_settings)
-        self._clock.resume(self._resumed, self.trainer.global_step, updates_done(self.trainer))
-        self._rate_factor = self._resumed.get("rate_factor", 1.0)
+        self._clock.resume(schedule, self.trainer.global_step, updates_done(self.trainer))
+        self._rate_factor = schedule.get("rate_factor", 1.0)
         if not self.trainer.lr_scheduler_configs:
             self._reduce_rates(self._rate_factor)
         for config in self.trainer.lr_scheduler_configs:
@@ -429,6 +443,9 @@ class GapPreservingDistillation(EvaluatedModule):
         gradients = [p.grad for p in weights if p.grad is not None]
         what = self._watch.judge(gradients, self._name_images)
         if what is None:
+            batch: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            if (scale := scale_of_gradients(self.trainer, batch.ready - 1)) != 1:
+                torch._foreach_mul_(gradients, scale)
             return
         self._check_static_teachers()
         self._watch.undo()

@@ -49,6 +49,11 @@ def configure(
     trained = nn.ModuleList([network] if distillation is None else [network, distillation])
     # With float16, a fused optimizer unscales the gradients itself, and Lightning cannot clip them.
     fused = trainer.precision != "16-mixed"
+    if not fused and settings.opt_args.get("fused"):
+        raise GpdError(
+            "A fused optimizer does not work with --trainer.precision 16-mixed; leave fused out of "
+            "--model.optimizer.opt_args."
+        )
     optimizer = make_optimizer(trained, settings, no_decay, fused=fused)
     if trainer.precision == "bf16-mixed":
         # bfloat16 has no loss scale, but Lightning reads this attribute all the same.

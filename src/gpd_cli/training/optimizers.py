@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_weight_decay,
+)
 from torch import nn
 from torch.optim import Optimizer
 
@@ -93,6 +98,14 @@ def make_optimizer(
         groups = param_groups_weight_decay(network, decay, no_weight_decay_list=no_decay)
     _check_arguments(settings.opt_args)
     options = dict(settings.opt_args)
+    name = settings.opt.lower().rpartition("_")[2]
+    if settings.momentum == 0 and ("sgd" in name or name.startswith("nesterov")):
+        options.setdefault("nesterov", False)  # timm's default, which needs a momentum
+    if name in list_optimizers() and get_optimizer_info(name).second_order:
+        raise GpdError(
+            f"Optimizer '{settings.opt}' needs second derivatives, which gpd does not compute; "
+            "choose another --model.optimizer.opt."
+        )
     if fused and settings.opt.lower() in FUSED and not {"fused", "foreach"} & options.keys():
         options["fused"] = True
     try:

@@ -12,6 +12,7 @@ from gpd_cli.branches import ALL_LAYERS, BranchInit, branch_names, layers_in_vai
 from gpd_cli.data import ImageSpec
 from gpd_cli.distill.distillation import Distillation
 from gpd_cli.errors import no_effect
+from gpd_cli.files import glance
 from gpd_cli.models import wants_published
 from gpd_cli.teacher.layer_patterns import layer_patterns
 from gpd_cli.teacher.networks import Alone
@@ -124,11 +125,8 @@ def _images_of(file: str) -> ImageSpec | None:
     """The images that weights were trained on; None for files that do not tell."""
     if (exported := ImageSpec.of_export(file)) is not None:
         return exported
-    try:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        return ImageSpec.from_dict(content["gpd"]["images"])
-    except Exception:  # any file of weights
-        return None
+    stored = glance(file).get("gpd")
+    return ImageSpec.from_dict(stored.get("images")) if isinstance(stored, Mapping) else None
 
 
 def _other_statistics(told: str, theirs: ImageSpec, images: ImageSpec | None) -> Iterator[str]:

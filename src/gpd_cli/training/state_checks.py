@@ -87,6 +87,7 @@ def check_training_state(checkpoint: Mapping[str, Any]) -> None:
     for own in (checkpoint.get("epoch_state") or {}).get("processes", []):
         check_form(own.get("sums", {}), _SUMS, "the checkpoint, sums of the epoch")
         check_form(own.get("hits", {}), _HITS, "the checkpoint, hits of the epoch")
+        check_form(own.get("gradients", {}), {str: Tensor}, "the checkpoint, gradients")
 
 
 def check_optimizer_state(optimizer: Optimizer) -> None:

@@ -28,6 +28,23 @@ def scale_of_loss(trainer: Trainer, batch: int) -> float:
     return per_update / min(per_update, int(batches) - first)
 
 
+def scale_of_gradients(trainer: Trainer, batch: int) -> float:
+    """The factor of the gradients for which `scale_of_loss` knew too little: those of a stream.
+
+    Only its last batch tells that a stream of unknown length ends within an update.
+
+    Args:
+        trainer: trainer of the run, before an update.
+        batch: number of the update's last batch in its epoch, counted from 0.
+
+    Example:
+        With 4 batches per update, an epoch that turns out to have 5 batches: 4 for the last update.
+    """
+    if trainer.num_training_batches != math.inf:
+        return 1.0
+    return trainer.accumulate_grad_batches / (batch % trainer.accumulate_grad_batches + 1)
+
+
 def ends_with_batch(trainer: Trainer) -> bool:
     """Whether the epoch ends with the batch that is being trained, which is not counted yet.
 
