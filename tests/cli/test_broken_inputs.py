@@ -232,6 +232,17 @@ def test_ordinary_aliases_are_no_bomb() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "key"),
+    [("a: 1\nb: 2\na: 3", "a"), ("x: [{b: 1, b: 2}]", "b"), ("? [a, b]\n: 1\nc: 1\nc: 1", "c")],
+)
+def test_a_key_that_is_written_twice_is_no_choice(text: str, key: str) -> None:
+    """Loaders keep the second value only."""
+    with pytest.raises(yaml.YAMLError, match=f"'{key}' is written a second time"):
+        check_limits(text)
+    check_limits("a: {b: 1, c: a}\nb: {b: 1}\nd: [a, a, b]\ne: {? [x, x] : 1}")
+
+
+@pytest.mark.parametrize(
     ("option", "said"),
     [
         ("--trainer.max_steps=0", "--trainer.max_steps must be 1 or more, or -1 for no limit"),

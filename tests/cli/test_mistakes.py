@@ -93,7 +93,11 @@ def test_a_configuration_of_another_command(refuse: Refuse) -> None:
     [
         ("model:\n  branches: [a, b\n  ratio: 2\n", ", line 3: expected ',' or ']'"),
         ("model:\n\tratio: 2\n", ", line 2: found character '\\t'"),
-        ("model: {ratio: 2}\nmodel: {*x : 2}\n", ", line 2: found undefined alias"),
+        ("data: {seed: 2}\nmodel: {*x : 2}\n", ", line 2: found undefined alias"),
+        (
+            "model: {ratio: 2}\ndata: {seed: 2}\nmodel: {branches: 1}\n",
+            "the entry 'model' is written a second time in line 3",
+        ),
         ("model: \0", ": special characters are not allowed."),
         ("", " is empty;"),
         ("# nothing yet\n", " is empty;"),

@@ -142,3 +142,31 @@ def test_a_run_is_resumed_on_its_own_data_from_any_folder(tmp_path: Path) -> Non
     with chdir(tmp_path / "two"):
         assert data() == [own]
         assert data("--data.root", "data") == ["data"]
+
+
+def test_no_run_goes_on_from_weights_alone(tmp_path: Path) -> None:
+    """A user's callback may write such files, later than last.ckpt."""
+    last = write(tmp_path, "last", 40, 5)
+    content = torch.load(last, weights_only=True)
+    torch.save(content | {"optimizer_states": [{}]}, last)
+    write(tmp_path, "weights", 60, 0)
+    assert newest_checkpoint(tmp_path) == last
+    last.unlink()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "weights.ckpt"
+
+
+def test_a_run_with_a_name_of_its_own_is_found(tmp_path: Path) -> None:
+    logger = {"save_dir": str(tmp_path), "name": "r", "version": "mine"}
+    last = write(tmp_path / "r" / "mine", "last", 40, 5, "2023-01-01T00:00:00+00:00")
+    assert newest_of_all_runs(logger) == str(last)
+    later = write(tmp_path / "r" / "version_0", "last", 10, 5, "2023-01-02T00:00:00+00:00")
+    assert newest_of_all_runs(logger) == str(later)
+
+
+def test_a_run_is_named_by_a_file_in_the_working_directory(tmp_path: Path) -> None:
+    last = write(tmp_path / "run", "last", 40, 5)
+    with chdir(last.parent):
+        for value in ("last.ckpt", ".", "../config.yaml"):
+            found = resumed_run(["fit", "--resume", value])[1]
+            assert found is not None
+            assert found.resolve() == tmp_path / "run"

@@ -15,7 +15,7 @@ from gpd_cli.cli.failures import DIVERGED
 from gpd_cli.training.broken_numbers import are_lost
 from gpd_cli.training.gap_remarks import remark_on_gap
 from gpd_cli.training.watch import BatchCheck, StepWatch, overflowing
-from runs import ALONE, BATCHES, PAIRED, TINY, checkpoint, fit, logged, noise_images
+from runs import ALONE, BATCHES, PAIRED, TINY, checkpoint, fit, logged, noise_images, run_folder
 
 
 class Break(Callback):
@@ -351,3 +351,21 @@ def test_remarks_on_a_gap_are_rare() -> None:
     assert remark_on_gap([-1, -1, -1, -1], 50.0) is None  # too early
     assert remark_on_gap([1, 2, 1, 3, 2, 1, 2], 50.0) is None
     assert remark_on_gap([30] * 10, 50.0) is None  # wide, and no wider
+
+
+def test_the_start_of_a_resumed_run_is_saved_as_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that may return to its start writes last.ckpt, from which it may be resumed itself."""
+    assert fit(tmp_path, *ALONE) == 0
+    path = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
+    content = checkpoint(tmp_path)
+    content["schedule"]["rate_factor"] = 0.25
+    torch.save(content, path)
+    monkeypatch.setattr(Break, "steps", (BATCHES,))
+    options = ["--ckpt_path", str(path), "--model.on_nan", "reduce_lr", "--model.nan_steps", "0"]
+    monkeypatch.setattr("gpd_cli.training.broken_numbers._MOST_REDUCTIONS", 2)
+    assert fit(tmp_path, *ALONE, *BROKEN, *options, epochs=2) == DIVERGED
+    kept = checkpoint(tmp_path, version=1)
+    assert kept["schedule"]["rate_factor"] == 0.25
+    assert kept["random_states"] == content["random_states"]

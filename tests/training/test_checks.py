@@ -5,16 +5,26 @@ import re
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
 import torch
-from lightning.pytorch.callbacks import BatchSizeFinder, Callback, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 
 from gpd_cli.__main__ import main
-from gpd_cli.errors import TrainingError
+from gpd_cli.errors import GpdError, TrainingError
 from gpd_cli.files import save_tensors
+from gpd_cli.teacher.networks import Alone
 from gpd_cli.training.checks import check_callbacks, check_start
+from gpd_cli.training.optimization import configure
+from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer
 
 SMALL = {"in_chans": 1, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 CONFIG = f"""
@@ -210,7 +220,11 @@ def test_updates_of_changing_size_are_refused(
 
 @pytest.mark.parametrize(
     ("callback", "remedy"),
-    [(StochasticWeightAveraging(swa_lrs=0.1), "gpd_cli.EMA"), (BatchSizeFinder(), "--data.batch")],
+    [
+        (StochasticWeightAveraging(swa_lrs=0.1), "gpd_cli.EMA"),
+        (BatchSizeFinder(), "--data.batch"),
+        (LearningRateFinder(), "--model.optimizer.lr"),
+    ],
 )
 def test_callbacks_that_a_run_does_not_follow_are_refused(callback: Callback, remedy: str) -> None:
     """One failed at its first epoch, the other changed nothing."""
@@ -307,3 +321,22 @@ def test_a_start_of_branches_concerns_no_student_without_branches() -> None:
     check_start("w.pth", (), "gpd")
     with pytest.raises(TrainingError, match="branch_init zero"):
         check_start("w.pth", ("1x1",), "gpd")
+
+
+def test_optimizers_that_cannot_work_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit("--model.optimizer.opt", "adahessian") == 1
+    assert "'adahessian' needs second derivatives" in refusal(capsys)
+    trainer: Any = SimpleNamespace(precision="16-mixed")
+    settings = OptimizerSettings(opt_args={"fused": True})
+    with pytest.raises(GpdError, match=r"leave fused out of --model\.optimizer\.opt_args"):
+        configure(Alone(torch.nn.Linear(2, 2)), None, settings, trainer)
+
+
+@pytest.mark.parametrize("opt", ["sgd", "csgdw", "lookahead_sgd"])
+def test_sgd_needs_no_momentum(opt: str) -> None:
+    """timm's SGD is Nesterov's, which needs one."""
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), OptimizerSettings(opt=opt, momentum=0), set())
+    assert {group["momentum"] for group in optimizer.param_groups} == {0}
+    assert not any(group["nesterov"] for group in optimizer.param_groups)

@@ -364,3 +364,37 @@ def shards(folder: Path) -> None:
                 label = tarfile.TarInfo(f"{path.stem}.cls")
                 label.size = 1
                 archive.addfile(label, io.BytesIO(b"%d" % "abc".index(path.parent.name)))
+
+
+# From a checkpoint that a validation has written
+
+
+def test_a_run_goes_on_from_the_validation_that_ends_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All batches of the epoch are done, and the next epoch has all of its own."""
+    options = ["--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "4"]
+    assert fit(tmp_path / "whole", *prepared(tmp_path / "whole"), *options) == 0
+    options = [*prepared(tmp_path / "killed"), *options]
+    killed(tmp_path / "killed", monkeypatch, options, step=2 * STEPS)
+    best = run_of(tmp_path / "killed") / "checkpoints" / "best.ckpt"
+    (best.parent / "last.ckpt").unlink()
+    assert fit(tmp_path / "killed", "--resume", "runs/run/version_0") == 0
+    assert_same(run_of(tmp_path / "whole"), run_of(tmp_path / "killed"))
+
+
+def test_gradients_of_an_unfinished_update_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A validation after the third batch has written best.ckpt between two updates."""
+    options = ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "3"]
+    options += ["--trainer.limit_train_batches", "6"]
+    for name in ("whole", "killed"):
+        prepared(tmp_path / name)
+    assert fit(tmp_path / "whole", "-c", "run.yaml", *options) == 0
+    killed(tmp_path / "killed", monkeypatch, ["-c", "run.yaml", *options], step=2)
+    (best,) = run_of(tmp_path / "killed").rglob("*.ckpt")
+    (own,) = torch.load(best, weights_only=True)["epoch_state"]["processes"]
+    assert any(gradient.abs().max() > 0 for gradient in own["gradients"].values())
+    assert fit(tmp_path / "killed", "--resume", "runs/run/version_0") == 0
+    assert_same(run_of(tmp_path / "whole"), run_of(tmp_path / "killed"))

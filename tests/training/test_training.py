@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -32,7 +34,8 @@ from gpd_cli.teacher.checkpoint import load_networks
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.training.callbacks import default_callbacks
+from gpd_cli.training.callbacks import Best, Last, default_callbacks
+from gpd_cli.training.checkpoint_io import WholeCheckpoints
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer, suitable_storage
 from gpd_cli.widening.tensors import Storage
@@ -758,3 +761,61 @@ def test_two_processes_train_together(tmp_path: Path, options: list[str]) -> Non
     assert checkpoint(tmp_path)["global_step"] == 3
     assert (run_folder(tmp_path) / "gap.png").exists()
     load_networks(run_folder(tmp_path) / "checkpoints" / "last.ckpt")
+
+
+def test_without_validation_no_score_of_before_chooses_the_best(tmp_path: Path) -> None:
+    """A run on all images often goes on from one that was validated."""
+    assert fit(tmp_path, *ALONE) == 0
+    last = str(run_folder(tmp_path) / "checkpoints" / "last.ckpt")
+    options = ["--ckpt_path", last, "--trainer.limit_val_batches", "0"]
+    assert fit(tmp_path, *ALONE, *options, epochs=2) == 0
+    found = {path.name for path in (run_folder(tmp_path, 1) / "checkpoints").iterdir()}
+    assert found == {"last.ckpt"}
+
+
+def test_the_best_checkpoint_is_one_of_the_training_that_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that is put back has a best.ckpt of what was given up."""
+    slow = ["--model.optimizer.lr", "0.001", "--model.optimizer.sched", "none"]
+    assert fit(tmp_path, *ALONE, *slow) == 0
+    folder = run_folder(tmp_path) / "checkpoints"
+    shutil.copy(folder / "last.ckpt", folder.parent / "first.ckpt")
+    resume = ["--resume", str(folder.parent), "--trainer.max_epochs"]
+    with chdir(tmp_path):
+        assert main(["fit", *resume, "2"]) == 0
+        content = torch.load(folder / "best.ckpt", weights_only=True)
+        content["global_step"] = 2 * BATCHES  # whichever of the two was the best
+        torch.save(content, folder / "best.ckpt")
+        first = ["--ckpt_path", str(folder.parent / "first.ckpt")]
+        assert main(["fit", *resume, "2", *first, "--model.optimizer.lr", "0.002"]) == 0
+    assert "is now called best_given_up.ckpt" in caplog.text
+    assert (folder / "best_given_up.ckpt").is_file()
+    best, last = (torch.load(folder / f"{n}.ckpt", weights_only=True) for n in ("best", "last"))
+    assert best["hyper_parameters"]["optimizer"]["lr"] == 0.002
+    assert best["global_step"] == last["global_step"] == 2 * BATCHES
+
+
+def test_own_checkpoints_are_written_after_those_of_the_run() -> None:
+    """They then know which epoch best.ckpt is of."""
+    own = ModelCheckpoint(monitor="val/gap")
+    trainer = GpdTrainer(
+        callbacks=[own, Best(), Last()], plugins=[], accelerator="cpu", logger=False
+    )
+    kinds = [type(callback) for callback in trainer.checkpoint_callbacks]
+    assert kinds == [Best, Last, ModelCheckpoint]
+
+
+def test_a_checkpoint_that_is_due_at_a_validation_is_written_after_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, write = [], WholeCheckpoints.save_checkpoint
+
+    def save(self: Any, content: dict[str, Any], path: Any, **options: Any) -> None:
+        saved.append((Path(path).name, content["global_step"]))
+        write(self, content, path, **options)
+
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", save)
+    options = ["--trainer.limit_train_batches", "6", "--trainer.val_check_interval", "2"]
+    assert fit(tmp_path, *ALONE, *options, "--trainer.save_every_n_steps", "2") == 0
+    assert [step for name, step in saved if name == "last.ckpt"] == [3, 5, 6]

@@ -102,3 +102,33 @@ def test_what_counts_epochs_is_refused(
     steps = ["--trainer.max_steps", "6"] if options else []
     assert fit(tmp_path, *OPTIONS, *named, *steps, epochs=2) == 1
     assert said in capfd.readouterr().err.splitlines()[-1]
+
+
+class Measured(Unmeasured):
+    def __len__(self) -> int:
+        return self.count
+
+
+class Either(Data):
+    def __init__(self, measured: bool = False) -> None:
+        super().__init__()
+        self.measured = measured
+
+    def train_dataloader(self) -> Any:
+        return DataLoader((Measured if self.measured else Unmeasured)(8), 8)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(Measured(8), 8)
+
+
+def test_the_last_update_of_a_stream_is_the_mean_of_its_batches(tmp_path: Path) -> None:
+    """Of four batches, three make an update, and the last one makes another."""
+    options = [*OPTIONS, "--data", "test_unknown_length.Either"]
+    options = [option for option in options if option not in ("--data.batch_size", "8")]
+    options += ["--trainer.accumulate_grad_batches", "3", "--model.optimizer.sched", "none"]
+    weights = []
+    for version, measured in enumerate(("true", "false")):
+        assert fit(tmp_path, *options, "--data.measured", measured) == 0
+        weights.append(checkpoint(tmp_path, version=version)["state_dict"])
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight)

@@ -174,9 +174,7 @@ def _checkpoints(run: Path) -> list[Path]:
 def _updates(path: Path) -> tuple[int, bool]:
     """The number of updates made before a checkpoint, and whether it has the optimizer's state.
 
-    If the file does not tell, the result is -1 and True.
-
-    The tensors of the checkpoint are not read.
+    If the file does not tell, the result is -1 and False. The checkpoint's tensors are not read.
 
     Raises:
         WeightsError: when the file is damaged.
@@ -186,8 +184,8 @@ def _updates(path: Path) -> tuple[int, bool]:
     step = content.get("global_step")
     if not isinstance(step, int):
         check_whole(path)  # an intact one may be that of another program
-        return -1, True
-    return step, bool(content.get("optimizer_states", True))
+        return -1, False
+    return step, bool(content.get("optimizer_states"))
 
 
 def _age(run: Path) -> tuple[float, int]:
