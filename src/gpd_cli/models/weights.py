@@ -227,7 +227,7 @@ def _unwrapped(content: Any, path: str | Path) -> dict[str, Tensor]:
     """
     if isinstance(content, Mapping) and "gpd" in content and "state_dict" in content:
         raise WeightsError(
-            f"'{path}' is a checkpoint of gpd fit with student and dynamic teacher in one; extract "
+            f"'{path}' is a checkpoint of gpd fit, which is no file of weights; extract "
             f"the student first (gpd extract --ckpt_path {path} --output student.pth) and give its "
             "file."
         )

@@ -12,7 +12,6 @@ from gpd_cli.branches import ALL_LAYERS, BranchInit, branch_names, layers_in_vai
 from gpd_cli.data import ImageSpec
 from gpd_cli.distill.distillation import Distillation
 from gpd_cli.errors import no_effect
-from gpd_cli.files import glance
 from gpd_cli.models import wants_published
 from gpd_cli.teacher.layer_patterns import layer_patterns
 from gpd_cli.teacher.networks import Alone
@@ -109,7 +108,7 @@ def images_unlike_those_of_weights(
     if distillation is not None:
         loaded += [(t.title, t.network, t.weights) for t in distillation.teachers]
     for what, module, file in loaded:
-        trained = None if file is None else _images_of(file)
+        trained = None if file is None else ImageSpec.of_export(file)
         if trained is not None:
             yield from _other_statistics(f"The weights of {what} were", trained, images)
             continue
@@ -119,14 +118,6 @@ def images_unlike_those_of_weights(
         if file is not None:
             told = f"If '{file}' has the published weights of {what}, these were"
         yield from _other_statistics(told, published, images)
-
-
-def _images_of(file: str) -> ImageSpec | None:
-    """The images that weights were trained on; None for files that do not tell."""
-    if (exported := ImageSpec.of_export(file)) is not None:
-        return exported
-    stored = glance(file).get("gpd")
-    return ImageSpec.from_dict(stored.get("images")) if isinstance(stored, Mapping) else None
 
 
 def _other_statistics(told: str, theirs: ImageSpec, images: ImageSpec | None) -> Iterator[str]:
