@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
+from typing import ClassVar
 
 import lightning.pytorch  # noqa: F401 - here, or its log keeps a stderr of the first test
 import pytest
@@ -684,15 +685,36 @@ def static(args: dict[str, object], classes: int = 10) -> list[str]:
 def test_channels_of_data_and_student_differ(refuse: Callable[..., str], taught: bool) -> None:
     teacher = static(TINY) if taught else []
     options = [*STUDENT, *FAST, *teacher, "--data.in_chans", "3"]
-    assert "in_chans" in refuse("fit", *options, naming="The images have 3 channels")
+    said = refuse("fit", *options, naming="The images have 3 channels")
+    assert "or set --data.in_chans 1." in said
+
+
+class Seven(nn.Module):
+    """A network of seven classes, whatever number is asked for."""
+
+    pretrained_cfg: ClassVar = {"input_size": (1, 16, 16)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16 * 16, 7)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images.flatten(1))
 
 
 def test_classes_of_static_teacher_differ(refuse: Callable[..., str]) -> None:
-    refuse("fit", *STUDENT, *FAST, *static(TINY, classes=7), naming=r"static|resnet18")
+    naming = r"fc\.weight .*7"
+    refuse("fit", *STUDENT, *FAST, *static(TINY, classes=7), naming=naming)
+    torch.save(Seven().state_dict(), "static.pth")
+    own = ["--model.static_teacher.name", "test_cli.Seven"]
+    own += ["--model.static_teacher.weights", "static.pth"]
+    naming = r"test_cli\.Seven has 7 classes but the student has 10; give a static teacher"
+    refuse("fit", *STUDENT, *FAST, *own, naming=naming)
 
 
 def test_channels_of_static_teacher_differ(refuse: Callable[..., str]) -> None:
-    refuse("fit", *STUDENT, *FAST, *static(TINY | {"in_chans": 3}), naming="channels")
+    naming = "resnet18 takes images of 3 channels but the student takes 1; give a static teacher"
+    refuse("fit", *STUDENT, *FAST, *static(TINY | {"in_chans": 3}), naming=naming)
 
 
 def test_networks_of_one_image_size_name_it(refuse: Callable[..., str]) -> None:

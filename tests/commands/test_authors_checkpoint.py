@@ -4,6 +4,7 @@ Beside `gpd_cli` stands what their student computes, branch by branch: no kernel
 """
 
 import argparse
+import json
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -182,6 +184,30 @@ def test_averaged_weights_are_taken_unless_raw_ones_are_asked_for(
         extract_command(path, str(tmp_path / "s.pth"), weights=weights)
         found = torch.load(tmp_path / "s.pth", weights_only=True)
         assert torch.equal(found["fc.bias"], state["fc.bias"])
+
+
+def test_statistics_that_no_step_has_changed_are_those_of_the_teacher(
+    small: None, tmp_path: Path
+) -> None:
+    """Their code copies them when the student runs for the first time."""
+    state = theirs(small_resnet(5), {}, branched=False)
+    for key, value in state.items():
+        if ".tiny_running_" in key:
+            value.fill_(float(key.endswith("var")))
+    torch.save({"state_dict": state}, tmp_path / "checkpoint-0.pth.tar")
+    extract_command(tmp_path / "checkpoint-0.pth.tar", str(tmp_path / "s.pth"))
+    found = torch.load(tmp_path / "s.pth", weights_only=True)
+    for name in ("bn1.running_mean", "bn1.running_var"):
+        assert torch.equal(found[name], state[name][: len(found[name])])
+
+
+def test_images_are_prepared_as_their_code_evaluates_them(small: None, tmp_path: Path) -> None:
+    state = theirs(small_resnet(5), {}, branched=False)
+    torch.save({"state_dict": state}, tmp_path / "model_best.pth.tar")
+    extract_command(tmp_path / "model_best.pth.tar", str(tmp_path / "s.safetensors"))
+    with safe_open(tmp_path / "s.safetensors", "pt") as file:
+        preparation = json.loads(file.metadata()["preprocessing"])
+    assert (preparation["interpolation"], preparation["crop_pct"]) == ("bilinear", 0.875)
 
 
 @pytest.mark.slow

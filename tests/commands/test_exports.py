@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 import runs
 from gpd_cli import expand
@@ -264,6 +264,28 @@ def test_batch_norms_are_folded_in_single_precision_before_rounding_to_half() ->
     assert torch.equal(program.fused_0_weight, exact.half())
 
 
+class Twice(nn.Module):
+    """Reads the output of its convolution twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images)
+        return self.norm(maps) + maps
+
+
+def test_a_convolution_that_others_read_as_well_keeps_its_norm() -> None:
+    network, images = Twice().eval(), torch.randn(2, 2, 4, 4)
+    randomize(network, torch.Generator().manual_seed(1))
+    program = torch.export.export(network, (images,)).module()
+    assert isinstance(program, torch.fx.GraphModule)
+    assert fuse_batch_norms(program) == 0
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), network(images))
+
+
 @pytest.mark.parametrize(
     "form", [pytest.param("h.onnx", marks=pytest.mark.slow), "h.pt2", "h.safetensors", "h/"]
 )
@@ -460,6 +482,22 @@ def test_a_network_without_finite_logits_is_no_error_of_gpd(
     assert not (tmp_path / "s.pth").exists()
 
 
+@pytest.mark.parametrize(
+    ("module", "output", "said"),
+    [
+        ("extract", "s.pth", "differs from the trained one by .* nothing was written"),
+        ("exports.folder", "folder/", "computes other logits .* the folder was not kept"),
+    ],
+)
+def test_nothing_is_written_that_computes_something_else(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, output: str, said: str
+) -> None:
+    monkeypatch.setattr(f"gpd_cli.commands.{module}.relative_difference", lambda *_: 0.5)
+    with pytest.raises(GpdError, match=said):
+        extract_command(wide, f"{tmp_path}/{output}")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("output", [".", "./"])
 def test_the_working_directory_is_not_replaced_under_the_user(
     wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
@@ -592,6 +630,7 @@ def test_the_card_of_a_run_has_its_accuracies_and_settings(tmp_path: Path) -> No
     assert str(tmp_path) not in card
     extract_command(checkpoint, f"{tmp_path}/digits-model/", weights="raw", half=True)
     card = (tmp_path / "digits-model" / "README.md").read_text()
+    assert "validation accuracy" not in card
     assert f"| command | `{command} --weights raw --half` |" in card
 
 

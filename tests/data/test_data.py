@@ -15,6 +15,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from timm.data import IterableImageDataset
+from timm.data.random_erasing import RandomErasing
+from torchvision import transforms
 
 from complaints import complaint
 from gpd_cli.data import ImageData, opening
@@ -140,6 +142,10 @@ def test_options_that_digits_ignore_are_named(caplog):
     assert named in caplog.text
     ImageData(re_prob=0.25).setup("fit")
     assert "--data.re_prob has no effect on digits" in caplog.text
+
+
+def test_digits_are_described_as_whole_images():
+    assert ImageData(crop_pct=0.5).image_spec.crop_pct == 1.0
 
 
 def test_unknown_policies_are_refused_for_digits_too():
@@ -382,6 +388,32 @@ def test_padded_crops_shift_at_full_scale(tmp_path):
     matches = torch.stack([torch.isclose(windows, image).all(dim=(1, 2, 3)) for image in images])
     assert (matches.sum(dim=1) == 1).all()
     assert (matches.sum(dim=0) > 0).all()
+
+
+def test_images_are_resized_before_they_are_padded_as_the_data_says():
+    board = Image.fromarray(np.array([[0, 255], [255, 0]], dtype=np.uint8))
+    grey = {"in_chans": 1, "mean": (0.0,), "std": (1.0,), "hflip": 0.0}
+    steps = Preprocessing(image_size=8, crop_padding=1, interpolation="nearest", **grey)
+    assert set(steps.transform(training=True)(board).unique().tolist()) == {0.0, 1.0}
+
+
+def test_settings_of_the_augmentation_arrive():
+    crops = {"scale": (0.5, 0.6), "ratio": (1.0, 1.25)}
+    steps = Preprocessing(**crops, color_jitter=0.25, re_prob=0.5, re_count=3)
+    (augment,) = steps.transform(training=True).transforms
+    crop = augment.transforms[0]
+    assert (tuple(crop.scale), tuple(crop.ratio)) == ((0.5, 0.6), (1.0, 1.25))
+    (jitter,) = [step for step in augment.transforms if isinstance(step, transforms.ColorJitter)]
+    assert jitter.brightness == (0.75, 1.25)
+    (erasing,) = [step for step in augment.transforms if isinstance(step, RandomErasing)]
+    assert (erasing.probability, erasing.max_count) == (0.5, 3)
+
+
+def test_evaluated_images_are_cropped_as_asked():
+    noise = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    steps = Preprocessing(image_size=4, crop_pct=0.5, mean=(0.0,) * 3, std=(1.0,) * 3)
+    found = steps.transform(training=False)(Image.fromarray(noise))
+    torch.testing.assert_close(found, torch.from_numpy(noise).permute(2, 0, 1)[:, 2:6, 2:6] / 255)
 
 
 @pytest.mark.parametrize(
@@ -702,6 +734,14 @@ def test_missing_splits_are_named(tree):
         folder_data(tree, test_split="eval").setup("test")
     with pytest.raises(DataError, match=r"digits.*no split 'dev'.*train, validation, test"):
         ImageData(val_split="dev").setup("fit")
+
+
+@pytest.mark.parametrize("option", ["train", "val"])
+def test_a_missing_split_is_named_with_its_option(tmp_path, option):
+    write_split(tmp_path, "test")
+    named = rf"another split with --data\.{option}_split \(there is: test\)"
+    with pytest.raises(DataError, match=named):
+        folder_data(tmp_path).spec.open(option, mode="RGB", training=False)
 
 
 def test_a_test_split_is_only_needed_by_the_commands_that_score_it(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import tarfile
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -252,6 +253,22 @@ def test_a_cache_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
         data.train_dataloader()
 
 
+def test_a_cache_has_the_free_memory_of_the_machine_divided_by_its_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(cached, "_memory", lambda device: 2 * 12 * 3 * SIZE * SIZE - 1)
+    data = data_of(write_folder(tmp_path), cache="memory")
+    assert len(numbers(data.train_dataloader())) == 12
+    data.trainer = process(0, 2, num_devices=2)
+    with pytest.raises(DataError, match=r"free for each process; leave out --data\.cache"):
+        data.train_dataloader()
+
+
+def test_the_same_images_in_every_epoch_are_not_cached(tmp_path):
+    data = data_of(write_folder(tmp_path), cache="memory")
+    data.trainer = process(overfit_batches=2)
+    with pytest.raises(DataError, match=r"overfit_batches.*leave out --data\.cache"):
+        data.train_dataloader()
+
+
 def test_a_damaged_image_is_named_while_decoding(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "train" / "b" / "004.png").write_text("no image")
@@ -380,6 +397,15 @@ def test_batches_carry_the_numbers_of_their_images(tmp_path, options):
     assert sorted(which) == list(range(12))
     assert len(set(which.values())) == 12
     assert all(len(batch) == 2 for batch in data.val_dataloader())
+
+
+def test_images_are_named_by_their_places_in_a_batch(tmp_path):
+    data = data_of(write_folder(tmp_path, count=24), val_fraction=0.25)
+    data.trainer = process(overfit_batches=0)
+    data.trainer.train_dataloader = data.train_dataloader()
+    seen = numbers(data.trainer.train_dataloader)
+    files = [int(Path(name).stem) for name in data.name_images(2, range(4))]
+    assert files == seen[8:12]
 
 
 def test_digits_carry_indices_too():

@@ -158,6 +158,24 @@ def test_the_average_is_kept_on_the_device_that_trains() -> None:
     assert {tensor.device.type for tensor in average_of(placed).values()} == {"cpu"}
 
 
+def test_an_ema_is_kept_on_the_device_that_was_chosen() -> None:
+    module, average = Little(), EMA(device="cpu")
+    average.setup(trainer(), module, "fit")
+    module.to("meta")
+    prepare_training(average, module)
+    assert {tensor.device.type for tensor in average_of(average).values()} == {"cpu"}
+
+
+def test_running_statistics_are_copied_where_they_are_not_to_be_averaged() -> None:
+    module, average = Little(), EMA(use_buffers=False)
+    average.setup(trainer(), module, "fit")
+    for step in (1, 2, 3):
+        with torch.no_grad():
+            module.layers[1].running_mean.add_(1)
+        average.on_train_batch_end(trainer(step), module, None, None, step)
+    assert torch.equal(average_of(average)["layers.1.running_mean"], torch.full((4,), 3.0))
+
+
 class WithIndices(nn.Module):
     """Looks up a table by numbers in a buffer, as position tables of Swin Transformers do."""
 
@@ -249,6 +267,7 @@ def test_only_an_average_that_holds_its_start_is_pointed_out() -> None:
     assert long is not None and "99% of the averaged weights" in long and "gpd_cli.EMA" in long
     assert closing_remark(with_updates(EMA(decay=0.99996), 264)) is None
     assert closing_remark(with_updates(EMAWeightAveraging(decay=0.9), 264)) is None
+    assert closing_remark(with_updates(EMA(power=1.0), 10)) is None  # a plain mean
 
 
 def test_a_short_run_exports_what_it_learnt_and_scores_both_kinds_of_weights(
@@ -391,6 +410,18 @@ def test_a_resumed_average_is_that_of_an_uninterrupted_run(tmp_path: Path, start
     resumed, expected = saved(tmp_path / "parts", 1), saved(tmp_path / "whole")
     for key in ("state_dict", "current_model_state", "averaging_state"):
         assert_same(resumed[key], expected[key])
+
+
+def test_an_epoch_is_averaged_once_where_a_run_goes_on_from_its_best_checkpoint(
+    tmp_path: Path,
+) -> None:
+    """It is written between the update of the average and the end of the epoch."""
+    per_epoch = averaged_by("gpd_cli.EMA", update_every_n_steps=0, update_starting_at_epoch=0)
+    options = [*ALONE, *SHORT, *per_epoch, "--trainer.val_check_interval", "4"]
+    assert fit(tmp_path, *options, epochs=1) == 0
+    best = str(run(tmp_path) / "checkpoints" / "best.ckpt")
+    assert fit(tmp_path, *options, "--ckpt_path", best, epochs=2) == 0
+    assert saved(tmp_path, 1)["averaging_state"]["n_averaged"] == 2
 
 
 def test_what_is_said_at_the_end_counts_the_updates_before_a_resumption(

@@ -1,21 +1,38 @@
 """Losses and gradients that are NaN: the step is left out, the images are named, the run stops."""
 
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
 from torch import Tensor, nn
 
+from bench.chaos.compare import differences
 from blocks.centred import Centred
 from gpd_cli.cli.failures import DIVERGED
 from gpd_cli.training.broken_numbers import are_lost
-from gpd_cli.training.gap_remarks import remark_on_gap
+from gpd_cli.training.ema import EMA
+from gpd_cli.training.gap_remarks import GapRemarks, remark_on_gap
 from gpd_cli.training.watch import BatchCheck, StepWatch, overflowing
-from runs import ALONE, BATCHES, PAIRED, TINY, checkpoint, fit, logged, noise_images, run_folder
+from runs import (
+    ALONE,
+    BATCHES,
+    PAIRED,
+    TINY,
+    checkpoint,
+    exploding,
+    fit,
+    logged,
+    noise_images,
+    run_folder,
+)
 
 
 class Break(Callback):
@@ -23,6 +40,7 @@ class Break(Callback):
 
     steps: tuple[int, ...] = ()
     weights = False
+    images: Tensor  # those of the latest batch, as they were
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -33,6 +51,7 @@ class Break(Callback):
             with torch.no_grad():
                 next(pl_module.parameters()).fill_(math.nan)
         else:
+            Break.images = batch[0][[1, 4]]
             batch[0][[1, 4]] = math.nan
 
 
@@ -49,6 +68,16 @@ class BreakGradient(Callback):
 
 COUNTERS = ("step", "lookahead_step")  # of updates, in the groups of some optimizers
 BROKEN = ["--trainer.callbacks+=test_broken_numbers.Break"]
+
+
+def taught(folder: Path) -> list[str]:
+    """Options for a static teacher, whose file is written into the folder."""
+    network = timm.create_model("resnet18", num_classes=10, **TINY)
+    torch.save(network.state_dict(), folder / "static.pth")
+    return [
+        *("--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(TINY)),
+        *("--model.static_teacher.weights", str(folder / "static.pth")),
+    ]
 
 
 def told(errors: str, start: str) -> list[str]:
@@ -105,13 +134,9 @@ def test_buffers_of_every_kind_are_as_if_the_batch_had_not_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those of a method, which has norms of its own here."""
-    teacher = timm.create_model("resnet18", num_classes=10, **TINY)
-    torch.save(teacher.state_dict(), tmp_path / "static.pth")
     options = [
         *("--model.student", "test_broken_numbers.Student", "--model.student_args", "{}"),
-        *("--model.static_teacher.name", "resnet18", "--model.static_teacher.args", str(TINY)),
-        *("--model.static_teacher.weights", str(tmp_path / "static.pth")),
-        *("--model.method", "SRRL", *BROKEN),
+        *(*taught(tmp_path), "--model.method", "SRRL", *BROKEN),
     ]
     kept = []
     for name, steps, batches in (("broken", (1, 2), 3), ("short", (), 1)):
@@ -190,13 +215,15 @@ def test_too_many_broken_steps_stop_the_run_and_files_are_named(
     monkeypatch.setattr(Break, "steps", (BATCHES, BATCHES + 1))
     options = ["--data.dataset", "folder", "--data.root", "images", "--data.in_chans", "1"]
     options += ["--data.val_split", "null", "--data.num_workers", "0", "--model.nan_steps", "1"]
-    options += ["--model.num_classes", "2", "--data.val_fraction", "0.2"]
+    options += ["--model.num_classes", "2", "--data.val_fraction", "0.2", "--data.no_aug", "true"]
     assert fit(tmp_path, *ALONE, *BROKEN, *options, "--data.batch_size", "16", epochs=2) == 1
     (error,) = told(capfd.readouterr().err, "gpd: error:")
     assert (
         "the loss (student_ce) is NaN or infinite in batch 2 of epoch 2, as are pixels of" in error
     )
-    assert error.count(".png") == 2
+    files = [tmp_path / name for name in re.findall(r"images/\S+\.png", error)]
+    pixels = ((Break.images[:, 0] / 2 + 0.5) * 255).round().byte().tolist()
+    assert [np.asarray(Image.open(file)).tolist() for file in files] == pixels
     assert "repair or remove these images" in error
     assert "diverged" not in error
     assert "lr" not in error
@@ -237,6 +264,19 @@ def test_reduce_lr_goes_on_from_the_last_good_weights(
     ) == 0  # fmt: skip
     rates = {float(row["lr"]) for row in logged(tmp_path, 1) if row.get("lr")}
     assert sorted(rates) == [pytest.approx(0.04)]
+
+
+def test_a_reduced_rate_stays_reduced_under_a_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Break, "steps", (0,))
+    monkeypatch.setattr(Break, "weights", True)
+    options = ["--model.on_nan", "reduce_lr", "--model.nan_steps", "0"]
+    options += ["--model.optimizer.sched", "constant", "--model.optimizer.lr", "0.08"]
+    options += ["--trainer.log_every_n_steps", "1"]
+    assert fit(tmp_path, *PAIRED, *BROKEN, *options) == 0
+    rates = [float(row["lr"]) for row in logged(tmp_path) if row.get("lr")]
+    assert rates[1:] == pytest.approx([0.04] * (BATCHES - 1))
 
 
 def test_in_the_first_epoch_reduce_lr_returns_to_the_initial_weights(
@@ -304,6 +344,44 @@ def test_reduce_lr_keeps_the_settings_and_takes_back_the_average(
     assert int(state["averaging_state"]["n_averaged"]) == BATCHES + 1
 
 
+class Spoil(Callback):
+    """Breaks weights before the second step of the second epoch, and spoils their average."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == BATCHES + 1:
+            (averager,) = [c for c in trainer.callbacks if isinstance(c, EMA)]
+            with torch.no_grad():
+                next(pl_module.parameters()).fill_(math.nan)
+                for average in averager._average_model.parameters():
+                    average.fill_(1e6)
+
+
+def test_reduce_lr_takes_back_averaged_weights_and_what_the_optimizer_remembers(
+    tmp_path: Path,
+) -> None:
+    options = ["--trainer.callbacks+=gpd_cli.EMA", "--trainer.callbacks+=test_broken_numbers.Spoil"]
+    options += ["--model.on_nan", "reduce_lr", "--model.nan_steps", "0"]
+    assert fit(tmp_path, *PAIRED, *options, "--model.optimizer.opt", "adamw", epochs=2) == 0
+    state = checkpoint(tmp_path)
+    averages = [t for t in state["state_dict"].values() if t.is_floating_point()]
+    assert max(float(average.abs().max()) for average in averages) < 1e4
+    # The steps of the first epoch, and the one after the return.
+    steps = {float(entry["step"]) for entry in state["optimizer_states"][0]["state"].values()}
+    assert steps == {BATCHES + 1}
+
+
+def test_a_static_teacher_is_not_blamed_for_a_step_that_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its logits are NaN where images are, and finite where the loss explodes later on."""
+    monkeypatch.setattr(Break, "steps", (1,))
+    options = [*ALONE, *BROKEN, *taught(tmp_path), *exploding()]
+    assert fit(tmp_path, *options, epochs=4) == DIVERGED
+    (error,) = told(capfd.readouterr().err, "gpd: error:")
+    assert "--model.optimizer.lr" in error
+    assert "static teacher" not in error
+
+
 def test_a_step_that_is_left_out_does_not_update_the_average(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +431,21 @@ def test_remarks_on_a_gap_are_rare() -> None:
     assert remark_on_gap([30] * 10, 50.0) is None  # wide, and no wider
 
 
+def test_a_remark_on_a_gap_is_made_once_in_a_run_however_often_it_is_resumed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    remarks, module = GapRemarks(), LightningModule()
+    values = {"train/gap": torch.tensor(-1.0), "train/student_top1": torch.tensor(50.0)}
+    trainer: Any = SimpleNamespace(callback_metrics=values)
+    for _ in range(8):
+        remarks.on_train_epoch_end(trainer, module)
+        resumed = GapRemarks()
+        resumed.load_state_dict(remarks.state_dict())
+        remarks = resumed
+    (remark,) = [text for text in caplog.messages if "learns nothing new" in text]
+    assert "raise --model.ratio or --model.branches" in remark
+
+
 def test_the_start_of_a_resumed_run_is_saved_as_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,9 +456,10 @@ def test_the_start_of_a_resumed_run_is_saved_as_it_goes_on(
     content["schedule"]["rate_factor"] = 0.25
     torch.save(content, path)
     monkeypatch.setattr(Break, "steps", (BATCHES,))
+    monkeypatch.setattr(Break, "weights", True)
     options = ["--ckpt_path", str(path), "--model.on_nan", "reduce_lr", "--model.nan_steps", "0"]
     monkeypatch.setattr("gpd_cli.training.broken_numbers._MOST_REDUCTIONS", 2)
     assert fit(tmp_path, *ALONE, *BROKEN, *options, epochs=2) == DIVERGED
     kept = checkpoint(tmp_path, version=1)
     assert kept["schedule"]["rate_factor"] == 0.25
-    assert kept["random_states"] == content["random_states"]
+    assert differences(kept["random_states"], content["random_states"]) == []

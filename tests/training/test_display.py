@@ -14,12 +14,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpd_cli.__main__ import main
-from gpd_cli.training.clock import in_digits, share_done
+from gpd_cli.training.clock import RunClock, in_digits, share_done
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.epoch_scores import EpochScores
 from gpd_cli.training.history import GapHistory
+from gpd_cli.training.metrics import RunningAccuracy
 from gpd_cli.training.progress import GapProgressBar, header, row
-from runs import ALONE, PAIRED, fit, last_logged, run_folder
+from runs import ALONE, PAIRED, UNVALIDATED, fit, last_logged, run_folder
 
 CLOCK = r"(\d+:)?\d+:\d\d"
 
@@ -86,6 +87,73 @@ def test_a_row_with_everything_fits_eighty_columns() -> None:
     assert header(values).split() == ["epoch", "time", "student", "teacher", "static", "gap"]
 
 
+def ended(scores: dict[str, float], best: float | None = None) -> Any:
+    """A trainer at the end of the fourth of five epochs, with the score of its best.ckpt."""
+    kept = SimpleNamespace(monitor="val/student_top1", best_model_score=best)
+    return SimpleNamespace(
+        **{"checkpoint_callbacks": [kept], "callbacks": [], "sanity_checking": False},
+        **{"current_epoch": 3, "max_epochs": 5, "max_steps": -1, "global_step": 12},
+        **{"is_last_batch": True, "num_training_batches": 3, "is_global_zero": True},
+        fit_loop=SimpleNamespace(restarted_mid_epoch=False),
+        callback_metrics={name: torch.tensor(score) for name, score in scores.items()},
+    )
+
+
+def printed(
+    display: EpochScores, trainer: Any, capsys: pytest.CaptureFixture[str], validated: bool = True
+) -> list[str]:
+    """The lines that a display prints of such an epoch."""
+    module = LightningModule()
+    display.on_train_start(trainer, module)
+    display.on_train_epoch_start(trainer, module)
+    if validated:
+        display.on_validation_end(trainer, module)
+    display.on_train_epoch_end(trainer, module)
+    display.on_train_end(trainer, module)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_row_has_the_static_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {"val/student_top1": 50.0, "val/static_top1": 80.0}
+    lines = printed(GapProgressBar(), ended(scores), capsys)
+    assert any(re.search(r" 4/5 .* 50\.00 +80\.00", line) for line in lines)
+
+
+def test_rows_of_a_run_without_validation_have_training_accuracies(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trainer = ended({"train/student_top1": 50.0})
+    lines = printed(GapProgressBar(), trainer, capsys, validated=False)
+    assert any("(training, %)" in line for line in lines)
+    assert any(re.search(r" 4/5 .* 50\.00", line) for line in lines)
+
+
+@pytest.mark.parametrize(("student", "is_best"), [(50.0, False), (70.0, True)])
+def test_a_resumed_run_has_the_score_of_before_to_beat(
+    capsys: pytest.CaptureFixture[str], student: float, is_best: bool
+) -> None:
+    lines = printed(GapProgressBar(), ended({"val/student_top1": student}, best=60.0), capsys)
+    (printed_row,) = [line for line in lines if " 4/5 " in line]
+    assert printed_row.rstrip().endswith("best") == is_best
+
+
+def test_a_line_has_the_trained_weights_beside_their_average(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scores = {"val/student_top1": 50.0, "val/raw_student_top1": 40.0}
+    (line,) = printed(EpochLines(), ended(scores), capsys)
+    assert "val: student 50.00  raw: student 40.00  took" in line
+
+
+def test_the_running_gap_is_the_lead_of_the_teacher() -> None:
+    live, labels = RunningAccuracy(), torch.tensor([0, 1])
+    right, half = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    live.update({"student": half, "teacher": right}, labels)
+    assert {name: float(value) for name, value in live.shown().items()} == pytest.approx(
+        {"student": 50, "teacher": 100, "gap": 50}
+    )
+
+
 @pytest.mark.parametrize(
     ("state", "share"),
     [
@@ -99,6 +167,19 @@ def test_a_row_with_everything_fits_eighty_columns() -> None:
 )
 def test_share_of_a_run_that_is_done(state: tuple[Any, ...], share: float | None) -> None:
     assert share_done(*state) == share
+
+
+def test_the_time_left_is_by_the_pace_since_a_resumption(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of five epochs is resumed after three, and the fourth takes a minute."""
+    now = [100.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr("gpd_cli.training.clock.time", clock)
+    run, trainer = RunClock(), ended({})
+    run.start(trainer)
+    assert run.left(trainer, within=0.0) is None
+    now[0] += 60
+    assert run.left(trainer, within=1.0) == pytest.approx(60)
+    assert run.left(trainer, within=0.5) == pytest.approx(180)
 
 
 def test_durations() -> None:
@@ -133,10 +214,12 @@ def test_summary_has_the_best_epoch_and_commands_that_work(
 def test_summary_of_a_run_without_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fit(tmp_path, *ALONE, "--data.val_split", "null", "--data.val_fraction", "0") == 0
+    assert fit(tmp_path, *ALONE, *UNVALIDATED) == 0
     output = capsys.readouterr().out
     assert re.search(r"last epoch +1: student \d+\.\d\d \(training", output)
-    assert all("last.ckpt" in " ".join(command) for command in commands(output))
+    todo = commands(output)
+    assert [command[0] for command in todo] == ["test", "extract"]
+    assert all("last.ckpt" in " ".join(command) for command in todo)
 
 
 class CtrlC(Callback):

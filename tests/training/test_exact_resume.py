@@ -6,15 +6,18 @@ import tarfile
 from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 
 from bench.chaos.compare import differences, rows
 from gpd_cli.__main__ import main
+from gpd_cli.training.logged_sums import LoggedSums
 from processes import in_processes
 from runs import noise_images
 
@@ -153,6 +156,28 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(
     killed(tmp_path, monkeypatch, [*prepared(tmp_path), EVERY, str(every)], step, validating)
     assert fit(tmp_path, "--resume", "runs/run/version_0") == 0
     assert_same(whole, run_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("reduction", "together"), [("max", 5.0), ("min", 1.0), ("sum", 9.0), ("mean", 3.0)]
+)
+def test_logged_values_of_an_interrupted_epoch_are_reduced_as_a_whole(
+    reduction: Any, together: float
+) -> None:
+    def logged_by(*values: float) -> tuple[Any, _ResultCollection]:
+        results = _ResultCollection(training=True)
+        how: dict[str, Any] = {"on_step": False, "on_epoch": True, "reduce_fx": reduction}
+        for value in values:
+            results.log("training_step", "own", torch.tensor(value), batch_size=1, **how)
+        loop = SimpleNamespace(_results=results)
+        return SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=loop)), results
+
+    before, _ = logged_by(1.0, 5.0)
+    rest, results = logged_by(3.0)
+    sums = LoggedSums()
+    sums.resume(LoggedSums().state(before))
+    sums.add(rest)
+    assert results["training_step.own"].compute() == together
 
 
 @pytest.mark.slow

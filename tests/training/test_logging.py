@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpd_cli.__main__ import main
 from gpd_cli.cli.loggers import csv_logger, run_name
+from gpd_cli.training.telemetry import Telemetry
 
 CONFIG = """
 model:
@@ -97,6 +99,46 @@ def test_gradient_norm_is_that_before_clipping(folder: Path) -> None:
     first = [steps(folder / f"runs/tiny/version_{k}/metrics.csv")[0] for k in (0, 1)]
     assert first[0]["step"] == 0
     assert first[1]["grad_norm"] == first[0]["grad_norm"] > 0.1
+
+
+class Timed:
+    """Throughputs that are logged of batches of four images, by a clock of their own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **trainer: Any) -> None:
+        self.now, self.logged = 0.0, list[float]()
+        clock = SimpleNamespace(perf_counter=lambda: self.now)
+        monkeypatch.setattr("gpd_cli.training.telemetry.time", clock)
+        self.trainer: Any = SimpleNamespace(global_step=0, **trainer)
+        self.module: Any = SimpleNamespace(device=torch.device("cpu"), log_dict=self.log)
+        self.telemetry = Telemetry()
+        self.telemetry.on_train_start(self.trainer, self.module)
+        self.telemetry.on_train_epoch_start(self.trainer, self.module)
+
+    def log(self, values: dict[str, float], **_: bool) -> None:
+        self.logged.append(values["images_per_second"])
+
+    def step(self, seconds: float) -> None:
+        self.now += seconds
+        self.trainer.global_step += 1
+        batch = (torch.zeros(4, 1),)
+        self.telemetry.on_train_batch_end(self.trainer, self.module, None, batch, 0)
+
+
+def test_throughput_is_that_of_all_processes_since_it_was_last_logged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timed = Timed(monkeypatch, world_size=2, log_every_n_steps=2)
+    for _ in range(6):
+        timed.step(seconds=1)
+    assert timed.logged == [8.0, 8.0, 8.0]
+
+
+def test_validation_is_no_part_of_a_steps_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed(monkeypatch, world_size=1, log_every_n_steps=1)
+    timed.now += 100
+    timed.telemetry.on_validation_end(timed.trainer, timed.module)
+    timed.step(seconds=1)
+    assert timed.logged == [4.0]
 
 
 def test_resolved_configuration_is_saved_whole(folder: Path) -> None:

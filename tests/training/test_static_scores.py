@@ -7,15 +7,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from gpd_cli.cli.failures import DIVERGED
 from gpd_cli.data import ImageData
 from gpd_cli.files import save_tensors
+from gpd_cli.training.history import GapHistory
 from gpd_cli.training.plot import plot_gap
 from gpd_cli.training.static_scores import is_chance
 from runs import ALONE, PAIRED, TINY, UNVALIDATED, exploding, fit, logged, run_folder
@@ -128,6 +132,17 @@ def test_static_teacher_is_a_line_in_the_picture(tmp_path: Path) -> None:
         plot_gap({k: values | frozen for k, values in epochs.items()}, path)
         pictures.append(path.read_bytes())
     assert len(set(pictures)) == 3
+
+
+def test_static_teacher_and_assistants_are_in_the_history_of_a_run() -> None:
+    frozen = {"val/static_top1": 80.0, "val/assistant_1_top1": 70.0}
+    trainer: Any = SimpleNamespace(
+        **{"current_epoch": 2, "global_step": 6, "max_steps": -1, "is_last_batch": True},
+        callback_metrics={name: torch.tensor(score) for name, score in frozen.items()},
+    )
+    history = GapHistory()
+    history.on_train_epoch_end(trainer, LightningModule())
+    assert history.epochs == {2: frozen}
 
 
 @pytest.mark.parametrize("change", [spoil, overflow])

@@ -1,3 +1,4 @@
+import math
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import chdir
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,12 +34,14 @@ from gpd_cli.errors import GpdError
 from gpd_cli.files import save_tensors
 from gpd_cli.teacher.checkpoint import load_networks
 from gpd_cli.teacher.expansion import expand
-from gpd_cli.teacher.networks import Alone
+from gpd_cli.teacher.networks import Alone, with_teacher
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.training.callbacks import Best, Last, default_callbacks
 from gpd_cli.training.checkpoint_io import WholeCheckpoints
 from gpd_cli.training.module import GapPreservingDistillation
+from gpd_cli.training.optimization import configure
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer, suitable_storage
+from gpd_cli.training.schedules import make_scheduler
 from gpd_cli.widening.tensors import Storage
 from runs import (
     ALONE,
@@ -174,10 +178,11 @@ def test_joint_training_logs_both_networks_and_the_gap_each_epoch(joint: Path) -
 
 
 def test_logged_loss_is_the_sum_of_its_terms(joint: Path) -> None:
-    for row in logged(joint):
-        if row["train/loss_total"]:
-            terms = [row[f"train/loss_{name}"] for name in ("student_ce", "teacher_ce", "gap")]
-            assert float(row["train/loss_total"]) == pytest.approx(sum(map(float, terms)), rel=1e-5)
+    rows = [row for row in logged(joint) if row["train/loss_total"]]
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    for row in rows:
+        terms = [row[f"train/loss_{name}"] for name in ("student_ce", "teacher_ce", "gap")]
+        assert float(row["train/loss_total"]) == pytest.approx(sum(map(float, terms)), rel=1e-5)
 
 
 def test_joint_training_changes_student_and_teacher(joint: Path) -> None:
@@ -221,11 +226,46 @@ def test_another_seed_gives_another_run(joint: Path, tmp_path: Path) -> None:
 # Resuming
 
 
-def test_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
-    # A learning rate of 0: no epoch is better than the first.
+def test_checkpoints_are_those_of_the_last_and_of_the_best_epoch(tmp_path: Path) -> None:
+    # With a learning rate of 0 epochs differ by their running statistics alone.
     assert fit(tmp_path, *ALONE, "--model.optimizer.lr", "0", epochs=3) == 0
+    scores = [float(row["val/student_top1"]) for row in logged(tmp_path) if row["val/student_top1"]]
+    best = scores.index(max(scores)) + 1
     assert checkpoint(tmp_path, "last")["global_step"] == 3 * BATCHES
-    assert checkpoint(tmp_path, "best")["global_step"] <= 3 * BATCHES
+    assert checkpoint(tmp_path, "best")["global_step"] == best * BATCHES
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Name and step of each checkpoint that is written in a test."""
+    found, write = list[tuple[str, int]](), WholeCheckpoints.save_checkpoint
+
+    def save(self: Any, content: dict[str, Any], path: Any, **options: Any) -> None:
+        found.append((Path(path).name, content["global_step"]))
+        write(self, content, path, **options)
+
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", save)
+    return found
+
+
+class Minutes(Callback):
+    """Lets 20 seconds pass before each batch."""
+
+    now = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        Minutes.now += 20
+
+
+def test_checkpoints_within_an_epoch_are_as_many_minutes_apart_as_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[tuple[str, int]]
+) -> None:
+    monkeypatch.setattr(Minutes, "now", 0.0)
+    clock = SimpleNamespace(monotonic=lambda: Minutes.now)
+    monkeypatch.setattr("gpd_cli.training.callbacks.time", clock)
+    minutes = ["--trainer.save_every_n_minutes", "1", "--trainer.limit_train_batches", "8"]
+    assert fit(tmp_path, *ALONE, *minutes, "--trainer.callbacks+=test_training.Minutes") == 0
+    assert [step for name, step in written if name == "last.ckpt"] == [3, 6, 8]
 
 
 @pytest.mark.parametrize(
@@ -371,6 +411,33 @@ def test_method_settings_reach_the_loss(static_weights: Path) -> None:
     terms = module.distillation({"student": logits}, images, Batch(labels))
     teacher = module.distillation.teachers[0](images)
     assert torch.equal(terms["student_static"], 0.5 * kd_loss(logits, teacher, 2.0))
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_weights_of_losses_rise_from_epoch_to_epoch(static_weights: Path, tmp_path: Path) -> None:
+    """With a rate of 0 and the same images, the losses themselves stay the same."""
+    warm_up = ["--model.gap_warmup_epochs", "4", "--model.static_warmup_epochs", "2"]
+    still = ["--model.optimizer.lr", "0", "--model.optimizer.warmup_lr", "0"]
+    still += ["--data.no_aug", "true", "--trainer.overfit_batches", "1"]
+    options = [*PAIRED, *static_options(static_weights, "kd"), *warm_up, *still]
+    assert fit(tmp_path, *options, epochs=2) == 0
+    for name, factor in (("gap", 2), ("student_static", 2), ("student_ce", 1)):
+        column = f"train/loss_{name}"
+        first, second = (float(row[column]) for row in logged(tmp_path) if row[column])
+        assert second == pytest.approx(factor * first, rel=1e-3), name
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_the_noise_of_the_teacher_is_that_of_the_seed(static_weights: Path, noise: float) -> None:
+    grown = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        module = GapPreservingDistillation(
+            "resnet18", str(static_weights), TINY, num_classes=10, branches=1, noise=noise
+        )
+        assert isinstance(module.network, Pair)
+        grown.append(next(module.network.teacher.layer1.parameters()).detach())
+    assert torch.equal(*grown) == (noise == 0)
 
 
 def test_a_student_that_is_run_twice_refuses_what_reads_its_features(static_weights: Path) -> None:
@@ -546,6 +613,40 @@ def test_no_gradient_outlives_its_update(tmp_path: Path) -> None:
     assert not any(held)
 
 
+def test_a_module_trains_anew_whatever_it_did_before(tmp_path: Path) -> None:
+    """It may have been evaluated, or have gone on with another run."""
+    module = GapPreservingDistillation("cifar_resnet8", num_classes=10, ratio=1, branches=1)
+
+    def rates(epochs: int, **resume: Any) -> list[float]:
+        found: list[float] = []
+
+        class Look(Callback):
+            def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+                assert all(part.training for part in module.network.modules())
+                found.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+        trainer = Trainer(
+            max_epochs=epochs,
+            limit_train_batches=2,
+            limit_val_batches=0,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[Look()],
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(module, ImageData(image_size=16, in_chans=3, batch_size=32), **resume)
+        trainer.save_checkpoint(tmp_path / "run.ckpt")
+        return found
+
+    module.eval()
+    first = rates(epochs=2)
+    assert len(rates(epochs=4, ckpt_path=tmp_path / "run.ckpt")) == 4
+    assert rates(epochs=2) == first
+
+
 def assert_last_good_checkpoint(folder: Path, captured: str) -> None:
     errors = [line for line in captured.splitlines() if line.startswith("gpd: error:")]
     assert len(errors) == 1
@@ -635,7 +736,31 @@ def test_a_warm_up_in_epochs_is_as_long_in_a_run_of_fewer_steps(tmp_path: Path) 
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 
+def test_the_last_epochs_have_the_lowest_rate() -> None:
+    settings = OptimizerSettings(lr=0.5, min_lr=0.1, cooldown_epochs=1)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=settings.lr)
+    scheduler = make_scheduler(optimizer, settings, epochs=3, updates_per_epoch=2)
+    assert scheduler is not None
+    rates = []
+    for update in range(6):
+        scheduler.step_update(update)
+        rates.append(optimizer.param_groups[0]["lr"])
+    cosine = [0.1 + 0.2 * (1 + math.cos(math.pi * update / 4)) for update in range(4)]
+    assert rates == pytest.approx([*cosine, 0.1, 0.1])
+
+
 # Optimizer
+
+
+def configured(network: Pair | Alone, precision: str = "32-true") -> torch.optim.Optimizer:
+    """The optimizer of a run in a certain precision."""
+    trainer: Any = SimpleNamespace(
+        **{"precision": precision, "estimated_stepping_batches": 4, "num_training_batches": 4},
+        **{"accumulate_grad_batches": 1, "max_epochs": 1, "fast_dev_run": False},
+        fit_loop=SimpleNamespace(setup_data=lambda: None),
+    )
+    found = configure(network, None, OptimizerSettings(weight_decay=0.01), trainer)
+    return found["optimizer"]
 
 
 def groups_of(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -675,6 +800,27 @@ def test_parameters_a_model_exempts_are_not_decayed() -> None:
         network, make_optimizer(network, OptimizerSettings(weight_decay=0.01), {"network.weight"})
     )
     assert decay == {"network.weight": 0.0, "network.bias": 0.0}
+
+
+@pytest.mark.parametrize(("ratio", "shared"), [(1, True), (2, True), (2, False)])
+def test_a_run_does_not_decay_what_a_model_exempts(ratio: int, shared: bool) -> None:
+    size = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=3, **size)
+    network = with_teacher(vit, (3, 16, 16), ratio=ratio, branches=1, shared=shared)
+    decay = groups_of(network, configured(network))
+    exempt = {name: d for name, d in decay.items() if name.endswith((".pos_embed", ".cls_token"))}
+    assert len(exempt) == (2 if shared else 4)
+    assert set(exempt.values()) == {0.0}
+    assert set(decay.values()) == {0.0, 0.01}
+
+
+@pytest.mark.parametrize(
+    ("precision", "is_fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)]
+)
+def test_gradients_of_float16_can_be_clipped(precision: str, is_fused: bool) -> None:
+    """A fused optimizer would unscale them itself, after the clipping."""
+    optimizer = configured(Alone(nn.Linear(4, 2)), precision)
+    assert bool(optimizer.defaults.get("fused")) == is_fused
 
 
 @pytest.mark.parametrize(
@@ -807,15 +953,8 @@ def test_own_checkpoints_are_written_after_those_of_the_run() -> None:
 
 
 def test_a_checkpoint_that_is_due_at_a_validation_is_written_after_the_next_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, written: list[tuple[str, int]]
 ) -> None:
-    saved, write = [], WholeCheckpoints.save_checkpoint
-
-    def save(self: Any, content: dict[str, Any], path: Any, **options: Any) -> None:
-        saved.append((Path(path).name, content["global_step"]))
-        write(self, content, path, **options)
-
-    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", save)
     options = ["--trainer.limit_train_batches", "6", "--trainer.val_check_interval", "2"]
     assert fit(tmp_path, *ALONE, *options, "--trainer.save_every_n_steps", "2") == 0
-    assert [step for name, step in saved if name == "last.ckpt"] == [3, 5, 6]
+    assert [step for name, step in written if name == "last.ckpt"] == [3, 5, 6]
