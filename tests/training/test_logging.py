@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpd_cli.__main__ import main
 from gpd_cli.cli.loggers import csv_logger, run_name
+from gpd_cli.training.table import RunCSVLogger
 from gpd_cli.training.telemetry import Telemetry
 
 CONFIG = """
@@ -389,3 +390,16 @@ def test_live_bar_on_a_terminal(
     assert "epoch     time  student" in output  # the table above the bar
     assert re.search(r"\d/6 student \d+\.\d ", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output))
     assert not re.search(r"^\d\d:\d\d:\d\d epoch 1/1", output, re.MULTILINE)
+
+
+def test_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path: Path) -> None:
+    """A cluster may start several jobs with one configuration at once."""
+    loggers = [RunCSVLogger(tmp_path, "runs") for _ in range(3)]
+    assert [logger.version for logger in loggers] == [0, 0, 0]  # none has a folder yet
+    for number, logger in enumerate(loggers):
+        logger.experiment.log_metrics({"epoch": number}, number)
+        logger.save()
+    assert [logger.version for logger in loggers] == [0, 1, 2]
+    for number in range(3):
+        table = tmp_path / "runs" / f"version_{number}" / "metrics.csv"
+        assert table.read_text().splitlines()[1:] == [f"{number},{number}"]

@@ -381,24 +381,21 @@ def hold_out(
             f"class cannot be held out for {purpose} (the smallest class, "
             f"'{source.class_names[numbers[least]]}', has {counts[least]}); {remedy}."
         ) from error
-    parts = _with_every_class(labels, kept.tolist(), held_out.tolist())
+    parts = kept.tolist(), held_out.tolist()
+    _share_every_class(labels, *parts)
     return sorted(parts[0]), sorted(parts[1])
 
 
-def _with_every_class(
-    labels: np.ndarray, kept: list[int], held_out: list[int]
-) -> tuple[list[int], list[int]]:
-    """Move an image of each class that has no image in one of the two parts, though two or more.
+def _share_every_class(labels: np.ndarray, kept: list[int], held_out: list[int]) -> None:
+    """Move an image of each class that has all of its images, two or more, in one of two parts.
 
     Args:
         labels: class numbers of all images, ``[N]``.
-        kept: indices of the images to train on, in random order.
-        held_out: indices of the images held out, in random order.
+        kept: indices of the images to train on, in random order; changed in place.
+        held_out: indices of the images held out, in random order; changed in place.
     """
-    for number in np.unique(labels):
-        for part, other in ((kept, held_out), (held_out, kept)):
-            if not any(labels[index] == number for index in part):
-                index = next(index for index in other if labels[index] == number)
-                other.remove(index)
-                part.append(index)
-    return kept, held_out
+    for part, other in ((kept, held_out), (held_out, kept)):
+        for number in np.setdiff1d(labels[other], labels[part]):
+            index = next(index for index in other if labels[index] == number)
+            other.remove(index)
+            part.append(index)

@@ -26,6 +26,10 @@ class RunCSVLogger(CSVLogger):
 
     continues = False  # whether an existing file is continued; set by `continue_in`
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_numbered = self._version is None
+
     def continue_in(self, folder: Path) -> None:
         """Log into the folder of the run that is resumed, after the rows already in its file.
 
@@ -44,8 +48,24 @@ class RunCSVLogger(CSVLogger):
         """The object that writes the file, made at first use."""
         if self._experiment is None:
             self._fs.makedirs(self.root_dir, exist_ok=True)
+            if self._is_numbered and not self.continues and isinstance(self._fs, LocalFileSystem):
+                self._claim_version()
             self._experiment = _Table(self.log_dir, self.continues)
         return self._experiment
+
+    def _claim_version(self) -> None:
+        """Make the run's folder, under the first number that no other run takes meanwhile.
+
+        Runs that a cluster starts at the same moment find the same number to be free.
+        """
+        number = int(self.version)
+        while True:
+            self._version = number
+            try:
+                Path(self.log_dir).mkdir()
+                return
+            except FileExistsError:
+                number += 1
 
     @property
     def rows(self) -> int:
