@@ -59,4 +59,4 @@ coverage: setup
 	$(BIN)/python -m bench.coverage --jobs $(or $(JOBS),1) $(NAMES)
 
 clean:
-	rm -rf $(VENV) runs site
+	rm -rf $(VENV) site

@@ -22,8 +22,8 @@ ALONE = ("--model.ratio", "1", "--model.branches", "1")
 def main() -> None:
     """Run the demo from start to end."""
     folder = RUNS / "demo"
-    if folder.exists():
-        shutil.rmtree(folder)
+    for name in ("gpd", "alone"):  # the folder may hold other runs, of a demo.yaml
+        shutil.rmtree(folder / name, ignore_errors=True)
     fit("gpd")
     fit("alone", *ALONE)
     files = {

@@ -81,7 +81,7 @@ def reason_of(error: BaseException) -> str:
     return " ".join(str(error).split())[:300].rstrip(".!") or type(error).__name__
 
 
-def short_text(error: Exception) -> str:
+def short_text(error: BaseException) -> str:
     """The class of an exception and the first line of its message."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else 'no message'}"

@@ -24,6 +24,9 @@ CHECKPOINTS = "checkpoints"
 BEST = "best.ckpt"
 """The checkpoint with the student's best validation accuracy."""
 
+GIVEN_UP = "best_given_up.ckpt"
+"""The former ``best.ckpt`` of a run that was put back to a checkpoint from before it."""
+
 LAST = "last.ckpt"
 """The checkpoint from which the run is resumed; written after every epoch, and within long ones."""
 

@@ -361,3 +361,10 @@ def test_strided_convolutions_of_one_pixel_leave_bfloat16() -> None:
             layer(torch.ones(1, 5, 1, 1))
         assert layer(torch.ones(1, 2, 1, 1)).dtype == torch.float32
         assert torch.is_autocast_enabled("cpu")
+
+
+def test_all_merged_mappings_count() -> None:
+    """A merge key may come twice."""
+    text = "a: &a {x: 1}\nb: &b {y: 2}\nc:\n  <<: *a\n  <<: *b\n  z: 3"
+    check_limits(text)
+    assert yaml.safe_load(text)["c"] == {"x": 1, "y": 2, "z": 3}

@@ -355,6 +355,15 @@ def test_no_class_is_left_out_of_what_is_held_out(tmp_path):
     assert sum((kept + held_out).values()) == 82
 
 
+def test_many_rare_classes_are_held_out_in_time():
+    """A class of two images has one in each part, and an image is in one part only."""
+    labels = np.repeat(np.arange(20_000), 2)
+    source = SimpleNamespace(labels=lambda: labels)
+    kept, held_out = hold_out(source, 0.5, 0, purpose="validation", remedy="none")
+    assert sorted(kept + held_out) == list(range(40_000))
+    assert set(labels[kept]) == set(labels[held_out]) == set(range(20_000))
+
+
 def test_training_images_are_augmented_and_evaluated_ones_not(tmp_path):
     for split in ("train", "val"):
         for name in ("a", "b"):

@@ -445,6 +445,17 @@ def test_classes_may_have_the_names_of_splits(tmp_path: Path) -> None:
     data = folder_data(tmp_path)
     assert data.class_names == ["invalid", "valid"]
     assert by_class(served(data.test_dataloader())) == {"ant": {1}, "bee": {0}}
+    data.setup("fit")
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert by_class(served(loader)) == {"ant": {1}, "bee": {0}}
+
+
+def test_folders_of_splits_need_folders_of_classes(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / split, "ant")
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(DataError, match=r"There are images directly in '.*train'"):
+        folder_data(tmp_path).setup("fit")
 
 
 @pytest.mark.parametrize("is_named", [True, False])
@@ -471,7 +482,7 @@ def test_that_classes_are_matched_by_position_is_said(
     data.follow(ImageSpec(classes=3))
     data.setup("test")
     assert by_class(served(data.test_dataloader())) == {"ant": {0}, "bee": {1}, "wasp": {2}}
-    assert "matched by position: ant, bee, wasp, ..." in caplog.text
+    assert "matched by position: 0 is ant, 1 is bee, 2 is wasp." in caplog.text
 
 
 # The folder of the training

@@ -103,6 +103,37 @@ def test_images_without_label_are_predicted_and_not_scored(tmp_path: Path, missi
         served(data(tmp_path, target_key="kind").test_dataloader())
 
 
+@pytest.mark.parametrize(
+    ("files", "key", "said"),
+    [
+        (
+            {"json": b'{"kind": 1}'},
+            None,
+            r"no label in \.cls \(it has: png, json\).*--data\.target_key",
+        ),
+        ({"cls": b"1"}, "kind", r"no label in \.json under 'kind' \(it has: png, cls\)"),
+        ({"json": b'{"other": 1}'}, "kind", r"no label in \.json under 'kind'"),
+        ({"cls": b"dog"}, None, r"no label in \.cls"),
+        ({"json": b'{"kind": "dog"}'}, "kind", r"has the label 'dog', which is not a class number"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_told_with_the_option(
+    tmp_path: Path, files: Files, key: str | None, said: str
+) -> None:
+    write_shard(tmp_path / "x-0.tar", [{"png": image(n), **files} for n in range(2)])
+    with pytest.raises(LabelError, match=said):
+        served(data(tmp_path, target_key=key).test_dataloader())
+    read = data(tmp_path, target_key=key)
+    read.setup("predict")
+    assert served(read.predict_dataloader()) == [(0, -1), (1, -1)]
+
+
+def test_a_label_may_lie_deeper_in_its_file(tmp_path: Path) -> None:
+    fields = json.dumps({"object": {"kind": 1}}).encode()
+    write_shard(tmp_path / "x-0.tar", [{"png": image(3), "json": fields}])
+    assert served(data(tmp_path, target_key="object/kind").test_dataloader()) == [(3, 1)]
+
+
 CONFIG = """
 model:
   student: resnet18

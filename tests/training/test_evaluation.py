@@ -135,7 +135,7 @@ class Spread(Trainer):
 
 def test_streams_are_predicted_by_one_process() -> None:
     class Combined:
-        iterables = torch.utils.data.DataLoader(Stream([], training=False))
+        flattened = (torch.utils.data.DataLoader(Stream([], training=False)),)
 
     with pytest.raises(DataError, match=r"--trainer\.devices 1"):
         PredictionTable(Path("p.csv")).on_predict_start(Spread(Combined()), None)

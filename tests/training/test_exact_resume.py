@@ -3,17 +3,19 @@
 import io
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bench.chaos.compare import differences, rows
 from gpd_cli.__main__ import main
@@ -421,5 +423,101 @@ def test_gradients_of_an_unfinished_update_are_kept(
     (best,) = run_of(tmp_path / "killed").rglob("*.ckpt")
     (own,) = torch.load(best, weights_only=True)["epoch_state"]["processes"]
     assert any(gradient.abs().max() > 0 for gradient in own["gradients"].values())
+    assert fit(tmp_path / "killed", "--resume", "runs/run/version_0") == 0
+    assert_same(run_of(tmp_path / "whole"), run_of(tmp_path / "killed"))
+
+
+# Data of one's own
+
+
+class Numbered(Dataset[tuple[Tensor, int]]):
+    """Images that are told apart by their brightness."""
+
+    def __len__(self) -> int:
+        return 48
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index >= len(self):
+            raise IndexError
+        return torch.full((1, 16, 16), float(index)), index % 10
+
+
+class Stream(IterableDataset[tuple[Tensor, int]]):
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        yield from Numbered()
+
+
+class MeasuredStream(Stream):
+    def __len__(self) -> int:
+        return 48
+
+
+class Batches:
+    """Batches of a user's own making, without a sampler."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([list(range(k, k + 8)) for k in range(0, 48, 8)])
+
+    def __len__(self) -> int:
+        return 6
+
+
+class Own(LightningDataModule):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def train_dataloader(self) -> Any:
+        if self.kind == "batches":
+            return DataLoader(Numbered(), batch_sampler=Batches())  # type: ignore[arg-type]
+        data = {"stream": Stream, "measured": MeasuredStream}.get(self.kind, Numbered)()
+        return DataLoader(data, 8, num_workers=1 if self.kind == "worker" else 0)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(Numbered(), 8)
+
+
+class Seen(Callback):
+    """Records the first image of every batch."""
+
+    images: ClassVar[list[int]] = []
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.images.append(int(batch[0][0, 0, 0, 0]) // 8)
+
+
+@pytest.mark.parametrize("kind", ["in order", "worker", "stream", "measured", "batches"])
+def test_loaders_of_any_kind_go_on_at_their_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(Seen, "images", [])
+    (tmp_path / "own.yaml").write_text(f"""
+model:
+  student: resnet18
+  student_args: {{in_chans: 1, layers: [1, 1, 1, 1], channels: [4, 4, 4, 4]}}
+  num_classes: 10
+  ratio: 1
+  optimizer: {{lr: 0.001, sched: none}}
+data: {{class_path: test_exact_resume.Own, init_args: {{kind: {kind}}}}}
+trainer: {{accelerator: cpu, max_epochs: 2, limit_val_batches: 1, callbacks: [
+  {{class_path: test_exact_resume.Seen}}, {{class_path: test_exact_resume.Kill}}]}}
+""")
+    killed(tmp_path, monkeypatch, ["-c", "own.yaml", EVERY, "2"], step=3)
+    assert Seen.images == [0, 1, 2, 3]
+    Seen.images.clear()
+    assert fit(tmp_path, "--resume", "runs/own/version_0") == 0
+    assert Seen.images == [2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
+
+
+def test_scores_stay_known_in_an_epoch_without_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callbacks may read them at the end of any epoch."""
+    options = ["--trainer.check_val_every_n_epoch", "2", EVERY, "1"]
+    assert fit(tmp_path / "whole", *prepared(tmp_path / "whole"), *options) == 0
+    options = [*prepared(tmp_path / "killed"), *options]
+    killed(tmp_path / "killed", monkeypatch, options, step=2 * STEPS + 2)
     assert fit(tmp_path / "killed", "--resume", "runs/run/version_0") == 0
     assert_same(run_of(tmp_path / "whole"), run_of(tmp_path / "killed"))

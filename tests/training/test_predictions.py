@@ -118,9 +118,19 @@ class Bare(LightningDataModule):
         return DataLoader(IMAGES, batch_size=4)
 
 
+class One(Bare):
+    def predict_dataloader(self):
+        return [super().predict_dataloader()]
+
+
 class Two(Bare):
     def predict_dataloader(self):
         return [super().predict_dataloader()] * 2
+
+
+class Named(Bare):
+    def predict_dataloader(self):
+        return {name: loader for name, loader in zip("ab", Two.predict_dataloader(self))}
 """
 
 
@@ -133,12 +143,14 @@ def test_own_data_may_give_images_alone(
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_images.py").write_text(OWN_DATA)
     options = ["--ckpt_path", checkpoint, "--output", str(tmp_path / "p.csv")]
-    assert main(["predict", "--data", "own_images.Bare", *options]) == 0
-    with (tmp_path / "p.csv").open() as file:
-        assert [row["label"] for row in csv.DictReader(file)] == [""] * 6
-    capsys.readouterr()
-    assert main(["predict", "--data", "own_images.Two", *options]) == 1
-    assert "The data has 2 loaders of images to predict" in capsys.readouterr().err
+    for name in ("Bare", "One"):
+        assert main(["predict", "--data", f"own_images.{name}", *options]) == 0
+        with (tmp_path / "p.csv").open() as file:
+            assert [row["label"] for row in csv.DictReader(file)] == [""] * 6
+    for name in ("Two", "Named"):
+        capsys.readouterr()
+        assert main(["predict", "--data", f"own_images.{name}", *options]) == 1
+        assert "The data has 2 loaders of images to predict" in capsys.readouterr().err
 
 
 def test_images_in_any_layout_are_predicted_by_name(

@@ -32,6 +32,7 @@ from gpd_cli.distill.methods.kd import kd_loss
 from gpd_cli.distill.static_teacher import StaticTeacherSettings
 from gpd_cli.errors import GpdError
 from gpd_cli.files import save_tensors
+from gpd_cli.report.run import read_run
 from gpd_cli.teacher.checkpoint import load_networks
 from gpd_cli.teacher.expansion import expand
 from gpd_cli.teacher.networks import Alone, with_teacher
@@ -939,6 +940,7 @@ def test_the_best_checkpoint_is_one_of_the_training_that_is_kept(
     assert (folder / "best_given_up.ckpt").is_file()
     best, last = (torch.load(folder / f"{n}.ckpt", weights_only=True) for n in ("best", "last"))
     assert best["hyper_parameters"]["optimizer"]["lr"] == 0.002
+    assert read_run(folder.parent).best_epoch == 2
     assert best["global_step"] == last["global_step"] == 2 * BATCHES
 
 

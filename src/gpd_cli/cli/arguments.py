@@ -66,6 +66,12 @@ def with_recipes(arguments: Sequence[str]) -> list[str]:
     Raises:
         RecipeError: when there is no such recipe.
     """
+    # The parser also understands -cFILE.
+    arguments = [
+        part
+        for argument in arguments
+        for part in ((argument[:2], argument[2:]) if re.match("-c[^=]", argument) else (argument,))
+    ]
     found: list[str] = []
     for argument, before in zip(arguments, ["", *arguments[:-1]], strict=True):
         name, equals, value = argument.partition("=")

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from gpd_cli.cli.arguments import (
     CHECKPOINT,
     IMAGE_DATA,
+    occurrences,
     options_of,
     with_recipes,
     with_values,
@@ -33,6 +34,7 @@ from gpd_cli.cli.configurations import (
     chosen_checkpoint,
     chosen_image_size,
     chosen_weights,
+    configuration_files,
     configured_value,
 )
 from gpd_cli.cli.cpu_memory import keep_freed_memory
@@ -56,7 +58,7 @@ from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.distill.methods.pairs import for_pair
 from gpd_cli.distributed.first_process import together
-from gpd_cli.files import check_writable
+from gpd_cli.files import check_not_input, check_writable
 from gpd_cli.models import wants_published, without_pretrained
 from gpd_cli.run_folder import CONFIGURATION, METRICS
 from gpd_cli.training.callbacks import default_callbacks
@@ -218,6 +220,15 @@ class GpdCLI(LightningCLI):
                 raise ArgumentError(
                     None, "add --output FILE.safetensors, or --dry_run to plan only"
                 )
+            if any(occurrences(self._arguments, (CHECKPOINT,))):  # a run's config.yaml may have it
+                raise ArgumentError(
+                    None,
+                    "gpd expand takes no --ckpt_path; name the student's weights by "
+                    "--model.student_weights FILE (gpd extract writes one from a checkpoint)",
+                )
+            for path in filter(None, (config.output, config.plan)):
+                for file in configuration_files(self._arguments):
+                    check_not_input(path, file, "--config")
             return
         config.ckpt_path = self._checkpoint
         if self.subcommand == "predict" and config.images is not None:

@@ -14,7 +14,13 @@ from jsonargparse import get_loader, set_loader
 from yaml import MarkedYAMLError, YAMLError, safe_load
 from yaml.reader import ReaderError
 
-from gpd_cli.cli.arguments import CHECKPOINT, CONFIGURATION_OPTIONS, is_inline, occurrences
+from gpd_cli.cli.arguments import (
+    CHECKPOINT,
+    CONFIGURATION_OPTIONS,
+    IMAGE_DATA,
+    is_inline,
+    occurrences,
+)
 from gpd_cli.cli.old_forms import current_settings
 from gpd_cli.cli.yaml_limits import check_limits
 from gpd_cli.errors import ConfigurationError, did_you_mean
@@ -23,8 +29,11 @@ from gpd_cli.recipes.names import configuration_name, configuration_path, recipe
 YAML = "gpd"
 """Name of the YAML loader of all parsers, which also understands old forms of settings."""
 _GROUPS = ("model", "data", "trainer")
-_WEIGHTS = "--model.student_weights"
-_IMAGE_SIZE = "--data.image_size"
+_INNER_GROUPS = ("model.optimizer", "model.static_teacher", "data.init_args")
+_WEIGHTS = "model.student_weights"
+_IMAGE_SIZES = ("data.init_args.image_size", "data.image_size")
+_FIRST = ("config", "data.class_path")
+_IMAGE_DATA = (IMAGE_DATA, IMAGE_DATA.rpartition(".")[2])  # by its path and by its name
 _BASE = "config"  # the entry by which a configuration names the configuration that it builds on
 
 
@@ -35,10 +44,12 @@ def load_yaml(text: str) -> Any:
         text: text in YAML.
 
     Returns:
-        The content, with old forms of settings translated to their present form.
+        The content, with old forms of settings translated to their present form, and groups of
+        settings written with dots, see `with_dots`.
 
     Raises:
-        YAMLError: when the text is not valid YAML, or exceeds the limits of `yaml_limits`.
+        YAMLError: when the text is not valid YAML, exceeds the limits of `yaml_limits`, or sets an
+            option twice.
         MethodError: when a setting has an old form without an equivalent.
     """
     check_limits(text)
@@ -48,10 +59,48 @@ def load_yaml(text: str) -> Any:
         content = {k: v for k, v in content.items() if v is not None or k not in _GROUPS}
         if isinstance(base := content.get(_BASE), str):
             content[_BASE] = configuration_path(base)
-    return current_settings(content)
+        return with_dots(current_settings(content))
+    return content
 
 
 set_loader(YAML, load_yaml, (YAMLError,))
+
+
+def with_dots(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the groups of settings in a configuration as names with dots (``model.ratio``).
+
+    jsonargparse takes a group as a whole, by which the group of a configuration would replace that
+    of its base, and a group would replace settings that are written with dots. Only data of another
+    class than `ImageData` replaces the data of a base, whose settings are those of another class.
+
+    Args:
+        content: content of a configuration.
+
+    Raises:
+        YAMLError: when an option is set twice, once in a group and once with dots.
+
+    Example:
+        >>> with_dots({"model": {"ratio": 2, "optimizer": {"lr": 0.1}}, "config": "base.yaml"})
+        {'config': 'base.yaml', 'model.ratio': 2, 'model.optimizer.lr': 0.1}
+    """
+    dotted: dict[str, Any] = {}
+    for name, value in content.items():
+        for option, setting in _options(name, value):
+            if option in dotted:
+                raise YAMLError(f"the option {option} is set a second time; remove one of the two")
+            dotted[option] = setting
+    # A class comes before its settings, since another class drops the settings so far.
+    return dict(sorted(dotted.items(), key=lambda entry: entry[0] not in _FIRST))
+
+
+def _options(name: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the options that an entry sets, by their names with dots."""
+    is_group = name in _GROUPS + _INNER_GROUPS and isinstance(value, Mapping) and value
+    if not is_group or value.get("class_path", IMAGE_DATA) not in _IMAGE_DATA:
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from _options(f"{name}.{key}", inner)
 
 
 def check_configurations(arguments: Sequence[str]) -> None:
@@ -66,6 +115,15 @@ def check_configurations(arguments: Sequence[str]) -> None:
     """
     for _ in _contents(arguments):
         pass
+
+
+def configuration_files(arguments: Sequence[str]) -> list[str]:
+    """The paths of all configurations of a command line, and of their bases.
+
+    Args:
+        arguments: the command line; its configurations have been checked to be readable.
+    """
+    return [path for path, _ in _contents(arguments)]
 
 
 def place_of(option: str, arguments: Sequence[str]) -> str | None:
@@ -94,14 +152,10 @@ def chosen_image_size(arguments: Sequence[str]) -> int | None:
     Returns:
         Height and width of the square images in pixels; None if nothing sets the size.
     """
-    found: Any = None
-    for _, content in _contents(arguments, inline=True):
-        if isinstance(data := content.get("data"), dict):
-            settings = data.get("init_args") if "class_path" in data else data
-            found = (settings or {}).get("image_size", found)
-    for _, value in occurrences(arguments, (_IMAGE_SIZE,)):
-        found = int(value) if value.isdecimal() else None  # the parser later refuses other values
-    return found if isinstance(found, int) else None
+    found = _chosen(arguments, *_IMAGE_SIZES)
+    if isinstance(found, str) and found.isdecimal():
+        found = int(found)
+    return found if isinstance(found, int) else None  # the parser later refuses other values
 
 
 def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
@@ -119,7 +173,8 @@ def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
             found = None if value in ("", "null") else value
         else:
             for _, content in _contents([name, value], inline=True):
-                found = content.get(CHECKPOINT.removeprefix("--")) or found
+                named = content.get(CHECKPOINT.removeprefix("--"))
+                found = named if isinstance(named, str) and named else found
     return found
 
 
@@ -129,13 +184,30 @@ def chosen_weights(arguments: Sequence[str]) -> str | None:
     Args:
         arguments: the command line; its configurations have been checked to be readable.
     """
+    found = _chosen(arguments, _WEIGHTS)
+    return found if isinstance(found, str) else None
+
+
+def _chosen(arguments: Sequence[str], *names: str) -> Any:
+    """The value of an option on the command line, or else in its last configuration with a value.
+
+    Args:
+        arguments: the command line; its configurations have been checked to be readable.
+        names: names of the option, with dots.
+    """
     found: Any = None
     for _, content in _contents(arguments, inline=True):
-        if isinstance(model := content.get("model"), dict):
-            found = model.get("student_weights", found)
-    for _, value in occurrences(arguments, (_WEIGHTS,)):
-        found = value
-    return found if isinstance(found, str) else None
+        for name in names:
+            found = content.get(name, found)
+    groups = {name.partition(".")[0] for name in names}
+    for option, value in occurrences(arguments, [f"--{name}" for name in (*names, *groups)]):
+        if option.removeprefix("--") not in groups:
+            found = value
+        elif is_inline(value):  # a group of options, as in --data '{image_size: 64}'
+            for _, content in _inline_contents(f"{{{option.removeprefix('--')}: {value}}}"):
+                for name in names:
+                    found = content.get(name, found)
+    return found
 
 
 def configured_value(path: str, key: str) -> Any:

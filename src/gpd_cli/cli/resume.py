@@ -15,7 +15,7 @@ from gpd_cli.data import ImageSpec
 from gpd_cli.distributed.requeue import requeue_path
 from gpd_cli.errors import GpdError, WeightsError
 from gpd_cli.files import check_whole, glance, short_path
-from gpd_cli.run_folder import CHECKPOINTS, CONFIGURATION
+from gpd_cli.run_folder import CHECKPOINTS, CONFIGURATION, GIVEN_UP
 
 RESUME = "--resume"
 _ROOT = ("--data.root", "--data.init_args.root")
@@ -45,8 +45,8 @@ def resumed_run(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
         raise GpdError(f"{RESUME} needs the folder of a run, such as runs/digits/version_0.")
     run = _run_folder(given[-1])
     command, *others = _without(arguments, RESUME)
-    options = [command, "--config", str(run / CONFIGURATION), *others]
-    chosen = [value for _, value in occurrences(others, (CHECKPOINT,))]
+    chosen = [Path(value) for _, value in occurrences(others, (CHECKPOINT,))]
+    began: list[str] = []
     if not chosen:
         newest = newest_checkpoint(run)
         if newest is None:
@@ -55,11 +55,12 @@ def resumed_run(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
                 f"gpd fit -c {run / CONFIGURATION}"
             )
         _say(f"going on from {newest}")
-        options += [CHECKPOINT, str(newest)]
-        chosen = [str(newest)]
-    if not any(occurrences(others, _ROOT)):
-        options += _data_of_training(Path(chosen[-1]))
-    return options, run
+        began = [CHECKPOINT, str(newest)]
+        chosen = [newest]
+    start = chosen[-1] if chosen[-1].is_file() else newest_checkpoint(run)
+    # The command line and its configurations may name other data, and so come later.
+    data = [] if start is None or any(occurrences(others, _ROOT)) else _data_of_training(start)
+    return [command, "--config", str(run / CONFIGURATION), *data, *others, *began], run
 
 
 def _data_of_training(checkpoint: Path) -> list[str]:
@@ -155,7 +156,8 @@ def newest_checkpoint(run: Path) -> Path | None:
         except (WeightsError, OSError) as error:
             _pass_over(error)
             continue
-        given_up = start is not None and step > start.step and modified < start.time * 1e9
+        is_before = start is not None and step > start.step and modified < start.time * 1e9
+        given_up = is_before or path.name == GIVEN_UP
         order[path] = (is_whole, not given_up, step, modified)
     for path in sorted(order, key=order.__getitem__, reverse=True):
         try:

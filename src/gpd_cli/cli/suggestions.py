@@ -41,7 +41,7 @@ _ELSEWHERE = {
     "resume": "--ckpt_path",
     "checkpoint": "--ckpt_path",
 }
-_UNKNOWN = re.compile(r"unrecognized arguments: (\S+)")
+_UNKNOWN = re.compile(r"[Uu]nrecognized arguments: (\S+)")
 _UNKNOWN_IN_FILE = re.compile(r"(?:Subcommand '\w+' does not accept o|O)ption '([^']+)'")
 _ALIKE = 0.75  # least similarity of two names (ratio of difflib, from 0 to 1) for a suggestion
 _LONG = 6  # least length, in letters, of a last part that is compared with other last parts

@@ -39,6 +39,8 @@ class _Open:
         self.children += 1
         if not (is_key and isinstance(event, yaml.ScalarEvent)):
             return
+        if event.value == "<<" and event.implicit[0]:  # all merged mappings count
+            return
         if event.value in self.keys:
             line = event.start_mark.line + 1
             raise yaml.YAMLError(

@@ -69,7 +69,8 @@ def read_authors(path: Path, weights: Weights = "ema") -> tuple[Alone, Descripti
     if content is None:
         return None
     check_whole(path)
-    key = _AVERAGED if weights == "ema" and _AVERAGED in content else _RAW
+    has_average = weights == "ema" and isinstance(content.get(_AVERAGED), Mapping)
+    key = _AVERAGED if has_average else _RAW
     stored = _unwrapped(content[key])
     for name, rename in _STUDENTS.items():
         spec = ModelSpec(name, _classes(stored))
@@ -124,7 +125,7 @@ def _content(path: Path) -> Mapping[str, Any] | None:
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The network's tensors, with prefixes of wrapping modules removed from their names."""
-    found = dict(state)
+    found = {str(key): tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in found if key.endswith(_MARK)):
             found = {k[len(prefix) :]: v for k, v in found.items() if k.startswith(prefix)}
@@ -133,7 +134,8 @@ def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _classes(stored: Mapping[str, Tensor]) -> int:
     names = ("fc.weight", "head.weight")
-    return next((stored[name].shape[0] for name in names if name in stored), 1000)
+    found = (stored[name].shape for name in names if name in stored)
+    return next((shape[0] for shape in found if shape), 1000)
 
 
 def _same_names(student: nn.Module) -> dict[str, str]:

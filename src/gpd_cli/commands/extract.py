@@ -71,10 +71,8 @@ def extract_command(
     foreign = read_authors(ckpt_path, weights)
     network, description, taken = foreign or load_chosen(ckpt_path, weights)
     if which == "teacher" and isinstance(network, Alone):
-        raise GpdError(
-            f"{ckpt_path} contains a student that was trained alone, without a teacher; leave out "
-            "--which teacher."
-        )
+        why = "was trained alone" if foreign is None else "is read without its teacher"
+        raise GpdError(f"{ckpt_path} contains a student that {why}; leave out --which teacher.")
     extracted = _extract(network, which)
     shape = description.shape
     certificate = _check(network, extracted, which, shape)

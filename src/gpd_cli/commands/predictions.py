@@ -67,13 +67,13 @@ class PredictionTable(BasePredictionWriter):
             DataError: for a stream over several processes, and for several data loaders.
         """
         self._rows = {}
-        if isinstance(trainer.predict_dataloaders, list | tuple):
+        loaders = trainer.predict_loop._combined_loader.flattened  # type: ignore[union-attr]
+        if len(loaders) > 1:
             raise DataError(
-                f"The data has {len(trainer.predict_dataloaders)} loaders of images to predict, "
-                "and a table has the images of one; return a single loader from "
-                "predict_dataloader."
+                f"The data has {len(loaders)} loaders of images to predict, and a table has the "
+                "images of one; return a single loader from predict_dataloader."
             )
-        data = getattr(trainer.predict_dataloaders, "dataset", None)
+        data = getattr(loaders[0], "dataset", None) if loaders else None
         if trainer.world_size > 1 and isinstance(data, IterableDataset):
             raise DataError(
                 "A streamed data set does not number its images, so that several processes cannot "

@@ -173,7 +173,7 @@ class GpdTrainer(Trainer):
             DataError: when there are no validation images.
         """
         data = (dataloaders, ckpt_path, verbose, datamodule, weights_only)
-        return _scored("val", super().validate(model, *data))
+        return self._scored("val", super().validate(model, *data))
 
     def test(
         self,
@@ -199,7 +199,7 @@ class GpdTrainer(Trainer):
             DataError: when there are no test images.
         """
         data = (dataloaders, ckpt_path, verbose, datamodule, weights_only)
-        return _scored("test", super().test(model, *data))
+        return self._scored("test", super().test(model, *data))
 
     def predict(  # type: ignore[override]
         self,
@@ -284,6 +284,20 @@ class GpdTrainer(Trainer):
             return left_for_children(what_was_found(network))
         return nullcontext()
 
+    def _scored(self, stage: str, scores: Any) -> Any:
+        """Pass the scores of an evaluation on, and refuse one that had no data to score.
+
+        Args:
+            stage: val or test.
+            scores: the scores of each data loader; empty if there was none.
+
+        Raises:
+            DataError: when there are no scores.
+        """
+        if not any(scores):
+            raise no_images(self, stage)
+        return scores
+
     def _run_folder(self) -> Path | None:
         """Folder of the log; unlike Trainer.log_dir, this needs no communication of processes."""
         found = (logger.log_dir for logger in self.loggers if isinstance(logger, CSVLogger))
@@ -305,18 +319,6 @@ class GpdTrainer(Trainer):
 
 def _is_users_checkpoint(callback: Any) -> bool:
     return isinstance(callback, Checkpoint) and not isinstance(callback, Best | Last)
-
-
-def _scored(stage: str, scores: Any) -> Any:
-    """Pass the scores of an evaluation on, and refuse one that had no data to score.
-
-    Args:
-        stage: val or test.
-        scores: the scores of each data loader; empty if there was none.
-    """
-    if not any(scores):
-        raise no_images(stage)
-    return scores
 
 
 def _check_strategy(strategy: str | Strategy | None) -> None:

@@ -83,17 +83,28 @@ def split_folders(root: Path) -> list[Path]:
 
     A name may begin with a capital, as in ``Train`` and ``Test``. A folder of such a name may also
     be a class (a train among vehicles, or ``valid`` beside ``invalid``), and is one if it holds
-    images directly. If all folders have the names of splits and hold images directly, they are
-    taken for splits, so that the missing folders of classes are reported.
+    images directly. But if no other folder holds images, all of them are taken for splits, so that
+    the missing folders of classes are reported.
 
     Args:
         root: the folder.
     """
-    known = {name for names in SYNONYMS for name in names}
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    named = [folder for folder in folders if folder.name.lower() in known]
+    named = [folder for folder in folders if is_split_name(folder.name)]
     splits = [folder for folder in named if not has_images(folder)]
-    return named if len(named) == len(folders) and not splits else splits
+    others = (folder for folder in folders if folder not in named)
+    if splits or any(has_images(folder, below=True) for folder in others):
+        return splits
+    return named
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a name is usual for the folder of a split, with or without capitals.
+
+    Args:
+        name: name of a folder.
+    """
+    return any(name.lower() in names for names in SYNONYMS)
 
 
 def is_flat(root: Path) -> bool:

@@ -60,6 +60,8 @@ class ImageSpec:
         """
         if given is None or self.root is None or str(Path(given).resolve()) == self.root:
             return given
+        if Path(given).is_absolute() and Path(given).exists():
+            return given
         if Path(self.root).exists():
             if Path(given).exists():
                 rank_zero_info(f"The data is that of the training, in '{self.root}'.")

@@ -21,6 +21,7 @@ from gpd_cli.data.folders import (
     SYNONYMS,
     flat_split,
     is_flat,
+    is_split_name,
     read_pictures,
     read_tree,
     split_folders,
@@ -260,9 +261,11 @@ class DataSpec:
 
     def _split_folder(self, split: str) -> Path | None:
         root = Path(str(self.root))
-        names = with_synonyms(split)
+        names, splits = with_synonyms(split), split_folders(root)
         exact = [root / name for name in names if (root / name).is_dir()]
-        others = [folder for folder in split_folders(root) if folder.name.lower() in names]
+        # A folder with the usual name of a split may be a class.
+        exact = [folder for folder in exact if folder in splits or not is_split_name(folder.name)]
+        others = [folder for folder in splits if folder.name.lower() in names]
         return next(iter([*exact, *others]), None)
 
     def _open_with_timm(self, split: str, mode: str, training: bool) -> Source:

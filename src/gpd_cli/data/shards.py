@@ -1,34 +1,43 @@
 """Images and labels out of WebDataset shards, so that no image is left out without a word.
 
 timm's reader leaves out images that it cannot decode, images without label, and samples whose image
-has another ending than it expects. Labels may be missing where images are only predicted, and an
-evaluation has to score every image; so samples are decoded here.
+has another ending than it expects. But labels may be missing where images are only predicted, and
+an evaluation has to score every image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import io
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
 from typing import Any
 
+from PIL import Image, UnidentifiedImageError
 from timm.data.readers import reader_wds
 from timm.data.readers.reader_wds import ReaderWds
 
-from gpd_cli.data.sources import UNKNOWN, UnreadableImageError
+from gpd_cli.data.sources import UNKNOWN, LabelError, UnreadableImageError
 from gpd_cli.errors import DataError, GpdError, reason_of
 
 IMAGE_KEYS = "jpg;jpeg;png;webp"
 """Endings of the files that hold a sample's image, unless ``--data.input_key`` names others."""
 
-_Sample = dict[str, Any]
+_LABEL = "cls"  # ending of the file that holds a sample's label, unless a target key is given
+_FIELDS = "json"  # ending of the file with the field that the target key names
 
 
 class ShardReader(ReaderWds):
-    """timm's reader of WebDataset, which decodes samples by `decode_sample`.
+    """timm's reader of WebDataset with another decoding of samples, `decode_sample`.
 
-    In training, images that cannot be decoded are left out with a warning, as timm does; in
+    In training, images that cannot be decoded are left out with a warning, as by timm; in
     evaluation they are errors, as are damaged shards.
+
+    Attributes:
+        unlabelled: whether images need no label; set before the images are read.
     """
+
+    unlabelled = False
 
     @classmethod
     def convert(cls, reader: ReaderWds) -> None:
@@ -43,23 +52,14 @@ class ShardReader(ReaderWds):
         super()._lazy_init()  # type: ignore[no-untyped-call]
         import webdataset as wds  # type: ignore[import-untyped] # optional
 
-        labelled = partial(
-            reader_wds._decode,
-            image_key=self.input_key,
-            image_mode=self.input_img_mode,
-            target_key=getattr(self, "target_keys", None) or self.target_key,
-            alt_label=self.split_info.alt_label,
-        )
-        bare = partial(reader_wds._decode, image_key=self.input_key, image_mode=self.input_img_mode)
-        needs_json = bool(self.target_key or self.split_info.alt_label)
         decode = partial(
             decode_sample,
-            labelled=labelled,
-            bare=bare,
-            label_key="json" if needs_json else "cls",
             image_keys=self.input_key.split(";"),
+            target_key=self.target_key or self.split_info.alt_label or None,
+            unlabelled=self.unlabelled,
         )
-        # The last stages are: samples out of the files, decoding, and renaming of the entries.
+        # timm's pipeline ends in three stages: the samples of a shard, their decoding, and the
+        # renaming of their entries.
         stages: list[Any] = self.ds.pipeline  # type: ignore[attr-defined]
         stages[-2] = wds.map(decode, handler=_left_out if self.is_training else _raised)
         if not self.is_training:
@@ -67,43 +67,75 @@ class ShardReader(ReaderWds):
 
 
 def decode_sample(
-    sample: _Sample,
+    sample: Mapping[str, Any],
     *,
-    labelled: Callable[[_Sample], _Sample | None],
-    bare: Callable[[_Sample], _Sample],
-    label_key: str,
-    image_keys: list[str],
-) -> _Sample:
-    """Decode a sample of a shard; an image without label has the label `UNKNOWN`.
+    image_keys: Sequence[str],
+    target_key: str | None,
+    unlabelled: bool,
+) -> dict[str, Any]:
+    """Decode image and label of a sample of a shard.
 
     Args:
-        sample: the sample's files by their endings.
-        labelled: function that decodes image and label; None for a negative label.
-        bare: function that decodes the image and a label from the entry ``cls``.
-        label_key: ending of the file with the label.
+        sample: the contents of the sample's files, by their endings.
         image_keys: endings of files that hold an image; the first that exists is taken.
+        target_key: name of the field of the sample's JSON file that holds the label, or its path
+            with slashes (``objects/label``); None for a label in a file of its own (``.cls``).
+        unlabelled: whether the image needs no label.
+
+    Returns:
+        The image, under the first of the image keys, and ``target``: the label, or `UNKNOWN` for an
+        image without label.
 
     Raises:
         DataError: when the sample has no file of such an ending.
         UnreadableImageError: when the sample's image cannot be decoded.
+        LabelError: when the label is missing and needed.
     """
     name = f"'{sample.get('__key__')}' in {sample.get('__url__')}"
-    if not any(key in sample for key in image_keys):
-        endings = ", ".join(key for key in sample if not key.startswith("__"))
+    endings = ", ".join(key for key in sample if not key.startswith("__"))
+    image_key = next((key for key in image_keys if key in sample), None)
+    if image_key is None:
         raise DataError(
             f"The sample {name} has no image under {' or '.join(image_keys)} (it has: {endings}); "
             "set --data.input_key to the ending of the images."
         )
     try:
-        found = labelled(sample) if label_key in sample else None
-        found = bare({**sample, "cls": UNKNOWN}) if found is None else found
-        # The stage that follows looks for the image under the keys of images.
-        return {image_keys[0]: found["jpg"], "target": found["target"]}
-    except OSError as error:  # Pillow's errors are of this type
+        image = Image.open(io.BytesIO(sample[image_key]))
+        image.load()
+    except Exception as error:  # decoders raise errors of any type
+        is_known = not isinstance(error, UnidentifiedImageError)
+        reason = reason_of(error) if is_known else "no known image format"
         raise UnreadableImageError(
-            f"The image {name} cannot be read ({reason_of(error)}); replace it or remove it from "
-            "the data."
+            f"The image {name} cannot be read ({reason}); replace it or remove it from the data."
         ) from error
+    try:
+        label = _label(sample, target_key)
+    except (LookupError, TypeError, ValueError) as error:
+        if not unlabelled:
+            field = f".{_LABEL}" if target_key is None else f".{_FIELDS} under '{target_key}'"
+            raise LabelError(
+                f"The sample {name} has no label in {field} (it has: {endings}); set "
+                "--data.target_key to the field of the JSON file with class numbers, or use gpd "
+                "predict, which needs no labels."
+            ) from error
+        label = UNKNOWN
+    return {image_keys[0]: image, "target": label}
+
+
+def _label(sample: Mapping[str, Any], target_key: str | None) -> Any:
+    """The label of a sample: a number, or any other value that the field holds.
+
+    Raises:
+        LookupError: when there is no such file or field. TypeError: when the path of the field
+            leads through a value without fields. ValueError: when the file cannot be understood.
+    """
+    if target_key is None:
+        label: Any = int(sample[_LABEL])
+    else:
+        fields = json.loads(sample[_FIELDS])
+        path = [target_key] if target_key in fields else target_key.split("/")
+        label = reduce(lambda found, part: found[part], path, fields)
+    return UNKNOWN if isinstance(label, int) and label < 0 else label
 
 
 def _left_out(error: Exception) -> bool:

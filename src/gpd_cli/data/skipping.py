@@ -33,20 +33,26 @@ class _SkipOnce(Sampler[Any]):
         return getattr(self._sampler, name)
 
 
-def skip_once(loader: Any, batches: int) -> None:
+def skip_once(loader: Any, batches: int) -> bool:
     """Leave out batches at the beginning of a loader's next pass.
 
-    Loaders of this package skip by themselves. Of other loaders, the sampler leaves out the images,
-    so that they are not read; a loader without a usable sampler (a stream, or batches of a user's
-    own making) reads the batches, which are then dropped.
+    Loaders of this package skip by themselves, also in a pass that has begun, and loaders that have
+    a state are put back by Lightning. Of other loaders, the sampler leaves out the images, so that
+    they are not read; a loader without a usable sampler (a stream, or batches of a user's own
+    making) reads the batches, which are then dropped.
 
     Args:
         loader: the loader.
         batches: number of batches to leave out.
+
+    Returns:
+        Whether a pass that has begun already has to begin anew.
     """
     if hasattr(loader, "skip"):
         loader.skip(batches)
-        return
+        return False
+    if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict"):
+        return False
     makes_batches = getattr(loader, "batch_sampler", None)
     # Not by its truth value, which may be its length.
     owner, size = loader if makes_batches is None else makes_batches, batch_size_of(loader)
@@ -55,6 +61,7 @@ def skip_once(loader: Any, batches: int) -> None:
         owner.sampler = _SkipOnce(owner.sampler, batches * size)
     else:
         _drop_once(loader, batches)
+    return True
 
 
 def _drop_once(loader: Any, batches: int) -> None:

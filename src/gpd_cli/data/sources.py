@@ -381,21 +381,27 @@ def hold_out(
             f"class cannot be held out for {purpose} (the smallest class, "
             f"'{source.class_names[numbers[least]]}', has {counts[least]}); {remedy}."
         ) from error
-    parts = kept.tolist(), held_out.tolist()
-    _share_every_class(labels, *parts)
-    return sorted(parts[0]), sorted(parts[1])
+    parts = _share_every_class(labels, kept, held_out)
+    return sorted(parts[0].tolist()), sorted(parts[1].tolist())
 
 
-def _share_every_class(labels: np.ndarray, kept: list[int], held_out: list[int]) -> None:
-    """Move an image of each class that has all of its images, two or more, in one of two parts.
+def _share_every_class(
+    labels: np.ndarray, kept: np.ndarray, held_out: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give each part an image of every class that has two or more.
 
     Args:
         labels: class numbers of all images, ``[N]``.
-        kept: indices of the images to train on, in random order; changed in place.
-        held_out: indices of the images held out, in random order; changed in place.
+        kept: indices of the images to train on, in random order.
+        held_out: indices of the images held out, in random order.
+
+    Returns:
+        The two parts, in which the first image of a class has moved where all were in one part.
     """
-    for part, other in ((kept, held_out), (held_out, kept)):
-        for number in np.setdiff1d(labels[other], labels[part]):
-            index = next(index for index in other if labels[index] == number)
-            other.remove(index)
-            part.append(index)
+    parts = [kept, held_out]
+    for part, other in ((0, 1), (1, 0)):
+        numbers, first = np.unique(labels[parts[other]], return_index=True)
+        moved = first[~np.isin(numbers, labels[parts[part]])]
+        parts[part] = np.concatenate([parts[part], parts[other][moved]])
+        parts[other] = np.delete(parts[other], moved)
+    return parts[0], parts[1]

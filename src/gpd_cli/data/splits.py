@@ -206,9 +206,10 @@ class Splits:
                     "not all class names are known; give both the same classes."
                 )
             named = source.class_names if source.named else names
+            listed = ", ".join(f"{number} is {name}" for number, name in enumerate(named[:3]))
             rank_zero_info(
                 f"{what} and the training images do not both name their classes, which are matched "
-                f"by position: {', '.join(named[:3])}, ... are the classes 0, 1, 2, ..."
+                f"by position: {listed}{', ...' if len(named) > 3 else ''}."
             )
             return
         unknown = source.renumber(names)

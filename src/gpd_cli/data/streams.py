@@ -135,6 +135,7 @@ class StreamSource(Source):
             _prepare, preprocessing.transform(training), preprocessing.mode
         )
         self.dataset.target_transform = partial(self.number, unlabelled=unlabelled)
+        self.dataset.reader.unlabelled = unlabelled
         if self.training and self._files is not None:
             return ShardStream(self.dataset, self.training)
         return Stream(self.dataset, self.training, self._every)

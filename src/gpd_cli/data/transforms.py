@@ -225,6 +225,8 @@ def _check_policy(policy: str | None) -> None:
     Raises:
         ValueError: when a part has no number and names no set of transforms.
     """
-    for part in (policy or "").split("-")[1:]:
-        if not part.startswith("t") and re.fullmatch(r"[a-z]+\d+(\.\d+)?", part) is None:
+    kind, *parts = (policy or "").split("-")
+    for part in parts:
+        is_set = kind == "rand" and part.startswith("t")
+        if not is_set and re.fullmatch(r"[a-z]+\d+(\.\d+)?", part) is None:
             raise ValueError(part)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
@@ -29,6 +30,7 @@ from gpd_cli.distributed.resume_commands import restart_command, resume_command
 from gpd_cli.distributed.world import batches_between, gathered, is_lost_process, saved_exactly
 from gpd_cli.errors import TrainingError
 from gpd_cli.files import short_path
+from gpd_cli.generators import states_kept
 from gpd_cli.run_folder import CONFIGURATION, STOPPED
 
 _STOPPING = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
@@ -86,7 +88,7 @@ class Interruptions(Callback):
             # Of an epoch whose batches are all done, only the end is left: the next pass through
             # the images is that of the next epoch.
             if not progress.is_last_batch and done < trainer.num_training_batches:
-                skip_once(trainer.train_dataloader, done)
+                _skip(trainer, done)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Handle a signal that came during validation, or in an epoch of one step."""
@@ -260,6 +262,20 @@ class Interruptions(Callback):
                 _say("gpd: saving and stopping after this step; Ctrl-C again stops at once")
         elif signum == getattr(signal, "SIGHUP", None):
             _leave_terminal()
+
+
+def _skip(trainer: Trainer, batches: int) -> None:
+    """Leave out the batches of the epoch that a resumed run has seen.
+
+    Args:
+        trainer: trainer of the run.
+        batches: number of batches.
+    """
+    if skip_once(trainer.train_dataloader, batches):
+        # Lightning has begun to read already, and would go on with what it reads. To begin anew
+        # draws from random generators whose states have been restored.
+        with states_kept(), torch.random.fork_rng(devices=[]):
+            iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
 
 
 def _resume_or_start_again(trainer: Trainer) -> str:

@@ -99,7 +99,7 @@ def atomic_folder(target: str | Path, belongs: Collection[str]) -> Iterator[Path
             final.replace(old)  # a folder with files in it cannot be replaced in one step
         try:
             temporary.replace(final)
-        except OSError:
+        except BaseException:  # an interruption, too
             if old.exists():
                 old.replace(final)
             raise

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from gpd_cli.errors import ModelError, reason_of
+from gpd_cli.errors import ModelError, short_text
 from gpd_cli.generators import drawn_from
 
 Maker = Callable[..., nn.Module]
@@ -43,7 +43,7 @@ def find_maker(path: str) -> Maker:
         ) from error
     except (Exception, SystemExit) as error:  # the module may be any code, even a whole program
         raise ModelError(
-            f"The network {path} cannot be imported: {type(error).__name__}: {reason_of(error)}; "
+            f"The network {path} cannot be imported: {short_text(error)}; "
             "correct its module, so that Python imports it without an error."
         ) from error
     made = found if inspect.isclass(found) else _returned(found)

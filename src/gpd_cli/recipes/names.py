@@ -91,10 +91,11 @@ def recipe_meant(path: str) -> str | None:
         path: path of a configuration that does not exist.
 
     Example:
-        >>> [recipe_meant(path) for path in ("digits", "configs/digit.yaml", "resnet18_dkd", "my")]
-        ['recipe:digits', 'recipe:digits', 'recipe:imagenet/distill/resnet18_dkd', None]
+        >>> [recipe_meant(path) for path in ("digits", "configs/digit.yaml", "../cnn.yaml", "my")]
+        ['recipe:digits', 'recipe:digits', 'recipe:imagenet/cnn', None]
     """
-    name = path.removesuffix(_SUFFIX).removeprefix("configs/")
+    # A copied recipe may build on another one by a relative path.
+    name = path.removesuffix(_SUFFIX).lstrip("./").removeprefix("configs/")
     names = recipe_names()
     nearest = max(names, key=lambda known: _similarity(name, known))
     return f"{PREFIX}{nearest}" if _similarity(name, nearest) >= _ALIKE else None

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from gpd_cli.errors import GpdError
-from gpd_cli.run_folder import CHECKPOINTS, CONFIGURATION, METRICS
+from gpd_cli.files import glance
+from gpd_cli.run_folder import BEST, CHECKPOINTS, CONFIGURATION, GIVEN_UP, METRICS
 
 # Settings that say where a run is stored and how it is shown, and not how it is trained.
 _ABOUT_FILES = (
@@ -65,9 +66,14 @@ class Run:
     def best_epoch(self) -> int | None:
         """The epoch of ``best.ckpt``: the first of the run's own epochs with the best validation.
 
-        None if nothing was validated.
+        If the run was put back to an earlier checkpoint, ``best.ckpt`` was chosen anew, and tells
+        its epoch itself. None if nothing was validated.
         """
         scored = [n for n in self.own_epochs if _SELECTOR in self.epochs[n]]
+        if self.checkpoint(GIVEN_UP) is not None and (best := self.checkpoint(BEST)) is not None:
+            epoch = glance(best).get("epoch")
+            if isinstance(epoch, int) and epoch + 1 in scored:
+                return epoch + 1
         return max(scored, key=lambda n: self.epochs[n][_SELECTOR], default=None)
 
     def checkpoint(self, name: str) -> Path | None:

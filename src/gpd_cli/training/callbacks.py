@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from gpd_cli.distributed.last_checkpoint import written_checkpoint
 from gpd_cli.distributed.world import batches_between, saved_exactly
 from gpd_cli.files import glance, short_path
-from gpd_cli.run_folder import BEST, LAST
+from gpd_cli.run_folder import BEST, GIVEN_UP, LAST
 from gpd_cli.training.epoch_lines import EpochLines
 from gpd_cli.training.epoch_scores import SELECTOR
 from gpd_cli.training.epoch_state import EpochState
@@ -55,18 +55,21 @@ class Best(ModelCheckpoint):
             monitor=SELECTOR, mode="max", filename=Path(BEST).stem, enable_version_counter=False
         )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set ``best.ckpt`` aside if the run was put back to a checkpoint from before it.
 
         Otherwise ``best.ckpt`` would stay one of the training that was given up, beside a score of
         the training that is kept.
         """
-        super().on_train_start(trainer, pl_module)
-        path = Path(self.dirpath or "", BEST)
-        step = glance(path).get("global_step", 0) if trainer.ckpt_path is not None else 0
-        if not trainer.strategy.broadcast(step > trainer.global_step):
+        super().on_fit_start(trainer, pl_module)
+        # At this point Lightning has restored this callback, and not yet the number of updates.
+        if self.dirpath is None or not trainer.ckpt_path or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        kept = path.with_name(f"{path.stem}_given_up{path.suffix}")
+        path = Path(self.dirpath, BEST)
+        begin, best = (_updates(file) for file in (trainer.ckpt_path, path))
+        if not trainer.strategy.broadcast(best > begin):
+            return
+        kept = path.with_name(GIVEN_UP)
         rank_zero_info(
             f"{short_path(path)} is of a later step than that from which this run goes on, and is "
             f"now called {kept.name}; {path.name} is chosen from the epochs to come."
@@ -151,3 +154,9 @@ class Last(ModelCheckpoint):
         self._is_due = False
         self._written = time.monotonic()
         self._took = self._written - start
+
+
+def _updates(path: str | Path) -> int:
+    """The number of updates made before a checkpoint; 0 if the file is missing or does not tell."""
+    step = glance(path).get("global_step")
+    return step if isinstance(step, int) else 0

@@ -26,10 +26,10 @@ _ENTRY = "epoch_state"
 class EpochState(Callback):
     """Save counters and metrics of the epoch in checkpoints, and restore them in a resumed run.
 
-    For each process: the sums behind the values that are logged at the end of the epoch, the counts
-    behind the training accuracies, and the gradients of batches since the last update. For all
-    processes together: the latest values of the metrics that callbacks read, and the number of rows
-    in ``metrics.csv``.
+    For each process: the sums behind the values that are logged at the end of the epoch, and the
+    counts behind the training accuracies. For all processes together: the latest values of the
+    metrics that callbacks read, the number of rows in ``metrics.csv``, and the gradients of batches
+    since the last update.
     """
 
     def __init__(self) -> None:
@@ -43,10 +43,7 @@ class EpochState(Callback):
         self._sums.add(trainer)
         progress: Any = trainer.fit_loop.epoch_progress.total
         ended = progress.processed > progress.completed
-        own: dict[str, Any] = {
-            "shown": _running_accuracies(pl_module),
-            "gradients": _accumulated_gradients(trainer, pl_module),
-        }
+        own: dict[str, Any] = {"shown": _running_accuracies(pl_module)}
         if not ended:
             own |= {"sums": self._sums.state(trainer), "hits": _accuracy_counts(pl_module)}
         averager = find_averager(trainer)
@@ -57,6 +54,7 @@ class EpochState(Callback):
             "row": row_to_come(trainer, ended),
             "rows": [logger.rows for logger in tables],
             "average_epoch": None if averager is None else averager._latest_update_epoch,
+            "gradients": _accumulated_gradients(trainer, pl_module),
         }
 
     def on_load_checkpoint(
@@ -72,7 +70,10 @@ class EpochState(Callback):
         if state is None:
             return
         # Without validation, the old scores would choose best.ckpt.
-        validates = trainer.enable_validation and any(trainer.num_val_batches)
+        # Their number is not known yet if the resumed epoch itself is not validated.
+        validates = trainer.enable_validation and (
+            trainer.val_dataloaders is None or any(trainer.num_val_batches)
+        )
         stale = () if validates else ("val/",)
         values = {
             name: value.to(pl_module.device)
@@ -92,7 +93,7 @@ class EpochState(Callback):
             _restore_accuracy_counts(pl_module, own.get("hits", {}))
             shown = {name: value.to(pl_module.device) for name, value in own["shown"].items()}
             _running_accuracies(pl_module).update(shown)
-            for name, gradient in own.get("gradients", {}).items():
+            for name, gradient in state.get("gradients", {}).items():
                 weight = pl_module.get_parameter(name)
                 weight.grad = gradient.to(weight.device, weight.dtype)
 
@@ -114,11 +115,14 @@ class EpochState(Callback):
 
 
 def _accumulated_gradients(trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
-    """The gradients, by name, of the batches since the last update; none right after an update."""
+    """The gradients, by name, of the batches since the last update; none right after an update.
+
+    They are means over all processes, by which the next update is the same as by their own.
+    """
     if not trainer.fit_loop._should_accumulate():
         return {}
     return {
-        name: weight.grad.detach().cpu()
+        name: trainer.strategy.reduce(weight.grad.detach().clone(), reduce_op="mean").cpu()
         for name, weight in module.named_parameters()
         if weight.grad is not None
     }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from gpd_cli.data import ImageData
 from gpd_cli.distill.precision import cross_entropy
 from gpd_cli.errors import DataError
 from gpd_cli.teacher.networks import Alone, plain_networks
@@ -117,13 +118,16 @@ class EvaluatedModule(LightningModule):
 
         Args:
             stage: train, val or test.
+
+        Raises:
+            DataError: when no process had an image.
         """
         self._log_scores(f"{stage}/", self._scores(stage))
 
     def _log_scores(self, prefix: str, scores: Scores) -> None:
         # A stream may turn out to be empty, and metrics of no image would be 0 %.
         if not self.trainer.strategy.reduce_boolean_decision(scores.has_images, all=False):
-            raise no_images(prefix.partition("/")[0])
+            raise no_images(self.trainer, prefix.partition("/")[0])
         values = {f"{prefix}{name}": value for name, value in scores.compute().items()}
         # The metrics are synchronized, so that all processes have the same values already.
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
@@ -139,16 +143,20 @@ class EvaluatedModule(LightningModule):
         return {"train": self.train_scores, "val": self.val_scores, "test": self.test_scores}[stage]
 
 
-def no_images(stage: str) -> DataError:
+def no_images(trainer: Trainer, stage: str) -> DataError:
     """Make the error for an epoch without a single image.
 
     Args:
+        trainer: the trainer, whose data it is.
         stage: train, val or test.
     """
-    return DataError(
-        f"The data has no image in the split of --data.{stage}_split; name another split, or check "
-        f"--trainer.limit_{stage}_batches and, for shards, --data.input_key."
-    )
+    limit = f"check --trainer.limit_{stage}_batches"
+    if isinstance(trainer.datamodule, ImageData):  # type: ignore[attr-defined]
+        return DataError(
+            f"The data has no image in the split of --data.{stage}_split; name another split, or "
+            f"{limit}."
+        )
+    return DataError(f"{stage}_dataloader of the data gave no image; correct it, or {limit}.")
 
 
 def _logits(networks: dict[str, nn.Module], images: Tensor) -> dict[str, Tensor]:

@@ -497,7 +497,7 @@ class GapPreservingDistillation(EvaluatedModule):
             DataError: when the epoch had no batch, as that of an empty stream.
         """
         if not self.trainer.fit_loop.epoch_loop.batch_progress.current.ready:
-            raise no_images("train")
+            raise no_images(self.trainer, "train")
         self._hold_back_average()
 
     def on_train_end(self) -> None:

@@ -84,10 +84,11 @@ def check_training_state(checkpoint: Mapping[str, Any]) -> None:
     schedule = checkpoint.get("schedule") or {}
     for name, form in _LATER_IN_SCHEDULE.items():
         check_form(schedule.get(name, 0), form, f"the checkpoint, schedule, {name}")
-    for own in (checkpoint.get("epoch_state") or {}).get("processes", []):
+    epoch = checkpoint.get("epoch_state") or {}
+    check_form(epoch.get("gradients", {}), {str: Tensor}, "the checkpoint, gradients")
+    for own in epoch.get("processes", []):
         check_form(own.get("sums", {}), _SUMS, "the checkpoint, sums of the epoch")
         check_form(own.get("hits", {}), _HITS, "the checkpoint, hits of the epoch")
-        check_form(own.get("gradients", {}), {str: Tensor}, "the checkpoint, gradients")
 
 
 def check_optimizer_state(optimizer: Optimizer) -> None:

@@ -31,7 +31,7 @@ def scale_of_loss(trainer: Trainer, batch: int) -> float:
 def scale_of_gradients(trainer: Trainer, batch: int) -> float:
     """The factor of the gradients for which `scale_of_loss` knew too little: those of a stream.
 
-    Only its last batch tells that a stream of unknown length ends within an update.
+    Only its last batch tells that a stream ends within an update.
 
     Args:
         trainer: trainer of the run, before an update.
@@ -40,9 +40,8 @@ def scale_of_gradients(trainer: Trainer, batch: int) -> float:
     Example:
         With 4 batches per update, an epoch that turns out to have 5 batches: 4 for the last update.
     """
-    if trainer.num_training_batches != math.inf:
-        return 1.0
-    return trainer.accumulate_grad_batches / (batch % trainer.accumulate_grad_batches + 1)
+    per_update = trainer.accumulate_grad_batches
+    return per_update / (batch % per_update + 1) / scale_of_loss(trainer, batch)
 
 
 def ends_with_batch(trainer: Trainer) -> bool:
