@@ -89,8 +89,10 @@ def with_dots(content: Mapping[str, Any]) -> dict[str, Any]:
             if option in dotted:
                 raise YAMLError(f"the option {option} is set a second time; remove one of the two")
             dotted[option] = setting
-    # A class comes before its settings, since another class drops the settings so far.
-    return dict(sorted(dotted.items(), key=lambda entry: entry[0] not in _FIRST))
+    # A base comes first, since later settings override it, and a class before its settings, since
+    # another class drops the settings so far.
+    first = {name: dotted.pop(name) for name in _FIRST if name in dotted}
+    return first | dotted
 
 
 def _options(name: Any, value: Any) -> Iterator[tuple[Any, Any]]:

@@ -83,8 +83,9 @@ def split_folders(root: Path) -> list[Path]:
 
     A name may begin with a capital, as in ``Train`` and ``Test``. A folder of such a name may also
     be a class (a train among vehicles, or ``valid`` beside ``invalid``), and is one if it holds
-    images directly. But if no other folder holds images, all of them are taken for splits, so that
-    the missing folders of classes are reported.
+    images directly. But beside a folder of a split, a folder with a split's name in small letters
+    is that of a split, whose images may be without classes. And if no other folder holds images,
+    all are taken for splits, so that the missing folders of classes are reported.
 
     Args:
         root: the folder.
@@ -92,10 +93,10 @@ def split_folders(root: Path) -> list[Path]:
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     named = [folder for folder in folders if is_split_name(folder.name)]
     splits = [folder for folder in named if not has_images(folder)]
+    if splits:
+        return [folder for folder in named if folder in splits or folder.name.islower()]
     others = (folder for folder in folders if folder not in named)
-    if splits or any(has_images(folder, below=True) for folder in others):
-        return splits
-    return named
+    return [] if any(has_images(folder, below=True) for folder in others) else named
 
 
 def is_split_name(name: str) -> bool:
