@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -403,3 +404,18 @@ def test_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path: 
     for number in range(3):
         table = tmp_path / "runs" / f"version_{number}" / "metrics.csv"
         assert table.read_text().splitlines()[1:] == [f"{number},{number}"]
+
+
+def test_a_remote_folder_has_the_configuration(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has no local namesake, in which nobody would look for files."""
+    remote = ["--trainer.default_root_dir", "memory://place"]
+    assert main(["fit", "-c", "tiny.yaml", *remote, "--trainer.max_epochs", "1"]) == 0
+    files = fsspec.filesystem("memory").find("/place")
+    names = {Path(name).name for name in files}
+    assert {"config.yaml", "metrics.csv", "last.ckpt", "best.ckpt"} <= names
+    assert not any(folder.glob("memory*"))
+    capsys.readouterr()
+    assert main(["fit", "-c", "tiny.yaml", *remote, "--ckpt_path", "last"]) == 1
+    assert "--ckpt_path last does not look into memory://place" in capsys.readouterr().err

@@ -58,7 +58,7 @@ from gpd_cli.commands.expand import expand_command
 from gpd_cli.commands.trainer import GpdTrainer
 from gpd_cli.distill.methods.pairs import for_pair
 from gpd_cli.distributed.first_process import together
-from gpd_cli.files import check_not_input, check_writable
+from gpd_cli.files import check_not_input, check_writable, is_remote
 from gpd_cli.models import wants_published, without_pretrained
 from gpd_cli.run_folder import CONFIGURATION, METRICS
 from gpd_cli.training.callbacks import default_callbacks
@@ -264,7 +264,7 @@ class GpdCLI(LightningCLI):
         if self._run is None and (taken := taken_folder(table)) is not None:
             table["version"] = None
             rank_zero_info(f"There is a run in {taken} already; this run gets the next version.")
-        if self._run is None and "://" not in str(table["save_dir"]):
+        if self._run is None and not is_remote(str(table["save_dir"])):
             check_writable(Path(table["save_dir"], table.get("name") or "", METRICS))
         if self._checkpoint == NEWEST:
             config.ckpt_path = self._checkpoint = newest_of_all_runs(table)

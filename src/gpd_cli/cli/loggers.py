@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 
 from gpd_cli.cli.arguments import CONFIGURATION_OPTIONS, is_inline, occurrences
 from gpd_cli.errors import GpdError
+from gpd_cli.files import is_remote
 from gpd_cli.run_folder import CONFIGURATION, METRICS
 
 _CSV = "gpd_cli.training.table.RunCSVLogger"
@@ -101,7 +102,7 @@ def taken_folder(table: Mapping[str, Any]) -> Path | None:
         gets the next free number.
     """
     version = table.get("version")
-    if version is None or "://" in str(table["save_dir"]):
+    if version is None or is_remote(str(table["save_dir"])):
         return None
     last = version if isinstance(version, str) else f"version_{version}"
     folder = Path(table["save_dir"], table.get("name") or "", last)

@@ -14,7 +14,7 @@ from gpd_cli.cli.environment import latest_start
 from gpd_cli.data import ImageSpec
 from gpd_cli.distributed.requeue import requeue_path
 from gpd_cli.errors import GpdError, WeightsError
-from gpd_cli.files import check_whole, glance, short_path
+from gpd_cli.files import check_whole, glance, is_remote, short_path
 from gpd_cli.run_folder import CHECKPOINTS, CONFIGURATION, GIVEN_UP
 
 RESUME = "--resume"
@@ -96,8 +96,13 @@ def newest_of_all_runs(logger: Mapping[str, Any], needed: bool = False) -> str |
         The path of the checkpoint; None if there is none, which is printed as well.
 
     Raises:
-        GpdError: when a checkpoint is needed, and there is none.
+        GpdError: when a checkpoint is needed, and there is none, or runs are in a remote folder.
     """
+    if is_remote(str(logger["save_dir"])):
+        raise GpdError(
+            f"{CHECKPOINT} {NEWEST} does not look into {logger['save_dir']}; copy a checkpoint "
+            "from there, and give the file."
+        )
     runs = Path(logger["save_dir"], logger["name"] or "")
     versions = _versions(runs)
     if (chosen := logger.get("version")) is not None and (runs / str(chosen)).is_dir():

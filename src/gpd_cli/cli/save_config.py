@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from gpd_cli.cli.environment import write_environment
-from gpd_cli.files import atomic_path
+from gpd_cli.files import atomic_path, is_remote
 
 # Settings of the trainer that concern the machine and not the training.
 _OF_MACHINE = ("logger", "default_root_dir", "profiler", "enable_progress_bar")
@@ -37,7 +38,10 @@ class SaveConfig(SaveConfigCallback):
         folder = trainer.log_dir  # read in every process, since Lightning broadcasts the folder
         text = self.parser.dump(self.config, skip_none=False)
         self._kept = settings_to_keep(yaml.safe_load(text))
-        if trainer.is_global_zero and folder:
+        if trainer.is_global_zero and folder and is_remote(folder):
+            with fsspec.open(f"{folder}/{self.config_filename}", "w", encoding="utf-8") as file:
+                file.write(text)
+        elif trainer.is_global_zero and folder:
             with atomic_path(Path(folder) / self.config_filename) as temporary:
                 temporary.write_text(text, encoding="utf-8")
             write_environment(Path(folder), self.arguments, trainer.world_size, trainer.global_step)

@@ -31,3 +31,12 @@ def short_path(path: Path) -> str:
     """A path as a user would type it: relative if it lies in the working directory."""
     absolute, here = path.absolute(), Path.cwd()
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
+
+
+def is_remote(folder: str) -> bool:
+    """Whether a folder is given by its address, such as ``s3://bucket/runs``.
+
+    Args:
+        folder: path or address of the folder.
+    """
+    return "://" in folder

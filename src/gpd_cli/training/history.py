@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from gpd_cli.errors import GpdError
+from gpd_cli.files import is_remote
 from gpd_cli.run_folder import GAP
 from gpd_cli.training.epoch_scores import EpochScores
 from gpd_cli.training.plot import plot_gap
@@ -63,5 +64,5 @@ class GapHistory(EpochScores):
         self.epochs = dict(state_dict["epochs"])
 
     def _plot(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero and self._folder and self.epochs:
+        if trainer.is_global_zero and self._folder and self.epochs and not is_remote(self._folder):
             plot_gap(self.epochs, Path(self._folder) / GAP)
