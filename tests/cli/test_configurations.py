@@ -1,6 +1,8 @@
 """Configurations that build on others, or write their settings in several forms."""
 
+import os
 import sys
+import threading
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from gpd_cli.cli.configurations import (
     chosen_checkpoint,
     chosen_image_size,
     chosen_weights,
+    load_configuration,
     load_yaml,
+    with_pipes_read,
 )
 
 BASE = """
@@ -74,19 +78,58 @@ trainer: {accelerator: cpu}
     assert (trainer["max_epochs"], trainer["accelerator"]) == (9, "cpu")
 
 
+@pytest.mark.parametrize("form", ["group", "dots"])
 def test_data_of_another_class_replaces_that_of_the_base(
-    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     (tmp_path / "other_data.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    text = "config: base.yaml\ndata: {class_path: other_data.Data, init_args: {size: 4}}\n"
-    assert settings(text)["data"] == {"class_path": "other_data.Data", "init_args": {"size": 4}}
-    sys.modules.pop("other_data")
+    own = "data: {class_path: other_data.Data, init_args: {size: 4}}"
+    if form == "dots":
+        own = "data.init_args.size: 4\ndata.class_path: other_data.Data"
+    found = settings(f"config: base.yaml\n{own}")["data"]
+    assert found == {"class_path": "other_data.Data", "init_args": {"size": 4}}
+    base = f"model: {{student: cifar_resnet8}}\n{own}"
+    found = settings("config: base.yaml\ndata: {batch_size: 8}", base)["data"]
+    assert found["class_path"] == "gpd_cli.data.ImageData"
+    assert found["init_args"]["batch_size"] == 8
+    monkeypatch.delitem(sys.modules, "other_data")
+
+
+def test_settings_of_a_method_are_merged_with_those_of_the_base(settings: Any) -> None:
+    base = BASE + "model.method: {class_path: DKD, init_args: {alpha: 3, beta: 4}}"
+    for own in ("{init_args: {beta: 2}}", "{class_path: DKD, init_args: {beta: 2}}"):
+        found = settings(f"config: base.yaml\nmodel: {{method: {own}}}", base)["model"]["method"]
+        assert (found["init_args"]["alpha"], found["init_args"]["beta"]) == (3, 2)
+
+
+@pytest.mark.parametrize("empty", ["", "{}", "{optimizer: }", "{optimizer: {}}"])
+def test_groups_without_settings_change_nothing(settings: Any, empty: str) -> None:
+    found = settings(f"config: base.yaml\nmodel: {empty}\ntrainer: {{}}\ndata: {{}}")
+    assert (found["model"]["ratio"], found["model"]["optimizer"]["lr"]) == (3, 0.7)
+    assert found["data"]["init_args"]["batch_size"] == 5
+    assert found["trainer"]["max_epochs"] == 7
+
+
+def test_arguments_of_a_network_may_have_the_names_of_groups(settings: Any) -> None:
+    arguments = {"model": {"a": 1}, "trainer": "1e-3", "data": {"c": None}}
+    text = yaml.safe_dump({"config": "base.yaml", "model": {"student_args": arguments}})
+    assert settings(text)["model"]["student_args"] == arguments
+    assert load_yaml("{model: {a: 1}, data: {c: 1}}") == {"model": {"a": 1}, "data": {"c": 1}}
+
+
+def test_a_configuration_may_come_through_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "base.yaml").write_text(BASE)
+    threading.Thread(target=lambda: pipe.write_text("model.student_weights: w.pth")).start()
+    arguments = with_pipes_read(["test", "-c", str(pipe)])
+    assert chosen_weights(arguments) == "w.pth"
 
 
 def test_an_option_in_two_forms_is_no_choice() -> None:
     with pytest.raises(yaml.YAMLError, match=r"option model\.ratio is set a second time"):
-        load_yaml("model: {ratio: 3}\nmodel.ratio: 2")
+        load_configuration("model: {ratio: 3}\nmodel.ratio: 2")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +148,9 @@ def test_values_are_known_before_parsing_in_every_form(tmp_path: Path, text: str
     assert chosen_weights(arguments) == "w.pth"
     for option in ("--data.image_size", "--data.init_args.image_size"):
         assert chosen_image_size([*arguments, option, "16"]) == 16
+        assert chosen_image_size([*arguments, f"{option}=16"]) == 16
     assert chosen_image_size([*arguments, "--data", "{image_size: 16}"]) == 16
+    assert chosen_image_size([*arguments, "--data.init_args", "{image_size: 16}"]) == 16
     assert chosen_weights([*arguments, "--model", "{student_weights: v.pth}"]) == "v.pth"
 
 

@@ -355,7 +355,7 @@ def test_no_class_is_left_out_of_what_is_held_out(tmp_path):
     assert sum((kept + held_out).values()) == 82
 
 
-def test_many_rare_classes_are_held_out_in_time():
+def test_many_rare_classes_are_held_out():
     """A class of two images has one in each part, and an image is in one part only."""
     labels = np.repeat(np.arange(20_000), 2)
     source = SimpleNamespace(labels=lambda: labels)

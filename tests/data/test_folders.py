@@ -450,6 +450,13 @@ def test_classes_may_have_the_names_of_splits(tmp_path: Path) -> None:
         assert by_class(served(loader)) == {"ant": {1}, "bee": {0}}
 
 
+def test_a_split_without_classes_lies_beside_one_with_classes(tmp_path: Path) -> None:
+    write(tmp_path / "Train" / "ant", "ant")
+    write(tmp_path / "Test", "bee", 3)
+    assert len(predicted(tmp_path, train_split="Train", test_split="Test")) == 3
+    assert len(predicted(tmp_path)) == 3
+
+
 def test_folders_of_splits_need_folders_of_classes(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / split, "ant")

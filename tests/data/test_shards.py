@@ -128,8 +128,9 @@ def test_labels_that_cannot_be_used_are_told_with_the_option(
     assert served(read.predict_dataloader()) == [(0, -1), (1, -1)]
 
 
-def test_a_label_may_lie_deeper_in_its_file(tmp_path: Path) -> None:
-    fields = json.dumps({"object": {"kind": 1}}).encode()
+@pytest.mark.parametrize("label", [1, "1", 1.0])
+def test_a_label_may_lie_deeper_in_its_file(tmp_path: Path, label: float | str) -> None:
+    fields = json.dumps({"object": {"kind": label}}).encode()
     write_shard(tmp_path / "x-0.tar", [{"png": image(3), "json": fields}])
     assert served(data(tmp_path, target_key="object/kind").test_dataloader()) == [(3, 1)]
 

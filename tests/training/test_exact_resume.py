@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from bench.chaos.compare import differences, rows
 from gpd_cli.__main__ import main
@@ -468,6 +468,9 @@ class Own(LightningDataModule):
         self.kind = kind
 
     def train_dataloader(self) -> Any:
+        if self.kind == "shuffled":
+            sampler = DistributedSampler(Numbered(), 1, 0, shuffle=True)
+            return DataLoader(Numbered(), 8, sampler=sampler, num_workers=1)
         if self.kind == "batches":
             return DataLoader(Numbered(), batch_sampler=Batches())  # type: ignore[arg-type]
         data = {"stream": Stream, "measured": MeasuredStream}.get(self.kind, Numbered)()
@@ -485,10 +488,12 @@ class Seen(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.images.append(int(batch[0][0, 0, 0, 0]) // 8)
+        self.images.append(int(batch[0][0, 0, 0, 0]))
 
 
-@pytest.mark.parametrize("kind", ["in order", "worker", "stream", "measured", "batches"])
+@pytest.mark.parametrize(
+    "kind", ["in order", "worker", "shuffled", "stream", "measured", "batches"]
+)
 def test_loaders_of_any_kind_go_on_at_their_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -501,14 +506,18 @@ model:
   ratio: 1
   optimizer: {{lr: 0.001, sched: none}}
 data: {{class_path: test_exact_resume.Own, init_args: {{kind: {kind}}}}}
-trainer: {{accelerator: cpu, max_epochs: 2, limit_val_batches: 1, callbacks: [
+trainer: {{accelerator: cpu, max_epochs: 3, limit_val_batches: 1, callbacks: [
   {{class_path: test_exact_resume.Seen}}, {{class_path: test_exact_resume.Kill}}]}}
 """)
-    killed(tmp_path, monkeypatch, ["-c", "own.yaml", EVERY, "2"], step=3)
-    assert Seen.images == [0, 1, 2, 3]
+    assert fit(tmp_path, "-c", "own.yaml") == 0
+    expected = Seen.images.copy()
+    assert len(expected) == 3 * 6
     Seen.images.clear()
-    assert fit(tmp_path, "--resume", "runs/own/version_0") == 0
-    assert Seen.images == [2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
+    killed(tmp_path, monkeypatch, ["-c", "own.yaml", EVERY, "2"], step=9)
+    assert Seen.images == expected[:10]
+    Seen.images.clear()
+    assert fit(tmp_path, "--resume", "runs/own/version_1") == 0
+    assert Seen.images == expected[8:]
 
 
 def test_scores_stay_known_in_an_epoch_without_validation(

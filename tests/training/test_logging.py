@@ -401,6 +401,14 @@ def test_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path: 
         logger.experiment.log_metrics({"epoch": number}, number)
         logger.save()
     assert [logger.version for logger in loggers] == [0, 1, 2]
+    refused = RunCSVLogger(tmp_path, "runs")
+    assert refused.version == 3
+    (tmp_path / "runs" / "version_3").mkdir()  # that of another run, which has no files yet
+    refused.finalize("failed")
+    assert (tmp_path / "runs" / "version_3").is_dir()
+    addressed = RunCSVLogger(f"file://{tmp_path}", "runs")
+    addressed.experiment.log_metrics({"epoch": 0}, 0)
+    assert addressed.version == 4
     for number in range(3):
         table = tmp_path / "runs" / f"version_{number}" / "metrics.csv"
         assert table.read_text().splitlines()[1:] == [f"{number},{number}"]
@@ -419,3 +427,4 @@ def test_a_remote_folder_has_the_configuration(
     capsys.readouterr()
     assert main(["fit", "-c", "tiny.yaml", *remote, "--ckpt_path", "last"]) == 1
     assert "--ckpt_path last does not look into memory://place" in capsys.readouterr().err
+    fsspec.filesystem("memory").rm("/place", recursive=True)

@@ -36,6 +36,8 @@ from gpd_cli.cli.configurations import (
     chosen_weights,
     configuration_files,
     configured_value,
+    expanded,
+    with_pipes_read,
 )
 from gpd_cli.cli.cpu_memory import keep_freed_memory
 from gpd_cli.cli.failures import report_failure
@@ -107,7 +109,7 @@ class GpdCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveConfig if self._command == "fit" else None,
             save_config_kwargs={"overwrite": True},
-            args=with_values(current_arguments(_asked_for(arguments))),
+            args=expanded(with_values(current_arguments(_asked_for(arguments)))),
             auto_configure_optimizers=False,
         )
 
@@ -220,7 +222,8 @@ class GpdCLI(LightningCLI):
                 raise ArgumentError(
                     None, "add --output FILE.safetensors, or --dry_run to plan only"
                 )
-            if any(occurrences(self._arguments, (CHECKPOINT,))):  # a run's config.yaml may have it
+            # The configuration of a run may have this entry, which means nothing here.
+            if any(occurrences(self._arguments, (CHECKPOINT,))):
                 raise ArgumentError(
                     None,
                     "gpd expand takes no --ckpt_path; name the student's weights by "
@@ -370,7 +373,7 @@ def run(arguments: Sequence[str]) -> int:
                     None, f"there is no command '{arguments[0]}'; choose from {known}"
                 )
             SaveConfig.arguments = list(arguments)
-            arguments = with_recipes(arguments)
+            arguments = with_pipes_read(with_recipes(arguments))
             if arguments[:1] == ["extract"]:
                 run_extract(arguments[1:])
             elif arguments[:1] == ["report"]:

@@ -1,6 +1,7 @@
 """Reading of the configurations that a command line names, before the command line is parsed.
 
-So errors can name the configuration, and values such as the checkpoint are known early.
+So errors can name the configuration, values such as the checkpoint are known early, and the parser
+gets each configuration in one form: its bases before it, and its settings in groups.
 """
 
 from __future__ import annotations
@@ -11,98 +12,180 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import get_loader, set_loader
-from yaml import MarkedYAMLError, YAMLError, safe_load
+from yaml import MarkedYAMLError, SafeDumper, YAMLError, dump, safe_load
 from yaml.reader import ReaderError
 
-from gpd_cli.cli.arguments import (
-    CHECKPOINT,
-    CONFIGURATION_OPTIONS,
-    IMAGE_DATA,
-    is_inline,
-    occurrences,
-)
+from gpd_cli.cli.arguments import CHECKPOINT, CONFIGURATION_OPTIONS, is_inline, occurrences
 from gpd_cli.cli.old_forms import current_settings
 from gpd_cli.cli.yaml_limits import check_limits
 from gpd_cli.errors import ConfigurationError, did_you_mean
 from gpd_cli.recipes.names import configuration_name, configuration_path, recipe_meant
 
 YAML = "gpd"
-"""Name of the YAML loader of all parsers, which also understands old forms of settings."""
+"""Name of the YAML loader of all parsers, which limits what a text may expand to."""
 _GROUPS = ("model", "data", "trainer")
-_INNER_GROUPS = ("model.optimizer", "model.static_teacher", "data.init_args")
-_WEIGHTS = "model.student_weights"
-_IMAGE_SIZES = ("data.init_args.image_size", "data.image_size")
-_FIRST = ("config", "data.class_path")
-_IMAGE_DATA = (IMAGE_DATA, IMAGE_DATA.rpartition(".")[2])  # by its path and by its name
+_OPTIONAL = (*_GROUPS, "model.optimizer", "model.static_teacher", "data.init_args")
+_WEIGHTS = ("model.student_weights",)
+_IMAGE_SIZE = ("data.image_size", "data.init_args.image_size")
 _BASE = "config"  # the entry by which a configuration names the configuration that it builds on
 
 
 def load_yaml(text: str) -> Any:
-    """Load the content of a configuration, or the value of an option.
+    """Load the value of an option, or a text that `expanded` has written.
+
+    Args:
+        text: text in YAML.
+
+    Raises:
+        YAMLError: when the text is not valid YAML, or exceeds the limits of `yaml_limits`.
+    """
+    check_limits(text)
+    return get_loader("yaml")(text)
+
+
+set_loader(YAML, load_yaml, (YAMLError,))
+
+
+def load_configuration(text: str) -> Any:
+    """Load the content of a configuration.
 
     Args:
         text: text in YAML.
 
     Returns:
-        The content, with old forms of settings translated to their present form, and groups of
-        settings written with dots, see `with_dots`.
+        The content, with old forms of settings translated to their present form, and its settings
+        in groups, see `in_groups`; unchanged if the text is not that of a configuration.
 
     Raises:
         YAMLError: when the text is not valid YAML, exceeds the limits of `yaml_limits`, or sets an
             option twice.
         MethodError: when a setting has an old form without an equivalent.
     """
-    check_limits(text)
-    content = get_loader("yaml")(text)
-    if isinstance(content, dict):
-        # A group is None if all of its entries have been commented out.
-        content = {k: v for k, v in content.items() if v is not None or k not in _GROUPS}
-        if isinstance(base := content.get(_BASE), str):
-            content[_BASE] = configuration_path(base)
-        return with_dots(current_settings(content))
-    return content
+    content = load_yaml(text)
+    if not isinstance(content, dict):
+        return content
+    if isinstance(base := content.get(_BASE), str):
+        content[_BASE] = configuration_path(base)
+    return in_groups(current_settings(content))
 
 
-set_loader(YAML, load_yaml, (YAMLError,))
+def in_groups(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write all settings of a configuration in groups, also those whose names have dots.
 
-
-def with_dots(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the groups of settings in a configuration as names with dots (``model.ratio``).
-
-    jsonargparse takes a group as a whole, by which the group of a configuration would replace that
-    of its base, and a group would replace settings that are written with dots. Only data of another
-    class than `ImageData` replaces the data of a base, whose settings are those of another class.
+    A group without settings, all of whose entries have been commented out, is left out.
 
     Args:
         content: content of a configuration.
+
+    Returns:
+        The same settings.
 
     Raises:
         YAMLError: when an option is set twice, once in a group and once with dots.
 
     Example:
-        >>> with_dots({"model": {"ratio": 2, "optimizer": {"lr": 0.1}}, "config": "base.yaml"})
-        {'config': 'base.yaml', 'model.ratio': 2, 'model.optimizer.lr': 0.1}
+        >>> in_groups({"model": {"ratio": 2}, "model.optimizer.lr": 0.1, "trainer": None})
+        {'model': {'ratio': 2, 'optimizer': {'lr': 0.1}}}
     """
-    dotted: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in content.items():
-        for option, setting in _options(name, value):
-            if option in dotted:
-                raise YAMLError(f"the option {option} is set a second time; remove one of the two")
-            dotted[option] = setting
-    # A base comes first, since later settings override it, and a class before its settings, since
-    # another class drops the settings so far.
-    first = {name: dotted.pop(name) for name in _FIRST if name in dotted}
-    return first | dotted
+        first, *inner = str(name).split(".") if str(name).partition(".")[0] in _GROUPS else [name]
+        for part in reversed(inner):
+            value = {part: value}
+        _put(found, first, value, str(first))
+    return found
 
 
-def _options(name: Any, value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the options that an entry sets, by their names with dots."""
-    is_group = name in _GROUPS + _INNER_GROUPS and isinstance(value, Mapping) and value
-    if not is_group or value.get("class_path", IMAGE_DATA) not in _IMAGE_DATA:
-        yield name, value
+def _put(group: dict[str, Any], name: Any, value: Any, path: str) -> None:
+    """Add a setting to a group, or the settings of a group to those that it has already.
+
+    Args:
+        group: the group, changed in place.
+        name: name of the setting in the group.
+        value: value of the setting, or a group of settings.
+        path: name of the setting with dots, for the error message.
+    """
+    if path in _OPTIONAL and (value is None or value == {}):
         return
-    for key, inner in value.items():
-        yield from _options(f"{name}.{key}", inner)
+    if isinstance(value, Mapping) and isinstance(group.get(name, {}), dict):
+        inner = group.setdefault(name, {})
+        for key, setting in value.items():
+            _put(inner, key, setting, f"{path}.{key}")
+        return
+    if name in group:
+        raise YAMLError(f"the option {path} is set a second time; remove one of the two")
+    group[name] = value
+
+
+class _Quoting(SafeDumper):
+    """Writes texts in quotes, so that no loader takes them for numbers."""
+
+    def represent_text(self, text: str) -> Any:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+
+
+_Quoting.add_representer(str, _Quoting.represent_text)
+
+
+def inline(content: Mapping[str, Any]) -> str:
+    """Write the content of a configuration as text for a command line: YAML in braces.
+
+    Args:
+        content: content of a configuration.
+    """
+    return dump(
+        dict(content), Dumper=_Quoting, default_flow_style=True, sort_keys=False, width=10**9
+    ).strip()
+
+
+def with_pipes_read(arguments: Sequence[str]) -> list[str]:
+    """Replace configurations that come through a pipe (``-c <(command)``) by their content.
+
+    Args:
+        arguments: the command line.
+
+    Raises:
+        ConfigurationError: when the content is no configuration.
+    """
+    found = list(arguments)
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        is_value = not equals and place > 0 and arguments[place - 1] in CONFIGURATION_OPTIONS
+        path = argument if is_value else value if name in CONFIGURATION_OPTIONS else ""
+        if path and not is_inline(path) and Path(path).is_fifo():
+            text = inline(_read(path, Path(path)))
+            found[place] = text if is_value else f"{name}={text}"
+    return found
+
+
+def expanded(arguments: Sequence[str]) -> list[str]:
+    """Replace each configuration of a command line by its bases and itself, as inline texts.
+
+    The parser then merges them setting by setting, as it does with several ``-c``. By itself it
+    would replace a whole group of a base by the group of the same name.
+
+    Args:
+        arguments: the command line; its configurations have been checked to be readable.
+    """
+    found: list[str] = []
+    takes_value = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if takes_value:
+            name, value, takes_value = CONFIGURATION_OPTIONS[0], argument, False
+        elif name in CONFIGURATION_OPTIONS and not equals:
+            takes_value = True
+            continue
+        elif name not in CONFIGURATION_OPTIONS:
+            found.append(argument)
+            continue
+        contents = [content for _, content in _contents([name, value], inline=True)]
+        for content in contents:
+            own = {key: setting for key, setting in content.items() if key != _BASE}
+            found += [CONFIGURATION_OPTIONS[1], inline(own)] if own else []
+        if not contents:  # the parser reports what is wrong
+            found += [name, value]
+    return found + ([CONFIGURATION_OPTIONS[0]] if takes_value else [])
 
 
 def check_configurations(arguments: Sequence[str]) -> None:
@@ -124,6 +207,9 @@ def configuration_files(arguments: Sequence[str]) -> list[str]:
 
     Args:
         arguments: the command line; its configurations have been checked to be readable.
+
+    Returns:
+        The paths, without configurations that are written on the command line itself.
     """
     return [path for path, _ in _contents(arguments)]
 
@@ -154,7 +240,7 @@ def chosen_image_size(arguments: Sequence[str]) -> int | None:
     Returns:
         Height and width of the square images in pixels; None if nothing sets the size.
     """
-    found = _chosen(arguments, *_IMAGE_SIZES)
+    found = _chosen(arguments, _IMAGE_SIZE)
     if isinstance(found, str) and found.isdecimal():
         found = int(found)
     return found if isinstance(found, int) else None  # the parser later refuses other values
@@ -190,26 +276,41 @@ def chosen_weights(arguments: Sequence[str]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _chosen(arguments: Sequence[str], *names: str) -> Any:
+def _chosen(arguments: Sequence[str], names: Sequence[str]) -> Any:
     """The value of an option on the command line, or else in its last configuration with a value.
 
     Args:
         arguments: the command line; its configurations have been checked to be readable.
         names: names of the option, with dots.
+
+    Returns:
+        The value, which is text if it is from the command line; None without any.
     """
     found: Any = None
     for _, content in _contents(arguments, inline=True):
         for name in names:
-            found = content.get(name, found)
-    groups = {name.partition(".")[0] for name in names}
+            found = _value(content, name, found)
+    groups = tuple(dict.fromkeys(name.rpartition(".")[0] for name in names))
     for option, value in occurrences(arguments, [f"--{name}" for name in (*names, *groups)]):
-        if option.removeprefix("--") not in groups:
+        group = option.removeprefix("--")
+        if group not in groups:
             found = value
-        elif is_inline(value):  # a group of options, as in --data '{image_size: 64}'
-            for _, content in _inline_contents(f"{{{option.removeprefix('--')}: {value}}}"):
-                for name in names:
-                    found = content.get(name, found)
+            continue
+        with suppress(YAMLError):  # a group of options, as in --data '{image_size: 64}'
+            content = in_groups(current_settings({group: load_yaml(value)}))
+            for name in names:
+                found = _value(content, name, found)
     return found
+
+
+def _value(content: Any, name: str, default: Any) -> Any:
+    """A setting of a configuration by its name with dots, or a default if it is not set."""
+    if not isinstance(content, Mapping):
+        return default
+    if name in content:
+        return content[name]
+    first, _, rest = name.partition(".")
+    return _value(content.get(first), rest, default) if rest else default
 
 
 def configured_value(path: str, key: str) -> Any:
@@ -241,7 +342,7 @@ def _inline_contents(text: str) -> Iterator[tuple[str, Any]]:
     """Yield the bases of a configuration written on the command line, then the configuration."""
     content = None
     with suppress(YAMLError):  # the parser reports the error later
-        content = load_yaml(text)
+        content = load_configuration(text)
     if isinstance(content, dict):
         if isinstance(base := content.get(_BASE), str):
             yield from _with_bases(base, base, ())
@@ -278,7 +379,7 @@ def _read(path: str, file: Path) -> dict[str, Any]:
     """
     name = configuration_name(path)
     try:
-        content = load_yaml(file.read_text(encoding="utf-8"))
+        content = load_configuration(file.read_text(encoding="utf-8"))
     except MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise ConfigurationError(f"{name}{line}: {error.problem}.") from error
@@ -342,6 +443,7 @@ def _has(content: Any, option: str) -> bool:
         return False
     return any(
         option == str(key)
+        or str(key).startswith(f"{option}.")
         or (option.startswith(f"{key}.") and _has(value, option.removeprefix(f"{key}.")))
         for key, value in content.items()
     )

@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from gpd_cli.cli.arguments import with_values
-from gpd_cli.cli.configurations import YAML, check_configurations
+from gpd_cli.cli.configurations import YAML, check_configurations, expanded
 from gpd_cli.cli.suggestions import suggesting
 from gpd_cli.commands.extract import extract_command
 from gpd_cli.commands.report import report_command
@@ -66,6 +66,6 @@ def report_parser() -> ArgumentParser:
 def _parsed(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
     check_configurations(arguments)
     try:
-        return parser.parse_args(list(arguments)).as_dict()
+        return parser.parse_args(expanded(arguments)).as_dict()
     except ArgumentError as error:
         raise suggesting(error, parser, arguments) from error

@@ -42,7 +42,10 @@ _ELSEWHERE = {
     "checkpoint": "--ckpt_path",
 }
 _UNKNOWN = re.compile(r"[Uu]nrecognized arguments: (\S+)")
-_UNKNOWN_IN_FILE = re.compile(r"(?:Subcommand '\w+' does not accept o|O)ption '([^']+)'")
+_UNKNOWN_IN_FILE = re.compile(
+    r"(?:Subcommand '\w+' does not accept o|Group '(?P<group>[\w.]+)' does not accept o|O)"
+    r"ption '(?P<name>[^']+)'"
+)
 _ALIKE = 0.75  # least similarity of two names (ratio of difflib, from 0 to 1) for a suggestion
 _LONG = 6  # least length, in letters, of a last part that is compared with other last parts
 
@@ -70,10 +73,11 @@ def suggesting(
     options = [*known, *others]
     if (found := _UNKNOWN_IN_FILE.match(str(error))) is None:
         return ArgumentError(None, with_suggestion(str(error), options))
-    place, meant = place_of(found[1], arguments), nearest(f"--{found[1]}", options)
+    option = ".".join(filter(None, (found["group"], found["name"])))
+    place, meant = place_of(option, arguments), nearest(f"--{option}", options)
     hint = did_you_mean(meant and meant.lstrip("-"))
     where = "" if place is None else f"{place}: "
-    return ConfigurationError(f"{where}there is no option {found[1]}{hint}.")
+    return ConfigurationError(f"{where}there is no option {option}{hint}.")
 
 
 def data_options() -> list[str]:

@@ -82,21 +82,20 @@ def split_folders(root: Path) -> list[Path]:
     """The folders of splits in a folder, in the order of their names.
 
     A name may begin with a capital, as in ``Train`` and ``Test``. A folder of such a name may also
-    be a class (a train among vehicles, or ``valid`` beside ``invalid``), and is one if it holds
-    images directly. But beside a folder of a split, a folder with a split's name in small letters
-    is that of a split, whose images may be without classes. And if no other folder holds images,
-    all are taken for splits, so that the missing folders of classes are reported.
+    be a class (a train among vehicles, or ``valid`` beside ``invalid``), and is one if all such
+    folders hold images directly. But if no other folder holds images, they are taken for splits, so
+    that the missing folders of classes are reported.
 
     Args:
         root: the folder.
     """
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     named = [folder for folder in folders if is_split_name(folder.name)]
-    splits = [folder for folder in named if not has_images(folder)]
-    if splits:
-        return [folder for folder in named if folder in splits or folder.name.islower()]
+    if not all(has_images(folder) for folder in named):
+        return named
     others = (folder for folder in folders if folder not in named)
-    return [] if any(has_images(folder, below=True) for folder in others) else named
+    is_class = named and any(has_images(folder, below=True) for folder in others)
+    return [] if is_class else named
 
 
 def is_split_name(name: str) -> bool:

@@ -55,8 +55,9 @@ class ImageSpec:
         """The folder of the training's data, or the folder as it was given if the other is gone.
 
         Args:
-            given: the folder as it was given in training: a path that may be relative to the folder
-                in which the training was started, and may mean other data elsewhere.
+            given: the folder as it was given in training. A path that is relative to the folder in
+                which the training was started may mean other data elsewhere; an absolute path that
+                exists is taken.
         """
         if given is None or self.root is None or str(Path(given).resolve()) == self.root:
             return given

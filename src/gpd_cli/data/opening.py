@@ -342,7 +342,9 @@ class DataSpec:
         names = tuple(reader.split_info.filenames)
         for name in names:
             path = Path(str(self.root)) / name
-            if not (_is_remote(str(self.root)) or _is_remote(name) or path.is_file()):
+            if not (
+                _is_url_or_command(str(self.root)) or _is_url_or_command(name) or path.is_file()
+            ):
                 raise DataError(
                     f"There is no shard '{path}'; check --data.root and the file names of the "
                     "split."
@@ -404,6 +406,6 @@ def numbered(classes: int) -> list[str]:
     return [str(number) for number in range(classes)]
 
 
-def _is_remote(place: str) -> bool:
+def _is_url_or_command(place: str) -> bool:
     """Whether a location is a URL or a command to read from, and not a local path."""
     return ":" in place

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial, reduce
 from typing import Any
 
@@ -126,8 +127,9 @@ def _label(sample: Mapping[str, Any], target_key: str | None) -> Any:
     """The label of a sample: a number, or any other value that the field holds.
 
     Raises:
-        LookupError: when there is no such file or field. TypeError: when the path of the field
-            leads through a value without fields. ValueError: when the file cannot be understood.
+        LookupError: when there is no such file or field.
+        TypeError: when the path of the field leads through a value without fields.
+        ValueError: when the file cannot be understood.
     """
     if target_key is None:
         label: Any = int(sample[_LABEL])
@@ -135,6 +137,9 @@ def _label(sample: Mapping[str, Any], target_key: str | None) -> Any:
         fields = json.loads(sample[_FIELDS])
         path = [target_key] if target_key in fields else target_key.split("/")
         label = reduce(lambda found, part: found[part], path, fields)
+        if isinstance(label, str | float):  # a number may be written as text, or with a point
+            with suppress(ValueError, OverflowError):
+                label = int(label) if float(label).is_integer() else label
     return UNKNOWN if isinstance(label, int) and label < 0 else label
 
 

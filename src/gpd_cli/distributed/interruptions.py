@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -271,11 +272,18 @@ def _skip(trainer: Trainer, batches: int) -> None:
         trainer: trainer of the run.
         batches: number of batches.
     """
-    if skip_once(trainer.train_dataloader, batches):
-        # Lightning has begun to read already, and would go on with what it reads. To begin anew
-        # draws from random generators whose states have been restored.
+    loop = trainer.fit_loop
+    loaders = loop._combined_loader.flattened  # type: ignore[union-attr]
+    # All of them have to skip, so the results are collected first.
+    begin_anew = [skip_once(loader, batches) for loader in loaders]
+    if any(begin_anew):
+        # Lightning has begun to read already, and would go on with what it reads. Workers read as
+        # soon as a pass begins, and so have to know the epoch, which Lightning tells samplers
+        # later. To begin anew draws from random generators whose states have been restored.
+        for loader in loaders:
+            _set_sampler_epoch(loader, loop.epoch_progress.current.processed)
         with states_kept(), torch.random.fork_rng(devices=[]):
-            iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+            iter(loop._data_fetcher)  # type: ignore[arg-type]
 
 
 def _resume_or_start_again(trainer: Trainer) -> str:

@@ -38,5 +38,9 @@ def is_remote(folder: str) -> bool:
 
     Args:
         folder: path or address of the folder.
+
+    Example:
+        >>> is_remote("s3://bucket/runs"), is_remote("runs")
+        (True, False)
     """
     return "://" in folder

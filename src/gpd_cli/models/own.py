@@ -43,7 +43,7 @@ def find_maker(path: str) -> Maker:
         ) from error
     except (Exception, SystemExit) as error:  # the module may be any code, even a whole program
         raise ModelError(
-            f"The network {path} cannot be imported: {short_text(error)}; "
+            f"The network {path} cannot be imported: {short_text(error).rstrip('.!')}; "
             "correct its module, so that Python imports it without an error."
         ) from error
     made = found if inspect.isclass(found) else _returned(found)

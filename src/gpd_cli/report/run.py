@@ -80,7 +80,7 @@ class Run:
         """The path of a checkpoint of the run; None if there is no such checkpoint.
 
         Args:
-            name: name of the checkpoint, `BEST`, `LAST` or `STOPPED`.
+            name: name of the checkpoint, `BEST`, `GIVEN_UP`, `LAST` or `STOPPED`.
         """
         path = self.folder / CHECKPOINTS / name
         return path if path.is_file() else None

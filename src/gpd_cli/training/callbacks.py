@@ -67,7 +67,8 @@ class Best(ModelCheckpoint):
             return
         path = Path(self.dirpath, BEST)
         begin, best = (_updates(file) for file in (trainer.ckpt_path, path))
-        if not trainer.strategy.broadcast(best > begin):
+        is_later = begin is not None and best is not None and best > begin
+        if not trainer.strategy.broadcast(is_later):
             return
         kept = path.with_name(GIVEN_UP)
         rank_zero_info(
@@ -156,7 +157,7 @@ class Last(ModelCheckpoint):
         self._took = self._written - start
 
 
-def _updates(path: str | Path) -> int:
-    """The number of updates made before a checkpoint; 0 if the file is missing or does not tell."""
+def _updates(path: str | Path) -> int | None:
+    """The number of updates made before a checkpoint; None if the file is missing or does not tell."""
     step = glance(path).get("global_step")
-    return step if isinstance(step, int) else 0
+    return step if isinstance(step, int) else None

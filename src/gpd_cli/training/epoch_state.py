@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -121,11 +122,17 @@ def _accumulated_gradients(trainer: Trainer, module: LightningModule) -> dict[st
     """
     if not trainer.fit_loop._should_accumulate():
         return {}
-    return {
-        name: trainer.strategy.reduce(weight.grad.detach().clone(), reduce_op="mean").cpu()
-        for name, weight in module.named_parameters()
-        if weight.grad is not None
-    }
+    weights = dict(module.named_parameters())
+    own = [name for name, weight in weights.items() if weight.grad is not None]
+    names = sorted(set().union(*gathered(own)))  # a process may not have used all weights
+    return {name: _mean_gradient(weights[name], trainer) for name in names}
+
+
+def _mean_gradient(weight: Tensor, trainer: Trainer) -> Tensor:
+    """The mean of a weight's gradient over all processes, on the CPU."""
+    own = torch.zeros_like(weight) if weight.grad is None else weight.grad.clone()
+    mean: Tensor = trainer.strategy.reduce(own.detach(), reduce_op="mean")
+    return mean.cpu()
 
 
 def _accuracy_counts(module: LightningModule) -> dict[str, dict[str, Any]]:

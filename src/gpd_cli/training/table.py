@@ -62,7 +62,7 @@ class RunCSVLogger(CSVLogger):
         while True:
             self._version = number
             try:
-                Path(self.log_dir).mkdir()
+                self._fs.mkdir(self.log_dir, create_parents=False)
                 return
             except FileExistsError:
                 number += 1
@@ -80,7 +80,7 @@ class RunCSVLogger(CSVLogger):
         would leave a folder behind.
         """
         super().finalize(status)
-        if status == "failed":
+        if status == "failed" and self._experiment is not None:
             with suppress(OSError):  # the folder has files, or was never made
                 Path(self.log_dir).rmdir()
 

@@ -29,7 +29,7 @@ def scale_of_loss(trainer: Trainer, batch: int) -> float:
 
 
 def scale_of_gradients(trainer: Trainer, batch: int) -> float:
-    """The factor of the gradients for which `scale_of_loss` knew too little: those of a stream.
+    """The factor that corrects gradients where an epoch ends earlier than `scale_of_loss` expected.
 
     Only its last batch tells that a stream ends within an update.
 
