@@ -117,7 +117,7 @@ def _put(group: dict[str, Any], name: Any, value: Any, path: str) -> None:
     group[name] = value
 
 
-class _Quoting(SafeDumper):
+class _Quoting(SafeDumper):  # type: ignore[misc] # yaml has no types
     """Writes texts in quotes, so that no loader takes them for numbers."""
 
     def represent_text(self, text: str) -> Any:
@@ -133,9 +133,10 @@ def inline(content: Mapping[str, Any]) -> str:
     Args:
         content: content of a configuration.
     """
-    return dump(
+    text: str = dump(
         dict(content), Dumper=_Quoting, default_flow_style=True, sort_keys=False, width=10**9
-    ).strip()
+    )
+    return text.strip()
 
 
 def with_pipes_read(arguments: Sequence[str]) -> list[str]:

@@ -280,8 +280,9 @@ def _skip(trainer: Trainer, batches: int) -> None:
         # Lightning has begun to read already, and would go on with what it reads. Workers read as
         # soon as a pass begins, and so have to know the epoch, which Lightning tells samplers
         # later. To begin anew draws from random generators whose states have been restored.
+        progress: Any = loop.epoch_progress.current
         for loader in loaders:
-            _set_sampler_epoch(loader, loop.epoch_progress.current.processed)
+            _set_sampler_epoch(loader, progress.processed)
         with states_kept(), torch.random.fork_rng(devices=[]):
             iter(loop._data_fetcher)  # type: ignore[arg-type]
 

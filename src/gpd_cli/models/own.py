@@ -42,8 +42,9 @@ def find_maker(path: str) -> Maker:
             "PYTHONPATH."
         ) from error
     except (Exception, SystemExit) as error:  # the module may be any code, even a whole program
+        reason = short_text(error).rstrip(".!")
         raise ModelError(
-            f"The network {path} cannot be imported: {short_text(error).rstrip('.!')}; "
+            f"The network {path} cannot be imported: {reason}; "
             "correct its module, so that Python imports it without an error."
         ) from error
     made = found if inspect.isclass(found) else _returned(found)

@@ -158,6 +158,6 @@ class Last(ModelCheckpoint):
 
 
 def _updates(path: str | Path) -> int | None:
-    """The number of updates made before a checkpoint; None if the file is missing or does not tell."""
+    """The number of updates made before a checkpoint; None if no file tells it."""
     step = glance(path).get("global_step")
     return step if isinstance(step, int) else None
