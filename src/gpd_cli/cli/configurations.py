@@ -153,7 +153,7 @@ def with_pipes_read(arguments: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         is_value = not equals and place > 0 and arguments[place - 1] in CONFIGURATION_OPTIONS
         path = argument if is_value else value if name in CONFIGURATION_OPTIONS else ""
-        if path and not is_inline(path) and Path(path).is_fifo():
+        if path and not is_inline(path) and _is_pipe(Path(path)):
             text = inline(_read(path, Path(path)))
             found[place] = text if is_value else f"{name}={text}"
     return found
@@ -430,6 +430,13 @@ def _missing(name: str, file: Path, above: Sequence[Path]) -> str:
     if (meant := recipe_meant(name)) is not None:
         return f"{what}{did_you_mean(meant)}."
     return f"{what}; gpd recipes lists those of the package."
+
+
+def _is_pipe(file: Path) -> bool:
+    try:
+        return file.is_fifo()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _is_there(file: Path) -> bool:
