@@ -132,6 +132,10 @@ def inline(content: Mapping[str, Any]) -> str:
 
     Args:
         content: content of a configuration.
+
+    Example:
+        >>> inline({"model": {"student": "resnet18", "ratio": 2}})
+        '{"model": {"student": "resnet18", "ratio": 2}}'
     """
     text: str = dump(
         dict(content), Dumper=_Quoting, default_flow_style=True, sort_keys=False, width=10**9
@@ -142,8 +146,13 @@ def inline(content: Mapping[str, Any]) -> str:
 def with_pipes_read(arguments: Sequence[str]) -> list[str]:
     """Replace configurations that come through a pipe (``-c <(command)``) by their content.
 
+    A pipe can be read only once, but configurations are read several times.
+
     Args:
         arguments: the command line.
+
+    Returns:
+        The command line without pipes.
 
     Raises:
         ConfigurationError: when the content is no configuration.
@@ -167,6 +176,10 @@ def expanded(arguments: Sequence[str]) -> list[str]:
 
     Args:
         arguments: the command line; its configurations have been checked to be readable.
+
+    Returns:
+        The command line for the parser. A configuration that cannot be read is left as it is, so
+        that the parser reports what is wrong.
     """
     found: list[str] = []
     takes_value = False
@@ -184,7 +197,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
         for content in contents:
             own = {key: setting for key, setting in content.items() if key != _BASE}
             found += [CONFIGURATION_OPTIONS[1], inline(own)] if own else []
-        if not contents:  # the parser reports what is wrong
+        if not contents:
             found += [name, value]
     return found + ([CONFIGURATION_OPTIONS[0]] if takes_value else [])
 
