@@ -374,7 +374,9 @@ def _with_bases(name: str, path: str, above: tuple[Path, ...]) -> Iterator[tuple
     file = Path(path)
     if not _is_there(file):
         raise ConfigurationError(_missing(name, file, above))
-    if not file.is_file():  # a pipe can be read only once, which is left to the parser
+    if not file.is_file():  # such as /dev/null, which is left to the parser
+        if above:
+            raise ConfigurationError(f"'{name}', on which {above[-1].name} builds, is not a file.")
         return
     content = _read(path, file)
     if isinstance(base := content.get(_BASE), str):
