@@ -112,7 +112,7 @@ def test_groups_without_settings_change_nothing(settings: Any, empty: str) -> No
 
 
 def test_arguments_of_a_network_may_have_the_names_of_groups(settings: Any) -> None:
-    arguments = {"model": {"a": 1}, "trainer": "001", "data": {"c": None}}
+    arguments = {"model": {"a": 1}, "trainer": "x", "data": {"c": None}}
     text = yaml.safe_dump({"config": "base.yaml", "model": {"student_args": arguments}})
     assert settings(text)["model"]["student_args"] == arguments
     assert load_yaml("{model: {a: 1}, data: {c: 1}}") == {"model": {"a": 1}, "data": {"c": 1}}

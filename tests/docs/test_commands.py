@@ -8,6 +8,7 @@ import yaml
 from documentation import ROOT, blocks, commands, recipe_commands
 from gpd_cli.cli.arguments import with_recipes, with_values
 from gpd_cli.cli.command_line import COMMANDS, GpdCLI
+from gpd_cli.cli.configurations import expanded
 from gpd_cli.cli.old_forms import current_arguments
 from gpd_cli.cli.standalone import extract_parser, report_parser
 from gpd_cli.recipes.names import recipe_names
@@ -65,7 +66,7 @@ def test_command(page: str, arguments: list[str], parsers: dict[str, Any], tmp_p
         arguments += ["--model.student", "resnet18"]
     parser = parsers[name]
     line = arguments[1:] if name in ("extract", "report") else current_arguments(arguments)
-    parser.parse_args(with_values(line))
+    parser.parse_args(expanded(with_values(line)))
 
 
 def test_configurations(parsers: dict[str, Any], tmp_path: Any) -> None:
