@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -14,26 +13,15 @@ from gpd_cli.__main__ import main
 from gpd_cli.data import ImageData
 from gpd_cli.data.sources import LabelError, UnreadableImageError
 from gpd_cli.errors import DataError
+from shard_files import Files, write_shard
 
 pytest.importorskip("webdataset")
-
-Files = dict[str, bytes]
 
 
 def image(number: int, kind: str = "png") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(buffer, kind)
     return buffer.getvalue()
-
-
-def write_shard(path: Path, samples: list[Files]) -> None:
-    """Write a shard whose samples are files by their endings."""
-    with tarfile.open(path, "w") as archive:
-        for number, files in enumerate(samples):
-            for ending, content in files.items():
-                entry = tarfile.TarInfo(f"{number:03}.{ending}")
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
 
 
 def plain(count: int, ending: str = "png", kind: str = "png") -> list[Files]:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-import tarfile
+from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from gpd_cli.__main__ import main
 from gpd_cli.data import ImageData, ImageSpec
 from gpd_cli.errors import DataError
 from gpd_cli.teacher.checkpoint import image_spec
+from shard_files import Files, write_shard
 
 COLOURS = ((250, 20, 20), (20, 250, 20), (20, 20, 250))
 CONFIG = """
@@ -36,15 +37,11 @@ trainer: {accelerator: cpu, max_epochs: 1, enable_progress_bar: false}
 """
 
 
-def write_shard(path: Path, count: int) -> None:
-    with tarfile.open(path, "w") as archive:
-        for number in range(count):
-            image = io.BytesIO()
-            Image.new("RGB", (20, 20), COLOURS[number % 3]).save(image, "png")
-            for suffix, content in (("png", image.getvalue()), ("cls", b"%d" % (number % 3))):
-                entry = tarfile.TarInfo(f"{number:05}.{suffix}")
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
+def samples(count: int) -> Iterator[Files]:
+    for number in range(count):
+        image = io.BytesIO()
+        Image.new("RGB", (20, 20), COLOURS[number % 3]).save(image, "png")
+        yield {"png": image.getvalue(), "cls": b"%d" % (number % 3)}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("colours")
     (folder / "shards").mkdir()
     for split, count in (("train", 12), ("val", 6), ("test", 9)):
-        write_shard(folder / "shards" / f"{split}-0.tar", count)
+        write_shard(folder / "shards" / f"{split}-0.tar", samples(count))
     (folder / "c.yaml").write_text(CONFIG)
     with chdir(folder):
         assert main(["fit", "-c", "c.yaml"]) == 0

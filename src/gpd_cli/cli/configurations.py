@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import get_loader, set_loader
-from yaml import MarkedYAMLError, SafeDumper, YAMLError, dump, safe_load
+from yaml import MarkedYAMLError, YAMLError, safe_load
 from yaml.reader import ReaderError
 
 from gpd_cli.cli.arguments import CHECKPOINT, CONFIGURATION_OPTIONS, is_inline, occurrences
 from gpd_cli.cli.old_forms import current_settings
+from gpd_cli.cli.setting_groups import GROUPS, in_groups, inline
 from gpd_cli.cli.yaml_limits import check_limits
 from gpd_cli.errors import ConfigurationError, did_you_mean
 from gpd_cli.recipes.names import configuration_name, configuration_path, recipe_meant
 
 YAML = "gpd"
 """Name of the YAML loader of all parsers, which limits what a text may expand to."""
-_GROUPS = ("model", "data", "trainer")
-_OPTIONAL = (*_GROUPS, "model.optimizer", "model.static_teacher", "data.init_args")
 _WEIGHTS = ("model.student_weights",)
 _IMAGE_SIZE = ("data.image_size", "data.init_args.image_size")
 _BASE = "config"  # the entry by which a configuration names the configuration that it builds on
@@ -67,80 +66,6 @@ def load_configuration(text: str) -> Any:
     if isinstance(base := content.get(_BASE), str):
         content[_BASE] = configuration_path(base)
     return in_groups(current_settings(content))
-
-
-def in_groups(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Write all settings of a configuration in groups, also those whose names have dots.
-
-    A group without settings, all of whose entries have been commented out, is left out.
-
-    Args:
-        content: content of a configuration.
-
-    Returns:
-        The same settings.
-
-    Raises:
-        YAMLError: when an option is set twice, once in a group and once with dots.
-
-    Example:
-        >>> in_groups({"model": {"ratio": 2}, "model.optimizer.lr": 0.1, "trainer": None})
-        {'model': {'ratio': 2, 'optimizer': {'lr': 0.1}}}
-    """
-    found: dict[str, Any] = {}
-    for name, value in content.items():
-        first, *inner = str(name).split(".") if str(name).partition(".")[0] in _GROUPS else [name]
-        for part in reversed(inner):
-            value = {part: value}
-        _put(found, first, value, str(first))
-    return found
-
-
-def _put(group: dict[str, Any], name: Any, value: Any, path: str) -> None:
-    """Add a setting to a group, or the settings of a group to those that it has already.
-
-    Args:
-        group: the group, changed in place.
-        name: name of the setting in the group.
-        value: value of the setting, or a group of settings.
-        path: name of the setting with dots, for the error message.
-    """
-    if path in _OPTIONAL and (value is None or value == {}):
-        return
-    if isinstance(value, Mapping) and isinstance(group.get(name, {}), dict):
-        inner = group.setdefault(name, {})
-        for key, setting in value.items():
-            _put(inner, key, setting, f"{path}.{key}")
-        return
-    if name in group:
-        raise YAMLError(f"the option {path} is set a second time; remove one of the two")
-    group[name] = value
-
-
-class _Quoting(SafeDumper):  # type: ignore[misc] # yaml has no types
-    """Writes texts in quotes, so that no loader takes them for numbers."""
-
-    def represent_text(self, text: str) -> Any:
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"')
-
-
-_Quoting.add_representer(str, _Quoting.represent_text)
-
-
-def inline(content: Mapping[str, Any]) -> str:
-    """Write the content of a configuration as text for a command line: YAML in braces.
-
-    Args:
-        content: content of a configuration.
-
-    Example:
-        >>> inline({"model": {"student": "resnet18", "ratio": 2}})
-        '{"model": {"student": "resnet18", "ratio": 2}}'
-    """
-    text: str = dump(
-        dict(content), Dumper=_Quoting, default_flow_style=True, sort_keys=False, width=10**9
-    )
-    return text.strip()
 
 
 def with_pipes_read(arguments: Sequence[str]) -> list[str]:
@@ -419,7 +344,7 @@ def _read(path: str, file: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"{name} contains no options; write them as in 'model: {{student: resnet18}}'."
         )
-    for group in _GROUPS:
+    for group in GROUPS:
         if isinstance(value := content.get(group, {}), list):
             raise ConfigurationError(f"{name}: {group} takes options with values, not {value}.")
     if not isinstance(base := content.get(_BASE), str | None):

@@ -14,12 +14,12 @@ from contextlib import suppress
 from functools import partial, reduce
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data.readers import reader_wds
 from timm.data.readers.reader_wds import ReaderWds
 
 from gpd_cli.data.sources import UNKNOWN, LabelError, UnreadableImageError
-from gpd_cli.errors import DataError, GpdError, reason_of
+from gpd_cli.errors import DataError, GpdError
 
 IMAGE_KEYS = "jpg;jpeg;png;webp"
 """Endings of the files that hold a sample's image, unless ``--data.input_key`` names others."""
@@ -104,11 +104,7 @@ def decode_sample(
         image = Image.open(io.BytesIO(sample[image_key]))
         image.load()
     except Exception as error:  # decoders raise errors of any type
-        is_known = not isinstance(error, UnidentifiedImageError)
-        reason = reason_of(error) if is_known else "no known image format"
-        raise UnreadableImageError(
-            f"The image {name} cannot be read ({reason}); replace it or remove it from the data."
-        ) from error
+        raise UnreadableImageError.of(f"The image {name}", error) from error
     try:
         label = _label(sample, target_key)
     except (LookupError, TypeError, ValueError) as error:

@@ -42,6 +42,19 @@ class ImageError(DataError):
 class UnreadableImageError(ImageError):
     """Raised when an image cannot be decoded."""
 
+    @classmethod
+    def of(cls, name: str, error: Exception) -> UnreadableImageError:
+        """Make the error for an image.
+
+        Args:
+            name: the image in words, at the beginning of a sentence.
+            error: the error that decoding the image led to.
+        """
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "no known image format"
+        return cls(f"{name} cannot be read ({reason}); replace it or remove it from the data.")
+
 
 class LabelError(ImageError):
     """Raised when the label of an image is not a class number."""
@@ -262,13 +275,7 @@ class FileSource(Source):
                 with stream, Image.open(stream) as opened:
                     image = to_mode(opened, mode)
         except Exception as error:  # decoders raise errors of any type
-            reason = str(error).strip().rstrip(".") or type(error).__name__
-            if isinstance(error, UnidentifiedImageError):
-                reason = "no known image format"
-            raise UnreadableImageError(
-                f"{self._name(index)} cannot be read ({reason}); replace it or remove it from the "
-                "data."
-            ) from error
+            raise UnreadableImageError.of(self._name(index), error) from error
         return image, self.number(label, index, unlabelled)
 
     def file(self, index: int) -> str | None:
