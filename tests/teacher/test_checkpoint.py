@@ -441,7 +441,7 @@ def test_run_with_a_missing_tensor_is_refused(pair_run: Path, tmp_path: Path) ->
 
 def test_student_trained_alone_has_no_teacher(alone_run: Path, tmp_path: Path) -> None:
     output = tmp_path / "teacher.pth"
-    with pytest.raises(GpdError, match="without a teacher"):
+    with pytest.raises(GpdError, match="was trained alone"):
         extract_command(alone_run, output, "teacher")
     assert not output.exists()
 
