@@ -77,7 +77,8 @@ def _section(records: Records) -> list[str]:
     table, found = records.table, summarize(records)
     lines = ["", f"## {table.title}", "", table.about]
     if not found:
-        return [*lines, "", "Nothing has been trained yet."]
+        titles = "; ".join(row.title for row in table.rows.values())
+        return [*lines, "", f"Nothing has been trained yet. The rows are: {titles}."]
     cells = [_cells(s, table) for s in found.values()]
     lines += ["", *table_lines(list(cells[0]), [list(row.values()) for row in cells])]
     lines += untrained(table, table.rows, found)
