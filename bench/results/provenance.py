@@ -55,8 +55,9 @@ def hardware(
         threads: number of threads of each process.
 
     Returns:
-        ``device``, on a CPU also ``threads``, and ``processes`` if several, of the last attempt;
-        and whether all attempts had the same.
+        ``device``, on a CPU also ``instructions`` (the vector instructions that torch uses, where
+        they are known) and ``threads``, and ``processes`` if several, of the last attempt; and
+        whether all attempts had the same.
     """
     found = [_hardware(latest_entry(attempt), config, threads) for attempt in attempts]
     return found[-1], all(one == found[-1] for one in found)
@@ -69,7 +70,10 @@ def _hardware(start: Mapping[str, Any], config: Mapping[str, Any], threads: int)
     else:
         # Earlier versions did not write the processor's name, but what is "instructions" now.
         is_named = "instructions" in machine
-        found = {"device": machine["processor"] if is_named else processor(), "threads": threads}
+        found = {"device": machine["processor"] if is_named else processor()}
+        if is_named:  # processors of one name may have other instructions, and another speed
+            found["instructions"] = machine["instructions"]
+        found["threads"] = threads
     return found if processes == 1 else {**found, "processes": processes}
 
 

@@ -260,10 +260,13 @@ def _minutes(runs: Sequence[Record]) -> dict[str, tuple[float, ...]]:
 
 
 def _hardware(run: Record) -> str:
-    """A text with device, threads and processes of a run; a GPU's record has no threads."""
+    """A text with a run's device, instructions, threads and processes, of those that are known.
+
+    A GPU's record has neither instructions nor threads.
+    """
     found = run["hardware"]
     threads, processes = found.get("threads"), found.get("processes", 1)
-    parts = [found["device"]]
+    parts = [found[name] for name in ("device", "instructions") if name in found]
     if threads is not None:
         parts.append(f"{threads} thread{'s' if threads > 1 else ''}")
     if processes > 1:

@@ -494,6 +494,8 @@ def test_times_of_different_hardware_are_not_compared(tmp_path: Path) -> None:
     assert found.minutes is not None and found.minutes.values == (2.0,)
     move("gpd/1", device="Another", threads=1)
     assert summarize(records)["gpd"].time is None
+    move("gpd/1", device="A processor", instructions="AVX2", threads=1)
+    assert summarize(records)["gpd"].time is None
     page = render_page([records])
     assert (
         "A processor, 1 thread (alone; trained further), A processor, 2 threads (with GPD)" in page
@@ -568,11 +570,11 @@ def test_a_record_names_the_hardware_that_trained(
     for folder in folders:
         (folder / "environment.json").write_text(json.dumps([{"machine": machine}]))
     record = trainer.train(run)
-    assert record["hardware"] == {"device": "A processor", "threads": 1}
+    assert record["hardware"] == {"device": "A processor", "instructions": "AVX2", "threads": 1}
     assert record["seconds"] == 30
-    machine["processor"] = "Another processor"
-    (folders[1] / "environment.json").write_text(json.dumps([{"machine": machine}]))
-    assert trainer.train(run)["seconds"] is None  # of two kinds
+    for change in ({"processor": "Another processor"}, {"instructions": "AVX512"}):
+        (folders[1] / "environment.json").write_text(json.dumps([{"machine": machine | change}]))
+        assert trainer.train(run)["seconds"] is None  # of two kinds
 
 
 @pytest.mark.parametrize("line", [" M src/a.py", "?? src/b.py", 'R  configs/a.yaml -> "b c.yaml"'])
