@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 
 from gpd_cli.recipes.names import configuration_path
@@ -72,12 +72,35 @@ def with_recipes(arguments: Sequence[str]) -> list[str]:
         for argument in arguments
         for part in ((argument[:2], argument[2:]) if re.match("-c[^=]", argument) else (argument,))
     ]
+    return with_configurations(arguments, lambda value: [configuration_path(value)])
+
+
+def with_configurations(
+    arguments: Sequence[str], replacement: Callable[[str], Sequence[str]]
+) -> list[str]:
+    """Replace each configuration of a command line by another one, by several, or by none.
+
+    Args:
+        arguments: the command line.
+        replacement: function that takes the value of ``-c`` or ``--config``, and returns the values
+            that replace it. The option is repeated for each of them.
+
+    Example:
+        >>> with_configurations(["fit", "-c=a", "--model.ratio=3"], lambda name: ["base", name])
+        ['fit', '-c', 'base', '-c', 'a', '--model.ratio=3']
+    """
     found: list[str] = []
-    for argument, before in zip(arguments, ["", *arguments[:-1]], strict=True):
+    without_value: list[str] = []
+    for argument in arguments:
         name, equals, value = argument.partition("=")
-        if before in CONFIGURATION_OPTIONS:
-            argument = configuration_path(argument)
-        elif equals and name in CONFIGURATION_OPTIONS:
-            argument = f"{name}={configuration_path(value)}"
-        found.append(argument)
-    return found
+        if without_value:
+            name, value = without_value.pop(), argument
+        elif name not in CONFIGURATION_OPTIONS:
+            found.append(argument)
+            continue
+        elif not equals:
+            without_value.append(name)
+            continue
+        for new in replacement(value):
+            found += [name, new]
+    return found + without_value

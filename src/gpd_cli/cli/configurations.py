@@ -15,7 +15,13 @@ from jsonargparse import get_loader, set_loader
 from yaml import MarkedYAMLError, YAMLError, safe_load
 from yaml.reader import ReaderError
 
-from gpd_cli.cli.arguments import CHECKPOINT, CONFIGURATION_OPTIONS, is_inline, occurrences
+from gpd_cli.cli.arguments import (
+    CHECKPOINT,
+    CONFIGURATION_OPTIONS,
+    is_inline,
+    occurrences,
+    with_configurations,
+)
 from gpd_cli.cli.old_forms import current_settings
 from gpd_cli.cli.setting_groups import GROUPS, in_groups, inline
 from gpd_cli.cli.yaml_limits import check_limits
@@ -82,15 +88,13 @@ def with_pipes_read(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigurationError: when the content is no configuration.
     """
-    found = list(arguments)
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        is_value = not equals and place > 0 and arguments[place - 1] in CONFIGURATION_OPTIONS
-        path = argument if is_value else value if name in CONFIGURATION_OPTIONS else ""
-        if path and not is_inline(path) and _is_pipe(Path(path)):
-            text = inline(_read(path, Path(path)))
-            found[place] = text if is_value else f"{name}={text}"
-    return found
+
+    def read(value: str) -> list[str]:
+        if not value or is_inline(value) or not _is_pipe(Path(value)):
+            return [value]
+        return [inline(_read(value, Path(value)))]
+
+    return with_configurations(arguments, read)
 
 
 def expanded(arguments: Sequence[str]) -> list[str]:
@@ -106,25 +110,13 @@ def expanded(arguments: Sequence[str]) -> list[str]:
         The command line for the parser. A configuration that cannot be read is left as it is, so
         that the parser reports what is wrong.
     """
-    found: list[str] = []
-    takes_value = False
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if takes_value:
-            name, value, takes_value = CONFIGURATION_OPTIONS[0], argument, False
-        elif name in CONFIGURATION_OPTIONS and not equals:
-            takes_value = True
-            continue
-        elif name not in CONFIGURATION_OPTIONS:
-            found.append(argument)
-            continue
-        contents = [content for _, content in _contents([name, value], inline=True)]
-        for content in contents:
-            own = {key: setting for key, setting in content.items() if key != _BASE}
-            found += [CONFIGURATION_OPTIONS[1], inline(own)] if own else []
-        if not contents:
-            found += [name, value]
-    return found + ([CONFIGURATION_OPTIONS[0]] if takes_value else [])
+
+    def parts(value: str) -> list[str]:
+        contents = [content for _, content in _contents_of(value, inline=True)]
+        own = [{key: v for key, v in content.items() if key != _BASE} for content in contents]
+        return [inline(settings) for settings in own if settings] if contents else [value]
+
+    return with_configurations(arguments, parts)
 
 
 def check_configurations(arguments: Sequence[str]) -> None:
@@ -199,7 +191,7 @@ def chosen_checkpoint(arguments: Sequence[str]) -> str | None:
         if name == CHECKPOINT:
             found = None if value in ("", "null") else value
         else:
-            for _, content in _contents([name, value], inline=True):
+            for _, content in _contents_of(value, inline=True):
                 named = content.get(CHECKPOINT.removeprefix("--"))
                 found = named if isinstance(named, str) and named else found
     return found
@@ -271,10 +263,15 @@ def _contents(arguments: Sequence[str], inline: bool = False) -> Iterator[tuple[
         inline: whether to include configurations written as YAML on the command line itself.
     """
     for _, value in occurrences(arguments, CONFIGURATION_OPTIONS):
-        if is_inline(value):
-            yield from _inline_contents(value) if inline else ()
-        elif value and not value.startswith("-"):
-            yield from _with_bases(value, value, ())
+        yield from _contents_of(value, inline)
+
+
+def _contents_of(value: str, inline: bool) -> Iterator[tuple[str, Any]]:
+    """Yield what `_contents` does, for the value of a single ``-c``."""
+    if is_inline(value):
+        yield from _inline_contents(value) if inline else ()
+    elif value and not value.startswith("-"):
+        yield from _with_bases(value, value, ())
 
 
 def _inline_contents(text: str) -> Iterator[tuple[str, Any]]:
