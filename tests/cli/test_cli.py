@@ -713,7 +713,7 @@ def test_classes_of_static_teacher_differ(refuse: Callable[..., str]) -> None:
 
 
 def test_channels_of_static_teacher_differ(refuse: Callable[..., str]) -> None:
-    naming = "resnet18 takes images of 3 channels but the student takes 1; give a static teacher"
+    naming = "resnet18 takes images of 3 channels but the student takes 1; give one"
     refuse("fit", *STUDENT, *FAST, *static(TINY | {"in_chans": 3}), naming=naming)
 
 

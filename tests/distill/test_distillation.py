@@ -201,6 +201,15 @@ def test_assistants_have_a_name_and_weights(
         make(assistants=[StaticTeacherSettings(**told)])
 
 
+def test_an_assistant_that_does_not_fit_is_called_one(
+    make: Callable[..., GapPreservingDistillation], tmp_path: Path
+) -> None:
+    weights = static_weights(tmp_path, 1, in_chans=3)
+    coloured = StaticTeacherSettings("resnet18", str(weights), {**TEACHER, "in_chans": 3})
+    with pytest.raises(ModelError, match="The assistant resnet18 takes images of 3 channels"):
+        make(assistants=[coloured])
+
+
 def test_assistants_have_stages_of_their_own(
     make: Callable[..., GapPreservingDistillation], tmp_path: Path
 ) -> None:

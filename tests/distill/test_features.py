@@ -202,6 +202,21 @@ def test_wrapped_networks_are_looked_into() -> None:
     assert places.classifier == "inner.inner.inner.fc"
 
 
+def test_modules_beside_each_other_have_stages_too() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Conv2d(3, 4, 3, 1, 1)
+            self.narrow = nn.Conv2d(4, 8, 3, 2, 1)
+            self.fc = nn.Linear(8, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.fc(self.narrow(self.wide(images).relu()).relu().mean((2, 3)))
+
+    stages = find_features(Flat(), (3, 16, 16)).stages
+    assert [(stage.name, stage.height) for stage in stages] == [("wide", 16), ("narrow", 8)]
+
+
 def test_tokens_in_another_order_than_row_by_row_are_no_maps() -> None:
     """Hiera keeps the tokens of a unit together until it has pooled them."""
     network = timm.create_model(
@@ -259,6 +274,7 @@ def test_window_partitions_are_refused() -> None:
         (ShapeHints((100, 64)), (2, 5, 7, 4), ("map", 5, 7, 4)),
         (ShapeHints((64, 64)), (2, 17, 5), ("tokens", 5, 4, 4)),
         (ShapeHints((64, 32)), (2, 33, 5), ("tokens", 5, 8, 4)),
+        (ShapeHints((64, 96)), (2, 25, 5), ("tokens", 5, 4, 6)),  # and no 5 x 5 without class token
         (ShapeHints((64, 64), extra_tokens=5), (2, 9, 5), ("tokens", 5, 2, 2)),
         (ShapeHints((64, 64), extra_tokens=1), (2, 16, 5), ("tokens", 5, 4, 4)),
         (ShapeHints((64, 64)), (2, 3, 17, 17 * 2), None),  # attention, for one

@@ -104,6 +104,18 @@ def test_weights_out_of_range_are_refused(
     assert f"--model.{option}" in refusal(capsys)
 
 
+def test_stages_are_pointed_out_that_no_method_compares(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages = ["--model.stages", "[layer1]", "--model.static_teacher.stages", "[layer1]"]
+    assert fit(*TAUGHT, *stages, "--model.method", "dkd") == 0
+    told = "--model.stages, --model.static_teacher.stages have no effect with the method DKD"
+    assert f"{told}, which compares no stages." in caplog.text
+    caplog.clear()
+    assert fit(*TAUGHT, *stages, "--model.method", "at") == 0
+    assert "no effect" not in caplog.text
+
+
 @pytest.mark.slow
 def test_settings_of_a_method_without_static_teacher_are_pointed_out(
     folder: Path, caplog: pytest.LogCaptureFixture

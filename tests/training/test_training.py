@@ -1,5 +1,6 @@
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -42,7 +43,7 @@ from gpd_cli.training.checkpoint_io import WholeCheckpoints
 from gpd_cli.training.module import GapPreservingDistillation
 from gpd_cli.training.optimization import configure
 from gpd_cli.training.optimizers import OptimizerSettings, make_optimizer, suitable_storage
-from gpd_cli.training.schedules import make_scheduler
+from gpd_cli.training.schedules import make_scheduler, parts_in_vain
 from gpd_cli.widening.tensors import Storage
 from runs import (
     ALONE,
@@ -748,6 +749,31 @@ def test_the_last_epochs_have_the_lowest_rate() -> None:
         rates.append(optimizer.param_groups[0]["lr"])
     cosine = [0.1 + 0.2 * (1 + math.cos(math.pi * update / 4)) for update in range(4)]
     assert rates == pytest.approx([*cosine, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "arguments"),
+    [
+        ("step", {"decay_epochs": 0}),
+        ("step", {"decay_epochs": "ten"}),
+        ("multistep", {"decay_milestones": 150}),
+        ("cosine", {"k_decay": None}),
+        ("cosine", {"decay": 0.1}),
+    ],
+)
+def test_arguments_that_a_schedule_cannot_use_are_refused_before_training(
+    schedule: str, arguments: dict[str, Any]
+) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    settings = OptimizerSettings(sched=schedule, sched_args=arguments)
+    with pytest.raises(GpdError, match=rf"'{schedule}' cannot .* {re.escape(str(arguments))}: "):
+        make_scheduler(optimizer, settings, epochs=3, updates_per_epoch=2)
+
+
+def test_a_constant_rate_does_not_decay() -> None:
+    settings = OptimizerSettings(sched="constant", sched_args={"decay_rate": 0.5, "noise_pct": 0.1})
+    remark = "--model.optimizer.sched_args.decay_rate has no effect with the schedule constant."
+    assert parts_in_vain(settings) == remark
 
 
 # Optimizer

@@ -181,6 +181,11 @@ class Distillation(nn.Module):
         """Names of the buffers that never take in a NaN, and so need not be restored after one."""
         return self._names(lambda method: method.stays_finite)
 
+    @property
+    def takes_stages(self) -> bool:
+        """Whether the method compares networks by outputs of their stages."""
+        return bool(self.needs & {"stages", "pooled"})
+
     def _names(self, chosen: Callable[[Method], frozenset[str]]) -> list[str]:
         return [
             f"methods.{name}.{k}.{buffer}"
@@ -205,7 +210,7 @@ class Distillation(nn.Module):
         if not self.needs & FEATURES:
             return FeatureInfo()
         pooled = "pooled" in self.needs
-        if not pooled and "stages" not in self.needs:
+        if not self.takes_stages:
             names, like = [], None
         found = find_features(
             network, shape, names=names, like=like, pooled=pooled, preactivation=preactivation

@@ -163,7 +163,7 @@ def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: st
     assert name is not None
     if weights is None and not wants_published(name, args):
         raise ModelError(
-            f"The static teacher {name} must be a trained network; add "
+            f"The {kind} {name} must be a trained network; add "
             "--model.static_teacher.weights FILE, or --model.static_teacher.args '{pretrained: "
             "true}' for published weights."
         )
@@ -176,13 +176,13 @@ def _load(settings: StaticTeacherSettings, classes: int, channels: int, kind: st
     found = count_classes(network, shape)
     if shape[0] != channels:
         raise ModelError(
-            f"The static teacher {name} takes images of {shape[0]} channels but the student takes "
-            f"{channels}; give a static teacher for the same images."
+            f"The {kind} {name} takes images of {shape[0]} channels but the student takes "
+            f"{channels}; give one for the same images."
         )
     if found != classes:
         raise ModelError(
-            f"The static teacher {name} has {found} classes but the student has {classes}; give "
-            "a static teacher trained on the same classes."
+            f"The {kind} {name} has {found} classes but the student has {classes}; give one "
+            "trained on the same classes."
         )
     source = "pretrained" if weights is None else Path(weights).name
     return StaticTeacher(

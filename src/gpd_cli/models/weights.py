@@ -155,7 +155,8 @@ def load_tensors(
     if fitted.misfits:
         remedy = (
             "is it for another architecture or class count, or from a network with other "
-            "constructor arguments (--model.student_args, --model.static_teacher.args)?"
+            "constructor arguments (--model.student_args, --model.static_teacher.args, args in "
+            "--model.assistants)?"
         )
         if fitted.remedy:
             remedy = f"{fitted.remedy}."

@@ -44,6 +44,8 @@ def remarks(
         images: description of the run's images; None if it is not known.
     """
     yield from settings_in_vain(hparams, defaults, isinstance(network, Pair))
+    if distillation is not None and not distillation.takes_stages:
+        yield from stages_in_vain(hparams)
     yield from images_unlike_those_of_weights(hparams, network, distillation, images)
     branches = branch_names(hparams["branches"], hparams["branch_init"])
     layers = layer_patterns(hparams["branch_layers"])
@@ -82,6 +84,22 @@ def settings_in_vain(
         yield f"{no_effect('model', names)} without branches; add --model.branches 6."
     elif has_teacher and "branch_width" in names and "1x1_kxk" not in branches:
         yield f"{no_effect('model', ['branch_width'])} without the branch 1x1_kxk."
+
+
+def stages_in_vain(hparams: Mapping[str, Any]) -> Iterator[str]:
+    """Remark on stages that were named for a distillation method that compares none.
+
+    Args:
+        hparams: the run's settings, as plain values by name.
+
+    Yields:
+        A sentence.
+    """
+    names = ["stages"] if hparams["stages"] else []
+    names += ["static_teacher.stages"] if hparams["static_teacher"].get("stages") else []
+    if names:
+        method = method_name(hparams["method"])
+        yield f"{no_effect('model', names)} with the method {method}, which compares no stages."
 
 
 def images_unlike_those_of_weights(

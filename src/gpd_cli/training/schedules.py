@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
+import torch
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from torch.optim import Optimizer
+from torch import nn
+from torch.optim import SGD, Optimizer
 
-from gpd_cli.errors import GpdError, TrainingError, did_you_mean, no_effect
+from gpd_cli.errors import GpdError, TrainingError, did_you_mean, no_effect, reason_of
 from gpd_cli.training.optimizers import OptimizerSettings
 
 # Schedules that are available with every supported version of timm.
@@ -40,31 +42,49 @@ def make_scheduler(
     Raises:
         GpdError: when timm does not know the schedule, or the schedule rejects its arguments.
     """
+    # timm does not check all arguments. Some fail only at an update, so a few updates are tried, on
+    # an optimizer made for this.
+    trial = SGD([nn.Parameter(torch.zeros(1))], lr=settings.lr)
+    try:
+        scheduler = _made(trial, settings, epochs, updates_per_epoch)
+        if scheduler is not None:
+            for update in (0, 1, round(epochs * updates_per_epoch)):
+                scheduler.step_update(update)
+        scheduler = _made(optimizer, settings, epochs, updates_per_epoch)
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        if "Unknown scheduler" in str(error):
+            raise _unknown_schedule(settings.sched) from error
+        arguments = f" with sched_args {settings.sched_args}" if settings.sched_args else ""
+        raise GpdError(
+            f"Schedule '{settings.sched}' cannot be made{arguments}: {reason_of(error)}."
+        ) from error
+    if scheduler is None and settings.sched != "none":  # older timm's answer to an unknown name
+        raise _unknown_schedule(settings.sched)
+    return scheduler
+
+
+def _made(
+    optimizer: Optimizer, settings: OptimizerSettings, epochs: float, updates_per_epoch: int
+) -> Scheduler | None:
+    """Let timm make the schedule; see `make_scheduler`, which handles its errors."""
     warmup_updates = round(settings.warmup_epochs * updates_per_epoch)
     sched, sched_args = settings.sched, settings.sched_args
     # Older versions of timm have no constant schedule; a step schedule of factor 1 is the same.
     if sched == "constant":
         sched, sched_args = "step", {**sched_args, "decay_rate": 1.0}
     scheduler: Scheduler | None
-    try:
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=sched,
-            # timm multiplies by the updates per epoch, and accepts fractions despite its types.
-            num_epochs=max(1 / updates_per_epoch, epochs - settings.cooldown_epochs),  # type: ignore[arg-type]
-            warmup_epochs=warmup_updates / updates_per_epoch,  # type: ignore[arg-type]
-            warmup_lr=settings.warmup_lr,
-            min_lr=settings.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=updates_per_epoch,
-            **sched_args,
-        )
-    except (AssertionError, TypeError, ValueError) as error:
-        if "Unknown scheduler" in str(error):
-            raise _unknown_schedule(settings.sched) from error
-        raise GpdError(f"Schedule '{settings.sched}' cannot be made: {error}") from error
-    if scheduler is None and settings.sched != "none":  # older timm's answer to an unknown name
-        raise _unknown_schedule(settings.sched)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=sched,
+        # timm multiplies by the updates per epoch, and accepts fractions despite its types.
+        num_epochs=max(1 / updates_per_epoch, epochs - settings.cooldown_epochs),  # type: ignore[arg-type]
+        warmup_epochs=warmup_updates / updates_per_epoch,  # type: ignore[arg-type]
+        warmup_lr=settings.warmup_lr,
+        min_lr=settings.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=updates_per_epoch,
+        **sched_args,
+    )
     return scheduler
 
 
@@ -77,11 +97,12 @@ def check_counted_in_updates(settings: OptimizerSettings) -> None:
     Raises:
         TrainingError: when a setting is counted in epochs.
     """
+    decay_epochs = settings.sched_args.get("decay_epochs", 0)
     counted = {
         "warmup_epochs": settings.warmup_epochs > 0,
         "cooldown_epochs": settings.cooldown_epochs > 0,
         f"sched {settings.sched}": settings.sched in ("step", "multistep"),
-        "sched_args.decay_epochs": settings.sched_args.get("decay_epochs", 0) >= 1,
+        "sched_args.decay_epochs": isinstance(decay_epochs, int | float) and decay_epochs >= 1,
     }
     if found := [name for name, in_epochs in counted.items() if in_epochs]:
         raise TrainingError(
@@ -150,6 +171,8 @@ which has a warm-up.'
     usual = OptimizerSettings()
     unused = _UNUSED.get(settings.sched, ())
     names = [name for name in unused if getattr(settings, name) != getattr(usual, name)]
+    if settings.sched == "constant":
+        names += [f"sched_args.{name}" for name in settings.sched_args if name.startswith("decay_")]
     if not names:
         return None
     remedy = "; take constant, which has a warm-up" if "warmup_epochs" in names else ""

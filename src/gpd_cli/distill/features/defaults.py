@@ -74,7 +74,8 @@ def _unlisted(outputs: Mapping[str, Recorded], hints: ShapeHints) -> list[Stage]
     have two resolutions or more.
     """
     found: list[Stage] = []
-    for dots in range(_SHALLOW, 1 + max((name.count(".") for name in outputs), default=0)):
+    deepest = max([_SHALLOW, *(name.count(".") for name in outputs)])
+    for dots in range(_SHALLOW, 1 + deepest):
         # Of deeper modules only four-dimensional outputs are taken: other outputs there, of layers
         # that mix tokens, may be mistaken for tokens.
         names = (

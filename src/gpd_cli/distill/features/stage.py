@@ -153,10 +153,22 @@ class ShapeHints:
             tokens: number of tokens, N, including class tokens and registers.
         """
         said = [] if self.extra_tokens is None else [self.extra_tokens]
-        for extra in (*said, *range(_MOST_EXTRA_TOKENS + 1)):
-            patches = tokens - extra
-            sides = [h for h in range(1, patches + 1) if patches % h == 0]
-            grids = [(h, patches // h) for h in sides if self._fits(self._misfit(h, patches // h))]
-            if grids:
-                return min(grids, key=lambda grid: self._misfit(*grid))
-        return None
+        found = [self._closest_grid(tokens - extra) for extra in said]
+        # Fewer extra tokens are likelier, but not if only with more of them the aspect ratio of the
+        # map is exactly that of the images.
+        others = [self._closest_grid(tokens - extra) for extra in range(_MOST_EXTRA_TOKENS + 1)]
+        exact = [grid for grid in others if grid is not None and self._misfit(*grid) == 0]
+        return next((grid for grid in (*found, *exact, *others) if grid is not None), None)
+
+    def _closest_grid(self, patches: int) -> tuple[int, int] | None:
+        """Height and width of a map, as close as possible to the aspect ratio of the images.
+
+        Args:
+            patches: number of positions of the map.
+
+        Returns:
+            Height and width; None if no map of so many positions fits the images.
+        """
+        sides = [h for h in range(1, patches + 1) if patches % h == 0]
+        grids = [(h, patches // h) for h in sides if self._fits(self._misfit(h, patches // h))]
+        return min(grids, key=lambda grid: self._misfit(*grid), default=None)
