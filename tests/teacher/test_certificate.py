@@ -154,6 +154,22 @@ def test_an_error_of_gpd_in_train_mode_is_no_lack_of_images(
         expand(Student(), sample=SAMPLE, branches=1)
 
 
+def test_broken_weights_are_told_from_an_expansion_that_fails() -> None:
+    student = Student()
+    with torch.no_grad():
+        student.b.weight[0] = torch.nan
+    with pytest.raises(ExpansionError, match="Student gives NaN or infinite logits"):
+        expand(student, sample=SAMPLE)
+
+
+def test_a_pair_made_in_inference_mode_can_be_trained() -> None:
+    student = Student()
+    with torch.inference_mode():
+        pair = expand(student, sample=SAMPLE)
+    pair(torch.randn(2, 3, 16, 16))[0].sum().backward()
+    assert all(weight.grad is not None for weight in pair.parameters())
+
+
 def test_the_certificate_leaves_no_trace() -> None:
     student = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), Student(8).b)
     student = nn.Sequential(*student, nn.Flatten(), nn.Linear(8 * 12 * 12, 4))

@@ -610,7 +610,11 @@ def test_a_sample_of_another_shape_is_an_error(ratio: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "sample", [torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(8), (2, 3, 8, 8)]
+    "sample",
+    [
+        *(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(0, 3, 8, 8)),
+        *(torch.zeros(8), (2, 3, 8, 8)),
+    ],
 )
 def test_a_sample_that_is_no_batch_is_an_error(sample: object) -> None:
     rejected(randomized("residual"), "sample", sample=sample)
@@ -621,7 +625,18 @@ def test_a_ratio_below_1_is_an_error(ratio: float) -> None:
     rejected(randomized("residual"), "ratio must be 1 or more", ratio=ratio)
 
 
-@pytest.mark.parametrize("noise", [-0.1, float("nan"), "much", None])
+def test_layers_without_noise_have_to_exist() -> None:
+    rejected(randomized("residual"), "has no layer 'nowhere'", without_noise="nowhere")
+    student, images = randomized("residual"), torch.zeros(2, *IMAGE[1:])
+    name = [n for n, module in student.named_modules() if isinstance(module, nn.Conv2d)][-1]
+    plain, noisy = (
+        expand(student, sample=images, branches=1, without_noise=names).teacher.get_submodule(name)
+        for names in (name, [])
+    )
+    assert not torch.equal(plain.weight, noisy.weight)
+
+
+@pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf"), "much", None])
 def test_negative_noise_is_an_error(noise: float) -> None:
     rejected(randomized("residual"), "noise", noise=noise)
 

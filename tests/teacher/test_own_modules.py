@@ -1,6 +1,7 @@
 """Networks with code as users write it, beyond what the libraries' networks contain."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -263,6 +264,70 @@ class Bound(nn.Module):
         return self.head((x + self.scale(self.two(x).relu())).mean((2, 3)))
 
 
+class Indirect(nn.Module):
+    """Factors from functions that refer to the network by other functions, defaults and lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.alpha, self.head = nn.Parameter(torch.tensor(0.5)), nn.Linear(8, 5)
+        modules, seen = [self], {}
+        self.seen = seen
+
+        def scale(x: Tensor, times: int = 1) -> Tensor:
+            return scale(x, times - 1) if times else self.alpha * x
+
+        self.functions = [
+            lambda x: scale(x),
+            lambda x, network=self: network.alpha * x,
+            partial(lambda network, x: network.alpha * x, self),
+            lambda x: modules[0].alpha * x,
+        ]
+        self.two.register_forward_hook(lambda module, args, output: seen.update(output=output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x).relu()
+        for function in self.functions:
+            x = function(x)
+        return self.head((x + self.two(x) * self.seen["output"].relu()).mean((2, 3)))
+
+
+class Grouped(nn.Module):
+    """A depthwise convolution by hand."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.width = nn.Parameter(torch.randn(width, 1, 3, 3)), width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, padding=1, groups=self.width)
+
+
+class LastHalfFirst(nn.Module):
+    """Code that counts a position from the end."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.width // 2
+        return torch.cat([x.narrow(1, -half, half), x.narrow(1, 0, half)], 1)
+
+
+class OwnNorm(nn.Module):
+    """A batch norm by torch's function."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(width)), nn.Parameter(torch.randn(width))
+        self.register_buffer("mean", torch.randn(width))
+        self.register_buffer("var", torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, self.training)
+
+
 EXACT = {
     "rotary": lambda: Tokens(Rotary()),
     "linear attention": lambda: Tokens(LinearAttention()),
@@ -273,6 +338,10 @@ EXACT = {
     "recurrent": lambda: around(Recurrent(8)),
     "circular": lambda: around(ChannelAttention()),
     "functions": Bound,
+    "functions of functions": Indirect,
+    "depthwise by hand": lambda: around(Grouped(8)),
+    "position from the end": lambda: around(LastHalfFirst(8)),
+    "batch norm by hand": lambda: around(OwnNorm(8)),
     "buffer in a function": Normalized,
 }
 NARROW = {"gate": ["2"]}  # its gate takes channels by their position
@@ -331,8 +400,11 @@ def test_images_that_are_changed_in_place_are_told(in_training_only: bool) -> No
         expand(student, sample=images().float(), ratio=2)
 
 
-def test_functions_refer_to_the_network_that_they_are_copied_with() -> None:
-    student, sample = Bound(), images().float()
+@pytest.mark.parametrize("network", [Bound, Indirect])
+def test_functions_refer_to_the_network_that_they_are_copied_with(
+    network: type[Bound | Indirect],
+) -> None:
+    student, sample = network(), images().float()
     pair = expand(student, sample=sample, ratio=2, branches=1)
     narrow, wide = pair(sample)
     (narrow.sum() + wide.sum()).backward()
@@ -363,8 +435,21 @@ def test_a_function_that_holds_a_weight_itself_is_refused() -> None:
     alpha = student.alpha
     student.more = [torch.relu, lambda x: alpha * x]
     with pytest.raises(
-        ExpansionError, match=r"function \(more\) that holds alpha itself.*self\.NAM"
+        ExpansionError, match=r"keeps alpha in another attribute .*\(more\).*self\.NAME"
     ):
+        expand(student, sample=images().float(), ratio=2)
+
+
+@pytest.mark.parametrize("kind", ["list", "dictionary", "partial"])
+def test_a_weight_that_is_kept_a_second_time_is_refused(kind: str) -> None:
+    student = Bound()
+    held = {
+        "list": [student.alpha],
+        "dictionary": {"alpha": student.alpha},
+        "partial": partial(torch.mul, student.alpha),
+    }
+    student.held = held[kind]
+    with pytest.raises(ExpansionError, match=r"keeps alpha in another attribute as well \(held\)"):
         expand(student, sample=images().float(), ratio=2)
 
 

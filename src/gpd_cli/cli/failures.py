@@ -126,8 +126,10 @@ def _text(error: BaseException) -> str:
 
 def _gpd_error(error: BaseException | None) -> GpdError | None:
     """The `GpdError` behind an error, even if a library has wrapped it; None without one."""
-    while error is not None:
+    seen: list[BaseException] = []  # since errors can be the cause of each other
+    while error is not None and error not in seen:
         if isinstance(error, GpdError):
             return error
+        seen.append(error)
         error = error.__cause__ or error.__context__
     return None

@@ -53,16 +53,16 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
         given = images.clone()
         student = pair.eval().student(images)
         _check_unchanged(pair, images, given)
+        if not bool(torch.isfinite(student).all()):
+            raise ExpansionError(
+                f"{type(pair.narrow).__name__} gives NaN or infinite logits on random images; "
+                "check its weights."
+            )
         teacher = _teacher(pair, images, "In eval mode")
         difference = relative_difference(teacher, student)
         response = 0.0 if difference <= TOLERANCE else _response(pair, images, student)
         pair.forget()
         in_training = _training_difference(pair, sample.shape[1:], generator)
-    if not bool(torch.isfinite(student).all()):
-        raise ExpansionError(
-            f"{type(pair.narrow).__name__} gives NaN or infinite logits on random images; check "
-            "its weights."
-        )
     if not difference <= TOLERANCE:
         reason = "this network cannot be expanded exactly"
         if response > _MOST_RESPONSE:

@@ -28,6 +28,7 @@ DEFAULT_NOISE = 1.0
 
 
 @states_kept()  # Python's and NumPy's; torch's state is restored where networks run
+@torch.inference_mode(False)  # since the weights of the pair are to be trained
 def expand(
     student: nn.Module,
     *,
@@ -77,7 +78,8 @@ def expand(
             differs from the given student's function.
         branch_width: number of inner channels of the ``1x1_kxk`` branch, relative to the paper's.
             Merging this branch is by far the most expensive; 1/4 takes a quarter of the operations.
-        plan: a width plan found before; by default a plan is found by running the student.
+        plan: a width plan found before, which decides instead of `ratio`, `exclude` and
+            `width_multiple`; by default a plan is found by running the student.
         certificate: certificate of the same expansion by this plan, made elsewhere; by default both
             networks are run and compared.
         generator: random generator of the noise and of the branches' initial weights; by default
@@ -92,13 +94,15 @@ def expand(
             the message names the module and the remedy.
     """
     dtype, device = _checked_type(student)
-    if not isinstance(sample, Tensor) or sample.ndim < 2 or not sample.is_floating_point():
+    is_batch = isinstance(sample, Tensor) and sample.ndim >= 2 and sample.is_floating_point()
+    if not is_batch or 0 in sample.shape:
         raise ExpansionError(
             "The sample must be a floating-point batch of images, [B, C, H, W], not "
             f"{_describe(sample)}."
         )
-    if not isinstance(noise, int | float) or not noise >= 0:
+    if not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
         raise ExpansionError(f"The noise must be 0 or more, not {noise}.")
+    without_noise = _layers(without_noise, student)
     if storage not in get_args(Storage):
         raise ExpansionError(f"The storage must be one of {get_args(Storage)}, not {storage!r}.")
     if branch_init not in get_args(BranchInit):
@@ -164,6 +168,18 @@ def _patterns(given: str | Sequence[str], what: str) -> Sequence[str]:
             f"{what} must be a pattern of layer names, or a list of them, not {given!r}."
         )
     return patterns
+
+
+def _layers(given: Collection[str], student: nn.Module) -> Collection[str]:
+    """Check the names of the layers that get no noise."""
+    names = (given,) if isinstance(given, str) else given
+    modules = {name for name, _ in student.named_modules()}
+    if unknown := [name for name in names if name not in modules]:
+        raise ExpansionError(
+            f"{type(student).__name__} has no layer {unknown[0]!r}; without_noise takes the names "
+            "of layers, as named_modules() gives them."
+        )
+    return names
 
 
 def _grow(

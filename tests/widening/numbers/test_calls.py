@@ -92,6 +92,7 @@ TWO = Number(2, Attribute("a", "heads"))
         (Tensor.reshape, (2, 6), BLOCKS, (2, TWO, 3), (2, 4, 3), {2: 4}),
         (Tensor.unflatten, (2, 6), BLOCKS, (1, (TWO, 3)), (2, 4, 3), {2: 4}),
         (torch.narrow, (2, 6), MAP, (1, TWO, 3), (2, 6), {2: 4}),
+        (torch.narrow, (2, 6), MAP, (1, -TWO, 2), (2, 4), {}),
         (Tensor.__getitem__, (2, 6), MAP, ((slice(None), slice(TWO, None)),), (2, 8), {2: 4}),
         (Tensor.__getitem__, (2, 6), MAP, ((..., slice(None, TWO)),), (2, 4), {2: 4}),
         (Tensor.__getitem__, (2, 6), MAP, ((0,),), (12,), {}),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gpd_cli.errors import ExpansionError
 from gpd_cli.teacher.expansion import expand
+from gpd_cli.widening.running.own_errors import original_errors, own_errors
 from gpd_cli.widening.search.find import find_plan
 
 SAMPLE = torch.zeros(2, 3, 8, 8)
@@ -156,3 +157,14 @@ def test_an_error_of_the_network_is_a_reason_to_refuse() -> None:
         ExpansionError, match=r"1\.0 \(OneWidth\): ArithmeticError: only 6 channels"
     ):
         find_plan(student[1:], SAMPLE, 2)
+
+
+def test_an_error_of_ours_is_not_its_own_cause() -> None:
+    with pytest.raises(ArithmeticError, match="ours") as found, original_errors(), own_errors():
+        raise ArithmeticError("ours")
+    error: BaseException | None = found.value
+    causes = []
+    while error is not None:
+        assert error not in causes
+        causes.append(error)
+        error = error.__cause__ or error.__context__

@@ -136,7 +136,8 @@ def _follow_widened(
         map_ = axes[dim]
         if map_ is None:
             return call
-        first, stop = _range(map_, int(start), int(start) + int(length), equations, start, None)
+        begin = int(start) + (old[dim] if start < 0 else 0)
+        first, stop = _range(map_, begin, begin + int(length), equations, start, None)
         _note(equations, length, stop - first)
         return Call(torch.narrow, (x, dim, first, stop - first))
     if function in INDEXES:

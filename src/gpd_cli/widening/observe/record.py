@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpd_cli.widening.layers import (
@@ -40,6 +41,8 @@ _ELEMENTWISE = {
     *(Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__, torch.add),
     *(Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__imul__, Tensor.__rmul__, torch.mul),
 }
+# Functions that take running statistics, for which torch computes no gradient.
+_WITH_STATISTICS = {F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm}
 
 
 def record(network: nn.Module, images: Tensor) -> Recording:
@@ -212,10 +215,24 @@ class _Recorder(Tracer):
             return func(*args, **kwargs)
         with own_errors():
             event = self._event(func, args, kwargs)
-        result = func(*args, **kwargs)
+            passed = self._without_graph_of_statistics(func, args, kwargs)
+        result = func(*passed[0], **passed[1])
         with own_errors():
             self._note(execution, event, func, args, kwargs, result)
         return result
+
+    def _without_graph_of_statistics(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call, with running statistics detached where torch asks for this."""
+        if func not in _WITH_STATISTICS:
+            return args, kwargs
+
+        def detached(value: Any) -> Any:
+            is_buffer = id(value) in self._own and not isinstance(value, nn.Parameter)
+            return value.detach() if is_buffer else value
+
+        return tuple(map(detached, args)), {name: detached(v) for name, v in kwargs.items()}
 
     def _note(
         self,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import types
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable
+from functools import partial
+from types import CellType, FunctionType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ def copy_network(network: Network, shared: Iterable[Tensor] = ()) -> Network:
 
     Activations that modules keep as attributes, alone or in lists, tuples and dictionaries, are
     detached from their graph in the copy, since torch refuses to copy a tensor that has a graph.
-    Functions that modules keep as attributes, and that refer to modules of the network
-    (``self.scale = lambda x: self.alpha * x``), refer to the modules of the copy in the copy.
+    Functions that modules keep as attributes or hooks, and that refer to objects of the network
+    (``self.scale = lambda x: self.alpha * x``), refer to the objects of the copy in the copy.
 
     Args:
         network: the network to copy.
@@ -32,54 +32,112 @@ def copy_network(network: Network, shared: Iterable[Tensor] = ()) -> Network:
         for value in all_tensors_in(list(vars(module).values())):
             if not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
-    result = copy.deepcopy(network, memo)
-    copies = {id(module): memo.get(id(module), module) for module in network.modules()}
+    result = copy.deepcopy(network, memo)  # which leaves functions as they are
+    counterparts = _Counterparts(memo)
     for module in result.modules():
         for name, value in vars(module).items():
-            vars(module)[name] = _bound_again(value, copies)
+            vars(module)[name] = counterparts.bound(value)
     return result
 
 
-def objects_of(function: types.FunctionType) -> dict[str, Any]:
-    """The objects outside of a function that it refers to, by the names of its variables."""
-    found = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with suppress(ValueError):  # the variable has no value yet
-            found[name] = cell.cell_contents
-    return found
+def objects_of(function: FunctionType) -> list[Any]:
+    """The objects that a function keeps: those of its enclosing functions, and its defaults."""
+    cells = [cell for cell in function.__closure__ or () if _has_value(cell)]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*(cell.cell_contents for cell in cells), *defaults]
 
 
-def _bound_again(value: Any, copies: Mapping[int, Any]) -> Any:
-    """Bind a function, or the functions in a list, tuple or dictionary, to the modules of the copy.
+def _has_value(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:  # the variable has no value yet
+        return False
+    return True
+
+
+class _Counterparts:
+    """Finds, for objects of a network, their counterparts in a deep copy of the network.
 
     Args:
-        value: an attribute of a module in the copy; a value without functions is returned.
-        copies: modules of the copy, by the ids of those of the original network.
+        copies: the objects of the copy, by the ids of those of the network. Functions and
+            containers that only functions refer to are added when they are first met.
     """
-    if isinstance(value, types.FunctionType):
-        return _function(value, copies)
-    if type(value) in (list, tuple) and any(isinstance(v, types.FunctionType) for v in value):
-        return type(value)(_bound_again(entry, copies) for entry in value)
+
+    def __init__(self, copies: dict[int, Any]) -> None:
+        self._copies = copies
+
+    def bound(self, value: Any) -> Any:
+        """Bind functions to the copy: the value itself, or those in a container of the copy.
+
+        Args:
+            value: an attribute of a module of the copy; lists and dictionaries are changed in
+                place.
+        """
+        if isinstance(value, FunctionType | partial):
+            return self.of(value)
+        if type(value) is tuple:
+            entries = tuple(map(self.bound, value))
+            return (
+                entries if any(a is not b for a, b in zip(entries, value, strict=True)) else value
+            )
+        if isinstance(value, list | dict):
+            for key, entry in list(value.items() if isinstance(value, dict) else enumerate(value)):
+                if (bound := self.bound(entry)) is not entry:
+                    value[key] = bound  # only then, since dictionaries may be read-only
+        return value
+
+    def of(self, original: Any) -> Any:
+        """The counterpart of an object of the network; the object itself if it has none."""
+        if id(original) in self._copies:
+            return self._copies[id(original)]
+        if not self._refers(original, set()):
+            return original
+        if isinstance(original, FunctionType):
+            return self._function(original)
+        if isinstance(original, partial):
+            # A partial of the network was copied with it, but not the function in it.
+            made: Any = partial(
+                self.of(original.func),
+                *map(self.of, original.args),
+                **{name: self.of(value) for name, value in original.keywords.items()},
+            )
+        elif isinstance(original, dict):
+            made = {key: self.of(value) for key, value in original.items()}
+        else:
+            made = type(original)(map(self.of, original))
+        self._copies[id(original)] = made
+        return made
+
+    def _refers(self, value: Any, seen: set[int]) -> bool:
+        """Whether a function or a container leads to an object that has a counterpart."""
+        if id(value) in self._copies:
+            return True
+        if id(value) in seen:
+            return False
+        seen.add(id(value))
+        return any(self._refers(inner, seen) for inner in held_by(value))
+
+    def _function(self, function: FunctionType) -> FunctionType:
+        cells = tuple(CellType() for _ in function.__closure__ or ())
+        made = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
+        self._copies[id(function)] = made  # before its objects, among which it may be itself
+        for cell, original in zip(cells, function.__closure__ or (), strict=True):
+            if _has_value(original):
+                cell.cell_contents = self.of(original.cell_contents)
+        if function.__defaults__ is not None:
+            made.__defaults__ = tuple(map(self.of, function.__defaults__))
+        if function.__kwdefaults__ is not None:
+            made.__kwdefaults__ = {n: self.of(v) for n, v in function.__kwdefaults__.items()}
+        made.__dict__.update(function.__dict__)
+        return made
+
+
+def held_by(value: Any) -> Iterable[Any]:
+    """The objects that a function, a partial or a container holds; nothing for other values."""
+    if isinstance(value, FunctionType):
+        return objects_of(value)
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, dict):
-        for key, entry in value.items():
-            if (bound := _bound_again(entry, copies)) is not entry:
-                value[key] = bound  # only then, since dictionaries may be read-only
-    return value
-
-
-def _function(function: types.FunctionType, copies: Mapping[int, Any]) -> types.FunctionType:
-    """Make a function that refers to the copies, if the function refers to any of the originals."""
-    objects = {name: copies.get(id(found)) for name, found in objects_of(function).items()}
-    if all(found is None for found in objects.values()):
-        return function
-    variables = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    cells = tuple(
-        cell if objects.get(name) is None else types.CellType(objects[name])
-        for name, cell in variables
-    )
-    made = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
-    )
-    made.__kwdefaults__ = function.__kwdefaults__
-    made.__dict__.update(function.__dict__)
-    return made
+        return list(value.values())
+    return list(value) if type(value) in (list, tuple) else []

@@ -74,4 +74,6 @@ def original_errors() -> Iterator[None]:
     try:
         yield
     except OwnError as failure:
-        raise failure.error from failure
+        # The original exception, which would become the cause of itself.
+        failure.__cause__ = failure.__context__ = None
+        raise failure.error from None

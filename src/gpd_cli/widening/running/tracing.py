@@ -61,12 +61,15 @@ def linear_call(
 ) -> tuple[Tensor, Any, Any] | None:
     """Input, weight and bias of a call of a linear or convolution function; None for others.
 
+    Grouped convolutions are among the others, since they do not mix all channels.
+
     Args:
         func: the function.
         args: the positional arguments.
         kwargs: the keyword arguments.
     """
-    if func not in _LINEAR:
+    groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+    if func not in _LINEAR or groups != 1:
         return None
     x, weight, bias = (
         args[k] if k < len(args) else kwargs.get(name)

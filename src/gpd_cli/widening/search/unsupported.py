@@ -6,8 +6,8 @@ that are refused here compute with something else. Each error message says what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import FunctionType
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,15 @@ from torch.nn.utils.weight_norm import WeightNorm
 from gpd_cli.errors import ExpansionError
 from gpd_cli.widening.layers import is_leaf
 from gpd_cli.widening.names import title
-from gpd_cli.widening.running.copying import objects_of
+from gpd_cli.widening.running.copying import held_by
 
 _REMOVERS = {
     WeightNorm: "torch.nn.utils.remove_weight_norm",
     SpectralNorm: "torch.nn.utils.remove_spectral_norm",
     BasePruningMethod: "torch.nn.utils.prune.remove (its zeros are then trained like all weights)",
 }
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")  # in which a copy has its own tensors
 
 
 def check_student(student: nn.Module) -> None:
@@ -130,24 +132,31 @@ def _table(module: nn.Module) -> str | None:
 
 
 def _holding(module: nn.Module, parameters: Mapping[int, str]) -> str | None:
-    """The reason to refuse a module with a function that holds a parameter itself, or None.
+    """The reason to refuse a module with an attribute that leads to a parameter, or None.
 
     Args:
         module: the module.
         parameters: names of the student's parameters, by their ids.
     """
-    functions = [
-        (attribute, function)
-        for attribute, value in vars(module).items()
-        for function in (value if isinstance(value, list | tuple) else [value])
-        if isinstance(function, FunctionType)
-    ]
-    for attribute, function in functions:
-        for found in objects_of(function).values():
-            if id(found) in parameters:
-                return (
-                    f"keeps a function ({attribute}) that holds {parameters[id(found)]} itself, so "
-                    "that it would not see the wide one; let it take the parameter from its module "
-                    "(self.NAME) when it is called"
-                )
+    for attribute, value in vars(module).items():
+        if attribute in _REGISTRIES:
+            continue
+        name = next((parameters[id(v)] for v in _reached(value) if id(v) in parameters), None)
+        if name is not None:
+            return (
+                f"keeps {name} in another attribute as well ({attribute}), where it would not be "
+                "the wide one; let the code take it from its module (self.NAME) in each forward"
+            )
     return None
+
+
+def _reached(value: Any) -> Iterator[Any]:
+    """An object, and the objects that it leads to through functions and containers."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in seen:
+            seen.add(id(value))
+            yield value
+            waiting += held_by(value)
