@@ -139,7 +139,9 @@ class _Recorder(Tracer):
             else:
                 enter, leave = partial(self._enter, name), partial(self._leave_container, name)
             yield module.register_forward_pre_hook(enter, with_kwargs=True)
-            yield module.register_forward_hook(leave)
+            # What the wide network's output is compared with as well: what the module's own code
+            # returns, before other hooks change it.
+            yield module.register_forward_hook(leave, prepend=True)
 
     @own_errors()
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
