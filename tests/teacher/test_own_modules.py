@@ -440,6 +440,12 @@ def test_a_function_that_holds_a_weight_itself_is_refused() -> None:
         expand(student, sample=images().float(), ratio=2)
 
 
+def test_hooks_may_change_the_output_of_a_block() -> None:
+    block = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())
+    block.register_forward_hook(lambda module, args, output: args[0] + 1.37 * output)
+    assert_exact(around(block), images(), ratio=2)
+
+
 @pytest.mark.parametrize("kind", ["list", "dictionary", "partial"])
 def test_a_weight_that_is_kept_a_second_time_is_refused(kind: str) -> None:
     student = Bound()

@@ -159,6 +159,37 @@ def test_an_error_of_the_network_is_a_reason_to_refuse() -> None:
         find_plan(student[1:], SAMPLE, 2)
 
 
+class PlainKernel(nn.Module):
+    """Code with a tensor that is no buffer, and so keeps its type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = torch.randn(6, 6, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel)
+
+
+class Strict(nn.Module):
+    """Code that takes no subclass of numbers."""
+
+    times = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(self.times) is not int:
+            raise ArithmeticError("no int")
+        return x * self.times
+
+
+@pytest.mark.parametrize("inside", [PlainKernel, Strict])
+def test_a_network_that_does_not_run_as_we_run_it_is_told_so(inside: type[nn.Module]) -> None:
+    pool = nn.AdaptiveAvgPool2d(1)
+    student = nn.Sequential(nn.Conv2d(3, 6, 3), inside(), pool, nn.Flatten(), nn.Linear(6, 4))
+    told = rf"Sequential runs on a sample.*1 \({inside.__name__}\).*register_buffer"
+    with pytest.raises(ExpansionError, match=told):
+        find_plan(student, SAMPLE, 2)
+
+
 def test_an_error_of_ours_is_not_its_own_cause() -> None:
     with pytest.raises(ArithmeticError, match="ours") as found, original_errors(), own_errors():
         raise ArithmeticError("ours")

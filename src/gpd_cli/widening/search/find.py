@@ -105,6 +105,15 @@ def find_plan(
                     continue
             images = torch.randn(whole, generator=generator, dtype=torch.float64)
             return _plan(copy, images, scale, exclude, confirm, trials)
+    except _NotRunError as error:
+        if not _runs(student, whole):
+            raise
+        raise ExpansionError(
+            f"{type(student).__name__} runs on a sample of shape {list(whole)}, but not as gpd has "
+            f"to run it, in float64 and observed ({error.why}); register tensors as buffers "
+            "(register_buffer), keep layers in an nn.ModuleList, and let the code take subclasses "
+            "of numbers."
+        ) from error
     finally:
         gc.collect()  # hooks and networks refer to each other, and hold large tensors
 
@@ -301,6 +310,35 @@ def _excluded(layers: Sequence[str], patterns: str | Sequence[str]) -> set[str]:
     return excluded
 
 
+class _NotRunError(ExpansionError):
+    """The copy of a student in float64 does not run.
+
+    Args:
+        message: the error message.
+        why: the module and the error, as a part of a sentence.
+    """
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
+def _runs(student: nn.Module, shape: torch.Size) -> bool:
+    """Whether a student runs by itself, in its own type and on its own device.
+
+    Args:
+        student: the student.
+        shape: shape of the images to run it on, ``[B, C, H, W]``.
+    """
+    tensors = [*student.parameters(), *student.buffers()]
+    weight = next(tensor for tensor in tensors if tensor.is_floating_point())
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), suppress(Exception):
+        images = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+        copy_network(student).eval()(images)
+        return True
+    return False
+
+
 def _record(student: nn.Module, images: Tensor) -> Recording:
     """Calibrate the student's statistics, and record its run on the probe batch.
 
@@ -321,10 +359,11 @@ def _record(student: nn.Module, images: Tensor) -> Recording:
             calibrate(student, images.clone(), torch.Generator().manual_seed(_SEED))
             recording = record(student, images.clone())
         except ForwardError as failure:
-            raise ExpansionError(
+            why = f"{where()}: {short_text(failure.error)}"
+            raise _NotRunError(
                 f"{type(student).__name__} does not run on a sample of shape {list(images.shape)} "
-                f"({where()}: {short_text(failure.error)}); pass a sample of the shape that the "
-                "network takes."
+                f"({why}); pass a sample of the shape that the network takes.",
+                why,
             ) from failure.error
     _refresh(student)
     if recording.output is None or recording.output.ndim < 2:
