@@ -95,6 +95,7 @@ def test_merging_a_product_of_kernels_takes_three_products() -> None:
     assert total_flops(count(mode, merging)) == 3 * product
 
 
+@pytest.mark.slow
 def test_numbers_of_a_case() -> None:
     one, six = (count_case(Case("cifar_resnet8", 16, 2, m)) for m in (1, 6))
     assert (one.student, one.wide) == (six.student, six.wide)

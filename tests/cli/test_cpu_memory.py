@@ -53,6 +53,7 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
     assert page_faults("give back", MALLOC_MMAP_THRESHOLD_="131072") > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library")
 def test_what_the_environment_says_stands() -> None:
     assert page_faults("keep", MALLOC_TRIM_THRESHOLD_="131072") > 1000

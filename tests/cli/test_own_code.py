@@ -166,6 +166,7 @@ class Told(Squares):
 """
 
 
+@pytest.mark.slow
 def test_data_of_ones_own_may_say_how_images_are_prepared(mine: Path) -> None:
     (mine / "told.py").write_text(TOLD)
     options = ["--model.student", "mine.Net", "--model.num_classes", "4", "--data", "told.Told"]

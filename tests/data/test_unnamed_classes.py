@@ -69,6 +69,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_shards_are_scored_and_predicted_without_those_of_training(
     run: Path, last: str, tmp_path: Path
 ) -> None:

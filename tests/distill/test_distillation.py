@@ -272,6 +272,7 @@ def test_data_without_a_number_of_images_is_told_what_it_lacks(
     assert data.with_indices
 
 
+@pytest.mark.slow
 def test_simkd_needs_a_student_that_ends_in_the_static_teachers_classifier(
     make: Callable[..., GapPreservingDistillation],
 ) -> None:

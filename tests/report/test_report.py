@@ -272,6 +272,7 @@ def test_a_report_and_an_evaluation_find_the_data_from_another_folder(
         assert main(["validate", "--ckpt_path", checkpoint, "--trainer.accelerator", "cpu"]) == 0
 
 
+@pytest.mark.slow
 def test_a_text_of_another_origin_is_not_replaced(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

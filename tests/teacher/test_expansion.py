@@ -3,6 +3,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, get_args
 
 import numpy as np
@@ -346,6 +347,12 @@ def randomized(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     return student
 
 
+@cache
+def plan_of(name: str, ratio: float) -> WidthPlan:
+    """A network's plan, by which several tests expand it, since the search takes most time."""
+    return find_plan(randomized(name, torch.float32), torch.randn(IMAGE), ratio)
+
+
 # Exactness
 
 
@@ -371,7 +378,7 @@ def test_teacher_and_student_compute_the_same(name: str, ratio: float) -> None:
 @pytest.mark.parametrize(("name", "ratio"), RUNS)
 def test_every_layer_widens_but_the_last(name: str, ratio: float) -> None:
     student = randomized(name)
-    pair = expand(student, sample=torch.randn(IMAGE), ratio=ratio, branches=1)
+    pair = expand(student, sample=torch.randn(IMAGE), plan=plan_of(name, ratio))
     wide = dict(merged_teacher(pair).named_parameters())
     narrow = dict(student.named_parameters())
     assert wide.keys() == narrow.keys()
@@ -504,11 +511,11 @@ def assert_extracts(student: nn.Module, fresh: nn.Module, pair: Pair) -> None:
 @pytest.mark.parametrize(("name", "ratio"), RUNS)
 def test_the_student_comes_back_bit_for_bit(name: str, ratio: float) -> None:
     student, sample = randomized(name, torch.float32), torch.randn(IMAGE)
-    plan = find_plan(student, sample, ratio)
     for storage in get_args(Storage):
         if storage == "teacher" and ratio not in (2, 4):
             continue  # divided by another number than a power of two, and multiplied again
-        pair = expand(student, sample=sample, ratio=ratio, branches=6, storage=storage, plan=plan)
+        plan = plan_of(name, ratio)
+        pair = expand(student, sample=sample, branches=6, storage=storage, plan=plan)
         assert_extracts(student, CASES[name].build(), pair)
 
 

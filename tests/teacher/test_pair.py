@@ -1,6 +1,7 @@
 import copy
 import gc
 from collections.abc import Iterator
+from functools import cache
 from typing import get_args
 
 import pytest
@@ -13,8 +14,9 @@ from gpd_cli import Pair, expand
 from gpd_cli.branches import BranchBank
 from gpd_cli.teacher.build import merged_networks, merged_teacher
 from gpd_cli.teacher.kernel import both_kernels
-from gpd_cli.widening.plan import IndexMap, TensorPlan
+from gpd_cli.widening.plan import IndexMap, TensorPlan, WidthPlan
 from gpd_cli.widening.running.randomize import randomize
+from gpd_cli.widening.search.find import find_plan
 from gpd_cli.widening.tensors import Storage, expand_tensor, stored_scales
 from maps import copies
 
@@ -71,7 +73,14 @@ NETWORKS: dict[str, type[nn.Module]] = {"cnn": Convolutional, "vit": Transformer
 def make_pair(name: str = "cnn", ratio: float = 2, branches: int = 1, **kwargs) -> Pair:
     student = NETWORKS[name]()
     randomize(student, torch.Generator().manual_seed(1))
-    return expand(student, sample=torch.randn(SHAPE), ratio=ratio, branches=branches, **kwargs)
+    plan = plan_of(name, ratio)
+    return expand(student, sample=torch.randn(SHAPE), plan=plan, branches=branches, **kwargs)
+
+
+@cache
+def plan_of(name: str, ratio: float) -> WidthPlan:
+    """A network's plan, by which many tests expand it, since the search takes most time."""
+    return find_plan(NETWORKS[name](), torch.randn(SHAPE), ratio)
 
 
 def joint_loss(pair: Pair, images: Tensor, labels: Tensor) -> Tensor:

@@ -112,6 +112,7 @@ def fit(folder: Path, *options: str) -> int:
         )
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_resumed_tested_and_extracted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -294,6 +294,7 @@ def test_a_short_run_exports_what_it_learnt_and_scores_both_kinds_of_weights(
             assert f"weights {title}" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_without_warm_up_a_short_run_says_that_its_average_is_the_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -352,6 +353,7 @@ class StopWithin(Callback):
             trainer.should_stop = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.parametrize("callback", ["gpd_cli.EMA", LIGHTNING])
 def test_an_average_of_epochs_is_saved_as_it_was_scored(

@@ -333,6 +333,7 @@ class CountLooks(Callback):
             del self.mode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watched", [False, True])
 def test_a_step_waits_for_the_accelerator_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, watched: bool

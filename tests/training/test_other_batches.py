@@ -75,9 +75,9 @@ def rates(folder: Path, version: int = 0) -> list[float]:
     ("before", "now", "twice", "left"),
     [
         (["16"], ["8"], 0, 6),
-        (["8"], ["16"], 8, 5),
-        (["16"], ["32"], 16, 2),
-        (["16"], ["96"], 48, 1),
+        pytest.param(["8"], ["16"], 8, 5, marks=pytest.mark.slow),
+        pytest.param(["16"], ["32"], 16, 2, marks=pytest.mark.slow),
+        pytest.param(["16"], ["96"], 48, 1, marks=pytest.mark.slow),
         (["8", "--trainer.accumulate_grad_batches", "2"], ["16"], 0, 3),
         (["16"], ["8", "--trainer.accumulate_grad_batches", "4"], 16, 2),
     ],

@@ -61,6 +61,7 @@ def say(folder: Path, *arguments: str) -> int:
         return main(list(arguments))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_knows_its_classes_and_preprocessing(run: Path, checkpoint: str) -> None:
     images = load_networks(checkpoint)[1].images
     assert images is not None
