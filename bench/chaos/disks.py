@@ -24,14 +24,15 @@ def strike_disk(folder: Path, fault: str) -> tuple[str, str]:
         fault: one of `FAULTS`; for ``fill`` and ``protect`` a disk (tmpfs) is mounted.
 
     Returns:
-        The last message of the run, and a description of the problem, empty if there is none.
+        The last message of the run, and a description of the problem, empty if there is none. It is
+        a problem as well if no disk could be mounted, since nothing has then been tested.
     """
     prepare(folder)
     runs = folder / "runs"
     runs.mkdir()
     mounted = fault in ("fill", "protect")
     if mounted and (os.geteuid() != 0 or not _mount(runs)):
-        return "no disk could be mounted", ""
+        return "this needs root rights", "not tested, since no disk could be mounted"
     try:
         arguments = ["-c", "run.yaml", "--data.num_workers", "0"]
         codes, log = fit(folder, arguments, plan=f"{fault}:{_STEP}:0:0")

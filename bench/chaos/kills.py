@@ -14,19 +14,20 @@ _RUN = Path("runs", "run", "version_0")
 
 def kill_and_compare(
     place: Path, draw: random.Random, kills: int, ranks: int, whole: dict[int, Path]
-) -> tuple[str, list[str]]:
+) -> tuple[int, str, list[str]]:
     """Kill a run several times, resume it each time, and compare it with the undisturbed run.
 
     Args:
         place: folder in which each run gets a folder of its own.
         draw: random generator.
-        kills: number of times that the run is killed.
+        kills: number of times that the run is killed, at least one.
         ranks: number of processes that train together.
         whole: folders of undisturbed runs by number of processes; a missing one is trained and
             added.
 
     Returns:
-        A description of what was done, and a list of differences between the runs.
+        The number of kills that happened, which is less than `kills` if the run ended before one of
+        them; a description of what was done; and a list of differences between the runs.
     """
     if ranks not in whole:
         folder = place / f"whole-{ranks}"
@@ -39,7 +40,7 @@ def kill_and_compare(
     prepare(folder)
     # From the third step on, there is a checkpoint to resume from.
     moments = sorted(draw.randrange(3, STEPS) for _ in range(kills))
-    told, problems = [], []
+    told, problems, happened = [], [], 0
     arguments = ["-c", "run.yaml"]
     for step in moments:
         how = draw.choice(("kill", "save"))
@@ -48,9 +49,14 @@ def kill_and_compare(
         wait = draw.random() if how == "save" else draw.random() * 0.4
         plan = f"{how}:{step}:{rank}:{wait:.3f}"
         codes, log = fit(folder, [*arguments, "--data.num_workers", str(workers)], ranks, plan)
-        if codes[rank] not in (-signal.SIGKILL, 0):  # 0: the run had ended before the kill
-            problems.append(f"{plan} ended with {codes}: {log[-300:]}")
-        told.append(f"{how} at step {step} of process {rank} ({workers} workers)")
+        what = f"{how} at step {step} of process {rank} ({workers} workers)"
+        if codes[rank] == -signal.SIGKILL:
+            happened += 1
+            told.append(what)
+        else:
+            told.append(f"ended before: {what}")
+            if codes[rank] != 0:
+                problems.append(f"{plan} ended with {codes}: {log[-300:]}")
         if (folder / _RUN / "checkpoints").is_dir():
             arguments = ["--resume", str(_RUN)]
         if codes[rank] == 0:
@@ -61,4 +67,4 @@ def kill_and_compare(
             problems.append(f"going on ended with {codes}: {log[-300:]}")
     problems += differing(folder / _RUN, whole[ranks])
     left = [path.name for path in folder.rglob(".tmp-*")]
-    return f"{ranks} processes, {', '.join(told)}", problems + left
+    return happened, f"{ranks} processes, {', '.join(told)}", problems + left

@@ -17,6 +17,7 @@ import argparse
 import logging
 import signal
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from bench.results.lock import only_one
@@ -29,32 +30,50 @@ from bench.threads import threads_per_process
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train the missing runs, write the page, and return 1 if a run failed."""
+    """Train the missing runs, write the page, and return 1 if a run failed, 2 after a mistake."""
     arguments = sys.argv[1:] if arguments is None else arguments
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options, extra = _parse(arguments[:end]), tuple(arguments[end + 1 :])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    failed, code = [], 0
     try:
-        for path in options.tables if not options.only_page else ():
-            table = read_table(path)
-            unknown = [row for row in options.rows or () if row not in table.rows]
-            if unknown:
-                raise TableError(f"{path} has no row {unknown[0]}; it has {', '.join(table.rows)}.")
-            records = Records(table, path.with_suffix(""))
-            threads = threads_per_process(options.jobs)
-            trainer = Trainer(records, options.data_root, extra, threads)
-            with only_one(table):
+        # All tables are read before a run of any of them is trained, which may take days.
+        tables = [] if options.only_page else [_read(p, options.rows) for p in options.tables]
+    except TableError as error:
+        print(f"bench.results: error: {error}", file=sys.stderr)
+        return 2
+    failed: list[str] = []
+    refused: list[str] = []
+    for records in tables:
+        trainer = Trainer(records, options.data_root, extra, threads_per_process(options.jobs))
+        try:
+            with only_one(records.table):
                 failed += train_all(
                     records, trainer.train, options.jobs, options.rows, stop=trainer.stop
                 )
+        except TableError as error:
+            refused.append(str(error))
+    try:
         write_pages(Path())
     except TableError as error:
-        print(f"bench.results: error: {error}", file=sys.stderr)
-        code = 2
+        refused.append(str(error))
+    for sentence in dict.fromkeys(refused):  # the same mistake may stop the page as well
+        print(f"bench.results: error: {sentence}", file=sys.stderr)
     for sentence in failed:
         print(sentence, file=sys.stderr)
-    return code or int(bool(failed))
+    return 2 if refused else int(bool(failed))
+
+
+def _read(path: Path, rows: Collection[str] | None) -> Records:
+    """Read a table, of which some rows are to be trained.
+
+    Raises:
+        TableError: when the table cannot be used, or lacks one of the rows.
+    """
+    table = read_table(path)
+    for row in rows or ():
+        if row not in table.rows:
+            raise TableError(f"{path} has no row {row}; it has {', '.join(table.rows)}.")
+    return Records(table, path.with_suffix(""))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

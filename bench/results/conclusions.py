@@ -7,6 +7,7 @@ import re
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 OTHERWISE = "otherwise"
 """The condition of the last sentence, which is used if no other condition holds."""
@@ -17,6 +18,15 @@ _NUMBERS = {
     **dict.fromkeys(("time", "epochs", "rate"), ()),
 }
 """The numbers of a row that a conclusion may name, and the statistics of each of them."""
+
+_SAMPLE = SimpleNamespace(
+    **{
+        name: SimpleNamespace(**dict.fromkeys(statistics, 1.0)) if statistics else 1.0
+        for name, statistics in _NUMBERS.items()
+    }
+    | {"epochs": 1}
+)
+"""The numbers of a row, with any values, by which the forms in sentences are tried."""
 
 _COMPARED = ("gain", "validation_gain", "time")
 """Those of `_NUMBERS` that compare a row with another row."""
@@ -42,7 +52,8 @@ class Conclusion:
 
     Raises:
         ValueError: when there is no condition, no sentence for other cases, when a condition or a
-            number cannot be read, or when several numbers are given the form of one.
+            number cannot be read, when several numbers are given the form of one, or when a number
+            cannot have the form that it is given.
 
     Example:
         >>> conclusion = Conclusion({"a.epochs > 20": "{a.epochs} are many.", "otherwise": "Few."})
@@ -76,6 +87,12 @@ class Conclusion:
                         f"a reading gives the form {form!r} to {path!r}, which is several numbers; "
                         f"name one of them, such as {path}.mean"
                     )
+            try:
+                sentence.format(**dict.fromkeys(self.rows(), _SAMPLE))
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"the sentence {sentence!r} of a reading cannot be printed: {error}"
+                ) from error
 
     def rows(self) -> list[str]:
         """Keys of the rows whose numbers the conclusion needs."""

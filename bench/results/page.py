@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bench.markdown import table_lines
 from bench.results.cells import against, seeds, text_of, time
@@ -59,14 +60,15 @@ def render_page(everything: Iterable[Records]) -> str:
         "- gap: the dynamic teacher's accuracy minus the student's, of the checkpoint that was "
         "best for the student, not for the teacher;",
         "- time: of one training, in minutes (of the processor on a CPU, of the clock on a GPU; "
-        "runs side by side slow each other down), and relative to the row it is compared with "
-        "where both were trained on the same hardware; empty where it is not known: the time of "
-        "a run that was killed once is lost, and those of six early runs whose threads had fought "
-        "for busy cores were taken out. What comes before a run is not counted: the training of a "
-        "static teacher, or of the student that a row starts from;",
+        "runs side by side slow each other down), and relative to the row it is compared with: the "
+        "ratio of the means over those runs of both rows that were on the same hardware, which may "
+        "be a single one; empty where it is not known: the time of a run that was killed once is "
+        "lost. What comes before a run is not counted: the training of a static teacher, or of the "
+        "student that a row starts from;",
         "- lr: the learning rate of the row's grid with the best validation accuracy in short runs "
         "of one seed, listed below the table; it need not be the best for longer runs. "
-        "A row without such runs takes the rate of another one, which is named.",
+        "A row without such runs takes the rate of another one, which is named, or has only one "
+        "rate to try.",
     ]
     for records in everything:
         lines += _section(records)
@@ -135,22 +137,33 @@ def _rates(records: Records, found: Mapping[str, Summary]) -> list[str]:
         rows.append([records.table.rows[key].title, *cells])
     if not rows:
         return []
-    options = "".join(f", {k} {v}" for k, v in records.table.tuning.settings.items())
+    further = [
+        f"{row.title} ({', '.join(_options(row.tuning))})"
+        for row in (records.table.rows[key] for key in scores)
+        if row.tuning
+    ]
     edges = [
         records.table.rows[key].title
         for key, by_rate in scores.items()
         if records.rate(records.table.rows[key]) in (min(by_rate), max(by_rate))
     ]
+    tuning = records.table.tuning
+    runs = ", ".join([f"seed {tuning.seed}", *_options(tuning.settings)])
     lines = [
-        f"Learning rates (seed {records.table.tuning.seed}{options}): the student's validation "
-        "accuracy, %.",
+        f"Learning rates ({runs}): the student's validation accuracy, %.",
         "",
         *table_lines(["row", *(f"{rate:g}" for rate in rates)], rows),
     ]
+    if further:
+        lines += ["", f"Tuned with further options: {'; '.join(further)}."]
     if edges:
         beyond = "Best at the edge of the grid, so that a better rate may lie beyond"
         lines += ["", f"{beyond}: {'; '.join(edges)}."]
     return lines
+
+
+def _options(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {value}" for name, value in settings.items()]
 
 
 def _score(value: float | None, is_chosen: bool) -> str:

@@ -58,12 +58,13 @@ def train_all(
                 for run in missing(records, rows):
                     if len(running) == jobs:
                         break
-                    if run in {*running.values(), *failed}:
+                    if run in failed:
                         continue
-                    # A run trains the sources of its student first if this machine lacks them. Two
-                    # runs must not train the same source, so the second one waits.
-                    being_made = set[Run]().union(*map(records.unmade_sources, running.values()))
-                    if not being_made & records.unmade_sources(run):
+                    # A run trains the sources of its student first if this machine lacks them. No
+                    # run must be trained twice at a time, so one that needs it as well waits.
+                    under_way = {*running.values()}
+                    under_way = under_way.union(*map(records.unmade_sources, under_way))
+                    if under_way.isdisjoint({run, *records.unmade_sources(run)}):
                         logging.info("%s/%s: learning rate %g", run.row, run.name, run.rate)
                         running[pool.submit(train, run)] = run
                 if not running:

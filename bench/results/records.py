@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.results.table import LEARNING_RATE, Row, Table, option_list
+from bench.results.table import LEARNING_RATE, Row, Table, TableError, option_list
 from gpd_cli.files import atomic_path
 
 Record = dict[str, Any]
@@ -80,11 +80,14 @@ class Records:
 
         Returns:
             The record; None if the run has no valid record and so has to be trained.
+
+        Raises:
+            TableError: when the file of the record is damaged, for example by a merge conflict.
         """
         path = run.path(self.folder)
         if not path.is_file():
             return None
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = _load(path)
         command = [part for part in shlex.split(record["command"]) if part != DATA_OPTION]
         lacks_test = self.is_tested(run) and "test" not in record
         return record if command == ["gpd", "fit", *self.options(run)] and not lacks_test else None
@@ -154,14 +157,17 @@ class Records:
         return next((run for run in runs if run.seed == seed), runs[0])
 
     def unmade_sources(self, run: Run) -> set[Run]:
-        """The runs whose extracted students a run needs and which are not on this machine.
+        """The runs that are trained before a run, for students that are not on this machine.
+
+        They are those whose extracted students the run needs, and those that these need in turn.
 
         Args:
             run: a run of this table.
         """
         keys = self.table.rows[run.row].files.values()
         sources = {self.source(self.table.rows[key], run.seed) for key in keys}
-        return {source for source in sources if not (self.work(source) / STUDENT).is_file()}
+        unmade = {source for source in sources if not (self.work(source) / STUDENT).is_file()}
+        return unmade.union(*map(self.unmade_sources, unmade))
 
     def options(self, run: Run) -> list[str]:
         """The options of ``gpd fit`` for a run, without options that depend on the machine.
@@ -196,6 +202,20 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, and create its folder if it does not exist."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _load(path: Path) -> Record:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TableError(
+            f"{path} is no JSON ({error}); restore it, or delete it to train the run again."
+        ) from error
+    if not isinstance(record, dict) or not isinstance(record.get("command"), str):
+        raise TableError(
+            f"{path} has no command of a run; restore it, or delete it to train the run again."
+        )
+    return record
 
 
 def _dump(record: Mapping[str, Any]) -> str:

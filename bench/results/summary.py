@@ -110,8 +110,9 @@ class Summary:
         gain: gain over the row that this row is compared with; None if both have no seed in common.
         validation_gain: the same gain in validation accuracy; equal to `gain` if this is the metric
             of the table.
-        time: ratio of this row's training time to that of the row that it is compared with, on the
-            same hardware; None if this ratio is not known.
+        time: ratio of this row's mean training time to that of the row that it is compared with,
+            over those runs of both that were on the same hardware, which may be a single one; None
+            if there are no such runs.
         wanted: number of seeds that the row should have.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,17 @@ LEARNING_RATE = "model.optimizer.lr"
 _SPARSE = "trainer.check_val_every_n_epoch"
 METRICS = ("test", "validation")
 
+_MAPPING = "a mapping of names to values"
+_FORMS: Mapping[str, tuple[type, str]] = {
+    **dict.fromkeys(("title", "about", "config", "versus", "tuned_as"), (str, "a text")),
+    **dict.fromkeys(("settings", "files", "tuning", "rows"), (Mapping, _MAPPING)),
+    **dict.fromkeys(("grid", "seeds", "headline", "reading"), (list, "a list")),
+}
+"""The types of entries, of the table as well as of its rows and its tuning, with their names."""
+
 
 class TableError(Exception):
-    """Raised when a table cannot be used; the message is a sentence with entry and remedy."""
+    """Raised when a table or a record cannot be used; the message is a sentence with a remedy."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Row:
         settings: options of ``gpd fit`` in addition to those of the whole table.
         versus: key of the row that this row is compared with.
         tuned_as: key of the row whose learning rate this row takes; by default, the row's own
-            tuning runs decide.
+            tuning runs decide. A row with this entry has neither `grid` nor `tuning`.
         grid: learning rates to try in place of the table's, for example for another optimizer.
         files: for each option of ``gpd fit`` that takes a file of weights, the key of the row whose
             extracted student is this file; the student is that of the same seed if there is one,
@@ -119,8 +128,8 @@ def read_table(path: Path) -> Table:
         path: path of the YAML file; see `Table`, `Tuning` and `Row` for its entries.
 
     Raises:
-        TableError: when the file cannot be read, or an entry is unknown, missing, or names a row
-            that does not exist.
+        TableError: when the file cannot be read, or an entry is unknown, missing, of another form
+            than it has to be, or names a row that does not exist.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -128,16 +137,14 @@ def read_table(path: Path) -> Table:
         raise TableError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise TableError(f"{path} has no entries; see results/README.md for what a table holds.")
-    rows = content.pop("rows", None) or {}
-    tuning = content.pop("tuning", None) or {}
-    reading = content.pop("reading", None) or ()
     try:
+        entries = {"settings": {}, **_entries("the table", content)}
         table = Table(
             name=path.stem,
-            tuning=Tuning(**_tuples(tuning, "grid")),
-            rows={key: _row(key, entries) for key, entries in rows.items()},
-            conclusions=tuple(map(_conclusion, reading)),
-            **{"settings": {}, **_tuples(content, "seeds", "headline")},
+            tuning=Tuning(**_entries("tuning", entries.pop("tuning", {}))),
+            rows={key: _row(key, row) for key, row in entries.pop("rows", {}).items()},
+            conclusions=tuple(map(_conclusion, entries.pop("reading", ()))),
+            **entries,
         )
     except ValueError as error:
         raise TableError(f"{path}: {error}.") from error
@@ -164,25 +171,30 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)  # JSON is valid YAML in one line
 
 
-def _tuples(entries: Any, *names: str) -> dict[str, Any]:
-    """The entries of a mapping that have a value, with the lists under some names as tuples.
+def _entries(place: str, entries: Any) -> dict[str, Any]:
+    """The entries of a mapping that have a value, with lists as tuples.
+
+    Args:
+        place: what has the entries, for messages.
+        entries: content of the table's file at this place.
 
     Raises:
-        TypeError: when the value is not a mapping, or a value under one of the names is no list.
+        TypeError: when `entries` is not a mapping, or an entry has another form than in `_FORMS`.
     """
     if not isinstance(entries, Mapping):
-        raise TypeError(f"{entries!r} has to be a mapping of names to values")
+        raise TypeError(f"{place} is {entries!r}; it has to be {_MAPPING}")
     given = {name: value for name, value in entries.items() if value is not None}
-    for name in names:
-        if not isinstance(given.get(name, []), list):
-            raise TypeError(f"{name} is {given[name]!r}; it has to be a list, such as [0, 1, 2]")
-    return {name: tuple(value) if name in names else value for name, value in given.items()}
+    for name, value in given.items():
+        kind, form = _FORMS.get(name, (object, ""))
+        if not isinstance(value, kind):
+            raise TypeError(f"in {place}, {name} is {value!r}; it has to be {form}")
+    return {k: tuple(value) if isinstance(value, list) else value for k, value in given.items()}
 
 
 def _row(key: Any, entries: Any) -> Row:
     if not isinstance(key, str):
         raise TypeError(f"the name of the row {key!r} is no text; put it in quotes")
-    return Row(key, **_tuples(entries, "grid", "seeds"))
+    return Row(key, **_entries(f"the row {key!r}", entries))
 
 
 def _conclusion(entries: Any) -> Conclusion:
@@ -190,14 +202,17 @@ def _conclusion(entries: Any) -> Conclusion:
         raise ValueError(f"a reading is a mapping of conditions to sentences, not {entries!r}")
     sentences = dict(entries)
     topic = sentences.pop("topic", None)
+    if not isinstance(topic, str | None):
+        raise ValueError(f"a reading has the topic {topic!r}, which is no text; put it in quotes")
     return Conclusion({str(name): str(text) for name, text in sentences.items()}, topic)
 
 
 def _check(path: Path, table: Table) -> None:
-    named: Sequence[tuple[str, str | None]] = [
-        *((f"{row.key}.versus", row.versus) for row in table.rows.values()),
-        *((f"{row.key}.tuned_as", row.tuned_as) for row in table.rows.values()),
-        *((f"{row.key}.files", key) for row in table.rows.values() for key in row.files.values()),
+    rows = table.rows.values()
+    named: Sequence[tuple[str, Any]] = [
+        *((f"{row.key}.versus", row.versus) for row in rows if row.versus is not None),
+        *((f"{row.key}.tuned_as", row.tuned_as) for row in rows if row.tuned_as is not None),
+        *((f"{row.key}.files", key) for row in rows for key in row.files.values()),
         *(("headline", key) for key in table.headline),
         *(("reading", key) for found in table.conclusions for key in found.rows()),
     ]
@@ -205,19 +220,18 @@ def _check(path: Path, table: Table) -> None:
     if table.metric not in METRICS:
         raise TableError(f"{path}: metric is {table.metric!r}; it is {' or '.join(METRICS)}.")
     for place, key in named:
-        if key is not None and key not in table.rows:
+        if not isinstance(key, str) or key not in table.rows:
             raise TableError(
                 f"{path}: {place} names the row {key!r}, which is not there; the rows are "
                 f"{', '.join(table.rows)}."
             )
     try:
-        TopologicalSorter({row.key: row.files.values() for row in table.rows.values()}).prepare()
+        TopologicalSorter({row.key: row.files.values() for row in rows}).prepare()
     except CycleError as error:
         raise TableError(
             f"{path}: the rows {', '.join(error.args[1][:-1])} need the students of each other; "
             "change the files of one of them."
         ) from error
-    rows = table.rows.values()
     for settings in (
         *(table.settings, table.tuning.settings),
         *(settings for row in rows for settings in (row.settings, row.tuning)),
@@ -226,20 +240,45 @@ def _check(path: Path, table: Table) -> None:
             raise TableError(
                 f"{path}: the page needs the accuracies after every epoch; remove {_SPARSE}."
             )
-    for row in table.rows.values():
-        if row.tuned_as is not None and table.rows[row.tuned_as].tuned_as is not None:
+    for row in rows:
+        _check_row(path, table, row)
+
+
+def _check_row(path: Path, table: Table, row: Row) -> None:
+    if row.versus == row.key:
+        raise TableError(f"{path}: {row.key}.versus names the row itself; name another one.")
+    if row.tuned_as is not None:
+        if table.rows[row.tuned_as].tuned_as is not None:
             raise TableError(
                 f"{path}: {row.key}.tuned_as names {row.tuned_as!r}, which is tuned as another row "
                 "itself; name that one."
             )
-        if not table.grid_of(row) or not table.seeds_of(row):
-            raise TableError(f"{path}: {row.key} has no learning rates or no seeds; give some.")
-        for rate in table.grid_of(row):
-            if not isinstance(rate, int | float):
-                raise TableError(
-                    f"{path}: the learning rate {rate!r} of {row.key} is no number; YAML takes one "
-                    "with an exponent for a text unless it has a point (1.0e-3)."
-                )
+        if row.grid is not None or row.tuning:
+            raise TableError(
+                f"{path}: {row.key} takes its learning rate from {row.tuned_as!r}, and has a grid "
+                "or tuning of its own; remove these, or tuned_as."
+            )
+    rates, seeds = table.grid_of(row), table.seeds_of(row)
+    if not rates or not seeds:
+        raise TableError(f"{path}: {row.key} has no learning rates or no seeds; give some.")
+    for rate in rates:
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+            raise TableError(
+                f"{path}: the learning rate {rate!r} of {row.key} is no number above 0; YAML takes "
+                "one with an exponent for a text unless it has a point (1.0e-3)."
+            )
+    for seed in (*seeds, table.tuning.seed):
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise TableError(
+                f"{path}: {row.key} or its tuning has the seed {seed!r}; give a whole number, at "
+                "least 0."
+            )
+    # Their runs would have the same name, which for learning rates has six digits.
+    for what, names in (("learning rate", [f"{rate:g}" for rate in rates]), ("seed", seeds)):
+        if twice := [name for name, number in Counter(names).items() if number > 1]:
+            raise TableError(
+                f"{path}: {row.key} has the {what} {twice[0]} several times; give it once."
+            )
 
 
 def _check_conclusions(path: Path, table: Table) -> None:

@@ -61,13 +61,13 @@ def _measure(options: argparse.Namespace) -> Path:
     goes_on = options.only or options.missing
     before = json.loads(path.read_text()) if path.exists() and goes_on else {}
     if before:
-        changed = [name for name in record if name != "command" and before[name] != record[name]]
+        changed = [name for name in record if before[name] != record[name]]
         if changed:
             raise GpdError(
-                f"The rows in {path} were measured with other {' and '.join(changed)}; measure all "
-                "rows, without --only and --missing."
+                f"The rows in {path} were measured by `{before['command']}`, and differ from new "
+                f"ones in {' and '.join(changed)}; give the same options, or measure all rows, "
+                "without --only and --missing."
             )
-        record["command"] = before["command"]
     rates = in_fresh_process(attained, options.device)
     record["rates"] = before.get("rates", asdict(rates))
     measured = {json.dumps(row["case"]): row for row in before.get("rows", [])}
@@ -166,7 +166,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--computed", action="store_true", help="the table of many GPUs, by count: nothing is timed"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error(f"--rounds is {options.rounds}; at least one turn has to count.")
+    students = list(dict.fromkeys(case.student for case in cases(options.device)))
+    for student in options.only or ():
+        if student not in students:
+            parser.error(
+                f"--only names {student!r}, which is no row of {options.device}; the students are "
+                f"{', '.join(students)}."
+            )
+    return options
 
 
 if __name__ == "__main__":

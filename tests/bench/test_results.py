@@ -132,6 +132,15 @@ def _reading(condition: str = "gpd.gap > 1", said: str = "", **more: str) -> dic
     return {condition: said, "otherwise": "", **more}
 
 
+def _one_row(**entries: Any) -> dict[str, Any]:
+    return {"rows": {"a": {"title": "a", **entries}}, **NO_TEXT}
+
+
+def _tuned_as_another(**entries: Any) -> dict[str, Any]:
+    rows = {"a": {"title": "a"}, "b": {"title": "b", "tuned_as": "a", **entries}}
+    return {"rows": rows, **NO_TEXT}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -166,6 +175,30 @@ def _reading(condition: str = "gpd.gap > 1", said: str = "", **more: str) -> dic
         ),
         ({"reading": [_reading("alone.time > 1")]}, "compares the row 'alone', which has no"),
         ({"reading": [_reading(said="{gpd.gap:.1f}")]}, "such as gpd.gap.mean"),
+        ({"reading": [_reading(said="{gpd.gap.mean:d}")]}, "cannot be printed: Unknown format"),
+        ({"reading": [_reading(said="{gpd.gap.mean!q}")]}, "cannot be printed: Unknown conv"),
+        ({"reading": [_reading(said="{}")]}, "cannot be printed"),
+        ({"reading": [_reading() | {"topic": 3}]}, "the topic 3, which is no text"),
+        ({"reading": 5}, "reading is 5; it has to be a list"),
+        ({"rows": ["a"]}, r"rows is \['a'\]; it has to be a mapping"),
+        ({"settings": ["x"]}, r"settings is \['x'\]; it has to be a mapping"),
+        (_one_row(files=["x"]), r"the row 'a', files is \['x'\]; it has to be a mapping"),
+        (_one_row(files={"x": ["b"]}), r"a.files names the row \['b'\], which is not there"),
+        (_one_row(files={"x": None}), "a.files names the row None, which is not there"),
+        (_one_row(settings="x"), "the row 'a', settings is 'x'; it has to be a mapping"),
+        (_one_row(title=3), "the row 'a', title is 3; it has to be a text"),
+        (_one_row(versus=["a"]), r"the row 'a', versus is \['a'\]; it has to be a text"),
+        (_one_row(versus="a"), "a.versus names the row itself"),
+        ({"headline": [["gpd"]]}, r"headline names the row \['gpd'\], which is not there"),
+        ({"seeds": [0, 0, 1]}, "alone has the seed 0 several times"),
+        ({"seeds": [0, "1"]}, "has the seed '1'; give a whole number"),
+        ({"seeds": [-1]}, "has the seed -1; give a whole number"),
+        ({"tuning": {"grid": [0.1], "seed": 0.5}}, "has the seed 0.5; give a whole number"),
+        ({"tuning": {"grid": [-0.1]}}, "the learning rate -0.1 of alone is no number above 0"),
+        ({"tuning": {"grid": [True]}}, "the learning rate True of alone is no number above 0"),
+        ({"tuning": {"grid": [0.1, 0.1]}}, "alone has the learning rate 0.1 several times"),
+        (_tuned_as_another(grid=[0.3]), "b takes its learning rate from 'a', and has a grid"),
+        (_tuned_as_another(tuning={"x": 3}), "b takes its learning rate from 'a', and has a grid"),
     ],
 )
 def test_a_table_with_a_mistake_is_refused_by_name(
@@ -184,6 +217,45 @@ def test_a_missing_table_is_said_in_a_sentence(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "none.yaml cannot be read" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_mistake_in_any_table_is_found_before_a_run_of_one_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.results.__main__.train_all", lambda *_, **__: pytest.fail())
+    good, bad = write_table(tmp_path), tmp_path / "none.yaml"
+    assert results_command([str(good), str(bad)]) == 2
+    assert "none.yaml cannot be read" in capsys.readouterr().err
+    bad.write_text(yaml.safe_dump(TABLE | {"rows": {"alone": {"title": "a"}}} | NO_TEXT))
+    assert results_command([str(good), str(bad), "--rows", "gpd"]) == 2
+    assert "none.yaml has no row gpd; it has alone" in capsys.readouterr().err
+
+
+def test_the_pages_are_written_also_where_a_later_table_cannot_be_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written: list[Path] = []
+    monkeypatch.setattr("bench.results.__main__.train_all", lambda *_, **__: [])
+    monkeypatch.setattr("bench.results.__main__.write_pages", written.append)
+    first = write_table(tmp_path)
+    (second := tmp_path / "second.yaml").write_text(first.read_text())
+    with only_one(read_table(second)):
+        assert results_command([str(first), str(second)]) == 2
+    assert "second is being trained by another command" in capsys.readouterr().err
+    assert written == [Path()]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("<<<<<<< HEAD\n{}", "is no JSON"), ("[]", "has no command"), ("{}", "has no command")],
+)
+def test_a_damaged_record_is_named(tmp_path: Path, content: str, message: str) -> None:
+    records = pretended(tmp_path)
+    (records.folder / "alone" / "0.json").write_text(content)
+    with pytest.raises(TableError, match=rf"alone/0\.json {message}"):
+        render_page([records])
 
 
 def test_no_run_at_a_time_is_refused_in_a_sentence(
@@ -286,6 +358,50 @@ def test_a_source_that_several_runs_start_from_is_trained_once(
     assert train_all(records, train, jobs=3) == []
     assert sorted(source.seed for source in making) == [0, 1]
     assert len(records.finished(records.table.rows["longer"])) == 3
+
+
+def chained(folder: Path) -> Records:
+    """Trained rows of which one starts from another, and this one from a third."""
+    rows = {name: dict(row) for name, row in TABLE["rows"].items()}
+    rows["gpd"]["files"] = {"model.student_weights": "alone"}
+    rows["longer"]["files"] = {"model.student_weights": "gpd"}
+    records = records_in(folder, rows=rows)
+    assert train_all(records, pretend(records), jobs=1) == []
+    return records
+
+
+def test_sources_of_sources_are_to_be_made_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    records = chained(tmp_path)
+    (longer,) = records.scored(records.table.rows["longer"])
+    assert {run.row for run in records.unmade_sources(longer)} == {"gpd", "alone"}
+    (source,) = (run for run in records.unmade_sources(longer) if run.row == "gpd")
+    (folder := records.work(source)).mkdir(parents=True)
+    (folder / STUDENT).touch()
+    assert records.unmade_sources(longer) == set()
+
+
+def test_a_run_waits_while_a_source_of_its_source_is_trained_for_its_own_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    records = chained(tmp_path)
+    for row in ("alone", "longer"):
+        (records.folder / row / "1.json").unlink()
+    under_way: list[Run] = []
+    together: list[int] = []
+
+    def train(run: Run) -> Record:
+        under_way.append(run)
+        time.sleep(0.1)
+        together.append(len(under_way))
+        under_way.remove(run)
+        return pretend(records)(run)
+
+    assert train_all(records, train, jobs=2) == []
+    assert together == [1, 1]
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
@@ -498,6 +614,9 @@ def test_times_of_different_hardware_are_not_compared(tmp_path: Path) -> None:
     assert summarize(records)["gpd"].time is None
     page = render_page([records])
     assert (
+        "over those runs of both rows that were on the same hardware, which may be a single" in page
+    )
+    assert (
         "A processor, 1 thread (alone; trained further), A processor, 2 threads (with GPD)" in page
     )
 
@@ -637,6 +756,18 @@ def test_the_rate_that_was_chosen_is_marked_and_not_its_equals(tmp_path: Path) -
         path.write_text(json.dumps(record))
     assert records.rate(records.table.rows["gpd"]) == 0.1
     assert "| with GPD | **51.00** | 51.00 |" in render_page([records])
+
+
+def test_a_rate_is_explained_by_the_options_that_its_tuning_runs_had(tmp_path: Path) -> None:
+    tuning = {"model.noise": 0.5, "trainer.max_epochs": 2}
+    rows = {"gpd": {"title": "with GPD", "tuning": tuning}, "alone": {"title": "a", "grid": [0.1]}}
+    records = records_in(tmp_path, rows=rows, **NO_TEXT)
+    assert train_all(records, pretend(records), jobs=1) == []
+    page = render_page([records])
+    assert "Learning rates (seed 0, trainer.max_epochs 1):" in page
+    further = "with GPD (model.noise 0.5, trainer.max_epochs 2)."
+    assert f"\n\nTuned with further options: {further}" in page
+    assert "takes the rate of another one, which is named, or has only one rate to try." in page
 
 
 def test_other_options_have_other_folders_for_checkpoints(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bench.speed.__main__ import main as bench_speed
 from bench.speed.case import Case, cases
 from bench.speed.forecast import PROCESSES
+from bench.speed.machine import Machine
 from bench.speed.measure import make_steps, measure, peak_of_step
 from bench.speed.page import COMPUTED, PAGE, RECORDS, write_page
 from bench.speed.whole import images_per_second
@@ -18,6 +21,7 @@ from gpd_cli.models import create_model
 SMALL = Case("cifar_resnet8", size=16, batch=2, branches=6)
 
 
+@pytest.mark.slow
 def test_figures_of_a_small_case_are_a_page(tmp_path: Path) -> None:
     figures = measure(SMALL, "cpu", rounds=1)
     assert all(value > 0 for value in figures.values())
@@ -69,6 +73,52 @@ def test_the_command_measures_its_rows_and_writes_the_page(
     assert row["figures"]["ratio"] > 0
     assert row["predicted"]["ratio"] > 1
     assert "cifar_resnet8" in (tmp_path / PAGE).read_text()
+
+
+PRETENDED: dict[str, Any] = {
+    "attained": Machine(1e9, 2e9, 3e9),
+    "measure": {"student": 1.0, "wide": 2.0, "joint": 4.0, "ratio": 1.3, "images": 5.0},
+    "peak_of_step": 10.0,
+    "images_per_second": 4.0,
+    "predict_case": {"ratio": 1.2},
+    "measure_reference": {"ratio": 1.9},
+}
+"""What the functions return that measure, by name."""
+
+
+def test_rows_of_a_record_are_measured_by_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    PAGE.parent.mkdir()
+    monkeypatch.setattr(
+        "bench.speed.__main__.in_fresh_process", lambda function, *_: PRETENDED[function.__name__]
+    )
+    monkeypatch.setattr("bench.speed.__main__.find_code", lambda folder: folder)
+    with_authors = ["--rounds", "2", "--reference", "folder"]
+    assert bench_speed(with_authors) == 0
+    record = (RECORDS / "cpu.json").read_text()
+    assert bench_speed([*with_authors, "--only", "resnet18"]) == 0
+    for others in (["--rounds", "2"], ["--rounds", "3", "--reference", "folder"]):
+        assert bench_speed([*others, "--only", "resnet18"]) == 1
+        said = capsys.readouterr().err
+        assert "by `python -m bench.speed --device cpu --rounds 2 --reference GPD`" in said
+    assert (RECORDS / "cpu.json").read_text() == record
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "resnet18", "resnet81"], "'resnet81', which is no row of cpu; the students"),
+        (["--rounds", "0"], "--rounds is 0; at least one turn has to count"),
+    ],
+)
+def test_rows_and_turns_that_are_none_are_refused_before_measuring(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        bench_speed(arguments)
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_each_step_trains_its_network() -> None:
