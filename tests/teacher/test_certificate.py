@@ -154,6 +154,21 @@ def test_an_error_of_gpd_in_train_mode_is_no_lack_of_images(
         expand(Student(), sample=SAMPLE, branches=1)
 
 
+class Cosine(nn.Linear):
+    """A classifier by angles, which depend on the length of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x), F.normalize(self.weight), self.bias)
+
+
+def test_a_layer_that_takes_no_noise_is_told_so() -> None:
+    student = Student()
+    student.head = Cosine(8, 5)
+    with pytest.raises(ExpansionError, match=r"exactly, except with noise 0.*without_noise\.$"):
+        expand(student, sample=SAMPLE, ratio=3)
+    assert expand(student, sample=SAMPLE, ratio=3, without_noise=["head"]).certificate is not None
+
+
 def test_broken_weights_are_told_from_an_expansion_that_fails() -> None:
     student = Student()
     with torch.no_grad():

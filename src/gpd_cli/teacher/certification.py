@@ -32,6 +32,10 @@ _ROUNDING = 1e-15  # some units in the last place of float64
 _MOST_RESPONSE = 1e-12
 
 
+class InexactError(ExpansionError):
+    """An expanded teacher differs from its student by more than rounding."""
+
+
 def certify(pair: Pair, sample: Tensor) -> Certificate:
     """Compare the logits of both networks, in float64, on random images.
 
@@ -44,8 +48,8 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
         The certificate.
 
     Raises:
-        ExpansionError: when the relative difference exceeds `TOLERANCE`, or the student changes
-            its images.
+        InexactError: when the relative difference exceeds `TOLERANCE`.
+        ExpansionError: when the student changes its images, or one of the two does not run.
     """
     generator = torch.Generator().manual_seed(sample.shape[0])
     images = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
@@ -72,7 +76,7 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
                 "student first, or start from weights and statistics under which activations do "
                 "not grow from layer to layer"
             )
-        raise ExpansionError(
+        raise InexactError(
             f"The expanded teacher differs from the student by {difference:.1e} (relative, "
             f"float64), more than {TOLERANCE:.0e}: {reason}."
         )

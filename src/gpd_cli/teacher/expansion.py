@@ -13,7 +13,7 @@ from gpd_cli.errors import ExpansionError
 from gpd_cli.generators import states_kept
 from gpd_cli.teacher.build import build_pair, check_plan
 from gpd_cli.teacher.certificate import Certificate
-from gpd_cli.teacher.certification import certify
+from gpd_cli.teacher.certification import InexactError, certify
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.running.converting import converted
@@ -127,23 +127,36 @@ def expand(
 
     start = generator.get_state()
 
-    def grow(plan: WidthPlan) -> Pair:
+    def grow(plan: WidthPlan, noise: float = noise) -> Pair:
         # A second call starts from the same state: the weights depend on seed and plan alone.
         generator.set_state(start)
-        return _grow(
-            student,
-            plan,
-            sample,
-            certificate,
-            branches=names,
-            branch_layers=layers,
-            noise=noise,
-            without_noise=without_noise,
-            storage=storage,
-            branch_init=branch_init,
-            branch_width=branch_width,
-            generator=generator,
-        )
+        try:
+            return _grow(
+                student,
+                plan,
+                sample,
+                certificate,
+                branches=names,
+                branch_layers=layers,
+                noise=noise,
+                without_noise=without_noise,
+                storage=storage,
+                branch_init=branch_init,
+                branch_width=branch_width,
+                generator=generator,
+            )
+        except InexactError as error:
+            if not noise:
+                raise
+            try:
+                grow(plan, 0.0)
+            except ExpansionError:
+                raise error from None
+            raise InexactError(
+                f"{str(error).removesuffix('.')}, except with noise 0, since the output of one of "
+                "its layers is no linear function of the layer's weight; set the noise to 0 "
+                "(--model.noise 0), or name the layer in without_noise."
+            ) from error
 
     if plan is not None:
         check_plan(student, plan)
