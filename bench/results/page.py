@@ -61,10 +61,10 @@ def render_page(everything: Iterable[Records]) -> str:
         "best for the student, not for the teacher;",
         "- time: of one training, in minutes (of the processor on a CPU, of the clock on a GPU; "
         "runs side by side slow each other down), and relative to the row it is compared with: the "
-        "ratio of the means over those runs of both rows that were on the same hardware, which may "
-        "be a single one; empty where it is not known: the time of a run that was killed once is "
-        "lost. What comes before a run is not counted: the training of a static teacher, or of the "
-        "student that a row starts from;",
+        "ratio of the two rows' mean times, over the runs of each row that were on hardware common "
+        "to both, possibly one run of each; empty where it is not known: the time of a run that "
+        "was killed once is lost. What comes before a run is not counted: the training of a static "
+        "teacher, or of the student that a row starts from;",
         "- lr: the learning rate of the row's grid with the best validation accuracy in short runs "
         "of one seed, listed below the table; it need not be the best for longer runs. "
         "A row without such runs takes the rate of another one, which is named, or has only one "

@@ -111,8 +111,8 @@ class Summary:
         validation_gain: the same gain in validation accuracy; equal to `gain` if this is the metric
             of the table.
         time: ratio of this row's mean training time to that of the row that it is compared with,
-            over those runs of both that were on the same hardware, which may be a single one; None
-            if there are no such runs.
+            over the runs of each row that were on hardware common to both, possibly one run of
+            each; None if there are no such runs.
         wanted: number of seeds that the row should have.
     """
 

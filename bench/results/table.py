@@ -240,8 +240,14 @@ def _check(path: Path, table: Table) -> None:
             raise TableError(
                 f"{path}: the page needs the accuracies after every epoch; remove {_SPARSE}."
             )
+    _check_seed(path, "tuning", table.tuning.seed)
     for row in rows:
         _check_row(path, table, row)
+
+
+def _check_seed(path: Path, place: str, seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise TableError(f"{path}: {place} has the seed {seed!r}; give a whole number, at least 0.")
 
 
 def _check_row(path: Path, table: Table, row: Row) -> None:
@@ -267,12 +273,8 @@ def _check_row(path: Path, table: Table, row: Row) -> None:
                 f"{path}: the learning rate {rate!r} of {row.key} is no number above 0; YAML takes "
                 "one with an exponent for a text unless it has a point (1.0e-3)."
             )
-    for seed in (*seeds, table.tuning.seed):
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise TableError(
-                f"{path}: {row.key} or its tuning has the seed {seed!r}; give a whole number, at "
-                "least 0."
-            )
+    for seed in seeds:
+        _check_seed(path, row.key, seed)
     # Their runs would have the same name, which for learning rates has six digits.
     for what, names in (("learning rate", [f"{rate:g}" for rate in rates]), ("seed", seeds)):
         if twice := [name for name, number in Counter(names).items() if number > 1]:

@@ -614,7 +614,7 @@ def test_times_of_different_hardware_are_not_compared(tmp_path: Path) -> None:
     assert summarize(records)["gpd"].time is None
     page = render_page([records])
     assert (
-        "over those runs of both rows that were on the same hardware, which may be a single" in page
+        "over the runs of each row that were on hardware common to both, possibly one run" in page
     )
     assert (
         "A processor, 1 thread (alone; trained further), A processor, 2 threads (with GPD)" in page

@@ -634,6 +634,9 @@ def test_a_ratio_below_1_is_an_error(ratio: float) -> None:
 
 def test_layers_without_noise_have_to_exist() -> None:
     rejected(randomized("residual"), "has no layer 'nowhere'", without_noise="nowhere")
+
+
+def test_layers_named_in_without_noise_get_none() -> None:
     student, images = randomized("residual"), torch.zeros(2, *IMAGE[1:])
     name = [n for n, module in student.named_modules() if isinstance(module, nn.Conv2d)][-1]
     plain, noisy = (

@@ -1,6 +1,7 @@
 """Networks with code as users write it, beyond what the libraries' networks contain."""
 
 import math
+from collections import defaultdict
 from functools import partial
 
 import pytest
@@ -271,8 +272,10 @@ class Indirect(nn.Module):
         super().__init__()
         self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
         self.alpha, self.head = nn.Parameter(torch.tensor(0.5)), nn.Linear(8, 5)
-        modules, seen = [self], {}
+        modules, seen, method = [self], {}, self.times_alpha
         self.seen = seen
+        shared = defaultdict(list, {"network": self})
+        shared["itself"] = shared  # as functions that call each other by a table of them do
 
         def scale(x: Tensor, times: int = 1) -> Tensor:
             return scale(x, times - 1) if times else self.alpha * x
@@ -282,8 +285,13 @@ class Indirect(nn.Module):
             lambda x, network=self: network.alpha * x,
             partial(lambda network, x: network.alpha * x, self),
             lambda x: modules[0].alpha * x,
+            lambda x: method(x),
+            lambda x: shared["itself"]["network"].alpha * x + len(shared["nothing"]),
         ]
         self.two.register_forward_hook(lambda module, args, output: seen.update(output=output))
+
+    def times_alpha(self, x: Tensor) -> Tensor:
+        return self.alpha * x
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.one(x).relu()

@@ -33,7 +33,7 @@ _MOST_RESPONSE = 1e-12
 
 
 class InexactError(ExpansionError):
-    """An expanded teacher differs from its student by more than rounding."""
+    """A network cannot be expanded exactly: its teacher differs by more than rounding explains."""
 
 
 def certify(pair: Pair, sample: Tensor) -> Certificate:
@@ -48,8 +48,10 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
         The certificate.
 
     Raises:
-        InexactError: when the relative difference exceeds `TOLERANCE`.
-        ExpansionError: when the student changes its images, or one of the two does not run.
+        InexactError: when the relative difference exceeds `TOLERANCE`, and not by rounding alone.
+        ExpansionError: when the difference cannot be told from rounding, when both networks differ
+            in train mode only, when the student changes its images or gives no finite logits, or
+            when the teacher does not run.
     """
     generator = torch.Generator().manual_seed(sample.shape[0])
     images = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
@@ -68,15 +70,17 @@ def certify(pair: Pair, sample: Tensor) -> Certificate:
         pair.forget()
         in_training = _training_difference(pair, sample.shape[1:], generator)
     if not difference <= TOLERANCE:
+        kind: type[ExpansionError] = InexactError
         reason = "this network cannot be expanded exactly"
         if response > _MOST_RESPONSE:
+            kind = ExpansionError
             reason = (
                 "this cannot be told from rounding, since a change of the images by "
                 f"{_ROUNDING:.0e} changes the student's own logits by {response:.0e}; train the "
                 "student first, or start from weights and statistics under which activations do "
                 "not grow from layer to layer"
             )
-        raise InexactError(
+        raise kind(
             f"The expanded teacher differs from the student by {difference:.1e} (relative, "
             f"float64), more than {TOLERANCE:.0e}: {reason}."
         )

@@ -153,9 +153,9 @@ def expand(
             except ExpansionError:
                 raise error from None
             raise InexactError(
-                f"{str(error).removesuffix('.')}, except with noise 0, since the output of one of "
-                "its layers is no linear function of the layer's weight; set the noise to 0 "
-                "(--model.noise 0), or name the layer in without_noise."
+                f"{str(error).removesuffix('.')}, except with noise 0, probably since the output "
+                "of one of its layers is no linear function of the layer's weight; set the noise "
+                "to 0 (--model.noise 0), or name the layer in without_noise."
             ) from error
 
     if plan is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from functools import partial
-from types import CellType, FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -77,9 +77,8 @@ class _Counterparts:
             return self.of(value)
         if type(value) is tuple:
             entries = tuple(map(self.bound, value))
-            return (
-                entries if any(a is not b for a, b in zip(entries, value, strict=True)) else value
-            )
+            changed = any(a is not b for a, b in zip(entries, value, strict=True))
+            return entries if changed else value
         if isinstance(value, list | dict):
             for key, entry in list(value.items() if isinstance(value, dict) else enumerate(value)):
                 if (bound := self.bound(entry)) is not entry:
@@ -101,10 +100,15 @@ class _Counterparts:
                 *map(self.of, original.args),
                 **{name: self.of(value) for name, value in original.keywords.items()},
             )
-        elif isinstance(original, dict):
-            made = {key: self.of(value) for key, value in original.items()}
+        elif isinstance(original, MethodType):
+            made = MethodType(original.__func__, self.of(original.__self__))
+        elif isinstance(original, tuple):
+            made = tuple(map(self.of, original))
         else:
-            made = type(original)(map(self.of, original))
+            made = copy.copy(original)  # of the same type, such as a dictionary with a default
+            self._copies[id(original)] = made  # before its entries, which may lead to it again
+            for key in list(made) if isinstance(made, dict) else range(len(made)):
+                made[key] = self.of(made[key])
         self._copies[id(original)] = made
         return made
 
@@ -133,11 +137,13 @@ class _Counterparts:
 
 
 def held_by(value: Any) -> Iterable[Any]:
-    """The objects that a function, a partial or a container holds; nothing for other values."""
+    """The objects that a function, method, partial or container holds; nothing for other values."""
     if isinstance(value, FunctionType):
         return objects_of(value)
     if isinstance(value, partial):
         return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
     if isinstance(value, dict):
         return list(value.values())
     return list(value) if type(value) in (list, tuple) else []

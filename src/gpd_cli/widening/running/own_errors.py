@@ -74,6 +74,6 @@ def original_errors() -> Iterator[None]:
     try:
         yield
     except OwnError as failure:
-        # The original exception, which would become the cause of itself.
+        # The failure's cause is this error, which would otherwise be in its own chain of causes.
         failure.__cause__ = failure.__context__ = None
-        raise failure.error from None
+        raise failure.error from failure.error.__cause__

@@ -331,7 +331,7 @@ def _runs(student: nn.Module, shape: torch.Size) -> bool:
         shape: shape of the images to run it on, ``[B, C, H, W]``.
     """
     tensors = [*student.parameters(), *student.buffers()]
-    weight = next(tensor for tensor in tensors if tensor.is_floating_point())
+    weight = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
     with torch.no_grad(), torch.random.fork_rng(devices=[]), suppress(Exception):
         images = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
         copy_network(student).eval()(images)
