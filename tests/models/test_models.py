@@ -579,7 +579,8 @@ def test_half_precision_files_load_into_single_precision(tmp_path: Path) -> None
             lambda s: s.update({"fc.weight": torch.ones(7, 4), "fc.bias": torch.ones(7)}),
             "does not fit Small: shaped fc.weight 7x4 instead of 5x4, fc.bias 7 instead of 5; "
             "is it for another architecture or class count, or from a network with other "
-            "constructor arguments (--model.student_args, --model.static_teacher.args)?",
+            "constructor arguments (--model.student_args, --model.static_teacher.args, args in "
+            "--model.assistants)?",
         ),
         (
             lambda s: (
