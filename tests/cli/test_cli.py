@@ -708,7 +708,7 @@ def test_classes_of_static_teacher_differ(refuse: Callable[..., str]) -> None:
     torch.save(Seven().state_dict(), "static.pth")
     own = ["--model.static_teacher.name", "test_cli.Seven"]
     own += ["--model.static_teacher.weights", "static.pth"]
-    naming = r"test_cli\.Seven has 7 classes but the student has 10; give a static teacher"
+    naming = r"test_cli\.Seven has 7 classes but the student has 10; give one"
     refuse("fit", *STUDENT, *FAST, *own, naming=naming)
 
 
