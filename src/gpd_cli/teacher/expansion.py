@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 
 import torch
@@ -146,17 +147,19 @@ def expand(
                 generator=generator,
             )
         except InexactError as error:
-            if not noise:
+            if not noise or not is_exact_without_noise(plan):
                 raise
-            try:
-                grow(plan, 0.0)
-            except ExpansionError:
-                raise error from None
             raise InexactError(
                 f"{str(error).removesuffix('.')}, except with noise 0, probably since the output "
                 "of one of its layers is no linear function of the layer's weight; set the noise "
                 "to 0 (--model.noise 0), or name the layer in without_noise."
             ) from error
+
+    def is_exact_without_noise(plan: WidthPlan) -> bool:
+        with suppress(ExpansionError):
+            grow(plan, 0.0)
+            return True
+        return False
 
     if plan is not None:
         check_plan(student, plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any, TypeVar
@@ -40,21 +40,6 @@ def copy_network(network: Network, shared: Iterable[Tensor] = ()) -> Network:
     return result
 
 
-def objects_of(function: FunctionType) -> list[Any]:
-    """The objects that a function keeps: those of its enclosing functions, and its defaults."""
-    cells = [cell for cell in function.__closure__ or () if _has_value(cell)]
-    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    return [*(cell.cell_contents for cell in cells), *defaults]
-
-
-def _has_value(cell: CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:  # the variable has no value yet
-        return False
-    return True
-
-
 class _Counterparts:
     """Finds, for objects of a network, their counterparts in a deep copy of the network.
 
@@ -89,7 +74,7 @@ class _Counterparts:
         """The counterpart of an object of the network; the object itself if it has none."""
         if id(original) in self._copies:
             return self._copies[id(original)]
-        if not self._refers(original, set()):
+        if not any(id(found) in self._copies for found in reached(original)):
             return original
         if isinstance(original, FunctionType):
             return self._function(original)
@@ -112,15 +97,6 @@ class _Counterparts:
         self._copies[id(original)] = made
         return made
 
-    def _refers(self, value: Any, seen: set[int]) -> bool:
-        """Whether a function or a container leads to an object that has a counterpart."""
-        if id(value) in self._copies:
-            return True
-        if id(value) in seen:
-            return False
-        seen.add(id(value))
-        return any(self._refers(inner, seen) for inner in held_by(value))
-
     def _function(self, function: FunctionType) -> FunctionType:
         cells = tuple(CellType() for _ in function.__closure__ or ())
         made = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
@@ -136,10 +112,26 @@ class _Counterparts:
         return made
 
 
-def held_by(value: Any) -> Iterable[Any]:
+def reached(value: Any) -> Iterator[Any]:
+    """An object, and the objects that it leads to through functions, methods and containers.
+
+    Args:
+        value: any object, such as an attribute of a module.
+    """
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in seen:
+            seen.add(id(value))
+            yield value
+            waiting += _held_by(value)
+
+
+def _held_by(value: Any) -> Iterable[Any]:
     """The objects that a function, method, partial or container holds; nothing for other values."""
     if isinstance(value, FunctionType):
-        return objects_of(value)
+        return _objects_of(value)
     if isinstance(value, partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, MethodType):
@@ -147,3 +139,18 @@ def held_by(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return list(value.values())
     return list(value) if type(value) in (list, tuple) else []
+
+
+def _objects_of(function: FunctionType) -> list[Any]:
+    """The objects that a function keeps: those of its enclosing functions, and its defaults."""
+    cells = [cell for cell in function.__closure__ or () if _has_value(cell)]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*(cell.cell_contents for cell in cells), *defaults]
+
+
+def _has_value(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:  # the variable has no value yet
+        return False
+    return True

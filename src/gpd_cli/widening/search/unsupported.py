@@ -6,8 +6,7 @@ that are refused here compute with something else. Each error message says what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from gpd_cli.errors import ExpansionError
 from gpd_cli.widening.layers import is_leaf
 from gpd_cli.widening.names import title
-from gpd_cli.widening.running.copying import held_by
+from gpd_cli.widening.running.copying import reached
 
 _REMOVERS = {
     WeightNorm: "torch.nn.utils.remove_weight_norm",
@@ -141,22 +140,10 @@ def _holding(module: nn.Module, parameters: Mapping[int, str]) -> str | None:
     for attribute, value in vars(module).items():
         if attribute in _REGISTRIES:
             continue
-        name = next((parameters[id(v)] for v in _reached(value) if id(v) in parameters), None)
+        name = next((parameters[id(v)] for v in reached(value) if id(v) in parameters), None)
         if name is not None:
             return (
                 f"keeps {name} in another attribute as well ({attribute}), where it would not be "
                 "the wide one; let the code take it from its module (self.NAME) in each forward"
             )
     return None
-
-
-def _reached(value: Any) -> Iterator[Any]:
-    """An object, and the objects that it leads to through functions and containers."""
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if id(value) not in seen:
-            seen.add(id(value))
-            yield value
-            waiting += held_by(value)
