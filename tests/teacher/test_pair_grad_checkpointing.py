@@ -15,7 +15,7 @@ from blocks.centred import Centred
 from gpd_cli import expand
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.teacher.unshared import Unshared
+from gpd_cli.teacher.unshared import without_sharing
 
 NETWORKS = {
     "vit": ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3}),
@@ -60,12 +60,11 @@ def train(network: Pair | Alone, steps: int) -> dict[str, Tensor]:
     return gradients
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("own", ["nothing", "norms", "weights"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_training_is_the_same_to_the_last_bit(name: str, shared: bool) -> None:
+def test_training_is_the_same_to_the_last_bit(name: str, own: str) -> None:
     pairs = [pair_of(name, runs_again) for runs_again in (False, True)]
-    if not shared:
-        pairs = [Unshared.of(pair).train() for pair in pairs]
+    pairs = [without_sharing(pair, own != "weights", own == "nothing").train() for pair in pairs]
     once, again = (train(pair, 3) for pair in pairs)
     assert once.keys() == again.keys()
     assert all(torch.equal(once[name], again[name]) for name in once)

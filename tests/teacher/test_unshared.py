@@ -1,4 +1,4 @@
-"""Both networks with weights of their own: what the method is without sharing."""
+"""Both networks with weights, or norms, of their own."""
 
 import copy
 from contextlib import chdir
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import ConvNormAct, EvoNorm2dB0, RmsNorm2d
 from torch import Tensor, nn
 
 from gpd_cli import expand
@@ -41,8 +42,9 @@ def student() -> nn.Module:
     return network.train()
 
 
-def unshared(network: nn.Module, branches: int = 3) -> Unshared:
-    return Unshared.of(expand(network, sample=IMAGES, branches=branches)).train()
+def unshared(network: nn.Module, branches: int = 3, *, only_norms: bool = False) -> Unshared:
+    pair = expand(network, sample=IMAGES, branches=branches)
+    return Unshared.of(pair, only_norms=only_norms).train()
 
 
 def step(network: nn.Module, loss: Tensor) -> None:
@@ -52,10 +54,11 @@ def step(network: nn.Module, loss: Tensor) -> None:
     optimizer.step()
 
 
+@pytest.mark.parametrize("only_norms", [False, True], ids=["all", "norms"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_both_networks_start_as_the_student(mode: str) -> None:
+def test_both_networks_start_as_the_student(mode: str, only_norms: bool) -> None:
     network = student()
-    pair = unshared(network)
+    pair = unshared(network, only_norms=only_norms)
     for module in (network, pair):
         module.train(mode == "train")
     expected = network(IMAGES)
@@ -86,8 +89,44 @@ def test_neither_network_moves_the_other() -> None:
     assert moved & parameters and all(n.startswith("narrow.") for n in moved & parameters)
 
 
-def test_both_networks_are_extracted_as_they_were_trained() -> None:
-    pair = unshared(student())
+def test_norms_of_its_own_are_trained_by_the_students_loss_only() -> None:
+    pair = unshared(student(), only_norms=True)
+    own = {name for name, _ in pair.narrow.named_parameters()}
+    assert own == {"bn.weight", "bn.bias"}
+    narrow, wide = pair(IMAGES)
+    F.cross_entropy(wide, LABELS).backward()
+    assert all(pair.narrow.get_parameter(name).grad is None for name in own)
+    narrow, wide = pair(IMAGES)
+    pair.zero_grad()
+    F.cross_entropy(narrow, LABELS).backward()
+    assert all(pair.narrow.get_parameter(name).grad.abs().max() > 0 for name in own)  # type: ignore[union-attr]
+    assert pair.teacher.bn.weight.grad is None
+    # The kernels are shared, so the student's loss moves those of the teacher.
+    shared = pair.teacher.conv.parametrizations.weight.original.grad
+    assert shared.abs().max() > 0
+
+
+def test_norms_are_found_by_what_they_do_not_by_their_base_class() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.evo = ConvNormAct(3, 4, 3), EvoNorm2dB0(4)
+            self.rms, self.cosine = RmsNorm2d(4), NormedLinear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cosine(self.rms(self.evo(self.conv(x))).mean((2, 3)))
+
+    class NormedLinear(nn.Linear):
+        pass
+
+    pair = Unshared.of(expand(Normed(), sample=IMAGES.float()), only_norms=True)
+    owners = {name.rpartition(".")[0] for name, _ in pair.narrow.named_parameters()}
+    assert owners == {"conv.bn", "evo", "rms"}
+
+
+@pytest.mark.parametrize("only_norms", [False, True], ids=["all", "norms"])
+def test_both_networks_are_extracted_as_they_were_trained(only_norms: bool) -> None:
+    pair = unshared(student(), only_norms=only_norms)
     narrow, wide = pair(IMAGES)
     step(pair, F.cross_entropy(narrow, LABELS) + F.cross_entropy(wide, LABELS))
     pair.eval()
@@ -113,18 +152,21 @@ def fit(folder: Path, *options: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("own", ["weights", "norms"])
 def test_a_run_is_trained_resumed_tested_and_extracted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], own: str
 ) -> None:
     last = "runs/gpd/version_0/checkpoints/last.ckpt"
-    assert fit(tmp_path, "--model.shared", "false", "--trainer.max_epochs", "1") == 0
+    option = ("--model.shared" if own == "weights" else "--model.shared_norms", "false")
+    assert fit(tmp_path, *option, "--trainer.max_epochs", "1") == 0
     network, description = load_networks(tmp_path / last)
-    assert isinstance(network, Unshared) and not description.shared
+    assert isinstance(network, Unshared) and network.only_norms == (own == "norms")
+    assert (description.shared, description.shared_norms) == (own == "norms", False)
     resumed = ("--trainer.max_epochs", "2", "--ckpt_path", last)
-    assert fit(tmp_path, *resumed, "--model.shared", "false") == 0
+    assert fit(tmp_path, *resumed, *option) == 0
     with chdir(tmp_path):
         assert main(["test", "--ckpt_path", last, "--trainer.accelerator", "cpu"]) == 0
         assert main(["extract", "--ckpt_path", last, "--output", "student.pth"]) == 0
     capsys.readouterr()
     assert fit(tmp_path, *resumed) == 1
-    assert "with weights of its own" in capsys.readouterr().err
+    assert f"with {own} of its own" in capsys.readouterr().err

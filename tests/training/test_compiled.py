@@ -18,7 +18,7 @@ from gpd_cli.branches import BranchBank, branch_names
 from gpd_cli.distill.objective import Objective
 from gpd_cli.models import create_model
 from gpd_cli.teacher.kernel import SharedKernel
-from gpd_cli.teacher.unshared import Unshared
+from gpd_cli.teacher.unshared import without_sharing
 from gpd_cli.training.speed import Speed
 
 EPOCHS = 3
@@ -61,12 +61,12 @@ def test_a_joint_step_is_two_graphs_that_are_made_in_the_first_epoch(tmp_path: P
     assert found["breaks"] == []
 
 
-def trained(backend: str | None, recompute: bool, shared: bool = True) -> dict[str, Tensor]:
+def trained(backend: str | None, recompute: bool, own: str = "nothing") -> dict[str, Tensor]:
     """The state of a small pair after two steps."""
     torch.manual_seed(0)
     student = create_model("cifar_resnet8", num_classes=10)
     pair = expand(student.double(), sample=torch.zeros(2, 3, 16, 16), branches=2).train()
-    pair = pair if shared else Unshared.of(pair)
+    pair = without_sharing(pair, own != "weights", own == "nothing")
     pair.recompute_student = recompute
     for kernel in pair.modules():
         if isinstance(kernel, SharedKernel):
@@ -85,10 +85,10 @@ def trained(backend: str | None, recompute: bool, shared: bool = True) -> dict[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "unshared"])
+@pytest.mark.parametrize("own", ["nothing", "norms", "weights"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["both_at_once", "recomputed"])
-def test_compiled_steps_are_the_same_steps(recompute: bool, shared: bool) -> None:
-    plain, compiled = (trained(backend, recompute, shared) for backend in (None, "aot_eager"))
+def test_compiled_steps_are_the_same_steps(recompute: bool, own: str) -> None:
+    plain, compiled = (trained(backend, recompute, own) for backend in (None, "aot_eager"))
     for name, tensor in plain.items():
         torch.testing.assert_close(compiled[name], tensor, rtol=1e-9, atol=1e-12, msg=name)
 

@@ -68,7 +68,7 @@ _MODEL = (
         (
             *("--model.student*", "--model.num_classes", "--model.ratio", "--model.branch*"),
             *("--model.noise", "--model.storage", "--model.exclude", "--model.width_multiple"),
-            "--model.shared",
+            "--model.shared*",
         ),
     ),
     Section("loss", ("--model.gap_*", "--model.ce_weight", "--model.label_smoothing")),

@@ -78,7 +78,8 @@ def check_options(entry: Mapping[str, Any]) -> None:
         FormError: when one of the parts has a wrong type.
     """
     check_form(entry.get("branch_layers", []), [str], "the description, branch_layers")
-    check_form(entry.get("shared", True), bool, "the description, shared")
+    for name in ("shared", "shared_norms"):
+        check_form(entry.get(name, True), bool, f"the description, {name}")
     width = entry.get("branch_width", 1.0)
     check_form(width, float, "the description, branch_width")
     if width <= 0:

@@ -16,7 +16,7 @@ from gpd_cli.models import ModelSpec
 from gpd_cli.teacher.build import build_pair, check_plan
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.teacher.unshared import Unshared
+from gpd_cli.teacher.unshared import Unshared, without_sharing
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.tensors import Storage
 
@@ -38,6 +38,7 @@ class Description:
         storage: the scale at which shared weights are stored.
         branch_layers: which layers have branches.
         shared: whether student and dynamic teacher share their weights.
+        shared_norms: whether they share the weights of norms, too.
         branch_width: number of inner channels of the ``1x1_kxk`` branch, relative to the paper's.
         images: classes and preprocessing of the images; None where they are not known, as in
             `expand`.
@@ -50,6 +51,7 @@ class Description:
     storage: Storage = "mixed"
     branch_layers: tuple[str, ...] = ALL_LAYERS
     shared: bool = True
+    shared_norms: bool = True
     branch_width: float = 1.0
     images: ImageSpec | None = None
 
@@ -64,6 +66,7 @@ class Description:
             "branch_width": self.branch_width,
             "storage": self.storage,
             "shared": self.shared,
+            "shared_norms": self.shared_norms,
             "shape": list(self.shape),
             "images": None if self.images is None else self.images.to_dict(),
         }
@@ -79,9 +82,10 @@ class Description:
             tuple(data["branches"]),
             data["storage"],
             tuple(data.get("branch_layers", ALL_LAYERS)),
-            data.get("shared", True),
-            data.get("branch_width", 1.0),
-            ImageSpec.from_dict(data.get("images")),
+            shared=data.get("shared", True),
+            shared_norms=data.get("shared_norms", True),
+            branch_width=data.get("branch_width", 1.0),
+            images=ImageSpec.from_dict(data.get("images")),
         )
 
     def build(self) -> Pair | Alone:
@@ -98,7 +102,7 @@ class Description:
             branch_width=self.branch_width,
             storage=self.storage,
         )
-        return pair if self.shared else Unshared.of(pair)
+        return without_sharing(pair, self.shared, self.shared_norms)
 
 
 def describe_run(
@@ -132,7 +136,8 @@ def describe_run(
         tuple(branches),
         storage,
         tuple(branch_layers),
-        shared=not isinstance(network, Unshared),
+        shared=not isinstance(network, Unshared) or network.only_norms,
+        shared_norms=not isinstance(network, Unshared),
         branch_width=branch_width,
         images=images,
     ).to_dict()
@@ -156,6 +161,8 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
         how = "alone" if plan is None else f"at ratio {plan['ratio']:g}"
         if not entry["shared"]:
             how += " with weights of its own"
+        elif not entry["shared_norms"]:
+            how += " with norms of its own"
         return (
             f"{student['name']} with {student['num_classes']} classes {how}, branches "
             f"{entry['branches']}{layers(entry)}, storage {entry['storage']}"
@@ -167,7 +174,12 @@ def check_same_network(found: Mapping[str, Any] | None, expected: Mapping[str, A
         return text if chosen == list(ALL_LAYERS) else f"{text} on {chosen}"
 
     # Files of earlier versions lack these entries.
-    defaults = {"branch_layers": list(ALL_LAYERS), "shared": True, "branch_width": 1.0}
+    defaults = {
+        "branch_layers": list(ALL_LAYERS),
+        "shared": True,
+        "shared_norms": True,
+        "branch_width": 1.0,
+    }
     found = {**defaults, **found}
     keys = ("student", "branches", *defaults, "storage")
     same = _what_widens(found["plan"]) == _what_widens(expected["plan"])

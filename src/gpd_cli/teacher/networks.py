@@ -15,7 +15,7 @@ from gpd_cli.teacher.found_once import grown_once
 from gpd_cli.teacher.grad_checkpointing import FirstRunBuffers
 from gpd_cli.teacher.layer_patterns import layer_patterns
 from gpd_cli.teacher.pair import Pair
-from gpd_cli.teacher.unshared import Unshared
+from gpd_cli.teacher.unshared import without_sharing
 from gpd_cli.widening.running.copying import copy_network
 
 _PROBE_BATCH = 2
@@ -65,6 +65,7 @@ def with_teacher(
     exclude: str | Sequence[str] | None = None,
     branch_layers: str | Sequence[str] = "all",
     shared: bool = True,
+    shared_norms: bool = True,
     **options: Any,
 ) -> Pair | Alone:
     """Grow a student's dynamic teacher, unless the two would be the same network.
@@ -81,6 +82,7 @@ def with_teacher(
         exclude: patterns of names of layers that keep their output channels: one, several, or none.
         branch_layers: which layers get branches: ``all``, ``3x3_stride1``, or patterns of names.
         shared: whether both networks share their weights, see `gpd_cli.teacher.Unshared`.
+        shared_norms: whether they share the weights of norms, too.
         options: further options of `gpd_cli.expand`.
 
     Returns:
@@ -105,8 +107,7 @@ def with_teacher(
             **found,
         )
 
-    pair = grown_once(grow)
-    return pair if shared else Unshared.of(pair)
+    return without_sharing(grown_once(grow), shared, shared_norms)
 
 
 def _takes_branches(

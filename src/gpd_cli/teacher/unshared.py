@@ -1,45 +1,80 @@
-"""Student and dynamic teacher trained together, each with weights of its own."""
+"""Student and dynamic teacher of which each has weights, or norms, of its own."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.plan import WidthPlan
 
 
 class Unshared(Pair):
-    """A pair without shared weights: the student learns from the teacher through the loss only.
+    """A pair in which the student keeps weights of its own.
 
-    The student owns its weights, and is distilled on the logits of a wider network that is trained
-    along with it. Both networks start as the same function.
+    With `only_norms` these are the affine weights of its norms, and the kernels are shared as in
+    every pair: the dynamic teacher's norms scale other activations than the student's. Otherwise
+    they are all of the student's weights, which then learns from the teacher through the loss only.
+    Both networks start as the same function.
 
     Args:
         teacher: the wide network.
-        student: the narrow network, which this pair takes over with its parameters.
+        student: the narrow network, which this pair takes over with the parameters that are its
+            own; the others are removed.
         plan: the student's width plan.
+        only_norms: whether the student's own weights are those of its norms alone.
     """
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, plan: WidthPlan) -> None:
-        owners = [dict(module._parameters) for module in student.modules()]
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, plan: WidthPlan, only_norms: bool = False
+    ) -> None:
+        parameters = dict(student.named_parameters(remove_duplicate=False))
         super().__init__(teacher, student, plan)
-        for module, parameters in zip(student.modules(), owners, strict=True):
-            module._parameters.update(parameters)
+        self.only_norms = only_norms
+        self._own = {n for n, first in self._tied.items() if not only_norms or self._of_norm(first)}
+        for name in self._own:
+            owner, leaf = self._owner(name)
+            owner._parameters[leaf] = parameters[name]
 
     @classmethod
-    def of(cls, pair: Pair) -> Unshared:
-        """Copy a pair's shared weights into the student, so that the two no longer share any.
+    def of(cls, pair: Pair, only_norms: bool = False) -> Unshared:
+        """Copy shared weights of a pair into the student, which then no longer shares them.
 
         Args:
             pair: student and dynamic teacher that share their weights; not to be used afterwards.
+            only_norms: whether only the weights of norms are copied.
         """
-        unshared = cls(pair.teacher, pair.extract(), pair.plan)
+        unshared = cls(pair.teacher, pair.extract(), pair.plan, only_norms)
         unshared.certificate = pair.certificate
         return unshared
 
+    def _of_norm(self, name: str) -> bool:
+        """Whether a weight belongs to a norm: a layer of a class that is called so, or derived."""
+        # Norms have no common base class: timm's RmsNorm and EvoNorm are derived from Module.
+        owner, _ = self._owner(name)
+        called_so = any("Norm" in kind.__name__ for kind in type(owner).__mro__)
+        return called_so and not isinstance(owner, nn.Linear | _ConvNd)
+
     def _weights_of_step(self) -> dict[str, Tensor]:
-        self._merge_kernels()
-        return self._weights()
+        weights = self._weights()
+        self._merge_kernels()  # those that the student has no weights of; the others are cached
+        return weights
 
     def _weight(self, name: str, merged: bool = True) -> Tensor:
-        return self.narrow.get_parameter(name)
+        return (
+            self.narrow.get_parameter(name) if name in self._own else super()._weight(name, merged)
+        )
+
+
+def without_sharing(pair: Pair, shared: bool, shared_norms: bool) -> Pair:
+    """Give the student of a pair those weights of its own that are not to be shared.
+
+    Args:
+        pair: student and dynamic teacher that share all weights; not to be used afterwards.
+        shared: whether the two share their weights at all.
+        shared_norms: whether the two share the weights of norms, too.
+
+    Returns:
+        The pair itself where both are true.
+    """
+    return pair if shared and shared_norms else Unshared.of(pair, only_norms=shared)

@@ -144,6 +144,8 @@ class GapPreservingDistillation(EvaluatedModule):
             the paper; 0.25 makes a step much cheaper where batches or images are small.
         shared: whether student and dynamic teacher share their weights; with false each network
             trains weights of its own, which shows what sharing is worth.
+        shared_norms: whether the two share the weights of their norms, too; with false the student
+            has norms of its own, which are a small part of its weights.
         static_teacher: a frozen network to distil from; by default none.
         assistants: teacher assistants: further frozen networks to distil from; the static losses
             are means over all frozen networks.
@@ -193,6 +195,7 @@ class GapPreservingDistillation(EvaluatedModule):
         branch_init: BranchInit = "zero",
         branch_width: float = 1.0,
         shared: bool = True,
+        shared_norms: bool = True,
         static_teacher: StaticTeacherSettings = StaticTeacherSettings(),  # noqa: B008 - frozen
         assistants: list[StaticTeacherSettings] | None = None,
         method: Callable[[], Method] = KD,
@@ -248,6 +251,7 @@ class GapPreservingDistillation(EvaluatedModule):
             branch_init=branch_init,
             branch_width=branch_width,
             shared=shared,
+            shared_norms=shared_norms,
             generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
         if isinstance(self.network, Alone):
