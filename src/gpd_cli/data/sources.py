@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from gpd_cli.data.digits import CLASSES, DigitImages, load_split
 from gpd_cli.data.pixels import to_mode
 from gpd_cli.data.transforms import Preprocessing, Transform
-from gpd_cli.errors import DataError
+from gpd_cli.errors import DataError, reason_of
 
 Indices = Sequence[int]
 UNKNOWN = -1
@@ -50,9 +50,8 @@ class UnreadableImageError(ImageError):
             name: the image in words, at the beginning of a sentence.
             error: the error that decoding the image led to.
         """
-        reason = str(error).strip().rstrip(".") or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "no known image format"
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "no known image format" if unknown else reason_of(error)
         return cls(f"{name} cannot be read ({reason}); replace it or remove it from the data.")
 
 
