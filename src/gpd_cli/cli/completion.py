@@ -20,6 +20,7 @@ usage: gpd completion bash|zsh
 
 Print a script by which the shell completes commands and options.
 
+  mkdir -p ~/.local/share/bash-completion/completions
   gpd completion bash > ~/.local/share/bash-completion/completions/gpd
   gpd completion zsh > ~/.gpd-completion   # to be sourced in ~/.zshrc
 """

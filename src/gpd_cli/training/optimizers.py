@@ -30,14 +30,16 @@ class OptimizerSettings:
     """Optimizer and schedule.
 
     Args:
-        opt: name of any optimizer of timm (`timm.optim.list_optimizers()`): sgd, adamw, lamb, ...
+        opt: name of an optimizer of timm (`timm.optim.list_optimizers()`) that needs no second
+            derivatives: sgd, adamw, lamb, ...
         lr: learning rate after warm-up.
         weight_decay: weight decay of kernels and matrices.
         momentum: momentum, for optimizers that have one.
         decay_all: apply weight decay to norms, biases and branch gates as well, as in the paper's
             recipe for CNNs.
         opt_args: further keyword arguments of the optimizer.
-        sched: name of any schedule of timm: cosine, multistep, step, poly, constant, ...; or none.
+        sched: name of a schedule of timm, except plateau: cosine, multistep, step, poly, constant,
+            ...; or none.
         warmup_epochs: number of epochs of linear warm-up, which may be a fraction.
         warmup_lr: learning rate at the start of the warm-up.
         min_lr: learning rate at the end of the schedule.

@@ -56,7 +56,8 @@ def make_scheduler(
             raise _unknown_schedule(settings.sched) from error
         arguments = f" with sched_args {settings.sched_args}" if settings.sched_args else ""
         raise GpdError(
-            f"Schedule '{settings.sched}' cannot be made{arguments}: {reason_of(error)}."
+            f"Schedule '{settings.sched}' cannot be made{arguments}: {reason_of(error)}; set other "
+            "sched_args, or another --model.optimizer.sched."
         ) from error
     if scheduler is None and settings.sched != "none":  # older timm's answer to an unknown name
         raise _unknown_schedule(settings.sched)
