@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from gpd_cli import expand
 from gpd_cli.__main__ import main
+from gpd_cli.errors import WeightsError
+from gpd_cli.models import ModelSpec
 from gpd_cli.teacher.build import merged_teacher
 from gpd_cli.teacher.checkpoint import load_networks
-from gpd_cli.teacher.unshared import Unshared
+from gpd_cli.teacher.description import check_same_network, describe_run
+from gpd_cli.teacher.unshared import Unshared, without_sharing
 from gpd_cli.widening.running.randomize import randomize
 
 IMAGES = torch.randn(6, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -22,11 +25,12 @@ LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
 
 
 class Tied(nn.Module):
-    """A convolution, a norm and a classifier, and a linear layer that is used under two names."""
+    """A convolution, a norm and a classifier; two modules have a second name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.stem = nn.Sequential(self.conv, self.bn)
         self.mix = nn.Linear(4, 4)
         self.again = self.mix
         self.fc = nn.Linear(4, 5)
@@ -107,21 +111,58 @@ def test_norms_of_its_own_are_trained_by_the_students_loss_only() -> None:
 
 
 def test_norms_are_found_by_what_they_do_not_by_their_base_class() -> None:
+    class NormedLinear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(F.normalize(x), F.normalize(self.weight))
+
     class Normed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.evo = ConvNormAct(3, 4, 3), EvoNorm2dB0(4)
-            self.rms, self.cosine = RmsNorm2d(4), NormedLinear(4, 5)
+            self.conv, self.last = ConvNormAct(3, 4, 3), nn.Conv2d(4, 4, 3)
+            self.evo = EvoNorm2dB0(4)
+            self.rms, self.cosine = RmsNorm2d(4), NormedLinear()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.cosine(self.rms(self.evo(self.conv(x))).mean((2, 3)))
+            return self.cosine(self.rms(self.last(self.evo(self.conv(x)))).mean((2, 3)))
 
-    class NormedLinear(nn.Linear):
-        pass
-
-    pair = Unshared.of(expand(Normed(), sample=IMAGES.float()), only_norms=True)
+    pair = Unshared.of(expand(Normed(), sample=IMAGES.float(), noise=0.0), only_norms=True)
     owners = {name.rpartition(".")[0] for name, _ in pair.narrow.named_parameters()}
     assert owners == {"conv.bn", "evo", "rms"}
+
+
+def test_a_student_without_norms_has_none_of_its_own() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    pair = expand(network.double(), sample=IMAGES)
+    assert without_sharing(pair, shared=True, shared_norms=False) is pair
+
+
+@pytest.mark.parametrize("only_norms", [False, True], ids=["all", "norms"])
+def test_a_run_without_gradients_leaves_the_students_weights_as_they_are(only_norms: bool) -> None:
+    pair = unshared(student(), only_norms=only_norms)
+    before = dict(pair.narrow.named_parameters())
+    with torch.no_grad():
+        pair(IMAGES), pair.student(IMAGES)
+    after = dict(pair.narrow.named_parameters())
+    assert before.keys() == after.keys() and all(after[name] is before[name] for name in before)
+
+
+@pytest.mark.parametrize("own", ["nothing", "norms", "weights"])
+def test_checkpoints_of_the_time_before_norms_of_its_own_are_accepted(own: str) -> None:
+    pair = without_sharing(
+        expand(student(), sample=IMAGES), shared=own != "weights", shared_norms=own == "nothing"
+    )
+    spec = ModelSpec("tests.Tied", 5, {})
+    entry = describe_run(pair, spec, (3, 8, 8), (), ("all",), "mixed")
+    old = {name: value for name, value in entry.items() if name != "shared_norms"}
+    if own == "norms":
+        with pytest.raises(WeightsError, match="with norms of its own"):
+            check_same_network(old, entry)
+    else:
+        check_same_network(old, entry)
 
 
 @pytest.mark.parametrize("only_norms", [False, True], ids=["all", "norms"])

@@ -117,6 +117,21 @@ def test_a_batch_of_nan_is_as_if_it_had_not_come(
     assert bool(counters[0]) == (opt != "sgd")
 
 
+def test_a_batch_of_nan_is_not_validated_before_its_update_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second update has two batches, after the first of which the networks are validated."""
+    options = ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "3"]
+    monkeypatch.setattr(Break, "steps", (1,))
+    assert fit(tmp_path, *PAIRED, *BROKEN, *options, "--trainer.limit_train_batches", "6") == 0
+    losses = [row["val/loss_student_ce"] for row in logged(tmp_path)]
+    assert len(found := [float(loss) for loss in losses if loss]) == 2
+    assert all(map(math.isfinite, found))
+    assert all(
+        value.isfinite().all() for value in checkpoint(tmp_path, "best")["state_dict"].values()
+    )
+
+
 class Student(nn.Module):
     """Its stem keeps running means of its own, one changed in place and one replaced."""
 

@@ -38,7 +38,7 @@ class Description:
         storage: the scale at which shared weights are stored.
         branch_layers: which layers have branches.
         shared: whether student and dynamic teacher share their weights.
-        shared_norms: whether they share the weights of norms, too.
+        shared_norms: whether they share the weights of norms, too; true where they share none.
         branch_width: number of inner channels of the ``1x1_kxk`` branch, relative to the paper's.
         images: classes and preprocessing of the images; None where they are not known, as in
             `expand`.
@@ -137,7 +137,7 @@ def describe_run(
         storage,
         tuple(branch_layers),
         shared=not isinstance(network, Unshared) or network.only_norms,
-        shared_norms=not isinstance(network, Unshared),
+        shared_norms=not (isinstance(network, Unshared) and network.only_norms),
         branch_width=branch_width,
         images=images,
     ).to_dict()

@@ -8,13 +8,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from gpd_cli.teacher.certificate import Certificate
 from gpd_cli.teacher.grad_checkpointing import FirstRunBuffers
 from gpd_cli.teacher.kernel import SharedKernel
 from gpd_cli.teacher.student_recomputation import recomputed
+from gpd_cli.teacher.with_weights import with_weights
 from gpd_cli.widening.plan import WidthPlan
 from gpd_cli.widening.running.copying import copy_network
 from gpd_cli.widening.running.refresh import refresh
@@ -71,7 +71,7 @@ class Pair(nn.Module):
                 student = recomputed(self.narrow, weights, images)
                 return student, self.teacher(images)
             teacher = self.teacher(images)
-            student = functional_call(self.narrow, weights, (images,))
+            student = with_weights(self.narrow, weights, images)
         return student, teacher
 
     def _forward_with_grad_checkpointing(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ class Pair(nn.Module):
         Returns:
             The student's logits, ``[B, classes]``.
         """
-        return cast(Tensor, functional_call(self.narrow, dict(weights), (images,)))
+        return with_weights(self.narrow, weights, images)
 
     def extract(self) -> nn.Module:
         """Extract the student: a new plain module of the user's own class, with copied weights.

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import cast
 
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from gpd_cli.generators import GeneratorStates, states_kept
 from gpd_cli.teacher.buffers import copied_buffers
+from gpd_cli.teacher.with_weights import with_weights
 
 
 def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -36,7 +35,7 @@ def recomputed(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor
     """
 
     def run(images: Tensor) -> Tensor:
-        return cast(Tensor, functional_call(network, dict(weights), (images,)))
+        return with_weights(network, weights, images)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         before = [(module, copied_buffers(module)) for module in network.modules()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.batchnorm import _NormBase
 
 from gpd_cli.teacher.pair import Pair
 from gpd_cli.widening.plan import WidthPlan
@@ -23,16 +23,24 @@ class Unshared(Pair):
             own; the others are removed.
         plan: the student's width plan.
         only_norms: whether the student's own weights are those of its norms alone.
+
+    Attributes:
+        own: names of the student's own weights.
     """
 
     def __init__(
         self, teacher: nn.Module, student: nn.Module, plan: WidthPlan, only_norms: bool = False
     ) -> None:
         parameters = dict(student.named_parameters(remove_duplicate=False))
+        norms = {name for name, module in student.named_modules() if is_norm(module)}
         super().__init__(teacher, student, plan)
         self.only_norms = only_norms
-        self._own = {n for n, first in self._tied.items() if not only_norms or self._of_norm(first)}
-        for name in self._own:
+        self.own = {
+            name
+            for name, first in self._tied.items()
+            if not only_norms or first.rpartition(".")[0] in norms
+        }
+        for name in self.own:
             owner, leaf = self._owner(name)
             owner._parameters[leaf] = parameters[name]
 
@@ -48,13 +56,6 @@ class Unshared(Pair):
         unshared.certificate = pair.certificate
         return unshared
 
-    def _of_norm(self, name: str) -> bool:
-        """Whether a weight belongs to a norm: a layer of a class that is called so, or derived."""
-        # Norms have no common base class: timm's RmsNorm and EvoNorm are derived from Module.
-        owner, _ = self._owner(name)
-        called_so = any("Norm" in kind.__name__ for kind in type(owner).__mro__)
-        return called_so and not isinstance(owner, nn.Linear | _ConvNd)
-
     def _weights_of_step(self) -> dict[str, Tensor]:
         weights = self._weights()
         self._merge_kernels()  # those that the student has no weights of; the others are cached
@@ -62,7 +63,7 @@ class Unshared(Pair):
 
     def _weight(self, name: str, merged: bool = True) -> Tensor:
         return (
-            self.narrow.get_parameter(name) if name in self._own else super()._weight(name, merged)
+            self.narrow.get_parameter(name) if name in self.own else super()._weight(name, merged)
         )
 
 
@@ -75,6 +76,23 @@ def without_sharing(pair: Pair, shared: bool, shared_norms: bool) -> Pair:
         shared_norms: whether the two share the weights of norms, too.
 
     Returns:
-        The pair itself where both are true.
+        The pair itself if both are true, or if the student has no weights of norms.
     """
-    return pair if shared and shared_norms else Unshared.of(pair, only_norms=shared)
+    if shared and shared_norms:
+        return pair
+    unshared = Unshared.of(pair, only_norms=shared)
+    return unshared if unshared.own else pair
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a layer is a norm: one of torch, or a class that is called so, of timm or the user.
+
+    Args:
+        module: a layer of a plain network.
+    """
+    if isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):
+        return True
+    # timm's RmsNorm and EvoNorm are derived from Module. A layer with a kernel is none, even if it
+    # is called NormedLinear.
+    parameters = list(module.parameters(recurse=False))
+    return "Norm" in type(module).__name__ and all(p.ndim == 1 for p in parameters)

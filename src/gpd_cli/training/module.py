@@ -619,13 +619,15 @@ class GapPreservingDistillation(EvaluatedModule):
         """Stop the run before weights that are NaN or infinite are scored or saved.
 
         Steps that were left out have not changed the weights. Whether a series of them stops the
-        run is decided in `on_before_optimizer_step`.
+        run is decided in `on_before_optimizer_step`. If a step is about to be left out, the running
+        statistics of its batches are left out here.
 
         Raises:
             ModelError: when the logits of a static teacher are NaN or infinite.
             DivergenceError: when weights are NaN or infinite.
         """
         self._check_static_teachers()
+        self._watch.undo_broken_batches()
         if not are_finite(self.network):
             raise DivergenceError(
                 f"The weights became NaN or infinite by step {self.trainer.global_step}; "

@@ -16,6 +16,7 @@ from gpd_cli.models import wants_published
 from gpd_cli.teacher.layer_patterns import layer_patterns
 from gpd_cli.teacher.networks import Alone
 from gpd_cli.teacher.pair import Pair
+from gpd_cli.teacher.unshared import Unshared
 from gpd_cli.training.settings import method_name
 
 OF_STATIC_TEACHERS = (
@@ -44,6 +45,8 @@ def remarks(
         images: description of the run's images; None if it is not known.
     """
     yield from settings_in_vain(hparams, defaults, isinstance(network, Pair))
+    if isinstance(network, Pair) and not (hparams["shared_norms"] or isinstance(network, Unshared)):
+        yield f"{no_effect('model', ['shared_norms'])}, since {hparams['student']} has no norms."
     if distillation is not None and not distillation.takes_stages:
         yield from stages_in_vain(hparams)
     yield from images_unlike_those_of_weights(hparams, network, distillation, images)

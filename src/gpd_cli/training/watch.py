@@ -174,6 +174,19 @@ class StepWatch:
         for buffers in self._buffers:
             buffers.put_back()
 
+    def undo_broken_batches(self) -> None:
+        """Restore the buffers if a batch whose update is still to come will make it be left out.
+
+        This is for what comes between the batches of an update: a validation or a checkpoint.
+        """
+        if not self._checks:
+            return
+        finite = torch.stack(
+            [term for check in self._checks for term in check.finite_terms.values()]
+        )
+        if not everywhere(finite.all()):
+            self.undo()
+
     @property
     def is_suspicious(self) -> bool:
         """Whether the last step was left out although the pixels of its images were finite."""
