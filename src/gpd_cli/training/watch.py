@@ -175,9 +175,9 @@ class StepWatch:
             buffers.put_back()
 
     def undo_broken_batches(self) -> None:
-        """Restore the buffers if a batch whose update is still to come will make it be left out.
+        """Restore the buffers if the next step will be left out because of its batches so far.
 
-        This is for what comes between the batches of an update: a validation or a checkpoint.
+        This is for what comes between the batches of a step: a validation or a checkpoint.
         """
         if not self._checks:
             return
