@@ -202,7 +202,7 @@ def test_a_run_is_trained_resumed_tested_and_extracted(
     assert fit(tmp_path, *option, "--trainer.max_epochs", "1") == 0
     network, description = load_networks(tmp_path / last)
     assert isinstance(network, Unshared) and network.only_norms == (own == "norms")
-    assert (description.shared, description.shared_norms) == (own == "norms", False)
+    assert (description.shared, description.shared_norms) == (own == "norms", own == "weights")
     resumed = ("--trainer.max_epochs", "2", "--ckpt_path", last)
     assert fit(tmp_path, *resumed, *option) == 0
     with chdir(tmp_path):
